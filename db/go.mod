@@ -1,0 +1,3 @@
+module shop.example/db
+
+go 1.26.0

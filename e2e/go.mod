@@ -1,0 +1,3 @@
+module shop.example/e2e
+
+go 1.26.0

@@ -1,0 +1,3 @@
+module shop.example/gateway
+
+go 1.26.0

@@ -1,0 +1,3 @@
+module shop.example/platform
+
+go 1.26.0

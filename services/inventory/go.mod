@@ -1,0 +1,3 @@
+module shop.example/services/inventory
+
+go 1.26.0

@@ -1,0 +1,3 @@
+module shop.example/services/logging
+
+go 1.26.0

@@ -1,0 +1,3 @@
+module shop.example/services/order
+
+go 1.26.0

@@ -1,0 +1,3 @@
+module shop.example/tools/lint
+
+go 1.26.0
