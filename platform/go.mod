@@ -1,3 +1,12 @@
 module shop.example/platform
 
 go 1.26.0
+
+require (
+	shop.example/db v0.0.0
+	shop.example/gen v0.0.0
+)
+
+replace shop.example/gen => ../gen
+
+replace shop.example/db => ../db
