@@ -1,0 +1,177 @@
+// Package contract reads what the protobuf files say about messages and methods beyond their fields: exchange, routing
+// key and identity of an event, the broker route of an RPC. Everything that publishes or consumes asks here, so no
+// routing key is spelled in Go.
+package contract
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	_ "shop.example/gen/shop/events/v1" // registers the events
+	optionsv1 "shop.example/gen/shop/options/v1"
+)
+
+// Event is a message that travels alone over the broker.
+type Event struct {
+	Name       protoreflect.FullName
+	Exchange   string
+	RoutingKey string
+
+	identity []protoreflect.FieldDescriptor
+	kind     protoreflect.MessageType
+}
+
+// New returns an empty message of the event's type.
+func (e Event) New() proto.Message { return e.kind.New().Interface() }
+
+// Method is a gRPC method that is called over the broker.
+type Method struct {
+	Exchange   string
+	RoutingKey string
+	Queue      string
+}
+
+type registry struct {
+	list  []Event
+	names map[protoreflect.FullName]Event
+	keys  map[string]Event
+}
+
+// registered is built on first use: by then every generated package has registered its files.
+var registered = sync.OnceValue(func() registry {
+	r := registry{names: map[protoreflect.FullName]Event{}, keys: map[string]Event{}}
+	protoregistry.GlobalTypes.RangeMessages(func(mt protoreflect.MessageType) bool {
+		e, ok := eventOf(mt)
+		if !ok {
+			return true
+		}
+		r.list = append(r.list, e)
+		r.names[e.Name] = e
+		r.keys[e.RoutingKey] = e
+		return true
+	})
+	slices.SortFunc(r.list, func(a, b Event) int {
+		if a.RoutingKey < b.RoutingKey {
+			return -1
+		}
+		return 1
+	})
+	return r
+})
+
+func eventOf(mt protoreflect.MessageType) (Event, bool) {
+	md := mt.Descriptor()
+	opt, _ := proto.GetExtension(md.Options(), optionsv1.E_Event).(*optionsv1.Event)
+	if opt == nil {
+		return Event{}, false
+	}
+	e := Event{Name: md.FullName(), Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), kind: mt}
+	for _, name := range opt.GetIdentity() {
+		// A name that is no field leaves nil here, which the package's test refuses.
+		e.identity = append(e.identity, md.Fields().ByName(protoreflect.Name(name)))
+	}
+	return e, true
+}
+
+// Events lists every event, by routing key.
+func Events() []Event { return registered().list }
+
+// EventOf returns how m travels; false where it never travels alone.
+func EventOf(m proto.Message) (Event, bool) { return ByName(m.ProtoReflect().Descriptor().FullName()) }
+
+// ByName returns the event with this full message name.
+func ByName(name protoreflect.FullName) (Event, bool) {
+	e, ok := registered().names[name]
+	return e, ok
+}
+
+// ByRoutingKey returns the event that is published under this key.
+func ByRoutingKey(key string) (Event, bool) {
+	e, ok := registered().keys[key]
+	return e, ok
+}
+
+// MethodOf returns the broker route of a gRPC method, given as "/package.Service/Method".
+func MethodOf(fullMethod string) (Method, error) {
+	md, err := methodDescriptor(fullMethod)
+	if err != nil {
+		return Method{}, err
+	}
+	opt, _ := proto.GetExtension(md.Options(), optionsv1.E_Rpc).(*optionsv1.Rpc)
+	if opt == nil {
+		return Method{}, fmt.Errorf("method %s has no route over the broker (option shop.options.v1.rpc)", fullMethod)
+	}
+	return Method{Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), Queue: opt.GetQueue()}, nil
+}
+
+func methodDescriptor(fullMethod string) (protoreflect.MethodDescriptor, error) {
+	name := []byte(fullMethod[min(1, len(fullMethod)):])
+	if i := slices.Index(name, '/'); i >= 0 {
+		name[i] = '.'
+	}
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
+	if err != nil {
+		return nil, fmt.Errorf("method %s: %w", fullMethod, err)
+	}
+	md, ok := d.(protoreflect.MethodDescriptor)
+	if !ok {
+		return nil, fmt.Errorf("%s is not a method", fullMethod)
+	}
+	return md, nil
+}
+
+// MessageID is the id under which m is published and deduplicated. It is derived from the message type and the fields
+// that identify the event, so the same event has the same id whoever computes it and however often. A request, which
+// has no identity, gets a new id each time.
+//
+// The id of an event of one order begins with the first 48 bits of the order id, which are its time: ids that are made
+// together stand together in an index. The rest is a hash; the form is UUID version 8 (RFC 9562).
+func MessageID(m proto.Message) uuid.UUID {
+	e, ok := EventOf(m)
+	if !ok || len(e.identity) == 0 {
+		return uuid.Must(uuid.NewV7())
+	}
+	r := m.ProtoReflect()
+	buf := make([]byte, 0, 128)
+	buf = append(buf, e.Name...)
+	for _, fd := range e.identity {
+		buf = append(buf, 0)
+		buf = appendValue(buf, fd, r.Get(fd))
+	}
+	sum := sha256.Sum256(buf)
+	var id uuid.UUID
+	copy(id[:], sum[:])
+	if first := e.identity[0]; first.Kind() == protoreflect.StringKind {
+		if u, err := uuid.Parse(r.Get(first).String()); err == nil {
+			copy(id[:6], u[:6])
+		}
+	}
+	id[6] = id[6]&0x0f | 0x80
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+func appendValue(buf []byte, fd protoreflect.FieldDescriptor, v protoreflect.Value) []byte {
+	if fd.Kind() == protoreflect.StringKind {
+		return append(buf, v.String()...)
+	}
+	return strconv.AppendInt(buf, v.Int(), 10)
+}
+
+// OrderID is the value of m's field order_id, "" where it has none.
+func OrderID(m proto.Message) string {
+	r := m.ProtoReflect()
+	fd := r.Descriptor().Fields().ByName("order_id")
+	if fd == nil || fd.Kind() != protoreflect.StringKind {
+		return ""
+	}
+	return r.Get(fd).String()
+}

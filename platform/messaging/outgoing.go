@@ -1,0 +1,69 @@
+package messaging
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/contract"
+)
+
+// Outgoing is a message ready to be published.
+type Outgoing struct {
+	Exchange      string
+	RoutingKey    string
+	Type          string // full name of the protobuf message
+	MessageID     string
+	CorrelationID string // the order id, where the message belongs to an order
+	TraceParent   string // W3C trace context, "" where there is none
+	Timestamp     time.Time
+	Headers       map[string]any // beyond those the publisher sets itself
+	Body          []byte
+}
+
+// NewOutgoing encodes the event m once, with the trace context of ctx. It fails where m is no event of the contracts.
+func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
+	e, ok := contract.EventOf(m)
+	if !ok {
+		return Outgoing{}, fmt.Errorf("%s is not an event: it has no routing key", m.ProtoReflect().Descriptor().FullName())
+	}
+	body, err := proto.Marshal(m)
+	if err != nil {
+		return Outgoing{}, fmt.Errorf("encoding %s: %w", e.Name, err)
+	}
+	return Outgoing{
+		Exchange:      e.Exchange,
+		RoutingKey:    e.RoutingKey,
+		Type:          string(e.Name),
+		MessageID:     contract.MessageID(m).String(),
+		CorrelationID: contract.OrderID(m),
+		TraceParent:   TraceParent(ctx),
+		Timestamp:     time.Now(),
+		Body:          body,
+	}, nil
+}
+
+var traceContext propagation.TraceContext
+
+// TraceParent is the W3C traceparent of the span in ctx, "" where there is none.
+func TraceParent(ctx context.Context) string {
+	carrier := propagation.MapCarrier{}
+	traceContext.Inject(ctx, carrier)
+	return carrier["traceparent"]
+}
+
+// withTraceParent returns ctx as a child of the remote span that parent names.
+func withTraceParent(ctx context.Context, parent string) context.Context {
+	if parent == "" {
+		return ctx
+	}
+	return traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": parent})
+}
+
+func spanContext(parent string) trace.SpanContext {
+	return trace.SpanContextFromContext(withTraceParent(context.Background(), parent))
+}
