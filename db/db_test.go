@@ -1,0 +1,280 @@
+package db_test
+
+import (
+	"context"
+	"database/sql"
+	"io/fs"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+	"github.com/pressly/goose/v3"
+
+	"shop.example/db"
+	"shop.example/db/dbtest"
+)
+
+func TestMigrate_ReplicasThatStartAtOnceApplyEachMigrationOnce(t *testing.T) {
+	t.Parallel()
+	url := dbtest.NewEmpty(t)
+	for _, schema := range db.Schemas() {
+		var (
+			mu      sync.Mutex
+			applied []string
+			wg      sync.WaitGroup
+		)
+		for range 4 {
+			wg.Go(func() {
+				names, err := db.Migrate(t.Context(), url, schema)
+				if err != nil {
+					t.Errorf("Migrate(%s): %v", schema, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				applied = append(applied, names...)
+			})
+		}
+		wg.Wait()
+		if diff := cmp.Diff(migrationNames(t, schema), applied); diff != "" {
+			t.Errorf("applied to %s (-want +got):\n%s", schema, diff)
+		}
+	}
+}
+
+func TestMigrate_KeepsItsRecordInTheSchemaAndNothingElsewhere(t *testing.T) {
+	t.Parallel()
+	pool := open(t, dbtest.New(t))
+	rows := queryStrings(t, pool, `SELECT table_schema FROM information_schema.tables WHERE table_name = 'goose_db_version' ORDER BY 1`)
+	if diff := cmp.Diff([]string{"inventory", "logging", "orders"}, rows); diff != "" {
+		t.Errorf("schemas with a version table (-want +got):\n%s", diff)
+	}
+	if rows := queryStrings(t, pool, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'`); rows != nil {
+		t.Errorf("tables in public: %v", rows)
+	}
+}
+
+func TestMigrate_AnOlderBinaryAcceptsANewerSchema(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	exec(t, open(t, url), `INSERT INTO orders.goose_db_version (version_id, is_applied) VALUES (99999, true)`)
+	applied, err := db.Migrate(t.Context(), url, "orders")
+	if err != nil || len(applied) != 0 {
+		t.Errorf("Migrate = %v, %v; want nothing to do", applied, err)
+	}
+}
+
+func TestMigrate_UnknownSchemaIsRefused(t *testing.T) {
+	t.Parallel()
+	if _, err := db.Migrate(t.Context(), "postgres://localhost/shopdb", "payments"); err == nil || !strings.Contains(err.Error(), `no schema "payments"`) {
+		t.Errorf("Migrate = %v, want it to name the schema", err)
+	}
+}
+
+func TestMigrations_GoDownAndUpAgain(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	for _, schema := range db.Schemas() {
+		files, err := db.MigrationsOf(schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := db.Config(url, schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		provider, err := goose.NewProvider(goose.DialectPostgres, openConfig(t, config), files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := provider.DownTo(t.Context(), 0); err != nil {
+			t.Fatalf("taking back %s: %v", schema, err)
+		}
+		applied, err := db.Migrate(t.Context(), url, schema)
+		if err != nil {
+			t.Fatalf("Migrate after all was taken back: %v", err)
+		}
+		if diff := cmp.Diff(migrationNames(t, schema), applied); diff != "" {
+			t.Errorf("applied to %s (-want +got):\n%s", schema, diff)
+		}
+	}
+}
+
+func TestSeed_IsTheDemosCatalogueWithItsMovements(t *testing.T) {
+	t.Parallel()
+	pool := open(t, dbtest.New(t))
+	got := queryStrings(t, pool, `
+		SELECT format('%s %s %s %s %s', p.id, name, on_hand, unit_price / 100, (SELECT sum(quantity) FROM inventory.stock_movement m WHERE m.product_id = p.id))
+		FROM inventory.product p ORDER BY id`)
+	want := []string{
+		"1 Laptop 50 1000 50", "2 Phone 200 500 200", "3 Keyboard 100 50 100", "4 Mouse 100 45 100",
+		"5 Laptop Stand 150 35 150", "6 Mouse Pad 200 25 200", "7 Phone Case 175 30 175", "8 KVM Switch 100 175 100",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("catalogue (-want +got):\n%s", diff)
+	}
+}
+
+// Roles belong to the whole server, so everything about them is one test.
+func TestBootstrap_GivesEachServiceARoleThatSeesItsOwnSchemaAlone(t *testing.T) {
+	t.Parallel()
+	url := dbtest.NewEmpty(t)
+	name := queryStrings(t, open(t, url), "SELECT current_database()")[0]
+	admin := dbtest.AdminURL(t)
+	var wg sync.WaitGroup
+	for range 4 { // again and at once
+		wg.Go(func() {
+			if err := db.BootstrapDatabase(t.Context(), admin, name, map[string]string{"orders": "it's secret"}); err != nil {
+				t.Errorf("Bootstrap: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := queryStrings(t, open(t, url), "SELECT rolname FROM pg_authid WHERE rolname = 'orders' AND rolpassword IS NOT NULL"); got == nil {
+		t.Error("the role orders has no password")
+	}
+
+	roles := map[string]*sql.DB{}
+	for _, role := range db.Schemas() {
+		roleURL := asRole(t, url, role)
+		if _, err := db.Migrate(t.Context(), roleURL, role); err != nil {
+			t.Fatalf("Migrate as %s: %v", role, err)
+		}
+		roles[role] = open(t, roleURL)
+	}
+	exec(t, roles["orders"], "SELECT FROM orders.orders")
+	exec(t, roles["orders"], "SELECT FROM outbox") // a role's search path begins with the schema of its name
+	for role, statement := range map[string]string{
+		"orders":    "SELECT FROM inventory.product",
+		"inventory": "SELECT FROM orders.orders",
+		"logging":   "CREATE TABLE public.mine ()",
+	} {
+		refused(t, roles[role], statement)
+	}
+	refused(t, roles["logging"], "CREATE SCHEMA mine")
+	refused(t, roles["logging"], "SELECT FROM orders.outbox")
+	refused(t, roles["inventory"], "CREATE TEMP TABLE mine ()")
+
+	stranger := name + "_stranger"
+	exec(t, open(t, url), "CREATE ROLE "+stranger+" LOGIN")
+	t.Cleanup(func() { exec(t, open(t, url), "DROP ROLE "+stranger) })
+	refused(t, open(t, asRole(t, url, stranger)), "SELECT 1")
+}
+
+func TestURL_IsTheRolesURLInTheShopsDatabase(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ admin, password, want string }{
+		{"postgres://postgres@127.0.0.1:5432/postgres?sslmode=disable", "", "postgres://orders@127.0.0.1:5432/shopdb?sslmode=disable"},
+		{"postgresql://admin:secret@db/", "p@ss/word", "postgresql://orders:p%40ss%2Fword@db/shopdb"},
+		{"postgres:///postgres?host=/tmp/sockets&port=5433", "", "postgres://orders@/shopdb?host=/tmp/sockets&port=5433"},
+	} {
+		if got, err := db.URL(c.admin, "orders", c.password); err != nil || got != c.want {
+			t.Errorf("URL(%q) = %q, %v; want %q", c.admin, got, err, c.want)
+		}
+	}
+}
+
+func TestConfig_ABadURLIsAnErrorThatKeepsThePassword(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"", "shopdb", "mysql://u:s3cret@db/shopdb", "postgres://u:s3cret@db:port/shopdb", "postgres://u:s3cret@db/%zz", "postgres://u:s3cret@db/x?sslmode=maybe"} {
+		_, err := db.Config(bad, "orders")
+		if err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("Config(%q) = %v, want an error without the password", bad, err)
+		}
+	}
+}
+
+func TestConfig_UsesTLSWhereTheServerOffersItUnlessToldOtherwise(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]pq.SSLMode{
+		"postgres://u@db/shopdb":                     pq.SSLModePrefer,
+		"postgres://u@db/shopdb?sslmode=verify-full": pq.SSLModeVerifyFull,
+		"postgres://u@db/shopdb?sslmode=disable":     pq.SSLModeDisable,
+	} {
+		config, err := db.Config(url, "orders")
+		if err != nil || config.SSLMode != want || config.Runtime["search_path"] != "orders" {
+			t.Errorf("Config(%q) = sslmode %q, search_path %q, %v; want %q", url, config.SSLMode, config.Runtime["search_path"], err, want)
+		}
+	}
+}
+
+func migrationNames(t *testing.T, schema string) []string {
+	t.Helper()
+	files, err := db.MigrationsOf(schema)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("migrations of %s: %v, %v", schema, names, err)
+	}
+	return names
+}
+
+func asRole(t *testing.T, databaseURL, role string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	return u.String()
+}
+
+func open(t *testing.T, url string) *sql.DB {
+	t.Helper()
+	config, err := db.Config(url, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openConfig(t, config)
+}
+
+func openConfig(t *testing.T, config pq.Config) *sql.DB {
+	t.Helper()
+	connector, err := pq.NewConnectorConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := sql.OpenDB(connector)
+	t.Cleanup(func() { pool.Close() })
+	return pool
+}
+
+func exec(t *testing.T, pool *sql.DB, statement string) {
+	t.Helper()
+	if _, err := pool.ExecContext(context.WithoutCancel(t.Context()), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+func refused(t *testing.T, pool *sql.DB, statement string) {
+	t.Helper()
+	_, err := pool.ExecContext(t.Context(), statement)
+	if pq.As(err, pqerror.InsufficientPrivilege) == nil {
+		t.Errorf("%s: %v, want it to be refused", statement, err)
+	}
+}
+
+func queryStrings(t *testing.T, pool *sql.DB, query string) (list []string) {
+	t.Helper()
+	rows, err := pool.QueryContext(t.Context(), query)
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, s)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
