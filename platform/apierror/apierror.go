@@ -1,0 +1,150 @@
+// Package apierror makes the errors that reach clients: gRPC statuses with the details of google.rpc.
+//
+// Every one carries an ErrorInfo with this project's domain and a reason to branch on. A handler returns what New,
+// InvalidArgument or Unavailable made, or any other error; Unary and Stream validate requests, and turn
+// the other errors into statuses that tell a client nothing internal.
+package apierror
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// Domain is the domain of every ErrorInfo.
+const Domain = "shop.example"
+
+// maxViolations bounds the fields that one error names: statuses travel in headers, and clients bound those, some at 8 KiB.
+const maxViolations = 20
+
+// Error is an error that a client sees: its code, message, reason and details. It does not change once made, and is
+// safe for concurrent use.
+type Error struct {
+	code       codes.Code
+	reason     string
+	message    string
+	metadata   map[string]string
+	violations []Violation
+	retryAfter time.Duration
+	cause      error
+}
+
+// Violation says what is wrong with one field of a request.
+type Violation struct {
+	// Field is the field's path in the client's spelling, order_items[0].quantity for example.
+	Field string
+	// Description completes "<field>: …"; it must not repeat the value, which may be personal data.
+	Description string
+}
+
+// New returns an error with a code, a reason in UPPER_SNAKE_CASE that programs branch on, and a message for people.
+func New(code codes.Code, reason, format string, args ...any) *Error {
+	return &Error{code: code, reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+// InvalidArgument returns the error for a request whose fields are wrong: INVALID_ARGUMENT with a BadRequest.
+func InvalidArgument(violations ...Violation) *Error {
+	message := "the request is not valid"
+	if len(violations) > 0 {
+		message = violations[0].Description
+		if field := violations[0].Field; field != "" {
+			message = field + ": " + message
+		}
+	}
+	if more := len(violations) - 1; more > 0 {
+		message = fmt.Sprintf("%s (and %d more)", message, more)
+	}
+	return &Error{
+		code:       codes.InvalidArgument,
+		reason:     "INVALID_ARGUMENT",
+		message:    message,
+		violations: violations[:min(len(violations), maxViolations)],
+	}
+}
+
+// Unavailable returns the error for what works again later: UNAVAILABLE with a RetryInfo.
+func Unavailable(reason string, retryAfter time.Duration, format string, args ...any) *Error {
+	e := New(codes.Unavailable, reason, format, args...)
+	e.retryAfter = retryAfter
+	return e
+}
+
+// FromViolations turns protovalidate's error into InvalidArgument. Any other error, nil too, is returned as it is: a
+// rule that cannot be compiled is not the client's fault.
+func FromViolations(err error) error {
+	var invalid *protovalidate.ValidationError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	violations := make([]Violation, len(invalid.Violations))
+	for i, violation := range invalid.Violations {
+		violations[i] = Violation{
+			Field:       protovalidate.FieldPathString(violation.Proto.GetField()),
+			Description: violation.Proto.GetMessage(),
+		}
+	}
+	return InvalidArgument(violations...)
+}
+
+// WithMetadata returns the error with one more entry in its ErrorInfo. Keys are lower_snake_case.
+func (e *Error) WithMetadata(key, value string) *Error {
+	with := *e
+	with.metadata = maps.Clone(e.metadata)
+	if with.metadata == nil {
+		with.metadata = map[string]string{}
+	}
+	with.metadata[key] = value
+	return &with
+}
+
+// WithCause returns the error with what caused it. errors.Is and As see the cause and the log shows it; clients do not.
+func (e *Error) WithCause(err error) *Error {
+	with := *e
+	with.cause = err
+	return &with
+}
+
+// Error says the reason, the message and the cause, for logs.
+func (e *Error) Error() string {
+	if e.cause != nil {
+		return fmt.Sprintf("%s: %s: %v", e.reason, e.message, e.cause)
+	}
+	return e.reason + ": " + e.message
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Reason returns the reason of the ErrorInfo.
+func (e *Error) Reason() string { return e.reason }
+
+// GRPCStatus returns what the client sees. It is what google.golang.org/grpc/status looks for.
+func (e *Error) GRPCStatus() *status.Status {
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: e.reason, Domain: Domain, Metadata: e.metadata}}
+	if len(e.violations) > 0 {
+		badRequest := &errdetails.BadRequest{}
+		for _, violation := range e.violations {
+			badRequest.FieldViolations = append(badRequest.FieldViolations, &errdetails.BadRequest_FieldViolation{
+				Field: violation.Field, Description: violation.Description,
+			})
+		}
+		details = append(details, badRequest)
+	}
+	if e.retryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.retryAfter)})
+	}
+	plain := status.New(e.code, e.message)
+	detailed, err := plain.WithDetails(details...)
+	if err != nil { // A detail that cannot be marshalled, text that is not UTF-8 for example.
+		return plain
+	}
+	return detailed
+}

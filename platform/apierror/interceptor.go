@@ -1,0 +1,101 @@
+package apierror
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+)
+
+// Interceptor stands before every handler of a server: it validates requests, recovers panics, and lets only what
+// Status returns reach the client. What it hides is logged. It is safe for concurrent use.
+type Interceptor struct {
+	logger    *slog.Logger
+	transient []error
+
+	lastUnavailable atomic.Int64 // Unix seconds
+	skipped         atomic.Int64
+}
+
+// NewInterceptor returns an interceptor that logs to logger. Errors that match one of transient (errors.Is) mean that
+// a dependency is down: the client is told to try again.
+func NewInterceptor(logger *slog.Logger, transient ...error) *Interceptor {
+	return &Interceptor{logger: logger, transient: transient}
+}
+
+// Unary is a grpc.UnaryServerInterceptor.
+func (i *Interceptor) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (reply any, err error) {
+	defer func() {
+		if err = i.settle(ctx, info.FullMethod, recover(), err); err != nil {
+			reply = nil
+		}
+	}()
+	if err := validate(req); err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+// Stream is a grpc.StreamServerInterceptor; it validates each message that is received.
+func (i *Interceptor) Stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() { err = i.settle(stream.Context(), info.FullMethod, recover(), err) }()
+	return handler(server, validatedStream{stream})
+}
+
+type validatedStream struct{ grpc.ServerStream }
+
+func (s validatedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return validate(m)
+}
+
+// validate uses protovalidate's global validator, so that its compiled rules are in the process once.
+func validate(req any) error {
+	message, ok := req.(proto.Message)
+	if !ok {
+		return nil
+	}
+	return FromViolations(protovalidate.Validate(message))
+}
+
+// settle turns what a handler ended with into what the client gets, and logs what the client is not told.
+func (i *Interceptor) settle(ctx context.Context, method string, panicked any, err error) error {
+	if panicked != nil {
+		i.logger.ErrorContext(ctx, "a handler panicked", "method", method, "err", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		return internal().GRPCStatus().Err()
+	}
+	if err == nil {
+		return nil
+	}
+	if ended := ctx.Err(); ended != nil {
+		// Whatever failed, failed because the caller left or the time was up.
+		err = fmt.Errorf("%w: %w", ended, err)
+	}
+	status := Status(err, i.transient...)
+	switch status.Code() {
+	case codes.Internal:
+		i.logger.ErrorContext(ctx, "a call failed", "method", method, "err", err)
+	case codes.Unavailable:
+		i.logUnavailable(ctx, method, err)
+	}
+	return status.Err()
+}
+
+// logUnavailable logs at most once a second: while a dependency is down every call fails, and for the same reason.
+func (i *Interceptor) logUnavailable(ctx context.Context, method string, err error) {
+	now, last := time.Now().Unix(), i.lastUnavailable.Load()
+	if now == last || !i.lastUnavailable.CompareAndSwap(last, now) {
+		i.skipped.Add(1)
+		return
+	}
+	i.logger.WarnContext(ctx, "a call was refused", "method", method, "err", err, "since_last_line", i.skipped.Swap(0))
+}

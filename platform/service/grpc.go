@@ -1,0 +1,84 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
+)
+
+// GRPC returns the server on which the service registers what it implements, before Run. It validates requests,
+// completes errors, measures and traces calls, and answers reflection and health.
+func (s *Service) GRPC() *grpc.Server { return s.grpc }
+
+func (s *Service) newGRPCServer(transient []error, t *telemetry.Telemetry) *grpc.Server {
+	errs := apierror.NewInterceptor(t.Logger, transient...)
+	server := grpc.NewServer(
+		grpc.StatsHandler(otelgrpc.NewServerHandler(
+			otelgrpc.WithTracerProvider(t.Tracer),
+			otelgrpc.WithMeterProvider(t.Meter),
+			otelgrpc.WithPropagators(t.Propagator),
+			otelgrpc.WithFilter(filters.Not(filters.ServicePrefix("grpc."))), // health and reflection
+		)),
+		grpc.ChainUnaryInterceptor(errs.Unary),
+		grpc.ChainStreamInterceptor(s.endWhenStopping, errs.Stream),
+		// Clients look for new replicas when a connection ends.
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 10 * time.Minute}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// A handler may use the database until it returns, so it is waited for.
+		grpc.WaitForHandlers(true),
+	)
+	healthv1.RegisterHealthServer(server, health{service: s})
+	reflection.Register(server)
+	return server
+}
+
+// serveGRPC serves until ctx ends; then calls in flight get half of the time for a stop.
+func (s *Service) serveGRPC(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.grpcLis) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving %s: %w", s.GRPCAddr(), err)
+	case <-ctx.Done():
+	}
+	cut := time.AfterFunc(s.stopTimeout/2, func() {
+		s.logger.Warn("calls that are still running are cut off", "server", "grpc")
+		s.grpc.Stop()
+	})
+	defer cut.Stop()
+	s.grpc.GracefulStop()
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serving %s: %w", s.GRPCAddr(), err)
+	}
+	return nil
+}
+
+// endWhenStopping ends the context of a stream when the service stops: a stream that a client follows has no end of its own.
+func (s *Service) endWhenStopping(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
+	err := handler(server, contextStream{stream, ctx})
+	if err == nil || stream.Context().Err() != nil || ctx.Err() == nil {
+		return err
+	}
+	return apierror.Unavailable("STOPPING", time.Second, "the service is stopping; connect again")
+}
+
+type contextStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s contextStream) Context() context.Context { return s.ctx }

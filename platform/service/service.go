@@ -1,0 +1,272 @@
+// Package service is the life cycle that all services share: listeners, health, and an orderly stop.
+//
+// A service is built from parts, added in the order in which they need each other. Run starts them in that order and
+// stops them in reverse, each one only when all that were added after it have stopped:
+//
+//	s.OnStop("database", db.Close)   // last, when nothing uses it any more
+//	s.Go("broker", conn.Run)
+//	s.Go("relay", relay.Run)         // still sends what the consumer left in the outbox
+//	s.Go("consumer", consumer.Run)   // finishes what it has in hand
+//	                                 // first of all: gRPC, where calls in flight may end
+//
+// The admin listener is there before and after all of them.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"shop.example/platform/telemetry"
+)
+
+const (
+	// defaultStopTimeout bounds a stop: Docker kills after 10 s, Kubernetes after 30.
+	defaultStopTimeout = 10 * time.Second
+	// lastGrace is what the parts get, all together, when the time for an orderly stop is used up.
+	lastGrace = time.Second
+)
+
+// Config says how a service runs.
+type Config struct {
+	// GRPCAddr is where gRPC is served; empty where the service serves GRPC() on a listener of its own.
+	GRPCAddr string
+	// AdminAddr is where health, metrics and profiles are served; empty for nowhere.
+	AdminAddr string
+	// StopTimeout bounds an orderly stop, 10 s where it is 0. Calls in flight get half of it.
+	StopTimeout time.Duration
+	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
+	// for example: the client gets UNAVAILABLE.
+	Transient []error
+}
+
+// Service is one running service. Its parts are added before Run, by one goroutine.
+type Service struct {
+	stopTimeout time.Duration
+	logger      *slog.Logger
+	grpc        *grpc.Server
+	grpcLis     net.Listener
+	adminLis    net.Listener
+	listeners   []net.Listener
+	parts       []*part
+	checks      []check
+
+	used      atomic.Bool // run or closed; either can happen once
+	running   atomic.Bool
+	stopping  context.Context // ends when the service begins to stop
+	beginStop context.CancelFunc
+}
+
+// part is a goroutine that runs until its context ends.
+type part struct {
+	name    string
+	run     func(context.Context) error
+	release func() error // of OnStop, for a service that is never run
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	err     error // to be read when ended is closed
+}
+
+// New opens the listeners, so that the service's addresses are known and a taken port is an error; they are served by
+// Run. A service that is not run must be closed.
+func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
+	s := &Service{stopTimeout: cfg.StopTimeout, logger: t.Logger}
+	s.stopping, s.beginStop = context.WithCancel(context.Background())
+	if s.stopTimeout == 0 {
+		s.stopTimeout = defaultStopTimeout
+	}
+	s.grpc = s.newGRPCServer(cfg.Transient, t)
+	if err := s.openListeners(cfg, t); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) {
+	if cfg.AdminAddr != "" {
+		if s.adminLis, err = s.Listen("ADMIN_ADDR", cfg.AdminAddr); err != nil {
+			return err
+		}
+		s.ServeHTTP("admin", s.adminLis, s.newAdminServer(t))
+	}
+	if cfg.GRPCAddr != "" {
+		if s.grpcLis, err = s.Listen("GRPC_ADDR", cfg.GRPCAddr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Listen opens a TCP listener; it is closed with the service. The error names the environment variable to change.
+func (s *Service) Listen(variable, addr string) (net.Listener, error) {
+	lis, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w (set %s to another address)", addr, rootCause(err), variable)
+	}
+	s.listeners = append(s.listeners, lis)
+	return lis, nil
+}
+
+// rootCause strips what the message says already: "listen tcp :3001: bind: address already in use".
+func rootCause(err error) error {
+	var operation *net.OpError
+	if errors.As(err, &operation) {
+		err = operation.Err
+	}
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		err = call.Err
+	}
+	return err
+}
+
+// GRPCAddr returns the address gRPC is served on, or "".
+func (s *Service) GRPCAddr() string { return address(s.grpcLis) }
+
+// AdminAddr returns the address health and metrics are served on, or "".
+func (s *Service) AdminAddr() string { return address(s.adminLis) }
+
+func address(lis net.Listener) string {
+	if lis == nil {
+		return ""
+	}
+	return lis.Addr().String()
+}
+
+// Go adds a part that Run starts as a goroutine. run returns when its context ends, having finished what it has in
+// hand; an error before that stops the service. nil before that is a part that is done.
+func (s *Service) Go(name string, run func(context.Context) error) {
+	s.parts = append(s.parts, &part{name: name, run: run, ended: make(chan struct{})})
+}
+
+// OnStop adds what has to be released when everything that was added later has stopped.
+func (s *Service) OnStop(name string, release func() error) {
+	s.Go(name, func(ctx context.Context) error {
+		<-ctx.Done()
+		return release()
+	})
+	s.parts[len(s.parts)-1].release = release
+}
+
+// Stopping is closed when the service begins to stop. Calls that wait long, or never end by themselves, watch it;
+// gRPC streams need not: their context ends then.
+func (s *Service) Stopping() <-chan struct{} { return s.stopping.Done() }
+
+// Run starts the parts and returns when ctx has ended, or a part has failed, and all of them have stopped. The error
+// is that part's, or tells of one that did not stop well; nil after an orderly stop.
+func (s *Service) Run(ctx context.Context) error {
+	if !s.used.CompareAndSwap(false, true) {
+		return errors.New("the service was run or closed before")
+	}
+	if s.grpcLis != nil {
+		s.Go("grpc", s.serveGRPC)
+	}
+	failed := make(chan error, len(s.parts))
+	for _, p := range s.parts {
+		p.start(ctx, failed)
+	}
+	s.running.Store(true)
+	s.logger.InfoContext(ctx, "serving", s.addresses()...)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		s.logger.ErrorContext(ctx, "stopping, because a part failed", "err", err)
+	}
+	begin := time.Now()
+	stopErr := s.stop()
+	s.logger.InfoContext(ctx, "stopped", "after", time.Since(begin).Round(time.Millisecond))
+	if err != nil {
+		return err
+	}
+	return stopErr
+}
+
+func (s *Service) addresses() []any {
+	var attrs []any
+	if s.grpcLis != nil {
+		attrs = append(attrs, "grpc", s.GRPCAddr())
+	}
+	if s.adminLis != nil {
+		attrs = append(attrs, "admin", s.AdminAddr())
+	}
+	return attrs
+}
+
+// start runs the part in a context of its own: the end of ctx is the beginning of a stop, not an order to all at once.
+func (p *part) start(ctx context.Context, failed chan<- error) {
+	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(p.ended)
+		err := p.run(ctx)
+		if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
+			return
+		}
+		p.err = fmt.Errorf("%s: %w", p.name, err)
+		failed <- p.err
+	}()
+}
+
+// stop stops one part after the other, and all the rest at once when the time is used up. It returns the first error.
+func (s *Service) stop() error {
+	s.beginStop()
+	orderly, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
+	defer cancel()
+	for _, p := range slices.Backward(s.parts) {
+		p.cancel()
+		_ = p.wait(orderly) // Asked again below, when every part has been told to stop.
+	}
+	atLast, cancel := context.WithTimeout(context.Background(), lastGrace)
+	defer cancel()
+	var first error
+	for _, p := range slices.Backward(s.parts) {
+		if err := p.wait(atLast); err != nil {
+			s.logger.Error("a part did not stop well", "err", err)
+			if first == nil {
+				first = err
+			}
+		}
+	}
+	return first
+}
+
+// wait returns the part's error when it has ended, or says that it has not by the end of ctx.
+func (p *part) wait(ctx context.Context) error {
+	select {
+	case <-p.ended:
+		return p.err
+	default:
+	}
+	select {
+	case <-p.ended:
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("%s did not stop in time", p.name)
+	}
+}
+
+// Close releases what a service that was never run holds. After Run it does nothing.
+func (s *Service) Close() error {
+	if !s.used.CompareAndSwap(false, true) {
+		return nil
+	}
+	var errs []error
+	for _, p := range slices.Backward(s.parts) {
+		if p.release != nil {
+			errs = append(errs, p.release())
+		}
+	}
+	for _, lis := range s.listeners {
+		errs = append(errs, lis.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,117 @@
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+
+	"github.com/lmittmann/tint"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+)
+
+// Format is how log lines are written.
+type Format string
+
+const (
+	// Text is one line for people, coloured on a terminal.
+	Text Format = "text"
+	// JSON is one object a line.
+	JSON Format = "json"
+)
+
+// UnmarshalText accepts "text" and "json".
+func (f *Format) UnmarshalText(text []byte) error {
+	switch format := Format(text); format {
+	case Text, JSON:
+		*f = format
+		return nil
+	default:
+		return fmt.Errorf("log format %q is not known: use text or json", format)
+	}
+}
+
+// The attributes that tie the log lines of different services together.
+
+// OrderID names the order that a log line is about.
+func OrderID(id string) slog.Attr { return slog.String("order_id", id) }
+
+// MessageID names the message that a log line is about.
+func MessageID(id fmt.Stringer) slog.Attr { return slog.String("message_id", id.String()) }
+
+// RoutingKey names the routing key a message came or goes with.
+func RoutingKey(key string) slog.Attr { return slog.String("routing_key", key) }
+
+// With returns a context that adds attrs to every line logged with it, after those it adds already.
+func With(ctx context.Context, attrs ...slog.Attr) context.Context {
+	have, _ := ctx.Value(attrsKey{}).([]slog.Attr)
+	return context.WithValue(ctx, attrsKey{}, slices.Concat(have, attrs))
+}
+
+type attrsKey struct{}
+
+// contextHandler adds what the context says: the attributes of With and the trace id.
+type contextHandler struct{ slog.Handler }
+
+func (h contextHandler) Handle(ctx context.Context, record slog.Record) error {
+	attrs, _ := ctx.Value(attrsKey{}).([]slog.Attr)
+	span := trace.SpanContextFromContext(ctx)
+	if len(attrs) > 0 || span.HasTraceID() {
+		record = record.Clone()
+		record.AddAttrs(attrs...)
+		if span.HasTraceID() {
+			record.AddAttrs(slog.String("trace_id", span.TraceID().String()))
+		}
+	}
+	return h.Handler.Handle(ctx, record)
+}
+
+func (h contextHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return contextHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h contextHandler) WithGroup(name string) slog.Handler {
+	return contextHandler{h.Handler.WithGroup(name)}
+}
+
+func newHandler(cfg Config) slog.Handler {
+	if cfg.LogFormat == JSON {
+		handler := slog.NewJSONHandler(cfg.Output, &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: redactAttr})
+		return contextHandler{handler.WithAttrs([]slog.Attr{slog.String("service", cfg.Service)})}
+	}
+	// Services that share a terminal are told apart by a column, so the service is written before the message.
+	column := fmt.Sprintf("%-9s ", cfg.Service)
+	return contextHandler{tint.NewTextHandler(cfg.Output, &tint.Options{
+		Level:      cfg.LogLevel,
+		TimeFormat: "15:04:05.000",
+		NoColor:    !isTerminal(cfg.Output),
+		ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
+			if len(groups) == 0 && attr.Key == slog.MessageKey {
+				return slog.String(attr.Key, column+attr.Value.String())
+			}
+			return redactAttr(groups, attr)
+		},
+	})}
+}
+
+// redactAttr keeps personal data out of the log where a message is logged as it is.
+func redactAttr(_ []string, attr slog.Attr) slog.Attr {
+	if attr.Value.Kind() == slog.KindAny {
+		if message, ok := attr.Value.Any().(proto.Message); ok {
+			attr.Value = Redacted(message).LogValue()
+		}
+	}
+	return attr
+}
+
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

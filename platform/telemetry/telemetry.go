@@ -1,0 +1,165 @@
+// Package telemetry gives a service its logger, metrics and traces.
+//
+// Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
+// Metrics are pulled from MetricsHandler. Spans are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set; elsewhere nothing is
+// recorded, and a span only carries its trace id through headers and log lines.
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// shutdownTimeout bounds how long the last spans may take to leave the process.
+const shutdownTimeout = 5 * time.Second
+
+// Config says how a service reports about itself. The tags are those of github.com/caarlos0/env, so that a service's
+// configuration can embed it.
+type Config struct {
+	// Service is the service's name, in log lines and on spans.
+	Service string
+	// LogLevel is the least level that is logged: debug, info, warn or error.
+	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
+	// LogFormat is text, one line for people, or json, one object for machines.
+	LogFormat Format `env:"LOG_FORMAT" envDefault:"text"`
+	// Output takes the log lines, each in one Write; standard error where it is nil.
+	Output io.Writer
+}
+
+// Telemetry is what a service reports with. Its fields are safe for concurrent use.
+type Telemetry struct {
+	// Logger adds the service's name, and from the context the trace id and what With put there.
+	Logger *slog.Logger
+	Meter  metric.MeterProvider
+	Tracer trace.TracerProvider
+	// Propagator reads and writes W3C trace context.
+	Propagator propagation.TextMapPropagator
+
+	registry *prometheus.Registry
+	meters   *sdkmetric.MeterProvider
+	tracers  *sdktrace.TracerProvider
+}
+
+// New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
+// and a log line says so.
+func New(ctx context.Context, cfg Config) (*Telemetry, error) {
+	if cfg.Output == nil {
+		cfg.Output = os.Stderr
+	}
+	logger := slog.New(newHandler(cfg))
+	about, err := resource.New(ctx,
+		resource.WithTelemetrySDK(),
+		resource.WithFromEnv(),
+		// Last, so that it wins: OTEL_SERVICE_NAME cannot name four services in one process.
+		resource.WithAttributes(attribute.String("service.name", cfg.Service)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("reading OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	tracers, err := newTracerProvider(ctx, about, logger)
+	if err != nil {
+		return nil, err
+	}
+	registry, meters, err := newMeterProvider(about)
+	if err != nil {
+		return nil, err
+	}
+	return &Telemetry{
+		Logger:     logger,
+		Meter:      meters,
+		Tracer:     tracers,
+		Propagator: propagation.TraceContext{},
+		registry:   registry,
+		meters:     meters,
+		tracers:    tracers,
+	}, nil
+}
+
+// MetricsHandler serves the service's metrics, and those of the Go runtime and the process, to Prometheus.
+func (t *Telemetry) MetricsHandler() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(t.Logger.Handler(), slog.LevelError)})
+}
+
+// Shutdown sends the spans that are still here and stops the exporters, within five seconds. It may be called with a
+// context that has ended. What could not be sent is logged.
+func (t *Telemetry) Shutdown(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := t.tracers.Shutdown(ctx); err != nil {
+		t.Logger.WarnContext(ctx, "the last spans were not sent", "err", err)
+	}
+	if err := t.meters.Shutdown(ctx); err != nil {
+		t.Logger.WarnContext(ctx, "stopping metrics", "err", err)
+	}
+}
+
+func newTracerProvider(ctx context.Context, about *resource.Resource, logger *slog.Logger) (*sdktrace.TracerProvider, error) {
+	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample())), nil
+	}
+	exporter, err := otlptracegrpc.New(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("setting up the export of traces (OTEL_EXPORTER_OTLP_*): %w", err)
+	}
+	return sdktrace.NewTracerProvider(
+		sdktrace.WithResource(about),
+		sdktrace.WithBatcher(loggingExporter{SpanExporter: exporter, logger: logger}),
+	), nil
+}
+
+// loggingExporter logs a failed export through the service's logger; the SDK would hand it to a global one.
+type loggingExporter struct {
+	sdktrace.SpanExporter
+	logger *slog.Logger
+}
+
+func (e loggingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	if err := e.SpanExporter.ExportSpans(ctx, spans); err != nil {
+		e.logger.WarnContext(ctx, "spans were dropped", "spans", len(spans), "err", err)
+	}
+	return nil
+}
+
+func newMeterProvider(about *resource.Resource) (*prometheus.Registry, *sdkmetric.MeterProvider, error) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	exporter, err := otelprom.New(otelprom.WithRegisterer(registry), otelprom.WithoutScopeInfo())
+	if err != nil {
+		return nil, nil, fmt.Errorf("registering metrics: %w", err)
+	}
+	meters := sdkmetric.NewMeterProvider(
+		sdkmetric.WithResource(about),
+		sdkmetric.WithReader(exporter),
+		sdkmetric.WithView(durations),
+	)
+	return registry, meters, nil
+}
+
+// durations gives every histogram of seconds buckets from 1 ms to 1 min; the SDK's own are made for milliseconds.
+var durations = sdkmetric.NewView(
+	sdkmetric.Instrument{Kind: sdkmetric.InstrumentKindHistogram, Unit: "s"},
+	sdkmetric.Stream{Aggregation: sdkmetric.AggregationExplicitBucketHistogram{
+		Boundaries: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60},
+	}},
+)
