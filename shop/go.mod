@@ -12,6 +12,17 @@ require (
 	shop.example/services/order v0.0.0
 )
 
+require (
+	github.com/lib/pq v1.12.3
+	github.com/spf13/cobra v1.10.2
+	golang.org/x/sys v0.49.0
+)
+
+require (
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/spf13/pflag v1.0.9 // indirect
+)
+
 replace shop.example/gen => ../gen
 
 replace shop.example/platform => ../platform

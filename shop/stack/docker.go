@@ -1,0 +1,168 @@
+package stack
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// containerLabel marks our containers; its value is the stack's folder.
+const containerLabel = "shop.example.stack"
+
+// containerRecord says that a server's data is in a container.
+const containerRecord = "container"
+
+// docker is the container of a server. Its data is in the container's volumes, which go with it.
+type docker struct {
+	host        host
+	stack, name string
+	kind        kind
+	pid         int
+	ports       []int // of 127.0.0.1, in the order asked for
+}
+
+func newDocker(h host, stack string, k kind) *docker {
+	sum := sha256.Sum256([]byte(stack))
+	return &docker{host: h, stack: stack, name: fmt.Sprintf("shop-%x-%s", sum[:4], k.folder), kind: k}
+}
+
+func (d *docker) record() string { return filepath.Join(d.stack, d.kind.folder, containerRecord) }
+
+func (d *docker) recorded() bool {
+	_, err := os.Stat(d.record())
+	return err == nil
+}
+
+func (d *docker) run(ctx context.Context, args ...string) (string, error) {
+	out, err := d.host.run(ctx, "docker", args...)
+	text := strings.TrimSpace(string(out))
+	if err != nil {
+		return "", fmt.Errorf("docker %s: %w: %s", args[0], err, lastLines(text, 1))
+	}
+	return text, nil
+}
+
+// fromDocker makes the servers use containers where Docker answers and has, or can get, the image. It returns those
+// for which it cannot, and why.
+func fromDocker(ctx context.Context, h host, stack string, servers []server) (missing []server, reason string) {
+	asking, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if out, err := h.run(asking, "docker", "info", "--format", "{{.ServerVersion}}"); err != nil || strings.TrimSpace(string(out)) == "" {
+		return servers, "Docker does not answer"
+	}
+	for _, srv := range servers {
+		d := newDocker(h, stack, srv.kind())
+		if err := d.getImage(ctx); err != nil {
+			h.report("%v", err)
+			missing, reason = append(missing, srv), "Docker cannot get the images"
+			continue
+		}
+		srv.use(d)
+	}
+	return missing, reason
+}
+
+func (d *docker) getImage(ctx context.Context) error {
+	if _, err := d.run(ctx, "image", "inspect", d.kind.image); err == nil {
+		return nil
+	}
+	d.host.report("pulling image %s", d.kind.image)
+	_, err := d.run(ctx, "pull", "-q", d.kind.image)
+	return err
+}
+
+// start starts the container, making it first if there is none, and finds its process and ports.
+func (d *docker) start(ctx context.Context, ports []int, options []string, command ...string) error {
+	if err := writeFile(d.record(), []byte(d.name+"\n"), 0o644); err != nil {
+		return explain(fmt.Errorf("noting the container: %w", err), d.stack)
+	}
+	if _, err := d.run(ctx, "inspect", d.name); err == nil {
+		if _, err := d.run(ctx, "start", d.name); err != nil {
+			return err
+		}
+	} else {
+		args := append([]string{"run", "-d", "--name", d.name, "--label", containerLabel + "=" + d.stack}, options...)
+		for _, port := range ports {
+			args = append(args, "-p", fmt.Sprintf("127.0.0.1::%d", port))
+		}
+		if _, err := d.run(ctx, append(append(args, d.kind.image), command...)...); err != nil {
+			return err
+		}
+	}
+	pid, err := d.run(ctx, "inspect", "-f", "{{.State.Pid}}", d.name)
+	if err != nil {
+		return err
+	}
+	d.pid, _ = strconv.Atoi(pid)
+	d.ports = nil
+	for _, port := range ports {
+		out, err := d.run(ctx, "port", d.name, strconv.Itoa(port)) // 127.0.0.1:32768
+		if err != nil {
+			return fmt.Errorf("%w; the end of its log:\n  %s", err, d.log(ctx))
+		}
+		published, err := strconv.Atoi(out[strings.LastIndex(out, ":")+1:])
+		if err != nil {
+			return fmt.Errorf("reading the port of container %s from %q: %w", d.name, out, err)
+		}
+		d.ports = append(d.ports, published)
+	}
+	return nil
+}
+
+// await asks until the answer is nil, the container has ended, or limit has passed.
+func (d *docker) await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	for {
+		err := ask(ctx)
+		if err == nil {
+			return nil
+		}
+		if cause := pause(ctx, 200*time.Millisecond); cause != nil {
+			return fmt.Errorf("%w (%w)", cause, err)
+		}
+		if running, err := d.run(ctx, "inspect", "-f", "{{.State.Running}}", d.name); err == nil && running != "true" {
+			return fmt.Errorf("container %s ended; the end of its log:\n  %s", d.name, d.log(ctx))
+		}
+	}
+}
+
+func (d *docker) log(ctx context.Context) string {
+	out, err := d.run(ctx, "logs", "--tail", "8", d.name)
+	if err != nil {
+		return err.Error()
+	}
+	return lastLines(out, 8)
+}
+
+// stopContainers ends the recorded containers, and at once means with their data.
+func stopContainers(h host, stack string, atOnce bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs []error
+	for _, k := range []kind{postgresKind, rabbitKind} {
+		d := newDocker(h, stack, k)
+		if !d.recorded() {
+			continue
+		}
+		args := []string{"stop", "-t", "20", d.name}
+		if atOnce {
+			args = []string{"rm", "-f", "-v", d.name}
+		}
+		if _, err := d.run(ctx, args...); err != nil && !strings.Contains(err.Error(), "No such container") {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n  ")
+}

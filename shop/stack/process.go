@@ -1,0 +1,199 @@
+package stack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a server's process and the moment it began (in the kernel's ticks since boot): the number alone may
+// belong to someone else by now.
+type process struct {
+	pid   int
+	began string
+}
+
+// launch says how a server is run.
+type launch struct {
+	record, log string
+	dir         string
+	env         []string
+	attr        *syscall.SysProcAttr
+}
+
+// start runs the server in a session of its own, so that a Ctrl-C in the terminal does not reach it. The process writes
+// its own record before it becomes the server: there is no moment at which a crash of ours would lose sight of it.
+func (l launch) start(program string, args ...string) (process, error) {
+	if err := os.Rename(l.log, l.log+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return process{}, fmt.Errorf("keeping the last log: %w", err)
+	}
+	log, err := os.Create(l.log)
+	if err != nil {
+		return process{}, fmt.Errorf("creating the log: %w", err)
+	}
+	defer log.Close()
+	const script = `read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"`
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, l.record, program}, args...)...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = l.dir, l.env, log, log
+	cmd.SysProcAttr = l.attr
+	if err := cmd.Start(); err != nil {
+		return process{}, fmt.Errorf("running %s: %w", program, err)
+	}
+	p := process{pid: cmd.Process.Pid}
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid)); err == nil {
+		p, _ = parseStat(string(stat))
+	}
+	go cmd.Wait() // only so that no zombie stays; the end is seen in /proc, as for adopted servers
+	return p, nil
+}
+
+func ownSession() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
+
+// recorded returns the process of a record that is still alive.
+func recorded(record string) (process, bool) {
+	data, err := os.ReadFile(record)
+	if err != nil {
+		return process{}, false
+	}
+	p, _ := parseStat(string(data))
+	return p, p.alive()
+}
+
+// parseStat reads a line of /proc/PID/stat. The name in it, in parentheses, may hold anything.
+func parseStat(stat string) (p process, state string) {
+	number, _, _ := strings.Cut(stat, " ")
+	rest := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
+	if len(rest) < 20 {
+		return process{}, ""
+	}
+	p.pid, _ = strconv.Atoi(number)
+	p.began = rest[19]
+	return p, rest[0]
+}
+
+// alive is false for a process that has ended, also if nobody has reaped it.
+func (p process) alive() bool {
+	if p.pid <= 0 {
+		return false
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	if err != nil {
+		return false
+	}
+	now, state := parseStat(string(data))
+	return now == p && state != "Z" && state != "X"
+}
+
+// stop sends one signal after the other, each with the time it has to work.
+func (p process) stop(steps ...step) error {
+	for _, s := range steps {
+		if !p.alive() {
+			return nil
+		}
+		if err := syscall.Kill(p.pid, s.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("ending process %d: %w", p.pid, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+		for p.alive() && pause(ctx, 10*time.Millisecond) == nil {
+		}
+		cancel()
+	}
+	if p.alive() {
+		return fmt.Errorf("process %d cannot be killed: look at what it waits for (ps -o stat,wchan %d)", p.pid, p.pid)
+	}
+	return nil
+}
+
+type step struct {
+	signal   syscall.Signal
+	patience time.Duration
+}
+
+var errEnded = errors.New("it ended at once")
+
+// await asks until the answer is nil, the process has ended (errEnded), or limit has passed.
+func (p process) await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	for {
+		alive := p.alive() // before asking: another server on the same port must not answer in its place
+		err := ask(ctx)
+		if !alive {
+			return errEnded
+		}
+		if err == nil {
+			return nil
+		}
+		if cause := pause(ctx, 20*time.Millisecond); cause != nil {
+			return fmt.Errorf("%w (%w)", cause, err)
+		}
+	}
+}
+
+// withLog adds the end of a server's log to the error of its start.
+func withLog(err error, log string) error {
+	data, readErr := os.ReadFile(log)
+	if readErr != nil || len(data) == 0 {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return explain(fmt.Errorf("%w; the end of %s:\n  %s", err, log, strings.Join(lines[max(0, len(lines)-8):], "\n  ")), filepath.Dir(log))
+}
+
+// portTaken tells from a log that another program was faster at one of the ports.
+func portTaken(log string) bool {
+	data, _ := os.ReadFile(log)
+	text := strings.ToLower(string(data))
+	return strings.Contains(text, "address already in use") || strings.Contains(text, "eaddrinuse")
+}
+
+// settings are what must be the same when a server is started again, or adopted.
+type settings struct {
+	Password string `json:"password"`
+	Ports    []int  `json:"ports"`
+	Fast     bool   `json:"fast,omitempty"`
+}
+
+const settingsFile = "settings.json"
+
+// load reads the settings in dir; there being none is no error.
+func (s *settings) load(dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, settingsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, s)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the settings of the stack: %w", err)
+	}
+	return nil
+}
+
+func (s settings) save(dir string) error {
+	data, err := json.Marshal(s)
+	if err == nil {
+		err = writeFile(filepath.Join(dir, settingsFile), data, 0o600)
+	}
+	if err != nil {
+		return explain(fmt.Errorf("writing the settings of the stack: %w", err), dir)
+	}
+	return nil
+}
+
+// writeFile replaces path as a whole, so that a crash leaves the old content or the new.
+func writeFile(path string, data []byte, mode os.FileMode) error {
+	if err := os.WriteFile(path+".new", data, mode); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}

@@ -1,0 +1,305 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4-management", pkg: "rabbitmq-server"}
+
+const (
+	nodeRecord = "process"
+	epmdRecord = "epmd" // Erlang's port mapper, which RabbitMQ does not start without
+)
+
+// definitions are the policies of the shop's queues, as RabbitMQ exports them.
+//
+//go:embed definitions.json
+var definitions []byte
+
+type rabbitMQ struct {
+	host host
+	dir  string
+
+	program, epmd string // for a private instance
+	container     *docker
+	settings      settings // ports: AMQP, management, distribution, epmd
+
+	url, management string
+	pid             int
+}
+
+func (r *rabbitMQ) kind() kind       { return rabbitKind }
+func (r *rabbitMQ) use(d *docker)    { r.container = d }
+func (r *rabbitMQ) given(url string) { r.url, r.management = url, r.host.getenv("AMQP_MANAGEMENT_URL") }
+
+func (r *rabbitMQ) find(context.Context) (bool, error) {
+	servers := r.host.programs("rabbitmq-server", r.host.rabbitMQFolders...)
+	mappers := r.host.programs("epmd", r.host.erlangFolders...)
+	if len(servers) == 0 || len(mappers) == 0 {
+		return false, nil
+	}
+	r.program, r.epmd = servers[0], mappers[0]
+	return true, nil
+}
+
+func (r *rabbitMQ) start(ctx context.Context) (string, error) {
+	if r.url != "" {
+		return "of AMQP_URL", r.check(ctx)
+	}
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return "", explain(fmt.Errorf("creating %s: %w", r.dir, err), r.dir)
+	}
+	if err := r.settings.load(r.dir); err != nil {
+		return "", err
+	}
+	if r.settings.Password == "" {
+		r.settings = settings{Password: rand.Text(), Ports: make([]int, 4)}
+	}
+	run := r.startPrivate
+	if r.container != nil {
+		run = r.startContainer
+	}
+	about, err := run(ctx)
+	if err != nil {
+		return "", err
+	}
+	return about, ApplyPolicies(ctx, r.management, "/")
+}
+
+// check finds out whether the broker that AMQP_URL names accepts connections. Whether it accepts the user is told by
+// the services, which log in.
+func (r *rabbitMQ) check(ctx context.Context) error {
+	u, err := url.Parse(r.url)
+	if err != nil || u.Hostname() == "" {
+		return errors.New("AMQP_URL is not of the form amqp://user:password@host:5672/")
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"amqp": "5672", "amqps": "5671"}[u.Scheme]
+	}
+	if err := reachable(ctx, net.JoinHostPort(u.Hostname(), port)); err != nil {
+		return fmt.Errorf("cannot reach the server that AMQP_URL names: %w", err)
+	}
+	return nil
+}
+
+func (r *rabbitMQ) startPrivate(ctx context.Context) (string, error) {
+	if proc, running := recorded(filepath.Join(r.dir, nodeRecord)); running {
+		if version, err := r.await(ctx, proc, 20*time.Second); err == nil {
+			return fmt.Sprintf("%s on 127.0.0.1:%d, still running", version, r.settings.Ports[0]), nil
+		}
+	}
+	log := filepath.Join(r.dir, serverLog)
+	for attempt := 1; ; attempt++ {
+		// What is left of an earlier node would share its data with the new one.
+		if err := stopRabbitMQ(r.dir, false); err != nil {
+			return "", err
+		}
+		version, err := r.launch(ctx, log)
+		if err == nil {
+			return fmt.Sprintf("%s on 127.0.0.1:%d", version, r.settings.Ports[0]), nil
+		}
+		if attempt == 3 || !errors.Is(err, errEnded) || !(portTaken(log) || portTaken(r.epmdLog())) {
+			return "", err
+		}
+		r.settings.Ports = make([]int, 4)
+	}
+}
+
+func (r *rabbitMQ) epmdLog() string { return filepath.Join(r.dir, "epmd.log") }
+
+// launch chooses ports, and starts epmd and then the node on them.
+func (r *rabbitMQ) launch(ctx context.Context, log string) (version string, err error) {
+	for i, port := range r.settings.Ports {
+		if r.settings.Ports[i], err = r.host.freePort(port); err != nil {
+			return "", err
+		}
+	}
+	if err := r.configure(); err != nil {
+		return "", explain(fmt.Errorf("configuring RabbitMQ: %w", err), r.dir)
+	}
+	mapper := r.settings.Ports[3]
+	l := launch{record: filepath.Join(r.dir, epmdRecord), log: r.epmdLog(), dir: r.dir, env: r.environment(), attr: ownSession()}
+	proc, err := l.start(r.epmd, "-port", strconv.Itoa(mapper), "-address", "127.0.0.1")
+	if err != nil {
+		return "", err
+	}
+	err = proc.await(ctx, 10*time.Second, func(ctx context.Context) error { return reachable(ctx, fmt.Sprintf("127.0.0.1:%d", mapper)) })
+	if err != nil {
+		return "", withLog(fmt.Errorf("epmd: %w", err), l.log)
+	}
+	l.record, l.log = filepath.Join(r.dir, nodeRecord), log
+	if proc, err = l.start(r.program); err != nil {
+		return "", err
+	}
+	if version, err = r.await(ctx, proc, 2*time.Minute); err != nil { // a full queue takes its time to recover
+		return "", withLog(err, log)
+	}
+	return version, nil
+}
+
+// configure writes the node's configuration and its cookie, by which Erlang tools log in.
+func (r *rabbitMQ) configure() error {
+	// Messages may take 40 % of the memory by default, which is the server's share on a machine of its own.
+	config := fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
+management.tcp.ip = 127.0.0.1
+management.tcp.port = %d
+default_user = shop
+default_pass = %s
+vm_memory_high_watermark.relative = 0.25
+disk_free_limit.absolute = 50MB
+management.rates_mode = none
+log.console.level = info
+`, r.settings.Ports[0], r.settings.Ports[1], r.settings.Password)
+	cookie := filepath.Join(r.dir, ".erlang.cookie")
+	if _, err := os.Stat(cookie); err != nil {
+		if err := writeFile(cookie, []byte(rand.Text()), 0o400); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		r.settings.save(r.dir),
+		writeFile(filepath.Join(r.dir, "rabbitmq.conf"), []byte(config), 0o600),
+		writeFile(filepath.Join(r.dir, "enabled_plugins"), []byte("[rabbitmq_management].\n"), 0o600),
+	)
+}
+
+func (r *rabbitMQ) environment() []string {
+	in := func(name string) string { return filepath.Join(r.dir, name) }
+	port := func(i int) string { return strconv.Itoa(r.settings.Ports[i]) }
+	return append(cleanEnvironment(r.dir),
+		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT="+port(3),
+		"RABBITMQ_NODENAME=shop@localhost", "RABBITMQ_DIST_PORT="+port(2),
+		"RABBITMQ_BASE="+r.dir, "RABBITMQ_MNESIA_BASE="+in("data"), "RABBITMQ_LOG_BASE="+in("log"), "RABBITMQ_LOGS=-",
+		"RABBITMQ_PID_FILE="+in("node.pid"), "RABBITMQ_FEATURE_FLAGS_FILE="+in("feature_flags"),
+		"RABBITMQ_CONFIG_FILE="+in("rabbitmq.conf"), "RABBITMQ_ENABLED_PLUGINS_FILE="+in("enabled_plugins"),
+		"RABBITMQ_GENERATED_CONFIG_DIR="+in("generated"),
+		// The machine's own configuration is not ours: these do not exist.
+		"RABBITMQ_CONF_ENV_FILE="+in("no-env.conf"), "RABBITMQ_ADVANCED_CONFIG_FILE="+in("no-advanced.config"),
+		// Makes the script become the Erlang machine, so that its process is the server's.
+		"RABBITMQ_ALLOW_INPUT=1",
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+	)
+}
+
+func (r *rabbitMQ) await(ctx context.Context, proc process, limit time.Duration) (version string, err error) {
+	r.pid = proc.pid
+	r.setURLs(r.settings.Ports[0], r.settings.Ports[1])
+	err = proc.await(ctx, limit, func(ctx context.Context) error {
+		version, err = r.ask(ctx)
+		return err
+	})
+	return version, err
+}
+
+func (r *rabbitMQ) setURLs(port, management int) {
+	user := url.UserPassword("shop", r.settings.Password)
+	r.url = (&url.URL{Scheme: "amqp", User: user, Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/"}).String()
+	r.management = (&url.URL{Scheme: "http", User: user, Host: fmt.Sprintf("127.0.0.1:%d", management)}).String()
+}
+
+// ask returns the version once the broker takes connections, which it does last. Only a node that knows our password
+// tells it.
+func (r *rabbitMQ) ask(ctx context.Context) (version string, err error) {
+	body, err := call(ctx, http.MethodGet, r.management+"/api/overview", nil)
+	if err != nil {
+		return "", err
+	}
+	var overview struct {
+		Version string `json:"rabbitmq_version"`
+	}
+	if err := json.Unmarshal(body, &overview); err != nil {
+		return "", fmt.Errorf("reading the overview of RabbitMQ: %w", err)
+	}
+	u, err := url.Parse(r.url)
+	if err != nil {
+		return "", err
+	}
+	return overview.Version, reachable(ctx, u.Host)
+}
+
+// ApplyPolicies sets the policies of the shop's queues in a virtual host, over RabbitMQ's HTTP API at managementURL,
+// which carries user and password. Applied again it changes nothing.
+func ApplyPolicies(ctx context.Context, managementURL, vhost string) error {
+	if _, err := call(ctx, http.MethodPost, managementURL+"/api/definitions/"+url.PathEscape(vhost), definitions); err != nil {
+		return fmt.Errorf("setting the policies of virtual host %s: %w", vhost, err)
+	}
+	return nil
+}
+
+func call(ctx context.Context, method, address string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Close = true // nothing of us stays behind to hold up the server's shutdown
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 300 {
+		return nil, fmt.Errorf("RabbitMQ answered %s: %s", resp.Status, strings.TrimSpace(string(answer)))
+	}
+	return answer, nil
+}
+
+func (r *rabbitMQ) startContainer(ctx context.Context) (string, error) {
+	if err := r.settings.save(r.dir); err != nil {
+		return "", err
+	}
+	err := r.container.start(ctx, []int{5672, 15672}, []string{
+		"--hostname", "shop", // the node's name, and so where its data is
+		"-e", "RABBITMQ_DEFAULT_USER=shop", "-e", "RABBITMQ_DEFAULT_PASS=" + r.settings.Password,
+	})
+	if err != nil {
+		return "", err
+	}
+	r.pid = r.container.pid
+	r.setURLs(r.container.ports[0], r.container.ports[1])
+	var version string
+	err = r.container.await(ctx, 2*time.Minute, func(ctx context.Context) (err error) {
+		version, err = r.ask(ctx)
+		return err
+	})
+	return fmt.Sprintf("%s in a container, on 127.0.0.1:%d", version, r.container.ports[0]), err
+}
+
+// stopRabbitMQ ends the recorded node and its epmd. What the broker has confirmed is on disk either way.
+func stopRabbitMQ(dir string, atOnce bool) error {
+	steps := []step{{syscall.SIGTERM, 20 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
+	if atOnce {
+		steps = steps[1:]
+	}
+	for _, record := range []string{nodeRecord, epmdRecord} {
+		if p, running := recorded(filepath.Join(dir, record)); running {
+			if err := p.stop(steps...); err != nil {
+				return fmt.Errorf("stopping RabbitMQ: %w", err)
+			}
+		}
+	}
+	return nil
+}
