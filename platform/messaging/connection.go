@@ -1,0 +1,256 @@
+package messaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+)
+
+const (
+	dialTimeout  = 5 * time.Second
+	writeTimeout = 15 * time.Second
+	heartbeat    = 10 * time.Second
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = 10 * time.Second
+	// A session that has lasted this long was a success: the next failure starts with a short wait again.
+	sessionLasted = 30 * time.Second
+)
+
+// Options says who a connection belongs to and where it reports.
+type Options struct {
+	Service string // app_id of what is published
+	Role    string // "publish" or "consume", part of the connection's name in the broker
+	Logger  *slog.Logger
+	Meter   metric.MeterProvider // nil: no metrics
+	Tracer  trace.TracerProvider // nil: no traces
+}
+
+// Connection is one supervised connection to the broker. It never gives up: a lost connection is replaced after a
+// wait that grows with each failure. Use one for publishing and another for consuming, so that a broker which holds
+// publishers back does not hold back acknowledgements.
+type Connection struct {
+	url     string
+	service string
+	role    string
+	log     *slog.Logger
+	tracer  trace.Tracer
+	metrics *metrics
+	blocked atomic.Bool
+
+	mu      sync.Mutex
+	current *amqp.Connection
+	changed chan struct{} // closed and replaced when current changes
+	lastErr error
+}
+
+// Dial returns a connection that Run will establish.
+func Dial(url string, o Options) (*Connection, error) {
+	if _, err := amqp.ParseURI(url); err != nil {
+		return nil, fmt.Errorf("AMQP_URL: %w (it has the form amqp://user:password@host:5672/vhost)", err)
+	}
+	if o.Meter == nil {
+		o.Meter = metricnoop.NewMeterProvider()
+	}
+	if o.Tracer == nil {
+		o.Tracer = tracenoop.NewTracerProvider()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	const scope = "shop.example/platform/messaging"
+	m, err := newMetrics(o.Meter.Meter(scope))
+	if err != nil {
+		return nil, fmt.Errorf("messaging metrics: %w", err)
+	}
+	return &Connection{
+		url: url, service: o.Service, role: o.Role, log: o.Logger.With("connection", o.Role),
+		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
+		lastErr: errors.New("not connected yet"),
+	}, nil
+}
+
+// Run keeps the connection until ctx ends, then closes it. On each new connection it declares the topology before
+// anyone may use it.
+func (c *Connection) Run(ctx context.Context) error {
+	wait := newBackoff()
+	for ctx.Err() == nil {
+		start := time.Now()
+		err := c.once(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(start) > sessionLasted {
+			wait.reset()
+		}
+		c.log.Warn("broker connection lost, connecting again", "error", err, "outage_of", time.Since(start).Round(time.Millisecond))
+		c.metrics.reconnects.Add(ctx, 1)
+		wait.sleep(ctx)
+	}
+	return nil
+}
+
+// once dials, declares and holds one connection until it closes or ctx ends.
+func (c *Connection) once(ctx context.Context) error {
+	conn, err := amqp.DialConfig(c.url, amqp.Config{
+		Heartbeat:  heartbeat,
+		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
+		Dial:       dial,
+	})
+	if err != nil {
+		c.set(nil, err)
+		return err
+	}
+	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	if err := declareTopology(conn); err != nil {
+		_ = conn.CloseDeadline(time.Now().Add(time.Second))
+		c.set(nil, err)
+		return err
+	}
+	c.blocked.Store(false)
+	c.set(conn, nil)
+	c.log.Debug("broker connected", "server", conn.Properties["version"])
+	for {
+		select {
+		case <-ctx.Done():
+			c.set(nil, errors.New("shutting down"))
+			if err := conn.CloseDeadline(time.Now().Add(2 * time.Second)); err != nil && !errors.Is(err, amqp.ErrClosed) {
+				return fmt.Errorf("closing the broker connection: %w", err)
+			}
+			return nil
+		case b, ok := <-blocked:
+			if !ok {
+				blocked = nil // closed with the connection; closed reports why
+				continue
+			}
+			c.blocked.Store(b.Active)
+			c.log.Warn("broker blocks publishers", "active", b.Active, "reason", b.Reason)
+		case cause := <-closed:
+			err := closeError(cause)
+			c.set(nil, err)
+			return err
+		}
+	}
+}
+
+// closeError turns what a close notification carried into an error: the library sends nil on an orderly close.
+func closeError(cause *amqp.Error) error {
+	if cause == nil {
+		return amqp.ErrClosed
+	}
+	return cause
+}
+
+// dial opens the socket. Writes have a bound: a broker under a resource alarm stops reading, and a write without one
+// would hold the connection's lock for ever.
+func dial(network, addr string) (net.Conn, error) {
+	conn, err := amqp.DefaultDial(dialTimeout)(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return boundedWrites{conn}, nil
+}
+
+type boundedWrites struct{ net.Conn }
+
+func (c boundedWrites) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *Connection) set(conn *amqp.Connection, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current, c.lastErr = conn, err
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// await returns the live connection, waiting for it until ctx ends.
+func (c *Connection) await(ctx context.Context) (*amqp.Connection, error) {
+	for {
+		c.mu.Lock()
+		conn, changed, last := c.current, c.changed, c.lastErr
+		c.mu.Unlock()
+		if conn != nil && !conn.IsClosed() {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrNotConnected, last)
+		case <-changed:
+		case <-time.After(backoffFirst):
+			// current was closed under us and Run has not seen it yet.
+		}
+	}
+}
+
+// Ready is nil while the broker is connected and takes messages.
+func (c *Connection) Ready(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.current == nil:
+		return fmt.Errorf("%w: %w", ErrNotConnected, c.lastErr)
+	case c.blocked.Load():
+		return ErrBlocked
+	}
+	return nil
+}
+
+// each runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
+// on the connection and returns when that has failed; it starts over on the same connection where that still lives.
+func (c *Connection) each(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
+	wait := newBackoff()
+	for ctx.Err() == nil {
+		conn, err := c.await(ctx)
+		if err != nil {
+			break
+		}
+		start := time.Now()
+		err = session(ctx, conn)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(start) > sessionLasted {
+			wait.reset()
+		}
+		if !conn.IsClosed() { // else Run says so
+			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
+		}
+		wait.sleep(ctx)
+	}
+	return nil
+}
+
+// backoff is exponential with full jitter (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
+type backoff struct{ next time.Duration }
+
+func newBackoff() *backoff { return &backoff{next: backoffFirst} }
+
+func (b *backoff) reset() { b.next = backoffFirst }
+
+// sleep waits at least half a step, so that full jitter never becomes a busy loop, and doubles the step.
+func (b *backoff) sleep(ctx context.Context) {
+	t := time.NewTimer(b.next/2 + rand.N(b.next/2)) //nolint:gosec // jitter needs no secret
+	defer t.Stop()
+	b.next = min(2*b.next, backoffMost)
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

@@ -1,0 +1,251 @@
+package messaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+)
+
+// drainTimeout is how long a batch in hand may take to finish after the consumer was told to stop.
+const drainTimeout = 5 * time.Second
+
+// ConsumerOptions bound what a consumer holds.
+type ConsumerOptions struct {
+	Batch   int // messages handed to a handler at once, at most; 200 where it is 0
+	Workers int // batches handled at the same time; 1 where it is 0
+}
+
+// Consumer takes messages from one queue in batches, hands them to the handlers of their types and settles them.
+type Consumer struct {
+	conn     *Connection
+	pub      *Publisher
+	queue    string
+	batch    int
+	workers  int
+	dispatch dispatcher
+	attached atomic.Int32
+	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
+}
+
+// NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
+func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptions, handlers ...Handler) *Consumer {
+	if o.Batch == 0 {
+		o.Batch = 200
+	}
+	if o.Workers == 0 {
+		o.Workers = 1
+	}
+	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, workers: o.Workers, dispatch: newDispatcher(handlers)}
+}
+
+// Ready is nil while every worker is attached to the queue and no dependency of the handlers is down.
+func (c *Consumer) Ready(context.Context) error {
+	if n := int(c.attached.Load()); n < c.workers {
+		return fmt.Errorf("consumer of queue %s is not attached", c.queue)
+	}
+	if err := c.down.Load(); err != nil {
+		return fmt.Errorf("consumer of queue %s waits: %w", c.queue, *err)
+	}
+	return nil
+}
+
+// Run consumes until ctx ends. A batch in hand then has 5 s to finish; what was not begun goes back to the queue.
+func (c *Consumer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range c.workers {
+		g.Go(func() error { return c.conn.each(ctx, "consumer of "+c.queue, c.session) })
+	}
+	return g.Wait()
+}
+
+// session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
+// delivery came from: delivery tags of another channel name other messages.
+func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
+	ch, err := conn.Channel()
+	if err != nil {
+		return fmt.Errorf("opening a channel: %w", err)
+	}
+	defer func() { _ = ch.Close() }()
+	// One batch in hand and one on the way.
+	if err := ch.Qos(2*c.batch, 0, false); err != nil {
+		return fmt.Errorf("setting the prefetch: %w", err)
+	}
+	deliveries, err := ch.Consume(c.queue, "", false, false, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("consuming %s: %w", c.queue, err)
+	}
+	c.attached.Add(1)
+	defer c.attached.Add(-1)
+
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
+	defer stop()
+
+	for {
+		batch := gather(ctx, deliveries, c.batch)
+		if len(batch) == 0 {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.New("the broker has ended the consumer")
+		}
+		if err := c.settle(ctx, work, batch); err != nil {
+			return err // what was not acknowledged goes back to the queue with the channel
+		}
+		if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
+			return fmt.Errorf("acknowledging: %w", err)
+		}
+	}
+}
+
+// gather waits for one delivery and takes what else is there, up to most. It returns nothing when ctx has ended or the
+// channel has closed.
+func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int) []amqp.Delivery {
+	if ctx.Err() != nil {
+		return nil
+	}
+	var batch []amqp.Delivery
+	select {
+	case <-ctx.Done():
+		return nil
+	case d, ok := <-deliveries:
+		if !ok {
+			return nil
+		}
+		batch = append(make([]amqp.Delivery, 0, 1+min(len(deliveries), most-1)), d)
+	}
+	for len(batch) < most {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return nil // the channel is gone, and with it the right to acknowledge
+			}
+			batch = append(batch, d)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// settle brings every delivery of a batch to its end: handled, sent to a retry queue, or a dead letter. After nil all
+// of them may be acknowledged.
+func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) error {
+	for _, group := range c.dispatch.groups(batch) {
+		start := time.Now()
+		if group.err != nil {
+			if err := c.deadLetter(work, group.deliveries[0], group.err); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := c.handle(ctx, work, group); err != nil {
+			return err
+		}
+		queue := metric.WithAttributes(label("queue", c.queue))
+		c.conn.metrics.batchSize.Record(ctx, int64(len(group.deliveries)), queue)
+		c.conn.metrics.handleSeconds.Record(ctx, time.Since(start).Seconds(), queue)
+	}
+	return nil
+}
+
+// handle gives a group to its handler. While a dependency is down it holds the group and tries again; any other failure
+// of several messages is retried one by one, so that each meets its own verdict.
+func (c *Consumer) handle(ctx, work context.Context, g group) error {
+	wait := newBackoff()
+	err := c.call(work, g)
+	for ; isDown(err); err = c.call(work, g) {
+		c.down.Store(&err)
+		c.conn.log.Warn("a dependency is down, the queue waits", "queue", c.queue, "messages", len(g.deliveries), "error", err)
+		wait.sleep(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	c.down.Store(nil)
+	switch {
+	case err == nil:
+		c.count(work, g, "handled")
+		return nil
+	case work.Err() != nil:
+		return fmt.Errorf("stopped before the batch was finished: %w", err)
+	case len(g.deliveries) == 1:
+		return c.fail(work, g.deliveries[0], err)
+	}
+	c.conn.log.Warn("a batch failed, trying its messages one by one", "queue", c.queue, "messages", len(g.deliveries), "error", err)
+	for i := range g.deliveries {
+		if err := c.handle(ctx, work, g.one(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// call runs the handler; a panic is an error of the messages, not the end of the process.
+func (c *Consumer) call(ctx context.Context, g group) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the handler panicked: %v", r)
+			c.conn.log.Error("a handler panicked", "queue", c.queue, "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	links := make([]trace.Link, 0, min(len(g.deliveries), 32))
+	for i := range g.deliveries[:cap(links)] {
+		if sc := spanContext(stringHeader(g.deliveries[i].Headers, headerTraceParent)); sc.IsValid() {
+			links = append(links, trace.Link{SpanContext: sc})
+		}
+	}
+	ctx, span := c.conn.tracer.Start(ctx, "process "+c.queue, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithLinks(links...), trace.WithNewRoot())
+	defer span.End()
+	return g.run(ctx)
+}
+
+// fail sends one message to the retry queue of its attempt, or to the dead letters.
+func (c *Consumer) fail(ctx context.Context, d amqp.Delivery, cause error) error {
+	attempt := attemptOf(d)
+	if isPermanent(cause) || attempt >= len(retryDelays) {
+		return c.deadLetter(ctx, d, cause)
+	}
+	delay := retryDelays[attempt]
+	out := again(d)
+	out.Headers[headerAttempt] = int32(attempt + 1)
+	out.Headers[headerReason] = clip(cause.Error())
+	out.RoutingKey = retryQueue(c.queue, delay)
+	c.log(d).Warn("message failed, will be tried again", "attempt", attempt, "in", delay, "error", cause)
+	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
+		return fmt.Errorf("sending a message to %s: %w", out.RoutingKey, err)
+	}
+	c.countOne(ctx, "retried")
+	return nil
+}
+
+func (c *Consumer) deadLetter(ctx context.Context, d amqp.Delivery, cause error) error {
+	out := again(d)
+	out.Headers[headerAttempt] = int32(attemptOf(d))
+	out.Headers[headerReason] = clip(cause.Error())
+	out.Headers[headerSourceQueue] = c.queue
+	out.Exchange, out.RoutingKey = deadLetterExchange, c.queue
+	c.log(d).Error("message is a dead letter", "attempt", attemptOf(d), "error", cause)
+	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
+		return fmt.Errorf("sending a message to the dead letters: %w", err)
+	}
+	c.countOne(ctx, "dead")
+	return nil
+}
+
+func (c *Consumer) count(ctx context.Context, g group, verdict string) {
+	c.conn.metrics.consumed.Add(ctx, int64(len(g.deliveries)), metric.WithAttributes(label("queue", c.queue), label("verdict", verdict)))
+}
+
+func (c *Consumer) countOne(ctx context.Context, verdict string) {
+	c.conn.metrics.consumed.Add(ctx, 1, metric.WithAttributes(label("queue", c.queue), label("verdict", verdict)))
+}

@@ -1,0 +1,275 @@
+package messaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"shop.example/platform/contract"
+)
+
+// Meta is what a message says about itself besides its body.
+type Meta struct {
+	Exchange      string // the one it was published to first, whatever detour it took
+	RoutingKey    string // likewise
+	CorrelationID string
+	ReplyTo       string
+	AppID         string    // the service that published it
+	Attempt       int       // 0 for the first
+	Timestamp     time.Time // when it was published; zero where it does not say
+	Trace         trace.SpanContext
+}
+
+// Message is a message of a known type with a body that meets its contract.
+type Message[T proto.Message] struct {
+	Meta
+	ID   uuid.UUID // contract.MessageID of the body: the same event has the same id, whatever its properties say
+	Body T
+}
+
+// Context returns ctx with the trace of the message, for what is done on its behalf.
+func (m Message[T]) Context(ctx context.Context) context.Context {
+	return trace.ContextWithRemoteSpanContext(ctx, m.Trace)
+}
+
+// Delivery is a message as it came, for a consumer that wants everything.
+type Delivery struct {
+	Meta
+	MessageID   string
+	Type        string
+	Reason      string // of a dead letter: why it is one
+	SourceQueue string // of a dead letter: where it comes from
+	Headers     amqp.Table
+	Redelivered bool
+	Body        []byte
+}
+
+// Handler handles the messages of one type, or all of them. Make one with Handle or HandleRaw.
+type Handler struct {
+	event protoreflect.FullName // "" for every message
+	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
+	decode func(amqp.Delivery) (any, error)
+	run    func(context.Context, []any) error
+}
+
+// Handle makes a handler for messages of type T, which must be an event of the contracts.
+//
+// handle gets messages that follow each other in the queue, and handles all of them or none: after nil they are
+// acknowledged, after an error none of its effects may remain. It may get a message that was handled before. An error
+// marked Down holds the batch until the dependency is back. After any other error each message is handed over alone;
+// then an error marked Permanent makes it a dead letter, and any other one has it tried again after 1 s, 10 s and 60 s
+// before it becomes one. The context has the time to finish a batch even while the consumer stops.
+func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]) error) Handler {
+	var zero T
+	return Handler{
+		event: zero.ProtoReflect().Descriptor().FullName(),
+		decode: func(d amqp.Delivery) (any, error) {
+			body := zero.ProtoReflect().New().Interface().(T)
+			if err := proto.Unmarshal(d.Body, body); err != nil {
+				return nil, fmt.Errorf("the body is not a %s: %w", zero.ProtoReflect().Descriptor().FullName(), err)
+			}
+			if err := contract.Validate(body); err != nil {
+				return nil, fmt.Errorf("the message breaks its contract: %w", err)
+			}
+			return Message[T]{Meta: metaOf(d), ID: contract.MessageID(body), Body: body}, nil
+		},
+		run: func(ctx context.Context, batch []any) error {
+			messages := make([]Message[T], len(batch))
+			for i, m := range batch {
+				messages[i] = m.(Message[T])
+			}
+			return handle(ctx, messages)
+		},
+	}
+}
+
+// HandleRaw makes a handler for every message of the queue, known or not. Handle says what handle may do.
+func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler {
+	return Handler{
+		decode: func(d amqp.Delivery) (any, error) { return rawDelivery(d), nil },
+		run: func(ctx context.Context, batch []any) error {
+			deliveries := make([]Delivery, len(batch))
+			for i, d := range batch {
+				deliveries[i] = d.(Delivery)
+			}
+			return handle(ctx, deliveries)
+		},
+	}
+}
+
+func rawDelivery(d amqp.Delivery) Delivery {
+	out := Delivery{
+		Meta: metaOf(d), MessageID: d.MessageId, Type: d.Type, Headers: d.Headers, Redelivered: d.Redelivered, Body: d.Body,
+		Reason: stringHeader(d.Headers, headerReason), SourceQueue: stringHeader(d.Headers, headerSourceQueue),
+	}
+	// A message that the broker itself gave up says so in headers of its own.
+	if out.SourceQueue == "" {
+		out.SourceQueue = stringHeader(d.Headers, "x-first-death-queue")
+		if why := stringHeader(d.Headers, "x-first-death-reason"); why != "" {
+			out.Reason = "given up by the broker: " + why
+		}
+	}
+	return out
+}
+
+func metaOf(d amqp.Delivery) Meta {
+	m := Meta{
+		Exchange: d.Exchange, RoutingKey: d.RoutingKey, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, AppID: d.AppId,
+		Attempt: attemptOf(d), Timestamp: d.Timestamp,
+		Trace: spanContext(stringHeader(d.Headers, headerTraceParent)),
+	}
+	if key := stringHeader(d.Headers, headerRoutingKey); key != "" {
+		m.Exchange, m.RoutingKey = stringHeader(d.Headers, headerExchange), key
+	}
+	if ms, ok := intHeader(d.Headers, headerTimestamp); ok {
+		m.Timestamp = time.UnixMilli(ms)
+	}
+	return m
+}
+
+func stringHeader(t amqp.Table, key string) string {
+	s, _ := t[key].(string)
+	return s
+}
+
+func intHeader(t amqp.Table, key string) (int64, bool) {
+	switch v := t[key].(type) {
+	case int64:
+		return v, true
+	case int32:
+		return int64(v), true
+	case int16:
+		return int64(v), true
+	case uint8:
+		return int64(v), true
+	}
+	return 0, false
+}
+
+func attemptOf(d amqp.Delivery) int {
+	n, _ := intHeader(d.Headers, headerAttempt)
+	return int(max(n, 0))
+}
+
+// again is the message of d, to be published once more to another place. What the broker noted on its way is left out.
+func again(d amqp.Delivery) Outgoing {
+	m := metaOf(d)
+	out := Outgoing{
+		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, Timestamp: m.Timestamp,
+		TraceParent: stringHeader(d.Headers, headerTraceParent),
+		Headers:     map[string]any{headerExchange: m.Exchange, headerRoutingKey: m.RoutingKey},
+		Body:        d.Body,
+	}
+	if m.Timestamp.IsZero() {
+		out.Timestamp = time.Now()
+	}
+	if out.MessageID == "" {
+		// The broker's word that it could not be routed names the message by this id.
+		out.MessageID = uuid.NewString()
+	}
+	return out
+}
+
+const mostReason = 1000 // bytes
+
+func clip(s string) string {
+	if len(s) <= mostReason {
+		return s
+	}
+	cut := mostReason
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}
+
+// group is a run of deliveries that one handler takes together, or one delivery that no handler can take.
+type group struct {
+	deliveries []amqp.Delivery
+	decoded    []any
+	handler    Handler
+	err        error
+}
+
+func (g group) run(ctx context.Context) error { return g.handler.run(ctx, g.decoded) }
+
+func (g group) one(i int) group {
+	return group{deliveries: g.deliveries[i : i+1], decoded: g.decoded[i : i+1], handler: g.handler}
+}
+
+type dispatcher struct {
+	all    *Handler
+	events map[protoreflect.FullName]Handler
+}
+
+func newDispatcher(handlers []Handler) dispatcher {
+	d := dispatcher{events: map[protoreflect.FullName]Handler{}}
+	for _, h := range handlers {
+		if h.event == "" {
+			d.all = &h
+			continue
+		}
+		d.events[h.event] = h
+	}
+	return d
+}
+
+// groups splits a batch into runs of one type, in the order of the queue.
+func (d dispatcher) groups(batch []amqp.Delivery) []group {
+	var out []group
+	for _, delivery := range batch {
+		h, err := d.handler(delivery)
+		var body any
+		if err == nil {
+			body, err = h.decode(delivery)
+		}
+		if err != nil {
+			out = append(out, group{deliveries: []amqp.Delivery{delivery}, err: err})
+			continue
+		}
+		if n := len(out); n == 0 || out[n-1].err != nil || out[n-1].handler.event != h.event {
+			out = append(out, group{handler: h})
+		}
+		last := &out[len(out)-1]
+		last.deliveries = append(last.deliveries, delivery)
+		last.decoded = append(last.decoded, body)
+	}
+	return out
+}
+
+// handler finds who takes a delivery: the routing key says what it is, and the type property must not contradict it.
+func (d dispatcher) handler(delivery amqp.Delivery) (Handler, error) {
+	if d.all != nil {
+		return *d.all, nil
+	}
+	key := metaOf(delivery).RoutingKey
+	event, ok := contract.ByRoutingKey(key)
+	switch {
+	case !ok:
+		return Handler{}, fmt.Errorf("no message has the routing key %q", key)
+	case delivery.Type != "" && delivery.Type != string(event.Name):
+		return Handler{}, fmt.Errorf("the type property says %s, but %s carries %s", delivery.Type, key, event.Name)
+	}
+	h, ok := d.events[event.Name]
+	if !ok {
+		return Handler{}, fmt.Errorf("this queue's service does not handle %s", event.Name)
+	}
+	return h, nil
+}
+
+func (c *Consumer) log(d amqp.Delivery) *slog.Logger {
+	m := metaOf(d)
+	return c.conn.log.With("queue", c.queue, "routing_key", m.RoutingKey, "message_id", d.MessageId,
+		"order_id", d.CorrelationId, "trace_id", m.Trace.TraceID().String())
+}
+
+var errNoReplyTo = errors.New("the request has no reply_to: nobody waits for an answer")

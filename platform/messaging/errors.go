@@ -1,0 +1,38 @@
+package messaging
+
+import "errors"
+
+var (
+	// ErrNotConnected: there is no connection to the broker.
+	ErrNotConnected = errors.New("no connection to the broker")
+	// ErrBlocked: the broker takes no messages because it is short of memory or disk.
+	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")
+	// ErrUnconfirmed: the broker did not say in time that it has the message. It may have it.
+	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
+	// ErrUnroutable: no queue takes messages of this kind.
+	ErrUnroutable = errors.New("no queue takes this message")
+)
+
+type verdict struct {
+	error
+	permanent bool
+}
+
+func (v verdict) Unwrap() error { return v.error }
+
+// Permanent marks an error of a handler as one that no retry can mend: the message becomes a dead letter at once.
+func Permanent(err error) error { return verdict{err, true} }
+
+// Down marks an error of a handler as the failure of something the handler depends on. The batch is held and tried
+// again until the dependency is back; no attempt of the messages is used up.
+func Down(err error) error { return verdict{err, false} }
+
+func isPermanent(err error) bool {
+	var v verdict
+	return errors.As(err, &v) && v.permanent
+}
+
+func isDown(err error) bool {
+	var v verdict
+	return errors.As(err, &v) && !v.permanent
+}

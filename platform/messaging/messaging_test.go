@@ -1,0 +1,465 @@
+package messaging_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/messaging/brokertest"
+)
+
+// patience bounds every wait of these tests; none of them waits that long unless something is broken.
+const patience = 30 * time.Second
+
+// party is a process of the shop as far as messaging goes: two connections and a publisher, all running.
+type party struct {
+	broker  *brokertest.Broker
+	consume *messaging.Connection
+	pub     *messaging.Publisher
+	run     func(func(context.Context) error) (stop func())
+}
+
+func join(t *testing.T, broker *brokertest.Broker, service string) *party {
+	t.Helper()
+	p := &party{broker: broker}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	p.run = func(f func(context.Context) error) func() {
+		ctx, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
+		wg.Go(func() {
+			defer close(done)
+			if err := f(ctx); err != nil {
+				t.Errorf("%s: %v", service, err)
+			}
+		})
+		return func() { stop(); <-done }
+	}
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	dial := func(role string) *messaging.Connection {
+		c, err := messaging.Dial(broker.URL, messaging.Options{Service: service, Role: role, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.run(c.Run)
+		return c
+	}
+	p.consume = dial("consume")
+	p.pub = messaging.NewPublisher(dial("publish"))
+	p.run(p.pub.Run)
+	return p
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func placed() *eventsv1.OrderPlaced {
+	return &eventsv1.OrderPlaced{
+		OrderId: uuid.Must(uuid.NewV7()).String(), CustomerName: "Ada", CustomerEmail: "ada@example.org",
+		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 2}}, PlacedAt: timestamppb.Now(),
+	}
+}
+
+func publish(t *testing.T, p *party, m proto.Message) {
+	t.Helper()
+	if err := p.pub.Publish(within(t), m); err != nil {
+		t.Fatalf("publishing %T: %v", m, err)
+	}
+}
+
+// next takes from ch or fails.
+func next[T any](t *testing.T, ch <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("waited %s for %s", patience, what)
+		panic("unreachable")
+	}
+}
+
+// orders consumes the order queue with handle, one call a message of a batch.
+func (p *party) orders(handle func(context.Context, []messaging.Message[*eventsv1.OrderPlaced]) error) (stop func()) {
+	return p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{}, messaging.Handle(handle)).Run)
+}
+
+// deadLetters returns the dead letters as they come.
+func (p *party) deadLetters() <-chan messaging.Delivery {
+	out := make(chan messaging.Delivery, 100)
+	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.DeadLetterQueue, messaging.ConsumerOptions{},
+		messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
+			for _, d := range batch {
+				out <- d
+			}
+			return nil
+		})).Run)
+	return out
+}
+
+func TestPublish_ArrivesAsItWasSent(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "gateway")
+	got := make(chan messaging.Message[*eventsv1.OrderPlaced], 1)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			got <- m
+		}
+		return nil
+	})
+	sent := placed()
+	before := time.Now().Add(-time.Second)
+	publish(t, p, sent)
+	m := next(t, got, "the order")
+	if !proto.Equal(m.Body, sent) {
+		t.Errorf("got %v, sent %v", m.Body, sent)
+	}
+	if m.ID != contract.MessageID(sent) || m.CorrelationID != sent.GetOrderId() || m.RoutingKey != "shop.order.placed" ||
+		m.Exchange != "shop.topic" || m.AppID != "gateway" || m.Attempt != 0 {
+		t.Errorf("meta is %+v", m.Meta)
+	}
+	if m.Timestamp.Before(before) || m.Timestamp.After(time.Now()) {
+		t.Errorf("timestamp %s is not the time of publishing", m.Timestamp)
+	}
+}
+
+func TestSend_UnroutableIsAnError(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "gateway")
+	good, err := messaging.NewOutgoing(t.Context(), placed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := good
+	lost.MessageID, lost.Exchange, lost.RoutingKey = uuid.NewString(), "shop.direct", "nobody.listens"
+	if err := p.pub.Send(within(t), []messaging.Outgoing{good, lost, good}); !errors.Is(err, messaging.ErrUnroutable) {
+		t.Errorf("got %v, want ErrUnroutable", err)
+	}
+	if err := p.pub.Send(within(t), []messaging.Outgoing{good}); err != nil {
+		t.Errorf("the publisher works on after a return: %v", err)
+	}
+}
+
+func TestSend_ManyAtOnceAreAllConfirmed(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	const senders, each = 8, 700 // more than one window
+	seen := make(chan string, senders*each)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			seen <- m.Body.GetOrderId()
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for range senders {
+		wg.Go(func() {
+			var batch []messaging.Outgoing
+			for range each {
+				out, err := messaging.NewOutgoing(t.Context(), placed())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				batch = append(batch, out)
+			}
+			if err := p.pub.Send(within(t), batch); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	ids := map[string]bool{}
+	for len(ids) < senders*each {
+		ids[next(t, seen, fmt.Sprintf("order %d", len(ids)))] = true
+	}
+}
+
+func TestConsumer_MalformedMessagesAreDeadLettersAndCostNobody(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	base := func() messaging.Outgoing {
+		out, err := messaging.NewOutgoing(t.Context(), placed())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	undecodable, invalid, wrongType, bare, unknown := base(), base(), base(), base(), base()
+	undecodable.Body = []byte("{\"garbage\":true}")
+	invalid.Body, _ = proto.Marshal(&eventsv1.OrderPlaced{OrderId: "7"})
+	wrongType.Type = "shop.events.v1.OrderConfirmed"
+	bare = messaging.Outgoing{Exchange: bare.Exchange, RoutingKey: bare.RoutingKey, Body: []byte{0xff}} // no property at all
+	unknown.Exchange, unknown.RoutingKey = "", messaging.OrderQueue                                     // a routing key no contract has
+	good := placed()
+
+	batch := []messaging.Outgoing{undecodable, invalid, wrongType, bare, unknown}
+	if err := p.pub.Send(within(t), batch); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, p, good)
+
+	handled := make(chan string, 10)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			handled <- m.Body.GetOrderId()
+		}
+		return nil
+	})
+	if id := next(t, handled, "the good order"); id != good.GetOrderId() {
+		t.Errorf("handled %s, want %s", id, good.GetOrderId())
+	}
+	dead := p.deadLetters()
+	for i, want := range []string{"is not a shop.events.v1.OrderPlaced", "breaks its contract", "type property", "is not a shop.events.v1.OrderPlaced", "no message has the routing key"} {
+		d := next(t, dead, "dead letter "+want)
+		if !strings.Contains(d.Reason, want) || d.SourceQueue != messaging.OrderQueue {
+			t.Errorf("dead letter %d: reason %q from queue %q, want %q", i, d.Reason, d.SourceQueue, want)
+		}
+		if string(d.Body) != string(batch[i].Body) {
+			t.Errorf("dead letter %d lost its body", i)
+		}
+		if i < 3 && (d.RoutingKey != "shop.order.placed" || d.Exchange != "shop.topic" || d.MessageID != batch[i].MessageID) {
+			t.Errorf("dead letter %d lost where it came from: %+v", i, d.Meta)
+		}
+	}
+}
+
+func TestConsumer_OneBadMessageDoesNotCostItsBatch(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	var all []messaging.Outgoing
+	var bad string
+	want := map[string]bool{}
+	for i := range 50 {
+		m := placed()
+		if i == 20 {
+			bad = m.GetOrderId()
+		} else {
+			want[m.GetOrderId()] = true
+		}
+		out, err := messaging.NewOutgoing(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, out)
+	}
+	if err := p.pub.Send(within(t), all); err != nil {
+		t.Fatal(err)
+	}
+	handled := make(chan string, 100)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			if m.Body.GetOrderId() == bad {
+				return messaging.Permanent(errors.New("this order is cursed"))
+			}
+		}
+		for _, m := range batch {
+			handled <- m.Body.GetOrderId()
+		}
+		return nil
+	})
+	d := next(t, p.deadLetters(), "the dead letter")
+	if d.CorrelationID != bad || d.Reason != "this order is cursed" {
+		t.Errorf("dead letter of order %s, reason %q", d.CorrelationID, d.Reason)
+	}
+	for len(want) > 0 {
+		delete(want, next(t, handled, "the others"))
+	}
+}
+
+func TestConsumer_AFailureIsTriedAgainLater(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	type try struct {
+		meta messaging.Meta
+		at   time.Time
+	}
+	tries := make(chan try, 10)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			tries <- try{m.Meta, time.Now()}
+			if m.Attempt == 0 {
+				return errors.New("not this time")
+			}
+		}
+		return nil
+	})
+	publish(t, p, placed())
+	first, second := next(t, tries, "the first try"), next(t, tries, "the second try")
+	if second.meta.Attempt != 1 || second.at.Sub(first.at) < 900*time.Millisecond {
+		t.Errorf("attempt %d came %s after the first", second.meta.Attempt, second.at.Sub(first.at))
+	}
+	if second.meta.RoutingKey != "shop.order.placed" || second.meta.Exchange != "shop.topic" || !second.meta.Timestamp.Equal(first.meta.Timestamp) {
+		t.Errorf("the detour changed the message: %+v, was %+v", second.meta, first.meta)
+	}
+}
+
+func TestConsumer_ADependencyThatIsDownBurnsNoAttempt(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	attempts := make(chan int, 20)
+	calls := 0
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		attempts <- batch[0].Attempt
+		if calls++; calls < 6 { // more often than there are retries
+			return fmt.Errorf("asking for stock: %w", messaging.Down(errors.New("inventory is away")))
+		}
+		return nil
+	})
+	publish(t, p, placed())
+	for i := range 6 {
+		if n := next(t, attempts, "a try"); n != 0 {
+			t.Errorf("try %d is attempt %d", i, n)
+		}
+	}
+}
+
+func TestConsumer_APanicIsTheMessagesFailure(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t), "order")
+	attempts := make(chan int, 10)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		attempts <- batch[0].Attempt
+		if batch[0].Attempt == 0 {
+			panic("boom")
+		}
+		return nil
+	})
+	publish(t, p, placed())
+	next(t, attempts, "the panic")
+	if n := next(t, attempts, "the retry"); n != 1 {
+		t.Errorf("attempt %d", n)
+	}
+}
+
+func TestConsumer_StopFinishesTheBatchInHand(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	p := join(t, broker, "order")
+	entered, release := make(chan struct{}), make(chan struct{})
+	var ctxErr error
+	stop := p.orders(func(ctx context.Context, _ []messaging.Message[*eventsv1.OrderPlaced]) error {
+		close(entered) // a second call would panic and show itself as a retry
+		<-release
+		ctxErr = ctx.Err()
+		return nil
+	})
+	publish(t, p, placed())
+	next(t, entered, "the handler")
+	stopped := make(chan struct{})
+	go func() { stop(); close(stopped) }()
+	close(release)
+	next(t, stopped, "the consumer to stop")
+	if ctxErr != nil {
+		t.Errorf("the batch in hand was cut off: %v", ctxErr)
+	}
+	// It was acknowledged: nobody gets it again.
+	conn, err := amqp.Dial(broker.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, again, err := ch.Get(messaging.OrderQueue, true); again || err != nil {
+		t.Errorf("the message is still there: %v, %v", again, err)
+	}
+}
+
+// cut closes every connection of the test's virtual host from the broker's side, those of the management API excepted.
+func cut(t *testing.T, b *brokertest.Broker) int {
+	t.Helper()
+	conns, err := b.Manage.ListVhostConnections(b.Vhost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range conns {
+		if res, err := b.Manage.CloseConnection(c.Name); err == nil {
+			_ = res.Body.Close()
+		}
+	}
+	return len(conns)
+}
+
+func TestConnection_CutsLoseNothing(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	p := join(t, broker, "order")
+	var mu sync.Mutex
+	seen := map[string]int{}
+	more := make(chan struct{}, 1)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range batch {
+			seen[m.Body.GetOrderId()]++
+		}
+		select {
+		case more <- struct{}{}:
+		default:
+		}
+		return nil
+	})
+	const senders, each = 4, 300
+	var wg sync.WaitGroup
+	confirmed := make(chan string, senders*each)
+	for range senders {
+		wg.Go(func() {
+			for range each {
+				m := placed()
+				if err := p.pub.Publish(within(t), m); err != nil {
+					t.Errorf("publishing through the cuts: %v", err)
+					return
+				}
+				confirmed <- m.GetOrderId()
+			}
+		})
+	}
+	cuts := 0
+	for range 200 { // the management API lists a connection a while after it was made
+		if cuts += cut(t, broker); cuts >= 6 || len(confirmed) == senders*each {
+			break
+		}
+	}
+	wg.Wait()
+	if cuts == 0 {
+		t.Fatal("no connection was cut: the test showed nothing")
+	}
+	t.Logf("%d connections cut", cuts)
+	close(confirmed)
+	deadline := time.After(patience)
+	for id := range confirmed {
+		for {
+			mu.Lock()
+			n := seen[id]
+			mu.Unlock()
+			if n > 0 {
+				break
+			}
+			select {
+			case <-more:
+			case <-deadline:
+				t.Fatalf("order %s was confirmed by the broker and never arrived", id)
+			}
+		}
+	}
+}

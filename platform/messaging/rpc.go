@@ -1,0 +1,448 @@
+package messaging
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	statusv1 "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/contract"
+)
+
+// Calls over the broker look like gRPC in headers: the method and the time left go with the request, the status with
+// the reply, metadata with a prefix.
+const (
+	headerMethod         = "grpc-method"
+	headerTimeout        = "grpc-timeout-ms"
+	headerStatus         = "grpc-status"
+	headerStatusDetails  = "grpc-status-details-bin" // a google.rpc.Status
+	headerMetadataPrefix = "grpc-metadata-"
+)
+
+// rpcTimeout bounds a call whose context has no deadline.
+const rpcTimeout = 10 * time.Second
+
+// RPCClient calls gRPC methods over the broker: it is a grpc.ClientConnInterface for generated clients whose methods
+// have the option shop.options.v1.rpc. Calls may be made concurrently. Every process has one reply queue of its own.
+type RPCClient struct {
+	conn *Connection
+	pub  *Publisher
+	id   string // distinguishes the calls of this client from those of others
+	next atomic.Uint64
+
+	mu      sync.Mutex
+	queue   string        // the reply queue; "" while there is none
+	changed chan struct{} // closed and replaced when queue changes
+	waiting map[string]chan<- reply
+}
+
+type reply struct {
+	body []byte
+	err  error
+}
+
+// NewRPCClient returns a client that takes replies over conn and sends requests through pub. It works while Run runs.
+func NewRPCClient(conn *Connection, pub *Publisher) *RPCClient {
+	return &RPCClient{conn: conn, pub: pub, id: rand.Text(), changed: make(chan struct{}), waiting: map[string]chan<- reply{}}
+}
+
+// Run takes replies until ctx ends. Calls in flight fail with Unavailable when the connection goes.
+func (c *RPCClient) Run(ctx context.Context) error {
+	return c.conn.each(ctx, "replies", func(ctx context.Context, conn *amqp.Connection) error {
+		ch, err := conn.Channel()
+		if err != nil {
+			return fmt.Errorf("opening the channel for replies: %w", err)
+		}
+		defer func() { _ = ch.Close() }()
+		q, err := ch.QueueDeclare("", false, true, true, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic})
+		if err != nil {
+			return fmt.Errorf("declaring the reply queue: %w", err)
+		}
+		replies, err := ch.Consume(q.Name, "", true, true, false, false, nil)
+		if err != nil {
+			return fmt.Errorf("consuming replies: %w", err)
+		}
+		c.setQueue(q.Name)
+		defer c.setQueue("")
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case d, ok := <-replies:
+				if !ok {
+					return errors.New("the reply queue is gone")
+				}
+				if !c.finish(d.CorrelationId, reply{d.Body, statusOf(d.Headers)}) {
+					c.conn.metrics.rpcUnknown.Add(ctx, 1)
+				}
+			}
+		}
+	})
+}
+
+// Ready is nil while replies can be received.
+func (c *RPCClient) Ready(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.queue == "" {
+		return errors.New("no queue for replies")
+	}
+	return nil
+}
+
+func (c *RPCClient) setQueue(name string) {
+	c.mu.Lock()
+	c.queue = name
+	close(c.changed)
+	c.changed = make(chan struct{})
+	waiting := c.waiting
+	if name == "" {
+		c.waiting = map[string]chan<- reply{}
+	}
+	c.mu.Unlock()
+	if name != "" {
+		return
+	}
+	for _, w := range waiting {
+		w <- reply{err: status.Error(codes.Unavailable, "the connection to the broker was lost during the call")}
+	}
+}
+
+func (c *RPCClient) finish(call string, r reply) bool {
+	c.mu.Lock()
+	w, ok := c.waiting[call]
+	delete(c.waiting, call)
+	c.mu.Unlock()
+	if ok {
+		w <- r // has room for the one reply
+	}
+	return ok
+}
+
+// begin registers a call before its request is sent: a reply cannot come too early.
+func (c *RPCClient) begin(ctx context.Context) (call, queue string, replies <-chan reply, err error) {
+	for {
+		c.mu.Lock()
+		queue, changed := c.queue, c.changed
+		if queue != "" {
+			call = c.id + "-" + strconv.FormatUint(c.next.Add(1), 36)
+			w := make(chan reply, 1)
+			c.waiting[call] = w
+			c.mu.Unlock()
+			return call, queue, w, nil
+		}
+		c.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return "", "", nil, status.Error(codes.Unavailable, "no connection to the broker")
+		case <-changed:
+		}
+	}
+}
+
+// Invoke makes a unary call. Errors are gRPC statuses: the server's own; Unavailable where no server is there or the
+// connection went; DeadlineExceeded.
+func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ ...grpc.CallOption) error {
+	route, err := contract.MethodOf(method)
+	if err != nil {
+		return status.Error(codes.Unimplemented, err.Error())
+	}
+	request := amqp.Publishing{
+		Headers:      amqp.Table{headerMethod: method},
+		DeliveryMode: amqp.Transient,
+		Type:         string(args.(proto.Message).ProtoReflect().Descriptor().FullName()),
+	}
+	if md, ok := metadata.FromOutgoingContext(ctx); ok {
+		for k, v := range md {
+			request.Headers[headerMetadataPrefix+k] = strings.Join(v, ",")
+		}
+	}
+	return c.call(ctx, method, route.Exchange, route.RoutingKey, request, args.(proto.Message), out.(proto.Message), true)
+}
+
+// NewStream is not supported: a call over the broker is one request and one reply.
+func (c *RPCClient) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, status.Error(codes.Unimplemented, "streams do not travel over the broker")
+}
+
+// Request publishes an event that asks for an answer and waits for it. The request stays in the queues it reaches
+// until it is handled, with the log for example; only the answer is bound to the caller's deadline. Errors as Invoke's.
+func (c *RPCClient) Request(ctx context.Context, m, out proto.Message) error {
+	e, ok := contract.EventOf(m)
+	if !ok {
+		return status.Errorf(codes.Unimplemented, "%s has no routing key", m.ProtoReflect().Descriptor().FullName())
+	}
+	request := amqp.Publishing{Headers: amqp.Table{headerTimestamp: time.Now().UnixMilli()}, DeliveryMode: amqp.Persistent, Type: string(e.Name)}
+	return c.call(ctx, e.RoutingKey, e.Exchange, e.RoutingKey, request, m, out, false)
+}
+
+func (c *RPCClient) call(ctx context.Context, name, exchange, key string, request amqp.Publishing, args, out proto.Message, expires bool) (err error) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	ctx, span := c.conn.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
+	defer func() {
+		span.End()
+		c.conn.metrics.rpcSeconds.Record(ctx, time.Since(start).Seconds(),
+			metric.WithAttributes(label("method", name), label("code", status.Code(err).String())))
+	}()
+
+	call, queue, replies, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.finish(call, reply{}) // takes the call back where no reply came
+	if request.Body, err = proto.Marshal(args); err != nil {
+		return status.Errorf(codes.Internal, "encoding the request: %v", err)
+	}
+	request.CorrelationId, request.ReplyTo, request.MessageId = call, queue, call
+	if !expires {
+		request.MessageId = contract.MessageID(args).String()
+	}
+	deadline, _ := ctx.Deadline()
+	left := max(1, time.Until(deadline).Milliseconds())
+	request.Headers[headerTimeout] = left
+	if expires {
+		request.Expiration = strconv.FormatInt(left, 10)
+	}
+	if parent := TraceParent(ctx); parent != "" {
+		request.Headers[headerTraceParent] = parent
+	}
+	nobody := func() {
+		c.finish(call, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
+	}
+	if err := c.pub.post(ctx, exchange, key, request, nobody); err != nil {
+		return status.Errorf(codes.Unavailable, "sending the request: %v", err)
+	}
+	select {
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case r := <-replies:
+		if r.err != nil {
+			return r.err
+		}
+		if err := proto.Unmarshal(r.body, out); err != nil {
+			return status.Errorf(codes.Internal, "decoding the reply to %s: %v", name, err)
+		}
+		return nil
+	}
+}
+
+// Reply answers the request that m describes. Nobody waiting is no error of the answer; it is returned as one so that
+// the caller may log it.
+func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message) error {
+	if m.ReplyTo == "" {
+		return errNoReplyTo
+	}
+	return p.reply(ctx, m.ReplyTo, m.CorrelationID, answer, nil)
+}
+
+func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer proto.Message, failure error) error {
+	st := status.Convert(failure)
+	msg := amqp.Publishing{
+		Headers:       amqp.Table{headerStatus: int32(st.Code())}, //nolint:gosec // codes are below 17
+		DeliveryMode:  amqp.Transient,
+		CorrelationId: call,
+	}
+	if failure == nil {
+		body, err := proto.Marshal(answer)
+		if err != nil {
+			return fmt.Errorf("encoding the answer: %w", err)
+		}
+		msg.Body, msg.Type = body, string(answer.ProtoReflect().Descriptor().FullName())
+	} else {
+		details, err := proto.Marshal(st.Proto())
+		if err != nil {
+			return fmt.Errorf("encoding the status: %w", err)
+		}
+		msg.Headers[headerStatusDetails] = details
+	}
+	return p.post(ctx, "", replyTo, msg, nil)
+}
+
+// statusOf is the error that a reply carries, nil for success.
+func statusOf(headers amqp.Table) error {
+	code, ok := intHeader(headers, headerStatus)
+	if !ok {
+		return status.Error(codes.Internal, "the reply has no status")
+	}
+	if code == int64(codes.OK) {
+		return nil
+	}
+	var st statusv1.Status
+	if raw, ok := headers[headerStatusDetails].([]byte); ok && proto.Unmarshal(raw, &st) == nil && st.Code == int32(code) { //nolint:gosec // codes are below 17
+		return status.ErrorProto(&st)
+	}
+	return status.Error(codes.Code(code), "the server gave no details") //nolint:gosec // codes are below 17
+}
+
+// RPCServer serves gRPC methods over the broker: it is a grpc.ServiceRegistrar for generated code. Register before Run.
+type RPCServer struct {
+	conn        *Connection
+	pub         *Publisher
+	interceptor grpc.UnaryServerInterceptor
+	workers     int
+	methods     map[string]method
+	attached    atomic.Int32
+}
+
+type method struct {
+	desc grpc.MethodDesc
+	impl any
+	full string
+}
+
+// NewRPCServer returns a server that takes requests over conn and replies through pub, with at most workers calls at
+// the same time. interceptor may be nil.
+func NewRPCServer(conn *Connection, pub *Publisher, workers int, interceptor grpc.UnaryServerInterceptor) *RPCServer {
+	return &RPCServer{conn: conn, pub: pub, workers: workers, interceptor: interceptor, methods: map[string]method{}}
+}
+
+// RegisterService is called by generated code.
+func (s *RPCServer) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	for _, m := range desc.Methods {
+		full := "/" + desc.ServiceName + "/" + m.MethodName
+		s.methods[full] = method{m, impl, full}
+	}
+}
+
+// Ready is nil while the server takes requests.
+func (s *RPCServer) Ready(context.Context) error {
+	if int(s.attached.Load()) < len(s.methods) {
+		return errors.New("the server of calls over the broker is not attached")
+	}
+	return nil
+}
+
+// Run serves until ctx ends; calls in hand then have 5 s to finish.
+func (s *RPCServer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, m := range s.methods {
+		route, err := contract.MethodOf(m.full)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error {
+			return s.conn.each(ctx, "server of "+route.Queue, func(ctx context.Context, conn *amqp.Connection) error {
+				return s.serve(ctx, conn, m, route)
+			})
+		})
+	}
+	return g.Wait()
+}
+
+func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, route contract.Method) error {
+	ch, err := conn.Channel()
+	if err != nil {
+		return fmt.Errorf("opening a channel: %w", err)
+	}
+	defer func() { _ = ch.Close() }()
+	if err := declareRPCQueue(ch, route.Queue, route.Exchange, route.RoutingKey); err != nil {
+		return err
+	}
+	if err := ch.Qos(s.workers, 0, false); err != nil {
+		return fmt.Errorf("setting the prefetch: %w", err)
+	}
+	requests, err := ch.Consume(route.Queue, "", false, false, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("consuming %s: %w", route.Queue, err)
+	}
+	s.attached.Add(1)
+	defer s.attached.Add(-1)
+
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
+	defer stop()
+	var calls errgroup.Group // before cancel and Close in time: deferred later
+	defer func() { _ = calls.Wait() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case d, ok := <-requests:
+			if !ok {
+				return errors.New("the broker has ended the consumer")
+			}
+			calls.Go(func() error {
+				s.answer(work, m, d)
+				return nil
+			})
+		}
+	}
+}
+
+// answer runs one call, replies and acknowledges. Where the process dies in between, another server answers the call
+// again; methods are idempotent.
+func (s *RPCServer) answer(ctx context.Context, m method, d amqp.Delivery) {
+	ctx = withTraceParent(ctx, stringHeader(d.Headers, headerTraceParent))
+	if ms, ok := intHeader(d.Headers, headerTimeout); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
+		defer cancel()
+	}
+	ctx = metadata.NewIncomingContext(ctx, incomingMetadata(d.Headers))
+	ctx, span := s.conn.tracer.Start(ctx, m.full, trace.WithSpanKind(trace.SpanKindServer))
+	defer span.End()
+
+	answer, err := s.call(ctx, m, d.Body)
+	if d.ReplyTo == "" {
+		err = errors.Join(err, errNoReplyTo)
+	} else {
+		var message proto.Message
+		if err == nil {
+			message = answer.(proto.Message)
+		}
+		err = s.pub.reply(ctx, d.ReplyTo, d.CorrelationId, message, err)
+	}
+	if err != nil {
+		s.conn.log.Warn("a call over the broker was not answered", "method", m.full, "error", err)
+	}
+	if err := d.Ack(false); err != nil && !errors.Is(err, amqp.ErrClosed) {
+		s.conn.log.Warn("acknowledging a call", "method", m.full, "error", err)
+	}
+}
+
+func (s *RPCServer) call(ctx context.Context, m method, body []byte) (answer any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.conn.log.Error("a call over the broker panicked", "method", m.full, "panic", r)
+			err = status.Error(codes.Internal, "internal error")
+		}
+	}()
+	decode := func(v any) error {
+		if err := proto.Unmarshal(body, v.(proto.Message)); err != nil {
+			return status.Errorf(codes.InvalidArgument, "decoding the request: %v", err)
+		}
+		return nil
+	}
+	return m.desc.Handler(m.impl, ctx, decode, s.interceptor)
+}
+
+func incomingMetadata(headers amqp.Table) metadata.MD {
+	md := metadata.MD{}
+	for k, v := range headers {
+		if key, ok := strings.CutPrefix(k, headerMetadataPrefix); ok {
+			if value, ok := v.(string); ok {
+				md.Append(key, value)
+			}
+		}
+	}
+	return md
+}
