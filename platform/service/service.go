@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// defaultStopTimeout bounds a stop: Docker kills after 10 s, Kubernetes after 30.
-	defaultStopTimeout = 10 * time.Second
+	// defaultStopTimeout leaves time for lastGrace and the last spans before Docker kills, after 10 s; Kubernetes waits 30.
+	defaultStopTimeout = 8 * time.Second
 	// lastGrace is what the parts get, all together, when the time for an orderly stop is used up.
 	lastGrace = time.Second
 )
@@ -41,7 +41,7 @@ type Config struct {
 	GRPCAddr string
 	// AdminAddr is where health, metrics and profiles are served; empty for nowhere.
 	AdminAddr string
-	// StopTimeout bounds an orderly stop, 10 s where it is 0. Calls in flight get half of it.
+	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
 	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
 	// for example: the client gets UNAVAILABLE.

@@ -28,8 +28,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// shutdownTimeout bounds how long the last spans may take to leave the process.
-const shutdownTimeout = 5 * time.Second
+// shutdownTimeout bounds how long the last spans may take to leave the process: what Docker's 10 s leave after a service's stop.
+const shutdownTimeout = time.Second
 
 // Config says how a service reports about itself. The tags are those of github.com/caarlos0/env, so that a service's
 // configuration can embed it.
@@ -56,6 +56,7 @@ type Telemetry struct {
 	registry *prometheus.Registry
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
+	exporter sdktrace.SpanExporter // nil where spans are not sent
 }
 
 // New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
@@ -74,10 +75,11 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	tracers, err := newTracerProvider(ctx, about, logger)
+	exporter, err := newSpanExporter(ctx, logger)
 	if err != nil {
 		return nil, err
 	}
+	tracers := newTracerProvider(about, exporter)
 	registry, meters, err := newMeterProvider(about)
 	if err != nil {
 		return nil, err
@@ -90,6 +92,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		registry:   registry,
 		meters:     meters,
 		tracers:    tracers,
+		exporter:   exporter,
 	}, nil
 }
 
@@ -98,31 +101,38 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(t.Logger.Handler(), slog.LevelError)})
 }
 
-// Shutdown sends the spans that are still here and stops the exporters, within five seconds. It may be called with a
+// Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
 // context that has ended. What could not be sent is logged.
 func (t *Telemetry) Shutdown(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := t.tracers.Shutdown(ctx); err != nil {
 		t.Logger.WarnContext(ctx, "the last spans were not sent", "err", err)
+		if t.exporter != nil { // The SDK leaves it to its retries when the time is up.
+			_ = t.exporter.Shutdown(ctx)
+		}
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
 		t.Logger.WarnContext(ctx, "stopping metrics", "err", err)
 	}
 }
 
-func newTracerProvider(ctx context.Context, about *resource.Resource, logger *slog.Logger) (*sdktrace.TracerProvider, error) {
+func newSpanExporter(ctx context.Context, logger *slog.Logger) (sdktrace.SpanExporter, error) {
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample())), nil
+		return nil, nil
 	}
 	exporter, err := otlptracegrpc.New(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the export of traces (OTEL_EXPORTER_OTLP_*): %w", err)
 	}
-	return sdktrace.NewTracerProvider(
-		sdktrace.WithResource(about),
-		sdktrace.WithBatcher(loggingExporter{SpanExporter: exporter, logger: logger}),
-	), nil
+	return loggingExporter{SpanExporter: exporter, logger: logger}, nil
+}
+
+func newTracerProvider(about *resource.Resource, exporter sdktrace.SpanExporter) *sdktrace.TracerProvider {
+	if exporter == nil {
+		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample()))
+	}
+	return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(exporter))
 }
 
 // loggingExporter logs a failed export through the service's logger; the SDK would hand it to a global one.

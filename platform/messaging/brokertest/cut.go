@@ -1,0 +1,43 @@
+package brokertest
+
+import (
+	"net/url"
+	"testing"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+)
+
+// Line is a connection to the broker that a test can cut.
+type Line struct {
+	URL   string // amqp URL through the line
+	proxy *toxiproxy.Proxy
+}
+
+// Line returns a new line to the test's virtual host.
+func (b *Broker) Line(t testing.TB) *Line {
+	t.Helper()
+	u, err := url.Parse(b.URL)
+	if err != nil {
+		t.Fatalf("AMQP_URL: %v", err)
+	}
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	proxy := toxiproxy.NewProxy(server, b.Vhost, "127.0.0.1:0", u.Host)
+	if err := proxy.Start(); err != nil {
+		t.Fatalf("starting the line to the broker: %v", err)
+	}
+	t.Cleanup(proxy.Stop)
+	u.Host = proxy.Listen
+	return &Line{URL: u.String(), proxy: proxy}
+}
+
+// Down cuts every connection of the line and refuses new ones until Up.
+func (l *Line) Down() { l.proxy.Stop() }
+
+// Up lets connections through again.
+func (l *Line) Up(t testing.TB) {
+	t.Helper()
+	if err := l.proxy.Start(); err != nil {
+		t.Fatalf("repairing the line to the broker: %v", err)
+	}
+}
