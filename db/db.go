@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"net/netip"
 	"net/url"
 	"slices"
 
@@ -190,7 +191,7 @@ func URL(adminURL, role, password string) (string, error) {
 }
 
 // Config reads a postgres:// URL for a connection whose names are resolved in schema ("" leaves the server's search
-// path). Where neither the URL nor the environment says whether to use TLS, it is used if the server offers it.
+// path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
 func Config(databaseURL, schema string) (pq.Config, error) {
 	if _, err := parseURL(databaseURL); err != nil {
 		return pq.Config{}, err
@@ -200,7 +201,11 @@ func Config(databaseURL, schema string) (pq.Config, error) {
 		return pq.Config{}, fmt.Errorf("reading the database URL: %w", err)
 	}
 	if config.SSLMode == "" {
-		config.SSLMode = pq.SSLModePrefer
+		// Not "prefer": lib/pq 1.12 forgets to close the connection on which the server declined TLS.
+		config.SSLMode = pq.SSLModeRequire
+		if ip, err := netip.ParseAddr(config.Host); config.Host == "localhost" || err == nil && ip.IsLoopback() {
+			config.SSLMode = pq.SSLModeDisable
+		}
 	}
 	if config.Runtime == nil {
 		config.Runtime = map[string]string{}

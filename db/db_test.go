@@ -187,12 +187,16 @@ func TestConfig_ABadURLIsAnErrorThatKeepsThePassword(t *testing.T) {
 	}
 }
 
-func TestConfig_UsesTLSWhereTheServerOffersItUnlessToldOtherwise(t *testing.T) {
+func TestConfig_RequiresTLSExceptOnThisMachineOrWhereToldOtherwise(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]pq.SSLMode{
-		"postgres://u@db/shopdb":                     pq.SSLModePrefer,
-		"postgres://u@db/shopdb?sslmode=verify-full": pq.SSLModeVerifyFull,
-		"postgres://u@db/shopdb?sslmode=disable":     pq.SSLModeDisable,
+		"postgres://u@db/shopdb":                            pq.SSLModeRequire,
+		"postgres://u@10.0.0.1/shopdb":                      pq.SSLModeRequire,
+		"postgres://u@localhost/shopdb":                     pq.SSLModeDisable,
+		"postgres://u@127.0.0.1:5433/shopdb":                pq.SSLModeDisable,
+		"postgres://u@/shopdb?host=/tmp":                    pq.SSLModeDisable,
+		"postgres://u@db/shopdb?sslmode=disable":            pq.SSLModeDisable,
+		"postgres://u@localhost/shopdb?sslmode=verify-full": pq.SSLModeVerifyFull,
 	} {
 		config, err := db.Config(url, "orders")
 		if err != nil || config.SSLMode != want || config.Runtime["search_path"] != "orders" {
