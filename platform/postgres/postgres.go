@@ -1,0 +1,154 @@
+// Package postgres opens a service's connections to its schema, runs its transactions, and turns the errors of server
+// and driver into a few that callers can act on.
+package postgres
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/XSAM/otelsql"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"shop.example/db"
+)
+
+const (
+	// connectTimeout bounds connecting: name, TCP, TLS and login.
+	connectTimeout = 5 * time.Second
+	// lockTimeout bounds the wait for one lock. Shorter than statementTimeout, so that the error says it was a lock.
+	lockTimeout = 5 * time.Second
+	// statementTimeout bounds one statement, COMMIT included, on the server.
+	statementTimeout = 10 * time.Second
+	// answerTimeout bounds the wait for the server's next byte: a server that vanished without a word is noticed.
+	answerTimeout = statementTimeout + 5*time.Second
+	// IdleInTransactionTimeout is how long a transaction may pause between two statements before the server ends it
+	// and lets go of its locks.
+	IdleInTransactionTimeout = 30 * time.Second
+)
+
+// Options are what a service says about its connections. The zero value works.
+type Options struct {
+	// Application is the name the server shows in pg_stat_activity.
+	Application string
+	// MaxConns bounds the connections of this pool, 8 where it is 0.
+	MaxConns int
+	// Tracer and Meter take spans and metrics; nothing is recorded where they are nil.
+	Tracer trace.TracerProvider
+	Meter  metric.MeterProvider
+}
+
+// Open returns a pool of connections to the database at url that resolve names in schema, once one of them answers;
+// otherwise an ErrUnavailable. Every statement is bounded by the server (10 s, 5 s of it waiting for a lock). Parameters
+// are sent in the same round trip as the query. That changes how []byte is read: as bytea, so JSON has to be passed as a
+// string. Arrays are passed with pq.Array: []string (also for uuid[] and timestamptz[]), []int64, []bool and [][]byte
+// have fast paths.
+func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) {
+	config, err := db.Config(url, schema)
+	if err != nil {
+		return nil, err
+	}
+	config.ApplicationName = o.Application
+	config.BinaryParameters = true
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = connectTimeout
+	}
+	config.Runtime["lock_timeout"] = milliseconds(lockTimeout)
+	config.Runtime["statement_timeout"] = milliseconds(statementTimeout)
+	config.Runtime["idle_in_transaction_session_timeout"] = milliseconds(IdleInTransactionTimeout)
+	connector, err := pq.NewConnectorConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	connector.Dialer(dialer{answer: answerTimeout})
+
+	pool, err := instrumented(connector, o)
+	if err != nil {
+		return nil, err
+	}
+	maxConns := o.MaxConns
+	if maxConns == 0 {
+		maxConns = 8
+	}
+	pool.SetMaxOpenConns(maxConns)
+	pool.SetMaxIdleConns(maxConns)
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	if err := pool.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting to database %s at %s:%d: %w", config.Database, config.Host, config.Port, Classify(err)), pool.Close())
+	}
+	return pool, nil
+}
+
+func instrumented(connector *pq.Connector, o Options) (*sqlx.DB, error) {
+	if o.Tracer == nil {
+		o.Tracer = tracenoop.NewTracerProvider()
+	}
+	if o.Meter == nil {
+		o.Meter = metricnoop.NewMeterProvider()
+	}
+	options := []otelsql.Option{
+		otelsql.WithTracerProvider(o.Tracer),
+		otelsql.WithMeterProvider(o.Meter),
+		otelsql.WithSpanOptions(otelsql.SpanOptions{
+			OmitConnResetSession: true,
+			OmitConnectorConnect: true,
+			OmitRows:             true,
+			// What a poll does in the background belongs to no request.
+			SpanFilter: func(ctx context.Context, _ otelsql.Method, _ string, _ []driver.NamedValue) bool {
+				return trace.SpanContextFromContext(ctx).IsValid()
+			},
+		}),
+	}
+	pool := otelsql.OpenDB(connector, options...)
+	if _, err := otelsql.RegisterDBStatsMetrics(pool, options...); err != nil {
+		return nil, fmt.Errorf("registering the metrics of the database pool: %w", errors.Join(err, pool.Close()))
+	}
+	return sqlx.NewDb(pool, "postgres"), nil
+}
+
+// InTx runs fn in a transaction and commits it where fn returns nil; an error or a panic of fn rolls back. The error is
+// classified; that of a lost COMMIT too, of which nobody knows whether it was done. ctx bounds the wait for a connection;
+// after that the transaction itself is not cancelled with ctx, which could hit its COMMIT, but is bounded by the
+// server's timeouts. A statement that fn runs with a cancelled context fails, and the transaction with it.
+func InTx(ctx context.Context, pool *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
+	tx, done, err := begin(ctx, pool)
+	if err != nil {
+		return fmt.Errorf("beginning a transaction: %w", Classify(err))
+	}
+	defer done()
+	// After a commit it does nothing. Where it fails the connection is lost, and the transaction with it.
+	defer func() { _ = tx.Rollback() }()
+	if err := fn(tx); err != nil {
+		return Classify(err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("committing: %w", Classify(err))
+	}
+	return nil
+}
+
+// begin gives up waiting for a connection when ctx ends; once the transaction has begun it no longer looks at ctx. done
+// frees what is left.
+func begin(ctx context.Context, pool *sqlx.DB) (tx *sqlx.Tx, done context.CancelFunc, err error) {
+	txCtx, done := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, done)
+	tx, err = pool.BeginTxx(txCtx, nil)
+	if !stop() { // ctx has ended, and with it the transaction that may have begun
+		err = ctx.Err()
+	}
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return tx, done, nil
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
