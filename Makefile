@@ -1,0 +1,115 @@
+# What one does with the shop; `make` alone lists it. Go and make are enough for all but `make test`, which needs a C
+# compiler too, for the race detector.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# All builds but those with the race detector are pure Go, and so share one build cache.
+export CGO_ENABLED := 0
+
+MODULES = $(shell go list -m -f '{{.Dir}}')
+# gen is written by protoc's plugins and linted as proto/.
+LINTED = $(filter-out $(CURDIR)/gen,$(MODULES))
+GENERATED = gen/shop gen/openapi/shop.swagger.json third_party/proto
+# What contracts are compared with: what others can have already.
+BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- Run -------------------------------------------------------------------------------------------------------------
+
+.PHONY: up
+up: .bin/shop ## Run the whole shop on this machine, on :3000, until Ctrl-C
+	@.bin/shop up
+
+.PHONY: demo
+demo: .bin/shop ## The same, then send the sample order, show its way, and stop
+	@.bin/shop demo
+
+.PHONY: down
+down: .bin/shop ## Stop and remove what make up started, its data too
+	@.bin/shop down
+
+# --- Check -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: generated breaking lint modules race ## Everything that has to pass
+
+.PHONY: generated
+generated: .bin/buf # Fails where a generated file is not what make generate and make protos write.
+	@echo 'comparing $(GENERATED) with their sources'
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	.bin/buf generate -o "$$fresh"; \
+	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
+	for path in $(GENERATED); do \
+	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
+	done
+
+.PHONY: breaking
+breaking: .bin/buf ## Compare the contracts with main (BASE=commit for another), and fail where they break clients
+ifeq ($(BASE),)
+	@echo 'There is no main to compare the contracts with.'
+else
+	.bin/buf breaking --against '.git#ref=$(BASE)' --against-config buf.yaml
+endif
+
+.PHONY: lint
+lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
+	.bin/buf lint
+	.bin/buf format --diff --exit-code proto
+	.bin/golangci-lint run $(LINTED:%=%/...)
+
+.PHONY: modules
+modules: # Each module has to do without the workspace too, and its go.mod has to be tidy.
+	for module in $(MODULES); do \
+	    GOWORK=off go -C "$$module" vet ./...; \
+	    GOWORK=off go -C "$$module" mod tidy -diff; \
+	done
+
+.PHONY: race
+race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
+	CGO_ENABLED=1 .bin/shop exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
+	    -race -shuffle=on -count=1 -timeout=5m $(MODULES:%=%/...)
+
+# --- Change ----------------------------------------------------------------------------------------------------------
+
+.PHONY: generate
+generate: .bin/buf ## Write gen/ from proto/, after lint and format
+	.bin/buf format -w proto
+	.bin/buf lint
+	rm -rf $(filter gen/%,$(GENERATED))
+	.bin/buf generate
+
+.PHONY: protos
+protos: ## Write third_party/proto/ from the Go modules that carry those definitions
+	rm -rf third_party/proto
+	GOWORK=off go -C tools/protos run . $(CURDIR)/third_party/proto
+
+.PHONY: format
+format: .bin/buf .bin/golangci-lint ## Format contracts and code
+	.bin/buf format -w proto
+	.bin/golangci-lint fmt $(LINTED)
+
+.PHONY: tidy
+tidy: ## Bring all modules to the same versions, and each go.mod up to date
+	go work sync
+	for module in $(MODULES); do GOWORK=off go -C "$$module" mod tidy; done
+
+.PHONY: clean
+clean: ## Remove what was built (make down removes what runs)
+	rm -rf .bin
+
+# --- Programs --------------------------------------------------------------------------------------------------------
+
+.bin/shop: always
+	@echo 'building $@ (about a minute the first time)'
+	@go build -o $@ ./shop
+
+# Each developer tool is the one `tool` of a module of its own, which pins it; a new version means a new build.
+.bin/%: tools/%/go.mod tools/%/go.sum
+	@echo 'building $@ (a minute or two)'
+	@GOWORK=off go -C tools/$* build -o $(CURDIR)/$@ tool
+	@touch $@
+
+.PHONY: always
+always:

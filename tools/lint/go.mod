@@ -1,3 +1,0 @@
-module shop.example/tools/lint
-
-go 1.26.0
