@@ -117,7 +117,7 @@ func Probe(ctx context.Context, addr string) error {
 	if err != nil {
 		return fmt.Errorf("probing %s: %w", addr, err)
 	}
-	defer reply.Body.Close()
+	defer func() { _ = reply.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(reply.Body, 1<<16))
 	if err != nil {
 		return fmt.Errorf("probing %s: %w", addr, err)

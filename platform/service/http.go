@@ -26,7 +26,9 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 			s.logger.Warn("calls that are still running are cut off", "server", name)
 			err = server.Close()
 		}
-		<-served
+		if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+			return fmt.Errorf("serving %s: %w", lis.Addr(), ended)
+		}
 		return err
 	})
 }

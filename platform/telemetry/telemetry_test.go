@@ -268,7 +268,7 @@ func TestShutdown_WithoutTheCollectorIsBoundedAndSaysSo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lis.Close()
+	defer func() { _ = lis.Close() }()
 	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", fmt.Sprintf("http://%s", lis.Addr()))
 	tel, out := newTelemetry(t, telemetry.Config{})
 	_, span := tel.Tracer.Tracer("test").Start(t.Context(), "PlaceOrder")
