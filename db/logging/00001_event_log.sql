@@ -23,8 +23,7 @@ CREATE TABLE event_log (
     attempt       integer     NOT NULL DEFAULT 0,
     published_at  timestamptz NOT NULL,
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CHECK ((payload IS NULL) = (body IS NOT NULL)),
-    CHECK (payload IS NOT NULL OR status = 'error')
+    CHECK ((payload IS NULL) = (body IS NOT NULL))
 ) PARTITION BY RANGE (published_at);
 CREATE TABLE event_log_default PARTITION OF event_log DEFAULT;
 CREATE UNIQUE INDEX event_log_message ON event_log (message_id, published_at);

@@ -1,0 +1,100 @@
+package eventlog
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+// The mix that one order of two lines leaves in the log.
+func eventsOfOrders(b *testing.B, orders int) []messaging.Delivery {
+	b.Helper()
+	var deliveries []messaging.Delivery
+	for range orders {
+		id := uuid.Must(uuid.NewV7()).String()
+		money := func(units int64) *moneyv1.Money { return &moneyv1.Money{CurrencyCode: "USD", Units: units} }
+		lines := []*eventsv1.PricedLine{
+			{Line: 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 3, UnitPrice: money(35)},
+			{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: money(25)},
+		}
+		for _, m := range []proto.Message{
+			&eventsv1.OrderPlaced{
+				OrderId: id, CustomerName: "Adrian", CustomerEmail: "adrian@example.org", PlacedAt: timestamppb.Now(),
+				Lines: []*eventsv1.RequestedLine{
+					{ProductName: "Laptop Stand", Quantity: 3, ExpectedUnitPrice: money(35)},
+					{ProductName: "Mouse Pad", Quantity: 4, ExpectedUnitPrice: money(25)},
+				},
+			},
+			&eventsv1.OrderConfirmed{OrderId: id, Lines: lines, TotalItems: 7, TotalValue: money(205), ConfirmedAt: timestamppb.Now()},
+			&eventsv1.DecrementQuantity{OrderId: id, Lines: lines},
+			&eventsv1.StockChanged{
+				ProductId: 5, Version: time.Now().UnixNano(), ProductName: "Laptop Stand", OnHand: 150, Reserved: 3, ChangedAt: timestamppb.Now(),
+			},
+		} {
+			deliveries = append(deliveries, deliveryOf(b, m))
+		}
+	}
+	return deliveries
+}
+
+func deliveryOf(tb testing.TB, m proto.Message) messaging.Delivery {
+	tb.Helper()
+	e, _ := contract.EventOf(m)
+	body, err := proto.Marshal(m)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return messaging.Delivery{
+		Meta:      messaging.Meta{Exchange: e.Exchange, RoutingKey: e.RoutingKey, CorrelationID: contract.OrderID(m), AppID: "order", Timestamp: time.Now()},
+		MessageID: contract.MessageID(m).String(), Type: string(e.Name), Body: body,
+	}
+}
+
+func BenchmarkReadDelivery(b *testing.B) {
+	deliveries := eventsOfOrders(b, 125)
+	now := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, d := range deliveries {
+			readDelivery(d, now)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(deliveries)), "ns/event")
+}
+
+func BenchmarkInsert(b *testing.B) {
+	for _, size := range []int{1, 50, 500} {
+		b.Run(fmt.Sprintf("%d events", size), func(b *testing.B) {
+			db, err := postgres.Open(b.Context(), dbtest.New(b), schema, postgres.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer db.Close()
+			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryUpkeep(b.Context())
+			for b.Loop() {
+				b.StopTimer()
+				var records []record
+				for _, d := range eventsOfOrders(b, (size+3)/4)[:size] {
+					records = append(records, readDelivery(d, time.Now()))
+				}
+				b.StartTimer()
+				if _, err := insert(b.Context(), db, records); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/event")
+		})
+	}
+}

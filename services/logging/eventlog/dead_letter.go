@@ -1,0 +1,278 @@
+package eventlog
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+// The states of a dead letter, as the database and the contracts spell them.
+const (
+	redriven  = "REDRIVEN"
+	discarded = "DISCARDED"
+)
+
+// deadLetter is a row of dead_letter.
+type deadLetter struct {
+	ID            int64     `db:"id"`
+	State         string    `db:"state"`
+	Reason        string    `db:"reason"`
+	SourceQueue   string    `db:"source_queue"`
+	Exchange      string    `db:"exchange"`
+	RoutingKey    string    `db:"routing_key"`
+	MessageID     uuid.UUID `db:"message_id"`
+	OrderID       string    `db:"order_id"` // "" where it belongs to no order
+	CorrelationID string    `db:"correlation_id"`
+	TraceParent   string    `db:"traceparent"`
+	TraceID       string    `db:"trace_id"`
+	Type          string    `db:"type"`
+	Attempts      int       `db:"attempts"`
+	Headers       string    `db:"headers"` // JSON; only written
+	Body          []byte    `db:"body"`    // nil where it was not asked for
+	PublishedAt   time.Time `db:"published_at"`
+	CreatedAt     time.Time `db:"created_at"`
+	UpdatedAt     time.Time `db:"updated_at"`
+}
+
+// readDeadLetter makes the row of a message from the queue of dead letters, and says what is wrong with the message
+// itself, "" where it can be read.
+func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, problem string) {
+	r := readDelivery(d, now)
+	reason := storable(d.Reason)
+	if reason == "" {
+		reason = "it does not say why it could not be handled"
+	}
+	traceParent, _ := d.Headers["traceparent"].(string)
+	return deadLetter{
+		Reason:        reason,
+		SourceQueue:   storable(d.SourceQueue),
+		Exchange:      r.exchange,
+		RoutingKey:    r.routingKey,
+		MessageID:     r.messageID,
+		OrderID:       r.orderID,
+		CorrelationID: storable(d.CorrelationID),
+		TraceParent:   storable(traceParent),
+		TraceID:       traceID(r.trace),
+		Type:          storable(d.Type),
+		Attempts:      d.Attempt + 1,
+		Headers:       headersJSON(d),
+		Body:          append([]byte{}, d.Body...), // an empty one is not NULL
+		PublishedAt:   r.publishedAt,
+	}, r.problem
+}
+
+// headersJSON writes what can be written of the headers.
+func headersJSON(d messaging.Delivery) string {
+	headers := make(map[string]json.RawMessage, len(d.Headers))
+	for name, value := range d.Headers {
+		if text, err := json.Marshal(value); err == nil {
+			headers[name] = text
+		}
+	}
+	text, err := json.Marshal(headers)
+	if err != nil {
+		return "{}"
+	}
+	return string(text)
+}
+
+const insertDeadLetter = `
+INSERT INTO dead_letter (reason, source_queue, exchange, routing_key, message_id, order_id, correlation_id,
+                         traceparent, trace_id, type, attempts, headers, body, published_at)
+VALUES (:reason, :source_queue, :exchange, :routing_key, :message_id, CAST(nullif(:order_id, '') AS uuid), :correlation_id,
+        :traceparent, :trace_id, :type, :attempts, :headers, :body, :published_at)
+ON CONFLICT (message_id, source_queue) WHERE state = 'OPEN'
+DO UPDATE SET reason = excluded.reason, attempts = excluded.attempts, headers = excluded.headers, updated_at = now()
+RETURNING id`
+
+// storeDeadLetter stores a dead letter and says in the log of events that it could not be handled. Where the same one
+// waits for a decision already, that one is brought up to date.
+//
+// The order of locks is that of redrive: the dead letter, then the turn to change the log. Because of the turn, an event
+// that is being logged at the same moment either is there to be marked, or finds the dead letter.
+func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, problem string) (id int64, err error) {
+	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+		query, args, err := tx.BindNamed(insertDeadLetter, letter)
+		if err != nil {
+			return err
+		}
+		if err := tx.GetContext(ctx, &id, query, args...); err != nil {
+			return err
+		}
+		return markEvent(ctx, tx, letter.MessageID, problem)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("storing dead letter %s: %w", letter.MessageID, err)
+	}
+	return id, nil
+}
+
+// markEvent brings the event's row, where there is one, to what its dead letters say: an error while one of them was not
+// sent again, and after that what is wrong with the message itself, "" where nothing is.
+func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, problem string) error {
+	if _, err := tx.ExecContext(ctx, insertLock); err != nil {
+		return fmt.Errorf("waiting for the turn to change the log: %w", err)
+	}
+	_, err := tx.ExecContext(ctx, `
+		UPDATE event_log SET status = CASE WHEN now.problem = '' THEN 'success' ELSE 'error' END, error_message = now.problem
+		FROM (SELECT coalesce((
+		    SELECT reason FROM dead_letter WHERE message_id = $1 AND state <> 'REDRIVEN' ORDER BY id DESC LIMIT 1), $2) AS problem) AS now
+		WHERE event_log.message_id = $1`, messageID, problem)
+	if err != nil {
+		return fmt.Errorf("marking the event: %w", err)
+	}
+	return nil
+}
+
+const selectDeadLetter = `
+SELECT id, state, reason, source_queue, exchange, routing_key, message_id, coalesce(order_id::text, '') AS order_id, correlation_id,
+       traceparent, trace_id, type, attempts, published_at, created_at, updated_at`
+
+// getDeadLetter reads one with its body. lock is "" or FOR UPDATE.
+func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock string) (letter deadLetter, err error) {
+	err = sqlx.GetContext(ctx, db, &letter, selectDeadLetter+", body FROM dead_letter WHERE id = $1 "+lock, id)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return letter, apierror.New(codes.NotFound, "DEAD_LETTER_NOT_FOUND", "there is no dead letter %d", id)
+	case err != nil:
+		return letter, fmt.Errorf("reading dead letter %d: %w", id, postgres.Classify(err))
+	}
+	return letter, nil
+}
+
+// listDeadLetters reads those with an id below before, the newest first, without their bodies. 0 begins with the newest
+// of all, state "" reads all states.
+func listDeadLetters(ctx context.Context, db *sqlx.DB, state string, before int64, most int) ([]deadLetter, error) {
+	var c conditions
+	if state != "" {
+		c.add("state = %s", state)
+	}
+	if before > 0 {
+		c.add("id < %s", before)
+	}
+	var letters []deadLetter
+	query := fmt.Sprintf("%s FROM dead_letter%s ORDER BY id DESC LIMIT %d", selectDeadLetter, c.where(), most)
+	if err := db.SelectContext(ctx, &letters, query, c.args...); err != nil {
+		return nil, fmt.Errorf("reading dead letters: %w", postgres.Classify(err))
+	}
+	return letters, nil
+}
+
+func setState(ctx context.Context, tx *sqlx.Tx, letter *deadLetter, state string) error {
+	letter.State = state
+	err := tx.GetContext(ctx, &letter.UpdatedAt, "UPDATE dead_letter SET state = $2, updated_at = now() WHERE id = $1 RETURNING updated_at", letter.ID, state)
+	if err != nil {
+		return fmt.Errorf("setting dead letter %d to %s: %w", letter.ID, state, err)
+	}
+	return nil
+}
+
+// redrive publishes a dead letter to the queue it came from and says so in the same transaction, which is committed when
+// the broker has confirmed. A crash between the two leaves the letter open, and to redrive it again does no harm: whoever
+// handles a message knows those it has handled. One that is redriven already is returned as it is.
+func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int64) (letter deadLetter, err error) {
+	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
+		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
+		switch {
+		case err != nil || letter.State == redriven:
+			return err
+		case letter.State == discarded:
+			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_DISCARDED", "dead letter %d was discarded", id)
+		case letter.SourceQueue == "":
+			return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_UNKNOWN", "dead letter %d does not say which queue it came from", id)
+		}
+		if err := pub.Send(ctx, []messaging.Outgoing{letter.outgoing()}); err != nil {
+			return publishError(letter, err)
+		}
+		if err := setState(ctx, tx, &letter, redriven); err != nil {
+			return err
+		}
+		_, problem := decodeJSON(letter.delivery())
+		return markEvent(ctx, tx, letter.MessageID, text(problem))
+	})
+	return letter, err
+}
+
+// outgoing is the message as a first attempt, straight to the queue it came from: through its exchange everyone else would
+// see it again.
+func (l *deadLetter) outgoing() messaging.Outgoing {
+	return messaging.Outgoing{
+		RoutingKey:    l.SourceQueue,
+		Type:          l.Type,
+		MessageID:     l.MessageID.String(),
+		CorrelationID: l.CorrelationID,
+		TraceParent:   l.TraceParent,
+		Timestamp:     l.PublishedAt,
+		Headers:       map[string]any{"shop-exchange": l.Exchange, "shop-routing-key": l.RoutingKey, "shop-attempt": int32(0)},
+		Body:          l.Body,
+	}
+}
+
+func publishError(letter deadLetter, err error) error {
+	if errors.Is(err, messaging.ErrUnroutable) {
+		return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_GONE", "queue %q does not exist any more", letter.SourceQueue)
+	}
+	return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message; try again").WithCause(err)
+}
+
+// discard gives a dead letter up. One that is discarded already is returned as it is.
+func discard(ctx context.Context, db *sqlx.DB, id int64) (letter deadLetter, err error) {
+	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
+		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
+		switch {
+		case err != nil || letter.State == discarded:
+			return err
+		case letter.State == redriven:
+			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_REDRIVEN", "dead letter %d was redriven", id)
+		}
+		return setState(ctx, tx, &letter, discarded)
+	})
+	return letter, err
+}
+
+// delivery is the message as far as reading its body goes.
+func (l *deadLetter) delivery() messaging.Delivery {
+	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
+}
+
+func (l *deadLetter) message() (*loggingv1.DeadLetter, error) {
+	m := &loggingv1.DeadLetter{
+		Id:          l.ID,
+		State:       loggingv1.DeadLetter_State(loggingv1.DeadLetter_State_value[l.State]),
+		Reason:      l.Reason,
+		SourceQueue: l.SourceQueue,
+		Exchange:    l.Exchange,
+		RoutingKey:  l.RoutingKey,
+		MessageId:   l.MessageID.String(),
+		OrderId:     l.OrderID,
+		TraceId:     l.TraceID,
+		Type:        l.Type,
+		Attempts:    int32(l.Attempts),
+		Body:        l.Body,
+		CreatedAt:   timestamppb.New(l.CreatedAt),
+		UpdatedAt:   timestamppb.New(l.UpdatedAt),
+	}
+	if l.Body == nil {
+		return m, nil
+	}
+	payload, _ := decodeJSON(l.delivery())
+	if payload == nil {
+		return m, nil
+	}
+	var err error
+	m.Payload, err = structOf(payload)
+	return m, err
+}

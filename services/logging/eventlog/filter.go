@@ -1,0 +1,103 @@
+package eventlog
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// filter says which rows of event_log are wanted. Zero fields want all.
+type filter struct {
+	orderID         string
+	key             keyPattern
+	status          string
+	publishedAfter  time.Time // this time or later
+	publishedBefore time.Time // before this time
+}
+
+// conditions are the parts of a WHERE clause, with their arguments. Only what is asked for stands in the query, so that
+// the planner sees which index serves it.
+type conditions struct {
+	sql  []string
+	args []any
+}
+
+// add adds a condition with one argument, which %s stands for.
+func (c *conditions) add(condition string, arg any) {
+	c.args = append(c.args, arg)
+	c.sql = append(c.sql, fmt.Sprintf(condition, fmt.Sprintf("$%d", len(c.args))))
+}
+
+func (c *conditions) where() string {
+	if len(c.sql) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(c.sql, " AND ")
+}
+
+func (f filter) conditions() conditions {
+	var c conditions
+	if f.orderID != "" {
+		c.add("order_id = %s", f.orderID)
+	}
+	switch {
+	case f.key.re != nil:
+		c.add("('.' || routing_key) ~ %s", f.key.re.String())
+	case f.key.literal != "":
+		c.add("routing_key = %s", f.key.literal)
+	}
+	if f.status != "" {
+		// Not an argument: an index holds the errors alone.
+		c.sql = append(c.sql, map[string]string{"success": "status = 'success'", "error": "status = 'error'"}[f.status])
+	}
+	if !f.publishedAfter.IsZero() {
+		c.add("published_at >= %s", f.publishedAfter)
+	}
+	if !f.publishedBefore.IsZero() {
+		c.add("published_at < %s", f.publishedBefore)
+	}
+	return c
+}
+
+// matches says the same of a row as conditions does, for the fields that a stream may filter by.
+func (f filter) matches(r *row) bool {
+	return (f.orderID == "" || r.OrderID == f.orderID) && f.key.matches(r.RoutingKey)
+}
+
+// keyPattern is a routing key as a binding of a topic exchange writes it: words with dots between them, * for one word,
+// # for any number. The zero value matches every key.
+type keyPattern struct {
+	literal string         // where there is no * or #
+	re      *regexp.Regexp // of the key with a dot before it, in what Go and PostgreSQL have in common
+}
+
+func parseKeyPattern(pattern string) keyPattern {
+	if !strings.ContainsAny(pattern, "*#") {
+		return keyPattern{literal: pattern}
+	}
+	var re strings.Builder
+	re.WriteByte('^')
+	last := ""
+	for word := range strings.SplitSeq(pattern, ".") {
+		switch {
+		case word == "#" && last == "#": // says no more than one of them
+		case word == "#":
+			re.WriteString(`(?:\.[^.]*)*`)
+		case word == "*":
+			re.WriteString(`\.[^.]*`)
+		default:
+			re.WriteString(`\.` + regexp.QuoteMeta(word))
+		}
+		last = word
+	}
+	re.WriteByte('$')
+	return keyPattern{re: regexp.MustCompile(re.String())}
+}
+
+func (p keyPattern) matches(key string) bool {
+	if p.re != nil {
+		return p.re.MatchString("." + key)
+	}
+	return p.literal == "" || p.literal == key
+}

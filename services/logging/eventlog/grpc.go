@@ -1,0 +1,191 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"hash/crc32"
+	"log/slog"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
+)
+
+const defaultPageSize = 50
+
+func pageSize(asked int32) int {
+	if asked == 0 {
+		return defaultPageSize
+	}
+	return int(asked)
+}
+
+// Page tokens name the last row of a page, so that rows which are added meanwhile move nothing, and the request they
+// belong to, because the place in one list means nothing in another.
+
+// pageToken makes the token of the page behind id. request is the one for the first page, of any page size.
+func pageToken(id int64, request proto.Message) string {
+	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(nil, uint64(id)), checksum(request)))
+}
+
+// parsePageToken returns where the page begins, 0 for the first.
+func parsePageToken(token string, request proto.Message) (id int64, err error) {
+	if token == "" {
+		return 0, nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(b) != 12 || binary.BigEndian.Uint32(b[8:]) != checksum(request) {
+		return 0, apierror.InvalidArgument(apierror.Violation{
+			Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
+		})
+	}
+	return int64(binary.BigEndian.Uint64(b)), nil
+}
+
+func checksum(request proto.Message) uint32 {
+	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(request) // of a message that has just been unmarshalled
+	return crc32.ChecksumIEEE(append(b, request.ProtoReflect().Descriptor().FullName()...))
+}
+
+// eventLogServer serves the log of events.
+type eventLogServer struct {
+	loggingv1.UnimplementedEventLogServiceServer
+	*Service
+}
+
+func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEventsRequest) (*loggingv1.ListEventsResponse, error) {
+	first := proto.CloneOf(req)
+	first.PageSize, first.PageToken = 0, ""
+	from, err := parsePageToken(req.GetPageToken(), first)
+	if err != nil {
+		return nil, err
+	}
+	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
+	if req.GetStatus() != loggingv1.Event_STATUS_UNSPECIFIED {
+		f.status = req.GetStatus().String()
+	}
+	if req.GetPublishedAfter() != nil {
+		f.publishedAfter = req.GetPublishedAfter().AsTime()
+	}
+	if req.GetPublishedBefore() != nil {
+		f.publishedBefore = req.GetPublishedBefore().AsTime()
+	}
+	page := before
+	if f.orderID != "" {
+		page = after
+	}
+	rows, more, err := page(ctx, s.db, f, from, pageSize(req.GetPageSize()))
+	if err != nil {
+		return nil, err
+	}
+	reply := &loggingv1.ListEventsResponse{Events: make([]*loggingv1.Event, len(rows))}
+	for i, r := range rows {
+		if reply.Events[i], err = r.message(); err != nil {
+			return nil, err
+		}
+	}
+	if more {
+		reply.NextPageToken = pageToken(rows[len(rows)-1].ID, first)
+	}
+	return reply, nil
+}
+
+// StreamEvents sends its headers when the place where it begins is settled: what is logged after that is in the stream.
+func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
+	ctx := stream.Context()
+	s.tail.join()
+	defer s.tail.leave()
+	cursor := req.GetAfterId()
+	if cursor == 0 {
+		var err error
+		if cursor, err = lastID(ctx, s.db); err != nil {
+			return err
+		}
+	}
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
+	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
+	return s.tail.listen(ctx, f, cursor, func(r *row) error {
+		event, err := r.message()
+		if err != nil {
+			return err
+		}
+		return stream.Send(&loggingv1.StreamEventsResponse{Event: event})
+	})
+}
+
+// deadLetterServer serves the dead letters.
+type deadLetterServer struct {
+	loggingv1.UnimplementedDeadLetterServiceServer
+	*Service
+}
+
+func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.ListDeadLettersRequest) (*loggingv1.ListDeadLettersResponse, error) {
+	first := proto.CloneOf(req)
+	first.PageSize, first.PageToken = 0, ""
+	from, err := parsePageToken(req.GetPageToken(), first)
+	if err != nil {
+		return nil, err
+	}
+	state := ""
+	if req.GetState() != loggingv1.DeadLetter_STATE_UNSPECIFIED {
+		state = req.GetState().String()
+	}
+	size := pageSize(req.GetPageSize())
+	letters, err := listDeadLetters(ctx, s.db, state, from, size+1)
+	if err != nil {
+		return nil, err
+	}
+	reply := &loggingv1.ListDeadLettersResponse{}
+	if len(letters) > size {
+		letters = letters[:size]
+		reply.NextPageToken = pageToken(letters[size-1].ID, first)
+	}
+	for i := range letters {
+		m, err := letters[i].message()
+		if err != nil {
+			return nil, err
+		}
+		reply.DeadLetters = append(reply.DeadLetters, m)
+	}
+	return reply, nil
+}
+
+func (s deadLetterServer) GetDeadLetter(ctx context.Context, req *loggingv1.GetDeadLetterRequest) (*loggingv1.GetDeadLetterResponse, error) {
+	letter, err := getDeadLetter(ctx, s.db, req.GetId(), "")
+	if err != nil {
+		return nil, err
+	}
+	m, err := letter.message()
+	return &loggingv1.GetDeadLetterResponse{DeadLetter: m}, err
+}
+
+func (s deadLetterServer) RedriveDeadLetter(ctx context.Context, req *loggingv1.RedriveDeadLetterRequest) (*loggingv1.RedriveDeadLetterResponse, error) {
+	letter, err := redrive(ctx, s.db, s.pub, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	s.logDecision(ctx, "dead letter redriven", letter)
+	m, err := letter.message()
+	return &loggingv1.RedriveDeadLetterResponse{DeadLetter: m}, err
+}
+
+func (s deadLetterServer) DiscardDeadLetter(ctx context.Context, req *loggingv1.DiscardDeadLetterRequest) (*loggingv1.DiscardDeadLetterResponse, error) {
+	letter, err := discard(ctx, s.db, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	s.logDecision(ctx, "dead letter discarded", letter)
+	m, err := letter.message()
+	return &loggingv1.DiscardDeadLetterResponse{DeadLetter: m}, err
+}
+
+func (s deadLetterServer) logDecision(ctx context.Context, what string, letter deadLetter) {
+	s.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("id", letter.ID), slog.String("queue", letter.SourceQueue),
+		telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID), telemetry.OrderID(letter.OrderID))
+}

@@ -1,0 +1,155 @@
+package eventlog
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"shop.example/platform/postgres"
+)
+
+const (
+	day = 24 * time.Hour
+	// daysAhead is how many days have their partition before they begin: this many days the upkeep may fail unnoticed
+	// before rows go to the default partition.
+	daysAhead      = 7
+	upkeepInterval = time.Hour
+)
+
+// partitions keeps the daily partitions of event_log. Days are those of UTC.
+type partitions struct {
+	db        *sqlx.DB
+	log       *slog.Logger
+	retention time.Duration // 0 keeps everything
+}
+
+// run looks after the partitions every hour until ctx ends.
+func (p *partitions) run(ctx context.Context) error {
+	tick := time.NewTicker(upkeepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.tryUpkeep(ctx)
+		}
+	}
+}
+
+// tryUpkeep logs a failure, and the next time does what was left undone: rows always have a place, in the default
+// partition if nowhere else.
+func (p *partitions) tryUpkeep(ctx context.Context) {
+	if err := p.upkeep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		p.log.WarnContext(ctx, "the upkeep of the partitions of event_log failed, will be tried again", "in", upkeepInterval, "err", err)
+	}
+}
+
+// upkeep makes the partitions that are missing and drops those whose time is over. Where another replica is at it, it
+// does nothing.
+func (p *partitions) upkeep(ctx context.Context, now time.Time) error {
+	today := now.UTC().Truncate(day)
+	var made, dropped []string
+	err := postgres.InTx(ctx, p.db, func(tx *sqlx.Tx) error {
+		var mine bool
+		err := tx.GetContext(ctx, &mine, `SELECT pg_try_advisory_xact_lock(hashtextextended('event_log.partitions', 0))`)
+		if err != nil || !mine {
+			return err
+		}
+		existing, err := existingPartitions(ctx, tx)
+		if err != nil {
+			return err
+		}
+		var missing []time.Time
+		for at := today; !at.After(today.Add(daysAhead * day)); at = at.Add(day) {
+			if !existing[at] {
+				missing = append(missing, at)
+			}
+		}
+		var over []time.Time
+		for at := range existing {
+			if p.retention > 0 && !at.Add(day).After(now.Add(-p.retention)) {
+				over = append(over, at)
+			}
+		}
+		if len(missing)+len(over) > 0 {
+			if err := lockEventLog(ctx, tx); err != nil {
+				return err
+			}
+		}
+		for _, at := range missing {
+			if err := makePartition(ctx, tx, at); err != nil {
+				return fmt.Errorf("making partition %s: %w", partitionName(at), err)
+			}
+			made = append(made, partitionName(at))
+		}
+		for _, at := range over {
+			if _, err := tx.ExecContext(ctx, "DROP TABLE "+partitionName(at)); err != nil {
+				return fmt.Errorf("dropping partition %s: %w", partitionName(at), err)
+			}
+			dropped = append(dropped, partitionName(at))
+		}
+		if p.retention > 0 {
+			_, err = tx.ExecContext(ctx, "DELETE FROM event_log_default WHERE published_at < $1", now.Add(-p.retention))
+		}
+		return err
+	})
+	if err == nil && len(made)+len(dropped) > 0 {
+		p.log.InfoContext(ctx, "partitions of event_log", "made", made, "dropped", dropped)
+	}
+	return err
+}
+
+// lockEventLog keeps everyone out of event_log until the transaction ends, for the moment that rows take to move or a
+// table to go. A reader that had planned its query before would look for moved rows where they were and miss them. It
+// gives up after two seconds: whoever comes after this lock waits for it too.
+func lockEventLog(ctx context.Context, tx *sqlx.Tx) error {
+	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, "LOCK TABLE ONLY event_log IN ACCESS EXCLUSIVE MODE")
+	return err
+}
+
+// makePartition makes the partition of a day. Rows of that day which are in the default partition move into it: the
+// server refuses a partition while the default one holds its rows.
+func makePartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
+	name, from, to := partitionName(at), pq.QuoteLiteral(at.Format(time.RFC3339)), pq.QuoteLiteral(at.Add(day).Format(time.RFC3339))
+	for _, statement := range []string{
+		"CREATE TABLE " + name + " (LIKE event_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
+		fmt.Sprintf(`WITH moved AS (DELETE FROM event_log_default WHERE published_at >= %s AND published_at < %s RETURNING *)
+			INSERT INTO %s SELECT * FROM moved`, from, to, name),
+		fmt.Sprintf("ALTER TABLE event_log ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)", name, from, to),
+	} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const partitionPrefix = "event_log_"
+
+func partitionName(at time.Time) string { return partitionPrefix + at.Format("20060102") }
+
+// existingPartitions are the days that have one.
+func existingPartitions(ctx context.Context, tx *sqlx.Tx) (map[time.Time]bool, error) {
+	var names []string
+	err := tx.SelectContext(ctx, &names, `
+		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'event_log'::regclass`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the partitions: %w", err)
+	}
+	days := make(map[time.Time]bool, len(names))
+	for _, name := range names {
+		if at, err := time.Parse("20060102", strings.TrimPrefix(name, partitionPrefix)); err == nil {
+			days[at] = true
+		}
+	}
+	return days, nil
+}

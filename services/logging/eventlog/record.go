@@ -1,0 +1,182 @@
+package eventlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+)
+
+// record is a row of event_log that is yet to be written.
+type record struct {
+	routingKey  string
+	exchange    string
+	payload     []byte // JSON on one line; nil where the message could not be read
+	body        []byte // the message as it came, where payload is nil
+	problem     string // why the status is error; "" where it is success
+	messageID   uuid.UUID
+	orderID     string // "" where it belongs to no order
+	trace       trace.SpanContext
+	source      string
+	attempt     int
+	publishedAt time.Time // in whole milliseconds
+}
+
+// readDelivery makes the row of a message. It never fails: what cannot be read is a row too, which says why.
+func readDelivery(d messaging.Delivery, now time.Time) record {
+	r := record{
+		routingKey:  storable(d.RoutingKey),
+		exchange:    storable(d.Exchange),
+		messageID:   propertyID(d.MessageID),
+		orderID:     canonicalUUID(d.CorrelationID),
+		trace:       d.Trace,
+		source:      storable(d.AppID),
+		attempt:     d.Attempt,
+		publishedAt: believable(d.Timestamp, now),
+	}
+	if d.ReplyTo != "" {
+		r.orderID = "" // the correlation id of a request names the request
+	}
+	m, err := decode(d)
+	if m != nil {
+		r.messageID = messageID(m, r.messageID)
+		if id := canonicalUUID(contract.OrderID(m)); id != "" {
+			r.orderID = id
+		}
+		r.payload, err = toJSON(m, err)
+	}
+	r.problem = text(err)
+	if r.payload == nil {
+		r.body = d.Body
+	}
+	return r
+}
+
+// unstorable turns r, which the database has refused, into a row that it takes.
+func (r record) unstorable(d messaging.Delivery, cause error) record {
+	r.payload, r.body = nil, d.Body
+	r.problem = storable(fmt.Sprintf("the database refused it: %v", cause))
+	return r
+}
+
+// decode reads the body as the message that the routing key stands for. A message that breaks the rules of its contract
+// comes with the error that says so.
+func decode(d messaging.Delivery) (proto.Message, error) {
+	event, ok := contract.ByRoutingKey(d.RoutingKey)
+	if !ok {
+		return nil, fmt.Errorf("no message has the routing key %q", d.RoutingKey)
+	}
+	if d.Type != "" && d.Type != string(event.Name) {
+		return nil, fmt.Errorf("the type property says %s, but %s carries %s", d.Type, d.RoutingKey, event.Name)
+	}
+	m := event.New()
+	if err := proto.Unmarshal(d.Body, m); err != nil {
+		return nil, fmt.Errorf("the body is not a %s: %w", event.Name, err)
+	}
+	if err := contract.Validate(m); err != nil {
+		return m, fmt.Errorf("the message breaks its contract: %w", err)
+	}
+	return m, nil
+}
+
+// snakeCase is the JSON of the API.
+var snakeCase = protojson.MarshalOptions{UseProtoNames: true}
+
+// toJSON writes m; err is what is wrong with m already, and is passed on.
+func toJSON(m proto.Message, err error) ([]byte, error) {
+	text, jsonErr := snakeCase.Marshal(m)
+	switch {
+	case jsonErr != nil:
+		return nil, errors.Join(err, fmt.Errorf("it cannot be written as JSON: %w", jsonErr))
+	case bytes.Contains(text, []byte(`\u0000`)):
+		return nil, errors.Join(err, errors.New("a text in it holds a NUL character, which the database cannot store"))
+	}
+	return text, err
+}
+
+// decodeJSON is decode, and the message as JSON where it can be read.
+func decodeJSON(d messaging.Delivery) ([]byte, error) {
+	m, err := decode(d)
+	if m == nil {
+		return nil, err
+	}
+	return toJSON(m, err)
+}
+
+// messageID is the id of m: an event has one of its own, a request, which contract gives a random one, has the one it
+// was published with.
+func messageID(m proto.Message, property uuid.UUID) uuid.UUID {
+	if id := contract.MessageID(m); id.Version() == 8 {
+		return id
+	}
+	return property
+}
+
+// propertyID makes an id of the message_id property. Other people's messages may carry one that is no UUID, or none: the
+// first keeps an id of its own when it is delivered again, the other cannot be told from a new one.
+func propertyID(property string) uuid.UUID {
+	if property == "" {
+		return uuid.Must(uuid.NewV7())
+	}
+	if id, err := uuid.Parse(property); err == nil {
+		return id
+	}
+	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(property))
+}
+
+func canonicalUUID(s string) string {
+	if id, err := uuid.Parse(s); err == nil {
+		return id.String()
+	}
+	return ""
+}
+
+var earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// believable is when a message was published, as far as it can be believed: a clock that is more than a day ahead, or a
+// header that holds something else, must not send a row to the end of time.
+func believable(published, now time.Time) time.Time {
+	if published.Before(earliest) || published.After(now.Add(24*time.Hour)) {
+		published = now
+	}
+	return published.Truncate(time.Millisecond)
+}
+
+// text is err as a text column takes it, "" for nil.
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return storable(err.Error())
+}
+
+func traceID(sc trace.SpanContext) string {
+	if !sc.HasTraceID() {
+		return ""
+	}
+	return sc.TraceID().String()
+}
+
+// mostText is how long a text from a header may be, in bytes. Routing keys and names have at most 255.
+const mostText = 1000
+
+// storable is s as a text column takes it: valid UTF-8 without NUL, and no longer than mostText.
+func storable(s string) string {
+	if len(s) > mostText {
+		s = s[:mostText]
+	}
+	if utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
+		return s
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}

@@ -1,0 +1,176 @@
+// Package eventlog is the logging service: it keeps every event once, and the messages that could not be handled until
+// a person has decided about them.
+//
+// Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
+// partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
+// read over gRPC (grpc.go), the log also as a stream (stream.go).
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
+
+	"shop.example/db"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+)
+
+// Config is the service's configuration. The tags are those of github.com/caarlos0/env.
+type Config struct {
+	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
+	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
+	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3003"`
+	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3103"`
+	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
+	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
+	Telemetry telemetry.Config
+}
+
+const (
+	name   = "logging"
+	schema = "logging"
+	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
+	// stand in the log as they stood in the queue.
+	batch = 500
+)
+
+// Service is the logging service.
+type Service struct {
+	*service.Service
+
+	db         *sqlx.DB
+	pub        *messaging.Publisher
+	partitions *partitions
+	tail       *tail
+	log        *slog.Logger
+}
+
+// New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
+// away; the database may not. A service that is not run must be closed.
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	if cfg.Retention < 0 {
+		return nil, errors.New("EVENT_LOG_RETENTION is negative: give how long events are kept, 720h for example, or 0 to keep them for ever")
+	}
+	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
+	if err != nil {
+		return nil, err
+	}
+	if len(applied) > 0 {
+		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
+	}
+	base, err := service.New(service.Config{
+		GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+	}, t)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Service: base, log: t.Logger}
+	if err := s.build(ctx, cfg, t); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	return s, nil
+}
+
+// build adds the parts of the service in the order in which they need each other.
+func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry) (err error) {
+	if s.db, err = postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: name, Tracer: t.Tracer, Meter: t.Meter}); err != nil {
+		return err
+	}
+	s.OnStop("database", s.db.Close)
+	s.Check("database", s.db.PingContext)
+
+	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention}
+	s.partitions.tryUpkeep(ctx)
+	s.Go("partitions", s.partitions.run)
+
+	broker := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
+	publish, err := messaging.Dial(cfg.AMQPURL, broker)
+	if err != nil {
+		return err
+	}
+	broker.Role = "consume"
+	consume, err := messaging.Dial(cfg.AMQPURL, broker)
+	if err != nil {
+		return err
+	}
+	s.pub = messaging.NewPublisher(publish)
+	s.Go("broker, publishing", publish.Run)
+	s.Go("broker, consuming", consume.Run)
+	s.Go("publisher", s.pub.Run)
+	s.Check("broker", publish.Ready)
+
+	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
+		messaging.ConsumerOptions{Batch: batch}, messaging.HandleRaw(s.logEvents))
+	s.Go("consumer", events.Run)
+	s.Check("consumer", events.Ready)
+	deadLetters := messaging.NewConsumer(consume, s.pub, messaging.DeadLetterQueue,
+		messaging.ConsumerOptions{Batch: 50}, messaging.HandleRaw(s.keepDeadLetters))
+	s.Go("consumer of dead letters", deadLetters.Run)
+	s.Check("consumer of dead letters", deadLetters.Ready)
+
+	s.tail = newTail(s.db, t.Logger)
+	s.Go("tail", s.tail.run)
+	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
+	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
+	return nil
+}
+
+// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
+// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
+func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
+	now := time.Now()
+	records := make([]record, len(batch))
+	for i, d := range batch {
+		records[i] = readDelivery(d, now)
+	}
+	rows, err := insert(ctx, s.db, records)
+	if err != nil && len(batch) == 1 && !waits(err) {
+		records[0] = records[0].unstorable(batch[0], err)
+		rows, err = insert(ctx, s.db, records)
+	}
+	if waits(err) {
+		return messaging.Down(err)
+	}
+	if err == nil && s.log.Enabled(ctx, slog.LevelInfo) {
+		logRows(s.log, rows)
+	}
+	return err
+}
+
+// waits says whether err is one of the database that the messages have no part in.
+func waits(err error) bool {
+	return errors.Is(err, postgres.ErrUnavailable) || errors.Is(err, postgres.ErrRetry) || errors.Is(err, context.Canceled)
+}
+
+func logRows(log *slog.Logger, rows []logged) {
+	for _, row := range rows {
+		// The trace of the event, which the logger takes from the context, not that of the batch.
+		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
+		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
+			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
+	}
+}
+
+// keepDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
+// other place for it, so it is held until it is stored.
+func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
+	for _, d := range batch {
+		letter, problem := readDeadLetter(d, time.Now())
+		id, err := storeDeadLetter(ctx, s.db, letter, problem)
+		if err != nil {
+			return messaging.Down(err)
+		}
+		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
+			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
+			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
+	}
+	return nil
+}

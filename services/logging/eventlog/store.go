@@ -1,0 +1,252 @@
+package eventlog
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/postgres"
+)
+
+// insertLock makes writers take turns until their commit. Ids are given out under it, so they become visible in their
+// order, and what reads the log by id never misses a row that is committed later. The turns are cheap: rows come in
+// batches.
+const insertLock = `SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0))`
+
+// duplicateWindow is how long the same event, published again by a client that repeats itself, is told by its message id
+// alone. A message that is delivered again also repeats its time, and the unique index tells it however old it is.
+const duplicateWindow = 24 * time.Hour
+
+// insertRows looks for all messages of the batch at once: row by row it costs a fifth more. A message whose dead letter
+// was stored first is an error from the start.
+const insertRows = `
+INSERT INTO event_log (routing_key, exchange, payload, body, status, error_message, message_id, order_id, trace_id, source, attempt, published_at)
+SELECT routing_key, exchange, payload, body,
+       CASE WHEN problem = '' THEN 'success' ELSE 'error' END, problem,
+       message_id, order_id, trace_id, source, attempt, published_at
+FROM (
+    SELECT n, m.routing_key, m.exchange, nullif(m.payload, '')::jsonb AS payload,
+           CASE WHEN coalesce(m.payload, '') = '' THEN m.body END AS body,
+           coalesce(d.reason, m.problem) AS problem,
+           message_id, nullif(m.order_id, '')::uuid AS order_id, m.trace_id, m.source, m.attempt,
+           'epoch'::timestamptz + m.published_ms * interval '1 millisecond' AS published_at
+    FROM ROWS FROM (
+        unnest($1::text[]), unnest($2::text[]), string_to_table($3, E'\n'), unnest($4::bytea[]), unnest($5::text[]), unnest($6::uuid[]),
+        unnest($7::text[]), unnest($8::text[]), unnest($9::text[]), unnest($10::integer[]), unnest($11::bigint[])
+    ) WITH ORDINALITY AS m (routing_key, exchange, payload, body, problem, message_id, order_id, trace_id, source, attempt, published_ms, n)
+    LEFT JOIN (` + deadLetterReasons + `) d USING (message_id)
+    WHERE message_id NOT IN (
+        SELECT l.message_id FROM event_log l
+        WHERE l.message_id = ANY ($6::uuid[]) AND l.published_at BETWEEN $12 AND $13)
+) fresh
+ORDER BY n
+ON CONFLICT (message_id, published_at) DO NOTHING
+RETURNING id, message_id`
+
+// deadLetterReasons are why messages of the array $6 are errors: the reason of the newest dead letter of each that was
+// not sent again.
+const deadLetterReasons = `
+        SELECT DISTINCT ON (message_id) message_id, reason FROM dead_letter
+        WHERE message_id = ANY ($6::uuid[]) AND state <> 'REDRIVEN' ORDER BY message_id, id DESC`
+
+// logged is a record that has become a row.
+type logged struct {
+	*record
+	id int64
+}
+
+// insert writes the records that are not in the log yet, and returns those, in the order of their ids.
+func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error) {
+	fresh := make(map[uuid.UUID]*record, len(records))
+	var c columns
+	for i := range records {
+		if r := &records[i]; fresh[r.messageID] == nil {
+			fresh[r.messageID] = r
+			c.add(r)
+		}
+	}
+	rows := make([]logged, 0, len(fresh))
+	err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, insertLock); err != nil {
+			return fmt.Errorf("waiting for the turn to insert: %w", err)
+		}
+		inserted, err := tx.QueryContext(ctx, insertRows, c.args()...)
+		if err != nil {
+			return err
+		}
+		defer inserted.Close()
+		for inserted.Next() {
+			var row logged
+			var messageID uuid.UUID
+			if err := inserted.Scan(&row.id, &messageID); err != nil {
+				return err
+			}
+			row.record = fresh[messageID]
+			rows = append(rows, row)
+		}
+		return inserted.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("inserting %d events: %w", len(records), err)
+	}
+	return rows, nil
+}
+
+// columns are records turned for unnest.
+type columns struct {
+	routingKeys, exchanges, problems, messageIDs, orderIDs, traceIDs, sources []string
+
+	payloads    bytes.Buffer // one a line: protojson writes no line breaks
+	bodies      [][]byte
+	attempts    []int64
+	publishedMS []int64
+	first, last time.Time
+}
+
+func (c *columns) add(r *record) {
+	if len(c.messageIDs) > 0 {
+		c.payloads.WriteByte('\n')
+	}
+	c.payloads.Write(r.payload)
+	c.routingKeys = append(c.routingKeys, r.routingKey)
+	c.exchanges = append(c.exchanges, r.exchange)
+	c.problems = append(c.problems, r.problem)
+	c.messageIDs = append(c.messageIDs, r.messageID.String())
+	c.orderIDs = append(c.orderIDs, r.orderID)
+	c.traceIDs = append(c.traceIDs, traceID(r.trace))
+	c.sources = append(c.sources, r.source)
+	c.bodies = append(c.bodies, r.body)
+	c.attempts = append(c.attempts, int64(r.attempt))
+	c.publishedMS = append(c.publishedMS, r.publishedAt.UnixMilli())
+	if c.first.IsZero() || r.publishedAt.Before(c.first) {
+		c.first = r.publishedAt
+	}
+	if r.publishedAt.After(c.last) {
+		c.last = r.publishedAt
+	}
+}
+
+func (c *columns) args() []any {
+	return []any{
+		pq.Array(c.routingKeys), pq.Array(c.exchanges), c.payloads.String(), pq.Array(c.bodies), pq.Array(c.problems), pq.Array(c.messageIDs),
+		pq.Array(c.orderIDs), pq.Array(c.traceIDs), pq.Array(c.sources), pq.Array(c.attempts), pq.Array(c.publishedMS),
+		c.first.Add(-duplicateWindow), c.last,
+	}
+}
+
+// row is a row of event_log.
+type row struct {
+	ID           int64     `db:"id"`
+	RoutingKey   string    `db:"routing_key"`
+	Exchange     string    `db:"exchange"`
+	Payload      []byte    `db:"payload"` // JSON, nil where the message could not be read
+	Status       string    `db:"status"`
+	ErrorMessage string    `db:"error_message"`
+	MessageID    string    `db:"message_id"`
+	OrderID      string    `db:"order_id"` // "" where it belongs to no order
+	TraceID      string    `db:"trace_id"`
+	Source       string    `db:"source"`
+	Attempt      int32     `db:"attempt"`
+	PublishedAt  time.Time `db:"published_at"`
+	CreatedAt    time.Time `db:"created_at"`
+}
+
+const selectRows = `
+SELECT id, routing_key, exchange, payload, status, error_message, message_id, coalesce(order_id::text, '') AS order_id,
+       trace_id, source, attempt, published_at, created_at
+FROM event_log`
+
+func (r *row) message() (*loggingv1.Event, error) {
+	e := &loggingv1.Event{
+		Id:           r.ID,
+		RoutingKey:   r.RoutingKey,
+		Exchange:     r.Exchange,
+		Status:       loggingv1.Event_Status(loggingv1.Event_Status_value[r.Status]),
+		ErrorMessage: r.ErrorMessage,
+		MessageId:    r.MessageID,
+		OrderId:      r.OrderID,
+		TraceId:      r.TraceID,
+		Source:       r.Source,
+		Attempt:      r.Attempt,
+		PublishedAt:  timestamppb.New(r.PublishedAt),
+		CreatedAt:    timestamppb.New(r.CreatedAt),
+	}
+	if r.Payload == nil {
+		return e, nil
+	}
+	var err error
+	if e.Payload, err = structOf(r.Payload); err != nil {
+		return nil, fmt.Errorf("event %d: %w", r.ID, err)
+	}
+	return e, nil
+}
+
+func structOf(payload []byte) (*structpb.Struct, error) {
+	s := &structpb.Struct{}
+	if err := protojson.Unmarshal(payload, s); err != nil {
+		return nil, fmt.Errorf("reading the payload: %w", err)
+	}
+	return s, nil
+}
+
+// mostBytes bounds what one read takes of the log, however large its rows: gRPC's clients refuse more than 4 MiB.
+const mostBytes = 1 << 20
+
+// after reads rows with an id above id, in the order of their ids. more says that others may follow.
+func after(ctx context.Context, db *sqlx.DB, f filter, id int64, most int) (rows []*row, more bool, err error) {
+	c := f.conditions()
+	c.add("id > %s", id)
+	return read(ctx, db, c, "ORDER BY id", most)
+}
+
+// before reads rows with an id below id, the newest first; 0 begins with the newest of all.
+func before(ctx context.Context, db *sqlx.DB, f filter, id int64, most int) (rows []*row, more bool, err error) {
+	c := f.conditions()
+	if id > 0 {
+		c.add("id < %s", id)
+	}
+	return read(ctx, db, c, "ORDER BY id DESC", most)
+}
+
+func read(ctx context.Context, db *sqlx.DB, c conditions, order string, most int) (rows []*row, more bool, err error) {
+	// One more than asked for tells whether others follow.
+	query := fmt.Sprintf("%s%s %s LIMIT %d", selectRows, c.where(), order, most+1)
+	result, err := db.QueryxContext(ctx, query, c.args...)
+	if err != nil {
+		return nil, false, fmt.Errorf("reading events: %w", postgres.Classify(err))
+	}
+	defer result.Close()
+	size := 0
+	for result.Next() {
+		if len(rows) == most || size > mostBytes {
+			return rows, true, nil
+		}
+		r := &row{}
+		if err := result.StructScan(r); err != nil {
+			return nil, false, fmt.Errorf("reading events: %w", err)
+		}
+		size += len(r.Payload)
+		rows = append(rows, r)
+	}
+	if err := result.Err(); err != nil {
+		return nil, false, fmt.Errorf("reading events: %w", postgres.Classify(err))
+	}
+	return rows, false, nil
+}
+
+// lastID is the highest id that has become visible, 0 in an empty log.
+func lastID(ctx context.Context, db *sqlx.DB) (id int64, err error) {
+	if err := db.GetContext(ctx, &id, "SELECT coalesce(max(id), 0) FROM event_log"); err != nil {
+		return 0, fmt.Errorf("reading the last id: %w", postgres.Classify(err))
+	}
+	return id, nil
+}

@@ -1,0 +1,32 @@
+// Command logging runs the logging service. It is configured by the environment variables of eventlog.Config.
+package main
+
+import (
+	"context"
+
+	"github.com/caarlos0/env/v11"
+
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+	"shop.example/services/logging/eventlog"
+)
+
+func main() { service.Main("logging", run) }
+
+func run(ctx context.Context) error {
+	cfg, err := env.ParseAs[eventlog.Config]()
+	if err != nil {
+		return err
+	}
+	cfg.Telemetry.Service = "logging"
+	t, err := telemetry.New(ctx, cfg.Telemetry)
+	if err != nil {
+		return err
+	}
+	defer t.Shutdown(ctx)
+	s, err := eventlog.New(ctx, cfg, t)
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
