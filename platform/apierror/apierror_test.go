@@ -133,7 +133,7 @@ func TestFromViolations_LeavesOtherErrorsAlone(t *testing.T) {
 	if err := apierror.FromViolations(nil); err != nil {
 		t.Errorf("nil became %v", err)
 	}
-	if err := apierror.FromViolations(io.EOF); err != io.EOF {
+	if err := apierror.FromViolations(io.EOF); !errors.Is(err, io.EOF) {
 		t.Errorf("EOF became %v", err)
 	}
 }

@@ -87,6 +87,7 @@ func (i *Interceptor) settle(ctx context.Context, method string, panicked any, e
 		i.logger.ErrorContext(ctx, "a call failed", "method", method, "err", err)
 	case codes.Unavailable:
 		i.logUnavailable(ctx, method, err)
+	default: // The client knows all there is to know.
 	}
 	return status.Err()
 }

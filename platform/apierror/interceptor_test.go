@@ -47,7 +47,7 @@ func (s *server) StreamEvents(_ *loggingv1.StreamEventsRequest, stream grpc.Serv
 // dial returns a connection to a server behind the interceptor. logs may be called once: it stops the server, so that all has been logged.
 func dial(t *testing.T, answer func(context.Context) error) (conn *grpc.ClientConn, logs func() string) {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestInterceptor_TurnsWhatHandlersReturnIntoStatuses(t *testing.T) {
 		"ours":      {func(context.Context) error { return apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "no such order") }, codes.NotFound, "ORDER_NOT_FOUND", ""},
 		"plain":     {func(context.Context) error { return errors.New("pq: secret") }, codes.Internal, "INTERNAL", `level=ERROR msg="a call failed"`},
 		"transient": {func(context.Context) error { return fmt.Errorf("reading: %w", errDatabaseDown) }, codes.Unavailable, "UNAVAILABLE", `level=WARN msg="a call was refused"`},
-		"panic":     {func(context.Context) error { panic("pq: secret") }, codes.Internal, "INTERNAL", `level=ERROR msg="a handler panicked"`},
+		"panic":     {panics, codes.Internal, "INTERNAL", `level=ERROR msg="a handler panicked"`},
 	} {
 		for kind, call := range calls {
 			t.Run(name+"/"+kind, func(t *testing.T) {
@@ -140,6 +140,10 @@ func TestInterceptor_TurnsWhatHandlersReturnIntoStatuses(t *testing.T) {
 			})
 		}
 	}
+}
+
+func panics(context.Context) error {
+	panic("pq: secret") //nolint:forbidigo // what is tested
 }
 
 func reasonOf(s *status.Status) string {

@@ -56,6 +56,7 @@ func complete(s *status.Status) *status.Status {
 		return internal().GRPCStatus()
 	case codes.Unavailable:
 		return unavailable().GRPCStatus()
+	default:
 	}
 	detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: code.Code(s.Code()).String(), Domain: Domain})
 	if err != nil { // An OK status that was returned as an error.

@@ -107,7 +107,8 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 
 // Listen opens a TCP listener; it is closed with the service. The error names the environment variable to change.
 func (s *Service) Listen(variable, addr string) (net.Listener, error) {
-	lis, err := net.Listen("tcp", addr)
+	// The context would cancel no more than the lookup of a name.
+	lis, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w (set %s to another address)", addr, rootCause(err), variable)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"strings"
@@ -197,7 +198,7 @@ func TestMetricsHandler_ServesTheServicesOwnMetricsAndTheRuntimes(t *testing.T) 
 func metrics(t *testing.T, tel *telemetry.Telemetry) string {
 	t.Helper()
 	reply := httptest.NewRecorder()
-	tel.MetricsHandler().ServeHTTP(reply, httptest.NewRequest("GET", "/metrics", nil))
+	tel.MetricsHandler().ServeHTTP(reply, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	if reply.Code != 200 {
 		t.Fatalf("status %d: %s", reply.Code, reply.Body)
 	}
@@ -228,7 +229,7 @@ func (c *collector) Export(_ context.Context, req *collectorv1.ExportTraceServic
 }
 
 func TestTracer_SendsSpansToTheCollector(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	lis, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +265,7 @@ func TestTracer_SendsSpansToTheCollector(t *testing.T) {
 }
 
 func TestShutdown_WithoutTheCollectorIsBoundedAndSaysSo(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0") // It accepts nothing.
+	lis, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0") // It accepts nothing.
 	if err != nil {
 		t.Fatal(err)
 	}
