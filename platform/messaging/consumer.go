@@ -164,7 +164,8 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	wait := newBackoff()
 	err := c.call(work, g)
 	for ; isDown(err); err = c.call(work, g) {
-		c.down.Store(&err)
+		cause := err // Ready reads it while err changes
+		c.down.Store(&cause)
 		c.conn.log.Warn("a dependency is down, the queue waits", "queue", c.queue, "messages", len(g.deliveries), "error", err)
 		wait.sleep(ctx)
 		if ctx.Err() != nil {

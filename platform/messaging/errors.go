@@ -1,6 +1,10 @@
 package messaging
 
-import "errors"
+import (
+	"errors"
+
+	"shop.example/platform/postgres"
+)
 
 var (
 	// ErrNotConnected: there is no connection to the broker.
@@ -32,7 +36,12 @@ func isPermanent(err error) bool {
 	return errors.As(err, &v) && v.permanent
 }
 
+// isDown also knows the database's own words for it, so that no handler can forget to mark them. A transaction that
+// lost against another one is no fault of the messages either.
 func isDown(err error) bool {
 	var v verdict
-	return errors.As(err, &v) && !v.permanent
+	if errors.As(err, &v) {
+		return !v.permanent
+	}
+	return errors.Is(err, postgres.ErrUnavailable) || errors.Is(err, postgres.ErrRetry)
 }
