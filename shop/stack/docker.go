@@ -151,7 +151,7 @@ func stopContainers(h host, stack string, atOnce bool) error {
 		if !d.recorded() {
 			continue
 		}
-		args := []string{"stop", "-t", "20", d.name}
+		args := []string{"stop", "-t", strconv.Itoa(int(k.patience.Seconds())), d.name}
 		if atOnce {
 			args = []string{"rm", "-f", "-v", d.name}
 		}

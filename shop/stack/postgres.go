@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -21,7 +22,7 @@ import (
 	_ "github.com/lib/pq"
 )
 
-var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17", pkg: "postgresql"}
+var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17", pkg: "postgresql", patience: 15 * time.Second}
 
 // oldestPostgres is the oldest major version that the shop is tested on.
 const oldestPostgres = 15
@@ -111,7 +112,7 @@ func (p *postgres) startPrivate(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	l := launch{record: record, log: log, dir: p.dir, env: cleanEnvironment(p.dir), attr: ownSession()}
+	l := launch{record: record, log: log, env: cleanEnvironment(p.dir), attr: ownSession()}
 	if p.host.root {
 		owner, err := user.Lookup("postgres")
 		if err != nil {
@@ -127,7 +128,9 @@ func (p *postgres) startPrivate(ctx context.Context) (string, error) {
 	if err := p.initialize(ctx, l); err != nil {
 		return "", err
 	}
-	for attempt := 1; ; attempt++ {
+	crashed, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for attempt := 1; ; {
 		port, err := p.host.freePort(p.settings.Ports[0])
 		if err != nil {
 			return "", err
@@ -144,11 +147,24 @@ func (p *postgres) startPrivate(ctx context.Context) (string, error) {
 		if err == nil {
 			return fmt.Sprintf("%s on 127.0.0.1:%d", version, port), nil
 		}
-		if attempt == 3 || !errors.Is(err, errEnded) || !portTaken(log) {
+		switch {
+		case !errors.Is(err, errEnded):
+			return "", withLog(err, log)
+		case portTaken(log) && attempt < 3:
+			attempt++
+			p.settings.Ports[0] = 0
+		case predecessorEnding(log) && pause(crashed, 100*time.Millisecond) == nil:
+		default:
 			return "", withLog(err, log)
 		}
-		p.settings.Ports[0] = 0
 	}
+}
+
+// predecessorEnding tells from a log that the processes of a server that was killed are not all gone yet.
+func predecessorEnding(log string) bool {
+	data, _ := os.ReadFile(log)
+	return bytes.Contains(data, []byte(`lock file "postmaster.pid" already exists`)) ||
+		bytes.Contains(data, []byte("pre-existing shared memory block"))
 }
 
 // adopt takes over a server that an earlier process left running.
@@ -214,7 +230,7 @@ func (p *postgres) initialize(ctx context.Context, l launch) error {
 		args = append(args, "--no-sync")
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(p.bin, "initdb"), args...)
-	cmd.Dir, cmd.Env, cmd.SysProcAttr = l.dir, l.env, l.attr
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = "/", l.env, l.attr
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return explain(fmt.Errorf("initdb: %w:\n  %s", err, lastLines(string(out), 4)), p.dir)
 	}
@@ -233,7 +249,8 @@ func (p *postgres) arguments(port int) []string {
 func (p *postgres) parameters() []string {
 	args := []string{"-c", "max_connections=200", "-c", "shared_buffers=128MB"}
 	if p.fast {
-		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+		// Commits are still handed to the kernel: killing the server loses none.
+		args = append(args, "-c", "fsync=off", "-c", "full_page_writes=off")
 	}
 	return args
 }
@@ -266,7 +283,7 @@ func stopPostgres(dir string, atOnce bool) error {
 	if !running {
 		return nil
 	}
-	steps := []step{{syscall.SIGINT, 15 * time.Second}, {syscall.SIGQUIT, 5 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
+	steps := []step{{syscall.SIGINT, postgresKind.patience}, {syscall.SIGQUIT, 5 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
 	if atOnce {
 		steps = steps[1:]
 	}

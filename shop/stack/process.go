@@ -24,7 +24,6 @@ type process struct {
 // launch says how a server is run.
 type launch struct {
 	record, log string
-	dir         string
 	env         []string
 	attr        *syscall.SysProcAttr
 }
@@ -42,7 +41,7 @@ func (l launch) start(program string, args ...string) (process, error) {
 	defer log.Close()
 	const script = `read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"`
 	cmd := exec.Command("/bin/sh", append([]string{"-c", script, l.record, program}, args...)...)
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = l.dir, l.env, log, log
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", l.env, log, log // any user may go there
 	cmd.SysProcAttr = l.attr
 	if err := cmd.Start(); err != nil {
 		return process{}, fmt.Errorf("running %s: %w", program, err)
@@ -119,7 +118,7 @@ type step struct {
 
 var errEnded = errors.New("it ended at once")
 
-// await asks until the answer is nil, the process has ended (errEnded), or limit has passed.
+// await asks until the answer is nil or errEnded, the process has ended (errEnded too), or limit has passed.
 func (p process) await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
@@ -129,8 +128,8 @@ func (p process) await(ctx context.Context, limit time.Duration, ask func(contex
 		if !alive {
 			return errEnded
 		}
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errEnded) {
+			return err
 		}
 		if cause := pause(ctx, 20*time.Millisecond); cause != nil {
 			return fmt.Errorf("%w (%w)", cause, err)

@@ -20,7 +20,11 @@ import (
 	"time"
 )
 
-var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4-management", pkg: "rabbitmq-server"}
+// A node has stopped its queues in a fraction of a second, but then its management plugin asks the process that waits
+// for it, and gives up after 5 s. We wait just long enough for the tables that name the quorum queues, which RabbitMQ
+// writes up to 3 s late; whatever the broker has confirmed is on disk before.
+var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4-management", pkg: "rabbitmq-server",
+	patience: 4 * time.Second}
 
 const (
 	nodeRecord = "process"
@@ -108,7 +112,7 @@ func (r *rabbitMQ) startPrivate(ctx context.Context) (string, error) {
 	log := filepath.Join(r.dir, serverLog)
 	for attempt := 1; ; attempt++ {
 		// What is left of an earlier node would share its data with the new one.
-		if err := stopRabbitMQ(r.dir, false); err != nil {
+		if err := stopRabbitMQ(r.dir, true); err != nil {
 			return "", err
 		}
 		version, err := r.launch(ctx, log)
@@ -135,7 +139,7 @@ func (r *rabbitMQ) launch(ctx context.Context, log string) (version string, err 
 		return "", explain(fmt.Errorf("configuring RabbitMQ: %w", err), r.dir)
 	}
 	mapper := r.settings.Ports[3]
-	l := launch{record: filepath.Join(r.dir, epmdRecord), log: r.epmdLog(), dir: r.dir, env: r.environment(), attr: ownSession()}
+	l := launch{record: filepath.Join(r.dir, epmdRecord), log: r.epmdLog(), env: r.environment(), attr: ownSession()}
 	proc, err := l.start(r.epmd, "-port", strconv.Itoa(mapper), "-address", "127.0.0.1")
 	if err != nil {
 		return "", err
@@ -165,7 +169,6 @@ default_pass = %s
 vm_memory_high_watermark.relative = 0.25
 disk_free_limit.absolute = 50MB
 management.rates_mode = none
-log.console.level = info
 `, r.settings.Ports[0], r.settings.Ports[1], r.settings.Password)
 	cookie := filepath.Join(r.dir, ".erlang.cookie")
 	if _, err := os.Stat(cookie); err != nil {
@@ -184,6 +187,7 @@ func (r *rabbitMQ) environment() []string {
 	in := func(name string) string { return filepath.Join(r.dir, name) }
 	port := func(i int) string { return strconv.Itoa(r.settings.Ports[i]) }
 	return append(cleanEnvironment(r.dir),
+		"ERL_CRASH_DUMP_SECONDS=0", // a node that cannot start says why in its log, and writing the dump takes seconds
 		"ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT="+port(3),
 		"RABBITMQ_NODENAME=shop@localhost", "RABBITMQ_DIST_PORT="+port(2),
 		"RABBITMQ_BASE="+r.dir, "RABBITMQ_MNESIA_BASE="+in("data"), "RABBITMQ_LOG_BASE="+in("log"), "RABBITMQ_LOGS=-",
@@ -202,10 +206,25 @@ func (r *rabbitMQ) await(ctx context.Context, proc process, limit time.Duration)
 	r.pid = proc.pid
 	r.setURLs(r.settings.Ports[0], r.settings.Ports[1])
 	err = proc.await(ctx, limit, func(ctx context.Context) error {
-		version, err = r.ask(ctx)
+		if version, err = r.ask(ctx); err != nil && r.gaveUp() {
+			return errEnded
+		}
 		return err
 	})
 	return version, err
+}
+
+// gaveUp tells from the log that the node could not start: its process goes on for another 13 s.
+func (r *rabbitMQ) gaveUp() bool {
+	log, err := os.Open(filepath.Join(r.dir, serverLog))
+	if err != nil {
+		return false
+	}
+	defer log.Close()
+	end := make([]byte, 1024)
+	size, _ := log.Seek(0, io.SeekEnd)
+	n, _ := log.ReadAt(end, max(0, size-int64(len(end))))
+	return bytes.Contains(end[:n], []byte("init terminating in do_boot"))
 }
 
 func (r *rabbitMQ) setURLs(port, management int) {
@@ -288,9 +307,9 @@ func (r *rabbitMQ) startContainer(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s in a container, on 127.0.0.1:%d", version, r.container.ports[0]), err
 }
 
-// stopRabbitMQ ends the recorded node and its epmd. What the broker has confirmed is on disk either way.
+// stopRabbitMQ ends the recorded node and its epmd.
 func stopRabbitMQ(dir string, atOnce bool) error {
-	steps := []step{{syscall.SIGTERM, 20 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
+	steps := []step{{syscall.SIGTERM, rabbitKind.patience}, {syscall.SIGKILL, 5 * time.Second}}
 	if atOnce {
 		steps = steps[1:]
 	}

@@ -77,6 +77,8 @@ type kind struct {
 	folder   string // in the stack's
 	image    string // for Docker
 	pkg      string // Debian's
+	// patience is how long a clean shutdown may take.
+	patience time.Duration
 }
 
 // server is one of the two servers of a stack. Where it comes from is settled before start, by one of given, find and

@@ -153,8 +153,8 @@ func remove(h host, dir string) error {
 	return nil
 }
 
-// stopServers ends what the records in dir name. At once means without regard for a clean shutdown, which RabbitMQ
-// needs 6 s for.
+// stopServers ends what the records in dir name. At once means without a clean shutdown; containers go with their
+// data then.
 func stopServers(h host, dir string, atOnce bool) error {
 	var wg sync.WaitGroup
 	var pg, mq, docker error
