@@ -1,0 +1,667 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+// patience bounds every wait of these tests; none waits that long unless something is broken.
+const patience = 30 * time.Second
+
+func openDB(t *testing.T, url string) *sqlx.DB {
+	t.Helper()
+	db, err := postgres.Open(t.Context(), url, schema, postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func count(t *testing.T, db *sqlx.DB, query string, args ...any) (n int) {
+	t.Helper()
+	if err := db.Get(&n, query, args...); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// eventually waits for what another process is about to do, where nothing tells of it.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for timeout := time.After(patience); !holds(); {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			t.Fatalf("waited %s for %s", patience, what)
+		}
+	}
+}
+
+func newOrderID() string { return uuid.Must(uuid.NewV7()).String() }
+
+func placed(orderID string) *eventsv1.OrderPlaced {
+	return &eventsv1.OrderPlaced{
+		OrderId: orderID, CustomerName: "Ada", CustomerEmail: "ada@example.org",
+		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 2}}, PlacedAt: timestamppb.Now(),
+	}
+}
+
+func rejected(orderID string) *eventsv1.OrderRejected {
+	return &eventsv1.OrderRejected{
+		OrderId: orderID, Reason: eventsv1.OrderRejected_OUT_OF_STOCK, Detail: "line 1", RejectedAt: timestamppb.Now(),
+	}
+}
+
+// write logs messages as the service does. Goroutines of a test may call it.
+func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged {
+	t.Helper()
+	records := make([]record, len(deliveries))
+	for i, d := range deliveries {
+		records[i] = readDelivery(d, time.Now())
+	}
+	rows, err := insert(t.Context(), db, records)
+	if err != nil {
+		t.Error(err)
+	}
+	return rows
+}
+
+func allRows(t *testing.T, db *sqlx.DB, f filter) []*row {
+	t.Helper()
+	rows, more, err := after(t.Context(), db, f, 0, 10_000)
+	if err != nil || more {
+		t.Fatalf("reading all rows: more %t, %v", more, err)
+	}
+	return rows
+}
+
+func TestInsert_ARowSaysWhatTheMessageSaid(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	id := newOrderID()
+	d := deliveryOf(t, placed(id))
+	d.Timestamp = time.UnixMilli(1_700_000_000_123)
+	d.Attempt = 2
+	write(t, db, d)
+	rows := allRows(t, db, filter{})
+	if len(rows) != 1 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	r := rows[0]
+	if r.RoutingKey != "shop.order.placed" || r.Exchange != "shop.topic" || r.Status != "success" || r.ErrorMessage != "" ||
+		r.MessageID != contract.MessageID(placed(id)).String() || r.OrderID != id || r.Source != "order" || r.Attempt != 2 {
+		t.Errorf("row is %+v", r)
+	}
+	if !r.PublishedAt.Equal(d.Timestamp) {
+		t.Errorf("published at %s, want %s to the millisecond", r.PublishedAt, d.Timestamp)
+	}
+	for _, want := range []string{`"order_id": "` + id + `"`, `"customer_email": "ada@example.org"`, `"quantity": 2`} {
+		if !strings.Contains(string(r.Payload), want) {
+			t.Errorf("payload %s does not hold %s", r.Payload, want)
+		}
+	}
+}
+
+func TestInsert_EachEventOnce(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	first, second := deliveryOf(t, placed(newOrderID())), deliveryOf(t, placed(newOrderID()))
+	again := first
+	again.Redelivered = true
+	repeated := first // published again, a moment later
+	repeated.Timestamp = first.Timestamp.Add(3 * time.Second)
+	if rows := write(t, db, first, again, repeated); len(rows) != 1 {
+		t.Errorf("one event thrice in a batch made %d rows", len(rows))
+	}
+	if rows := write(t, db, again, second, repeated); len(rows) != 1 || rows[0].routingKey != second.RoutingKey {
+		t.Errorf("an event that is there and a new one made %d rows", len(rows))
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
+		t.Errorf("%d rows, want 2", n)
+	}
+}
+
+func TestInsert_RedeliveredAfterDaysIsKnown(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	old := deliveryOf(t, placed(newOrderID()))
+	old.Timestamp = time.Now().Add(-100 * day)
+	write(t, db, old)
+	if rows := write(t, db, deliveryOf(t, placed(newOrderID())), old); len(rows) != 1 {
+		t.Errorf("made %d rows, want only the new one", len(rows))
+	}
+}
+
+func TestInsert_ARequestKeepsTheIDItWasPublishedWith(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	d := deliveryOf(t, &eventsv1.ListInventory{})
+	d.MessageID, d.CorrelationID, d.ReplyTo = uuid.NewString(), uuid.NewString(), "replies"
+	if len(write(t, db, d)) != 1 || len(write(t, db, d)) != 0 {
+		t.Error("a request that is delivered again is logged again")
+	}
+	if r := allRows(t, db, filter{})[0]; r.OrderID != "" || r.MessageID != d.MessageID {
+		t.Errorf("the request has order id %q and message id %s, published as %s", r.OrderID, r.MessageID, d.MessageID)
+	}
+}
+
+func TestReadDelivery_WhatCannotBeReadSaysWhy(t *testing.T) {
+	t.Parallel()
+	good := deliveryOf(t, placed(newOrderID()))
+	invalid := placed("no uuid")
+	nul := placed(good.CorrelationID)
+	nul.CustomerName = "A\x00da"
+	for name, c := range map[string]struct {
+		change  func(*messaging.Delivery)
+		problem string
+		payload bool
+	}{
+		"unknown routing key":  {func(d *messaging.Delivery) { d.RoutingKey = "shop.order.melted" }, `no message has the routing key "shop.order.melted"`, false},
+		"undecodable body":     {func(d *messaging.Delivery) { d.Body = []byte("\xff\xff\xff") }, "the body is not a shop.events.v1.OrderPlaced", false},
+		"JSON":                 {func(d *messaging.Delivery) { d.Body = []byte(`{"garbage":true}`) }, "the body is not a shop.events.v1.OrderPlaced", false},
+		"empty body":           {func(d *messaging.Delivery) { d.Body = nil }, "the message breaks its contract", true},
+		"another type":         {func(d *messaging.Delivery) { d.Type = "shop.events.v1.OrderRejected" }, "the type property says shop.events.v1.OrderRejected", false},
+		"invalid":              {func(d *messaging.Delivery) { d.Body = deliveryOf(t, invalid).Body }, "order_id", true},
+		"NUL":                  {func(d *messaging.Delivery) { d.Body = deliveryOf(t, nul).Body }, "NUL", false},
+		"headers out of joint": {func(d *messaging.Delivery) { d.RoutingKey, d.AppID, d.Exchange = "a\x00b\xff", "\x00", strings.Repeat("ß", 2000) }, "no message has the routing key", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := openDB(t, dbtest.New(t))
+			d := good
+			c.change(&d)
+			write(t, db, d)
+			rows := allRows(t, db, filter{status: "error"})
+			if len(rows) != 1 {
+				t.Fatalf("%d rows with status error, want 1", len(rows))
+			}
+			if !strings.Contains(rows[0].ErrorMessage, c.problem) {
+				t.Errorf("the reason is %q, want %q in it", rows[0].ErrorMessage, c.problem)
+			}
+			if (rows[0].Payload != nil) != c.payload {
+				t.Errorf("payload is %s", rows[0].Payload)
+			}
+			if !c.payload {
+				if n := count(t, db, "SELECT count(*) FROM event_log WHERE body = $1", d.Body); n != 1 {
+					t.Error("the message as it came is lost")
+				}
+			}
+			if rows[0].OrderID != good.CorrelationID {
+				t.Errorf("order id %q, want the correlation id %s", rows[0].OrderID, good.CorrelationID)
+			}
+		})
+	}
+}
+
+func TestReadDelivery_WithoutProperties(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	m := placed(newOrderID())
+	r := readDelivery(messaging.Delivery{Meta: messaging.Meta{RoutingKey: "shop.order.placed", Exchange: "shop.topic"}, Body: deliveryOf(t, m).Body}, now)
+	if r.problem != "" || r.messageID != contract.MessageID(m) || r.orderID != m.GetOrderId() || !r.publishedAt.Equal(now.Truncate(time.Millisecond)) {
+		t.Errorf("row is %+v", r)
+	}
+	garbage := messaging.Delivery{Meta: messaging.Meta{RoutingKey: "nobody.knows"}}
+	if a, b := readDelivery(garbage, now), readDelivery(garbage, now); a.messageID == b.messageID || a.messageID == uuid.Nil {
+		t.Error("two messages without an id share one")
+	}
+	garbage.MessageID = "of another kind"
+	if a, b := readDelivery(garbage, now), readDelivery(garbage, now); a.messageID != b.messageID {
+		t.Error("a message that names itself in another way has two ids")
+	}
+	for _, wrong := range []time.Time{time.UnixMilli(-1 << 60), time.UnixMilli(1 << 60), time.Unix(1, 0), now.Add(48 * time.Hour)} {
+		garbage.Timestamp = wrong
+		if r := readDelivery(garbage, now); !r.publishedAt.Equal(now.Truncate(time.Millisecond)) {
+			t.Errorf("%s was believed", wrong)
+		}
+	}
+}
+
+// A rule of the test stands for whatever the database may refuse.
+func TestLogEvents_WhatTheDatabaseRefusesIsLoggedWithoutWhatItSays(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	db.MustExec("ALTER TABLE event_log ADD CHECK (payload->>'customer_name' <> 'Refused')")
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler)}
+	refused := placed(newOrderID())
+	refused.CustomerName = "Refused"
+	good, bad := deliveryOf(t, placed(newOrderID())), deliveryOf(t, refused)
+	err := s.logEvents(t.Context(), []messaging.Delivery{good, bad})
+	if !errors.Is(err, postgres.ErrCheck) {
+		t.Fatalf("the batch ended with %v: the consumer would not try its messages one by one", err)
+	}
+	for _, d := range []messaging.Delivery{good, bad} {
+		if err := s.logEvents(t.Context(), []messaging.Delivery{d}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows := allRows(t, db, filter{})
+	if len(rows) != 2 || rows[0].Status != "success" || rows[1].Status != "error" || !strings.Contains(rows[1].ErrorMessage, "the database refused it") {
+		t.Errorf("rows: %+v", rows)
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log WHERE body = $1", bad.Body); n != 1 {
+		t.Error("the message as it came is lost")
+	}
+}
+
+func TestInsert_TwoWritersAtOnceWriteEachEventOnce(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	var batches [][]messaging.Delivery
+	for range 20 {
+		var batch []messaging.Delivery
+		for range 20 {
+			batch = append(batch, deliveryOf(t, placed(newOrderID())))
+		}
+		batches = append(batches, batch)
+	}
+	var wg sync.WaitGroup
+	for range 2 {
+		db := openDB(t, url)
+		wg.Go(func() {
+			for _, batch := range batches {
+				write(t, db, batch...)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, openDB(t, url), "SELECT count(*) FROM event_log"); n != 400 {
+		t.Errorf("%d rows, want 400", n)
+	}
+}
+
+func TestRead_ByEachFilter(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	a, b := newOrderID(), newOrderID()
+	early, late, broken := deliveryOf(t, placed(a)), deliveryOf(t, rejected(a)), deliveryOf(t, placed(b))
+	early.Timestamp = time.Now().Add(-2 * time.Hour)
+	broken.Body = []byte("broken")
+	write(t, db, early, late, broken)
+	hourAgo := time.Now().Add(-time.Hour)
+	for name, c := range map[string]struct {
+		f    filter
+		want []string // order and routing key
+	}{
+		"all":              {filter{}, []string{a + " shop.order.placed", a + " shop.order.rejected", b + " shop.order.placed"}},
+		"order":            {filter{orderID: a}, []string{a + " shop.order.placed", a + " shop.order.rejected"}},
+		"literal key":      {filter{key: parseKeyPattern("shop.order.placed")}, []string{a + " shop.order.placed", b + " shop.order.placed"}},
+		"pattern":          {filter{key: parseKeyPattern("*.*.rejected")}, []string{a + " shop.order.rejected"}},
+		"success":          {filter{status: "success"}, []string{a + " shop.order.placed", a + " shop.order.rejected"}},
+		"error":            {filter{status: "error"}, []string{b + " shop.order.placed"}},
+		"after":            {filter{publishedAfter: hourAgo}, []string{a + " shop.order.rejected", b + " shop.order.placed"}},
+		"before":           {filter{publishedBefore: hourAgo}, []string{a + " shop.order.placed"}},
+		"order and status": {filter{orderID: a, status: "error"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, r := range allRows(t, db, c.f) {
+				got = append(got, r.OrderID+" "+r.RoutingKey)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestRead_LargeRowsMakeAShorterPage(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	for range 4 {
+		big := placed(newOrderID())
+		big.CustomerName = strings.Repeat("a", mostBytes/2)
+		write(t, db, deliveryOf(t, big))
+	}
+	seen := 0
+	for id, more := int64(0), true; more; {
+		var rows []*row
+		var err error
+		if rows, more, err = after(t.Context(), db, filter{}, id, 100); err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) == 0 || len(rows) > 3 {
+			t.Fatalf("a page of %d rows of half a page each", len(rows))
+		}
+		seen += len(rows)
+		id = rows[len(rows)-1].ID
+	}
+	if seen != 4 {
+		t.Errorf("the pages held %d rows, want 4", seen)
+	}
+}
+
+func TestKeyPattern_MatchesAsABindingDoes(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	for _, c := range []struct {
+		pattern string
+		yes, no []string
+	}{
+		{"", []string{"shop.order.placed", ""}, nil},
+		{"#", []string{"shop.order.placed", "shop", ""}, nil},
+		{"shop.order.placed", []string{"shop.order.placed"}, []string{"shop.order.placed.x", "shop.order", "shopXorder.placed"}},
+		{"shop.*.placed", []string{"shop.order.placed"}, []string{"shop.placed", "shop.order.x.placed", "shop.order.placed2"}},
+		{"shop.#", []string{"shop", "shop.order", "shop.order.placed"}, []string{"shops", "shopping.cart", "a.shop"}},
+		{"#.placed", []string{"placed", "order.placed", "shop.order.placed"}, []string{"shop.order.misplaced", "placed.x"}},
+		{"shop.#.quantity", []string{"shop.quantity", "shop.inventory.decrement.quantity"}, []string{"shop.inventory.quantities"}},
+		{"shop.#.#.*", []string{"shop.a", "shop.a.b.c"}, []string{"shop"}},
+		{"*", []string{"shop"}, []string{"shop.order"}},
+		{"*.#", []string{"shop", "shop.order"}, nil},
+		{"shop.o*", []string{"shop.o*"}, []string{"shop.order"}}, // a star inside a word is a star
+		{`a.(b|c).*`, []string{`a.(b|c).d`}, []string{"a.b.d"}},
+		{`%.*`, []string{`%.a`}, []string{"b.a"}},
+		{`a\.*`, []string{`a\.b`}, []string{"a.b"}},
+		{"ünïcode.*", []string{"ünïcode.ß"}, []string{"unicode.b"}},
+	} {
+		p := parseKeyPattern(c.pattern)
+		for _, key := range slices.Concat(c.yes, c.no) {
+			want := slices.Contains(c.yes, key)
+			if p.matches(key) != want {
+				t.Errorf("%q matches %q: %t", c.pattern, key, !want)
+			}
+			if p.re == nil {
+				continue
+			}
+			var inSQL bool
+			if err := db.Get(&inSQL, "SELECT ('.' || $1) ~ $2", key, p.re.String()); err != nil || inSQL != want {
+				t.Errorf("%q matches %q in the database: %t, %v", c.pattern, key, inSQL, err)
+			}
+		}
+	}
+	if !parseKeyPattern(strings.Repeat("#.a.", 60) + "#").matches(strings.Repeat("a.", 120) + "a") {
+		t.Error("a long pattern does not match")
+	}
+}
+
+func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
+	var deliveries []messaging.Delivery
+	for range 10 {
+		deliveries = append(deliveries, deliveryOf(t, placed(newOrderID())))
+	}
+	write(t, db, deliveries...)
+	if n := count(t, db, "SELECT count(*) FROM event_log_default"); n != 10 {
+		t.Fatalf("%d rows in the default partition, want 10", n)
+	}
+	before := allRows(t, db, filter{})
+	for range 2 { // the second time there is nothing to do
+		if err := p.upkeep(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log_default"); n != 0 {
+		t.Errorf("%d rows stayed in the default partition", n)
+	}
+	after := allRows(t, db, filter{})
+	if !slices.EqualFunc(before, after, func(a, b *row) bool { return a.ID == b.ID && a.MessageID == b.MessageID && a.CreatedAt.Equal(b.CreatedAt) }) {
+		t.Error("the rows are not as they were")
+	}
+	// The partitions have the indexes, and new rows find their place.
+	if rows := write(t, db, append(deliveries, deliveryOf(t, placed(newOrderID())))...); len(rows) != 1 || rows[0].id <= after[9].ID {
+		t.Errorf("made %+v, want one row with a higher id", rows)
+	}
+	if n := count(t, db, "SELECT count(*) FROM "+partitionName(time.Now().UTC())); n != 11 {
+		t.Errorf("%d rows in the partition of today, want 11", n)
+	}
+	if n := count(t, db, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'event_log'::regclass"); n != 1+1+daysAhead {
+		t.Errorf("%d partitions, want the default, today and %d days ahead", n, daysAhead)
+	}
+}
+
+func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	p := &partitions{db: db, log: slog.New(slog.DiscardHandler), retention: 3 * day}
+	now := time.Now()
+	if err := p.upkeep(t.Context(), now.Add(-10*day)); err != nil { // makes the partitions of those days
+		t.Fatal(err)
+	}
+	for _, age := range []time.Duration{0, 2 * day, 5 * day, 9 * day, 400 * day} {
+		d := deliveryOf(t, placed(newOrderID()))
+		d.Timestamp = now.Add(-age)
+		write(t, db, d)
+	}
+	if err := p.upkeep(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
+		t.Errorf("%d rows are left, want 2", n)
+	}
+	keepsAll := &partitions{db: db, log: p.log}
+	if err := keepsAll.upkeep(t.Context(), now.Add(1000*day)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
+		t.Errorf("%d rows are left where everything is kept, want 2", n)
+	}
+}
+
+func TestPartitions_ManyReplicasAndWritersAtOnce(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		db := openDB(t, url)
+		wg.Go(func() {
+			if i%2 == 0 {
+				p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
+				for n := range 10 {
+					if err := p.upkeep(t.Context(), time.Now().Add(time.Duration(n-5)*day)); err != nil && !errors.Is(err, postgres.ErrRetry) {
+						t.Error(err)
+					}
+				}
+				return
+			}
+			for n := range 50 {
+				d := deliveryOf(t, placed(newOrderID()))
+				d.Timestamp = time.Now().Add(time.Duration(n%10-9) * day)
+				write(t, db, d)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, openDB(t, url), "SELECT count(*) FROM event_log"); n != 100 {
+		t.Errorf("%d rows, want 100", n)
+	}
+}
+
+func TestTail_MissesNothingWhileTwoWrite(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	db := openDB(t, url)
+	runTail := newTail(db, slog.New(slog.DiscardHandler))
+	runUntilDone(t, runTail.run)
+	write(t, db, deliveryOf(t, placed(newOrderID())))
+
+	// Each listener stops now and then and goes on behind the last row it has seen.
+	const writers, batches, size = 2, 40, 60 // more rows than the tail holds
+	const want = writers*batches*size + 1
+	listeners := make([]func() []int64, 3)
+	for i := range listeners {
+		result := make(chan []int64, 1)
+		go func() { result <- listenInPieces(within(t), runTail, 500*(i+1), want) }()
+		listeners[i] = func() []int64 { return <-result }
+	}
+	var wg sync.WaitGroup
+	for range writers {
+		db := openDB(t, url)
+		wg.Go(func() {
+			for range batches {
+				var batch []messaging.Delivery
+				for range size {
+					batch = append(batch, deliveryOf(t, placed(newOrderID())))
+				}
+				write(t, db, batch...)
+			}
+		})
+	}
+	wg.Wait()
+	var ids []int64
+	if err := db.Select(&ids, "SELECT id FROM event_log ORDER BY id"); err != nil || len(ids) != want {
+		t.Fatalf("%d rows, %v", len(ids), err)
+	}
+	for i, listener := range listeners {
+		if got := listener(); !slices.Equal(got, ids) {
+			t.Errorf("listener %d saw %d rows, not the %d there are in their order", i, len(got), len(ids))
+		}
+	}
+}
+
+// listenInPieces listens from the beginning until it has seen want rows, and begins anew after every piece.
+func listenInPieces(ctx context.Context, tail *tail, piece, want int) (ids []int64) {
+	enough := errors.New("enough")
+	cursor := int64(0)
+	for len(ids) < want {
+		tail.join()
+		err := tail.listen(ctx, filter{}, cursor, func(r *row) error {
+			ids = append(ids, r.ID)
+			cursor = r.ID
+			if len(ids)%piece == 0 || len(ids) == want {
+				return enough
+			}
+			return nil
+		})
+		tail.leave()
+		if !errors.Is(err, enough) {
+			return ids
+		}
+	}
+	return ids
+}
+
+func TestTail_ASlowListenerMissesNothing(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	runUntilDone(t, tail.run)
+	tail.join()
+	defer tail.leave()
+	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+
+	rejectedOnly := filter{key: parseKeyPattern("shop.*.rejected")}
+	var got []int64
+	busy, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	enough := errors.New("enough")
+	go func() {
+		done <- tail.listen(within(t), rejectedOnly, 0, func(r *row) error {
+			if len(got) == 0 {
+				close(busy)
+				<-goOn
+			}
+			if got = append(got, r.ID); len(got) == 12 {
+				return enough
+			}
+			return nil
+		})
+	}()
+	var want []int64
+	for i := range 12 {
+		var batch []messaging.Delivery
+		if i > 0 {
+			for range readRows {
+				batch = append(batch, deliveryOf(t, placed(newOrderID())))
+			}
+		}
+		rows := write(t, db, append(batch, deliveryOf(t, rejected(newOrderID())))...)
+		want = append(want, rows[len(rows)-1].id)
+		if i == 0 {
+			<-busy
+		}
+	}
+	eventually(t, "the tail to forget what the listener has not seen", func() bool { return !tail.view(want[0]).holds })
+	close(goOn)
+	if err := <-done; !errors.Is(err, enough) || !slices.Equal(got, want) {
+		t.Errorf("saw %v, want %v (%v)", got, want, err)
+	}
+}
+
+func TestTail_AsksNothingWhereNobodyListens(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	runUntilDone(t, tail.run)
+	for range 2 {
+		tail.join()
+		eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+		tail.leave()
+		eventually(t, "the tail to rest", func() bool { return !tail.view(0).warm })
+	}
+}
+
+func runUntilDone(t *testing.T, run func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What is read by id may rely on that: a lower id never appears after a higher one has been seen.
+func TestInsert_IDsBecomeVisibleInTheirOrder(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	db := openDB(t, url)
+	slow, err := db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Rollback() //nolint:errcheck // after the commit there is nothing to roll back
+	for _, statement := range []string{insertLock, `
+		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
+		VALUES ('slow', '', '{}', 'success', gen_random_uuid(), now())`} {
+		if _, err := slow.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, second := openDB(t, url), make(chan []logged, 1)
+	go func() { second <- write(t, other, deliveryOf(t, placed(newOrderID()))) }()
+	eventually(t, "the second writer to wait for its turn", func() bool {
+		return count(t, db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1
+	})
+	if rows := allRows(t, db, filter{}); len(rows) != 0 {
+		t.Fatalf("%d rows are visible", len(rows))
+	}
+	if err := slow.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	rows := <-second
+	all := allRows(t, db, filter{})
+	if len(rows) != 1 || len(all) != 2 || all[0].RoutingKey != "slow" || all[1].ID != rows[0].id {
+		t.Errorf("the rows are %s", fmt.Sprint(all))
+	}
+}
