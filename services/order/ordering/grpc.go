@@ -1,0 +1,122 @@
+package ordering
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
+)
+
+const defaultPageSize = 50
+
+func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	id, err := parseOrderID(req.GetOrderId())
+	if err != nil {
+		return nil, err
+	}
+	o, err := get(ctx, s.db, id, false)
+	if err != nil {
+		return nil, apiError(err, id)
+	}
+	return &orderv1.GetOrderResponse{Order: o.message()}, nil
+}
+
+func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	after, ok := parsePosition(req.GetPageToken())
+	if !ok {
+		return nil, apierror.InvalidArgument(apierror.Violation{
+			Field: "page_token", Description: "is not a next_page_token of this list; leave it out to start at the first page",
+		})
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	var state State
+	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
+		state = State(req.GetState().String())
+	}
+	// One more than the page tells whether another follows.
+	orders, err := list(ctx, s.db, state, after, size+1)
+	if err != nil {
+		return nil, err
+	}
+	resp := &orderv1.ListOrdersResponse{}
+	if len(orders) > size {
+		orders = orders[:size]
+		resp.NextPageToken = positionAfter(orders[size-1]).token()
+	}
+	for _, o := range orders {
+		resp.Orders = append(resp.Orders, o.message())
+	}
+	return resp, nil
+}
+
+func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	id, err := parseOrderID(req.GetOrderId())
+	if err != nil {
+		return nil, err
+	}
+	o, changed, err := s.cancel(ctx, id)
+	if err != nil {
+		return nil, apiError(err, id)
+	}
+	if changed {
+		s.wake()
+		s.log.LogAttrs(ctx, slog.LevelInfo, "order cancelled", telemetry.OrderID(o.ID.String()))
+	}
+	return &orderv1.CancelOrderResponse{Order: o.message()}, nil
+}
+
+// cancel cancels a confirmed order and says so in the outbox. An order that is cancelled already stays as it is.
+func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed bool, err error) {
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		if o, err = get(ctx, tx, id, true); err != nil || o.State == Cancelled {
+			return err
+		}
+		if err := o.move(Cancelled, time.Now().Truncate(time.Microsecond)); err != nil {
+			return err
+		}
+		if err := updateState(ctx, tx, o); err != nil {
+			return err
+		}
+		changed = true
+		return outbox.Add(ctx, tx, []outbox.Entry{{Message: &eventsv1.OrderCancelled{
+			OrderId: o.ID.String(), Lines: pricedLines(o), CancelledAt: timestamppb.New(o.UpdatedAt),
+		}}})
+	})
+	return o, changed, err
+}
+
+func parseOrderID(s string) (uuid.UUID, error) {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return uuid.UUID{}, apierror.InvalidArgument(apierror.Violation{Field: "order_id", Description: "must be a UUID"})
+	}
+	return id, nil
+}
+
+// apiError gives the errors of this service their gRPC status; what else there is, the server's interceptor maps.
+func apiError(err error, id uuid.UUID) error {
+	switch {
+	case errors.Is(err, errNotFound):
+		return apierror.New(codes.NotFound, "ORDER_NOT_FOUND",
+			"there is no order %s; an order that was just placed appears once it has been decided, usually within a second", id)
+	case errors.Is(err, ErrIllegalMove):
+		return apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
+			"order %s was rejected; only a confirmed order can be cancelled", id)
+	}
+	return err
+}

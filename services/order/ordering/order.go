@@ -1,0 +1,120 @@
+package ordering
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// State is where an order stands, as the database and the contracts spell it.
+type State string
+
+const (
+	Pending   State = "PENDING" // accepted by the gateway, not decided; never stored
+	Confirmed State = "CONFIRMED"
+	Rejected  State = "REJECTED"
+	Cancelled State = "CANCELLED"
+)
+
+// moves is the whole life of an order: what is not listed is illegal.
+var moves = map[State][]State{
+	Pending:   {Confirmed, Rejected},
+	Confirmed: {Cancelled},
+}
+
+// ErrIllegalMove says that an order cannot go from its state to the one asked for.
+var ErrIllegalMove = errors.New("illegal move")
+
+// errTotal says that an order is worth or holds more than the contracts can carry.
+var errTotal = errors.New("total out of range")
+
+// maxValue is the highest amount that the contracts' Money carries, in minor units.
+const maxValue = 10_000_000_000 * 100
+
+// Order is an order as it is decided and stored. The tags name the columns of its row.
+type Order struct {
+	ID            uuid.UUID `db:"id"`
+	CustomerName  string    `db:"customer_name"`  // personal data: never logged
+	CustomerEmail string    `db:"customer_email"` // personal data: never logged
+	State         State     `db:"state"`
+	Reason        string    `db:"reason"` // of a rejected order, as the contracts name it; "" on others
+	Detail        string    `db:"detail"` // the reason in words, for a person
+	TotalItems    int32     `db:"total_items"`
+	TotalValue    int64     `db:"total_value"` // minor units of Currency
+	Currency      string    `db:"currency"`    // "" until the catalogue's prices are known
+	CreatedAt     time.Time `db:"created_at"`  // when it was placed
+	UpdatedAt     time.Time `db:"updated_at"`
+	Lines         []Line    `db:"-"` // in the order of their numbers
+}
+
+// Line is one line of an order. Of an order without a Currency it is what the customer asked for, and ProductID or
+// ProductName may be missing.
+type Line struct {
+	OrderID     uuid.UUID `db:"order_id"`
+	Number      int32     `db:"line"` // from 1
+	ProductID   int32     `db:"product_id"`
+	ProductName string    `db:"product_name"`
+	Quantity    int32     `db:"quantity"`
+	UnitPrice   int64     `db:"unit_price"` // minor units of the order's Currency
+}
+
+// confirm gives a pending order the catalogue's lines and the totals that follow from them.
+func (o *Order) confirm(lines []Line, currency string, at time.Time) error {
+	items, value, err := totals(lines)
+	if err != nil {
+		return fmt.Errorf("order %s: %w", o.ID, err)
+	}
+	if err := o.move(Confirmed, at); err != nil {
+		return err
+	}
+	o.Lines, o.TotalItems, o.TotalValue, o.Currency = lines, items, value, currency
+	return nil
+}
+
+// reject closes a pending order, which keeps its lines as they were asked for.
+func (o *Order) reject(reason, detail string, at time.Time) error {
+	items, _, err := totals(o.Lines)
+	if err != nil {
+		return fmt.Errorf("order %s: %w", o.ID, err)
+	}
+	if err := o.move(Rejected, at); err != nil {
+		return err
+	}
+	o.TotalItems, o.Reason, o.Detail = items, reason, detail
+	return nil
+}
+
+// move puts the order into another state, or returns ErrIllegalMove and leaves it as it is.
+func (o *Order) move(to State, at time.Time) error {
+	if !slices.Contains(moves[o.State], to) {
+		return fmt.Errorf("order %s: %w from %s to %s", o.ID, ErrIllegalMove, o.State, to)
+	}
+	o.State, o.UpdatedAt = to, at
+	return nil
+}
+
+// totals sums the pieces of all lines and their value in minor units. It returns errTotal where there is nothing to
+// sum or a sum leaves its range.
+func totals(lines []Line) (items int32, value int64, err error) {
+	if len(lines) == 0 {
+		return 0, 0, fmt.Errorf("%w: no lines", errTotal)
+	}
+	for _, l := range lines {
+		if l.Quantity <= 0 || l.UnitPrice < 0 {
+			return 0, 0, fmt.Errorf("%w: line %d has the quantity %d and the price %d", errTotal, l.Number, l.Quantity, l.UnitPrice)
+		}
+		if items > math.MaxInt32-l.Quantity {
+			return 0, 0, fmt.Errorf("%w: more than %d pieces", errTotal, math.MaxInt32)
+		}
+		if l.UnitPrice > (maxValue-value)/int64(l.Quantity) {
+			return 0, 0, fmt.Errorf("%w: worth more than %d minor units", errTotal, int64(maxValue))
+		}
+		items += l.Quantity
+		value += l.UnitPrice * int64(l.Quantity)
+	}
+	return items, value, nil
+}

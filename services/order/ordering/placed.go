@@ -1,0 +1,253 @@
+package ordering
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/messaging"
+	"shop.example/platform/money"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
+)
+
+// checkTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
+const checkTimeout = 5 * time.Second
+
+// placement is a placed order on its way to being stored.
+type placement struct {
+	messageID uuid.UUID
+	trace     trace.SpanContext
+	lines     []*eventsv1.RequestedLine
+	order     *Order
+}
+
+// place decides and stores a batch of placed orders: one call to inventory, one transaction. An order that comes again
+// changes nothing, because inventory repeats what it decided and the inbox knows the message.
+func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+	placements, err := placementsOf(batch)
+	if err != nil {
+		return err
+	}
+	if err := s.decide(ctx, placements); err != nil {
+		return err
+	}
+	stored, err := s.store(ctx, placements)
+	if err != nil {
+		return err
+	}
+	s.wake()
+	s.logDecided(ctx, stored)
+	return nil
+}
+
+// placementsOf returns the pending orders of a batch, each once.
+func placementsOf(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]placement, error) {
+	placements := make([]placement, 0, len(batch))
+	seen := make(map[uuid.UUID]bool, len(batch))
+	for _, m := range batch {
+		o, err := pendingOrder(m.Body)
+		if err != nil {
+			return nil, messaging.Permanent(err)
+		}
+		if seen[o.ID] {
+			continue
+		}
+		seen[o.ID] = true
+		placements = append(placements, placement{m.ID, m.Trace, m.Body.GetLines(), o})
+	}
+	return placements, nil
+}
+
+func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
+	id, err := uuid.Parse(m.GetOrderId())
+	if err != nil {
+		return nil, fmt.Errorf("order id %q: %w", m.GetOrderId(), err)
+	}
+	o := &Order{
+		ID: id, State: Pending,
+		CustomerName: m.GetCustomerName(), CustomerEmail: m.GetCustomerEmail(),
+		CreatedAt: m.GetPlacedAt().AsTime(),
+	}
+	for i, l := range m.GetLines() {
+		o.Lines = append(o.Lines, Line{
+			OrderID: id, Number: int32(i + 1),
+			ProductID: l.GetProductId(), ProductName: l.GetProductName(), Quantity: l.GetQuantity(),
+		})
+	}
+	return o, nil
+}
+
+// decide asks inventory about all orders in one call and moves each to what was decided.
+func (s *Service) decide(ctx context.Context, placements []placement) error {
+	req := &inventoryv1.CheckStockRequest{Orders: make([]*inventoryv1.CheckStockRequest_Order, len(placements))}
+	for i, p := range placements {
+		req.Orders[i] = &inventoryv1.CheckStockRequest_Order{OrderId: p.order.ID.String(), Lines: p.lines}
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	resp, err := s.stock.CheckStock(ctx, req)
+	if err != nil {
+		return stockError(fmt.Errorf("asking inventory about %d orders: %w", len(placements), err))
+	}
+	if len(resp.GetDecisions()) != len(placements) {
+		return fmt.Errorf("inventory answered %d decisions about %d orders", len(resp.GetDecisions()), len(placements))
+	}
+	// Whole microseconds, as the database keeps them: event and row say the same.
+	now := time.Now().Truncate(time.Microsecond)
+	for i, d := range resp.GetDecisions() {
+		if err := apply(d, placements[i].order, now); err != nil {
+			return messaging.Permanent(err)
+		}
+	}
+	return nil
+}
+
+// stockError says what a failed call to inventory means for the batch: whether inventory is down, or refuses something
+// in it for good.
+func stockError(err error) error {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return messaging.Down(err)
+	case codes.InvalidArgument, codes.FailedPrecondition:
+		return messaging.Permanent(err)
+	}
+	return err
+}
+
+// apply moves a pending order to what inventory decided about it.
+func apply(d *inventoryv1.StockDecision, o *Order, now time.Time) error {
+	if d.GetOrderId() != o.ID.String() {
+		return fmt.Errorf("inventory decided order %s where order %s was asked for", d.GetOrderId(), o.ID)
+	}
+	if r := d.GetRejection(); r != nil {
+		return o.reject(r.GetReason().String(), r.GetDetail(), now)
+	}
+	lines, currency, err := catalogueLines(d)
+	if err != nil {
+		return err
+	}
+	return o.confirm(lines, currency, now)
+}
+
+// catalogueLines are the lines of a decision and the currency that they share.
+func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string, err error) {
+	id, err := uuid.Parse(d.GetOrderId())
+	if err != nil {
+		return nil, "", fmt.Errorf("order id %q: %w", d.GetOrderId(), err)
+	}
+	for _, l := range d.GetLines() {
+		if currency != "" && currency != l.GetUnitPrice().GetCurrencyCode() {
+			return nil, "", fmt.Errorf("order %s has lines in %s and in %s", id, currency, l.GetUnitPrice().GetCurrencyCode())
+		}
+		currency = l.GetUnitPrice().GetCurrencyCode()
+		lines = append(lines, Line{
+			OrderID: id, Number: l.GetLine(), ProductID: l.GetProductId(), ProductName: l.GetProductName(),
+			Quantity: l.GetQuantity(), UnitPrice: money.Minor(l.GetUnitPrice()),
+		})
+	}
+	return lines, currency, nil
+}
+
+// store writes the orders whose messages are new, with the messages that follow from them, in one transaction. It
+// returns those orders.
+func (s *Service) store(ctx context.Context, placements []placement) (stored []placement, err error) {
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		if stored, err = claim(ctx, tx, placements); err != nil || len(stored) == 0 {
+			return err
+		}
+		var (
+			orders  []*Order
+			entries []outbox.Entry
+		)
+		for _, p := range stored {
+			orders = append(orders, p.order)
+			for _, m := range decided(p.order) {
+				entries = append(entries, outbox.Entry{Message: m, Trace: p.trace})
+			}
+		}
+		if err := insert(ctx, tx, orders); err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, entries)
+	})
+	return stored, err
+}
+
+// claim enters the messages into the inbox and returns the placements whose message was not there.
+func claim(ctx context.Context, tx *sqlx.Tx, placements []placement) ([]placement, error) {
+	ids := make([]uuid.UUID, len(placements))
+	for i, p := range placements {
+		ids[i] = p.messageID
+	}
+	fresh, err := outbox.Claim(ctx, tx, ids)
+	if err != nil {
+		return nil, err
+	}
+	var claimed []placement
+	for i, p := range placements {
+		if fresh[i] {
+			claimed = append(claimed, p)
+		}
+	}
+	return claimed, nil
+}
+
+// decided are the messages that follow from an order's decision.
+func decided(o *Order) []proto.Message {
+	at := timestamppb.New(o.UpdatedAt)
+	if o.State == Rejected {
+		return []proto.Message{&eventsv1.OrderRejected{
+			OrderId: o.ID.String(), Reason: o.reason(), Detail: o.Detail, RejectedAt: at,
+		}}
+	}
+	lines := pricedLines(o)
+	return []proto.Message{
+		&eventsv1.OrderConfirmed{
+			OrderId: o.ID.String(), Lines: lines, TotalItems: o.TotalItems,
+			TotalValue: money.FromMinor(o.TotalValue, o.Currency), ConfirmedAt: at,
+		},
+		&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
+	}
+}
+
+// pricedLines are the lines of an order that was confirmed.
+func pricedLines(o *Order) []*eventsv1.PricedLine {
+	lines := make([]*eventsv1.PricedLine, len(o.Lines))
+	for i, l := range o.Lines {
+		lines[i] = &eventsv1.PricedLine{
+			Line: l.Number, ProductId: l.ProductID, ProductName: l.ProductName, Quantity: l.Quantity,
+			UnitPrice: money.FromMinor(l.UnitPrice, o.Currency),
+		}
+	}
+	return lines
+}
+
+func (s *Service) logDecided(ctx context.Context, placements []placement) {
+	if !s.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	for _, p := range placements {
+		o, ctx := p.order, trace.ContextWithRemoteSpanContext(ctx, p.trace)
+		if o.State == Rejected {
+			s.log.LogAttrs(ctx, slog.LevelInfo, "order rejected",
+				telemetry.OrderID(o.ID.String()), slog.String("reason", o.Reason), slog.String("detail", o.Detail))
+			continue
+		}
+		s.log.LogAttrs(ctx, slog.LevelInfo, "order created",
+			telemetry.OrderID(o.ID.String()), slog.String("state", string(o.State)), slog.Int("total_items", int(o.TotalItems)),
+			slog.String("total_value", money.Format(o.TotalValue, o.Currency)), slog.Int("lines", len(o.Lines)))
+	}
+}

@@ -1,0 +1,123 @@
+// Package ordering is the order service: it decides placed orders with the help of inventory, stores them, and answers
+// for them.
+//
+// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both go
+// through the states of an order and its totals (order.go) to the database (store.go). What follows from an order is
+// written to the outbox in the same transaction, and the relay publishes it.
+package ordering
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/jmoiron/sqlx"
+
+	"shop.example/db"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/messaging"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+)
+
+// Config is the service's configuration. The tags are those of github.com/caarlos0/env.
+type Config struct {
+	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
+	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
+	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3001"`
+	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3101"`
+	Telemetry   telemetry.Config
+}
+
+const (
+	name   = "order"
+	schema = "orders"
+	// batch is how many placed orders are decided and stored together, at most. A transaction costs the same for one
+	// order as for many; beyond this the batch gains little and its orders wait longer.
+	batch = 200
+	// workers is how many batches are in hand at once: while one waits for inventory, another is stored.
+	workers = 2
+)
+
+// Service is the order service.
+type Service struct {
+	orderv1.UnimplementedOrderServiceServer
+	*service.Service
+
+	db    *sqlx.DB
+	stock inventoryv1.StockServiceClient
+	wake  func() // tells the relay that the outbox has something new
+	log   *slog.Logger
+}
+
+// New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
+// away; the database may not. A service that is not run must be closed.
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
+	if err != nil {
+		return nil, err
+	}
+	if len(applied) > 0 {
+		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
+	}
+	base, err := service.New(service.Config{
+		GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+	}, t)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Service: base, log: t.Logger}
+	if err := s.build(ctx, cfg, t); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	return s, nil
+}
+
+// build adds the parts of the service in the order in which they need each other.
+func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry) (err error) {
+	if s.db, err = postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: name, Tracer: t.Tracer, Meter: t.Meter}); err != nil {
+		return err
+	}
+	s.OnStop("database", s.db.Close)
+	s.Check("database", s.db.PingContext)
+
+	broker := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
+	publish, err := messaging.Dial(cfg.AMQPURL, broker)
+	if err != nil {
+		return err
+	}
+	broker.Role = "consume"
+	consume, err := messaging.Dial(cfg.AMQPURL, broker)
+	if err != nil {
+		return err
+	}
+	publisher := messaging.NewPublisher(publish)
+	s.Go("broker, publishing", publish.Run)
+	s.Go("broker, consuming", consume.Run)
+	s.Go("publisher", publisher.Run)
+	s.Check("broker", publish.Ready)
+
+	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{Logger: t.Logger, Meter: t.Meter})
+	if err != nil {
+		return err
+	}
+	s.wake = relay.Wake
+	s.Go("relay", relay.Run)
+	s.Check("outbox", relay.Ready)
+
+	calls := messaging.NewRPCClient(consume, publisher)
+	s.stock = inventoryv1.NewStockServiceClient(calls)
+	s.Go("replies", calls.Run)
+	s.Check("replies", calls.Ready)
+
+	consumer := messaging.NewConsumer(consume, publisher, messaging.OrderQueue,
+		messaging.ConsumerOptions{Batch: batch, Workers: workers}, messaging.Handle(s.place))
+	s.Go("consumer", consumer.Run)
+	s.Check("consumer", consumer.Ready)
+
+	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
+	return nil
+}

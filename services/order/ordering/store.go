@@ -1,0 +1,231 @@
+package ordering
+
+import (
+	"context"
+	"database/sql"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/money"
+	"shop.example/platform/postgres"
+)
+
+// errNotFound says that no order is stored under the id.
+var errNotFound = errors.New("no such order")
+
+// insertOrders writes orders with their lines in one statement. Times are in microseconds since 1970, which is what a
+// timestamptz holds; a price of -1 is not known.
+const insertOrders = `
+WITH stored AS (
+    INSERT INTO orders (id, customer_name, customer_email, state, reason, detail,
+                        total_items, total_value, currency, created_at, updated_at)
+    SELECT id, customer_name, customer_email, state, NULLIF(reason, ''), detail,
+           total_items, CASE WHEN currency <> '' THEN total_value END, NULLIF(currency, ''),
+           timestamptz 'epoch' + created_at * interval '1 microsecond',
+           timestamptz 'epoch' + updated_at * interval '1 microsecond'
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                $7::integer[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[])
+        AS o (id, customer_name, customer_email, state, reason, detail,
+              total_items, total_value, currency, created_at, updated_at)
+)
+INSERT INTO order_item (order_id, line, product_id, product_name, quantity, unit_price)
+SELECT order_id, line, product_id, product_name, quantity, NULLIF(unit_price, -1)
+FROM unnest($12::uuid[], $13::integer[], $14::integer[], $15::text[], $16::integer[], $17::bigint[])
+    AS i (order_id, line, product_id, product_name, quantity, unit_price)`
+
+// insert stores decided orders with their lines. An order that is there already is postgres.ErrUnique.
+func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
+	var (
+		ids, names, emails, states, reasons, details, currencies []string
+		items, values, created, updated                          []int64
+
+		orderIDs, products                      []string
+		numbers, productIDs, quantities, prices []int64
+	)
+	for _, o := range orders {
+		id := o.ID.String()
+		ids = append(ids, id)
+		names = append(names, o.CustomerName)
+		emails = append(emails, o.CustomerEmail)
+		states = append(states, string(o.State))
+		reasons = append(reasons, o.Reason)
+		details = append(details, o.Detail)
+		items = append(items, int64(o.TotalItems))
+		values = append(values, o.TotalValue)
+		currencies = append(currencies, o.Currency)
+		created = append(created, o.CreatedAt.UnixMicro())
+		updated = append(updated, o.UpdatedAt.UnixMicro())
+		for _, l := range o.Lines {
+			price := l.UnitPrice
+			if o.Currency == "" {
+				price = -1
+			}
+			orderIDs = append(orderIDs, id)
+			numbers = append(numbers, int64(l.Number))
+			productIDs = append(productIDs, int64(l.ProductID))
+			products = append(products, l.ProductName)
+			quantities = append(quantities, int64(l.Quantity))
+			prices = append(prices, price)
+		}
+	}
+	_, err := tx.ExecContext(ctx, insertOrders,
+		pq.Array(ids), pq.Array(names), pq.Array(emails), pq.Array(states), pq.Array(reasons), pq.Array(details),
+		pq.Array(items), pq.Array(values), pq.Array(currencies), pq.Array(created), pq.Array(updated),
+		pq.Array(orderIDs), pq.Array(numbers), pq.Array(productIDs), pq.Array(products), pq.Array(quantities), pq.Array(prices))
+	if err != nil {
+		return fmt.Errorf("storing %d orders: %w", len(orders), err)
+	}
+	return nil
+}
+
+const selectOrders = `
+SELECT id, customer_name, customer_email, state, COALESCE(reason, '') AS reason, detail, total_items,
+       COALESCE(total_value, 0) AS total_value, COALESCE(currency, '') AS currency, created_at, updated_at
+FROM orders `
+
+// get reads an order with its lines; errNotFound where there is none. With lock, the row stays as it was read until
+// the transaction of q ends.
+func get(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*Order, error) {
+	query := selectOrders + `WHERE id = $1`
+	if lock {
+		query += ` FOR UPDATE`
+	}
+	var o Order
+	err := sqlx.GetContext(ctx, q, &o, query, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("order %s: %w", id, errNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading order %s: %w", id, postgres.Classify(err))
+	}
+	if err := addLines(ctx, q, []*Order{&o}); err != nil {
+		return nil, err
+	}
+	return &o, nil
+}
+
+// list reads up to limit orders with their lines that follow after, the newest first; all states where state is "".
+func list(ctx context.Context, q sqlx.QueryerContext, state State, after position, limit int) ([]*Order, error) {
+	var orders []*Order
+	err := sqlx.SelectContext(ctx, q, &orders, selectOrders+`
+		WHERE ($1 = '' OR state = $1) AND (created_at, id) < ($2::timestamptz, $3::uuid)
+		ORDER BY created_at DESC, id DESC
+		LIMIT $4`, string(state), after.sqlTime(), after.id, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing orders: %w", postgres.Classify(err))
+	}
+	return orders, addLines(ctx, q, orders)
+}
+
+// addLines reads the lines of orders. Lines are written with their order and never change, so a second statement sees
+// what the first one saw.
+func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error {
+	ids := make([]string, len(orders))
+	byID := make(map[uuid.UUID]*Order, len(orders))
+	for i, o := range orders {
+		ids[i], byID[o.ID] = o.ID.String(), o
+	}
+	var lines []Line
+	err := sqlx.SelectContext(ctx, q, &lines, `
+		SELECT order_id, line, product_id, product_name, quantity, COALESCE(unit_price, 0) AS unit_price
+		FROM order_item WHERE order_id = ANY ($1::uuid[]) ORDER BY order_id, line`, pq.Array(ids))
+	if err != nil {
+		return fmt.Errorf("reading the lines of %d orders: %w", len(orders), postgres.Classify(err))
+	}
+	for _, l := range lines {
+		o := byID[l.OrderID]
+		o.Lines = append(o.Lines, l)
+	}
+	return nil
+}
+
+// updateState writes the state of an order that get has locked.
+func updateState(ctx context.Context, tx *sqlx.Tx, o *Order) error {
+	_, err := tx.ExecContext(ctx, `UPDATE orders SET state = $2, updated_at = $3, version = version + 1 WHERE id = $1`,
+		o.ID, string(o.State), o.UpdatedAt)
+	if err != nil {
+		return fmt.Errorf("storing state %s of order %s: %w", o.State, o.ID, err)
+	}
+	return nil
+}
+
+// position is a place in the list of orders: after the order placed at the time, in microseconds since 1970, that has
+// the id. Orders that arrive later do not move it.
+type position struct {
+	micros int64
+	id     uuid.UUID
+}
+
+// newest is the place before the first order.
+var newest = position{micros: -1, id: uuid.Max}
+
+func (p position) sqlTime() string {
+	if p == newest {
+		return "infinity"
+	}
+	return time.UnixMicro(p.micros).UTC().Format(time.RFC3339Nano)
+}
+
+// positionAfter is the place of the order that follows o in the list.
+func positionAfter(o *Order) position { return position{o.CreatedAt.UnixMicro(), o.ID} }
+
+// token is the position as a page token.
+func (p position) token() string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.micros))
+	return base64.RawURLEncoding.EncodeToString(append(b, p.id[:]...))
+}
+
+// parsePosition reads a page token; "" is the first page. False where the token is none of ours.
+func parsePosition(token string) (position, bool) {
+	if token == "" {
+		return newest, true
+	}
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(b) != 8+16 {
+		return position{}, false
+	}
+	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8:])}
+	year := time.UnixMicro(p.micros).UTC().Year()
+	return p, year >= 1 && year <= 9999 // what a Timestamp holds
+}
+
+// message is the order as the contracts have it.
+func (o *Order) message() *orderv1.Order {
+	m := &orderv1.Order{
+		Id:            o.ID.String(),
+		State:         orderv1.Order_State(orderv1.Order_State_value[string(o.State)]),
+		CustomerName:  o.CustomerName,
+		CustomerEmail: o.CustomerEmail,
+		TotalItems:    o.TotalItems,
+		CreatedAt:     timestamppb.New(o.CreatedAt),
+		UpdatedAt:     timestamppb.New(o.UpdatedAt),
+	}
+	if o.Reason != "" {
+		m.Reason = o.reason().Enum()
+	}
+	if o.Currency != "" {
+		m.TotalValue = money.FromMinor(o.TotalValue, o.Currency)
+	}
+	for _, l := range o.Lines {
+		item := &orderv1.OrderItem{Line: l.Number, ProductId: l.ProductID, ProductName: l.ProductName, Quantity: l.Quantity}
+		if o.Currency != "" {
+			item.UnitPrice = money.FromMinor(l.UnitPrice, o.Currency)
+		}
+		m.OrderItems = append(m.OrderItems, item)
+	}
+	return m
+}
+
+func (o *Order) reason() eventsv1.OrderRejected_Reason {
+	return eventsv1.OrderRejected_Reason(eventsv1.OrderRejected_Reason_value[o.Reason])
+}

@@ -1,0 +1,414 @@
+package ordering
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/money"
+	"shop.example/platform/postgres"
+)
+
+// newStore returns a service with a database of its own and no broker.
+func newStore(t testing.TB) *Service {
+	t.Helper()
+	return openStore(t, dbtest.New(t))
+}
+
+func openStore(t testing.TB, database string) *Service {
+	t.Helper()
+	db, err := postgres.Open(t.Context(), database, schema, postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return &Service{db: db, wake: func() {}, log: slog.New(slog.DiscardHandler)}
+}
+
+func newPlaced(lines ...*eventsv1.RequestedLine) *eventsv1.OrderPlaced {
+	if lines == nil {
+		lines = []*eventsv1.RequestedLine{{ProductName: "Laptop Stand", Quantity: 3}, {ProductName: "Mouse Pad", Quantity: 4}}
+	}
+	return &eventsv1.OrderPlaced{
+		OrderId: uuid.Must(uuid.NewV7()).String(), CustomerName: "Ada", CustomerEmail: "ada@example.org",
+		Lines: lines, PlacedAt: timestamppb.Now(),
+	}
+}
+
+func messages(placed ...*eventsv1.OrderPlaced) []messaging.Message[*eventsv1.OrderPlaced] {
+	batch := make([]messaging.Message[*eventsv1.OrderPlaced], len(placed))
+	for i, m := range placed {
+		batch[i] = messaging.Message[*eventsv1.OrderPlaced]{ID: contract.MessageID(m), Body: m}
+	}
+	return batch
+}
+
+// held is inventory's yes to an order: each line at the price of 35 USD.
+func held(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
+	d := &inventoryv1.StockDecision{OrderId: m.GetOrderId()}
+	for i, l := range m.GetLines() {
+		d.Lines = append(d.Lines, &eventsv1.PricedLine{
+			Line: int32(i + 1), ProductId: int32(i + 5), ProductName: l.GetProductName(), Quantity: l.GetQuantity(),
+			UnitPrice: money.FromMinor(3500, "USD"),
+		})
+	}
+	return d
+}
+
+func refused(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
+	return &inventoryv1.StockDecision{OrderId: m.GetOrderId(), Rejection: &inventoryv1.StockDecision_Rejection{
+		Reason: eventsv1.OrderRejected_OUT_OF_STOCK, Detail: "line 1: 2 of 3 left",
+	}}
+}
+
+// decidedPlacements are orders as they are before they are stored.
+func decidedPlacements(t testing.TB, answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision, placed ...*eventsv1.OrderPlaced) []placement {
+	t.Helper()
+	placements, err := placementsOf(messages(placed...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Microsecond)
+	for i, p := range placements {
+		if err := apply(answer(placed[i]), p.order, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return placements
+}
+
+// mustStore stores orders and returns how many were new.
+func mustStore(t testing.TB, s *Service, placements []placement) int {
+	t.Helper()
+	stored, err := s.store(t.Context(), placements)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(stored)
+}
+
+func count(t testing.TB, s *Service, table string) int {
+	t.Helper()
+	var n int
+	if err := s.db.GetContext(t.Context(), &n, "SELECT count(*) FROM "+table); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func mustGet(t testing.TB, s *Service, id string) *orderv1.Order {
+	t.Helper()
+	resp, err := s.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetOrder()
+}
+
+// assertError checks the code and the reason that a client branches on.
+func assertError(t *testing.T, err error, code codes.Code, reason string) {
+	t.Helper()
+	var e *apierror.Error
+	if !errors.As(err, &e) || status.Code(err) != code || e.Reason() != reason {
+		t.Errorf("error is %v, want %s %s", err, code, reason)
+	}
+}
+
+func TestStore_SameBatchTwiceHasOneEffect(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	a, b := newPlaced(), newPlaced()
+	if n := mustStore(t, s, decidedPlacements(t, held, a, b)); n != 2 {
+		t.Fatalf("%d orders were new, want 2", n)
+	}
+	if n := mustStore(t, s, decidedPlacements(t, held, a, b, newPlaced())); n != 1 {
+		t.Errorf("the second time %d orders were new, want the one that was", n)
+	}
+	for table, want := range map[string]int{"orders": 3, "order_item": 6, "inbox": 3, "outbox": 6} {
+		if n := count(t, s, table); n != want {
+			t.Errorf("%s has %d rows, want %d", table, n, want)
+		}
+	}
+}
+
+func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := make([]*eventsv1.OrderPlaced, 50)
+	for i := range placed {
+		placed[i] = newPlaced()
+	}
+	reversed := slices.Clone(placed)
+	slices.Reverse(reversed)
+	var wg sync.WaitGroup
+	for _, batch := range [][]*eventsv1.OrderPlaced{placed, reversed} {
+		placements := decidedPlacements(t, held, batch...)
+		wg.Go(func() {
+			// Batches that meet in opposite order may be told to try again, as the consumer does.
+			for {
+				_, err := s.store(t.Context(), placements)
+				if !errors.Is(err, postgres.ErrRetry) {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if orders, out := count(t, s, "orders"), count(t, s, "outbox"); orders != 50 || out != 100 {
+		t.Errorf("%d orders and %d messages, want 50 and 100", orders, out)
+	}
+}
+
+func TestPlacementsOf_AnOrderTwiceInABatchIsOne(t *testing.T) {
+	t.Parallel()
+	a, b := newPlaced(), newPlaced()
+	placements, err := placementsOf(messages(a, b, a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(placements) != 2 || placements[0].order.ID.String() != a.GetOrderId() || placements[1].order.ID.String() != b.GetOrderId() {
+		t.Errorf("placements are %+v, want one of each order", placements)
+	}
+}
+
+func TestStore_AnOrderUnderAnotherMessageIDFailsWithAllOfItsBatch(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	first := newPlaced()
+	mustStore(t, s, decidedPlacements(t, held, first))
+	again := decidedPlacements(t, held, newPlaced(), first)
+	again[1].messageID = uuid.New()
+	if _, err := s.store(t.Context(), again); !errors.Is(err, postgres.ErrUnique) {
+		t.Errorf("storing an order again under another message id: %v, want ErrUnique", err)
+	}
+	if orders, inbox := count(t, s, "orders"), count(t, s, "inbox"); orders != 1 || inbox != 1 {
+		t.Errorf("%d orders and %d inbox rows, want the first one's alone", orders, inbox)
+	}
+}
+
+func TestStore_ConfirmedOrderReadsAsItWasDecided(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced()
+	placements := decidedPlacements(t, held, placed)
+	mustStore(t, s, placements)
+	want := &orderv1.Order{
+		Id: placed.GetOrderId(), State: orderv1.Order_CONFIRMED, CustomerName: "Ada", CustomerEmail: "ada@example.org",
+		OrderItems: []*orderv1.OrderItem{
+			{Line: 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 3, UnitPrice: money.FromMinor(3500, "USD")},
+			{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: money.FromMinor(3500, "USD")},
+		},
+		TotalItems: 7, TotalValue: money.FromMinor(24500, "USD"),
+		CreatedAt: timestamppb.New(placed.GetPlacedAt().AsTime().Truncate(time.Microsecond)),
+		UpdatedAt: timestamppb.New(placements[0].order.UpdatedAt),
+	}
+	if got := mustGet(t, s, placed.GetOrderId()); !proto.Equal(got, want) {
+		t.Errorf("order is\n%v, want\n%v", got, want)
+	}
+}
+
+func TestStore_RejectedOrderKeepsReasonAndLines(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced(&eventsv1.RequestedLine{ProductName: "Laptop Stand", Quantity: 3}, &eventsv1.RequestedLine{ProductId: 2, Quantity: 1})
+	mustStore(t, s, decidedPlacements(t, refused, placed))
+	got := mustGet(t, s, placed.GetOrderId())
+	if got.GetState() != orderv1.Order_REJECTED || got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetTotalItems() != 4 || got.TotalValue != nil {
+		t.Errorf("order is %v", got)
+	}
+	want := []*orderv1.OrderItem{{Line: 1, ProductName: "Laptop Stand", Quantity: 3}, {Line: 2, ProductId: 2, Quantity: 1}}
+	if !slices.EqualFunc(got.GetOrderItems(), want, func(a, b *orderv1.OrderItem) bool { return proto.Equal(a, b) }) {
+		t.Errorf("lines are %v, want %v", got.GetOrderItems(), want)
+	}
+	if n := count(t, s, "outbox WHERE routing_key = 'shop.order.rejected'"); n != 1 || count(t, s, "outbox") != 1 {
+		t.Errorf("%d rejections in an outbox of %d, want one and nothing else", n, count(t, s, "outbox"))
+	}
+	var detail string
+	if err := s.db.GetContext(t.Context(), &detail, "SELECT detail FROM orders"); err != nil || detail != "line 1: 2 of 3 left" {
+		t.Errorf("detail is %q, %v", detail, err)
+	}
+}
+
+func TestGetOrder_UnknownIsNotFound(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	_, err := s.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: uuid.NewString()})
+	assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
+}
+
+// pages reads the list to its end and calls between after each page.
+func pages(t *testing.T, s *Service, req *orderv1.ListOrdersRequest, between func()) (ids []string) {
+	t.Helper()
+	for {
+		resp, err := s.ListOrders(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(resp.GetOrders()) > int(req.GetPageSize()) {
+			t.Fatalf("a page of %d orders, want at most %d", len(resp.GetOrders()), req.GetPageSize())
+		}
+		for _, o := range resp.GetOrders() {
+			ids = append(ids, o.GetId())
+		}
+		if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+			return ids
+		}
+		between()
+	}
+}
+
+func TestListOrders_PagesStayAsTheyWereWhileOrdersArrive(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	var want []string
+	// Some were placed in the same microsecond: the id decides between them.
+	start := time.Now().Add(-time.Hour)
+	for i := range 25 {
+		placed := newPlaced()
+		placed.PlacedAt = timestamppb.New(start.Add(time.Duration(i/5) * time.Second))
+		mustStore(t, s, decidedPlacements(t, held, placed))
+		want = append(want, placed.GetOrderId()) // version 7 ids grow, so this is the order of time and id
+	}
+	slices.Reverse(want)
+	got := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 4}, func() {
+		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+	})
+	if !slices.Equal(got, want) {
+		t.Errorf("pages list\n%v, want\n%v", got, want)
+	}
+}
+
+func TestListOrders_FiltersByState(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	var rejected []string
+	for range 3 {
+		r := newPlaced()
+		mustStore(t, s, decidedPlacements(t, refused, r))
+		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+		rejected = append(rejected, r.GetOrderId())
+	}
+	slices.Reverse(rejected)
+	got := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 2, State: orderv1.Order_REJECTED}, func() {})
+	if !slices.Equal(got, rejected) {
+		t.Errorf("rejected orders are %v, want %v", got, rejected)
+	}
+	if got := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 6, State: orderv1.Order_PENDING}, func() {}); got != nil {
+		t.Errorf("pending orders are %v, want none", got)
+	}
+}
+
+func TestListOrders_ForeignTokenIsInvalid(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	for _, token := range []string{"x", "AAAA", position{micros: 1 << 62}.token(), position{micros: -1 << 62}.token()} {
+		_, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageToken: token})
+		assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
+	}
+}
+
+func cancelOrder(s *Service, ctx context.Context, id string) (*orderv1.Order, error) {
+	resp, err := s.CancelOrder(ctx, &orderv1.CancelOrderRequest{OrderId: id})
+	return resp.GetOrder(), err
+}
+
+func TestCancelOrder_HasOneEffectHoweverOftenItIsAsked(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced()
+	mustStore(t, s, decidedPlacements(t, held, placed))
+	cancelled := make([]*orderv1.Order, 8)
+	var wg sync.WaitGroup
+	for i := range cancelled {
+		wg.Go(func() {
+			var err error
+			if cancelled[i], err = cancelOrder(s, t.Context(), placed.GetOrderId()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	want := mustGet(t, s, placed.GetOrderId())
+	if want.GetState() != orderv1.Order_CANCELLED || !want.GetUpdatedAt().AsTime().After(want.GetCreatedAt().AsTime()) || len(want.GetOrderItems()) != 2 {
+		t.Errorf("cancelled order is %v", want)
+	}
+	for _, o := range cancelled {
+		if !proto.Equal(o, want) {
+			t.Errorf("a cancellation returned\n%v, want\n%v", o, want)
+		}
+	}
+	var body []byte
+	if err := s.db.GetContext(t.Context(), &body, "SELECT body FROM outbox WHERE routing_key = 'shop.order.cancelled'"); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, s, "outbox"); n != 3 {
+		t.Errorf("the outbox has %d messages, want confirmed, decrement and one cancelled", n)
+	}
+	var event eventsv1.OrderCancelled
+	if err := proto.Unmarshal(body, &event); err != nil {
+		t.Fatal(err)
+	}
+	if err := contract.Validate(&event); err != nil || len(event.GetLines()) != 2 || !event.GetCancelledAt().AsTime().Equal(want.GetUpdatedAt().AsTime()) {
+		t.Errorf("OrderCancelled is %v, %v", &event, err)
+	}
+}
+
+func TestCancelOrder_RejectedOrderIsNotCancellable(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced()
+	mustStore(t, s, decidedPlacements(t, refused, placed))
+	_, err := cancelOrder(s, t.Context(), placed.GetOrderId())
+	assertError(t, err, codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE")
+	if got := mustGet(t, s, placed.GetOrderId()); got.GetState() != orderv1.Order_REJECTED || count(t, s, "outbox") != 1 {
+		t.Errorf("order is %v after a cancellation that was refused", got)
+	}
+}
+
+func TestCancelOrder_UnknownIsNotFound(t *testing.T) {
+	t.Parallel()
+	_, err := cancelOrder(newStore(t), t.Context(), uuid.NewString())
+	assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
+}
+
+// BenchmarkStore measures the transaction of a batch: inbox, orders, lines and outbox.
+func BenchmarkStore(b *testing.B) {
+	s := newStore(b)
+	for _, size := range []int{1, 50, 200, 500} {
+		b.Run(fmt.Sprintf("%d orders of 2 lines", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				placed := make([]*eventsv1.OrderPlaced, size)
+				for i := range placed {
+					placed[i] = newPlaced()
+				}
+				placements := decidedPlacements(b, held, placed...)
+				b.StartTimer()
+				mustStore(b, s, placements)
+			}
+			b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "orders/s")
+		})
+	}
+}
