@@ -37,7 +37,7 @@ CREATE TABLE inbox (
     message_id  uuid PRIMARY KEY,
     received_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX inbox_received_at ON inbox USING brin (received_at);
+CREATE INDEX inbox_received_at ON inbox (received_at);
 
 -- Messages to publish, written in the transaction that makes them true and deleted once the broker has confirmed them.
 CREATE TABLE outbox (

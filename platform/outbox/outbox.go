@@ -1,0 +1,107 @@
+// Package outbox ties messages to transactions, so that a message handled twice has one effect and what a transaction
+// made true is published.
+//
+// A handler claims the ids of its messages in the inbox and adds what it has to say to the outbox, both in the
+// transaction of its effect. After the commit a Relay publishes the outbox in its order and deletes what the broker has
+// confirmed. A message can be published twice, where the confirm or the delete is lost: the inbox of whoever takes it
+// knows.
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+// Entry is an event to publish.
+type Entry struct {
+	Message proto.Message
+	// Trace is the span that the event belongs to, where it is not that of the context: a batch has one of each message.
+	Trace trace.SpanContext
+}
+
+// ORDER BY: ids are given in the order of the entries.
+const insertOutbox = `
+	INSERT INTO outbox (message_id, exchange, routing_key, type, correlation_id, traceparent, body)
+	SELECT message_id, exchange, routing_key, type, correlation_id, traceparent, body
+	FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[]) WITH ORDINALITY
+		AS entry (message_id, exchange, routing_key, type, correlation_id, traceparent, body, place)
+	ORDER BY place`
+
+// Add stores events in tx, to be published after its commit, in the order of entries. Two transactions that tell of
+// the same order have to lock it before they call Add: the events are published in the order of the calls. Errors: a
+// message that is no event, and those of package postgres.
+func Add(ctx context.Context, tx *sqlx.Tx, entries []Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	var (
+		ids            = make([]string, len(entries))
+		exchanges      = make([]string, len(entries))
+		routingKeys    = make([]string, len(entries))
+		types          = make([]string, len(entries))
+		correlationIDs = make([]string, len(entries))
+		traceParents   = make([]string, len(entries))
+		bodies         = make([][]byte, len(entries))
+	)
+	for i, e := range entries {
+		entryCtx := ctx
+		if e.Trace.IsValid() {
+			entryCtx = trace.ContextWithSpanContext(ctx, e.Trace)
+		}
+		m, err := messaging.NewOutgoing(entryCtx, e.Message)
+		if err != nil {
+			return fmt.Errorf("adding to the outbox: %w", err)
+		}
+		ids[i], exchanges[i], routingKeys[i], types[i] = m.MessageID, m.Exchange, m.RoutingKey, m.Type
+		correlationIDs[i], traceParents[i], bodies[i] = m.CorrelationID, m.TraceParent, m.Body
+	}
+	_, err := tx.ExecContext(ctx, insertOutbox, pq.Array(ids), pq.Array(exchanges), pq.Array(routingKeys), pq.Array(types),
+		pq.Array(correlationIDs), pq.Array(traceParents), pq.Array(bodies))
+	if err != nil {
+		return fmt.Errorf("adding to the outbox: %w", postgres.Classify(err))
+	}
+	return nil
+}
+
+// ORDER BY: two transactions that claim the same ids wait for each other and never both ways.
+const insertInbox = `
+	INSERT INTO inbox (message_id)
+	SELECT id FROM unnest($1::uuid[]) AS id ORDER BY id
+	ON CONFLICT DO NOTHING
+	RETURNING message_id`
+
+// Claim records in tx that the messages are handled by it, and says of each whether that is new: fresh[i] is false
+// where ids[i] was handled before, or stands earlier in ids. It waits for a transaction that has claimed one of them
+// and is still open. Errors are those of package postgres.
+func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	texts := make([]string, len(ids))
+	for i, id := range ids {
+		texts[i] = id.String()
+	}
+	var inserted []uuid.UUID
+	if err := tx.SelectContext(ctx, &inserted, insertInbox, pq.Array(texts)); err != nil {
+		return nil, fmt.Errorf("claiming messages in the inbox: %w", postgres.Classify(err))
+	}
+	unclaimed := make(map[uuid.UUID]bool, len(inserted))
+	for _, id := range inserted {
+		unclaimed[id] = true
+	}
+	fresh = make([]bool, len(ids))
+	for i, id := range ids {
+		fresh[i] = unclaimed[id]
+		delete(unclaimed, id) // the second of two equal ids is a duplicate
+	}
+	return fresh, nil
+}

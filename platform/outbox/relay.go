@@ -1,0 +1,272 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+const (
+	// pollInterval is how often the relay looks without being woken: for what a replica left that died after its commit.
+	pollInterval = time.Second
+	// sendTimeout bounds publishing one round. The transaction is idle meanwhile, so it has to be shorter than
+	// postgres.IdleInTransactionTimeout.
+	sendTimeout = 20 * time.Second
+
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
+
+	// readyAge is how old the oldest message may be before the relay is not ready: more than one backoff.
+	readyAge = 30 * time.Second
+
+	cleanInterval = 10 * time.Minute
+	cleanSlice    = 5000
+)
+
+// Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher is one.
+type Sender interface {
+	Send(ctx context.Context, messages []messaging.Outgoing) error
+}
+
+// Options of a relay. The zero value works.
+type Options struct {
+	// Batch is how many messages are published in one transaction, 500 where it is 0.
+	Batch int
+	// InboxRetention is how long the inbox remembers a message, a week where it is 0. It has to be longer than a
+	// message can be on its way.
+	InboxRetention time.Duration
+	Logger         *slog.Logger
+	Meter          metric.MeterProvider
+}
+
+// Relay publishes the outbox of the schema that its pool resolves names in. Any number of relays may run on one
+// schema; one works at a time, because two would lose the order.
+type Relay struct {
+	pool      *sqlx.DB
+	sender    Sender
+	batch     int
+	retention time.Duration
+	log       *slog.Logger
+	published metric.Int64Counter
+	wake      chan struct{}
+}
+
+// NewRelay returns a relay from pool to sender. Its work is done by Run.
+func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
+	r := &Relay{pool: pool, sender: sender, batch: o.Batch, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
+	if r.batch == 0 {
+		r.batch = 500
+	}
+	if r.retention == 0 {
+		r.retention = 7 * 24 * time.Hour
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if o.Meter == nil {
+		o.Meter = noop.NewMeterProvider()
+	}
+	if err := r.register(o.Meter.Meter("shop.example/platform/outbox")); err != nil {
+		return nil, fmt.Errorf("registering the metrics of the outbox: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Relay) register(meter metric.Meter) (err error) {
+	r.published, err = meter.Int64Counter("outbox.published", metric.WithDescription("Messages of the outbox that the broker has confirmed."))
+	if err != nil {
+		return err
+	}
+	_, err = meter.Float64ObservableGauge("outbox.oldest.age", metric.WithUnit("s"),
+		metric.WithDescription("Age of the oldest message of the outbox; 0 where it is empty."),
+		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
+			age, err := r.Age(ctx)
+			if err == nil {
+				o.Observe(age.Seconds())
+			}
+			return err
+		}))
+	return err
+}
+
+// Wake tells the relay that a transaction has committed messages. It returns at once and may be called concurrently.
+// Without it they are published within a second.
+func (r *Relay) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it has been told and has not looked yet
+	}
+}
+
+// Age is how long the oldest message has been waiting; 0 where there is none.
+func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
+	var seconds float64
+	err := r.pool.GetContext(ctx, &seconds, `
+		SELECT coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) FROM outbox ORDER BY id LIMIT 1), 0)`)
+	if err != nil {
+		return 0, fmt.Errorf("reading the age of the outbox: %w", postgres.Classify(err))
+	}
+	return time.Duration(max(seconds, 0) * float64(time.Second)), nil
+}
+
+// Ready is an error while messages have been waiting for more than 30 s, or the database does not answer.
+func (r *Relay) Ready(ctx context.Context) error {
+	age, err := r.Age(ctx)
+	if err != nil {
+		return err
+	}
+	if age > readyAge {
+		return fmt.Errorf("the outbox has been waiting for the broker for %s", age.Round(time.Second))
+	}
+	return nil
+}
+
+// Run publishes until ctx ends, through every outage of broker and database, and then finishes the round it is in,
+// which takes 20 s at most. It also cleans the inbox. It returns nil.
+func (r *Relay) Run(ctx context.Context) error {
+	var cleaner sync.WaitGroup
+	cleaner.Go(func() { r.keepInboxClean(ctx) })
+	defer cleaner.Wait()
+
+	backoff := firstBackoff
+	for ctx.Err() == nil {
+		n, err := r.round(ctx)
+		switch {
+		case err == nil:
+			backoff = firstBackoff
+			if n < r.batch { // whoever has committed since has called Wake, on this replica or on its own
+				r.sleep(ctx, pollInterval, r.wake)
+			}
+		case errors.Is(err, postgres.ErrRetry):
+			// Another replica's relay has been at work all the time that we were willing to wait.
+		case ctx.Err() == nil:
+			wait := backoff/2 + rand.N(backoff/2)
+			r.log.WarnContext(ctx, "the outbox waits", "err", err, "next_try", wait.Round(time.Millisecond))
+			r.sleep(ctx, wait, nil)
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+	return nil
+}
+
+func (r *Relay) sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wake:
+	case <-timer.C:
+	}
+}
+
+// round publishes the oldest messages of the outbox and returns how many there were.
+func (r *Relay) round(ctx context.Context) (n int, err error) {
+	var sendErr error // kept apart: what the broker says is no error of the database
+	err = postgres.InTx(ctx, r.pool, func(tx *sqlx.Tx) error {
+		messages, err := take(ctx, tx, r.batch)
+		if err != nil || len(messages) == 0 {
+			return err
+		}
+		n = len(messages)
+		sendErr = r.send(ctx, messages)
+		return sendErr
+	})
+	switch {
+	case sendErr != nil:
+		return 0, fmt.Errorf("publishing the outbox: %w", sendErr)
+	case err != nil:
+		return 0, err
+	}
+	r.published.Add(ctx, int64(n))
+	return n, nil
+}
+
+// send sees through what was taken also when ctx ends: otherwise a shutdown would publish many messages twice.
+func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
+	defer cancel()
+	return r.sender.Send(ctx, messages)
+}
+
+// One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.
+// A COMMIT that does not wait for the disk can be lost, and then messages are published again, which the inbox knows.
+const lockOutbox = `
+	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
+	       set_config('synchronous_commit', 'off', true)`
+
+// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes.
+const deleteOutbox = `
+	WITH taken AS (
+		DELETE FROM outbox
+		WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox ORDER BY id LIMIT $1))
+		RETURNING *
+	)
+	SELECT message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at FROM taken ORDER BY id`
+
+func take(ctx context.Context, tx *sqlx.Tx, limit int) ([]messaging.Outgoing, error) {
+	if _, err := tx.ExecContext(ctx, lockOutbox); err != nil {
+		return nil, fmt.Errorf("locking the outbox: %w", err)
+	}
+	rows, err := tx.QueryContext(ctx, deleteOutbox, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the outbox: %w", err)
+	}
+	defer rows.Close()
+	messages := make([]messaging.Outgoing, 0, limit)
+	for rows.Next() {
+		var m messaging.Outgoing
+		err := rows.Scan(&m.MessageID, &m.Exchange, &m.RoutingKey, &m.Type, &m.CorrelationID, &m.TraceParent, &m.Body, &m.Timestamp)
+		if err != nil {
+			return nil, fmt.Errorf("reading the outbox: %w", err)
+		}
+		messages = append(messages, m)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading the outbox: %w", err)
+	}
+	return messages, nil
+}
+
+func (r *Relay) keepInboxClean(ctx context.Context) {
+	for ctx.Err() == nil {
+		// Replicas that were started together do not clean together.
+		r.sleep(ctx, cleanInterval/2+rand.N(cleanInterval), nil)
+		if ctx.Err() != nil {
+			return
+		}
+		if _, err := CleanInbox(ctx, r.pool, r.retention); err != nil && ctx.Err() == nil {
+			r.log.WarnContext(ctx, "the inbox was not cleaned", "err", err)
+		}
+	}
+}
+
+// CleanInbox forgets the messages that were handled longer ago than retention and returns how many. It works in slices,
+// each a transaction of its own. Of two that run at once, one may leave the work to the other.
+func CleanInbox(ctx context.Context, pool *sqlx.DB, retention time.Duration) (deleted int64, err error) {
+	for {
+		result, err := pool.ExecContext(ctx, `
+			DELETE FROM inbox WHERE ctid = ANY (ARRAY(
+				SELECT ctid FROM inbox
+				WHERE received_at < now() - $1 * interval '1 second'
+				ORDER BY received_at LIMIT $2))`, retention.Seconds(), cleanSlice)
+		if err != nil {
+			return deleted, fmt.Errorf("cleaning the inbox: %w", postgres.Classify(err))
+		}
+		n, err := result.RowsAffected()
+		deleted += n
+		if err != nil || n < cleanSlice {
+			return deleted, err
+		}
+	}
+}
