@@ -23,6 +23,8 @@ func main() {
 	case err == nil:
 	case errors.As(err, &code):
 		os.Exit(int(code))
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		os.Exit(130) // interrupted: nothing went wrong
 	default:
 		fmt.Fprintln(os.Stderr, "shop:", err)
 		os.Exit(1)

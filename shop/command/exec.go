@@ -28,7 +28,12 @@ AMQP_MANAGEMENT_URL set, and stops them when it ends. The exit code is the comma
 
 Without --dir the data is thrown away at the end, and any number of these can run side by side.`,
 		Example: "  shop exec --fast -- go test ./...\n  shop exec --dir /tmp/try -- sh -c 'psql \"$DATABASE_URL\"'",
-		Args:    cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("no command given: shop exec [flags] -- COMMAND [ARGUMENT...]")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			options.Progress = cmd.ErrOrStderr()
 			return runWithStack(cmd.Context(), options, args)

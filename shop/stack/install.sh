@@ -20,12 +20,18 @@ fi
 mkdir -p "${clusters%/*}"
 echo 'create_main_cluster = false' >"$clusters"
 apt="apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 new=''
 for package in "$@"; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || new="$new $package"
+  installed "$package" || new="$new $package"
 done
+mapper='epmd.socket epmd.service' # Erlang's port mapper comes with RabbitMQ
+if installed erlang-base; then mapper=''; fi
 $apt update || echo 'the package lists could not be renewed; going on with what there is'
 $apt install --no-install-recommends "$@"
 for package in $new; do
   update-rc.d "$package" disable || true
+done
+for unit in $mapper; do
+  deb-systemd-helper disable "$unit" || true
 done

@@ -1,0 +1,176 @@
+package command
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/spf13/cobra"
+
+	"shop.example/db"
+	"shop.example/shop/local"
+	"shop.example/shop/stack"
+)
+
+func upCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Run the whole shop on this machine until Ctrl-C",
+		Long: `Runs gateway, order, inventory and logging in one process on :3000, on a PostgreSQL and a
+RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
+
+Environment: HTTP_ADDR (:3000), ORDER_ADDR, INVENTORY_ADDR, LOGGING_ADDR (127.0.0.1:3001 to 3003),
+ADMIN_ADDR (127.0.0.1:3100 and the three ports after it), SHOP_OPERATOR_TOKEN, SHOP_ID_SECRET,
+SHOP_CURRENCY, LOG_LEVEL, LOG_FORMAT, OTEL_EXPORTER_OTLP_ENDPOINT.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			base, err := dataDir()
+			if err != nil {
+				return err
+			}
+			out := cmd.ErrOrStderr()
+			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(cfg *local.Config) {}, func(ctx context.Context, s *running) error {
+				fmt.Fprintf(out, "\n%s\n", s.greeting())
+				<-ctx.Done()
+				fmt.Fprintln(out, "stopping …")
+				return nil
+			})
+		},
+	}
+}
+
+// running is a shop that answers.
+type running struct {
+	*local.Shop
+	cfg local.Config
+	url string // of the gateway
+}
+
+func (s *running) greeting() string {
+	return fmt.Sprintf(`The shop is open at %s until Ctrl-C. Operator token: %s
+
+  curl -s %[1]s/v1/inventory
+  grpcurl -plaintext %[3]s list`, s.url, s.cfg.OperatorToken, strings.TrimPrefix(s.url, "http://"))
+}
+
+// withShop starts servers over the data in dir and the shop on them, calls use once the shop is ready, and stops both
+// when use returns, ctx ends or a service fails. throwAway removes the servers' data at the end.
+func withShop(ctx context.Context, dir string, throwAway bool, progress io.Writer, configure func(*local.Config), use func(context.Context, *running) error) (err error) {
+	cfg := local.Config{}
+	if err := env.Parse(&cfg); err != nil {
+		return fmt.Errorf("reading the environment: %w", err)
+	}
+	configure(&cfg)
+	servers, err := stack.Start(ctx, stack.Options{Dir: dir, Progress: progress})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		end := servers.Stop
+		if throwAway {
+			end = servers.Remove
+		}
+		err = errors.Join(err, end())
+	}()
+	start := time.Now()
+	if err := secrets(dir, &cfg); err != nil {
+		return err
+	}
+	cfg.AMQPURL = servers.AMQPURL
+	if cfg.DatabaseURLs, err = databases(ctx, dir, servers); err != nil {
+		return err
+	}
+	shop, err := local.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		err := shop.Run(ctx)
+		cancel()
+		ended <- err
+	}()
+	err = shop.WaitReady(ctx)
+	if err == nil {
+		fmt.Fprintf(progress, "shop ready (%.1f s)\n", time.Since(start).Seconds())
+		err = use(ctx, &running{Shop: shop, cfg: cfg, url: "http://" + localhost(shop.Gateway.HTTPAddr())})
+	}
+	cancel()
+	if runErr := <-ended; runErr != nil {
+		return runErr // it is the cause of what use met
+	}
+	return err
+}
+
+// databases brings the server of the stack to the shop's database and returns its URL for each schema. On a server of
+// our own each service gets its role; on one that DATABASE_URL names, the services use that URL's role, because roles
+// there are not ours to make.
+func databases(ctx context.Context, dir string, servers *stack.Stack) (map[string]string, error) {
+	urls, passwords := map[string]string{}, map[string]string{}
+	if os.Getenv("DATABASE_URL") != "" {
+		for _, schema := range db.Schemas() {
+			urls[schema] = servers.DatabaseURL
+		}
+		return urls, nil
+	}
+	for _, role := range db.Schemas() {
+		password, err := secret(dir, role+"-password")
+		if err != nil {
+			return nil, err
+		}
+		passwords[role] = password
+		if urls[role], err = db.URL(servers.DatabaseURL, role, password); err != nil {
+			return nil, err
+		}
+	}
+	return urls, db.Bootstrap(ctx, servers.DatabaseURL, passwords)
+}
+
+// secrets fills in what the environment does not give.
+func secrets(dir string, cfg *local.Config) (err error) {
+	if cfg.OperatorToken == "" {
+		if cfg.OperatorToken, err = secret(dir, "operator-token"); err != nil {
+			return err
+		}
+	}
+	if cfg.IDSecret == "" {
+		cfg.IDSecret, err = secret(dir, "id-secret")
+	}
+	return err
+}
+
+// secret makes a secret and keeps it with the data: a token that changed with every start would be a nuisance, and so
+// would idempotency keys that are forgotten.
+func secret(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	kept, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		kept = []byte(rand.Text())
+		err = os.WriteFile(path, kept, 0o600)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keeping the %s: %w", name, err)
+	}
+	return string(kept), nil
+}
+
+// localhost turns a listener's address into one to call it by.
+func localhost(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() || ip.IsLoopback() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port)
+}
