@@ -3,6 +3,7 @@ package messaging
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -51,6 +52,8 @@ func retryQueue(queue string, delay time.Duration) string {
 // A queue's arguments can never be changed, so they hold only what a queue is: its type and, for a retry queue, its
 // delay and target, without which messages would stay in it for ever. Limits are policy.
 func declareTopology(conn *amqp.Connection) error {
+	declaring.Lock()
+	defer declaring.Unlock()
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("opening a channel to declare the topology: %w", err)
@@ -91,6 +94,10 @@ func declareTopology(conn *amqp.Connection) error {
 	}
 	return ch.Close()
 }
+
+// declaring keeps the connections of one process from making the same quorum queue at the same time, which RabbitMQ 3.10
+// may answer with an internal error. Between processes it can still happen; the supervisor then connects again.
+var declaring sync.Mutex
 
 func declareQuorum(ch *amqp.Channel, name string, args amqp.Table) error {
 	table := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}
