@@ -1,0 +1,272 @@
+package stock
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/money"
+)
+
+// checker serves StockService.
+type checker struct {
+	inventoryv1.UnimplementedStockServiceServer
+	*warehouse
+}
+
+func (c checker) CheckStock(ctx context.Context, req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
+	orders := make([]order, len(req.GetOrders()))
+	for i, m := range req.GetOrders() {
+		o, err := orderOf(m)
+		if err != nil {
+			return nil, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("orders[%d].order_id", i), Description: "must be a UUID"})
+		}
+		orders[i] = o
+	}
+	a, err := c.check(ctx, orders)
+	if err != nil {
+		return nil, err
+	}
+	c.report(ctx, a.decided)
+	resp := &inventoryv1.CheckStockResponse{Decisions: make([]*inventoryv1.StockDecision, len(orders))}
+	for i, o := range orders {
+		resp.Decisions[i] = a.byOrder[o.id]
+	}
+	return resp, nil
+}
+
+func orderOf(m *inventoryv1.CheckStockRequest_Order) (order, error) {
+	id, err := uuid.Parse(m.GetOrderId())
+	if err != nil {
+		return order{}, err
+	}
+	o := order{id: id, lines: make([]line, len(m.GetLines()))}
+	for i, l := range m.GetLines() {
+		o.lines[i] = line{productID: l.GetProductId(), productName: l.GetProductName(), quantity: l.GetQuantity()}
+		if e := l.GetExpectedUnitPrice(); e != nil {
+			o.lines[i].expected = &price{money.Minor(e), e.GetCurrencyCode()}
+		}
+	}
+	return o, nil
+}
+
+// message is the decision as it is answered, and stored to be answered again.
+func (d decision) message() *inventoryv1.StockDecision {
+	m := &inventoryv1.StockDecision{OrderId: d.order.id.String()}
+	if d.reason != "" {
+		m.Rejection = &inventoryv1.StockDecision_Rejection{
+			Reason: eventsv1.OrderRejected_Reason(eventsv1.OrderRejected_Reason_value[string(d.reason)]),
+			Detail: d.detail,
+		}
+		return m
+	}
+	m.Lines = make([]*eventsv1.PricedLine, len(d.lines))
+	for i, l := range d.lines {
+		m.Lines[i] = &eventsv1.PricedLine{
+			Line: int32(i) + 1, ProductId: l.productID, ProductName: l.productName, Quantity: l.quantity, //nolint:gosec // at most 100 lines
+			UnitPrice: money.FromMinor(l.unitPrice.minor, l.unitPrice.currency),
+		}
+	}
+	return m
+}
+
+// catalogue serves InventoryService.
+type catalogue struct {
+	inventoryv1.UnimplementedInventoryServiceServer
+	*warehouse
+}
+
+const defaultPageSize = 50
+
+func (c catalogue) ListItems(ctx context.Context, req *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
+	after, err := readPageToken(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	products, err := listItems(ctx, c.db, after, size+1) // one more than a page says whether there is another page
+	if err != nil {
+		return nil, err
+	}
+	resp := &inventoryv1.ListItemsResponse{}
+	if len(products) > size {
+		products = products[:size]
+		resp.NextPageToken = pageToken(products[size-1].ID)
+	}
+	resp.Items = itemsOf(products)
+	return resp, nil
+}
+
+// pageToken stands for the page after the product with this id.
+func pageToken(after int32) string {
+	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(nil, int64(after), 10))
+}
+
+func readPageToken(token string) (after int32, err error) {
+	if token == "" {
+		return 0, nil
+	}
+	text, err := base64.RawURLEncoding.DecodeString(token)
+	if err == nil {
+		var id int64
+		id, err = strconv.ParseInt(string(text), 10, 32)
+		after = int32(id)
+	}
+	if err != nil {
+		return 0, apierror.InvalidArgument(apierror.Violation{Field: "page_token", Description: "must be the next_page_token of a page before"})
+	}
+	return after, nil
+}
+
+func (c catalogue) GetItem(ctx context.Context, req *inventoryv1.GetItemRequest) (*inventoryv1.GetItemResponse, error) {
+	p, err := readItem(ctx, c.db, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.GetItemResponse{Item: p.item()}, nil
+}
+
+func (c catalogue) CreateItems(ctx context.Context, req *inventoryv1.CreateItemsRequest) (*inventoryv1.CreateItemsResponse, error) {
+	items, err := newItems(c.warehouse, req.GetItems())
+	if err != nil {
+		return nil, err
+	}
+	var made []product
+	err = c.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
+		made, changes, err = createItems(ctx, tx, items)
+		return changes, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.CreateItemsResponse{Items: itemsOf(made)}, nil
+}
+
+func (c catalogue) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRequest) (*inventoryv1.UpdateItemResponse, error) {
+	update, err := c.updateOf(req)
+	if err != nil {
+		return nil, err
+	}
+	var updated []product
+	err = c.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
+		updated, changes, err = updateItems(ctx, tx, []itemUpdate{update})
+		return changes, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.UpdateItemResponse{Item: updated[0].item()}, nil
+}
+
+func (c catalogue) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
+	err := c.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
+		return nil, deleteItems(ctx, tx, []int32{req.GetId()})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &inventoryv1.DeleteItemResponse{}, nil
+}
+
+// The bounds of a product in the contracts of the messages, which an update by call has to keep too.
+const (
+	longestName = 200 // characters
+	mostOnHand  = 1_000_000_000
+)
+
+// updateOf reads which fields to change. Over REST the mask lists the leaves of the body, the parts of the price
+// and perhaps id and etag, which say what to change and do not change themselves.
+func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
+	m := req.GetItem()
+	u := itemUpdate{id: m.GetId(), etag: m.GetEtag()}
+	for _, path := range req.GetUpdateMask().GetPaths() {
+		field, _, _ := strings.Cut(path, ".")
+		switch field {
+		case "id", "etag":
+		case "product_name":
+			if n := utf8.RuneCountInString(m.GetProductName()); n == 0 || n > longestName {
+				return u, invalidItem(field, "must be 1 to %d characters long", longestName)
+			}
+			u.name = &m.ProductName
+		case "on_hand":
+			if m.GetOnHand() < 0 || m.GetOnHand() > mostOnHand {
+				return u, invalidItem(field, "must be from 0 to %d", mostOnHand)
+			}
+			u.onHand = &m.OnHand
+		case "price":
+			if m.GetPrice() == nil {
+				return u, invalidItem(field, "is required where update_mask names it")
+			}
+			p, err := c.price(m.GetPrice(), "item.price")
+			if err != nil {
+				return u, err
+			}
+			u.price = &p
+		default:
+			return u, invalidItem(path, "cannot be changed: product_name, on_hand and price can")
+		}
+	}
+	if u.name == nil && u.onHand == nil && u.price == nil {
+		return u, apierror.InvalidArgument(apierror.Violation{Field: "update_mask", Description: "must name product_name, on_hand or price"})
+	}
+	return u, nil
+}
+
+func invalidItem(field, format string, args ...any) error {
+	return apierror.InvalidArgument(apierror.Violation{Field: "item." + field, Description: fmt.Sprintf(format, args...)})
+}
+
+// newItems reads the items of a call or a message; both have the same fields.
+func newItems[T interface {
+	GetProductName() string
+	GetQuantity() int32
+	GetPrice() *moneyv1.Money
+}](w *warehouse, messages []T) ([]newItem, error) {
+	items := make([]newItem, len(messages))
+	for i, m := range messages {
+		p, err := w.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
+		if err != nil {
+			return nil, err
+		}
+		items[i] = newItem{name: m.GetProductName(), onHand: m.GetQuantity(), price: p}
+	}
+	return items, nil
+}
+
+// price reads a price of the catalogue, which has one currency. field is where the request has it.
+func (w *warehouse) price(m *moneyv1.Money, field string) (price, error) {
+	if m.GetCurrencyCode() != w.currency {
+		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field + ".currency_code", Description: "must be " + w.currency})
+	}
+	return price{money.Minor(m), m.GetCurrencyCode()}, nil
+}
+
+func itemsOf(products []product) []*inventoryv1.Item {
+	items := make([]*inventoryv1.Item, len(products))
+	for i, p := range products {
+		items[i] = p.item()
+	}
+	return items
+}
+
+func (p product) item() *inventoryv1.Item {
+	return &inventoryv1.Item{
+		Id: p.ID, ProductName: p.Name, Quantity: p.available(), OnHand: p.OnHand, Reserved: p.Reserved,
+		Price:     money.FromMinor(p.UnitPrice, p.Currency),
+		CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt), Etag: p.etag(),
+	}
+}

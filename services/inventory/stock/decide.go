@@ -1,0 +1,177 @@
+package stock
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"shop.example/platform/money"
+)
+
+// reason is why an order is refused, as stored and as spelled in OrderRejected.Reason.
+type reason string
+
+const (
+	outOfStock     reason = "OUT_OF_STOCK"
+	unknownProduct reason = "UNKNOWN_PRODUCT"
+	priceChanged   reason = "PRICE_CHANGED"
+)
+
+// order is what a customer asks for.
+type order struct {
+	id    uuid.UUID
+	lines []line
+}
+
+// line is one line of an order as asked. The product is found by its name, by its id only where no name is given.
+type line struct {
+	productID   int32
+	productName string
+	quantity    int32
+	expected    *price // what the customer saw; nil where any price will do
+}
+
+type price struct {
+	minor    int64 // hundredths of the currency
+	currency string
+}
+
+func (p price) String() string { return money.Format(p.minor, p.currency) }
+
+// hash identifies the lines as they were asked, so that the same order id with other lines is noticed. It is stored:
+// changing it would refuse every order that is asked about again.
+func (o order) hash() []byte {
+	var buf []byte
+	for _, l := range o.lines {
+		buf = binary.AppendVarint(buf, int64(l.productID))
+		buf = binary.AppendUvarint(buf, uint64(len(l.productName)))
+		buf = append(buf, l.productName...)
+		buf = binary.AppendVarint(buf, int64(l.quantity))
+		if l.expected == nil {
+			buf = append(buf, 0)
+			continue
+		}
+		buf = append(buf, 1)
+		buf = binary.AppendVarint(buf, l.expected.minor)
+		buf = binary.AppendUvarint(buf, uint64(len(l.expected.currency)))
+		buf = append(buf, l.expected.currency...)
+	}
+	sum := sha256.Sum256(buf)
+	return sum[:]
+}
+
+// decision is the answer to one order: lines and holds where the stock is held, else reason and detail.
+type decision struct {
+	order  order
+	lines  []pricedLine
+	holds  []hold
+	reason reason
+	detail string // what is wrong with which product, for a person
+}
+
+// pricedLine is a line with the catalogue's name and price.
+type pricedLine struct {
+	productID   int32
+	productName string
+	quantity    int32
+	unitPrice   price
+}
+
+func (d decision) pieces() (n int64) {
+	for _, l := range d.lines {
+		n += int64(l.quantity)
+	}
+	return n
+}
+
+// decide answers the orders one after the other on the given stock: what one order takes is gone for the next, so a
+// batch never sells a piece twice. products must hold every product that the orders name and the catalogue has.
+func decide(products []product, orders []order) []decision {
+	s := newShelf(products)
+	decisions := make([]decision, len(orders))
+	for i, o := range orders {
+		decisions[i] = s.decide(o)
+	}
+	return decisions
+}
+
+// shelf is the stock while a batch is decided.
+type shelf struct {
+	byID   map[int32]*product
+	byName map[string]*product
+}
+
+func newShelf(products []product) shelf {
+	s := shelf{make(map[int32]*product, len(products)), make(map[string]*product, len(products))}
+	for _, p := range products {
+		s.byID[p.ID], s.byName[p.Name] = &p, &p
+	}
+	return s
+}
+
+func (s shelf) find(l line) *product {
+	if l.productName != "" {
+		return s.byName[l.productName]
+	}
+	return s.byID[l.productID]
+}
+
+// decide answers one order and takes what it holds off the shelf. An unknown product is reported before a changed
+// price, and a changed price before missing stock.
+func (s shelf) decide(o order) decision {
+	priced := make([]pricedLine, len(o.lines))
+	asked := make(map[int32]int64, len(o.lines)) // by product: lines of one product are one demand
+	var unknown, repriced []string
+	for i, l := range o.lines {
+		p := s.find(l)
+		if p == nil {
+			unknown = append(unknown, l.describeUnknown())
+			continue
+		}
+		current := p.price()
+		if l.expected != nil && *l.expected != current {
+			repriced = append(repriced, fmt.Sprintf("%s: the price is %s, not %s", p.Name, current, *l.expected))
+		}
+		priced[i] = pricedLine{p.ID, p.Name, l.quantity, current}
+		asked[p.ID] += int64(l.quantity)
+	}
+	switch {
+	case len(unknown) > 0:
+		return refuse(o, unknownProduct, unknown)
+	case len(repriced) > 0:
+		return refuse(o, priceChanged, repriced)
+	}
+	ids := slices.Sorted(maps.Keys(asked))
+	var short []string
+	for _, id := range ids {
+		if p := s.byID[id]; asked[id] > int64(p.available()) {
+			short = append(short, fmt.Sprintf("%s: %d asked, %d left", p.Name, asked[id], p.available()))
+		}
+	}
+	if len(short) > 0 {
+		return refuse(o, outOfStock, short)
+	}
+	d := decision{order: o, lines: priced}
+	for _, id := range ids {
+		quantity := int32(asked[id]) // fits: no more than what is available
+		s.byID[id].Reserved += quantity
+		d.holds = append(d.holds, hold{OrderID: o.id, ProductID: id, Quantity: quantity})
+	}
+	return d
+}
+
+func refuse(o order, why reason, details []string) decision {
+	return decision{order: o, reason: why, detail: strings.Join(details, "; ")}
+}
+
+func (l line) describeUnknown() string {
+	if l.productName != "" {
+		return fmt.Sprintf("there is no product %q", l.productName)
+	}
+	return fmt.Sprintf("there is no product with id %d", l.productID)
+}

@@ -1,0 +1,250 @@
+package stock
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"google.golang.org/grpc/codes"
+
+	"shop.example/platform/apierror"
+	"shop.example/platform/postgres"
+)
+
+// The catalogue. What is refused here carries a gRPC status, because it is the asker's to mend; the same functions
+// serve calls and messages.
+
+// newItem is a product to add.
+type newItem struct {
+	name   string
+	onHand int32
+	price  price
+}
+
+// itemUpdate changes the fields of a product that are not nil.
+type itemUpdate struct {
+	id     int32
+	etag   string // must be the stored one, where it is not empty
+	name   *string
+	onHand *int32
+	price  *price
+}
+
+// etag changes with each change of the product, its stock included.
+func (p product) etag() string { return strconv.FormatInt(p.Version, 10) }
+
+func itemNotFound(id int32) error {
+	return apierror.New(codes.NotFound, "ITEM_NOT_FOUND", "there is no item %d", id)
+}
+
+// listItems reads at most limit products with ids above after, in the order of their ids.
+func listItems(ctx context.Context, db *sqlx.DB, after int32, limit int) ([]product, error) {
+	var products []product
+	err := db.SelectContext(ctx, &products, `
+		SELECT `+productColumns+` FROM product p
+		WHERE p.deleted_at IS NULL AND p.id > $1
+		ORDER BY p.id LIMIT $2`, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing items: %w", postgres.Classify(err))
+	}
+	return products, nil
+}
+
+// readItem reads a product of the catalogue.
+func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error) {
+	err = db.GetContext(ctx, &p, `SELECT `+productColumns+` FROM product p WHERE p.deleted_at IS NULL AND p.id = $1`, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, itemNotFound(id)
+	}
+	if err != nil {
+		return p, fmt.Errorf("reading item %d: %w", id, postgres.Classify(err))
+	}
+	return p, nil
+}
+
+// createItems adds products with their stock, all or none.
+func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, []change, error) {
+	names, currencies := make([]string, len(items)), make([]string, len(items))
+	prices, onHand := make([]int64, len(items)), make([]int64, len(items))
+	for i, it := range items {
+		names[i], currencies[i], prices[i], onHand[i] = it.name, it.price.currency, it.price.minor, int64(it.onHand)
+	}
+	var products []product
+	err := tx.SelectContext(ctx, &products, `
+		INSERT INTO product AS p (name, unit_price, currency, on_hand)
+		SELECT name, unit_price, currency, on_hand
+		FROM unnest($1::text[], $2::bigint[], $3::text[], $4::int[]) WITH ORDINALITY
+			AS d (name, unit_price, currency, on_hand, position)
+		ORDER BY position
+		ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING
+		RETURNING `+productColumns,
+		pq.Array(names), pq.Array(prices), pq.Array(currencies), pq.Array(onHand))
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating %d items: %w", len(items), err)
+	}
+	if len(products) < len(items) {
+		return nil, nil, itemExists(names, products)
+	}
+	changes := make([]change, len(products))
+	stocked := deltas{}
+	for i, p := range products {
+		changes[i] = change{product: p}
+		stocked[p.ID] = delta{onHand: p.OnHand}
+	}
+	return products, changes, writeMovements(ctx, tx, stocked, created)
+}
+
+// itemExists names the first item that could not be created beside the ones that were.
+func itemExists(names []string, inserted []product) error {
+	for i, name := range names {
+		if i >= len(inserted) || inserted[i].Name != name {
+			return apierror.New(codes.AlreadyExists, "ITEM_EXISTS", "there is an item %q already", name)
+		}
+	}
+	return nil
+}
+
+// updateItems changes products, all or none, one update after the other.
+func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) ([]product, []change, error) {
+	ids := make([]int32, len(updates))
+	for i, u := range updates {
+		ids[i] = u.id
+	}
+	stored, err := lockItems(ctx, tx, ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	wanted := maps.Clone(stored)
+	for _, u := range updates {
+		if wanted[u.id], err = u.apply(wanted[u.id]); err != nil {
+			return nil, nil, err
+		}
+	}
+	products, err := writeItems(ctx, tx, slices.Collect(maps.Values(wanted)))
+	if err != nil {
+		return nil, nil, err
+	}
+	var changes []change
+	restocked := deltas{}
+	for _, p := range products {
+		before := stored[p.ID]
+		if p.OnHand == before.OnHand {
+			continue
+		}
+		changes = append(changes, change{p, before.available()})
+		restocked[p.ID] = delta{onHand: p.OnHand - before.OnHand}
+	}
+	return products, changes, writeMovements(ctx, tx, restocked, adjusted)
+}
+
+// apply returns the product with the update's values.
+func (u itemUpdate) apply(p product) (product, error) {
+	if u.etag != "" && u.etag != p.etag() {
+		return p, apierror.New(codes.Aborted, "ETAG_MISMATCH", "item %d has changed since it was read: read it again", p.ID)
+	}
+	if u.name != nil {
+		p.Name = *u.name
+	}
+	if u.price != nil {
+		p.UnitPrice, p.Currency = u.price.minor, u.price.currency
+	}
+	if u.onHand != nil {
+		p.OnHand = *u.onHand
+	}
+	if p.OnHand < p.Reserved {
+		return p, apierror.New(codes.FailedPrecondition, "ITEM_HELD",
+			"%s: %d pieces are held for orders, so there cannot be %d on hand", p.Name, p.Reserved, p.OnHand)
+	}
+	return p, nil
+}
+
+// writeItems stores what may be changed of products that are locked, and returns them in the order of their ids.
+func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, error) {
+	ids, prices, onHand := make([]int64, len(items)), make([]int64, len(items)), make([]int64, len(items))
+	names, currencies := make([]string, len(items)), make([]string, len(items))
+	for i, p := range items {
+		ids[i], names[i], prices[i], currencies[i], onHand[i] = int64(p.ID), p.Name, p.UnitPrice, p.Currency, int64(p.OnHand)
+	}
+	var products []product
+	err := tx.SelectContext(ctx, &products, `
+		UPDATE product p SET
+			name = d.name, unit_price = d.unit_price, currency = d.currency, on_hand = d.on_hand,
+			version = p.version + 1, updated_at = statement_timestamp()
+		FROM unnest($1::int[], $2::text[], $3::bigint[], $4::text[], $5::int[]) AS d (id, name, unit_price, currency, on_hand)
+		WHERE p.id = d.id
+		RETURNING `+productColumns,
+		pq.Array(ids), pq.Array(names), pq.Array(prices), pq.Array(currencies), pq.Array(onHand))
+	if err = postgres.Classify(err); errors.Is(err, postgres.ErrUnique) {
+		return nil, apierror.New(codes.AlreadyExists, "ITEM_EXISTS", "there is another item with a name of these: %q", names)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("updating %d items: %w", len(items), err)
+	}
+	slices.SortFunc(products, func(a, b product) int { return cmp.Compare(a.ID, b.ID) })
+	return products, nil
+}
+
+// deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them.
+func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) error {
+	stored, err := lockItems(ctx, tx, ids)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if p := stored[id]; p.Reserved > 0 {
+			return apierror.New(codes.FailedPrecondition, "ITEM_HELD", "%s: %d pieces are held for orders", p.Name, p.Reserved)
+		}
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE product SET deleted_at = statement_timestamp(), updated_at = statement_timestamp(), version = version + 1
+		WHERE id = ANY($1::int[])`, pq.Array(ids))
+	if err != nil {
+		return fmt.Errorf("deleting %d items: %w", len(ids), err)
+	}
+	return nil
+}
+
+// lockItems locks and reads products of the catalogue, every one of which must be there.
+func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product, error) {
+	var products []product
+	err := tx.SelectContext(ctx, &products, `
+		SELECT `+productColumns+` FROM product p
+		WHERE p.deleted_at IS NULL AND p.id = ANY($1::int[])
+		ORDER BY p.id FOR UPDATE`, pq.Array(ids))
+	if err != nil {
+		return nil, fmt.Errorf("locking %d items: %w", len(ids), err)
+	}
+	byID := make(map[int32]product, len(products))
+	for _, p := range products {
+		byID[p.ID] = p
+	}
+	for _, id := range ids {
+		if _, ok := byID[id]; !ok {
+			return nil, itemNotFound(id)
+		}
+	}
+	return byID, nil
+}
+
+// writeMovements keeps the changes of on_hand that no order caused.
+func writeMovements(ctx context.Context, tx *sqlx.Tx, by deltas, why movement) error {
+	ids, quantities := make([]int64, 0, len(by)), make([]int64, 0, len(by))
+	for id, d := range by {
+		ids, quantities = append(ids, int64(id)), append(quantities, int64(d.onHand))
+	}
+	_, err := tx.ExecContext(ctx, `
+		INSERT INTO stock_movement (product_id, quantity, reason)
+		SELECT product_id, quantity, $3 FROM unnest($1::int[], $2::int[]) AS d (product_id, quantity)
+		WHERE quantity <> 0`, pq.Array(ids), pq.Array(quantities), why)
+	if err != nil {
+		return fmt.Errorf("writing %d stock movements: %w", len(by), err)
+	}
+	return nil
+}

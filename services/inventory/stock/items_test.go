@@ -1,0 +1,261 @@
+package stock
+
+import (
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+)
+
+// inTx runs a change of the catalogue as calls and messages do.
+func inTx(t testing.TB, w *warehouse, f func(tx *sqlx.Tx) ([]product, []change, error)) (products []product, changes []change, err error) {
+	t.Helper()
+	err = w.change(t.Context(), func(tx *sqlx.Tx) ([]change, error) {
+		products, changes, err = f(tx)
+		return changes, err
+	})
+	return products, changes, err
+}
+
+func usd(units int64) *moneyv1.Money { return &moneyv1.Money{CurrencyCode: "USD", Units: units} }
+
+func createOf(items ...*eventsv1.CreateItems_Item) *eventsv1.CreateItems {
+	return &eventsv1.CreateItems{RequestId: uuid.NewString(), Items: items}
+}
+
+func (w *warehouse) count(t testing.TB) (n int) {
+	t.Helper()
+	if err := w.db.GetContext(t.Context(), &n, `SELECT count(*) FROM product WHERE deleted_at IS NULL`); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestCreateItems_AllOrNone(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	euros := &moneyv1.Money{CurrencyCode: "EUR", Units: 1}
+	tests := map[string]struct {
+		items  []*inventoryv1.CreateItemsRequest_NewItem
+		reason string
+	}{
+		"a name that is taken": {[]*inventoryv1.CreateItemsRequest_NewItem{
+			{ProductName: "Tablet", Quantity: 1, Price: usd(300)}, {ProductName: "Laptop", Quantity: 1, Price: usd(1)},
+		}, "ITEM_EXISTS"},
+		"a name twice": {[]*inventoryv1.CreateItemsRequest_NewItem{
+			{ProductName: "Tablet", Quantity: 1, Price: usd(300)}, {ProductName: "Tablet", Quantity: 1, Price: usd(1)},
+		}, "ITEM_EXISTS"},
+		"another currency": {[]*inventoryv1.CreateItemsRequest_NewItem{
+			{ProductName: "Tablet", Quantity: 1, Price: usd(300)}, {ProductName: "Watch", Quantity: 1, Price: euros},
+		}, "INVALID_ARGUMENT"},
+	}
+	for name, tt := range tests {
+		if _, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: tt.items}); reasonOf(err) != tt.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := w.count(t); n != 8 {
+		t.Errorf("%d products after refusals", n)
+	}
+	made, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{
+		{ProductName: "Watch", Quantity: 0, Price: &moneyv1.Money{CurrencyCode: "USD", Units: 99, Nanos: 990000000}},
+		{ProductName: "Tablet", Quantity: 7, Price: usd(300)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, tablet := made.GetItems()[0], made.GetItems()[1]
+	if watch.GetProductName() != "Watch" || watch.GetPrice().GetNanos() != 990000000 || tablet.GetQuantity() != 7 || tablet.GetId() <= watch.GetId() {
+		t.Errorf("made %v", made)
+	}
+	// The first StockChanged of each; a product that begins with nothing is not depleted.
+	if got := w.announced(t); len(got) != 2 {
+		t.Errorf("announced %v", got)
+	}
+}
+
+func TestCreateItemsMessage_TwiceIsOneEffect(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	m := createOf(&eventsv1.CreateItems_Item{ProductName: "Tablet", Quantity: 7, Price: usd(300)})
+	other := createOf(&eventsv1.CreateItems_Item{ProductName: "Watch", Quantity: 1, Price: usd(100)})
+	for range 2 {
+		if err := w.onCreateItems(t.Context(), delivered(m, m, other)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := w.count(t); n != 10 {
+		t.Errorf("%d products, want 10", n)
+	}
+	again := createOf(m.GetItems()...)
+	if err := w.onCreateItems(t.Context(), delivered(again)); reasonOf(err) != "ITEM_EXISTS" {
+		t.Errorf("another request for the same name: %v", err)
+	}
+}
+
+func TestUpdateItems_AllOrNone(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	w.mustCheck(t, orderFor(byName("Phone", 10)))
+	w.announced(t)
+	name, taken, more, few := "Notebook", "Mouse", int32(60), int32(9)
+	good := &eventsv1.UpdateItems_Item{Id: laptop, ProductName: &name, Quantity: &more, Price: usd(999)}
+	tests := map[string]struct {
+		bad    *eventsv1.UpdateItems_Item
+		reason string
+	}{
+		"an unknown id":        {&eventsv1.UpdateItems_Item{Id: 99}, "ITEM_NOT_FOUND"},
+		"a name that is taken": {&eventsv1.UpdateItems_Item{Id: phone, ProductName: &taken}, "ITEM_EXISTS"},
+		"fewer than are held":  {&eventsv1.UpdateItems_Item{Id: phone, Quantity: &few}, "ITEM_HELD"},
+		"another currency":     {&eventsv1.UpdateItems_Item{Id: phone, Price: &moneyv1.Money{CurrencyCode: "EUR"}}, "INVALID_ARGUMENT"},
+	}
+	for name, tt := range tests {
+		m := &eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{good, tt.bad}}
+		if err := w.onUpdateItems(t.Context(), delivered(m)); reasonOf(err) != tt.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wantStock(t, w, laptop, 50, 0)
+	if got := w.announced(t); len(got) != 0 {
+		t.Errorf("refusals announced %v", got)
+	}
+
+	all := int32(10) // exactly what is held
+	m := &eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{
+		good, {Id: phone, Quantity: &all}, {Id: keyboard, Price: usd(51)},
+	}}
+	for range 2 {
+		if err := w.onUpdateItems(t.Context(), delivered(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := readItem(t.Context(), w.db, laptop)
+	if err != nil || p.Name != "Notebook" || p.OnHand != 60 || p.UnitPrice != 99900 || p.Version != 2 {
+		t.Errorf("updated %+v, %v", p, err)
+	}
+	// Laptop and Phone have changed stock, and of Phone nothing is left to sell. A new price is no change of stock.
+	got := w.announced(t)
+	if len(got) != 3 || got[2].(*eventsv1.StockDepleted).GetProductId() != phone {
+		t.Errorf("announced %v", got)
+	}
+}
+
+func TestUpdateItem_ByMaskAndETag(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	update := func(item *inventoryv1.Item, paths ...string) (*inventoryv1.Item, error) {
+		resp, err := c.UpdateItem(t.Context(), &inventoryv1.UpdateItemRequest{Item: item, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
+		return resp.GetItem(), err
+	}
+	item, err := update(&inventoryv1.Item{Id: laptop, OnHand: 40, ProductName: "ignored", Price: usd(900), Etag: "1"},
+		"id", "etag", "on_hand", "price.units", "price.currency_code")
+	if err != nil || item.GetProductName() != "Laptop" || item.GetOnHand() != 40 || item.GetPrice().GetUnits() != 900 || item.GetEtag() != "2" {
+		t.Errorf("updated %v, %v", item, err)
+	}
+	tests := map[string]struct {
+		item   *inventoryv1.Item
+		paths  []string
+		reason string
+	}{
+		"an old etag":            {&inventoryv1.Item{Id: laptop, OnHand: 1, Etag: "1"}, []string{"on_hand"}, "ETAG_MISMATCH"},
+		"an unknown id":          {&inventoryv1.Item{Id: 99, OnHand: 1}, []string{"on_hand"}, "ITEM_NOT_FOUND"},
+		"no mask":                {&inventoryv1.Item{Id: laptop, OnHand: 1}, nil, "INVALID_ARGUMENT"},
+		"a field that follows":   {&inventoryv1.Item{Id: laptop, Reserved: 1}, []string{"reserved"}, "INVALID_ARGUMENT"},
+		"no name":                {&inventoryv1.Item{Id: laptop}, []string{"product_name"}, "INVALID_ARGUMENT"},
+		"less than nothing":      {&inventoryv1.Item{Id: laptop, OnHand: -1}, []string{"on_hand"}, "INVALID_ARGUMENT"},
+		"no price":               {&inventoryv1.Item{Id: laptop}, []string{"price"}, "INVALID_ARGUMENT"},
+		"another currency":       {&inventoryv1.Item{Id: laptop, Price: &moneyv1.Money{CurrencyCode: "EUR"}}, []string{"price"}, "INVALID_ARGUMENT"},
+		"another product's name": {&inventoryv1.Item{Id: laptop, ProductName: "Phone"}, []string{"product_name"}, "ITEM_EXISTS"},
+	}
+	for name, tt := range tests {
+		if _, err := update(tt.item, tt.paths...); reasonOf(err) != tt.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	o := orderFor(byName("Laptop", 1))
+	w.mustCheck(t, o)
+	deletion := func(ids ...int32) error {
+		return w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: ids}))
+	}
+	if err := deletion(phone, laptop); reasonOf(err) != "ITEM_HELD" {
+		t.Errorf("one of them is held: %v", err)
+	}
+	if err := deletion(phone, 99); reasonOf(err) != "ITEM_NOT_FOUND" {
+		t.Errorf("one of them is unknown: %v", err)
+	}
+	if n := w.count(t); n != 8 {
+		t.Errorf("%d products after refusals", n)
+	}
+	w.settleNow(t, o)
+	if err := deletion(phone, laptop); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.DeleteItem(t.Context(), &inventoryv1.DeleteItemRequest{Id: laptop}); reasonOf(err) != "ITEM_NOT_FOUND" {
+		t.Errorf("deleted before: %v", err)
+	}
+	if _, err := c.GetItem(t.Context(), &inventoryv1.GetItemRequest{Id: laptop}); reasonOf(err) != "ITEM_NOT_FOUND" {
+		t.Errorf("read after deletion: %v", err)
+	}
+	d := w.mustCheck(t, orderFor(byName("Laptop", 1)), orderFor(byID(laptop, 1)))
+	for _, got := range d {
+		if got.GetRejection().GetReason() != eventsv1.OrderRejected_UNKNOWN_PRODUCT {
+			t.Errorf("ordered after deletion: %v", got)
+		}
+	}
+	// The name is free again, and an order of the old product can still be given back.
+	_, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{
+		{ProductName: "Laptop", Quantity: 1, Price: usd(1)},
+	}})
+	if err != nil {
+		t.Error(err)
+	}
+	w.cancelNow(t, o)
+	wantStock(t, w, laptop, 50, 0)
+}
+
+func TestListItems_PageByPage(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	if err := w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	token := ""
+	for page := 0; ; page++ {
+		resp, err := c.ListItems(t.Context(), &inventoryv1.ListItemsRequest{PageSize: 3, PageToken: token})
+		if err != nil || page > 3 {
+			t.Fatal(page, err)
+		}
+		for _, item := range resp.GetItems() {
+			names = append(names, item.GetProductName())
+		}
+		if token = resp.GetNextPageToken(); token == "" {
+			break
+		}
+	}
+	if len(names) != 7 || names[0] != "Laptop" || names[1] != "Keyboard" || names[6] != "KVM Switch" {
+		t.Errorf("listed %q", names)
+	}
+	if resp, err := c.ListItems(t.Context(), &inventoryv1.ListItemsRequest{}); err != nil || len(resp.GetItems()) != 7 || resp.GetNextPageToken() != "" {
+		t.Errorf("one page: %v, %v", resp, err)
+	}
+	for _, bad := range []string{"?", "eA", "OTk5OTk5OTk5OTk5"} {
+		if _, err := c.ListItems(t.Context(), &inventoryv1.ListItemsRequest{PageToken: bad}); reasonOf(err) != "INVALID_ARGUMENT" {
+			t.Errorf("page token %q: %v", bad, err)
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package stock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/messaging"
+	"shop.example/platform/money"
+	"shop.example/platform/outbox"
+)
+
+// handlers are what the inventory queue carries.
+func (w *warehouse) handlers(pub *messaging.Publisher) []messaging.Handler {
+	return []messaging.Handler{
+		messaging.Handle(w.onDecrementQuantity),
+		messaging.Handle(w.onOrderCancelled),
+		messaging.Handle(w.onCreateItems),
+		messaging.Handle(w.onUpdateItems),
+		messaging.Handle(w.onDeleteItems),
+		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
+			return w.onListInventory(ctx, pub, batch)
+		}),
+	}
+}
+
+// once runs f with the messages that were not handled before, in the transaction that marks them as handled. What the
+// warehouse refuses, it refuses for good: such a message can never be handled.
+func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, fresh []T) ([]change, error)) error {
+	err := w.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
+		ids := make([]uuid.UUID, len(batch))
+		for i, m := range batch {
+			ids[i] = m.ID
+		}
+		isFresh, err := outbox.Claim(ctx, tx, ids)
+		if err != nil {
+			return nil, err
+		}
+		var fresh []T
+		for i, m := range batch {
+			if isFresh[i] {
+				fresh = append(fresh, m.Body)
+			}
+		}
+		if len(fresh) == 0 {
+			return nil, nil
+		}
+		return f(tx, fresh)
+	})
+	if refused := (*apierror.Error)(nil); errors.As(err, &refused) {
+		return messaging.Permanent(err)
+	}
+	return err
+}
+
+// onDecrementQuantity settles the holds of confirmed orders.
+func (w *warehouse) onDecrementQuantity(ctx context.Context, batch []messaging.Message[*eventsv1.DecrementQuantity]) error {
+	return moveHoldsOf(ctx, w, batch, settling)
+}
+
+// onOrderCancelled gives back the stock of cancelled orders.
+func (w *warehouse) onOrderCancelled(ctx context.Context, batch []messaging.Message[*eventsv1.OrderCancelled]) error {
+	return moveHoldsOf(ctx, w, batch, releasing)
+}
+
+func moveHoldsOf[T interface {
+	proto.Message
+	GetOrderId() string
+}](ctx context.Context, w *warehouse, batch []messaging.Message[T], steps []step) error {
+	return once(ctx, w, batch, func(tx *sqlx.Tx, fresh []T) ([]change, error) {
+		orders := make([]uuid.UUID, len(fresh))
+		for i, m := range fresh {
+			id, err := uuid.Parse(m.GetOrderId())
+			if err != nil {
+				return nil, messaging.Permanent(fmt.Errorf("order id: %w", err))
+			}
+			orders[i] = id
+		}
+		return moveHolds(ctx, tx, orders, steps)
+	})
+}
+
+// A message about the catalogue is a transaction of its own: two of them would lock products in the order of the
+// messages, not of the ids.
+
+func (w *warehouse) onCreateItems(ctx context.Context, batch []messaging.Message[*eventsv1.CreateItems]) error {
+	return each(batch, func(one []messaging.Message[*eventsv1.CreateItems]) error {
+		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.CreateItems) ([]change, error) {
+			items, err := newItems(w, fresh[0].GetItems())
+			if err != nil {
+				return nil, err
+			}
+			_, changes, err := createItems(ctx, tx, items)
+			return changes, err
+		})
+	})
+}
+
+func (w *warehouse) onUpdateItems(ctx context.Context, batch []messaging.Message[*eventsv1.UpdateItems]) error {
+	return each(batch, func(one []messaging.Message[*eventsv1.UpdateItems]) error {
+		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.UpdateItems) ([]change, error) {
+			updates := make([]itemUpdate, len(fresh[0].GetItems()))
+			for i, m := range fresh[0].GetItems() {
+				updates[i] = itemUpdate{id: m.GetId(), name: m.ProductName, onHand: m.Quantity}
+				if m.GetPrice() == nil {
+					continue
+				}
+				p, err := w.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
+				if err != nil {
+					return nil, err
+				}
+				updates[i].price = &p
+			}
+			_, changes, err := updateItems(ctx, tx, updates)
+			return changes, err
+		})
+	})
+}
+
+func (w *warehouse) onDeleteItems(ctx context.Context, batch []messaging.Message[*eventsv1.DeleteItems]) error {
+	return each(batch, func(one []messaging.Message[*eventsv1.DeleteItems]) error {
+		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.DeleteItems) ([]change, error) {
+			return nil, deleteItems(ctx, tx, fresh[0].GetIds())
+		})
+	})
+}
+
+func each[T proto.Message](batch []messaging.Message[T], f func(one []messaging.Message[T]) error) error {
+	for i := range batch {
+		if err := f(batch[i : i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onListInventory answers whoever asked. An asker that is not there any more is no reason to try again.
+func (w *warehouse) onListInventory(ctx context.Context, pub *messaging.Publisher, batch []messaging.Message[*eventsv1.ListInventory]) error {
+	products, err := listItems(ctx, w.db, 0, math.MaxInt32)
+	if err != nil {
+		return err
+	}
+	answer := &eventsv1.InventoryListed{Items: make([]*eventsv1.InventoryListed_Item, len(products))}
+	for i, p := range products {
+		answer.Items[i] = &eventsv1.InventoryListed_Item{
+			Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),
+			CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt),
+		}
+	}
+	for _, m := range batch {
+		if err := pub.Reply(m.Context(ctx), m.Meta, answer); err != nil {
+			w.log.WarnContext(ctx, "a list of the inventory was not answered", "message_id", m.ID, "error", err)
+		}
+	}
+	return nil
+}

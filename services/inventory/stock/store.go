@@ -1,0 +1,375 @@
+package stock
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/postgres"
+)
+
+// Whoever changes stock locks all products it may touch first, in the order of their ids. Transactions over the same
+// products therefore follow one another and cannot deadlock, and what is read after the locks stays true until commit.
+
+// product is a row of the catalogue with its stock.
+type product struct {
+	ID        int32     `db:"id"`
+	Name      string    `db:"name"`
+	UnitPrice int64     `db:"unit_price"` // hundredths
+	Currency  string    `db:"currency"`
+	OnHand    int32     `db:"on_hand"`
+	Reserved  int32     `db:"reserved"`
+	Version   int64     `db:"version"`
+	CreatedAt time.Time `db:"created_at"`
+	UpdatedAt time.Time `db:"updated_at"`
+}
+
+const productColumns = `p.id, p.name, p.unit_price, p.currency, p.on_hand, p.reserved, p.version, p.created_at, p.updated_at`
+
+// available is how many pieces can still be sold.
+func (p product) available() int32 { return p.OnHand - p.Reserved }
+
+func (p product) price() price { return price{p.UnitPrice, p.Currency} }
+
+// change is a product after its stock has changed.
+type change struct {
+	product
+	before int32 // how many pieces could be sold before
+}
+
+func (c change) depleted() bool { return c.before > 0 && c.available() == 0 }
+
+// deltas is by how much the stock of products changes, by id.
+type deltas map[int32]delta
+
+type delta struct{ onHand, reserved int32 }
+
+// add counts the holds in, each piece with onHand and reserved.
+func (d deltas) add(holds []hold, onHand, reserved int32) {
+	for _, h := range holds {
+		sum := d[h.ProductID]
+		sum.onHand += h.Quantity * onHand
+		sum.reserved += h.Quantity * reserved
+		d[h.ProductID] = sum
+	}
+}
+
+// hold is the stock of one product that is held for an order.
+type hold struct {
+	OrderID   uuid.UUID `db:"order_id"`
+	ProductID int32     `db:"product_id"`
+	Quantity  int32     `db:"quantity"`
+}
+
+type holdState string
+
+const (
+	held     holdState = "HELD"
+	settled  holdState = "SETTLED"
+	released holdState = "RELEASED"
+)
+
+// movement is why on_hand of a product changed.
+type movement string
+
+const (
+	created   movement = "CREATED"
+	adjusted  movement = "ADJUSTED"
+	sold      movement = "SOLD"
+	restocked movement = "RESTOCKED"
+)
+
+// answers is the outcome of one call of check.
+type answers struct {
+	byOrder map[uuid.UUID]*inventoryv1.StockDecision // every order that was asked about
+	decided []decision                               // those that were decided by this call
+}
+
+// check decides orders, holds their stock and remembers the decisions, all in one transaction. An order that was
+// decided before gets the same answer. Where an order id comes with other lines than before, the whole call fails with
+// ORDER_LINES_DIFFER, which names the order, and nothing is decided.
+func (w *warehouse) check(ctx context.Context, orders []order) (a answers, err error) {
+	attempt := func(tx *sqlx.Tx) (changes []change, err error) {
+		a, changes, err = checkTx(ctx, tx, orders)
+		return changes, err
+	}
+	err = w.change(ctx, attempt)
+	if errors.Is(err, postgres.ErrUnique) || errors.Is(err, postgres.ErrRetry) {
+		// Orders of unknown products lock nothing: another replica has just refused one of these, and its decision
+		// can be read now.
+		err = w.change(ctx, attempt)
+	}
+	return a, err
+}
+
+func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []change, error) {
+	products, err := lockAsked(ctx, tx, orders)
+	if err != nil {
+		return answers{}, nil, err
+	}
+	byOrder, undecided, err := readDecisions(ctx, tx, orders)
+	if err != nil || len(undecided) == 0 {
+		return answers{byOrder: byOrder}, nil, err
+	}
+	a := answers{byOrder: byOrder, decided: decide(products, undecided)}
+	var holds []hold
+	for _, d := range a.decided {
+		byOrder[d.order.id] = d.message()
+		holds = append(holds, d.holds...)
+	}
+	taken := deltas{}
+	taken.add(holds, 0, +1)
+	changes, err := moveStock(ctx, tx, taken)
+	if err != nil {
+		return answers{}, nil, err
+	}
+	if err := insertDecisions(ctx, tx, a); err != nil {
+		return answers{}, nil, err
+	}
+	return a, changes, insertHolds(ctx, tx, holds)
+}
+
+// lockAsked locks and reads the products that the orders name.
+func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, error) {
+	ids, names := map[int64]bool{}, map[string]bool{}
+	for _, o := range orders {
+		for _, l := range o.lines {
+			if l.productName != "" {
+				names[l.productName] = true
+			} else {
+				ids[int64(l.productID)] = true
+			}
+		}
+	}
+	var products []product
+	err := tx.SelectContext(ctx, &products, `
+		SELECT `+productColumns+` FROM product p
+		WHERE p.deleted_at IS NULL AND (p.id = ANY($1::int[]) OR p.name = ANY($2::text[]))
+		ORDER BY p.id FOR UPDATE`,
+		pq.Array(slices.Collect(maps.Keys(ids))), pq.Array(slices.Collect(maps.Keys(names))))
+	if err != nil {
+		return nil, fmt.Errorf("locking the products of %d orders: %w", len(orders), err)
+	}
+	return products, nil
+}
+
+// readDecisions returns the answers that were given before, and the orders without one, each once.
+func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.UUID]*inventoryv1.StockDecision, []order, error) {
+	var rows []struct {
+		OrderID   uuid.UUID `db:"order_id"`
+		LinesHash []byte    `db:"lines_hash"`
+		Answer    []byte    `db:"answer"`
+	}
+	ids := make([]string, len(orders))
+	for i, o := range orders {
+		ids[i] = o.id.String()
+	}
+	err := tx.SelectContext(ctx, &rows, `
+		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])`, pq.Array(ids))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the decisions of %d orders: %w", len(orders), err)
+	}
+	answers := make(map[uuid.UUID]*inventoryv1.StockDecision, len(orders))
+	hashes := make(map[uuid.UUID]string, len(orders))
+	for _, r := range rows {
+		answer := &inventoryv1.StockDecision{}
+		if err := proto.Unmarshal(r.Answer, answer); err != nil {
+			return nil, nil, fmt.Errorf("reading the decision of order %s: %w", r.OrderID, err)
+		}
+		answers[r.OrderID], hashes[r.OrderID] = answer, string(r.LinesHash)
+	}
+	var undecided []order
+	for _, o := range orders {
+		before, seen := hashes[o.id]
+		switch {
+		case !seen:
+			undecided, hashes[o.id] = append(undecided, o), string(o.hash())
+		case before != string(o.hash()):
+			return nil, nil, apierror.New(codes.FailedPrecondition, "ORDER_LINES_DIFFER",
+				"order %s was asked about before with other lines", o.id).WithMetadata("order_id", o.id.String())
+		}
+	}
+	return answers, undecided, nil
+}
+
+func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
+	ids := make([]string, len(a.decided))
+	hashes, answers := make([][]byte, len(a.decided)), make([][]byte, len(a.decided))
+	reasons := make([]string, len(a.decided))
+	for i, d := range a.decided {
+		answer, err := proto.Marshal(a.byOrder[d.order.id])
+		if err != nil {
+			return fmt.Errorf("encoding the decision of order %s: %w", d.order.id, err)
+		}
+		ids[i], hashes[i], reasons[i], answers[i] = d.order.id.String(), d.order.hash(), string(d.reason), answer
+	}
+	_, err := tx.ExecContext(ctx, `
+		INSERT INTO decision (order_id, lines_hash, reason, answer)
+		SELECT order_id, lines_hash, nullif(reason, ''), answer
+		FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[]) AS d (order_id, lines_hash, reason, answer)
+		ORDER BY order_id`,
+		pq.Array(ids), pq.ByteaArray(hashes), pq.Array(reasons), pq.ByteaArray(answers))
+	if err != nil {
+		return fmt.Errorf("storing %d decisions: %w", len(ids), err)
+	}
+	return nil
+}
+
+func insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
+	if len(holds) == 0 {
+		return nil
+	}
+	orders := make([]string, len(holds))
+	products, quantities := make([]int64, len(holds)), make([]int64, len(holds))
+	for i, h := range holds {
+		orders[i], products[i], quantities[i] = h.OrderID.String(), int64(h.ProductID), int64(h.Quantity)
+	}
+	_, err := tx.ExecContext(ctx, `
+		INSERT INTO hold (order_id, product_id, quantity)
+		SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[])`, pq.Array(orders), pq.Array(products), pq.Array(quantities))
+	if err != nil {
+		return fmt.Errorf("storing %d holds: %w", len(holds), err)
+	}
+	return nil
+}
+
+// step moves holds from one state to another. onHand and reserved are what one piece does to the stock of its product.
+type step struct {
+	from, to         holdState
+	onHand, reserved int32
+	reason           movement // where on_hand changes
+}
+
+var (
+	// settling takes the held pieces of a confirmed order out of the warehouse.
+	settling = []step{{held, settled, -1, -1, sold}}
+	// releasing gives back what a cancelled order holds, or what has been sold to it.
+	releasing = []step{{held, released, 0, -1, ""}, {settled, released, +1, 0, restocked}}
+)
+
+// moveHolds takes the steps with the holds of the orders and moves the stock along. Holds in other states stay as they
+// are: a hold that is released cannot be settled, whichever message comes first. NO_HOLD where an order never held
+// anything.
+func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) ([]change, error) {
+	ids := pq.Array(texts(orders))
+	if err := lockHeld(ctx, tx, ids); err != nil {
+		return nil, err
+	}
+	missing := make(map[uuid.UUID]bool, len(orders))
+	for _, id := range orders {
+		missing[id] = true
+	}
+	total := deltas{}
+	for _, s := range steps {
+		moved, err := s.take(ctx, tx, ids)
+		if err != nil {
+			return nil, err
+		}
+		total.add(moved, s.onHand, s.reserved)
+		for _, h := range moved {
+			delete(missing, h.OrderID)
+		}
+	}
+	if err := refuseMissing(ctx, tx, slices.Collect(maps.Keys(missing))); err != nil {
+		return nil, err
+	}
+	return moveStock(ctx, tx, total)
+}
+
+// lockHeld locks the products that the orders hold. Which these are never changes once an order is decided.
+func lockHeld(ctx context.Context, tx *sqlx.Tx, orders any) error {
+	_, err := tx.ExecContext(ctx, `
+		SELECT 1 FROM product
+		WHERE id IN (SELECT product_id FROM hold WHERE order_id = ANY($1::uuid[]))
+		ORDER BY id FOR UPDATE`, orders)
+	if err != nil {
+		return fmt.Errorf("locking the products of held orders: %w", err)
+	}
+	return nil
+}
+
+// take moves the holds that are in the step's first state, writes the movements and returns what it moved.
+func (s step) take(ctx context.Context, tx *sqlx.Tx, orders any) ([]hold, error) {
+	var moved []hold
+	err := tx.SelectContext(ctx, &moved, `
+		WITH moved AS (
+			UPDATE hold SET state = $3, updated_at = statement_timestamp()
+			WHERE order_id = ANY($1::uuid[]) AND state = $2
+			RETURNING order_id, product_id, quantity
+		), written AS (
+			INSERT INTO stock_movement (product_id, order_id, quantity, reason)
+			SELECT product_id, order_id, quantity * $4::int, $5 FROM moved WHERE $4::int <> 0
+		)
+		SELECT order_id, product_id, quantity FROM moved`, orders, s.from, s.to, s.onHand, s.reason)
+	if err != nil {
+		return nil, fmt.Errorf("moving holds from %s to %s: %w", s.from, s.to, err)
+	}
+	return moved, nil
+}
+
+// refuseMissing fails with NO_HOLD where one of the orders has no hold in any state.
+func refuseMissing(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
+	if len(orders) == 0 {
+		return nil
+	}
+	var unheld []string
+	err := tx.SelectContext(ctx, &unheld, `
+		SELECT id FROM unnest($1::uuid[]) AS id
+		WHERE NOT EXISTS (SELECT FROM hold WHERE hold.order_id = id)`, pq.Array(texts(orders)))
+	if err != nil {
+		return fmt.Errorf("looking for holds: %w", err)
+	}
+	if len(unheld) > 0 {
+		return apierror.New(codes.FailedPrecondition, "NO_HOLD", "no stock was ever held for order %s", strings.Join(unheld, ", "))
+	}
+	return nil
+}
+
+// moveStock applies the deltas to the products, which the caller has locked.
+func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
+	if len(by) == 0 {
+		return nil, nil
+	}
+	var ids, onHand, reserved []int64
+	for id, d := range by {
+		ids, onHand, reserved = append(ids, int64(id)), append(onHand, int64(d.onHand)), append(reserved, int64(d.reserved))
+	}
+	var products []product
+	err := tx.SelectContext(ctx, &products, `
+		UPDATE product p SET
+			on_hand = p.on_hand + d.on_hand, reserved = p.reserved + d.reserved,
+			version = p.version + 1, updated_at = statement_timestamp()
+		FROM unnest($1::int[], $2::int[], $3::int[]) AS d (id, on_hand, reserved)
+		WHERE p.id = d.id
+		RETURNING `+productColumns, pq.Array(ids), pq.Array(onHand), pq.Array(reserved))
+	if err != nil {
+		return nil, fmt.Errorf("changing the stock of %d products: %w", len(by), err)
+	}
+	changes := make([]change, len(products))
+	for i, p := range products {
+		changes[i] = change{p, p.available() - by[p.ID].onHand + by[p.ID].reserved}
+	}
+	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(a.ID, b.ID) })
+	return changes, nil
+}
+
+func texts(ids []uuid.UUID) []string {
+	t := make([]string, len(ids))
+	for i, id := range ids {
+		t[i] = id.String()
+	}
+	return t
+}

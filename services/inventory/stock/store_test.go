@@ -1,0 +1,457 @@
+package stock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+// newWarehouse returns the seeded catalogue in a database of the test's own. When the test ends, holds, movements and
+// stock must add up.
+func newWarehouse(t testing.TB) *warehouse {
+	t.Helper()
+	pool, err := postgres.Open(t.Context(), dbtest.New(t), schema, postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		audit(t, pool)
+		if err := pool.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &warehouse{db: pool, log: slog.New(slog.DiscardHandler), currency: "USD", wake: func() {}}
+}
+
+// audit fails the test where a product's stock is not what its holds and movements say.
+func audit(t testing.TB, db *sqlx.DB) {
+	t.Helper()
+	var wrong []string
+	err := db.SelectContext(context.Background(), &wrong, `
+		SELECT format('%s: on_hand %s, moved %s; reserved %s, held %s', name, on_hand, moved, reserved, held)
+		FROM product
+		CROSS JOIN LATERAL (SELECT coalesce(sum(quantity), 0) AS moved FROM stock_movement WHERE product_id = product.id) m
+		CROSS JOIN LATERAL (SELECT coalesce(sum(quantity), 0) AS held FROM hold WHERE product_id = product.id AND state = 'HELD') h
+		WHERE on_hand <> moved OR reserved <> held`)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, w := range wrong {
+		t.Errorf("does not add up: %s", w)
+	}
+}
+
+func (w *warehouse) stockOf(t testing.TB, id int32) (onHand, reserved int32) {
+	t.Helper()
+	if err := w.db.QueryRowContext(t.Context(), `SELECT on_hand, reserved FROM product WHERE id = $1`, id).Scan(&onHand, &reserved); err != nil {
+		t.Fatal(err)
+	}
+	return onHand, reserved
+}
+
+func wantStock(t testing.TB, w *warehouse, id, onHand, reserved int32) {
+	t.Helper()
+	if o, r := w.stockOf(t, id); o != onHand || r != reserved {
+		t.Errorf("product %d: on_hand %d, reserved %d; want %d, %d", id, o, r, onHand, reserved)
+	}
+}
+
+func (w *warehouse) mustCheck(t testing.TB, orders ...order) []*inventoryv1.StockDecision {
+	t.Helper()
+	a, err := w.check(t.Context(), orders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decisions := make([]*inventoryv1.StockDecision, len(orders))
+	for i, o := range orders {
+		decisions[i] = a.byOrder[o.id]
+	}
+	return decisions
+}
+
+// outbox returns the messages that wait to be published, in their order, and removes them.
+func (w *warehouse) announced(t testing.TB) []proto.Message {
+	t.Helper()
+	var rows []struct {
+		Key  string `db:"routing_key"`
+		Body []byte `db:"body"`
+	}
+	err := w.db.SelectContext(t.Context(), &rows, `
+		WITH taken AS (DELETE FROM outbox RETURNING id, routing_key, body) SELECT routing_key, body FROM taken ORDER BY id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := make([]proto.Message, len(rows))
+	for i, r := range rows {
+		e, ok := contract.ByRoutingKey(r.Key)
+		if !ok {
+			t.Fatalf("no event has the routing key %s", r.Key)
+		}
+		messages[i] = e.New()
+		if err := proto.Unmarshal(r.Body, messages[i]); err != nil {
+			t.Fatal(err)
+		}
+		if err := contract.Validate(messages[i]); err != nil {
+			t.Errorf("%s breaks its contract: %v", e.Name, err)
+		}
+	}
+	return messages
+}
+
+func delivered[T proto.Message](bodies ...T) []messaging.Message[T] {
+	batch := make([]messaging.Message[T], len(bodies))
+	for i, b := range bodies {
+		batch[i] = messaging.Message[T]{ID: contract.MessageID(b), Body: b}
+	}
+	return batch
+}
+
+func decrementOf(orders ...order) (messages []*eventsv1.DecrementQuantity) {
+	for _, o := range orders {
+		messages = append(messages, &eventsv1.DecrementQuantity{OrderId: o.id.String()})
+	}
+	return messages
+}
+
+func cancelOf(orders ...order) (messages []*eventsv1.OrderCancelled) {
+	for _, o := range orders {
+		messages = append(messages, &eventsv1.OrderCancelled{OrderId: o.id.String()})
+	}
+	return messages
+}
+
+func (w *warehouse) settleNow(t testing.TB, orders ...order) {
+	t.Helper()
+	if err := w.onDecrementQuantity(t.Context(), delivered(decrementOf(orders...)...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *warehouse) cancelNow(t testing.TB, orders ...order) {
+	t.Helper()
+	if err := w.onOrderCancelled(t.Context(), delivered(cancelOf(orders...)...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reasonOf(err error) string {
+	if e := (*apierror.Error)(nil); errors.As(err, &e) {
+		return e.Reason()
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// Ids of the seeded products.
+const (
+	laptop      = 1 // 50 pieces
+	phone       = 2 // 200
+	keyboard    = 3 // 100
+	laptopStand = 5 // 150
+)
+
+func TestCheckStock_TwoLinesOfOneProductAreSummed(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	fits, tooMany := orderFor(byName("Laptop", 20), byID(laptop, 20)), orderFor(byName("Laptop", 6), byName("Laptop", 6))
+	d := w.mustCheck(t, fits, tooMany)
+	if d[0].GetRejection() != nil || len(d[0].GetLines()) != 2 {
+		t.Errorf("40 of 50 pieces: %v", d[0])
+	}
+	if got := d[1].GetRejection(); got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetDetail() != "Laptop: 12 asked, 10 left" {
+		t.Errorf("12 of 10 pieces: %v", d[1])
+	}
+	wantStock(t, w, laptop, 50, 40)
+	w.settleNow(t, fits)
+	wantStock(t, w, laptop, 10, 0)
+}
+
+func TestCheckStock_AHundredCallersNeverOversell(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	confirmed := 0
+	for range 100 {
+		wg.Go(func() {
+			orders := []order{orderFor(byName("Laptop", 1)), orderFor(byName("Laptop", 1), byName("Phone", 1))}
+			a, err := w.check(t.Context(), orders)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, d := range a.byOrder {
+				if d.GetRejection() == nil {
+					confirmed++
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if confirmed != 50 {
+		t.Errorf("%d orders got one of 50 Laptops", confirmed)
+	}
+	wantStock(t, w, laptop, 50, 50)
+}
+
+// Checks, settlements and cancellations of orders whose lines come in any order, all at once.
+func TestCheckStock_RandomLineOrderDoesNotDeadlock(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 5 {
+				orders := make([]order, 20)
+				for i := range orders {
+					ids := rand.Perm(8)[:3]
+					orders[i] = orderFor(byID(int32(ids[0])+1, 1), byID(int32(ids[1])+1, 1), byID(int32(ids[2])+1, 1))
+				}
+				a, err := w.check(t.Context(), orders)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				held := slices.DeleteFunc(orders, func(o order) bool { return a.byOrder[o.id].GetRejection() != nil })
+				if err := w.onDecrementQuantity(t.Context(), delivered(decrementOf(held...)...)); err != nil {
+					t.Error(err)
+				}
+				rand.Shuffle(len(held), func(i, j int) { held[i], held[j] = held[j], held[i] })
+				if err := w.onOrderCancelled(t.Context(), delivered(cancelOf(held[:len(held)/2]...)...)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestCheckStock_AskedAgainSameAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	yes, no, unknown := orderFor(byName("Laptop", 30)), orderFor(byName("Laptop", 30)), orderFor(byName("Tablet", 1))
+	first := w.mustCheck(t, yes, no, unknown)
+
+	// Now there would be enough, at another price, and Tablets.
+	_, _, err := inTx(t, w, func(tx *sqlx.Tx) ([]product, []change, error) {
+		onHand := int32(1000)
+		return updateItems(t.Context(), tx, []itemUpdate{{id: laptop, onHand: &onHand, price: &price{1, "USD"}}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err = inTx(t, w, func(tx *sqlx.Tx) ([]product, []change, error) {
+		return createItems(t.Context(), tx, []newItem{{"Tablet", 5, price{100, "USD"}}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.announced(t)
+	again := w.mustCheck(t, unknown, no, yes, orderFor(byName("Tablet", 1)))
+	for i, want := range []*inventoryv1.StockDecision{first[2], first[1], first[0]} {
+		if !proto.Equal(again[i], want) {
+			t.Errorf("asked again: %v, before: %v", again[i], want)
+		}
+	}
+	if again[3].GetRejection() != nil {
+		t.Errorf("the new order beside them: %v", again[3])
+	}
+	wantStock(t, w, laptop, 1000, 30)
+	if got := w.announced(t); len(got) != 1 {
+		t.Errorf("announced %v, want the Tablet alone", got)
+	}
+}
+
+func TestCheckStock_TheSameOrderTwiceInABatchIsOneOrder(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	o := orderFor(byName("Laptop", 30))
+	d := w.mustCheck(t, o, o)
+	if d[0].GetRejection() != nil || !proto.Equal(d[0], d[1]) {
+		t.Errorf("answers %v and %v", d[0], d[1])
+	}
+	wantStock(t, w, laptop, 50, 30)
+}
+
+func TestCheckStock_OtherLinesUnderTheSameIDAreRefused(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	o := orderFor(byName("Laptop", 1))
+	w.mustCheck(t, o)
+	other := order{id: o.id, lines: []line{byName("Laptop", 2)}}
+	for name, batch := range map[string][]order{
+		"alone":             {other},
+		"beside a good one": {orderFor(byName("Laptop", 1)), other},
+		"twice in a batch":  {order{id: uuid.Max, lines: o.lines}, order{id: uuid.Max, lines: other.lines}},
+	} {
+		if _, err := w.check(t.Context(), batch); reasonOf(err) != "ORDER_LINES_DIFFER" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wantStock(t, w, laptop, 50, 1)
+}
+
+// Orders of unknown products lock no row, so only the stored decision keeps two replicas apart.
+func TestCheckStock_AskedByReplicasAtOnceOneAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	for range 10 {
+		orders := make([]order, 20)
+		for i := range orders {
+			orders[i] = orderFor(byName(fmt.Sprint("Tablet ", i), 1))
+		}
+		orders = append(orders, orderFor(byName("Phone", 1)))
+		var wg sync.WaitGroup
+		for range 4 {
+			shuffled := slices.Clone(orders)
+			rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+			wg.Go(func() {
+				a, err := w.check(t.Context(), shuffled)
+				if err != nil {
+					t.Error(err)
+				}
+				if len(a.byOrder) != len(orders) {
+					t.Errorf("%d answers", len(a.byOrder))
+				}
+			})
+		}
+		wg.Wait()
+	}
+	wantStock(t, w, phone, 200, 10)
+}
+
+func TestCheckStock_AnnouncesEachProductOnce(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	w.mustCheck(t, orderFor(byName("Phone", 1), byName("Laptop", 20)), orderFor(byName("Laptop", 30)), orderFor(byName("Laptop", 1)))
+	got := w.announced(t)
+	if len(got) != 3 {
+		t.Fatalf("announced %v", got)
+	}
+	changed, depleted, other := got[0].(*eventsv1.StockChanged), got[1].(*eventsv1.StockDepleted), got[2].(*eventsv1.StockChanged)
+	if changed.GetProductId() != laptop || changed.GetVersion() != 2 || changed.GetOnHand() != 50 || changed.GetReserved() != 50 {
+		t.Errorf("StockChanged %v", changed)
+	}
+	if depleted.GetProductId() != laptop || depleted.GetVersion() != 2 || depleted.GetProductName() != "Laptop" {
+		t.Errorf("StockDepleted %v", depleted)
+	}
+	if other.GetProductName() != "Phone" || other.GetReserved() != 1 {
+		t.Errorf("StockChanged %v", other)
+	}
+	w.mustCheck(t, orderFor(byName("Laptop", 1)), orderFor(byName("Tablet", 1)))
+	if got := w.announced(t); len(got) != 0 {
+		t.Errorf("refusals announced %v", got)
+	}
+}
+
+func TestSettle_TwiceIsOneEffect(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	o := orderFor(byName("Laptop", 2), byName("Phone", 3), byName("Laptop", 1))
+	w.mustCheck(t, o)
+	w.announced(t)
+	w.settleNow(t, o)
+	wantStock(t, w, laptop, 47, 0)
+	wantStock(t, w, phone, 197, 0)
+	if got := w.announced(t); len(got) != 2 {
+		t.Errorf("announced %v", got)
+	}
+	w.settleNow(t, o, o)
+	w.settleNow(t, o)
+	// Not even where the inbox has forgotten the message.
+	if _, err := w.db.ExecContext(t.Context(), `DELETE FROM inbox`); err != nil {
+		t.Fatal(err)
+	}
+	w.settleNow(t, o)
+	wantStock(t, w, laptop, 47, 0)
+	wantStock(t, w, phone, 197, 0)
+	if got := w.announced(t); len(got) != 0 {
+		t.Errorf("announced again %v", got)
+	}
+}
+
+func TestSettle_AnOrderWithoutHoldIsRefusedAndCostsTheOthersNothing(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	good, refused, never := orderFor(byName("Laptop", 2)), orderFor(byName("Laptop", 51)), orderFor(byName("Laptop", 1))
+	w.mustCheck(t, good, refused)
+	batch := delivered(decrementOf(good, refused, never)...)
+	if err := w.onDecrementQuantity(t.Context(), batch); reasonOf(err) != "NO_HOLD" {
+		t.Errorf("the batch: %v", err)
+	}
+	wantStock(t, w, laptop, 50, 2)
+	// As the consumer does after a failed batch.
+	for i, want := range []string{"", "NO_HOLD", "NO_HOLD"} {
+		if err := w.onDecrementQuantity(t.Context(), batch[i:i+1]); reasonOf(err) != want {
+			t.Errorf("message %d alone: %v, want %q", i, err, want)
+		}
+	}
+	wantStock(t, w, laptop, 48, 0)
+}
+
+func TestCancel_EndsTheSameBeforeAndAfterSettling(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	early, late := orderFor(byName("Laptop", 2)), orderFor(byName("Laptop", 3), byName("Phone", 1))
+	w.mustCheck(t, early, late)
+
+	w.cancelNow(t, early)
+	wantStock(t, w, laptop, 50, 3)
+	w.settleNow(t, early, late)
+	wantStock(t, w, laptop, 47, 0)
+	w.cancelNow(t, late, early)
+	w.cancelNow(t, late)
+
+	for _, id := range []int32{laptop, phone} {
+		if onHand, reserved := w.stockOf(t, id); reserved != 0 || onHand%50 != 0 {
+			t.Errorf("product %d: on_hand %d, reserved %d", id, onHand, reserved)
+		}
+	}
+	var states []string
+	if err := w.db.SelectContext(t.Context(), &states, `SELECT DISTINCT state FROM hold`); err != nil || !slices.Equal(states, []string{"RELEASED"}) {
+		t.Errorf("holds are %v, %v", states, err)
+	}
+	var movements []string
+	err := w.db.SelectContext(t.Context(), &movements, `
+		SELECT reason || ' ' || quantity FROM stock_movement WHERE order_id = $1 AND product_id = 1 ORDER BY id`, late.id)
+	if err != nil || !slices.Equal(movements, []string{"SOLD -3", "RESTOCKED 3"}) {
+		t.Errorf("movements %v, %v", movements, err)
+	}
+	if err := w.onOrderCancelled(t.Context(), delivered(cancelOf(orderFor())...)); reasonOf(err) != "NO_HOLD" {
+		t.Errorf("cancelling an order that holds nothing: %v", err)
+	}
+}
+
+func TestProduct_TheDatabaseItselfRefusesToOversell(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	for _, by := range []deltas{
+		{laptop: {reserved: 51}}, {laptop: {onHand: -51}}, {laptop: {reserved: -1}}, {laptop: {onHand: -1, reserved: 50}},
+	} {
+		err := w.change(t.Context(), func(tx *sqlx.Tx) ([]change, error) { return moveStock(t.Context(), tx, by) })
+		if !errors.Is(err, postgres.ErrCheck) {
+			t.Errorf("%v: %v", by, err)
+		}
+	}
+	wantStock(t, w, laptop, 50, 0)
+}

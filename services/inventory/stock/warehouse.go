@@ -1,0 +1,76 @@
+package stock
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
+)
+
+// warehouse is what calls and messages act on. Its methods may be called concurrently, in any number of processes.
+type warehouse struct {
+	db       *sqlx.DB
+	log      *slog.Logger
+	currency string
+	wake     func() // tells the relay that the outbox has something
+}
+
+// change runs f in a transaction that also announces what f changed, and reports it once it is committed.
+func (w *warehouse) change(ctx context.Context, f func(tx *sqlx.Tx) ([]change, error)) error {
+	var changes []change
+	err := postgres.InTx(ctx, w.db, func(tx *sqlx.Tx) (err error) {
+		if changes, err = f(tx); err != nil || len(changes) == 0 {
+			return err
+		}
+		return outbox.Add(ctx, tx, announcements(changes))
+	})
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	w.wake()
+	for _, c := range changes {
+		w.log.LogAttrs(ctx, slog.LevelInfo, "stock updated", slog.String("product", c.Name),
+			slog.Int("on_hand", int(c.OnHand)), slog.Int("reserved", int(c.Reserved)), slog.Int("quantity", int(c.available())))
+	}
+	return nil
+}
+
+// announcements are one StockChanged for each change, and StockDepleted where the last piece went.
+func announcements(changes []change) []outbox.Entry {
+	entries := make([]outbox.Entry, 0, len(changes))
+	for _, c := range changes {
+		at := timestamppb.New(c.UpdatedAt)
+		entries = append(entries, outbox.Entry{Message: &eventsv1.StockChanged{
+			ProductId: c.ID, Version: c.Version, ProductName: c.Name, OnHand: c.OnHand, Reserved: c.Reserved, ChangedAt: at,
+		}})
+		if c.depleted() {
+			entries = append(entries, outbox.Entry{Message: &eventsv1.StockDepleted{
+				ProductId: c.ID, Version: c.Version, ProductName: c.Name, DepletedAt: at,
+			}})
+		}
+	}
+	return entries
+}
+
+// report says what was decided, a line an order.
+func (w *warehouse) report(ctx context.Context, decided []decision) {
+	if !w.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	for _, d := range decided {
+		id := telemetry.OrderID(d.order.id.String())
+		if d.reason == "" {
+			w.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
+				slog.Int("lines", len(d.lines)), slog.Int64("pieces", d.pieces()))
+			continue
+		}
+		w.log.LogAttrs(ctx, slog.LevelInfo, "stock refused", id,
+			slog.String("reason", string(d.reason)), slog.String("detail", d.detail))
+	}
+}
