@@ -15,6 +15,10 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"shop.example/db/dbtest"
 	"shop.example/platform/postgres"
@@ -60,6 +64,49 @@ func TestOpen_NoSuchDatabaseIsUnavailable(t *testing.T) {
 	u.Path = "/no_such_database"
 	if _, err := postgres.Open(t.Context(), u.String(), "orders", postgres.Options{}); !errors.Is(err, postgres.ErrUnavailable) {
 		t.Errorf("Open = %v, want ErrUnavailable", err)
+	}
+}
+
+func TestOpen_RecordsTheStatementsOfATraceAndThePoolButNoPolls(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewSpanRecorder()
+	tracers := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
+	reader := sdkmetric.NewManualReader()
+	pool := open(t, dbtest.New(t), postgres.Options{Tracer: tracers, Meter: sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))})
+	pool.MustExec("SELECT 1") // a poll: no span is around it
+	ctx, request := tracers.Tracer("test").Start(t.Context(), "request")
+	err := postgres.InTx(ctx, pool, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, "SELECT FROM inbox WHERE message_id = $1", uuid.New())
+		return err
+	})
+	request.End()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, span := range spans.Ended() {
+		if span.SpanContext().TraceID() != request.SpanContext().TraceID() {
+			t.Errorf("span %s is of another trace", span.Name())
+		}
+		names = append(names, span.Name())
+	}
+	if diff := cmp.Diff([]string{"sql.conn.begin_tx", "sql.conn.exec", "sql.tx.commit", "request"}, names); diff != "" {
+		t.Errorf("spans (-want +got):\n%s", diff)
+	}
+	var metrics metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &metrics); err != nil {
+		t.Fatal(err)
+	}
+	recorded := map[string]bool{}
+	for _, scope := range metrics.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			recorded[m.Name] = true
+		}
+	}
+	for _, name := range []string{"db.client.operation.duration", "db.sql.connection.open"} {
+		if !recorded[name] {
+			t.Errorf("no metric %s among %v", name, recorded)
+		}
 	}
 }
 
