@@ -31,7 +31,9 @@ const (
 	epmdRecord = "epmd" // Erlang's port mapper, which RabbitMQ does not start without
 )
 
-// definitions are the policies of the shop's queues, as RabbitMQ exports them.
+// definitions are the policies of the shop's queues, as RabbitMQ exports them. The user and the virtual host in the file
+// are for compose, where a broker that loads definitions at its start makes no others. Imported into one virtual host, as
+// we do, only the policies count.
 //
 //go:embed definitions.json
 var definitions []byte
