@@ -1,52 +1,59 @@
-// Package money converts amounts between their forms: minor units, which are hundredths of the currency, in Go and in the
-// database; Money in the contracts; a floating-point number on the routes that came from the demo.
+// Package money converts amounts between their forms: minor units in the database and in sums, Money in contracts, text
+// for people. A minor unit is a hundredth, whatever the currency; amounts are not negative.
 package money
 
 import (
 	"fmt"
 	"math"
+	"strconv"
+	"strconv"
 
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
 const (
 	minorPerUnit  = 100
-	nanosPerMinor = 1e9 / minorPerUnit
-	// maxMinor is the largest amount that a valid Money holds.
-	maxMinor = 1e10*minorPerUnit + 99
+	nanosPerMinor = 10_000_000
 )
 
-// Minor returns the amount of a valid m in minor units, and 0 for nil.
+// Minor returns m in minor units. What a valid Money cannot have, parts of a minor unit, is dropped.
 func Minor(m *moneyv1.Money) int64 {
-	return m.GetUnits()*minorPerUnit + int64(m.GetNanos()/nanosPerMinor)
+	return m.GetUnits()*minorPerUnit + int64(m.GetNanos())/nanosPerMinor
 }
 
-// FromMinor returns an amount of minor units as Money.
+// FromMinor returns minor units of currency as Money.
 func FromMinor(minor int64, currency string) *moneyv1.Money {
 	return &moneyv1.Money{
 		CurrencyCode: currency,
 		Units:        minor / minorPerUnit,
-		Nanos:        int32(minor % minorPerUnit * nanosPerMinor),
+		Nanos:        int32(minor%minorPerUnit) * nanosPerMinor,
 	}
 }
 
-// FromFloat returns in minor units the price that a person wrote as a decimal number with at most two decimals. Any
-// other number is an error, whose text is for that person.
-func FromFloat(price float64) (minor int64, err error) {
-	rounded := math.Round(price * minorPerUnit)
-	switch {
-	case !(price >= 0 && rounded <= maxMinor): // also what is no number
-		return 0, fmt.Errorf("must be a number from 0 to %.2f", maxMinor/float64(minorPerUnit))
-	case rounded/minorPerUnit != price: // the nearest number with two decimals is another one
-		return 0, fmt.Errorf("must have at most two decimals")
+// FromFloat returns the amount of units that JSON gave as a plain number. It is an error where that has more than two
+// decimals, is negative, or is too large to be told to the minor unit.
+func FromFloat(units float64, currency string) (*moneyv1.Money, error) {
+	minor := math.Round(units * minorPerUnit)
+	if !(minor >= 0 && minor < 1<<53) {
+		return nil, fmt.Errorf("%v is not an amount of money", units)
 	}
-	return int64(rounded), nil
+	// The number that has two decimals is the one nearest to them: anything else was written with more.
+	if minor/minorPerUnit != units {
+		return nil, fmt.Errorf("%v has more than two decimals", units)
+	}
+	return FromMinor(int64(minor), currency), nil
 }
 
-// Float returns an amount of minor units as the number nearest to its decimal form.
-func Float(minor int64) float64 { return float64(minor) / minorPerUnit }
-
-// Format returns an amount as people read it: "205.00 USD".
+// Format returns an amount for people: "205.00 USD".
 func Format(minor int64, currency string) string {
-	return fmt.Sprintf("%.2f %s", Float(minor), currency)
+	return fmt.Sprintf("%d.%02d %s", minor/minorPerUnit, minor%minorPerUnit, currency)
+}
+
+// Decimal returns m as a number without its currency, and with decimals only where it has any: "1000", "19.90".
+func Decimal(m *moneyv1.Money) string {
+	minor := Minor(m)
+	if minor%minorPerUnit == 0 {
+		return strconv.FormatInt(minor/minorPerUnit, 10)
+	}
+	return fmt.Sprintf("%d.%02d", minor/minorPerUnit, minor%minorPerUnit)
 }
