@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
