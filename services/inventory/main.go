@@ -1,4 +1,5 @@
-// Command inventory runs the inventory service. Its configuration is in the environment; see stock.Config.
+// Command inventory runs the inventory service. Its configuration is in the environment; see stock.Config. `inventory
+// healthcheck` asks the running one whether it is ready.
 package main
 
 import (

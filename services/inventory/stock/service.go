@@ -19,89 +19,94 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-const schema = "inventory"
+const (
+	name   = "inventory"
+	schema = "inventory"
+	// callers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
+	// each other in the database, so more would only hold connections.
+	callers = 4
+)
 
-// checks is how many CheckStock calls are answered at the same time. Calls that name the same products wait for each
-// other in the database, so more would only hold connections.
-const checks = 4
-
-// Config is the service's configuration. The tags are those of github.com/caarlos0/env.
+// Config is the configuration of the service. The tags are those of github.com/caarlos0/env.
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required"`
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:":3002"`
 	AdminAddr   string `env:"ADMIN_ADDR"    envDefault:":3102"`
-	// Currency is the ISO 4217 code of the catalogue's only currency.
-	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
-	// Telemetry says how the service logs.
+	// Currency is the ISO 4217 code of the one currency that the catalogue has.
+	Currency  string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	Telemetry telemetry.Config
 }
 
-// Service is one running replica of the inventory service.
+// Service is one replica of the inventory service.
 type Service struct{ *service.Service }
 
-// New migrates the service's schema, opens its listeners and returns a service that does nothing until Run. A service
-// that is not run must be closed.
-func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
-	if _, err := db.Migrate(ctx, cfg.DatabaseURL, schema); err != nil {
-		return nil, err
-	}
-	transient := []error{postgres.ErrUnavailable, postgres.ErrRetry}
-	s, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: transient}, t)
+// New migrates the schema, opens the listeners and returns a service that does nothing until Run. A service that is not
+// run must be closed. The database has to be there; the broker may come later.
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*Service, error) {
+	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.Close())
-		}
-	}()
-	pool, err := postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: "inventory", Tracer: t.Tracer, Meter: t.Meter})
+	if len(applied) > 0 {
+		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
+	}
+	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: transient}, t)
 	if err != nil {
 		return nil, err
+	}
+	s := &Service{base}
+	if err := s.build(ctx, cfg, t); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	return s, nil
+}
+
+// transient are the errors after which the same call can succeed.
+var transient = []error{postgres.ErrUnavailable, postgres.ErrRetry}
+
+// build adds the parts of the service in the order in which they need each other.
+func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry) error {
+	pool, err := postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: name, Tracer: t.Tracer, Meter: t.Meter})
+	if err != nil {
+		return err
 	}
 	s.OnStop("database", pool.Close)
 	s.Check("database", pool.PingContext)
 
-	publishing, err := dial(cfg, t, s, "publish")
+	broker := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
+	publish, err := messaging.Dial(cfg.AMQPURL, broker)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	publisher := messaging.NewPublisher(publishing)
+	broker.Role = "consume"
+	consume, err := messaging.Dial(cfg.AMQPURL, broker)
+	if err != nil {
+		return err
+	}
+	publisher := messaging.NewPublisher(publish)
+	s.Go("broker, publishing", publish.Run)
+	s.Go("broker, consuming", consume.Run)
 	s.Go("publisher", publisher.Run)
+	s.Check("broker", publish.Ready)
+
 	relay, err := outbox.NewRelay(pool, publisher, outbox.Options{Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
-	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake}
 
-	consuming, err := dial(cfg, t, s, "consume")
-	if err != nil {
-		return nil, err
-	}
-	consumer := messaging.NewConsumer(consuming, publisher, messaging.InventoryQueue, messaging.ConsumerOptions{}, w.handlers(publisher)...)
+	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake}
+	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue, messaging.ConsumerOptions{}, w.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
-	calls := messaging.NewRPCServer(consuming, publisher, checks, apierror.NewInterceptor(t.Logger, transient...).Unary)
+
+	calls := messaging.NewRPCServer(consume, publisher, callers, apierror.NewInterceptor(t.Logger, transient...).Unary)
 	inventoryv1.RegisterStockServiceServer(calls, checker{warehouse: w})
 	s.Go("stock checks", calls.Run)
 	s.Check("stock checks", calls.Ready)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
-	return &Service{s}, nil
-}
-
-// dial adds a connection to the broker to the service.
-func dial(cfg Config, t *telemetry.Telemetry, s *service.Service, role string) (*messaging.Connection, error) {
-	conn, err := messaging.Dial(cfg.AMQPURL, messaging.Options{
-		Service: "inventory", Role: role, Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer,
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.Go("broker, "+role, conn.Run)
-	s.Check("broker, "+role, conn.Ready)
-	return conn, nil
+	return nil
 }

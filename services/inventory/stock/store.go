@@ -102,15 +102,15 @@ type answers struct {
 // decided before gets the same answer. Where an order id comes with other lines than before, the whole call fails with
 // ORDER_LINES_DIFFER, which names the order, and nothing is decided.
 func (w *warehouse) check(ctx context.Context, orders []order) (a answers, err error) {
-	attempt := func(tx *sqlx.Tx) (changes []change, err error) {
+	decideAll := func(tx *sqlx.Tx) (changes []change, err error) {
 		a, changes, err = checkTx(ctx, tx, orders)
 		return changes, err
 	}
-	err = w.change(ctx, attempt)
-	if errors.Is(err, postgres.ErrUnique) || errors.Is(err, postgres.ErrRetry) {
+	err = w.change(ctx, decideAll)
+	if errors.Is(err, postgres.ErrUnique) {
 		// Orders of unknown products lock nothing: another replica has just refused one of these, and its decision
 		// can be read now.
-		err = w.change(ctx, attempt)
+		err = w.change(ctx, decideAll)
 	}
 	return a, err
 }

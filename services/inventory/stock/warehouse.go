@@ -2,6 +2,7 @@ package stock
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/jmoiron/sqlx"
@@ -21,15 +22,20 @@ type warehouse struct {
 	wake     func() // tells the relay that the outbox has something
 }
 
-// change runs f in a transaction that also announces what f changed, and reports it once it is committed.
+// change runs f in a transaction that also announces what f changed, and reports it once it is committed. Where the
+// transaction loses against another one, it and f are run once more.
 func (w *warehouse) change(ctx context.Context, f func(tx *sqlx.Tx) ([]change, error)) error {
 	var changes []change
-	err := postgres.InTx(ctx, w.db, func(tx *sqlx.Tx) (err error) {
-		if changes, err = f(tx); err != nil || len(changes) == 0 {
+	attempt := func(tx *sqlx.Tx) (err error) {
+		if changes, err = f(tx); err != nil {
 			return err
 		}
 		return outbox.Add(ctx, tx, announcements(changes))
-	})
+	}
+	err := postgres.InTx(ctx, w.db, attempt)
+	if errors.Is(err, postgres.ErrRetry) {
+		err = postgres.InTx(ctx, w.db, attempt)
+	}
 	if err != nil || len(changes) == 0 {
 		return err
 	}
