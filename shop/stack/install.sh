@@ -32,6 +32,6 @@ $apt install --no-install-recommends "$@"
 for package in $new; do
   update-rc.d "$package" disable || true
 done
-for unit in $mapper; do
-  deb-systemd-helper disable "$unit" || true
-done
+if [ -n "$mapper" ] && command -v systemctl >/dev/null; then
+  systemctl disable $mapper || true
+fi
