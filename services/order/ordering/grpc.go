@@ -21,6 +21,7 @@ import (
 
 const defaultPageSize = 50
 
+// GetOrder is part of orderv1.OrderServiceServer.
 func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
 	id, err := parseOrderID(req.GetOrderId())
 	if err != nil {
@@ -33,6 +34,8 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 	return &orderv1.GetOrderResponse{Order: o.message()}, nil
 }
 
+// ListOrders is part of orderv1.OrderServiceServer. Its pages go by position, not by number, so orders that arrive in
+// between neither shift them nor show up in them.
 func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
 	after, ok := parsePosition(req.GetPageToken())
 	if !ok {
@@ -64,6 +67,7 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	return resp, nil
 }
 
+// CancelOrder is part of orderv1.OrderServiceServer.
 func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
 	id, err := parseOrderID(req.GetOrderId())
 	if err != nil {

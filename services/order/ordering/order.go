@@ -13,6 +13,7 @@ import (
 // State is where an order stands, as the database and the contracts spell it.
 type State string
 
+// The states of an order.
 const (
 	Pending   State = "PENDING" // accepted by the gateway, not decided; never stored
 	Confirmed State = "CONFIRMED"
@@ -54,12 +55,11 @@ type Order struct {
 // Line is one line of an order. Of an order without a Currency it is what the customer asked for, and ProductID or
 // ProductName may be missing.
 type Line struct {
-	OrderID     uuid.UUID `db:"order_id"`
-	Number      int32     `db:"line"` // from 1
-	ProductID   int32     `db:"product_id"`
-	ProductName string    `db:"product_name"`
-	Quantity    int32     `db:"quantity"`
-	UnitPrice   int64     `db:"unit_price"` // minor units of the order's Currency
+	Number      int32  `db:"line"` // from 1
+	ProductID   int32  `db:"product_id"`
+	ProductName string `db:"product_name"`
+	Quantity    int32  `db:"quantity"`
+	UnitPrice   int64  `db:"unit_price"` // minor units of the order's Currency
 }
 
 // confirm gives a pending order the catalogue's lines and the totals that follow from them.

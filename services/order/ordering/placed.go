@@ -83,8 +83,7 @@ func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
 	}
 	for i, l := range m.GetLines() {
 		o.Lines = append(o.Lines, Line{
-			OrderID: id, Number: int32(i + 1),
-			ProductID: l.GetProductId(), ProductName: l.GetProductName(), Quantity: l.GetQuantity(),
+			Number: int32(i + 1), ProductID: l.GetProductId(), ProductName: l.GetProductName(), Quantity: l.GetQuantity(),
 		})
 	}
 	return o, nil
@@ -144,17 +143,13 @@ func apply(d *inventoryv1.StockDecision, o *Order, now time.Time) error {
 
 // catalogueLines are the lines of a decision and the currency that they share.
 func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string, err error) {
-	id, err := uuid.Parse(d.GetOrderId())
-	if err != nil {
-		return nil, "", fmt.Errorf("order id %q: %w", d.GetOrderId(), err)
-	}
 	for _, l := range d.GetLines() {
 		if currency != "" && currency != l.GetUnitPrice().GetCurrencyCode() {
-			return nil, "", fmt.Errorf("order %s has lines in %s and in %s", id, currency, l.GetUnitPrice().GetCurrencyCode())
+			return nil, "", fmt.Errorf("order %s has lines in %s and in %s", d.GetOrderId(), currency, l.GetUnitPrice().GetCurrencyCode())
 		}
 		currency = l.GetUnitPrice().GetCurrencyCode()
 		lines = append(lines, Line{
-			OrderID: id, Number: l.GetLine(), ProductID: l.GetProductId(), ProductName: l.GetProductName(),
+			Number: l.GetLine(), ProductID: l.GetProductId(), ProductName: l.GetProductName(),
 			Quantity: l.GetQuantity(), UnitPrice: money.Minor(l.GetUnitPrice()),
 		})
 	}
@@ -168,10 +163,8 @@ func (s *Service) store(ctx context.Context, placements []placement) (stored []p
 		if stored, err = claim(ctx, tx, placements); err != nil || len(stored) == 0 {
 			return err
 		}
-		var (
-			orders  []*Order
-			entries []outbox.Entry
-		)
+		orders := make([]*Order, 0, len(stored))
+		entries := make([]outbox.Entry, 0, 2*len(stored))
 		for _, p := range stored {
 			orders = append(orders, p.order)
 			for _, m := range decided(p.order) {
@@ -196,7 +189,7 @@ func claim(ctx context.Context, tx *sqlx.Tx, placements []placement) ([]placemen
 	if err != nil {
 		return nil, err
 	}
-	var claimed []placement
+	claimed := make([]placement, 0, len(placements))
 	for i, p := range placements {
 		if fresh[i] {
 			claimed = append(claimed, p)

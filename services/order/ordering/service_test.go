@@ -3,7 +3,6 @@ package ordering
 import (
 	"bytes"
 	"context"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -40,9 +39,9 @@ type neighbours struct {
 	run     func(func(context.Context) error)
 }
 
-func newNeighbours(t *testing.T, broker *brokertest.Broker) *neighbours {
+func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
 	t.Helper()
-	n := &neighbours{events: make(chan messaging.Delivery, 1000), dead: make(chan messaging.Delivery, 1000)}
+	n := &neighbours{events: make(chan messaging.Delivery, 50_000), dead: make(chan messaging.Delivery, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
@@ -104,17 +103,22 @@ func (n *neighbours) inventory(check func(*inventoryv1.CheckStockRequest) (*inve
 	n.run(server.Run)
 }
 
-func (n *neighbours) publish(t *testing.T, messages ...*eventsv1.OrderPlaced) {
+func (n *neighbours) publish(t testing.TB, messages ...*eventsv1.OrderPlaced) {
 	t.Helper()
-	for _, m := range messages {
-		if err := n.pub.Publish(t.Context(), m); err != nil {
+	out := make([]messaging.Outgoing, len(messages))
+	for i, m := range messages {
+		var err error
+		if out[i], err = messaging.NewOutgoing(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := n.pub.Send(t.Context(), out); err != nil {
+		t.Fatal(err)
 	}
 }
 
 // next takes from ch or fails.
-func next(t *testing.T, ch <-chan messaging.Delivery) messaging.Delivery {
+func next(t testing.TB, ch <-chan messaging.Delivery) messaging.Delivery {
 	t.Helper()
 	select {
 	case d := <-ch:
@@ -126,7 +130,7 @@ func next(t *testing.T, ch <-chan messaging.Delivery) messaging.Delivery {
 }
 
 // until takes events until there are n with the routing key, and returns those.
-func (n *neighbours) until(t *testing.T, key string, count int) (ids []string) {
+func (n *neighbours) until(t testing.TB, key string, count int) (ids []string) {
 	t.Helper()
 	for len(ids) < count {
 		if d := next(t, n.events); d.RoutingKey == key {
@@ -178,11 +182,11 @@ func (l *logs) await(t *testing.T, text string) {
 }
 
 // start runs the order service; stop waits until it has ended.
-func start(t *testing.T, broker *brokertest.Broker, database string) (s *Service, l *logs, stop func()) {
+func start(t testing.TB, broker *brokertest.Broker, database string) (s *Service, l *logs, stop func()) {
 	t.Helper()
 	l = &logs{}
 	l.changed = sync.NewCond(&l.mu)
-	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: io.MultiWriter(l, t.Output())})
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: l})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,12 +289,13 @@ func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 	broker := brokertest.New(t)
 	n := newNeighbours(t, broker)
 	s, logged, _ := start(t, broker, dbtest.New(t))
-	var want []string
-	for range 20 {
-		placed := newPlaced()
-		n.publish(t, placed)
-		want = append(want, placed.GetOrderId())
+	placed := make([]*eventsv1.OrderPlaced, 20)
+	want := make([]string, len(placed))
+	for i := range placed {
+		placed[i] = newPlaced()
+		want[i] = placed[i].GetOrderId()
 	}
+	n.publish(t, placed...)
 	logged.await(t, "a dependency is down")
 	if orders := count(t, s, "orders"); orders != 0 {
 		t.Errorf("%d orders are stored that nobody decided", orders)
@@ -366,4 +371,27 @@ func TestOrderPlaced_WhatInventoryRefusesCostsNoOther(t *testing.T) {
 	if stored := count(t, s, "orders"); stored != 9 {
 		t.Errorf("%d orders are stored, want 9", stored)
 	}
+}
+
+// BenchmarkOrderPlaced measures how fast a backlog of orders is worked off, with an inventory that only says yes.
+func BenchmarkOrderPlaced(b *testing.B) {
+	const backlog = 5000
+	for b.Loop() {
+		b.StopTimer()
+		broker := brokertest.New(b)
+		n := newNeighbours(b, broker)
+		n.inventory(each(held))
+		placed := make([]*eventsv1.OrderPlaced, backlog)
+		for i := range placed {
+			placed[i] = newPlaced()
+		}
+		n.publish(b, placed...)
+		b.StartTimer()
+		_, _, stop := start(b, broker, dbtest.New(b))
+		n.until(b, "shop.inventory.decrement.quantity", backlog)
+		b.StopTimer()
+		stop()
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(backlog*b.N)/b.Elapsed().Seconds(), "orders/s")
 }

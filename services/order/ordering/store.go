@@ -43,49 +43,56 @@ SELECT order_id, line, product_id, product_name, quantity, NULLIF(unit_price, -1
 FROM unnest($12::uuid[], $13::integer[], $14::integer[], $15::text[], $16::integer[], $17::bigint[])
     AS i (order_id, line, product_id, product_name, quantity, unit_price)`
 
+// lineRow is a row of order_item.
+type lineRow struct {
+	OrderID uuid.UUID `db:"order_id"`
+	Line
+}
+
 // insert stores decided orders with their lines. An order that is there already is postgres.ErrUnique.
 func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
-	var (
-		ids, names, emails, states, reasons, details, currencies []string
-		items, values, created, updated                          []int64
-
-		orderIDs, products                      []string
-		numbers, productIDs, quantities, prices []int64
-	)
+	var lines []lineRow
 	for _, o := range orders {
-		id := o.ID.String()
-		ids = append(ids, id)
-		names = append(names, o.CustomerName)
-		emails = append(emails, o.CustomerEmail)
-		states = append(states, string(o.State))
-		reasons = append(reasons, o.Reason)
-		details = append(details, o.Detail)
-		items = append(items, int64(o.TotalItems))
-		values = append(values, o.TotalValue)
-		currencies = append(currencies, o.Currency)
-		created = append(created, o.CreatedAt.UnixMicro())
-		updated = append(updated, o.UpdatedAt.UnixMicro())
 		for _, l := range o.Lines {
-			price := l.UnitPrice
 			if o.Currency == "" {
-				price = -1
+				l.UnitPrice = -1
 			}
-			orderIDs = append(orderIDs, id)
-			numbers = append(numbers, int64(l.Number))
-			productIDs = append(productIDs, int64(l.ProductID))
-			products = append(products, l.ProductName)
-			quantities = append(quantities, int64(l.Quantity))
-			prices = append(prices, price)
+			lines = append(lines, lineRow{o.ID, l})
 		}
 	}
 	_, err := tx.ExecContext(ctx, insertOrders,
-		pq.Array(ids), pq.Array(names), pq.Array(emails), pq.Array(states), pq.Array(reasons), pq.Array(details),
-		pq.Array(items), pq.Array(values), pq.Array(currencies), pq.Array(created), pq.Array(updated),
-		pq.Array(orderIDs), pq.Array(numbers), pq.Array(productIDs), pq.Array(products), pq.Array(quantities), pq.Array(prices))
+		column(orders, func(o *Order) string { return o.ID.String() }),
+		column(orders, func(o *Order) string { return o.CustomerName }),
+		column(orders, func(o *Order) string { return o.CustomerEmail }),
+		column(orders, func(o *Order) string { return string(o.State) }),
+		column(orders, func(o *Order) string { return o.Reason }),
+		column(orders, func(o *Order) string { return o.Detail }),
+		column(orders, func(o *Order) int64 { return int64(o.TotalItems) }),
+		column(orders, func(o *Order) int64 { return o.TotalValue }),
+		column(orders, func(o *Order) string { return o.Currency }),
+		column(orders, func(o *Order) int64 { return o.CreatedAt.UnixMicro() }),
+		column(orders, func(o *Order) int64 { return o.UpdatedAt.UnixMicro() }),
+
+		column(lines, func(l lineRow) string { return l.OrderID.String() }),
+		column(lines, func(l lineRow) int64 { return int64(l.Number) }),
+		column(lines, func(l lineRow) int64 { return int64(l.ProductID) }),
+		column(lines, func(l lineRow) string { return l.ProductName }),
+		column(lines, func(l lineRow) int64 { return int64(l.Quantity) }),
+		column(lines, func(l lineRow) int64 { return l.UnitPrice }),
+	)
 	if err != nil {
 		return fmt.Errorf("storing %d orders: %w", len(orders), err)
 	}
 	return nil
+}
+
+// column is one value of each row, as an array parameter. lib/pq is fast on these two types alone.
+func column[R any, V string | int64](rows []R, value func(R) V) any {
+	values := make([]V, len(rows))
+	for i, r := range rows {
+		values[i] = value(r)
+	}
+	return pq.Array(values)
 }
 
 const selectOrders = `
@@ -135,7 +142,7 @@ func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error
 	for i, o := range orders {
 		ids[i], byID[o.ID] = o.ID.String(), o
 	}
-	var lines []Line
+	var lines []lineRow
 	err := sqlx.SelectContext(ctx, q, &lines, `
 		SELECT order_id, line, product_id, product_name, quantity, COALESCE(unit_price, 0) AS unit_price
 		FROM order_item WHERE order_id = ANY ($1::uuid[]) ORDER BY order_id, line`, pq.Array(ids))
@@ -144,7 +151,7 @@ func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error
 	}
 	for _, l := range lines {
 		o := byID[l.OrderID]
-		o.Lines = append(o.Lines, l)
+		o.Lines = append(o.Lines, l.Line)
 	}
 	return nil
 }

@@ -328,7 +328,7 @@ func TestListOrders_ForeignTokenIsInvalid(t *testing.T) {
 	}
 }
 
-func cancelOrder(s *Service, ctx context.Context, id string) (*orderv1.Order, error) {
+func cancelOrder(ctx context.Context, s *Service, id string) (*orderv1.Order, error) {
 	resp, err := s.CancelOrder(ctx, &orderv1.CancelOrderRequest{OrderId: id})
 	return resp.GetOrder(), err
 }
@@ -343,7 +343,7 @@ func TestCancelOrder_HasOneEffectHoweverOftenItIsAsked(t *testing.T) {
 	for i := range cancelled {
 		wg.Go(func() {
 			var err error
-			if cancelled[i], err = cancelOrder(s, t.Context(), placed.GetOrderId()); err != nil {
+			if cancelled[i], err = cancelOrder(t.Context(), s, placed.GetOrderId()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -379,7 +379,7 @@ func TestCancelOrder_RejectedOrderIsNotCancellable(t *testing.T) {
 	s := newStore(t)
 	placed := newPlaced()
 	mustStore(t, s, decidedPlacements(t, refused, placed))
-	_, err := cancelOrder(s, t.Context(), placed.GetOrderId())
+	_, err := cancelOrder(t.Context(), s, placed.GetOrderId())
 	assertError(t, err, codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE")
 	if got := mustGet(t, s, placed.GetOrderId()); got.GetState() != orderv1.Order_REJECTED || count(t, s, "outbox") != 1 {
 		t.Errorf("order is %v after a cancellation that was refused", got)
@@ -388,7 +388,7 @@ func TestCancelOrder_RejectedOrderIsNotCancellable(t *testing.T) {
 
 func TestCancelOrder_UnknownIsNotFound(t *testing.T) {
 	t.Parallel()
-	_, err := cancelOrder(newStore(t), t.Context(), uuid.NewString())
+	_, err := cancelOrder(t.Context(), newStore(t), uuid.NewString())
 	assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
 }
 
