@@ -1,0 +1,27 @@
+# The images of the shop, static programs and nothing else:
+#
+#   docker build --build-arg SERVICE=order -t shop-order .     gateway, order, inventory or logging
+#   docker build --target shop -t shop .                       the command: migrate, audit, …
+#
+# BuildKit is needed, for the caches; Docker has had it since 18.09 and uses it by itself since 23.0.
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY . .
+# All programs at once, since they share most of what is compiled.
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ \
+    ./gateway ./services/order ./services/inventory ./services/logging ./shop
+
+FROM scratch AS base
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+USER 65532:65532
+
+FROM base AS shop
+COPY --from=build /out/shop /shop
+ENTRYPOINT ["/shop"]
+
+FROM base AS service
+ARG SERVICE
+COPY --from=build /out/${SERVICE} /service
+HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 CMD ["/service", "healthcheck"]
+ENTRYPOINT ["/service"]
