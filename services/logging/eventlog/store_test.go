@@ -183,14 +183,16 @@ func TestReadDelivery_WhatCannotBeReadSaysWhy(t *testing.T) {
 		problem string
 		payload bool
 	}{
-		"unknown routing key":  {func(d *messaging.Delivery) { d.RoutingKey = "shop.order.melted" }, `no message has the routing key "shop.order.melted"`, false},
-		"undecodable body":     {func(d *messaging.Delivery) { d.Body = []byte("\xff\xff\xff") }, "the body is not a shop.events.v1.OrderPlaced", false},
-		"JSON":                 {func(d *messaging.Delivery) { d.Body = []byte(`{"garbage":true}`) }, "the body is not a shop.events.v1.OrderPlaced", false},
-		"empty body":           {func(d *messaging.Delivery) { d.Body = nil }, "the message breaks its contract", true},
-		"another type":         {func(d *messaging.Delivery) { d.Type = "shop.events.v1.OrderRejected" }, "the type property says shop.events.v1.OrderRejected", false},
-		"invalid":              {func(d *messaging.Delivery) { d.Body = deliveryOf(t, invalid).Body }, "order_id", true},
-		"NUL":                  {func(d *messaging.Delivery) { d.Body = deliveryOf(t, nul).Body }, "NUL", false},
-		"headers out of joint": {func(d *messaging.Delivery) { d.RoutingKey, d.AppID, d.Exchange = "a\x00b\xff", "\x00", strings.Repeat("ß", 2000) }, "no message has the routing key", false},
+		"unknown routing key": {func(d *messaging.Delivery) { d.RoutingKey = "shop.order.melted" }, `no message has the routing key "shop.order.melted"`, false},
+		"undecodable body":    {func(d *messaging.Delivery) { d.Body = []byte("\xff\xff\xff") }, "the body is not a shop.events.v1.OrderPlaced", false},
+		"JSON":                {func(d *messaging.Delivery) { d.Body = []byte(`{"garbage":true}`) }, "the body is not a shop.events.v1.OrderPlaced", false},
+		"empty body":          {func(d *messaging.Delivery) { d.Body = nil }, "the message breaks its contract", true},
+		"another type":        {func(d *messaging.Delivery) { d.Type = "shop.events.v1.OrderRejected" }, "the type property says shop.events.v1.OrderRejected", false},
+		"invalid":             {func(d *messaging.Delivery) { d.Body = deliveryOf(t, invalid).Body }, "order_id", true},
+		"NUL":                 {func(d *messaging.Delivery) { d.Body = deliveryOf(t, nul).Body }, "NUL", false},
+		"headers out of joint": {func(d *messaging.Delivery) {
+			d.RoutingKey, d.AppID, d.Exchange = "a\x00b\xff", "\x00", strings.Repeat("ß", 2000)
+		}, "no message has the routing key", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -423,7 +425,9 @@ func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
 		t.Errorf("%d rows stayed in the default partition", n)
 	}
 	after := allRows(t, db, filter{})
-	if !slices.EqualFunc(before, after, func(a, b *row) bool { return a.ID == b.ID && a.MessageID == b.MessageID && a.CreatedAt.Equal(b.CreatedAt) }) {
+	if !slices.EqualFunc(before, after, func(a, b *row) bool {
+		return a.ID == b.ID && a.MessageID == b.MessageID && a.CreatedAt.Equal(b.CreatedAt)
+	}) {
 		t.Error("the rows are not as they were")
 	}
 	// The partitions have the indexes, and new rows find their place.
@@ -640,7 +644,7 @@ func TestInsert_IDsBecomeVisibleInTheirOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer slow.Rollback() //nolint:errcheck // after the commit there is nothing to roll back
+	defer slow.Rollback()
 	for _, statement := range []string{insertLock, `
 		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
 		VALUES ('slow', '', '{}', 'success', gen_random_uuid(), now())`} {
