@@ -29,6 +29,7 @@ CREATE TABLE event_log_default PARTITION OF event_log DEFAULT;
 CREATE UNIQUE INDEX event_log_message ON event_log (message_id, published_at);
 CREATE INDEX event_log_id ON event_log (id);
 CREATE INDEX event_log_order ON event_log (order_id, id) WHERE order_id IS NOT NULL;
+CREATE INDEX event_log_routing_key ON event_log (routing_key, id);
 -- Errors are few: asking for them must not read everything else.
 CREATE INDEX event_log_error ON event_log (id) WHERE status = 'error';
 
