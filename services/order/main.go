@@ -1,8 +1,11 @@
-// Command order runs the order service. It is configured by the environment variables of ordering.Config.
+// Command order runs the order service. Its configuration is in the environment; see ordering.Config. `order
+// healthcheck` asks the running one whether it is ready.
 package main
 
 import (
 	"context"
+	"fmt"
+	"os"
 
 	"github.com/caarlos0/env/v11"
 
@@ -14,11 +17,13 @@ import (
 func main() { service.Main("order", run) }
 
 func run(ctx context.Context) error {
-	cfg, err := env.ParseAs[ordering.Config]()
-	if err != nil {
-		return err
+	cfg := ordering.Config{Telemetry: telemetry.Config{Service: "order"}}
+	if err := env.Parse(&cfg); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
 	}
-	cfg.Telemetry.Service = "order"
+	if len(os.Args) > 1 && os.Args[1] == "healthcheck" {
+		return service.Probe(ctx, cfg.AdminAddr)
+	}
 	t, err := telemetry.New(ctx, cfg.Telemetry)
 	if err != nil {
 		return err

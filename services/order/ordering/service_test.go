@@ -3,12 +3,16 @@ package ordering
 import (
 	"bytes"
 	"context"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -186,6 +190,11 @@ func start(t testing.TB, broker *brokertest.Broker, database string) (s *Service
 	t.Helper()
 	l = &logs{}
 	l.changed = sync.NewCond(&l.mu)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the service's log:\n%s", l)
+		}
+	})
 	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: l})
 	if err != nil {
 		t.Fatal(err)
@@ -308,6 +317,52 @@ func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 	}
 	if orders := count(t, s, "orders"); orders != len(want) || len(n.dead) != 0 {
 		t.Errorf("%d orders are stored and %d are dead letters, want %d and none", orders, len(n.dead), len(want))
+	}
+}
+
+// line returns the database's URL through a proxy that can be stopped and started.
+func line(t *testing.T, database string) (string, *toxiproxy.Proxy) {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "database", "127.0.0.1:0", u.Host)
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Stop)
+	u.Host = proxy.Listen
+	return u.String(), proxy
+}
+
+func TestOrderPlaced_WaitsForTheDatabaseThatWentAfterTheStockWasHeld(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	n := newNeighbours(t, broker)
+	database := dbtest.New(t)
+	through, proxy := line(t, database)
+	var asked atomic.Int32
+	n.inventory(func(req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
+		switch asked.Add(1) {
+		case 1:
+			proxy.Stop()
+		case 2:
+			if err := proxy.Start(); err != nil {
+				t.Error(err)
+			}
+		}
+		return each(held)(req)
+	})
+	start(t, broker, through)
+	placed := newPlaced()
+	n.publish(t, placed)
+	if got := n.until(t, "shop.order.confirmed", 1); got[0] != placed.GetOrderId() {
+		t.Errorf("order %s is confirmed, want %s", got[0], placed.GetOrderId())
+	}
+	after := openStore(t, database)
+	if orders, inbox := count(t, after, "orders"), count(t, after, "inbox"); orders != 1 || inbox != 1 || asked.Load() < 2 {
+		t.Errorf("%d orders and %d inbox rows after inventory was asked %d times; want one of each, asked twice", orders, inbox, asked.Load())
 	}
 }
 
