@@ -207,7 +207,7 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 }
 
 // outgoing is the message as a first attempt, straight to the queue it came from: through its exchange everyone else would
-// see it again.
+// see it again. The headers tell the consumer what the way itself does not: where the message was published first.
 func (l *deadLetter) outgoing() messaging.Outgoing {
 	return messaging.Outgoing{
 		RoutingKey:    l.SourceQueue,

@@ -132,22 +132,22 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 		records[i] = readDelivery(d, now)
 	}
 	rows, err := insert(ctx, s.db, records)
-	if err != nil && len(batch) == 1 && !waits(err) {
+	if len(batch) == 1 && refused(err) {
 		records[0] = records[0].unstorable(batch[0], err)
 		rows, err = insert(ctx, s.db, records)
 	}
-	if waits(err) {
-		return messaging.Down(err)
+	if err != nil {
+		return err
 	}
-	if err == nil && s.log.Enabled(ctx, slog.LevelInfo) {
+	if s.log.Enabled(ctx, slog.LevelInfo) {
 		logRows(s.log, rows)
 	}
-	return err
+	return nil
 }
 
-// waits says whether err is one of the database that the messages have no part in.
-func waits(err error) bool {
-	return errors.Is(err, postgres.ErrUnavailable) || errors.Is(err, postgres.ErrRetry) || errors.Is(err, context.Canceled)
+// refused says whether err is about what was to be written, and not about the state of the database or the end of ctx.
+func refused(err error) bool {
+	return err != nil && !errors.Is(err, postgres.ErrUnavailable) && !errors.Is(err, postgres.ErrRetry) && !errors.Is(err, context.Canceled)
 }
 
 func logRows(log *slog.Logger, rows []logged) {
