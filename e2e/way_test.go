@@ -249,6 +249,8 @@ func TestGarbage_IsRefusedByNameAndPublishesNothing(t *testing.T) {
 			`{"garbage":true}`: "garbage",
 			`{}`:               "customer_name",
 			`{"customer_name":"A","customer_email":"a@example.org","order_items":[{"quantity":"many"}]}`: "order_items[0].quantity",
+			// PostgreSQL's text cannot hold this character.
+			`{"customer_name":"A\u0000","customer_email":"a@example.org","order_items":[]}`: "customer_name",
 		} {
 			a := s.call(t, http.MethodPost, path, body)
 			var st struct {

@@ -523,20 +523,20 @@ var File_shop_events_v1_order_proto protoreflect.FileDescriptor
 
 const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xcd\x02\n" +
+	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xd5\x02\n" +
 	"\vOrderPlaced\x12#\n" +
-	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x122\n" +
-	"\rcustomer_name\x18\x02 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xc8\x01\x80\x01\x01R\fcustomerName\x124\n" +
-	"\x0ecustomer_email\x18\x03 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xfe\x01\x80\x01\x01R\rcustomerEmail\x12?\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x126\n" +
+	"\rcustomer_name\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
+	"\x0ecustomer_email\x18\x03 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12?\n" +
 	"\x05lines\x18\x04 \x03(\v2\x1d.shop.events.v1.RequestedLineB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05lines\x12?\n" +
 	"\tplaced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bplacedAt:-ҵ\x18)\n" +
 	"\n" +
-	"shop.topic\x12\x11shop.order.placed\x1a\border_id\"\xcb\x02\n" +
+	"shop.topic\x12\x11shop.order.placed\x1a\border_id\"\xcf\x02\n" +
 	"\rRequestedLine\x12&\n" +
 	"\n" +
-	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tproductId\x12+\n" +
-	"\fproduct_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\vproductName\x12'\n" +
+	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tproductId\x12/\n" +
+	"\fproduct_name\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12'\n" +
 	"\bquantity\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12D\n" +
 	"\x13expected_unit_price\x18\x04 \x01(\v2\x14.shop.money.v1.MoneyR\x11expectedUnitPrice:v\xbaHs\x1aq\n" +
 	"\x16requested_line.product\x12'a line needs product_id or product_name\x1a.this.product_id > 0 || this.product_name != ''\"\xdf\x01\n" +

@@ -379,16 +379,16 @@ var File_shop_intermediary_v1_intermediary_proto protoreflect.FileDescriptor
 
 const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
-	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x03\n" +
-	"\x12CreateOrderRequest\x122\n" +
-	"\rcustomer_name\x18\x01 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xc8\x01\x80\x01\x01R\fcustomerName\x124\n" +
-	"\x0ecustomer_email\x18\x02 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\xfe\x01\x80\x01\x01R\rcustomerEmail\x12Z\n" +
+	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x03\n" +
+	"\x12CreateOrderRequest\x126\n" +
+	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
+	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12Z\n" +
 	"\vorder_items\x18\x03 \x03(\v2-.shop.intermediary.v1.CreateOrderRequest.ItemB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\n" +
-	"orderItems\x1a\x83\x02\n" +
+	"orderItems\x1a\x87\x02\n" +
 	"\x04Item\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x02id\x12+\n" +
-	"\fproduct_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\vproductName\x12'\n" +
+	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x02id\x12/\n" +
+	"\fproduct_name\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12'\n" +
 	"\bquantity\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12-\n" +
 	"\x05price\x18\x04 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00 _\xa0\x02B)\x00\x00\x00\x00\x00\x00\x00\x00R\x05price:]\xbaHZ\x1aX\n" +
 	"\fitem.product\x12 an item needs product_name or id\x1a&this.id > 0 || this.product_name != ''\"J\n" +

@@ -678,24 +678,23 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x12\n" +
-	"\x04etag\x18\t \x01(\tR\x04etag\"d\n" +
+	"\x04etag\x18\t \x01(\tR\x04etag\"h\n" +
 	"\x10ListItemsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\tpageToken\"j\n" +
+	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\"j\n" +
 	"\x11ListItemsResponse\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.shop.inventory.v1.ItemR\x05items\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\")\n" +
 	"\x0eGetItemRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\">\n" +
 	"\x0fGetItemResponse\x12+\n" +
-	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"\x80\x02\n" +
+	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"\x84\x02\n" +
 	"\x12CreateItemsRequest\x12P\n" +
-	"\x05items\x18\x01 \x03(\v2-.shop.inventory.v1.CreateItemsRequest.NewItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05items\x1a\x97\x01\n" +
-	"\aNewItem\x12-\n" +
-	"\fproduct_name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\vproductName\x12)\n" +
+	"\x05items\x18\x01 \x03(\v2-.shop.inventory.v1.CreateItemsRequest.NewItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05items\x1a\x9b\x01\n" +
+	"\aNewItem\x121\n" +
+	"\fproduct_name\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x05B\r\xbaH\n" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00R\bquantity\x122\n" +
 	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price\"D\n" +

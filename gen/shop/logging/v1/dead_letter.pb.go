@@ -661,12 +661,12 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\f\n" +
 	"\bREDRIVEN\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03\"\xad\x01\n" +
+	"\tDISCARDED\x10\x03\"\xb1\x01\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\tpageToken\x12A\n" +
+	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12A\n" +
 	"\x05state\x18\x03 \x01(\x0e2!.shop.logging.v1.DeadLetter.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"\x81\x01\n" +
 	"\x17ListDeadLettersResponse\x12>\n" +
 	"\fdead_letters\x18\x01 \x03(\v2\x1b.shop.logging.v1.DeadLetterR\vdeadLetters\x12&\n" +
