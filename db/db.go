@@ -67,6 +67,9 @@ func Migrate(ctx context.Context, url, schema string) (applied []string, err err
 	}
 	defer pool.Close()
 
+	if err := pool.PingContext(ctx); err != nil {
+		return nil, fmt.Errorf("cannot use the database that DATABASE_URL names, start it or correct the URL: %w", err)
+	}
 	if err := createSchema(ctx, pool, schema); err != nil {
 		return nil, fmt.Errorf("creating schema %s: %w", schema, err)
 	}

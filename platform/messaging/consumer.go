@@ -90,8 +90,9 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
 	defer stop()
 
+	ready := buffered(deliveries, 2*c.batch)
 	for {
-		batch := gather(ctx, deliveries, c.batch)
+		batch := gather(ctx, ready, c.batch)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
 				return nil
@@ -105,6 +106,20 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			return fmt.Errorf("acknowledging: %w", err)
 		}
 	}
+}
+
+// buffered makes room between the library and gather: the library's channel has none, so it never shows more than one
+// delivery. room is the prefetch, more than which is never unacknowledged, so the goroutine never waits for gather; it
+// ends when the library closes the channel.
+func buffered(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
+	out := make(chan amqp.Delivery, room)
+	go func() {
+		defer close(out)
+		for d := range deliveries {
+			out <- d
+		}
+	}()
+	return out
 }
 
 // gather waits for one delivery and takes what else is there, up to most. It returns nothing when ctx has ended or the

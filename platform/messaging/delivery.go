@@ -111,14 +111,22 @@ func rawDelivery(d amqp.Delivery) Delivery {
 		Meta: metaOf(d), MessageID: d.MessageId, Type: d.Type, Headers: d.Headers, Redelivered: d.Redelivered, Body: d.Body,
 		Reason: stringHeader(d.Headers, headerReason), SourceQueue: stringHeader(d.Headers, headerSourceQueue),
 	}
-	// A message that the broker itself gave up says so in headers of its own.
-	if out.SourceQueue == "" {
-		out.SourceQueue = stringHeader(d.Headers, "x-first-death-queue")
-		if why := stringHeader(d.Headers, "x-first-death-reason"); why != "" {
-			out.Reason = "given up by the broker: " + why
-		}
+	// What the broker itself gave up has no word of ours. (Our reason for an earlier retry is not why it died.)
+	if death := lastDeath(d.Headers); out.SourceQueue == "" && death != nil {
+		out.SourceQueue = stringHeader(death, "queue")
+		out.Reason = "given up by the broker: " + stringHeader(death, "reason")
 	}
 	return out
+}
+
+// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil where it never was.
+func lastDeath(headers amqp.Table) amqp.Table {
+	deaths, _ := headers["x-death"].([]any)
+	if len(deaths) == 0 {
+		return nil
+	}
+	death, _ := deaths[0].(amqp.Table)
+	return death
 }
 
 func metaOf(d amqp.Delivery) Meta {
@@ -127,8 +135,13 @@ func metaOf(d amqp.Delivery) Meta {
 		Attempt: attemptOf(d), Timestamp: d.Timestamp,
 		Trace: spanContext(stringHeader(d.Headers, headerTraceParent)),
 	}
-	if key := stringHeader(d.Headers, headerRoutingKey); key != "" {
-		m.Exchange, m.RoutingKey = stringHeader(d.Headers, headerExchange), key
+	if key := stringHeader(d.Headers, HeaderRoutingKey); key != "" {
+		m.Exchange, m.RoutingKey = stringHeader(d.Headers, HeaderExchange), key
+	} else if death := lastDeath(d.Headers); death != nil {
+		m.Exchange = stringHeader(death, "exchange")
+		if keys, _ := death["routing-keys"].([]any); len(keys) > 0 {
+			m.RoutingKey, _ = keys[0].(string)
+		}
 	}
 	if ms, ok := intHeader(d.Headers, headerTimestamp); ok {
 		m.Timestamp = time.UnixMilli(ms)
@@ -165,9 +178,9 @@ func again(d amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
 		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, Timestamp: m.Timestamp,
-		TraceParent: stringHeader(d.Headers, headerTraceParent),
-		Headers:     map[string]any{headerExchange: m.Exchange, headerRoutingKey: m.RoutingKey},
-		Body:        d.Body,
+		TraceParent: stringHeader(d.Headers, headerTraceParent), AppID: d.AppId,
+		Headers: map[string]any{HeaderExchange: m.Exchange, HeaderRoutingKey: m.RoutingKey},
+		Body:    d.Body,
 	}
 	if m.Timestamp.IsZero() {
 		out.Timestamp = time.Now()

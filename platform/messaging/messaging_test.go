@@ -191,6 +191,38 @@ func TestSend_ManyAtOnceAreAllConfirmed(t *testing.T) {
 	}
 }
 
+// The library shows one delivery at a time: without room of its own the consumer would never see a second one.
+func TestConsumer_WhatIsThereIsHandledTogether(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t).URL, "order")
+	const messages, batch = 300, 100
+	var all []messaging.Outgoing
+	for range messages {
+		out, err := messaging.NewOutgoing(t.Context(), placed())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, out)
+	}
+	if err := p.pub.Send(within(t), all); err != nil {
+		t.Fatal(err)
+	}
+	sizes := make(chan int, messages)
+	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: batch},
+		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+			sizes <- len(batch)
+			return nil
+		})).Run)
+	calls, handled, largest := 0, 0, 0
+	for handled < messages {
+		n := next(t, sizes, "a batch")
+		calls, handled, largest = calls+1, handled+n, max(largest, n)
+	}
+	if largest > batch || calls > messages/3 {
+		t.Errorf("%d messages were handled in %d batches of at most %d", handled, calls, largest)
+	}
+}
+
 func TestConsumer_MalformedMessagesAreDeadLettersAndCostNobody(t *testing.T) {
 	t.Parallel()
 	p := join(t, brokertest.New(t).URL, "order")

@@ -21,6 +21,7 @@ type Outgoing struct {
 	CorrelationID string // the order id, where the message belongs to an order
 	TraceParent   string // W3C trace context, "" where there is none
 	Timestamp     time.Time
+	AppID         string         // the service that said it, where that is not the publisher's own
 	Headers       map[string]any // beyond those the publisher sets itself
 	Body          []byte
 }

@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,14 +24,17 @@ const (
 	confirmTimeout = 10 * time.Second
 )
 
-// Headers of our own. They survive the way through a retry queue or the dead letters, where exchange and routing key
-// of the delivery are those of that detour.
+// HeaderExchange and HeaderRoutingKey name where a message was published first. They go with it through a retry queue,
+// the dead letters or a redrive, where exchange and routing key of the delivery are those of that detour.
+const (
+	HeaderExchange   = "shop-exchange"
+	HeaderRoutingKey = "shop-routing-key"
+)
+
 const (
 	headerTraceParent = "traceparent"
 	headerTimestamp   = "timestamp_in_ms"
 	headerAttempt     = "shop-attempt"
-	headerExchange    = "shop-exchange"
-	headerRoutingKey  = "shop-routing-key"
 	headerReason      = "shop-reason"
 	headerSourceQueue = "shop-source-queue"
 )
@@ -231,7 +235,7 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 		CorrelationId: m.CorrelationID,
 		Timestamp:     m.Timestamp,
 		Type:          m.Type,
-		AppId:         service,
+		AppId:         cmp.Or(m.AppID, service),
 		Body:          m.Body,
 	}
 }

@@ -5,8 +5,8 @@ package money
 import (
 	"fmt"
 	"math"
-	"strconv"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	"strconv"
 )
 
 const (

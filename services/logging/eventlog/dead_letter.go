@@ -216,7 +216,7 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 		CorrelationID: l.CorrelationID,
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,
-		Headers:       map[string]any{"shop-exchange": l.Exchange, "shop-routing-key": l.RoutingKey, "shop-attempt": int32(0)},
+		Headers:       map[string]any{messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey},
 		Body:          l.Body,
 	}
 }
