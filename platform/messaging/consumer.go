@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
+
+	"shop.example/platform/crash"
 )
 
 // drainTimeout is how long a batch in hand may take to finish after the consumer was told to stop.
@@ -99,6 +101,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			}
 			return errors.New("the broker has ended the consumer")
 		}
+		crash.Point("consumer.received")
 		if err := c.settle(ctx, work, batch); err != nil {
 			return err // what was not acknowledged goes back to the queue with the channel
 		}
@@ -240,6 +243,7 @@ func (c *Consumer) fail(ctx context.Context, d amqp.Delivery, cause error) error
 	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
 		return fmt.Errorf("sending a message to %s: %w", out.RoutingKey, err)
 	}
+	crash.Point("consumer.retried")
 	c.countOne(ctx, "retried")
 	return nil
 }
@@ -254,6 +258,7 @@ func (c *Consumer) deadLetter(ctx context.Context, d amqp.Delivery, cause error)
 	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
 		return fmt.Errorf("sending a message to the dead letters: %w", err)
 	}
+	crash.Point("consumer.dead-lettered")
 	c.countOne(ctx, "dead")
 	return nil
 }

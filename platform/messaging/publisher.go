@@ -14,6 +14,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/crash"
 )
 
 const (
@@ -179,6 +181,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break // this one and the rest go over the next session
 		}
 	}
+	crash.Point("publisher.sent")
 	for i, confirm := range confirms {
 		if confirm == nil {
 			return append(failed, messages[i:]...), nil

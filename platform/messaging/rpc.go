@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/contract"
+	"shop.example/platform/crash"
 )
 
 // Calls over the broker look like gRPC in headers: the method and the time left go with the request, the status with
@@ -230,6 +231,7 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, reques
 	if err := c.pub.post(ctx, exchange, key, request, nobody); err != nil {
 		return status.Errorf(codes.Unavailable, "sending the request: %v", err)
 	}
+	crash.Point("rpc.called")
 	select {
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
@@ -414,6 +416,7 @@ func (s *RPCServer) answer(ctx context.Context, m method, d amqp.Delivery) {
 	if err != nil {
 		s.conn.log.Warn("a call over the broker was not answered", "method", m.full, "error", err)
 	}
+	crash.Point("rpc.replied")
 	if err := d.Ack(false); err != nil && !errors.Is(err, amqp.ErrClosed) {
 		s.conn.log.Warn("acknowledging a call", "method", m.full, "error", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
+	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
@@ -179,8 +180,11 @@ func (r *Relay) round(ctx context.Context) (n int, err error) {
 			return err
 		}
 		n = len(messages)
-		sendErr = r.send(ctx, messages)
-		return sendErr
+		if sendErr = r.send(ctx, messages); sendErr != nil {
+			return sendErr
+		}
+		crash.Point("relay.published")
+		return nil
 	})
 	switch {
 	case sendErr != nil:

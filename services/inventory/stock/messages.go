@@ -13,6 +13,7 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/money"
 	"shop.example/platform/outbox"
@@ -63,12 +64,20 @@ func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.
 
 // onDecrementQuantity settles the holds of confirmed orders.
 func (w *warehouse) onDecrementQuantity(ctx context.Context, batch []messaging.Message[*eventsv1.DecrementQuantity]) error {
-	return moveHoldsOf(ctx, w, batch, settling)
+	if err := moveHoldsOf(ctx, w, batch, settling); err != nil {
+		return err
+	}
+	crash.Point("inventory.settled")
+	return nil
 }
 
 // onOrderCancelled gives back the stock of cancelled orders.
 func (w *warehouse) onOrderCancelled(ctx context.Context, batch []messaging.Message[*eventsv1.OrderCancelled]) error {
-	return moveHoldsOf(ctx, w, batch, releasing)
+	if err := moveHoldsOf(ctx, w, batch, releasing); err != nil {
+		return err
+	}
+	crash.Point("inventory.released")
+	return nil
 }
 
 func moveHoldsOf[T interface {

@@ -18,6 +18,7 @@ import (
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/crash"
 	"shop.example/platform/postgres"
 )
 
@@ -139,7 +140,11 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []chang
 	if err := insertDecisions(ctx, tx, a); err != nil {
 		return answers{}, nil, err
 	}
-	return a, changes, insertHolds(ctx, tx, holds)
+	if err := insertHolds(ctx, tx, holds); err != nil {
+		return answers{}, nil, err
+	}
+	crash.Point("inventory.uncommitted")
+	return a, changes, nil
 }
 
 // lockAsked locks and reads the products that the orders name.

@@ -15,6 +15,7 @@ import (
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
@@ -197,6 +198,7 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 		if err := pub.Send(ctx, []messaging.Outgoing{letter.outgoing()}); err != nil {
 			return publishError(letter, err)
 		}
+		crash.Point("logging.redriven")
 		if err := setState(ctx, tx, &letter, redriven); err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 
 	"shop.example/db"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
@@ -139,6 +140,7 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 	if err != nil {
 		return err
 	}
+	crash.Point("logging.inserted")
 	if s.log.Enabled(ctx, slog.LevelInfo) {
 		logRows(s.log, rows)
 	}
@@ -168,6 +170,7 @@ func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Deliver
 		if err != nil {
 			return messaging.Down(err)
 		}
+		crash.Point("logging.letter-stored")
 		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
 			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
 			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))

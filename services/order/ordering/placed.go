@@ -16,6 +16,7 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/money"
 	"shop.example/platform/outbox"
@@ -44,10 +45,12 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 	if err := s.decide(ctx, placements); err != nil {
 		return err
 	}
+	crash.Point("order.checked")
 	stored, err := s.store(ctx, placements)
 	if err != nil {
 		return err
 	}
+	crash.Point("order.stored")
 	s.wake()
 	s.logDecided(ctx, stored)
 	return nil
@@ -174,7 +177,11 @@ func (s *Service) store(ctx context.Context, placements []placement) (stored []p
 		if err := insert(ctx, tx, orders); err != nil {
 			return err
 		}
-		return outbox.Add(ctx, tx, entries)
+		if err := outbox.Add(ctx, tx, entries); err != nil {
+			return err
+		}
+		crash.Point("order.uncommitted")
+		return nil
 	})
 	return stored, err
 }
