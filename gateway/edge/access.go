@@ -1,0 +1,112 @@
+package edge
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	optionsv1 "shop.example/gen/shop/options/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
+)
+
+// access lets calls through that the option shop.options.v1.access of their method allows.
+type access struct {
+	token [sha256.Size]byte // the operator token's hash: comparing hashes tells nothing about the token's length
+	unset bool              // there is no token, so nobody is an operator
+}
+
+func newAccess(token string) *access {
+	return &access{token: sha256.Sum256([]byte(token)), unset: token == ""}
+}
+
+// guard returns the service with handlers that check access before anything else, wherever it is registered.
+func (a *access) guard(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+	guarded := *desc
+	guarded.Methods, guarded.Streams = nil, nil
+	for _, m := range desc.Methods {
+		m.Handler = a.guardUnary(ruleOf(desc.ServiceName, m.MethodName), m.Handler)
+		guarded.Methods = append(guarded.Methods, m)
+	}
+	for _, s := range desc.Streams {
+		s.Handler = a.guardStream(ruleOf(desc.ServiceName, s.StreamName), s.Handler)
+		guarded.Streams = append(guarded.Streams, s)
+	}
+	return &guarded
+}
+
+// ruleOf reads the option of a method. A method without a contract is for operators.
+func ruleOf(service, method string) optionsv1.Access {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
+	if err != nil {
+		return optionsv1.Access_ACCESS_OPERATOR
+	}
+	rule, _ := proto.GetExtension(d.Options(), optionsv1.E_Access).(optionsv1.Access)
+	return rule
+}
+
+func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) grpc.MethodHandler {
+	if rule == optionsv1.Access_ACCESS_UNSPECIFIED {
+		return handler
+	}
+	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC's order of parameters
+		checked := func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := a.check(ctx, rule, request); err != nil {
+				return nil, err
+			}
+			if interceptor == nil {
+				return next(ctx, request)
+			}
+			return interceptor(ctx, request, info, next)
+		}
+		return handler(server, ctx, decode, checked)
+	}
+}
+
+func (a *access) guardStream(rule optionsv1.Access, handler grpc.StreamHandler) grpc.StreamHandler {
+	if rule == optionsv1.Access_ACCESS_UNSPECIFIED {
+		return handler
+	}
+	return func(server any, stream grpc.ServerStream) error {
+		return handler(server, guardedStream{stream, a, rule})
+	}
+}
+
+// guardedStream checks each request that is received: the rule may depend on what it asks for.
+type guardedStream struct {
+	grpc.ServerStream
+	access *access
+	rule   optionsv1.Access
+}
+
+func (s guardedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.access.check(s.Context(), s.rule, m)
+}
+
+func (a *access) check(ctx context.Context, rule optionsv1.Access, request any) error {
+	if m, ok := request.(proto.Message); ok && rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) != "" {
+		return nil
+	}
+	given := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(given) == 0 {
+		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED",
+			"this call is for operators: send the operator token as authorization: Bearer <token>")
+	}
+	scheme, token, _ := strings.Cut(given[0], " ")
+	sum := sha256.Sum256([]byte(token))
+	if a.unset || len(given) > 1 || !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(sum[:], a.token[:]) != 1 {
+		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package edge
+
+import (
+	"context"
+	"net/http"
+	"testing"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	optionsv1 "shop.example/gen/shop/options/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// reasonOf is the reason of a status, "" where there is none.
+func reasonOf(err error) string {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
+}
+
+func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
+	t.Parallel()
+	logging := backend(t, func(s grpc.ServiceRegistrar) { loggingv1.RegisterEventLogServiceServer(s, eventServer{}) })
+	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
+	g := startGateway(t, Config{OrderAddr: order, LoggingAddr: logging})
+	conn := client(t, g.HTTPAddr())
+	orders, events := orderv1.NewOrderServiceClient(conn), loggingv1.NewEventLogServiceClient(conn)
+
+	listOrders := func(ctx context.Context) error {
+		_, err := orders.ListOrders(ctx, &orderv1.ListOrdersRequest{})
+		return err
+	}
+	listEvents := func(orderID string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := events.ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: orderID})
+			return err
+		}
+	}
+	streamEvents := func(orderID string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			stream, err := events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{OrderId: orderID})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		}
+	}
+	tests := []struct {
+		name  string
+		path  string // "" where there is no REST call
+		call  func(context.Context) error
+		token []string
+		want  string // the reason; "" where the call is allowed
+	}{
+		{"operators only, no token", "/v1/orders", listOrders, nil, "OPERATOR_TOKEN_REQUIRED"},
+		{"operators only, wrong token", "/v1/orders", listOrders, []string{"Bearer guess"}, "OPERATOR_TOKEN_INVALID"},
+		{"operators only, empty token", "/v1/orders", listOrders, []string{"Bearer "}, "OPERATOR_TOKEN_INVALID"},
+		{"operators only, token as a password", "/v1/orders", listOrders, []string{"Basic " + operatorToken}, "OPERATOR_TOKEN_INVALID"},
+		{"operators only, two tokens", "/v1/orders", listOrders, []string{"Bearer guess", "Bearer " + operatorToken}, "OPERATOR_TOKEN_INVALID"},
+		{"operators only, the token", "/v1/orders", listOrders, []string{"Bearer " + operatorToken}, ""},
+		{"operators only, the token in small letters", "/v1/orders", listOrders, []string{"bearer " + operatorToken}, ""},
+		{"all events, no token", "/v1/events", listEvents(""), nil, "OPERATOR_TOKEN_REQUIRED"},
+		{"all events, the token", "/v1/events", listEvents(""), []string{"Bearer " + operatorToken}, ""},
+		{"events of an order, no token", "/v1/orders/" + storedOrder + "/events", listEvents(storedOrder), nil, ""},
+		{"events of an order, wrong token", "/v1/events?order_id=" + storedOrder, listEvents(storedOrder), []string{"Bearer guess"}, ""},
+		{"stream of all events, no token", "", streamEvents(""), nil, "OPERATOR_TOKEN_REQUIRED"},
+		{"stream of all events, the token", "", streamEvents(""), []string{"Bearer " + operatorToken}, ""},
+		{"stream of an order, no token", "", streamEvents(storedOrder), nil, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"authorization": test.token})
+			err := test.call(ctx)
+			if got := reasonOf(err); got != test.want || (test.want != "") != (status.Code(err) == codes.Unauthenticated) {
+				t.Errorf("gRPC: %v, want reason %q", err, test.want)
+			}
+			if test.path == "" {
+				return
+			}
+			var headers []string
+			for _, token := range test.token {
+				headers = append(headers, "Authorization: "+token)
+			}
+			got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+test.path, "", headers...)
+			switch {
+			case test.want == "" && got.status != http.StatusOK:
+				t.Errorf("REST: %d %s", got.status, got.body)
+			case test.want == "":
+			case got.status != http.StatusUnauthorized || got.failure(t).reason() != test.want:
+				t.Errorf("REST: %d %s, want reason %q", got.status, got.body, test.want)
+			case got.header.Get("WWW-Authenticate") == "":
+				t.Error("REST: 401 without WWW-Authenticate")
+			}
+		})
+	}
+}
+
+func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
+	t.Parallel()
+	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
+		err := newAccess("").check(ctx, optionsv1.Access_ACCESS_OPERATOR, &orderv1.ListOrdersRequest{})
+		if reasonOf(err) != "OPERATOR_TOKEN_INVALID" {
+			t.Errorf("%q: %v", token, err)
+		}
+	}
+}
+
+func TestAccess_RulesOfTheContracts(t *testing.T) {
+	t.Parallel()
+	anyone := map[string]bool{
+		"PlaceOrder": true, "CreateOrder": true, "ListInventory": true, "GetOrder": true, "CancelOrder": true, "ListItems": true, "GetItem": true,
+	}
+	for _, sd := range services(
+		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
+		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
+		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+	) {
+		for i := range sd.Methods().Len() {
+			name := sd.Methods().Get(i).Name()
+			rule := ruleOf(string(sd.FullName()), string(name))
+			if anyone[string(name)] != (rule == optionsv1.Access_ACCESS_UNSPECIFIED) {
+				t.Errorf("%s.%s has the rule %v", sd.FullName(), name, rule)
+			}
+		}
+	}
+	if rule := ruleOf("shop.unknown.v1.Service", string(protoreflect.Name("Method"))); rule != optionsv1.Access_ACCESS_OPERATOR {
+		t.Errorf("a method without a contract has the rule %v", rule)
+	}
+}
+
+func TestAccess_HealthAndReflectionAreOpen(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{})
+	conn := client(t, g.HTTPAddr())
+	reply, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil || reply.GetStatus() != healthv1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health without a broker: %v, %v", reply.GetStatus(), err)
+	}
+	got := listServices(t, conn)
+	for _, name := range []string{
+		"shop.checkout.v1.CheckoutService", "shop.intermediary.v1.IntermediaryService", "shop.order.v1.OrderService",
+		"shop.inventory.v1.InventoryService", "shop.logging.v1.EventLogService", "shop.logging.v1.DeadLetterService",
+		"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
+	} {
+		if !got[name] {
+			t.Errorf("%s is not listed; listed are %v", name, got)
+		}
+	}
+}

@@ -1,0 +1,262 @@
+// Package edge is the gateway: REST and gRPC on one port.
+//
+// It takes orders itself and publishes them (orders.go), so that taking orders needs the broker alone. All other calls
+// are forwarded to the services that answer them (forward.go). Every call, whichever way it came, is checked for access
+// (access.go), validated, and answered by the same gRPC handler: REST calls reach it within the process (local.go),
+// through grpc-gateway (rest.go).
+package edge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/messaging"
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+)
+
+const (
+	headerTimeout = 10 * time.Second
+	// readTimeout and writeTimeout bound a REST call; gRPC streams have no such bound.
+	readTimeout  = 30 * time.Second
+	writeTimeout = 60 * time.Second
+	idleTimeout  = 2 * time.Minute
+	maxHeaders   = 64 << 10
+	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
+	maxStreams = 1000
+	// shortestSecret is the least length of SHOP_ID_SECRET, in bytes.
+	shortestSecret = 16
+)
+
+// Config is the gateway's configuration.
+type Config struct {
+	AMQPURL       string `env:"AMQP_URL,required,notEmpty"`
+	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:":3000"`
+	AdminAddr     string `env:"ADMIN_ADDR"     envDefault:":3100"`
+	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"localhost:3001"`
+	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
+	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
+	// OperatorToken is what operators send. Without one nobody is an operator.
+	OperatorToken string `env:"SHOP_OPERATOR_TOKEN"`
+	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
+	// Without one an idempotency key is good until the gateway restarts.
+	IDSecret string `env:"SHOP_ID_SECRET"`
+	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
+	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
+	// Telemetry says how the gateway logs.
+	Telemetry telemetry.Config
+}
+
+// Service is one running replica of the gateway.
+type Service struct {
+	*service.Service
+	lis net.Listener
+}
+
+// New opens the gateway's listeners and returns a gateway that does nothing until Run. It needs no other service, nor
+// the broker, to be there. A gateway that is not run must be closed.
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	secret, err := idSecret(ctx, cfg.IDSecret, t.Logger)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.OperatorToken == "" {
+		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
+	}
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr}, t)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Service: base}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	pub, replies, err := s.connectBroker(cfg.AMQPURL, t)
+	if err != nil {
+		return nil, err
+	}
+	taken := &orders{ids: orderIDs{secret: secret}, publish: pub.Publish, log: t.Logger}
+	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
+	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
+	if err := s.forwardServices(a, cfg, t); err != nil {
+		return nil, err
+	}
+	rest, err := newREST(a.local, t)
+	if err != nil {
+		return nil, err
+	}
+	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
+		return nil, err
+	}
+	s.ServeHTTP("http", s.lis, newHTTPServer(s.GRPC(), rest, t.Logger))
+	t.Logger.InfoContext(ctx, "listening", "http", s.HTTPAddr())
+	return s, nil
+}
+
+// HTTPAddr returns the address REST and gRPC are served on.
+func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
+
+func idSecret(ctx context.Context, configured string, log *slog.Logger) ([]byte, error) {
+	switch {
+	case configured == "":
+		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys are good until the next restart (set SHOP_ID_SECRET)")
+		return []byte(rand.Text()), nil
+	case len(configured) < shortestSecret:
+		return nil, fmt.Errorf("SHOP_ID_SECRET is too short: it needs at least %d bytes", shortestSecret)
+	}
+	return []byte(configured), nil
+}
+
+// connectBroker adds the parts that publish and that take replies.
+func (s *Service) connectBroker(url string, t *telemetry.Telemetry) (*messaging.Publisher, *messaging.RPCClient, error) {
+	options := messaging.Options{Service: "gateway", Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
+	publishing, err := messaging.Dial(url, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	options.Role = "consume"
+	consuming, err := messaging.Dial(url, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	pub := messaging.NewPublisher(publishing)
+	replies := messaging.NewRPCClient(consuming, pub)
+	s.Go("broker for publishing", publishing.Run)
+	s.Go("publisher", pub.Run)
+	s.Go("broker for replies", consuming.Run)
+	s.Go("replies", replies.Run)
+	s.Check("broker", publishing.Ready)
+	return pub, replies, nil
+}
+
+// forwardServices registers the services of others.
+func (s *Service) forwardServices(a *api, cfg Config, t *telemetry.Telemetry) error {
+	for _, backend := range []struct {
+		name, addr string
+		services   []protoreflect.ServiceDescriptor
+	}{
+		{"order", cfg.OrderAddr, services(orderv1.File_shop_order_v1_order_proto)},
+		{"inventory", cfg.InventoryAddr, services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
+		{"logging", cfg.LoggingAddr, services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto)},
+	} {
+		conn, err := dial(backend.addr, t)
+		if err != nil {
+			return fmt.Errorf("%s_ADDR: %w", strings.ToUpper(backend.name), err)
+		}
+		s.OnStop(backend.name, conn.Close)
+		for _, sd := range backend.services {
+			desc, err := forward(sd, backend.name, conn)
+			if err != nil {
+				return err
+			}
+			a.RegisterService(desc, conn)
+		}
+	}
+	return nil
+}
+
+func services(files ...protoreflect.FileDescriptor) []protoreflect.ServiceDescriptor {
+	var all []protoreflect.ServiceDescriptor
+	for _, file := range files {
+		for i := range file.Services().Len() {
+			all = append(all, file.Services().Get(i))
+		}
+	}
+	return all
+}
+
+// dial returns a connection that is made when it is first used, to all replicas behind addr.
+func dial(addr string, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
+	return grpc.NewClient(addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		// A service that comes back is found again within a second or two; the default waits up to two minutes.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		// A replica that is gone without a word is noticed by the pings.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WithStatsHandler(otelgrpc.NewClientHandler(
+			otelgrpc.WithTracerProvider(t.Tracer),
+			otelgrpc.WithMeterProvider(t.Meter),
+			otelgrpc.WithPropagators(t.Propagator),
+		)),
+	)
+}
+
+// api is where services are registered to be served: over gRPC and within the process, behind one check of access.
+type api struct {
+	grpc   *grpc.Server
+	local  *localConn
+	access *access
+}
+
+func newAPI(server *grpc.Server, operatorToken string, t *telemetry.Telemetry) *api {
+	return &api{
+		grpc: server, local: newLocalConn(apierror.NewInterceptor(t.Logger).Unary), access: newAccess(operatorToken),
+	}
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (a *api) RegisterService(desc *grpc.ServiceDesc, server any) {
+	guarded := a.access.guard(desc)
+	a.grpc.RegisterService(guarded, server)
+	a.local.RegisterService(guarded, server)
+}
+
+// newHTTPServer serves gRPC and REST on one port, HTTP/1 and HTTP/2 without TLS.
+func newHTTPServer(grpcServer *grpc.Server, rest http.Handler, log *slog.Logger) *http.Server {
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+				unbounded(w)
+				grpcServer.ServeHTTP(w, r)
+				return
+			}
+			rest.ServeHTTP(w, r)
+		}),
+		Protocols:         protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaders,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// unbounded takes the time limits off a call that may stream.
+func unbounded(w http.ResponseWriter) {
+	c := http.NewResponseController(w)
+	// A connection that knows no deadlines has none to take off.
+	_ = c.SetReadDeadline(time.Time{})
+	_ = c.SetWriteDeadline(time.Time{})
+}

@@ -1,0 +1,131 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// localConn is a gRPC connection to the handlers of this process, without a network between: REST calls use it, so
+// they meet the same handlers and interceptors as gRPC calls. It is the registrar of the handlers and the connection
+// of the clients. Calls are unary. Register everything before the first call; calls may be concurrent.
+type localConn struct {
+	interceptor grpc.UnaryServerInterceptor
+	methods     map[string]localMethod // by full method name
+}
+
+type localMethod struct {
+	server  any
+	handler grpc.MethodHandler
+}
+
+func newLocalConn(interceptor grpc.UnaryServerInterceptor) *localConn {
+	return &localConn{interceptor: interceptor, methods: map[string]localMethod{}}
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (c *localConn) RegisterService(desc *grpc.ServiceDesc, server any) {
+	for _, m := range desc.Methods {
+		c.methods["/"+desc.ServiceName+"/"+m.MethodName] = localMethod{server: server, handler: m.Handler}
+	}
+}
+
+// Invoke calls the handler of fullMethod. What a handler sees and what its caller gets is as over the network: the
+// outgoing metadata of ctx arrive as incoming, every error is a status. The messages of request and reply are shared,
+// not copied, below their first level.
+func (c *localConn) Invoke(ctx context.Context, fullMethod string, args, reply any, opts ...grpc.CallOption) error {
+	m, ok := c.methods[fullMethod]
+	if !ok {
+		return status.Errorf(codes.Unimplemented, "unknown method %s", fullMethod)
+	}
+	stream := localStream{method: fullMethod}
+	answer, err := m.handler(m.server, serverContext(ctx, &stream), func(in any) error {
+		return assign(in, args)
+	}, c.interceptor)
+	for _, o := range opts {
+		switch o := o.(type) {
+		case grpc.HeaderCallOption:
+			*o.HeaderAddr = stream.header
+		case grpc.TrailerCallOption:
+			*o.TrailerAddr = stream.trailer
+		}
+	}
+	if err != nil {
+		return asStatus(err)
+	}
+	return assign(reply, answer)
+}
+
+// NewStream refuses: REST has no call that needs a gRPC stream.
+func (c *localConn) NewStream(_ context.Context, _ *grpc.StreamDesc, fullMethod string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, status.Errorf(codes.Unimplemented, "%s is not callable within the process: it streams", fullMethod)
+}
+
+// serverContext is the context that a handler gets for a call made with ctx.
+func serverContext(ctx context.Context, stream *localStream) context.Context {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	ctx = metadata.NewIncomingContext(ctx, md)
+	// What was meant for this call must not travel on with the calls that the handler makes.
+	ctx = metadata.NewOutgoingContext(ctx, nil)
+	return grpc.NewContextWithServerTransportStream(ctx, stream)
+}
+
+// assign makes dst, which is empty, equal to src.
+func assign(dst, src any) error {
+	to, ok := dst.(proto.Message)
+	from, ok2 := src.(proto.Message)
+	if !ok || !ok2 || to.ProtoReflect().Descriptor() != from.ProtoReflect().Descriptor() {
+		return status.Errorf(codes.Internal, "cannot pass a %T as a %T", src, dst)
+	}
+	from.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		to.ProtoReflect().Set(fd, v)
+		return true
+	})
+	to.ProtoReflect().SetUnknown(from.ProtoReflect().GetUnknown())
+	return nil
+}
+
+// asStatus makes of a handler's error what a gRPC server makes of it.
+func asStatus(err error) error {
+	if s, ok := status.FromError(err); ok {
+		return s.Err()
+	}
+	return status.FromContextError(err).Err()
+}
+
+// localStream takes the metadata that a handler answers with.
+type localStream struct {
+	method  string
+	header  metadata.MD
+	trailer metadata.MD
+}
+
+func (s *localStream) Method() string { return s.method }
+
+func (s *localStream) SetHeader(md metadata.MD) error {
+	s.header = metadata.Join(s.header, md)
+	return nil
+}
+
+func (s *localStream) SendHeader(md metadata.MD) error { return s.SetHeader(md) }
+
+func (s *localStream) SetTrailer(md metadata.MD) error {
+	s.trailer = metadata.Join(s.trailer, md)
+	return nil
+}
+
+var _ interface {
+	grpc.ServiceRegistrar
+	grpc.ClientConnInterface
+} = (*localConn)(nil)
+
+// fullName spells a method the way gRPC does.
+func fullName(m protoreflect.MethodDescriptor) string {
+	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+}

@@ -1,0 +1,34 @@
+package edge
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"shop.example/gen/openapi"
+)
+
+// servePage says where things are.
+func (s *rest) servePage(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, s.page)
+}
+
+// newPage lists the routes by their paths.
+func newPage(routes map[string]*route) string {
+	var lines []string
+	for call := range routes {
+		method, path, _ := strings.Cut(call, " ")
+		lines = append(lines, fmt.Sprintf("  %-46s %s\n", path, method))
+	}
+	slices.Sort(lines)
+	return "The shop: an event-driven ordering system.\n\nREST\n" + strings.Join(lines, "") +
+		"\n  /openapi.json describes them.\n\ngRPC is on the same port:\n  grpcurl -plaintext <host:port> list\n"
+}
+
+func serveOpenAPI(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(openapi.Shop)
+}

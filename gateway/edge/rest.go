@@ -1,0 +1,291 @@
+package edge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
+)
+
+// maxBody bounds the body of a REST call.
+const maxBody = 1 << 20
+
+// methods are HTTP's methods.
+var methods = []string{
+	http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut,
+}
+
+// rest serves the REST form of the API. It is an http.Handler.
+type rest struct {
+	mux      *runtime.ServeMux
+	routes   map[string]*route // by method and path template: "POST /v1/orders"
+	observer *observer
+	page     string
+}
+
+// route is one way to call the API.
+type route struct {
+	path    string                   // the template: "/v1/orders/{order_id}:cancel"
+	request protoreflect.MessageType // nil for a page
+	body    string                   // the field that the body is; "*" for the request itself, "" for none
+	bound   []string                 // the fields that are in the path
+}
+
+// newREST serves REST calls by calling conn.
+func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, error) {
+	o, err := newObserver(t)
+	if err != nil {
+		return nil, err
+	}
+	s := &rest{observer: o, routes: map[string]*route{}}
+	s.mux = runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
+		runtime.WithMiddlewares(s.admit),
+		runtime.WithForwardResponseOption(setHeaders),
+		runtime.WithForwardResponseRewriter(rewrite),
+		runtime.WithErrorHandler(s.writeError),
+		runtime.WithRoutingErrorHandler(s.writeRoutingError),
+		runtime.WithIncomingHeaderMatcher(incomingHeader),
+		runtime.WithOutgoingHeaderMatcher(noHeader),
+		runtime.WithOutgoingTrailerMatcher(noHeader),
+		runtime.WithDisablePathLengthFallback(),
+		runtime.WithDisableHTTPMethodOverride(),
+	)
+	for _, sd := range services(
+		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
+		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
+		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+	) {
+		if err := s.addRoutes(sd); err != nil {
+			return nil, err
+		}
+	}
+	s.page = newPage(s.routes)
+	ctx := context.Background()
+	if err := errors.Join(
+		checkoutv1.RegisterCheckoutServiceHandlerClient(ctx, s.mux, checkoutv1.NewCheckoutServiceClient(conn)),
+		intermediaryv1.RegisterIntermediaryServiceHandlerClient(ctx, s.mux, intermediaryv1.NewIntermediaryServiceClient(conn)),
+		orderv1.RegisterOrderServiceHandlerClient(ctx, s.mux, orderv1.NewOrderServiceClient(conn)),
+		inventoryv1.RegisterInventoryServiceHandlerClient(ctx, s.mux, inventoryv1.NewInventoryServiceClient(conn)),
+		loggingv1.RegisterEventLogServiceHandlerClient(ctx, s.mux, loggingv1.NewEventLogServiceClient(conn)),
+		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
+		s.mux.HandlePath(http.MethodGet, "/", s.servePage),
+		s.mux.HandlePath(http.MethodGet, "/openapi.json", serveOpenAPI),
+	); err != nil {
+		return nil, fmt.Errorf("registering the REST API: %w", err)
+	}
+	return s, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.observer.serve(w, r, func(w *response, r *http.Request) {
+		r.Method = routedAs(r.Method) // of this copy; the server knows to leave the body of an answer to HEAD out
+		s.mux.ServeHTTP(w, r)
+	})
+}
+
+// routedAs is the method that a call is routed by.
+func routedAs(method string) string {
+	if method == http.MethodHead {
+		return http.MethodGet
+	}
+	return method
+}
+
+// admit looks at a call that has found its route before it is made: its parameters must be known and readable, which
+// grpc-gateway would not say or not say well, and its body must not be too large.
+func (s *rest) admit(next runtime.HandlerFunc) runtime.HandlerFunc {
+	var once sync.Once
+	var to *route
+	return func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+		once.Do(func() { to = s.routeOf(r) })
+		if p, ok := w.(*probe); ok {
+			p.routed = true
+			return
+		}
+		w.(*response).route = to
+		err := to.checkParameters(r, inPath)
+		if err == nil {
+			err = to.readBody(w, r)
+		}
+		if err != nil {
+			s.writeError(r.Context(), nil, nil, w, r, err)
+			return
+		}
+		next(w, r, inPath)
+	}
+}
+
+// routeOf returns the route of a call that has been matched with its pattern.
+func (s *rest) routeOf(r *http.Request) *route {
+	pattern, _ := runtime.HTTPPattern(r.Context())
+	path := strings.ReplaceAll(pattern.String(), "=*}", "}")
+	if to, ok := s.routes[r.Method+" "+path]; ok {
+		return to
+	}
+	return &route{path: path} // a page
+}
+
+// addRoutes adds the routes to the methods of a service, from its contract.
+func (s *rest) addRoutes(sd protoreflect.ServiceDescriptor) error {
+	for i := range sd.Methods().Len() {
+		md := sd.Methods().Get(i)
+		rule, _ := proto.GetExtension(md.Options(), annotations.E_Http).(*annotations.HttpRule)
+		if rule == nil {
+			continue // not callable over REST
+		}
+		request, err := protoregistry.GlobalTypes.FindMessageByName(md.Input().FullName())
+		if err != nil {
+			return fmt.Errorf("request of %s: %w", md.FullName(), err)
+		}
+		for _, rule := range append(rule.GetAdditionalBindings(), rule) {
+			method, path := methodAndPath(rule)
+			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path)}
+		}
+	}
+	return nil
+}
+
+func methodAndPath(rule *annotations.HttpRule) (method, path string) {
+	switch p := rule.GetPattern().(type) {
+	case *annotations.HttpRule_Get:
+		return http.MethodGet, p.Get
+	case *annotations.HttpRule_Post:
+		return http.MethodPost, p.Post
+	case *annotations.HttpRule_Put:
+		return http.MethodPut, p.Put
+	case *annotations.HttpRule_Patch:
+		return http.MethodPatch, p.Patch
+	case *annotations.HttpRule_Delete:
+		return http.MethodDelete, p.Delete
+	}
+	return "", ""
+}
+
+// fieldsIn lists the fields in a path template.
+func fieldsIn(path string) []string {
+	var fields []string
+	for _, part := range strings.Split(path, "{")[1:] {
+		field, _, _ := strings.Cut(part, "}")
+		fields = append(fields, field)
+	}
+	return fields
+}
+
+// checkParameters returns an error where the path or the query cannot be read.
+func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
+	for _, key := range r.Header["Idempotency-Key"] {
+		if !validKey(key) { // grpc-gateway would drop some, and with them the promise to take the order once
+			return invalidKey
+		}
+	}
+	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
+		return nil
+	}
+	path := url.Values{}
+	for name, value := range inPath {
+		path.Set(name, value)
+	}
+	found := unreadableParameters(t.request, path, func(string) bool { return false })
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return apierror.New(codes.InvalidArgument, "INVALID_QUERY", "the query is not well encoded")
+	}
+	found = append(found, unreadableParameters(t.request, query, t.isBound)...)
+	if len(found) > 0 {
+		return apierror.InvalidArgument(found...)
+	}
+	return nil
+}
+
+// isBound says whether a field is set by the path or the body, so that the query cannot.
+func (t *route) isBound(field string) bool {
+	return t.body == "*" || t.body != "" && strings.HasPrefix(field+".", t.body+".") || slices.Contains(t.bound, field)
+}
+
+// readBody reads the body, where the route has one, so that it can be looked at again when it turns out to be wrong.
+func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	if t.body == "" {
+		return nil
+	}
+	var data bytes.Buffer
+	if r.ContentLength > 0 {
+		data.Grow(int(min(r.ContentLength, maxBody)) + bytes.MinRead)
+	}
+	_, err := data.ReadFrom(r.Body)
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return httpError{http.StatusRequestEntityTooLarge, apierror.New(codes.InvalidArgument, "BODY_TOO_LARGE",
+			"the body is larger than %d bytes", maxBody)}
+	case err != nil:
+		return apierror.New(codes.InvalidArgument, "INCOMPLETE_BODY", "the body did not arrive whole").WithCause(err)
+	}
+	r.Body = &requestBody{Reader: *bytes.NewReader(data.Bytes()), data: data.Bytes()}
+	return nil
+}
+
+// requestBody is a body that has been read.
+type requestBody struct {
+	bytes.Reader
+	data []byte
+}
+
+func (*requestBody) Close() error { return nil }
+
+// setHeaders sets what an answer says beyond its body.
+func setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
+	switch m := answer.ProtoReflect().Interface().(type) {
+	case *checkoutv1.PlaceOrderResponse:
+		w.Header().Set("Location", location(m.GetOrder().GetId()))
+		w.WriteHeader(http.StatusAccepted)
+	case *intermediaryv1.CreateOrderResponse:
+		w.Header().Set("Location", location(m.GetOrderId()))
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	return nil
+}
+
+// rewrite makes plain text of the answer that is plain text.
+func rewrite(_ context.Context, answer proto.Message) (any, error) {
+	if m, ok := answer.ProtoReflect().Interface().(*intermediaryv1.CreateOrderResponse); ok {
+		return plainText(m.GetMessage()), nil
+	}
+	return answer, nil
+}
+
+// incomingHeader names the metadata that a header becomes. authorization is passed on by grpc-gateway itself; the
+// trace context is in the context.
+func incomingHeader(header string) (string, bool) {
+	switch header {
+	case "Idempotency-Key", "Prefer", "Last-Event-Id":
+		return strings.ToLower(header), true
+	}
+	return "", false
+}
+
+// noHeader keeps metadata within: they are gRPC's.
+func noHeader(string) (string, bool) { return "", false }
