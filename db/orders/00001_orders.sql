@@ -20,6 +20,8 @@ CREATE TABLE orders (
     CHECK (state = 'REJECTED' OR (total_value IS NOT NULL AND currency IS NOT NULL))
 );
 CREATE INDEX orders_created_at ON orders (created_at, id);
+-- The few among the many: finding them along created_at would read all the others.
+CREATE INDEX orders_state ON orders (state, created_at, id) WHERE state <> 'CONFIRMED';
 
 CREATE TABLE order_item (
     order_id     uuid    NOT NULL REFERENCES orders,
