@@ -10,6 +10,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/messaging"
+	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )
@@ -42,25 +43,28 @@ func BenchmarkClaim(b *testing.B) {
 	perSecond(b, 100)
 }
 
-// One relay that empties a full outbox, without a broker.
+// One relay that empties a full outbox: into nothing, and into the broker, where the logging queue takes every message.
 func BenchmarkRelay(b *testing.B) {
+	b.Run("alone", func(b *testing.B) { benchmarkRelay(b, confirmer{}) })
+	b.Run("broker", func(b *testing.B) {
+		publisher := messaging.NewPublisher(dial(b, brokertest.New(b).URL))
+		background(b, publisher.Run)
+		benchmarkRelay(b, publisher)
+	})
+}
+
+func benchmarkRelay(b *testing.B, sender outbox.Sender) {
 	pool := open(b)
 	const batch = 500
 	for i := 0; i < b.N*batch; i += 1000 {
 		add(b, pool, events(500)...)
 	}
-	sender := &counter{want: b.N * batch, done: make(chan struct{})}
-	relay := newRelay(b, pool, sender, outbox.Options{Batch: batch})
-	ctx, cancel := context.WithCancel(b.Context())
-	stopped := make(chan error, 1)
+	counted := &counter{Sender: sender, want: b.N * batch, done: make(chan struct{})}
+	relay := newRelay(b, pool, counted, outbox.Options{Batch: batch})
 	b.ResetTimer()
-	go func() { stopped <- relay.Run(ctx) }()
-	<-sender.done
+	background(b, relay.Run)
+	<-counted.done
 	b.StopTimer()
-	cancel()
-	if err := <-stopped; err != nil {
-		b.Fatal(err)
-	}
 	perSecond(b, batch)
 }
 
@@ -79,13 +83,22 @@ func events(orders int) []outbox.Entry {
 	return entries
 }
 
-// counter is a broker that confirms at once.
+// confirmer is a broker that confirms at once.
+type confirmer struct{}
+
+func (confirmer) Send(context.Context, []messaging.Outgoing) error { return nil }
+
+// counter tells when a broker has confirmed enough.
 type counter struct {
+	outbox.Sender
 	seen, want int
 	done       chan struct{}
 }
 
-func (c *counter) Send(_ context.Context, messages []messaging.Outgoing) error {
+func (c *counter) Send(ctx context.Context, messages []messaging.Outgoing) error {
+	if err := c.Sender.Send(ctx, messages); err != nil {
+		return err
+	}
 	before := c.seen
 	c.seen += len(messages)
 	if before < c.want && c.seen >= c.want {

@@ -204,7 +204,7 @@ func TestRelay_IsWokenByACommitAndFindsWhatNobodyWokeItFor(t *testing.T) {
 			relay.Wake() // never blocks
 			relay.Wake()
 		}
-		<-r.arrived
+		receive(t, r.arrived)
 	}
 }
 
@@ -270,7 +270,7 @@ func TestRelay_ReplicasKeepTheOrderOfEachOrderAndPublishOnce(t *testing.T) {
 	}
 	wg.Wait()
 	for n := 0; n < writers*events; {
-		n += <-r.arrived
+		n += receive(t, r.arrived)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -429,10 +429,10 @@ func runUntil(t *testing.T, pool *sqlx.DB, r *recorder, n int) {
 	relay := newRelay(t, pool, r, outbox.Options{Batch: 10})
 	go func() { done <- relay.Run(ctx) }()
 	for seen := 0; seen < n; {
-		seen += <-r.arrived
+		seen += receive(t, r.arrived)
 	}
 	cancel()
-	if err := <-done; err != nil {
+	if err := receive(t, done); err != nil {
 		t.Errorf("Run = %v", err)
 	}
 }
@@ -446,11 +446,22 @@ func start(t *testing.T, pool *sqlx.DB, r *recorder) *outbox.Relay {
 	go func() { done <- relay.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := receive(t, done); err != nil {
 			t.Errorf("Run = %v", err)
 		}
 	})
 	return relay
+}
+
+// receive waits for what has to come.
+func receive[T any](t testing.TB, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(time.Minute):
+		t.Fatal("nothing came within a minute")
+	}
+	return v
 }
 
 func newRelay(t testing.TB, pool *sqlx.DB, sender outbox.Sender, o outbox.Options) *outbox.Relay {
