@@ -1,0 +1,282 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"shop.example/db/dbtest"
+	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/service"
+	"shop.example/shop/stack"
+)
+
+// stopLimit is how long a service may take to end after SIGTERM.
+const stopLimit = 10 * time.Second
+
+var services = []string{"gateway", "order", "inventory", "logging"}
+
+// binaries builds the services once for all tests. Without the race detector, which would halve the speed of the suite
+// and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "shop-e2e-")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", //nolint:noctx // bounded by the test
+		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the services: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+var built string // the folder of the binaries, to be removed
+
+func TestMain(m *testing.M) {
+	m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+}
+
+// fleet is the shop as it is deployed: each service as processes, with a database and a virtual host of the test's own.
+// The calls of shop go to the first gateway.
+type fleet struct {
+	shop
+	replicas map[string][]*replica // by service
+}
+
+// fleetOptions say how a fleet differs from one replica of each service on an undisturbed line.
+type fleetOptions struct {
+	replicas          map[string]int // by service
+	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
+}
+
+// newFleet prepares a fleet of which nothing runs yet. Gateway i calls the i-th replicas of the others.
+func newFleet(t *testing.T, o fleetOptions) *fleet {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{}}
+	if err := stack.ApplyPolicies(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), f.broker.Vhost); err != nil {
+		t.Fatal(err)
+	}
+	env := append(os.Environ(), "AMQP_URL="+or(o.amqpURL, f.broker.URL), "DATABASE_URL="+or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
+		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
+	for _, name := range services {
+		for i := range max(1, o.replicas[name]) {
+			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddr(t)}
+			r.env = append(env[:len(env):len(env)], "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
+			f.replicas[name] = append(f.replicas[name], r)
+		}
+	}
+	for i, gateway := range f.replicas["gateway"] {
+		for _, name := range services[1:] {
+			backend := f.replicas[name][i%len(f.replicas[name])]
+			gateway.env = append(gateway.env, strings.ToUpper(name)+"_ADDR="+backend.addr)
+		}
+	}
+	f.url = "http://" + f.replicas["gateway"][0].addr
+	return f
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+var (
+	givenMu sync.Mutex
+	given   = map[int]bool{}
+)
+
+// freeAddr returns an address that nobody listens on and that stays the same over restarts: its port is below those
+// that the system gives to connections, and given once.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	givenMu.Lock()
+	defer givenMu.Unlock()
+	for range 1000 {
+		port := 20000 + rand.IntN(12000) //nolint:gosec // no secret
+		addr := fmt.Sprintf("127.0.0.1:%d", port)
+		lis, err := net.Listen("tcp", addr) //nolint:noctx // it is this machine
+		if err != nil || given[port] {
+			continue
+		}
+		given[port] = true
+		_ = lis.Close()
+		return addr
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// up starts what does not run and returns when all of it is ready.
+func (f *fleet) up(t *testing.T) {
+	t.Helper()
+	for _, name := range services {
+		for _, r := range f.replicas[name] {
+			if !r.running() {
+				r.start(t)
+			}
+		}
+	}
+	for _, name := range services {
+		for _, r := range f.replicas[name] {
+			r.waitReady(t)
+		}
+	}
+}
+
+// gateways are the URLs of all gateways.
+func (f *fleet) gateways() []string {
+	var urls []string
+	for _, r := range f.replicas["gateway"] {
+		urls = append(urls, "http://"+r.addr)
+	}
+	return urls
+}
+
+// replica is one process of a service, which may be started again and again. Its methods are called by one goroutine at
+// a time.
+type replica struct {
+	name   string
+	binary string
+	env    []string
+	admin  string
+	addr   string // of gRPC; of a gateway, of REST and gRPC
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has ended
+	log    *logBuffer    // of all its lives
+}
+
+// start starts the process with env added to its environment. It ends with the test at the latest.
+func (r *replica) start(t *testing.T, env ...string) {
+	t.Helper()
+	if r.log == nil {
+		r.log = &logBuffer{}
+		t.Cleanup(func() { r.end(syscall.SIGKILL) })
+	}
+	cmd := exec.Command(r.binary) //nolint:noctx // it is ended by signals
+	cmd.Env = append(r.env[:len(r.env):len(r.env)], env...)
+	cmd.Stdout = io.MultiWriter(t.Output(), r.log)
+	cmd.Stderr = cmd.Stdout
+	cmd.SysProcAttr = endsWithParent()
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting %s: %v", r.name, err)
+	}
+	exited := make(chan struct{})
+	r.cmd, r.exited = cmd, exited
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // how it ended is in ProcessState
+	}()
+}
+
+func (r *replica) running() bool {
+	if r.cmd == nil {
+		return false
+	}
+	select {
+	case <-r.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// kill ends the process as a crash does.
+func (r *replica) kill() { r.end(syscall.SIGKILL) }
+
+// term asks the process to end, which it must do in time and without an error.
+func (r *replica) term(t *testing.T) {
+	t.Helper()
+	if !r.end(syscall.SIGTERM) {
+		t.Errorf("%s did not end within %s after SIGTERM", r.name, stopLimit)
+	} else if code := r.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("%s ended with exit code %d after SIGTERM", r.name, code)
+	}
+}
+
+// end sends the signal and waits for the process, which is killed where it takes too long. False where it did.
+func (r *replica) end(signal syscall.Signal) bool {
+	if !r.running() {
+		return true
+	}
+	_ = r.cmd.Process.Signal(signal)
+	select {
+	case <-r.exited:
+		return true
+	case <-time.After(stopLimit):
+		_ = r.cmd.Process.Kill()
+		<-r.exited
+		return false
+	}
+}
+
+// waitReady returns when the service says that it is ready.
+func (r *replica) waitReady(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		if !r.running() {
+			t.Fatalf("%s ended before it was ready: %v", r.name, r.cmd.ProcessState)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := service.Probe(ctx, r.admin); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		return nil
+	})
+}
+
+// killedItself waits until the process has killed itself at a crash point.
+func (r *replica) killedItself(point string) error {
+	select {
+	case <-r.exited:
+	case <-time.After(patience):
+		return fmt.Errorf("%s did not come to crash point %s within %s", r.name, point, patience)
+	}
+	status, ok := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL || !r.log.contains("crash point "+point+"\n") {
+		return errors.New(r.name + " did not end at crash point " + point + ": " + r.cmd.ProcessState.String())
+	}
+	return nil
+}
+
+// logBuffer keeps what a process wrote.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) contains(s string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Contains(b.text.Bytes(), []byte(s))
+}
