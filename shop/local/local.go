@@ -40,6 +40,7 @@ type Config struct {
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
+	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION"`
 	Telemetry         telemetry.Config
 }
@@ -81,17 +82,18 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		}
 		s.telemetry = append(s.telemetry, *t)
 	}
+	// First, because inventory has to know its address.
+	s.Order, err = ordering.New(ctx, ordering.Config{
+		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, AdminAddr: admin[1],
+	}, order)
+	if err != nil {
+		return nil, err
+	}
 	g, services := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		s.Order, err = ordering.New(services, ordering.Config{
-			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, AdminAddr: admin[1],
-		}, order)
-		return err
-	})
 	g.Go(func() (err error) {
 		s.Inventory, err = stock.New(services, stock.Config{
 			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: cfg.InventoryAddr, AdminAddr: admin[2],
-			Currency: cfg.Currency,
+			OrderAddr: s.Order.GRPCAddr(), HoldLimit: cfg.HoldLimit, Currency: cfg.Currency,
 		}, inventory)
 		return err
 	})

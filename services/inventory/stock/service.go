@@ -2,15 +2,23 @@
 //
 // Orders come as CheckStock calls over the broker: decide answers a batch of them, and the warehouse holds their stock
 // and keeps the answers in one transaction. Messages settle the holds, or give them back, and maintain the catalogue, as
-// gRPC calls do. What changes is announced through the outbox.
+// gRPC calls do. What changes is announced through the outbox. The sweeper asks the order service about holds that
+// nobody has settled.
 package stock
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	"shop.example/db"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
@@ -33,6 +41,10 @@ type Config struct {
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:":3002"`
 	AdminAddr   string `env:"ADMIN_ADDR"    envDefault:":3102"`
+	// OrderAddr is where the order service is asked about old holds.
+	OrderAddr string `env:"ORDER_ADDR"    envDefault:"localhost:3001"`
+	// HoldLimit is the age from which a hold is old, 15 min where it is 0. Less than 5 min is refused.
+	HoldLimit time.Duration `env:"HOLD_LIMIT"`
 	// Currency is the ISO 4217 code of the one currency that the catalogue has.
 	Currency  string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	Telemetry telemetry.Config
@@ -44,6 +56,12 @@ type Service struct{ *service.Service }
 // New migrates the schema, opens the listeners and returns a service that does nothing until Run. A service that is not
 // run must be closed. The database has to be there; the broker may come later.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*Service, error) {
+	if cfg.HoldLimit == 0 {
+		cfg.HoldLimit = defaultHoldLimit
+	}
+	if cfg.HoldLimit < leastHoldLimit {
+		return nil, fmt.Errorf("HOLD_LIMIT is %s, but an order may still be on its way to being stored: set it to %s or more", cfg.HoldLimit, leastHoldLimit)
+	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
@@ -108,5 +126,28 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("stock checks", calls.Ready)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
+
+	orders, err := dialOrders(cfg.OrderAddr)
+	if err != nil {
+		return err
+	}
+	s.OnStop("connection to the order service", orders.Close)
+	sweeper, err := newSweeper(w, orderv1.NewOrderServiceClient(orders), cfg.HoldLimit, t.Meter)
+	if err != nil {
+		return err
+	}
+	s.Go("sweeper", sweeper.run)
 	return nil
+}
+
+// dialOrders connects when the first question is asked: the order service may come later.
+func dialOrders(addr string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the services' own network
+		// A replica that is gone without a word is noticed by the pings.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
+	if err != nil {
+		return nil, fmt.Errorf("ORDER_ADDR %q: %w", addr, err)
+	}
+	return conn, nil
 }

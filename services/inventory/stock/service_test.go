@@ -89,6 +89,7 @@ func start(t *testing.T) *running {
 	}
 	s, err := New(t.Context(), Config{
 		AMQPURL: broker.URL, DatabaseURL: dbtest.New(t), GRPCAddr: "localhost:0", AdminAddr: "localhost:0", Currency: "USD",
+		OrderAddr: "localhost:1", // nobody: no hold grows old here
 	}, tel)
 	if err != nil {
 		t.Fatal(err)
@@ -190,6 +191,14 @@ func TestService_AnOrderIsCheckedSettledAndCancelled(t *testing.T) {
 	}})
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a negative quantity: %v", err)
+	}
+}
+
+func TestNew_AHoldLimitWithinTheTimeOfAnOrderIsRefused(t *testing.T) {
+	t.Parallel()
+	_, err := New(t.Context(), Config{HoldLimit: 4 * time.Minute}, nil)
+	if err == nil || !strings.Contains(err.Error(), "HOLD_LIMIT is 4m0s") || !strings.Contains(err.Error(), "5m0s or more") {
+		t.Errorf("New: %v", err)
 	}
 }
 

@@ -122,8 +122,16 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []chang
 		return answers{}, nil, err
 	}
 	byOrder, undecided, err := readDecisions(ctx, tx, orders)
-	if err != nil || len(undecided) == 0 {
-		return answers{byOrder: byOrder}, nil, err
+	if err != nil {
+		return answers{}, nil, err
+	}
+	if len(byOrder) > 0 {
+		if err := renewHolds(ctx, tx, byOrder); err != nil {
+			return answers{}, nil, err
+		}
+	}
+	if len(undecided) == 0 {
+		return answers{byOrder: byOrder}, nil, nil
 	}
 	a := answers{byOrder: byOrder, decided: decide(products, undecided)}
 	var holds []hold
@@ -171,7 +179,8 @@ func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, err
 	return products, nil
 }
 
-// readDecisions returns the answers that were given before, and the orders without one, each once.
+// readDecisions returns the answers that were given before, and the orders without one, each once. What is answered
+// again is locked: it cannot be forgotten before the answer is given.
 func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.UUID]*inventoryv1.StockDecision, []order, error) {
 	var rows []struct {
 		OrderID   uuid.UUID `db:"order_id"`
@@ -183,7 +192,8 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 		ids[i] = o.id.String()
 	}
 	err := tx.SelectContext(ctx, &rows, `
-		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])`, pq.Array(ids))
+		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])
+		ORDER BY order_id FOR SHARE`, pq.Array(ids))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the decisions of %d orders: %w", len(orders), err)
 	}
@@ -208,6 +218,17 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 		}
 	}
 	return answers, undecided, nil
+}
+
+// renewHolds makes the holds of orders that were asked about again as young as new ones: whoever asked relies on them.
+func renewHolds(ctx context.Context, tx *sqlx.Tx, answered map[uuid.UUID]*inventoryv1.StockDecision) error {
+	_, err := tx.ExecContext(ctx, `
+		UPDATE hold SET updated_at = statement_timestamp() WHERE order_id = ANY($1::uuid[]) AND state = 'HELD'`,
+		pq.Array(texts(slices.Collect(maps.Keys(answered)))))
+	if err != nil {
+		return fmt.Errorf("renewing the holds of %d orders: %w", len(answered), err)
+	}
+	return nil
 }
 
 func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
@@ -294,7 +315,7 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 	return moveStock(ctx, tx, total)
 }
 
-// lockHeld locks the products that the orders hold. Which these are never changes once an order is decided.
+// lockHeld locks the products that the orders hold. Which these are changes only where the sweeper forgets a decision.
 func lockHeld(ctx context.Context, tx *sqlx.Tx, orders any) error {
 	_, err := tx.ExecContext(ctx, `
 		SELECT 1 FROM product

@@ -24,8 +24,14 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// checkTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
-const checkTimeout = 5 * time.Second
+const (
+	// checkTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
+	checkTimeout = 5 * time.Second
+	// answerLasts is how long after asking a transaction may begin that is based on the answer: the contract of
+	// CheckStock. Later inventory may have given the stock to another order. The transaction itself is bounded by the
+	// timeouts of package postgres.
+	answerLasts = time.Minute
+)
 
 // placement is a placed order on its way to being stored.
 type placement struct {
@@ -42,11 +48,12 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 	if err != nil {
 		return err
 	}
+	asked := time.Now() // before asking: how long the answer took counts too
 	if err := s.decide(ctx, placements); err != nil {
 		return err
 	}
 	crash.Point("order.checked")
-	stored, err := s.store(ctx, placements)
+	stored, err := s.store(ctx, placements, asked)
 	if err != nil {
 		return err
 	}
@@ -160,9 +167,14 @@ func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string
 }
 
 // store writes the orders whose messages are new, with the messages that follow from them, in one transaction. It
-// returns those orders.
-func (s *Service) store(ctx context.Context, placements []placement) (stored []placement, err error) {
+// returns those orders. Where inventory was asked about them too long ago nothing is stored, and they have to be asked
+// about again.
+func (s *Service) store(ctx context.Context, placements []placement, asked time.Time) (stored []placement, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		// In the transaction: the wait for a connection has no bound.
+		if age := since(asked); age > answerLasts {
+			return messaging.Down(fmt.Errorf("inventory's answer about %d orders is %s old", len(placements), age.Round(time.Second)))
+		}
 		if stored, err = claim(ctx, tx, placements); err != nil || len(stored) == 0 {
 			return err
 		}
@@ -185,6 +197,10 @@ func (s *Service) store(ctx context.Context, placements []placement) (stored []p
 	})
 	return stored, err
 }
+
+// since is the time that has passed by the clock that shows more of it: the monotonic one stands still while the machine
+// is suspended, the other one can be set back.
+func since(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
 
 // claim enters the messages into the inbox and returns the placements whose message was not there.
 func claim(ctx context.Context, tx *sqlx.Tx, placements []placement) ([]placement, error) {

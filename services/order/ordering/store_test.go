@@ -98,7 +98,7 @@ func decidedPlacements(t testing.TB, answer func(*eventsv1.OrderPlaced) *invento
 // mustStore stores orders and returns how many were new.
 func mustStore(t testing.TB, s *Service, placements []placement) int {
 	t.Helper()
-	stored, err := s.store(t.Context(), placements)
+	stored, err := s.store(t.Context(), placements, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
 		wg.Go(func() {
 			// Batches that meet in opposite order may be told to try again, as the consumer does.
 			for {
-				_, err := s.store(t.Context(), placements)
+				_, err := s.store(t.Context(), placements, time.Now())
 				if !errors.Is(err, postgres.ErrRetry) {
 					if err != nil {
 						t.Error(err)
@@ -199,11 +199,32 @@ func TestStore_AnOrderUnderAnotherMessageIDFailsWithAllOfItsBatch(t *testing.T) 
 	mustStore(t, s, decidedPlacements(t, held, first))
 	again := decidedPlacements(t, held, newPlaced(), first)
 	again[1].messageID = uuid.New()
-	if _, err := s.store(t.Context(), again); !errors.Is(err, postgres.ErrUnique) {
+	if _, err := s.store(t.Context(), again, time.Now()); !errors.Is(err, postgres.ErrUnique) {
 		t.Errorf("storing an order again under another message id: %v, want ErrUnique", err)
 	}
 	if orders, inbox := count(t, s, "orders"), count(t, s, "inbox"); orders != 1 || inbox != 1 {
 		t.Errorf("%d orders and %d inbox rows, want the first one's alone", orders, inbox)
+	}
+}
+
+// Inventory may have given the stock away by then: it asks whether the order is stored and is told that it is not.
+func TestStore_AnAnswerOfInventoryThatIsTooOldIsNotActedUpon(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placements := decidedPlacements(t, held, newPlaced())
+	for name, asked := range map[string]time.Time{
+		"by the monotonic clock": time.Now().Add(-answerLasts - time.Second),
+		"by the wall clock":      time.Now().Round(0).Add(-answerLasts - time.Second),
+	} {
+		if stored, err := s.store(t.Context(), placements, asked); err == nil || len(stored) != 0 {
+			t.Errorf("too old %s: stored %v, %v", name, stored, err)
+		}
+	}
+	if orders, inbox, out := count(t, s, "orders"), count(t, s, "inbox"), count(t, s, "outbox"); orders+inbox+out != 0 {
+		t.Errorf("%d orders, %d inbox rows and %d messages were stored", orders, inbox, out)
+	}
+	if n := mustStore(t, s, placements); n != 1 {
+		t.Errorf("%d orders stored with a new answer", n)
 	}
 }
 

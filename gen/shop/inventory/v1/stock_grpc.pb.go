@@ -30,6 +30,9 @@ const (
 type StockServiceClient interface {
 	// CheckStock decides each order on its own, all lines or none, and holds the stock of those it can serve. A decision
 	// is stored under the order id: asked again, it is the same.
+	//
+	// Whoever asks may act upon the answer for one minute from asking, and must ask again after that: stock that nobody
+	// has asked about for long is given back, if the order service does not know the order, and is then decided anew.
 	CheckStock(ctx context.Context, in *CheckStockRequest, opts ...grpc.CallOption) (*CheckStockResponse, error)
 }
 
@@ -59,6 +62,9 @@ func (c *stockServiceClient) CheckStock(ctx context.Context, in *CheckStockReque
 type StockServiceServer interface {
 	// CheckStock decides each order on its own, all lines or none, and holds the stock of those it can serve. A decision
 	// is stored under the order id: asked again, it is the same.
+	//
+	// Whoever asks may act upon the answer for one minute from asking, and must ask again after that: stock that nobody
+	// has asked about for long is given back, if the order service does not know the order, and is then decided anew.
 	CheckStock(context.Context, *CheckStockRequest) (*CheckStockResponse, error)
 	mustEmbedUnimplementedStockServiceServer()
 }

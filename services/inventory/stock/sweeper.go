@@ -1,0 +1,290 @@
+package stock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
+)
+
+const (
+	defaultHoldLimit = 15 * time.Minute
+	// leastHoldLimit is well above the time in which an order can still be stored after its stock was asked about: the
+	// minute that the contract of CheckStock gives, and a transaction of five statements that takes all the time that
+	// package postgres leaves it, 10 s for a statement and 30 s between two.
+	leastHoldLimit = 5 * time.Minute
+
+	sweepInterval = time.Minute
+	// sweepBatch is how many orders are asked about and changed together.
+	sweepBatch = 100
+	// askTimeout bounds one question to the order service.
+	askTimeout = 2 * time.Second
+)
+
+// sweeper gives back the stock of orders that came to nothing: the order service died between the hold and its commit,
+// or an event was lost to a dead letter. How is in docs/adr/0005. It never guesses: a hold whose order
+// nobody can tell about stays.
+//
+// Only what the order service does not know can still become an order, from an OrderPlaced that waits in a queue. So
+// its decision is forgotten together with its holds, and whoever asks again gets a new one. Nobody can be relying on the
+// old one: the holds are renewed whenever it is repeated, and an answer is good for much less than the limit.
+type sweeper struct {
+	*warehouse
+	orders orderv1.OrderServiceClient
+	limit  time.Duration
+	swept  metric.Int64Counter
+}
+
+// fate is what becomes of the old holds of an order.
+type fate string
+
+const (
+	kept      fate = "kept"      // the order is confirmed: it will be settled
+	givenBack fate = "released"  // the order is closed
+	forgotten fate = "forgotten" // there is no order
+)
+
+func newSweeper(w *warehouse, orders orderv1.OrderServiceClient, limit time.Duration, meters metric.MeterProvider) (*sweeper, error) {
+	s := &sweeper{warehouse: w, orders: orders, limit: limit}
+	meter := meters.Meter("shop.example/services/inventory")
+	var err error
+	s.swept, err = meter.Int64Counter("inventory.sweeper.orders",
+		metric.WithDescription("Orders with old holds that the sweeper has looked at, by what became of the holds."))
+	if err != nil {
+		return nil, fmt.Errorf("registering the metrics of the sweeper: %w", err)
+	}
+	_, err = meter.Float64ObservableGauge("inventory.holds.oldest.age", metric.WithUnit("s"),
+		metric.WithDescription("Age of the oldest hold that is neither settled nor released; 0 where there is none."),
+		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
+			var age float64
+			err := w.db.GetContext(ctx, &age, `
+				SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM hold WHERE state = 'HELD'`)
+			if err == nil {
+				o.Observe(age)
+			}
+			return err
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("registering the metrics of the sweeper: %w", err)
+	}
+	return s, nil
+}
+
+// run sweeps every minute until ctx ends. What fails is logged, and done the next time.
+func (s *sweeper) run(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "old holds were not swept, will be tried again", "in", sweepInterval, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// sweep goes through all old holds once. Where another replica is at it, it does nothing: two would do no harm, but ask
+// everything twice.
+func (s *sweeper) sweep(ctx context.Context) (err error) {
+	conn, err := s.db.Connx(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting: %w", postgres.Classify(err))
+	}
+	defer conn.Close()
+	var mine bool
+	if err := conn.GetContext(ctx, &mine, `SELECT pg_try_advisory_lock(hashtext('inventory.sweeper'))`); err != nil || !mine {
+		return postgres.Classify(err)
+	}
+	defer func() {
+		// Where it fails the connection is lost, and the lock with it.
+		_, unlockErr := conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(hashtext('inventory.sweeper'))`)
+		err = errors.Join(err, postgres.Classify(unlockErr))
+	}()
+	// Holds that stay must not hide those behind them, so it goes on from the last one.
+	for last := (oldHold{}); ; {
+		old, err := s.oldHolds(ctx, last)
+		if err != nil || len(old) == 0 {
+			return err
+		}
+		if err := s.sweepOrders(ctx, old); err != nil {
+			return err
+		}
+		last = old[len(old)-1]
+	}
+}
+
+// oldHold is an order that has held stock for longer than the limit.
+type oldHold struct {
+	CreatedAt time.Time `db:"created_at"`
+	OrderID   uuid.UUID `db:"order_id"`
+}
+
+// isOld is the condition for a hold to be swept; $1 is the limit in seconds. A hold is never younger than it was made, so
+// the index of open holds by creation bounds what is read.
+const isOld = `state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'
+	AND updated_at < statement_timestamp() - $1 * interval '1 second'`
+
+func (s *sweeper) oldHolds(ctx context.Context, after oldHold) (old []oldHold, err error) {
+	err = s.db.SelectContext(ctx, &old, `
+		SELECT DISTINCT created_at, order_id FROM hold
+		WHERE `+isOld+` AND (created_at, order_id) > ($2, $3)
+		ORDER BY created_at, order_id LIMIT $4`, s.limit.Seconds(), after.CreatedAt, after.OrderID, sweepBatch)
+	if err != nil {
+		return nil, fmt.Errorf("reading old holds: %w", postgres.Classify(err))
+	}
+	return old, nil
+}
+
+// sweepOrders asks about orders and does what the answers say. It fails at the first question without an answer.
+func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) error {
+	byFate := map[fate][]uuid.UUID{}
+	for _, h := range old {
+		f, err := s.ask(ctx, h.OrderID)
+		if err != nil {
+			return fmt.Errorf("asking about order %s: %w", h.OrderID, err)
+		}
+		byFate[f] = append(byFate[f], h.OrderID)
+	}
+	s.report(ctx, kept, byFate[kept])
+	if err := s.giveBack(ctx, byFate[givenBack]); err != nil {
+		return err
+	}
+	return s.forget(ctx, byFate[forgotten])
+}
+
+// ask returns what the order service's answer means for the holds of an order.
+func (s *sweeper) ask(ctx context.Context, id uuid.UUID) (fate, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := s.orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id.String()})
+	if isUnknownOrder(err) {
+		return forgotten, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if got := resp.GetOrder().GetId(); got != id.String() {
+		return "", fmt.Errorf("the answer is about order %q", got)
+	}
+	switch state := resp.GetOrder().GetState(); state {
+	case orderv1.Order_CONFIRMED:
+		return kept, nil
+	case orderv1.Order_REJECTED, orderv1.Order_CANCELLED:
+		return givenBack, nil
+	default:
+		return "", fmt.Errorf("its state is %s", state)
+	}
+}
+
+// isUnknownOrder is true for the order service's own word: not found is also what something else at its address says.
+func isUnknownOrder(err error) bool {
+	s := status.Convert(err)
+	if s.Code() != codes.NotFound {
+		return false
+	}
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == apierror.Domain && info.GetReason() == "ORDER_NOT_FOUND" {
+			return true
+		}
+	}
+	return false
+}
+
+// giveBack releases what closed orders still hold. An order that is closed stays so: nothing is asked again.
+func (s *sweeper) giveBack(ctx context.Context, orders []uuid.UUID) error {
+	if len(orders) == 0 {
+		return nil
+	}
+	err := s.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
+		return moveHolds(ctx, tx, orders, []step{{held, released, 0, -1, ""}})
+	})
+	if err != nil {
+		return fmt.Errorf("releasing the holds of %d orders: %w", len(orders), err)
+	}
+	s.report(ctx, givenBack, orders)
+	return nil
+}
+
+// forget removes the decisions of orders that nobody knows, and the holds with them. A message that settles such an
+// order after all finds NO_HOLD and becomes a dead letter.
+func (s *sweeper) forget(ctx context.Context, orders []uuid.UUID) error {
+	if len(orders) == 0 {
+		return nil
+	}
+	var gone []uuid.UUID
+	err := s.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
+		gone, changes, err = forgetTx(ctx, tx, orders, s.limit)
+		return changes, err
+	})
+	if err != nil {
+		return fmt.Errorf("forgetting %d orders: %w", len(orders), err)
+	}
+	s.report(ctx, forgotten, gone)
+	return nil
+}
+
+// forgetTx forgets those of the orders whose holds are still old. CheckStock locks the products and then the decisions
+// too: one that is repeated either has renewed the holds by now, or will find no decision.
+func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []change, err error) {
+	ids := pq.Array(texts(orders))
+	if err := lockHeld(ctx, tx, ids); err != nil {
+		return nil, nil, err
+	}
+	_, err = tx.ExecContext(ctx, `SELECT 1 FROM decision WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`, ids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("locking decisions: %w", err)
+	}
+	var freed []hold
+	err = tx.SelectContext(ctx, &freed, `
+		DELETE FROM hold WHERE `+isOld+` AND order_id = ANY($2::uuid[]) RETURNING order_id, product_id, quantity`, limit.Seconds(), ids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("deleting old holds: %w", err)
+	}
+	total := deltas{}
+	total.add(freed, 0, -1)
+	if changes, err = moveStock(ctx, tx, total); err != nil {
+		return nil, nil, err
+	}
+	err = tx.SelectContext(ctx, &gone, `DELETE FROM decision WHERE order_id = ANY($1::uuid[]) RETURNING order_id`, pq.Array(texts(ordersOf(freed))))
+	if err != nil {
+		return nil, nil, fmt.Errorf("deleting decisions: %w", err)
+	}
+	return gone, changes, nil
+}
+
+func ordersOf(holds []hold) []uuid.UUID {
+	ids := make([]uuid.UUID, len(holds))
+	for i, h := range holds {
+		ids[i] = h.OrderID
+	}
+	return ids
+}
+
+// report counts orders, and says of each what became of its holds.
+func (s *sweeper) report(ctx context.Context, f fate, orders []uuid.UUID) {
+	if len(orders) == 0 {
+		return
+	}
+	s.swept.Add(ctx, int64(len(orders)), metric.WithAttributes(attribute.String("outcome", string(f))))
+	for _, id := range orders {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "old hold", telemetry.OrderID(id.String()), slog.String("outcome", string(f)))
+	}
+}

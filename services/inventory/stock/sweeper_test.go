@@ -1,0 +1,380 @@
+package stock
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/metric/noop"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+)
+
+// orderService is the order service as far as the sweeper meets it: it knows the orders that the test says, and before
+// it answers it does what the test wants to happen at that moment.
+type orderService struct {
+	orderv1.UnimplementedOrderServiceServer
+	mu     sync.Mutex
+	states map[uuid.UUID]orderv1.Order_State
+	asked  []uuid.UUID
+	before func(id uuid.UUID) error // an error is the answer
+}
+
+func (s *orderService) GetOrder(_ context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	id := uuid.MustParse(req.GetOrderId())
+	s.mu.Lock()
+	s.asked = append(s.asked, id)
+	state, known := s.states[id]
+	s.mu.Unlock()
+	if s.before != nil {
+		if err := s.before(id); err != nil {
+			return nil, err
+		}
+	}
+	if !known {
+		return nil, apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
+	}
+	return &orderv1.GetOrderResponse{Order: &orderv1.Order{Id: id.String(), State: state}}, nil
+}
+
+func (s *orderService) set(state orderv1.Order_State, orders ...order) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range orders {
+		s.states[o.id] = state
+	}
+}
+
+// newSweeping returns a warehouse with a sweeper that asks an order service of the test's own, over gRPC.
+func newSweeping(t *testing.T) (*warehouse, *sweeper, *orderService) {
+	t.Helper()
+	w := newWarehouse(t)
+	orders := &orderService{states: map[uuid.UUID]orderv1.Order_State{}}
+	server := grpc.NewServer()
+	orderv1.RegisterOrderServiceServer(server, orders)
+	lis, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	client, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	s, err := newSweeper(w, orderv1.NewOrderServiceClient(client), defaultHoldLimit, noop.NewMeterProvider())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, s, orders
+}
+
+// age makes the holds that there are older than the limit.
+func (w *warehouse) age(t *testing.T) {
+	t.Helper()
+	_, err := w.db.ExecContext(t.Context(), `
+		UPDATE hold SET created_at = created_at - interval '16 minutes', updated_at = updated_at - interval '16 minutes'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustSweep(t *testing.T, s *sweeper) {
+	t.Helper()
+	if err := s.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// holds returns the states of an order's holds.
+func (w *warehouse) holds(t *testing.T, o order) (states []string) {
+	t.Helper()
+	if err := w.db.SelectContext(t.Context(), &states, `SELECT state FROM hold WHERE order_id = $1`, o.id); err != nil {
+		t.Fatal(err)
+	}
+	return states
+}
+
+func TestSweeper_DoesWhatTheOrderServiceSays(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	confirmed, cancelled, rejected, unknown, young := orderFor(byID(laptop, 1)), orderFor(byID(laptop, 2)), orderFor(byID(laptop, 4)),
+		orderFor(byID(laptop, 8), byID(phone, 1)), orderFor(byID(laptop, 16))
+	service.set(orderv1.Order_CONFIRMED, confirmed)
+	service.set(orderv1.Order_CANCELLED, cancelled)
+	service.set(orderv1.Order_REJECTED, rejected)
+	w.mustCheck(t, confirmed, cancelled, rejected, unknown)
+	w.age(t)
+	w.mustCheck(t, young)
+	w.announced(t)
+
+	mustSweep(t, s)
+	wantStock(t, w, laptop, 50, 1+16)
+	wantStock(t, w, phone, 200, 0)
+	for name, want := range map[string]struct {
+		order  order
+		states []string
+	}{
+		"confirmed": {confirmed, []string{"HELD"}}, "cancelled": {cancelled, []string{"RELEASED"}},
+		"rejected": {rejected, []string{"RELEASED"}}, "unknown": {unknown, nil}, "young": {young, []string{"HELD"}},
+	} {
+		if got := w.holds(t, want.order); !slices.Equal(got, want.states) {
+			t.Errorf("%s: holds are %v, want %v", name, got, want.states)
+		}
+	}
+	if slices.Contains(service.asked, young.id) || len(service.asked) != 4 {
+		t.Errorf("asked about %v", service.asked)
+	}
+	changed := w.announced(t)
+	if len(changed) != 3 { // laptops released, laptops and phones forgotten
+		t.Errorf("announced %v", changed)
+	}
+
+	// What comes late does what it would have done.
+	w.settleNow(t, confirmed)
+	w.cancelNow(t, cancelled)
+	wantStock(t, w, laptop, 49, 16)
+}
+
+// OrderPlaced was still in the queue: the order service asks again, and the old yes must not be repeated.
+func TestSweeper_AForgottenOrderIsDecidedAnew(t *testing.T) {
+	t.Parallel()
+	w, s, _ := newSweeping(t)
+	slow, quick := orderFor(byID(laptop, 30)), orderFor(byID(laptop, 30))
+	w.mustCheck(t, slow)
+	w.age(t)
+	mustSweep(t, s)
+	if d := w.mustCheck(t, quick, slow); d[0].GetRejection() != nil || d[1].GetRejection().GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK {
+		t.Errorf("decided %v", d)
+	}
+	wantStock(t, w, laptop, 50, 30)
+}
+
+// A settlement that could take stock from nobody's hold is never passed over in silence.
+func TestSweeper_ASettlementOfAForgottenOrderIsRefused(t *testing.T) {
+	t.Parallel()
+	w, s, _ := newSweeping(t)
+	o := orderFor(byID(laptop, 1))
+	w.mustCheck(t, o)
+	w.age(t)
+	mustSweep(t, s)
+	if err := w.onDecrementQuantity(t.Context(), delivered(decrementOf(o)...)); reasonOf(err) != "NO_HOLD" {
+		t.Errorf("settling: %v, want NO_HOLD", err)
+	}
+}
+
+// The order service asks again between the sweeper's question and its deed: it relies on the yes that it gets.
+func TestSweeper_AnAnswerRepeatedMeanwhileKeepsTheHold(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	byItsID, byItsName, renamed := orderFor(byID(laptop, 1)), orderFor(byName("Phone", 1)), orderFor(byName("Keyboard", 1))
+	first := w.mustCheck(t, byItsID, byItsName, renamed)
+	w.age(t)
+	_, _, err := inTx(t, w, func(tx *sqlx.Tx) ([]product, []change, error) {
+		name := "Clavier" // CheckStock finds no product to lock under the old one
+		return updateItems(t.Context(), tx, []itemUpdate{{id: keyboard, name: &name}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	service.before = func(uuid.UUID) error {
+		once.Do(func() {
+			for i, d := range w.mustCheck(t, byItsID, byItsName, renamed) {
+				if d.GetRejection() != nil || len(d.GetLines()) != 1 || d.GetLines()[0].GetProductName() != first[i].GetLines()[0].GetProductName() {
+					t.Errorf("asked again: %v, before: %v", d, first[i])
+				}
+			}
+		})
+		return nil
+	}
+	mustSweep(t, s)
+	wantStock(t, w, laptop, 50, 1)
+	wantStock(t, w, phone, 200, 1)
+	wantStock(t, w, keyboard, 100, 1)
+	w.settleNow(t, byItsID, byItsName, renamed)
+}
+
+// The same race the other way round: CheckStock waits for the sweeper's locks, and then finds no decision.
+func TestSweeper_CheckStockThatWaitsForItDecidesAnew(t *testing.T) {
+	t.Parallel()
+	w, s, _ := newSweeping(t)
+	o := orderFor(byID(laptop, 50))
+	w.mustCheck(t, o)
+	w.age(t)
+	decided := make(chan string, 1)
+	err := w.change(t.Context(), func(tx *sqlx.Tx) ([]change, error) {
+		gone, changes, err := forgetTx(t.Context(), tx, []uuid.UUID{o.id}, s.limit)
+		if len(gone) != 1 {
+			t.Errorf("forgot %v", gone)
+		}
+		go func() {
+			a, err := w.check(context.WithoutCancel(t.Context()), []order{o})
+			if err != nil {
+				decided <- err.Error()
+				return
+			}
+			decided <- a.byOrder[o.id].GetRejection().GetReason().String()
+			if len(a.decided) != 1 {
+				t.Error("the forgotten answer was repeated")
+			}
+		}()
+		awaitWaiting(t, w)
+		return changes, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-decided; got != eventsv1.OrderRejected_REASON_UNSPECIFIED.String() {
+		t.Errorf("decided %s", got)
+	}
+	wantStock(t, w, laptop, 50, 50)
+	if got := w.holds(t, o); !slices.Equal(got, []string{"HELD"}) {
+		t.Errorf("holds are %v", got)
+	}
+}
+
+// awaitWaiting returns once a session of the database waits for a lock.
+func awaitWaiting(t *testing.T, w *warehouse) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var waiting bool
+		err := w.db.GetContext(t.Context(), &waiting, `
+			SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if waiting {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("nobody waits for a lock")
+		}
+	}
+}
+
+// DecrementQuantity was late and comes between the question and the deed.
+func TestSweeper_AnOrderSettledMeanwhileStaysSettled(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	o := orderFor(byID(laptop, 1))
+	w.mustCheck(t, o)
+	w.age(t)
+	// The answer is unknown all the same: the worst that a wrong order service could say.
+	service.before = func(uuid.UUID) error { w.settleNow(t, o); return nil }
+	mustSweep(t, s)
+	wantStock(t, w, laptop, 49, 0)
+	if got := w.holds(t, o); !slices.Equal(got, []string{"SETTLED"}) {
+		t.Errorf("holds are %v", got)
+	}
+}
+
+func TestSweeper_WithoutAClearAnswerNothingHappens(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	o := orderFor(byID(laptop, 1))
+	w.mustCheck(t, o)
+	w.age(t)
+	for name, answer := range map[string]error{
+		"down":             status.Error(codes.Unavailable, "down"),
+		"a proxy's answer": status.Error(codes.NotFound, "no such page"),
+		"another's answer": apierror.New(codes.NotFound, "ITEM_NOT_FOUND", "there is no item"),
+		"unauthenticated":  status.Error(codes.Unauthenticated, "no"),
+		"not a service":    status.Error(codes.Unimplemented, "unknown service"),
+	} {
+		service.before = func(uuid.UUID) error { return answer }
+		if err := s.sweep(t.Context()); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	service.before = nil
+	for _, state := range []orderv1.Order_State{orderv1.Order_PENDING, orderv1.Order_STATE_UNSPECIFIED, 99} {
+		service.set(state, o)
+		if err := s.sweep(t.Context()); err == nil {
+			t.Errorf("%s: no error", state)
+		}
+	}
+	wantStock(t, w, laptop, 50, 1)
+}
+
+func TestSweeper_OneReplicaAtATime(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	o := orderFor(byID(laptop, 1))
+	w.mustCheck(t, o)
+	w.age(t)
+	other := *s
+	service.before = func(uuid.UUID) error {
+		if err := other.sweep(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+		return nil
+	}
+	mustSweep(t, s)
+	if len(service.asked) != 1 {
+		t.Errorf("asked %d times", len(service.asked))
+	}
+	wantStock(t, w, laptop, 50, 0)
+	// The lock is given back.
+	o = orderFor(byID(laptop, 1))
+	w.mustCheck(t, o)
+	w.age(t)
+	service.before = nil
+	mustSweep(t, &other)
+	wantStock(t, w, laptop, 50, 0)
+}
+
+// Confirmed orders whose settlement is lost stay; they must not keep the sweeper from those behind them.
+func TestSweeper_HoldsThatStayDoNotHideOthers(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	var log bytes.Buffer
+	w.log = slog.New(slog.NewTextHandler(&log, nil))
+	stuck := make([]order, sweepBatch+20)
+	for i := range stuck {
+		stuck[i] = orderFor(byID(phone, 1))
+	}
+	service.set(orderv1.Order_CONFIRMED, stuck...)
+	w.mustCheck(t, stuck...)
+	w.age(t)
+	lost := orderFor(byID(laptop, 1))
+	w.mustCheck(t, lost)
+	w.age(t)
+	mustSweep(t, s)
+	wantStock(t, w, phone, 200, sweepBatch+20)
+	wantStock(t, w, laptop, 50, 0)
+	if len(service.asked) != len(stuck)+1 {
+		t.Errorf("asked %d times about %d orders", len(service.asked), len(stuck)+1)
+	}
+	for id, outcome := range map[uuid.UUID]string{lost.id: "forgotten", stuck[0].id: "kept"} {
+		if !strings.Contains(log.String(), "order_id="+id.String()+" outcome="+outcome) {
+			t.Errorf("the log does not say that order %s was %s", id, outcome)
+		}
+	}
+}
