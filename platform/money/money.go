@@ -5,8 +5,9 @@ package money
 import (
 	"fmt"
 	"math"
-	moneyv1 "shop.example/gen/shop/money/v1"
 	"strconv"
+
+	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
 const (

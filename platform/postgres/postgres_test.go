@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -174,7 +175,7 @@ func TestInTx_AnErrorOrAPanicRollsBack(t *testing.T) {
 	}
 	func() {
 		defer func() {
-			if recover() != cause {
+			if recover() != "out of stock" {
 				t.Error("the panic did not reach the caller")
 			}
 		}()
@@ -182,7 +183,7 @@ func TestInTx_AnErrorOrAPanicRollsBack(t *testing.T) {
 			if err := claim(tx); err != nil {
 				return err
 			}
-			panic(cause)
+			panic("out of stock")
 		})
 	}()
 	if n := claimed(t, pool); n != 0 {
@@ -364,7 +365,7 @@ func TestClassify_TheLoserOfALockMayTryAgain(t *testing.T) {
 
 func TestClassify_CodesThatNeedAnotherServerToHappen(t *testing.T) {
 	t.Parallel()
-	for code, want := range map[pq.ErrorCode]error{
+	for code, want := range map[pqerror.Code]error{
 		"53300": postgres.ErrUnavailable, // too many connections
 		"57P03": postgres.ErrUnavailable, // starting up
 		"58030": postgres.ErrUnavailable, // I/O error
