@@ -2,6 +2,7 @@ package ordering
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -50,6 +52,9 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 	}
 	asked := time.Now() // before asking: how long the answer took counts too
 	if err := s.decide(ctx, placements); err != nil {
+		if len(placements) == 1 && reason(err) == "ORDER_LINES_DIFFER" {
+			return s.reused(ctx, placements[0].order.ID, err)
+		}
 		return err
 	}
 	crash.Point("order.checked")
@@ -134,6 +139,30 @@ func stockError(err error) error {
 		return messaging.Permanent(err)
 	}
 	return err
+}
+
+// reused ends a message whose order id belongs to an order with other lines: a client has used its idempotency key for
+// two orders. The first one counts. Once that is stored the second is dropped; until then it is tried again.
+func (s *Service) reused(ctx context.Context, id uuid.UUID, cause error) error {
+	_, err := get(ctx, s.db, id, false)
+	switch {
+	case errors.Is(err, errNotFound):
+		return fmt.Errorf("order %s is being decided with other lines: %s", id, status.Convert(cause).Message()) // not Permanent any more
+	case err != nil:
+		return err
+	}
+	s.log.WarnContext(ctx, "an order id was used again for another order, which is dropped", "order_id", id)
+	return nil
+}
+
+// reason is that of the ErrorInfo of a gRPC error, "" where it has none.
+func reason(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
 }
 
 // apply moves a pending order to what inventory decided about it.

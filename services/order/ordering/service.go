@@ -29,6 +29,7 @@ type Config struct {
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3001"`
 	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3101"`
+	Retention   outbox.Retention
 	Telemetry   telemetry.Config
 }
 
@@ -56,6 +57,9 @@ type Service struct {
 // New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
 // away; the database may not. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	if cfg.Retention, err = cfg.Retention.Checked(); err != nil {
+		return nil, err
+	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
@@ -100,7 +104,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("publisher", publisher.Run)
 	s.Check("broker", publish.Ready)
 
-	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{Logger: t.Logger, Meter: t.Meter})
+	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
 		return err
 	}
