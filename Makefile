@@ -5,9 +5,9 @@ SHELL := bash
 # All builds but those with the race detector are pure Go, and so share one build cache.
 export CGO_ENABLED := 0
 
-MODULES = $(shell go list -m -f '{{.Dir}}')
+MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
 # gen is written by protoc's plugins and linted as proto/.
-LINTED = $(filter-out $(CURDIR)/gen,$(MODULES))
+LINTED = $(filter-out ./gen,$(MODULES))
 GENERATED = gen/shop gen/openapi/shop.swagger.json third_party/proto
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
@@ -61,10 +61,12 @@ lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
 
 .PHONY: modules
 modules: # Each module has to do without the workspace too, and its go.mod has to be tidy.
+	@echo 'checking each module by itself: go.mod, build, vet'; failed=; \
 	for module in $(MODULES); do \
-	    GOWORK=off go -C "$$module" vet ./...; \
-	    GOWORK=off go -C "$$module" mod tidy -diff; \
-	done
+	    GOWORK=off go -C "$$module" mod tidy -diff >/dev/null || { echo "$$module: go.mod or go.sum is not up to date: run make tidy"; failed=1; continue; }; \
+	    GOWORK=off go -C "$$module" vet ./... || failed=1; \
+	done >&2; \
+	[[ -z $$failed ]]
 
 .PHONY: race
 race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
