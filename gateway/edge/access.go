@@ -57,7 +57,7 @@ func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) g
 	if rule == optionsv1.Access_ACCESS_UNSPECIFIED {
 		return handler
 	}
-	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC's order of parameters
+	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
 		checked := func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			if err := a.check(ctx, rule, request); err != nil {
 				return nil, err

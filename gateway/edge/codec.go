@@ -53,7 +53,7 @@ func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 		if err := json.Unmarshal(data, &whole); err != nil {
 			return err
 		}
-		return c.JSONPb.Unmarshal(whole, v)
+		return c.Unmarshal(whole, v)
 	})
 }
 

@@ -44,6 +44,9 @@ const (
 	maxHeaders   = 64 << 10
 	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
 	maxStreams = 1000
+	// mostReply is how large an answer of a service may be: a dead letter comes with its body, which RabbitMQ lets be
+	// 16 MiB large.
+	mostReply = 17 << 20
 	// shortestSecret is the least length of SHOP_ID_SECRET, in bytes.
 	shortestSecret = 16
 )
@@ -192,6 +195,7 @@ func services(files ...protoreflect.FileDescriptor) []protoreflect.ServiceDescri
 func dial(addr string, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{

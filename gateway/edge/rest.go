@@ -160,7 +160,7 @@ func (s *rest) addRoutes(sd protoreflect.ServiceDescriptor) error {
 		if err != nil {
 			return fmt.Errorf("request of %s: %w", md.FullName(), err)
 		}
-		for _, rule := range append(rule.GetAdditionalBindings(), rule) {
+		for _, rule := range slices.Concat([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()) {
 			method, path := methodAndPath(rule)
 			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path)}
 		}

@@ -9,8 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+
+	orderv1 "shop.example/gen/shop/order/v1"
 )
 
 // nothingPublished is a broker that must not be reached.
@@ -243,4 +246,32 @@ func sameJSON(t *testing.T, a, b string) bool {
 		return string(out)
 	}
 	return compact(a) == compact(b)
+}
+
+func TestREST_CallsAreMeasuredByRouteAndLoggedWithoutPersonalData(t *testing.T) {
+	t.Parallel()
+	addr := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
+	g := startGateway(t, Config{OrderAddr: addr})
+	base := "http://" + g.HTTPAddr()
+	send(t, http.MethodGet, base+"/v1/orders/"+storedOrder, "")
+	send(t, http.MethodGet, base+"/v1/orders?page_token=ada@example.com", "")
+	send(t, "BREW", base+"/ada@example.com", "")
+	send(t, http.MethodGet, base+"/v1/orders/"+slowOrder, "", "Grpc-Timeout: 20m")
+	metrics := send(t, http.MethodGet, "http://"+g.AdminAddr()+"/metrics", "").body
+	for _, labels := range []string{
+		`http_request_method="GET",http_response_status_code="200",http_route="/v1/orders/{order_id}"`,
+		`http_request_method="GET",http_response_status_code="401",http_route="/v1/orders"`,
+		`http_request_method="_OTHER",http_response_status_code="404",http_route=""`,
+	} {
+		if !strings.Contains(metrics, "http_server_request_duration_seconds_count{"+labels+"} 1\n") {
+			t.Errorf("no metric with %s", labels)
+		}
+	}
+	log := g.log.String()
+	if strings.Contains(log, "ada@example.com") {
+		t.Errorf("the log has what was in a path or query:\n%s", log)
+	}
+	if !strings.Contains(log, `"level":"WARN","msg":"REST call","service":"gateway","method":"GET","route":"/v1/orders/{order_id}","status":504`) {
+		t.Errorf("the log does not warn of the call that took too long:\n%s", log)
+	}
 }

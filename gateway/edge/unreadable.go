@@ -208,8 +208,13 @@ func mustBe(fd protoreflect.FieldDescriptor, raw string) string {
 		return "must be a string in base64"
 	case protoreflect.EnumKind:
 		return "must be one of " + strings.Join(enumNames(fd.Enum()), ", ")
+	default:
+		return mustBeMessage(fd.Message())
 	}
-	switch md := fd.Message(); md.FullName() {
+}
+
+func mustBeMessage(md protoreflect.MessageDescriptor) string {
+	switch md.FullName() {
 	case "google.protobuf.Timestamp":
 		return "must be a time such as 2030-12-31T23:59:59Z"
 	case "google.protobuf.FieldMask":
