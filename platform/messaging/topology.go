@@ -41,6 +41,15 @@ var workQueues = []struct {
 // retryDelays are the waits before the second, third and fourth attempt at a message. After that it is a dead letter.
 var retryDelays = []time.Duration{time.Second, 10 * time.Second, time.Minute}
 
+// LongestRetry is how long a message that fails waits in retry queues, all in all, before it is a dead letter.
+func LongestRetry() time.Duration {
+	var sum time.Duration
+	for _, delay := range retryDelays {
+		sum += delay
+	}
+	return sum
+}
+
 func retryQueue(queue string, delay time.Duration) string {
 	return fmt.Sprintf("%s.retry.%ds", queue, int(delay.Seconds()))
 }

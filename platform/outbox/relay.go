@@ -44,8 +44,7 @@ type Sender interface {
 type Options struct {
 	// Batch is how many messages are published in one transaction, 500 where it is 0.
 	Batch int
-	// InboxRetention is how long the inbox remembers a message, a week where it is 0. It has to be longer than a
-	// message can be on its way.
+	// InboxRetention is how long the inbox remembers a message, see Retention; nine days where it is 0.
 	InboxRetention time.Duration
 	Logger         *slog.Logger
 	Meter          metric.MeterProvider
@@ -70,7 +69,7 @@ func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 		r.batch = 500
 	}
 	if r.retention == 0 {
-		r.retention = 7 * 24 * time.Hour
+		r.retention = defaultInboxRetention
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

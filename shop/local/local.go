@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shop.example/gateway/edge"
+	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/services/inventory/stock"
@@ -42,6 +43,7 @@ type Config struct {
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION"`
+	Retention         outbox.Retention
 	Telemetry         telemetry.Config
 }
 
@@ -85,6 +87,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	// First, because inventory has to know its address.
 	s.Order, err = ordering.New(ctx, ordering.Config{
 		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, AdminAddr: admin[1],
+		Retention: cfg.Retention,
 	}, order)
 	if err != nil {
 		return nil, err
@@ -93,14 +96,14 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	g.Go(func() (err error) {
 		s.Inventory, err = stock.New(services, stock.Config{
 			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: cfg.InventoryAddr, AdminAddr: admin[2],
-			OrderAddr: s.Order.GRPCAddr(), HoldLimit: cfg.HoldLimit, Currency: cfg.Currency,
+			OrderAddr: s.Order.GRPCAddr(), HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
 		}, inventory)
 		return err
 	})
 	g.Go(func() (err error) {
 		s.Logging, err = eventlog.New(services, eventlog.Config{
 			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: cfg.LoggingAddr, AdminAddr: admin[3],
-			Retention: cfg.EventLogRetention,
+			Retention: cfg.EventLogRetention, Messages: cfg.Retention,
 		}, logging)
 		return err
 	})

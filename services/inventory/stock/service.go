@@ -47,6 +47,7 @@ type Config struct {
 	HoldLimit time.Duration `env:"HOLD_LIMIT"`
 	// Currency is the ISO 4217 code of the one currency that the catalogue has.
 	Currency  string `env:"SHOP_CURRENCY" envDefault:"USD"`
+	Retention outbox.Retention
 	Telemetry telemetry.Config
 }
 
@@ -55,7 +56,10 @@ type Service struct{ *service.Service }
 
 // New migrates the schema, opens the listeners and returns a service that does nothing until Run. A service that is not
 // run must be closed. The database has to be there; the broker may come later.
-func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*Service, error) {
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	if cfg.Retention, err = cfg.Retention.Checked(); err != nil {
+		return nil, err
+	}
 	if cfg.HoldLimit == 0 {
 		cfg.HoldLimit = defaultHoldLimit
 	}
@@ -108,7 +112,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("publisher", publisher.Run)
 	s.Check("broker", publish.Ready)
 
-	relay, err := outbox.NewRelay(pool, publisher, outbox.Options{Logger: t.Logger, Meter: t.Meter})
+	relay, err := outbox.NewRelay(pool, publisher, outbox.Options{InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
 		return err
 	}

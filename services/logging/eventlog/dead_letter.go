@@ -46,6 +46,7 @@ type deadLetter struct {
 	PublishedAt   time.Time `db:"published_at"`
 	CreatedAt     time.Time `db:"created_at"`
 	UpdatedAt     time.Time `db:"updated_at"`
+	FirstAt       time.Time `db:"first_at"` // when the message became a dead letter of this queue for the first time; only read
 }
 
 // readDeadLetter makes the row of a message from the queue of dead letters, and says what is wrong with the message
@@ -140,7 +141,9 @@ func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, problem st
 
 const selectDeadLetter = `
 SELECT id, state, reason, source_queue, exchange, routing_key, message_id, coalesce(order_id::text, '') AS order_id, correlation_id,
-       traceparent, trace_id, type, attempts, published_at, created_at, updated_at`
+       traceparent, trace_id, type, attempts, published_at, created_at, updated_at,
+       (SELECT min(created_at) FROM dead_letter AS same
+        WHERE same.message_id = dead_letter.message_id AND same.source_queue = dead_letter.source_queue) AS first_at`
 
 // getDeadLetter reads one with its body. lock is "" or FOR UPDATE.
 func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock string) (letter deadLetter, err error) {
@@ -183,8 +186,9 @@ func setState(ctx context.Context, tx *sqlx.Tx, letter *deadLetter, state string
 
 // redrive publishes a dead letter to the queue it came from and says so in the same transaction, which is committed when
 // the broker has confirmed. A crash between the two leaves the letter open, and to redrive it again does no harm: whoever
-// handles a message knows those it has handled. One that is redriven already is returned as it is.
-func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int64) (letter deadLetter, err error) {
+// handles a message knows those it has handled, for longer than horizon, after which none is redriven. One that is
+// redriven already is returned as it is.
+func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int64, horizon time.Duration) (letter deadLetter, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
 		switch {
@@ -192,6 +196,10 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 			return err
 		case letter.State == discarded:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_DISCARDED", "dead letter %d was discarded", id)
+		case time.Now().After(letter.FirstAt.Add(horizon)):
+			return apierror.New(codes.FailedPrecondition, "REDRIVE_TOO_LATE",
+				"dead letter %d could be redriven until %s: now nobody may remember whether it was handled before; it can only be discarded",
+				id, letter.FirstAt.Add(horizon).UTC().Format(time.RFC3339))
 		case letter.SourceQueue == "":
 			return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_UNKNOWN", "dead letter %d does not say which queue it came from", id)
 		}
@@ -250,7 +258,9 @@ func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-func (l *deadLetter) message() (*loggingv1.DeadLetter, error) {
+// message is the letter as it is shown, with its body where that was read. The body is shown as JSON too, unless it is
+// so large that twice is too much.
+func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
 		Id:          l.ID,
 		State:       loggingv1.DeadLetter_State(loggingv1.DeadLetter_State_value[l.State]),
@@ -266,8 +276,10 @@ func (l *deadLetter) message() (*loggingv1.DeadLetter, error) {
 		Body:        l.Body,
 		CreatedAt:   timestamppb.New(l.CreatedAt),
 		UpdatedAt:   timestamppb.New(l.UpdatedAt),
+
+		RedrivableUntil: timestamppb.New(l.FirstAt.Add(horizon)),
 	}
-	if l.Body == nil {
+	if l.Body == nil || len(l.Body) > mostBytes {
 		return m, nil
 	}
 	payload, _ := decodeJSON(l.delivery())

@@ -147,7 +147,7 @@ func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.Li
 		reply.NextPageToken = pageToken(letters[size-1].ID, first)
 	}
 	for i := range letters {
-		m, err := letters[i].message()
+		m, err := letters[i].message(s.horizon)
 		if err != nil {
 			return nil, err
 		}
@@ -161,17 +161,18 @@ func (s deadLetterServer) GetDeadLetter(ctx context.Context, req *loggingv1.GetD
 	if err != nil {
 		return nil, err
 	}
-	m, err := letter.message()
+	m, err := letter.message(s.horizon)
 	return &loggingv1.GetDeadLetterResponse{DeadLetter: m}, err
 }
 
 func (s deadLetterServer) RedriveDeadLetter(ctx context.Context, req *loggingv1.RedriveDeadLetterRequest) (*loggingv1.RedriveDeadLetterResponse, error) {
-	letter, err := redrive(ctx, s.db, s.pub, req.GetId())
+	letter, err := redrive(ctx, s.db, s.pub, req.GetId(), s.horizon)
 	if err != nil {
 		return nil, err
 	}
 	s.logDecision(ctx, "dead letter redriven", letter)
-	m, err := letter.message()
+	letter.Body = nil
+	m, err := letter.message(s.horizon)
 	return &loggingv1.RedriveDeadLetterResponse{DeadLetter: m}, err
 }
 
@@ -181,7 +182,8 @@ func (s deadLetterServer) DiscardDeadLetter(ctx context.Context, req *loggingv1.
 		return nil, err
 	}
 	s.logDecision(ctx, "dead letter discarded", letter)
-	m, err := letter.message()
+	letter.Body = nil
+	m, err := letter.message(s.horizon)
 	return &loggingv1.DiscardDeadLetterResponse{DeadLetter: m}, err
 }
 

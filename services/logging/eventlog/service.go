@@ -19,6 +19,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
+	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -32,6 +33,8 @@ type Config struct {
 	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3103"`
 	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
 	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
+	// Messages says how long dead letters can be redriven.
+	Messages  outbox.Retention
 	Telemetry telemetry.Config
 }
 
@@ -51,6 +54,7 @@ type Service struct {
 	pub        *messaging.Publisher
 	partitions *partitions
 	tail       *tail
+	horizon    time.Duration // for how long a dead letter can be redriven
 	log        *slog.Logger
 }
 
@@ -59,6 +63,9 @@ type Service struct {
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Retention < 0 {
 		return nil, errors.New("EVENT_LOG_RETENTION is negative: give how long events are kept, 720h for example, or 0 to keep them for ever")
+	}
+	if cfg.Messages, err = cfg.Messages.Checked(); err != nil {
+		return nil, err
 	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
@@ -73,7 +80,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{Service: base, log: t.Logger}
+	s := &Service{Service: base, horizon: cfg.Messages.RedriveHorizon, log: t.Logger}
 	if err := s.build(ctx, cfg, t); err != nil {
 		return nil, errors.Join(err, base.Close())
 	}

@@ -531,6 +531,38 @@ func TestRedrive_ToAQueueThatIsGone(t *testing.T) {
 	f.openLetters(t, 1)
 }
 
+// Whoever handles a message remembers it for a while, which begins at the latest when it died first: later deaths of the
+// same message give no more time.
+func TestRedrive_EndsWithTheHorizonOfTheFirstDeath(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	age := func(id int64, days int) {
+		t.Helper()
+		f.db.MustExec("UPDATE dead_letter SET state = 'REDRIVEN', created_at = now() - $2 * interval '1 day' WHERE id = $1", id, days)
+	}
+	old := deadDelivery(t)
+	age(storeLetter(t, f.db, old), 8)
+	late := storeLetter(t, f.db, old)
+	_, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: late})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "can only be discarded") {
+		t.Errorf("eight days after the first death: %v", err)
+	}
+	if letter := f.openLetters(t, 1)[0]; letter.GetRedrivableUntil().AsTime().After(time.Now()) {
+		t.Errorf("listed as redrivable: %v", letter)
+	}
+	if _, err := f.letters.DiscardDeadLetter(within(t), &loggingv1.DiscardDeadLetterRequest{Id: late}); err != nil {
+		t.Errorf("discarding it: %v", err)
+	}
+
+	recent := deadDelivery(t)
+	age(storeLetter(t, f.db, recent), 6)
+	inTime := storeLetter(t, f.db, recent)
+	done, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: inTime})
+	if err != nil || done.GetDeadLetter().GetState() != loggingv1.DeadLetter_REDRIVEN || done.GetDeadLetter().GetRedrivableUntil().AsTime().Before(time.Now()) {
+		t.Errorf("six days after the first death: %v, %v", done, err)
+	}
+}
+
 func storeLetter(t *testing.T, db *sqlx.DB, d messaging.Delivery) int64 {
 	t.Helper()
 	letter, problem := readDeadLetter(d, time.Now())

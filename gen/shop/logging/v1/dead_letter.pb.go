@@ -107,11 +107,13 @@ type DeadLetter struct {
 	// The body as JSON, where it can be read.
 	Payload *structpb.Struct `protobuf:"bytes,12,opt,name=payload,proto3" json:"payload,omitempty"`
 	// The body as it came.
-	Body          []byte                 `protobuf:"bytes,13,opt,name=body,proto3" json:"body,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Body      []byte                 `protobuf:"bytes,13,opt,name=body,proto3" json:"body,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Until when it can be redriven. After that whoever handles it may not remember that it was handled before.
+	RedrivableUntil *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=redrivable_until,json=redrivableUntil,proto3" json:"redrivable_until,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DeadLetter) Reset() {
@@ -245,6 +247,13 @@ func (x *DeadLetter) GetCreatedAt() *timestamppb.Timestamp {
 func (x *DeadLetter) GetUpdatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.UpdatedAt
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetRedrivableUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RedrivableUntil
 	}
 	return nil
 }
@@ -499,8 +508,9 @@ func (x *RedriveDeadLetterRequest) GetId() int64 {
 }
 
 type RedriveDeadLetterResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	DeadLetter    *DeadLetter            `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without its body.
+	DeadLetter    *DeadLetter `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -587,8 +597,9 @@ func (x *DiscardDeadLetterRequest) GetId() int64 {
 }
 
 type DiscardDeadLetterResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	DeadLetter    *DeadLetter            `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without its body.
+	DeadLetter    *DeadLetter `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,7 +645,7 @@ var File_shop_logging_v1_dead_letter_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\n" +
-	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xe0\x04\n" +
+	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xa7\x05\n" +
 	"\n" +
 	"DeadLetter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x127\n" +
@@ -656,7 +667,8 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"E\n" +
+	"updated_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12E\n" +
+	"\x10redrivable_until\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x0fredrivableUntil\"E\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\f\n" +
@@ -725,24 +737,25 @@ var file_shop_logging_v1_dead_letter_proto_depIdxs = []int32{
 	10, // 1: shop.logging.v1.DeadLetter.payload:type_name -> google.protobuf.Struct
 	11, // 2: shop.logging.v1.DeadLetter.created_at:type_name -> google.protobuf.Timestamp
 	11, // 3: shop.logging.v1.DeadLetter.updated_at:type_name -> google.protobuf.Timestamp
-	0,  // 4: shop.logging.v1.ListDeadLettersRequest.state:type_name -> shop.logging.v1.DeadLetter.State
-	1,  // 5: shop.logging.v1.ListDeadLettersResponse.dead_letters:type_name -> shop.logging.v1.DeadLetter
-	1,  // 6: shop.logging.v1.GetDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
-	1,  // 7: shop.logging.v1.RedriveDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
-	1,  // 8: shop.logging.v1.DiscardDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
-	2,  // 9: shop.logging.v1.DeadLetterService.ListDeadLetters:input_type -> shop.logging.v1.ListDeadLettersRequest
-	4,  // 10: shop.logging.v1.DeadLetterService.GetDeadLetter:input_type -> shop.logging.v1.GetDeadLetterRequest
-	6,  // 11: shop.logging.v1.DeadLetterService.RedriveDeadLetter:input_type -> shop.logging.v1.RedriveDeadLetterRequest
-	8,  // 12: shop.logging.v1.DeadLetterService.DiscardDeadLetter:input_type -> shop.logging.v1.DiscardDeadLetterRequest
-	3,  // 13: shop.logging.v1.DeadLetterService.ListDeadLetters:output_type -> shop.logging.v1.ListDeadLettersResponse
-	5,  // 14: shop.logging.v1.DeadLetterService.GetDeadLetter:output_type -> shop.logging.v1.GetDeadLetterResponse
-	7,  // 15: shop.logging.v1.DeadLetterService.RedriveDeadLetter:output_type -> shop.logging.v1.RedriveDeadLetterResponse
-	9,  // 16: shop.logging.v1.DeadLetterService.DiscardDeadLetter:output_type -> shop.logging.v1.DiscardDeadLetterResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 4: shop.logging.v1.DeadLetter.redrivable_until:type_name -> google.protobuf.Timestamp
+	0,  // 5: shop.logging.v1.ListDeadLettersRequest.state:type_name -> shop.logging.v1.DeadLetter.State
+	1,  // 6: shop.logging.v1.ListDeadLettersResponse.dead_letters:type_name -> shop.logging.v1.DeadLetter
+	1,  // 7: shop.logging.v1.GetDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
+	1,  // 8: shop.logging.v1.RedriveDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
+	1,  // 9: shop.logging.v1.DiscardDeadLetterResponse.dead_letter:type_name -> shop.logging.v1.DeadLetter
+	2,  // 10: shop.logging.v1.DeadLetterService.ListDeadLetters:input_type -> shop.logging.v1.ListDeadLettersRequest
+	4,  // 11: shop.logging.v1.DeadLetterService.GetDeadLetter:input_type -> shop.logging.v1.GetDeadLetterRequest
+	6,  // 12: shop.logging.v1.DeadLetterService.RedriveDeadLetter:input_type -> shop.logging.v1.RedriveDeadLetterRequest
+	8,  // 13: shop.logging.v1.DeadLetterService.DiscardDeadLetter:input_type -> shop.logging.v1.DiscardDeadLetterRequest
+	3,  // 14: shop.logging.v1.DeadLetterService.ListDeadLetters:output_type -> shop.logging.v1.ListDeadLettersResponse
+	5,  // 15: shop.logging.v1.DeadLetterService.GetDeadLetter:output_type -> shop.logging.v1.GetDeadLetterResponse
+	7,  // 16: shop.logging.v1.DeadLetterService.RedriveDeadLetter:output_type -> shop.logging.v1.RedriveDeadLetterResponse
+	9,  // 17: shop.logging.v1.DeadLetterService.DiscardDeadLetter:output_type -> shop.logging.v1.DiscardDeadLetterResponse
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_shop_logging_v1_dead_letter_proto_init() }

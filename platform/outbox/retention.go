@@ -1,0 +1,42 @@
+package outbox
+
+import (
+	"fmt"
+	"time"
+
+	"shop.example/platform/messaging"
+)
+
+const (
+	defaultRedriveHorizon = 7 * 24 * time.Hour
+	defaultInboxRetention = 9 * 24 * time.Hour
+	// longestQueue is how long a redriven message may wait for its consumer, while the inbox is cleaned.
+	longestQueue = 24 * time.Hour
+)
+
+// Retention says how long a message can come back, and how long an inbox knows that it was handled. Every service takes
+// it from the same two variables: who redrives has to know what those who handle still remember.
+type Retention struct {
+	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week where it is 0.
+	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
+	// Inbox is how long an inbox remembers a message that was handled; nine days where it is 0.
+	Inbox time.Duration `env:"INBOX_RETENTION"`
+}
+
+// Checked returns r with its defaults, or an error where a message could come back after the inbox has forgotten it.
+func (r Retention) Checked() (Retention, error) {
+	if r.RedriveHorizon == 0 {
+		r.RedriveHorizon = defaultRedriveHorizon
+	}
+	if r.Inbox == 0 {
+		r.Inbox = defaultInboxRetention
+	}
+	if r.RedriveHorizon < 0 {
+		return r, fmt.Errorf("REDRIVE_HORIZON is %s: give how long a dead letter can be redriven, 168h for example", r.RedriveHorizon)
+	}
+	if least := r.RedriveHorizon + messaging.LongestRetry() + longestQueue; r.Inbox < least {
+		return r, fmt.Errorf("INBOX_RETENTION is %s and REDRIVE_HORIZON %s: a dead letter could be redriven when nobody remembers that it was handled; "+
+			"set INBOX_RETENTION to %s or more, on order, inventory and logging alike", r.Inbox, r.RedriveHorizon, least)
+	}
+	return r, nil
+}
