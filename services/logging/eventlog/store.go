@@ -23,7 +23,8 @@ import (
 const insertLock = `SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0))`
 
 // duplicateWindow is how long the same event, published again by a client that repeats itself, is told by its message id
-// alone. A message that is delivered again also repeats its time, and the unique index tells it however old it is.
+// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and the unique index
+// tells it however old it is.
 const duplicateWindow = 24 * time.Hour
 
 // insertRows looks for all messages of the batch at once: row by row it costs a fifth more. A message whose dead letter
@@ -139,7 +140,7 @@ func (c *columns) args() []any {
 	return []any{
 		pq.Array(c.routingKeys), pq.Array(c.exchanges), c.payloads.String(), pq.Array(c.bodies), pq.Array(c.problems), pq.Array(c.messageIDs),
 		pq.Array(c.orderIDs), pq.Array(c.traceIDs), pq.Array(c.sources), pq.Array(c.attempts), pq.Array(c.publishedMS),
-		c.first.Add(-duplicateWindow), c.last,
+		c.first.Add(-duplicateWindow), c.last.Add(duplicateWindow),
 	}
 }
 

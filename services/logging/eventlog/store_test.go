@@ -148,6 +148,20 @@ func TestInsert_EachEventOnce(t *testing.T) {
 	}
 }
 
+func TestInsert_ARepetitionThatOvertakesTheFirstIsKnown(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	first := deliveryOf(t, placed(newOrderID()))
+	repeated := first
+	repeated.Timestamp = first.Timestamp.Add(time.Second)
+	if rows := write(t, db, repeated); len(rows) != 1 {
+		t.Fatalf("made %d rows, want one", len(rows))
+	}
+	if rows := write(t, db, first); len(rows) != 0 {
+		t.Error("the event is logged twice")
+	}
+}
+
 func TestInsert_RedeliveredAfterDaysIsKnown(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
