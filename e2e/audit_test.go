@@ -3,6 +3,7 @@ package e2e
 import (
 	"database/sql"
 	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
@@ -151,6 +152,9 @@ func (f *fleet) comesToRest(t *testing.T, orders int) {
 		return auditDatabase(t, db)
 	}
 	eventually(t, atRest)
+	// A server that stops waits for connections that were made and never used.
+	f.client.CloseIdleConnections()
+	http.DefaultClient.CloseIdleConnections()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
 			r.term(t)

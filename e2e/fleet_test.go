@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,7 @@ func TestMain(m *testing.M) {
 type fleet struct {
 	shop
 	replicas map[string][]*replica // by service
+	client   *http.Client          // keeps the connections that it has made
 }
 
 // fleetOptions say how a fleet differs from one replica of each service on an undisturbed line.
@@ -67,14 +69,15 @@ type fleetOptions struct {
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
 }
 
-// newFleet prepares a fleet of which nothing runs yet. Gateway i calls the i-th replicas of the others.
+// newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
 func newFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
 	dir, err := binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{}}
+	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	if err := stack.ApplyPolicies(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), f.broker.Vhost); err != nil {
 		t.Fatal(err)
 	}
@@ -87,10 +90,11 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 			f.replicas[name] = append(f.replicas[name], r)
 		}
 	}
-	for i, gateway := range f.replicas["gateway"] {
-		for _, name := range services[1:] {
-			backend := f.replicas[name][i%len(f.replicas[name])]
-			gateway.env = append(gateway.env, strings.ToUpper(name)+"_ADDR="+backend.addr)
+	for name, others := range map[string][]string{"gateway": services[1:], "inventory": {"order"}} {
+		for i, r := range f.replicas[name] {
+			for _, other := range others {
+				r.env = append(r.env, strings.ToUpper(other)+"_ADDR="+f.replicas[other][i%len(f.replicas[other])].addr)
+			}
 		}
 	}
 	f.url = "http://" + f.replicas["gateway"][0].addr

@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+)
+
+// pairs have two replicas of each service that decides.
+var pairs = fleetOptions{replicas: map[string]int{"order": 2, "inventory": 2}}
+
+// racers is how many orders are sent at the same time.
+const racers = 500
+
+func TestRace_TheLastPiecesAreSoldOnceEach(t *testing.T) {
+	t.Parallel()
+	const keyboard, pieces = 3, 100
+	f := newFleet(t, pairs)
+	f.up(t)
+	f.race(t, func(int) string { return fmt.Sprintf(`{"product_id":%d,"quantity":1}`, keyboard) })
+	f.comesToRest(t, racers)
+
+	db := f.openDatabase(t)
+	outcome := texts(t, db, `SELECT concat_ws(' ', state, reason, count(*)) FROM orders.orders GROUP BY state, reason ORDER BY state`)
+	if want := []string{fmt.Sprintf("CONFIRMED %d", pieces), fmt.Sprintf("REJECTED OUT_OF_STOCK %d", racers-pieces)}; !slices.Equal(outcome, want) {
+		t.Errorf("the orders are %q, want %q", outcome, want)
+	}
+	stock := texts(t, db, `SELECT concat_ws(' ', on_hand, reserved) FROM inventory.product WHERE id = $1`, keyboard)
+	if stock[0] != "0 0" {
+		t.Errorf("on hand and reserved are %s, want nothing", stock[0])
+	}
+}
+
+func TestRace_OrdersOfSeveralProductsInAnyOrderOfLinesNeverOversellNorDeadlock(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, pairs)
+	f.up(t)
+	f.race(t, func(int) string {
+		var lines []string
+		for _, product := range rand.Perm(8)[:2+rand.IntN(5)] { //nolint:gosec // no secret
+			lines = append(lines, fmt.Sprintf(`{"product_id":%d,"quantity":%d}`, product+1, 1+rand.IntN(3))) //nolint:gosec // no secret
+		}
+		return strings.Join(lines, ",")
+	})
+	f.comesToRest(t, racers)
+
+	db := f.openDatabase(t)
+	if other := texts(t, db, `SELECT id::text FROM orders.orders WHERE reason <> 'OUT_OF_STOCK'`); len(other) > 0 {
+		t.Errorf("%d orders were rejected for another reason than the stock", len(other))
+	}
+	// Of each product: what was there at first is what is left and what confirmed orders have.
+	sums := texts(t, db, `
+		SELECT format('%s: %s of %s left, %s sold', p.name, p.on_hand, m.quantity, i.quantity)
+		FROM inventory.product p
+		JOIN inventory.stock_movement m ON m.product_id = p.id AND m.reason = 'CREATED'
+		JOIN (SELECT product_id, sum(quantity) AS quantity FROM orders.order_item JOIN orders.orders o ON o.id = order_id
+		      WHERE o.state = 'CONFIRMED' GROUP BY 1) AS i ON i.product_id = p.id
+		WHERE p.on_hand < 0 OR p.reserved <> 0 OR p.on_hand <> m.quantity - i.quantity`)
+	if len(sums) > 0 {
+		t.Errorf("sums: %q", sums)
+	}
+	if sold := texts(t, db, `SELECT count(*)::text FROM orders.orders WHERE state = 'CONFIRMED'`)[0]; sold == "0" || sold == strconv.Itoa(racers) {
+		t.Errorf("%s of %d orders were confirmed: nobody competed", sold, racers)
+	}
+}
+
+// race sends all orders at the same time, each on a connection of its own.
+func (f *fleet) race(t *testing.T, lines func(i int) string) {
+	t.Helper()
+	errs := make(chan error, racers)
+	begin := make(chan struct{})
+	for i := range racers {
+		body := lines(i)
+		go func() {
+			<-begin
+			_, err := f.order(t, fmt.Sprintf("order-%d", i), body)
+			errs <- err
+		}()
+	}
+	close(begin)
+	for range racers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Anyone who may publish may say again what was said before.
+func TestEvents_DeliveredAThousandTimesHaveOneEffect(t *testing.T) {
+	t.Parallel()
+	const times = 1000
+	f := newFleet(t, pairs)
+	f.up(t)
+	placed := &eventsv1.OrderPlaced{
+		OrderId: uuid.NewString(), CustomerName: "Ada", CustomerEmail: "ada@example.org", PlacedAt: timestamppb.Now(),
+		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 2}, {ProductId: 4, Quantity: 3}},
+	}
+	lines := []*eventsv1.PricedLine{
+		{Line: 1, ProductId: 1, ProductName: "Laptop", Quantity: 2, UnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 1000}},
+		{Line: 2, ProductId: 4, ProductName: "Mouse", Quantity: 3, UnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 45}},
+	}
+	f.publish(t, "shop.order.placed", encode(t, placed), times)
+	location := "/v1/orders/" + placed.GetOrderId()
+	if o := f.decided(t, location); o.State != "CONFIRMED" || o.TotalItems != 5 {
+		t.Fatalf("order %+v", o)
+	}
+	f.publish(t, "shop.inventory.decrement.quantity", encode(t, &eventsv1.DecrementQuantity{OrderId: placed.GetOrderId(), Lines: lines}), times)
+	f.publish(t, "shop.inventory.create", createDesks(t, 5), times)
+	stands := func(want map[string]int) error {
+		got := map[string]int{}
+		for name, i := range f.stock(t) {
+			if _, asked := want[name]; asked && i.Reserved == 0 {
+				got[name] = i.OnHand
+			}
+		}
+		if !maps.Equal(got, want) {
+			return fmt.Errorf("the stock is %v, want %v", got, want)
+		}
+		return nil
+	}
+	eventually(t, func() error { return stands(map[string]int{"Laptop": 48, "Mouse": 97, "Desk": 5}) })
+	if err := f.cancel(t, location); err != nil {
+		t.Fatal(err)
+	}
+	cancelled := &eventsv1.OrderCancelled{OrderId: placed.GetOrderId(), Lines: lines, CancelledAt: timestamppb.Now()}
+	f.publish(t, "shop.order.cancelled", encode(t, cancelled), times)
+
+	f.comesToRest(t, 1) // among others: each movement and each event of the order is there once
+	db := f.openDatabase(t)
+	stock := texts(t, db, `SELECT concat_ws(' ', name, on_hand) FROM inventory.product WHERE name IN ('Laptop', 'Mouse', 'Desk') ORDER BY id`)
+	if want := []string{"Laptop 50", "Mouse 100", "Desk 5"}; !slices.Equal(stock, want) {
+		t.Errorf("the stock is %q, want %q", stock, want)
+	}
+	if n := texts(t, db, `SELECT count(*)::text FROM logging.event_log WHERE routing_key = 'shop.inventory.create'`)[0]; n != "1" {
+		t.Errorf("the log has the request for desks %s times", n)
+	}
+}
