@@ -1,0 +1,160 @@
+package command
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// callTimeout bounds one call to the gateway.
+	callTimeout = 15 * time.Second
+	// mostReply is how large an answer may be: a dead letter comes with its body, which RabbitMQ lets be 16 MiB large.
+	mostReply = 17 << 20
+	bearer    = "Bearer "
+)
+
+// gateway is where a command finds a running shop, and the token that it shows there.
+type gateway struct {
+	addr  string
+	token string
+}
+
+// flags gives a command and its subcommands the flags that say which shop they talk to.
+func (g *gateway) flags(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVar(&g.addr, "addr", "", "where the gateway is, host:port or https://host (default SHOP_ADDR, else localhost:3000)")
+	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of shop up on this machine)")
+}
+
+// dial returns a connection whose unary calls are bounded and fail with one line for people; a stream's errors get
+// theirs from explain. It connects with the first call.
+func (g *gateway) dial() (*grpc.ClientConn, error) {
+	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_ADDR"), "localhost:3000")
+	target, secure := strings.CutPrefix(g.addr, "https://")
+	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
+	transport := insecure.NewCredentials()
+	if secure {
+		transport = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
+		if _, _, err := net.SplitHostPort(target); err != nil {
+			target = net.JoinHostPort(target, "443")
+		}
+	}
+	host, _, err := net.SplitHostPort(target)
+	if err != nil {
+		return nil, fmt.Errorf("%q is no address of a gateway: give host:port, localhost:3000 for example", g.addr)
+	}
+	if g.token, err = operatorToken(g.token, host); err != nil {
+		return nil, err
+	}
+	return grpc.NewClient(target,
+		grpc.WithTransportCredentials(transport),
+		grpc.WithPerRPCCredentials(operator(g.token)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			ctx, cancel := context.WithTimeout(ctx, callTimeout)
+			defer cancel()
+			return g.explain(invoke(ctx, method, req, reply, conn, o...))
+		}))
+}
+
+// operatorToken finds the token: the one that was given, else that of the environment, else the one that shop up keeps,
+// which is shown to nobody but a shop on this machine. "" where there is none.
+func operatorToken(given, host string) (string, error) {
+	if token := cmp.Or(given, os.Getenv("SHOP_OPERATOR_TOKEN")); token != "" {
+		return token, nil
+	}
+	if ip := net.ParseIP(host); host != "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", nil
+	}
+	base, err := dataDir()
+	if err != nil {
+		return "", err
+	}
+	kept, err := os.ReadFile(filepath.Join(base, "up", "operator-token"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("reading the operator token of shop up: %w", err)
+	}
+	return string(kept), nil
+}
+
+// operator is the operator token as credentials of a call; "" shows none.
+type operator string
+
+func (o operator) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if o == "" {
+		return nil, nil
+	}
+	return map[string]string{"authorization": bearer + string(o)}, nil
+}
+
+// RequireTransportSecurity is false: a shop on this machine has none.
+func (operator) RequireTransportSecurity() bool { return false }
+
+// callError is a failed call in words for people. errors.As finds the status of gRPC.
+type callError struct {
+	message string
+	cause   error
+}
+
+func (e *callError) Error() string { return e.message }
+func (e *callError) Unwrap() error { return e.cause }
+
+// explain puts the error of a call into one line that says what is wrong and what to do. nil stays nil.
+func (g *gateway) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	s := status.Convert(err)
+	message := printable(s.Message())
+	switch reason := reasonOf(s); {
+	case reason == "OPERATOR_TOKEN_REQUIRED":
+		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (shop up prints it and keeps it in .shop/up/operator-token)"
+	case reason == "OPERATOR_TOKEN_INVALID":
+		message = fmt.Sprintf("the shop at %s does not know this operator token: shop up prints the right one; check --token and SHOP_OPERATOR_TOKEN", g.addr)
+	case reason == "" && s.Code() == codes.Unavailable:
+		message = fmt.Sprintf("no shop answers at %s: start one with shop up, or say with --addr or SHOP_ADDR where it is", g.addr)
+	case reason == "" && s.Code() == codes.DeadlineExceeded:
+		message = fmt.Sprintf("the shop at %s has not answered within %s", g.addr, callTimeout)
+	case reason == "" && s.Code() == codes.Canceled:
+		return context.Canceled
+	}
+	return &callError{message, err}
+}
+
+// reasonOf is what the shop gives programs to branch on; "" where the shop did not speak.
+func reasonOf(s *status.Status) string {
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
+}
+
+// printMessage writes m as REST answers it, on many lines.
+func printMessage(out io.Writer, m proto.Message) error {
+	text, err := protojson.MarshalOptions{UseProtoNames: true, Multiline: true}.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("writing JSON: %w", err)
+	}
+	fmt.Fprintln(out, string(text))
+	return nil
+}

@@ -1,0 +1,363 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+)
+
+const (
+	deadLetterPage = 200
+	// leastReason is how much of a reason is shown on a terminal that is too narrow for it, in characters.
+	leastReason = 30
+	// mostDump is how much of a body that cannot be read is shown, in bytes.
+	mostDump = 4 << 10
+)
+
+func dlqCommand() *cobra.Command {
+	d := &dlq{}
+	cmd := &cobra.Command{
+		Use:   "dlq",
+		Short: "List, show, redrive and discard messages that could not be handled",
+		Long: `Dead letters are messages that no service could handle. They are kept with the reason until a person
+decides: redrive sends a message to the queue it came from once more, as a first attempt under the
+same id; discard gives it up. Both stay in the list. docs/dead-letters.md says what to do when.
+
+Exit code 0 means that all was done, 1 that something was not.`,
+	}
+	d.gateway.flags(cmd)
+	cmd.AddCommand(d.listCommand(), d.showCommand(),
+		d.decideCommand(decision{
+			name: "redrive", did: "redriven", short: "Send dead letters to the queues they came from once more", call: redrive,
+			long: "Sends dead letters to the queues they came from, under the same message id and as a first attempt. One that\n" +
+				"was redriven before is left alone. What fails again becomes a new dead letter.",
+		}),
+		d.decideCommand(decision{
+			name: "discard", did: "discarded", short: "Give dead letters up", call: discard,
+			long: "Gives dead letters up for good. They stay in the list, and in the log of events they stay errors.",
+		}))
+	return cmd
+}
+
+// dlq is what the subcommands have in common.
+type dlq struct{ gateway gateway }
+
+// with calls f with a client of the shop.
+func (d *dlq) with(f func(loggingv1.DeadLetterServiceClient) error) error {
+	conn, err := d.gateway.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(loggingv1.NewDeadLetterServiceClient(conn))
+}
+
+func (d *dlq) listCommand() *cobra.Command {
+	var (
+		state  string
+		limit  int
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List dead letters, the newest first",
+		Example: "  shop dlq list\n  shop dlq list --state all --json | jq -r '.dead_letters[] | select(.source_queue == \"order\") | .id'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			wanted, err := parseState(state)
+			if err != nil {
+				return err
+			}
+			if limit < 0 {
+				return fmt.Errorf("--limit %d: give how many to list, 0 for all", limit)
+			}
+			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
+				letters, more, err := listLetters(cmd.Context(), c, wanted, limit)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printMessage(cmd.OutOrStdout(), &loggingv1.ListDeadLettersResponse{DeadLetters: letters})
+				}
+				width, _ := terminalWidth(cmd.OutOrStdout())
+				fmt.Fprint(cmd.OutOrStdout(), table(letters, width))
+				switch {
+				case len(letters) == 0:
+					fmt.Fprintf(cmd.ErrOrStderr(), "No dead letters (--state %s).\n", state)
+				case more:
+					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "open", "which ones: open, redriven, discarded or all")
+	cmd.Flags().IntVar(&limit, "limit", 100, "list at most so many; 0 lists all")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the JSON of GET /v1/dead-letters")
+	return cmd
+}
+
+func parseState(s string) (loggingv1.DeadLetter_State, error) {
+	if s == "all" {
+		return loggingv1.DeadLetter_STATE_UNSPECIFIED, nil
+	}
+	state, ok := loggingv1.DeadLetter_State_value[strings.ToUpper(s)]
+	if !ok || state == 0 {
+		return 0, fmt.Errorf("--state %s: there are open, redriven, discarded and all", s)
+	}
+	return loggingv1.DeadLetter_State(state), nil
+}
+
+// listLetters reads dead letters without their bodies, the newest first; limit 0 reads all.
+func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, state loggingv1.DeadLetter_State, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
+	req := &loggingv1.ListDeadLettersRequest{State: state, PageSize: deadLetterPage}
+	for {
+		page, err := c.ListDeadLetters(ctx, req)
+		if err != nil {
+			return nil, false, err
+		}
+		letters = append(letters, page.GetDeadLetters()...)
+		if limit > 0 && len(letters) > limit {
+			return letters[:limit], true, nil
+		}
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			return letters, false, nil
+		}
+	}
+}
+
+// table is the list for people. Reasons are cut to what a terminal of so many columns has left for them; 0 cuts nothing.
+func table(letters []*loggingv1.DeadLetter, width int) string {
+	if len(letters) == 0 {
+		return ""
+	}
+	var columns bytes.Buffer
+	w := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
+	row("ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS")
+	for _, l := range letters {
+		row(strconv.FormatInt(l.GetId(), 10), l.GetState().String(), localTime(l.GetCreatedAt().AsTime()), or(l.GetSourceQueue(), "?"),
+			or(l.GetRoutingKey(), "?"), or(l.GetOrderId(), "-"), strconv.Itoa(int(l.GetAttempts())))
+	}
+	_ = w.Flush() // to memory
+	var out strings.Builder
+	for i, line := range strings.Split(strings.TrimSuffix(columns.String(), "\n"), "\n") {
+		reason := "REASON"
+		if i > 0 {
+			reason = printable(letters[i-1].GetReason())
+		}
+		if width > 0 {
+			reason = cut(reason, max(width-utf8.RuneCountInString(line), leastReason))
+		}
+		fmt.Fprintln(&out, line+reason)
+	}
+	return out.String()
+}
+
+func localTime(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return printable(s)
+}
+
+func (d *dlq) showCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show ID",
+		Short: "Show a dead letter with its message",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := parseIDs(args)
+			if err != nil {
+				return err
+			}
+			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
+				reply, err := c.GetDeadLetter(cmd.Context(), &loggingv1.GetDeadLetterRequest{Id: ids[0]})
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printMessage(cmd.OutOrStdout(), reply.GetDeadLetter())
+				}
+				return describe(cmd.OutOrStdout(), reply.GetDeadLetter())
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the JSON of GET /v1/dead-letters/{id}")
+	return cmd
+}
+
+func parseIDs(args []string) ([]int64, error) {
+	ids := make([]int64, len(args))
+	for i, arg := range args {
+		id, err := strconv.ParseInt(arg, 10, 64)
+		if err != nil || id <= 0 {
+			return nil, fmt.Errorf("%q is no id of a dead letter: shop dlq list shows them", arg)
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}
+
+// describe writes everything there is about a dead letter.
+func describe(out io.Writer, l *loggingv1.DeadLetter) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	field := func(name, value string) { fmt.Fprintf(w, "%s\t%s\n", name, or(value, "-")) }
+	field("id", strconv.FormatInt(l.GetId(), 10))
+	field("state", l.GetState().String())
+	field("reason", l.GetReason())
+	field("source queue", l.GetSourceQueue())
+	field("exchange", l.GetExchange())
+	field("routing key", l.GetRoutingKey())
+	field("type", l.GetType())
+	field("message id", l.GetMessageId())
+	field("order id", l.GetOrderId())
+	field("trace id", l.GetTraceId())
+	field("attempts", strconv.Itoa(int(l.GetAttempts())))
+	field("created at", localTime(l.GetCreatedAt().AsTime()))
+	field("updated at", localTime(l.GetUpdatedAt().AsTime()))
+	if l.GetState() == loggingv1.DeadLetter_OPEN {
+		field("redrivable until", localTime(l.GetRedrivableUntil().AsTime()))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	body := l.GetBody()
+	if l.GetPayload() != nil {
+		text, err := l.GetPayload().MarshalJSON()
+		if err != nil {
+			return fmt.Errorf("writing the message: %w", err)
+		}
+		var pretty bytes.Buffer
+		if err := json.Indent(&pretty, text, "", "  "); err != nil {
+			return fmt.Errorf("writing the message: %w", err)
+		}
+		fmt.Fprintf(out, "\nmessage, %d bytes:\n%s\n", len(body), pretty.String())
+		return nil
+	}
+	fmt.Fprintf(out, "\nbody, %d bytes, shown as they are:\n%s", len(body), hex.Dump(body[:min(len(body), mostDump)]))
+	if len(body) > mostDump {
+		fmt.Fprintf(out, "… and %d more: --json has all of them, in base64\n", len(body)-mostDump)
+	}
+	return nil
+}
+
+// decision is what a person can decide about a dead letter.
+type decision struct {
+	name, did   string // "redrive", "redriven"
+	short, long string
+	call        func(context.Context, loggingv1.DeadLetterServiceClient, int64) (*loggingv1.DeadLetter, error)
+}
+
+func redrive(ctx context.Context, c loggingv1.DeadLetterServiceClient, id int64) (*loggingv1.DeadLetter, error) {
+	reply, err := c.RedriveDeadLetter(ctx, &loggingv1.RedriveDeadLetterRequest{Id: id})
+	return reply.GetDeadLetter(), err
+}
+
+func discard(ctx context.Context, c loggingv1.DeadLetterServiceClient, id int64) (*loggingv1.DeadLetter, error) {
+	reply, err := c.DiscardDeadLetter(ctx, &loggingv1.DiscardDeadLetterRequest{Id: id})
+	return reply.GetDeadLetter(), err
+}
+
+func (d *dlq) decideCommand(what decision) *cobra.Command {
+	var all, yes bool
+	cmd := &cobra.Command{
+		Use:   what.name + " ID... | --all",
+		Short: what.short,
+		Long:  what.long,
+		Args: func(_ *cobra.Command, args []string) error {
+			if all != (len(args) == 0) {
+				return fmt.Errorf("say which: shop dlq %s ID..., or --all for those that are open", what.name)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := parseIDs(args)
+			if err != nil {
+				return err
+			}
+			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
+				if all {
+					if ids, err = openIDs(cmd.Context(), c); err != nil {
+						return err
+					}
+				}
+				if len(ids) == 0 {
+					fmt.Fprintln(cmd.ErrOrStderr(), "No dead letter is open.")
+					return nil
+				}
+				if !yes {
+					if err := confirm(cmd, fmt.Sprintf("%s%s %s?", strings.ToUpper(what.name[:1]), what.name[1:], amount(len(ids)))); err != nil {
+						return err
+					}
+				}
+				return decide(cmd, c, what, ids)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "all that are open now, the oldest first")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func amount(n int) string {
+	if n == 1 {
+		return "1 dead letter"
+	}
+	return fmt.Sprintf("%d dead letters", n)
+}
+
+// openIDs lists what waits for a decision, the oldest first.
+func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64, error) {
+	letters, _, err := listLetters(ctx, c, loggingv1.DeadLetter_OPEN, 0)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]int64, len(letters))
+	for i, l := range letters {
+		ids[i] = l.GetId()
+	}
+	slices.Reverse(ids)
+	return ids, nil
+}
+
+// decide goes through all ids. What is wrong with one of them does not keep the others from their end; what is wrong
+// with the shop or the token does.
+func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64) error {
+	failed := 0
+	for _, id := range ids {
+		letter, err := what.call(cmd.Context(), c, id)
+		switch status.Code(err) {
+		case codes.OK:
+			fmt.Fprintf(cmd.OutOrStdout(), "%d %s (%s of queue %s)\n", id, what.did, or(letter.GetRoutingKey(), "message"), or(letter.GetSourceQueue(), "?"))
+		case codes.NotFound, codes.FailedPrecondition:
+			failed++
+			fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v\n", err)
+		default:
+			return fmt.Errorf("dead letter %d: %w", id, err)
+		}
+	}
+	if failed > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: %d of %s not %s\n", failed, amount(len(ids)), what.did)
+		return ExitCode(1)
+	}
+	return nil
+}

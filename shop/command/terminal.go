@@ -1,0 +1,71 @@
+package command
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// terminalWidth returns how many columns the terminal has that f is; false where f is none.
+func terminalWidth(f any) (columns int, isTerminal bool) {
+	file, ok := f.(*os.File)
+	if !ok {
+		return 0, false
+	}
+	size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, false
+	}
+	return int(size.Col), true
+}
+
+// errDeclined is the answer no to a question of a command.
+var errDeclined = errors.New("nothing was done")
+
+// confirm asks a question on the terminal and returns nil after a yes. Where the input is no terminal, nobody can
+// answer, and whoever wrote the script meant it.
+func confirm(cmd *cobra.Command, question string) error {
+	in := cmd.InOrStdin()
+	if _, isTerminal := terminalWidth(in); !isTerminal {
+		return nil
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
+	answer, err := bufio.NewReader(in).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return nil
+	}
+	return errDeclined
+}
+
+// printable is s on one line without what would move a terminal's cursor: messages may come from anybody.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case unicode.IsGraphic(r):
+			return r
+		}
+		return utf8.RuneError
+	}, s)
+}
+
+// cut shortens s to at most so many characters, with an ellipsis where something is missing.
+func cut(s string, most int) string {
+	if utf8.RuneCountInString(s) <= most {
+		return s
+	}
+	return string([]rune(s)[:most-1]) + "…"
+}
