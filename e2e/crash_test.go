@@ -44,6 +44,7 @@ var crashCases = []crashCase{
 	{point: "inventory.held", service: "inventory", passing: 3},
 	{point: "inventory.settled", service: "inventory", passing: 3},
 	{point: "inventory.released", service: "inventory", passing: 3},
+	{point: "relay.taken", service: "order", passing: 3},
 	{point: "relay.published", service: "order", passing: 3},
 	{point: "relay.published", service: "inventory", passing: 3},
 	{point: "logging.inserted", service: "logging", passing: 3},

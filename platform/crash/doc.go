@@ -12,6 +12,7 @@ var Points = []string{
 	"consumer.dead-lettered",
 	"rpc.called",
 	"rpc.replied",
+	"relay.taken",
 	"relay.published",
 	"order.checked",
 	"order.uncommitted",

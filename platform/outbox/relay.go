@@ -179,6 +179,7 @@ func (r *Relay) round(ctx context.Context) (n int, err error) {
 			return err
 		}
 		n = len(messages)
+		crash.Point("relay.taken")
 		if sendErr = r.send(ctx, messages); sendErr != nil {
 			return sendErr
 		}
