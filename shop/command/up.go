@@ -115,24 +115,32 @@ func withShop(ctx context.Context, dir string, throwAway bool, progress io.Write
 // our own each service gets its role; on one that DATABASE_URL names, the services use that URL's role, because roles
 // there are not ours to make.
 func databases(ctx context.Context, dir string, servers *stack.Stack) (map[string]string, error) {
-	urls, passwords := map[string]string{}, map[string]string{}
 	if os.Getenv("DATABASE_URL") != "" {
+		urls := map[string]string{}
 		for _, schema := range db.Schemas() {
 			urls[schema] = servers.DatabaseURL
 		}
 		return urls, nil
 	}
-	for _, role := range db.Schemas() {
-		password, err := secret(dir, role+"-password")
-		if err != nil {
-			return nil, err
-		}
-		passwords[role] = password
-		if urls[role], err = db.URL(servers.DatabaseURL, role, password); err != nil {
-			return nil, err
-		}
+	urls, passwords, err := roles(dir, servers.DatabaseURL)
+	if err != nil {
+		return nil, err
 	}
 	return urls, db.Bootstrap(ctx, servers.DatabaseURL, passwords)
+}
+
+// roles returns the URL and the password of each service's role on a server of our own.
+func roles(dir, adminURL string) (urls, passwords map[string]string, err error) {
+	urls, passwords = map[string]string{}, map[string]string{}
+	for _, role := range db.Schemas() {
+		if passwords[role], err = secret(dir, role+"-password"); err != nil {
+			return nil, nil, err
+		}
+		if urls[role], err = db.URL(adminURL, role, passwords[role]); err != nil {
+			return nil, nil, err
+		}
+	}
+	return urls, passwords, nil
 }
 
 // secrets fills in what the environment does not give.

@@ -100,6 +100,11 @@ func (d *docker) start(ctx context.Context, ports []int, options []string, comma
 		return err
 	}
 	d.pid, _ = strconv.Atoi(pid)
+	return d.findPorts(ctx, ports)
+}
+
+// findPorts reads where the container's ports are published.
+func (d *docker) findPorts(ctx context.Context, ports []int) error {
 	d.ports = nil
 	for _, port := range ports {
 		out, err := d.run(ctx, "port", d.name, strconv.Itoa(port)) // 127.0.0.1:32768

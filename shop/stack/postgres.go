@@ -186,6 +186,28 @@ func (p *postgres) await(ctx context.Context, proc process, limit time.Duration)
 	return version, err
 }
 
+// RunningDatabase returns the URL, an administrator's, of the PostgreSQL that a process runs in dir at present.
+func RunningDatabase(ctx context.Context, dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("finding folder %s: %w", dir, err)
+	}
+	p := &postgres{host: thisHost(), dir: filepath.Join(dir, postgresKind.folder)}
+	if err := p.settings.load(p.dir); err != nil {
+		return "", err
+	}
+	if d := newDocker(p.host, dir, postgresKind); d.recorded() {
+		if err := d.findPorts(ctx, []int{5432}); err != nil {
+			return "", err
+		}
+		p.settings.Ports = d.ports
+	} else if _, running := recorded(filepath.Join(p.dir, postgresRecord)); !running {
+		return "", fmt.Errorf("no PostgreSQL of ours runs in %s: start the shop with `shop up`", dir)
+	}
+	p.setURL(p.settings.Ports[0])
+	return p.url, nil
+}
+
 func (p *postgres) setURL(port int) {
 	p.url = (&url.URL{Scheme: "postgres", User: url.UserPassword("postgres", p.settings.Password),
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/postgres", RawQuery: "sslmode=disable"}).String()

@@ -1,0 +1,300 @@
+// Package audit compares what the services have stored, and finds what does not add up.
+//
+// It reads the three schemas, which may be in three databases, and changes nothing. Services commit one after the
+// other, so at any moment some orders are halfway: what is young enough to be on its way is in flight, and what looks
+// wrong is read again after a moment before it counts. A shop that is running well has no violations.
+//
+// The stock is compared product by product (stock.go), orders are read and judged in pages (orders.go, judge.go).
+package audit
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lib/pq"
+
+	"shop.example/db"
+)
+
+// Check is the name of one comparison.
+type Check string
+
+// The checks, in the order of a report.
+const (
+	OnHand      Check = "on_hand"
+	Reserved    Check = "reserved"
+	Sold        Check = "sold"
+	Undecided   Check = "undecided"
+	Decisions   Check = "decisions"
+	Holds       Check = "holds"
+	Lines       Check = "lines"
+	Events      Check = "events"
+	Duplicates  Check = "duplicates"
+	DeadLetters Check = "dead_letters"
+	Outbox      Check = "outbox"
+)
+
+var checks = []struct {
+	name  Check
+	about string
+}{
+	{OnHand, "a product's pieces on hand are the sum of its movements"},
+	{Reserved, "its reserved pieces are the sum of its open holds"},
+	{Sold, "the pieces that moved for orders are those of settled holds"},
+	{Undecided, "what was placed or decided is stored as an order"},
+	{Decisions, "an order is what inventory decided about it"},
+	{Holds, "confirmed: settled; cancelled: released; rejected: nothing held"},
+	{Lines, "order, decision and holds agree on pieces and prices"},
+	{Events, "the log has the events of each order, and no others"},
+	{Duplicates, "the log has them once"},
+	{DeadLetters, "no message waits for a person"},
+	{Outbox, "no message waits for the broker"},
+}
+
+// Violation is something that does not add up.
+type Violation struct {
+	Check Check `json:"check"`
+	// OrderID and Product name what it is about, where it is about one.
+	OrderID string `json:"order_id,omitempty"`
+	Product string `json:"product,omitempty"`
+	Detail  string `json:"detail"`
+}
+
+// String is the violation on one line.
+func (v Violation) String() string {
+	switch {
+	case v.OrderID != "":
+		return fmt.Sprintf("order %s: %s", v.OrderID, v.Detail)
+	case v.Product != "":
+		return fmt.Sprintf("product %s: %s", v.Product, v.Detail)
+	}
+	return v.Detail
+}
+
+// Result is what one check has found.
+type Result struct {
+	Check      Check  `json:"check"`
+	About      string `json:"about"` // what holds where there is no violation
+	Violations int    `json:"violations"`
+	// InFlight counts what is not yet as it will be, and is young enough for that.
+	InFlight int `json:"in_flight"`
+}
+
+// MostListed is how many violations of one check a report lists; it counts all of them.
+const MostListed = 100
+
+// Report is the outcome of an audit.
+type Report struct {
+	At         time.Time     `json:"at"`
+	Took       time.Duration `json:"took_ns"`
+	Orders     int           `json:"orders"` // how many were looked at
+	Checks     []Result      `json:"checks"`
+	Violations []Violation   `json:"violations"`
+}
+
+// Count is how many violations there are.
+func (r *Report) Count() (n int) {
+	for _, c := range r.Checks {
+		n += c.Violations
+	}
+	return n
+}
+
+// InFlight is how many things are on their way.
+func (r *Report) InFlight() (n int) {
+	for _, c := range r.Checks {
+		n += c.InFlight
+	}
+	return n
+}
+
+// Config says what is audited.
+type Config struct {
+	// DatabaseURLs are by schema, of roles that may read it. They may all be the same.
+	DatabaseURLs map[string]string
+	// Since leaves out orders that are older; 0 leaves out none. The stock is always compared as a whole.
+	Since time.Duration
+	// Late is the age from which what is on its way is a violation; 1 min where it is 0.
+	Late time.Duration
+	// Pause is how long what looks wrong may take to become right before it is read again; 1 s where it is 0.
+	Pause time.Duration
+}
+
+// Auditor reads the databases of a shop. It runs one audit at a time.
+type Auditor struct {
+	orders, inventory, logging *sql.DB
+
+	since, late, pause time.Duration
+}
+
+// Open connects to the databases, which have to be there. The sessions are read-only.
+func Open(ctx context.Context, cfg Config) (*Auditor, error) {
+	a := &Auditor{since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second)}
+	for schema, pool := range map[string]**sql.DB{"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging} {
+		var err error
+		if *pool, err = open(ctx, cfg.DatabaseURLs[schema], schema); err != nil {
+			return nil, errors.Join(err, a.Close())
+		}
+	}
+	return a, nil
+}
+
+func open(ctx context.Context, url, schema string) (*sql.DB, error) {
+	config, err := db.Config(url, schema)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", schema, err)
+	}
+	config.ApplicationName = "shop audit"
+	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, 5*time.Second)
+	config.Runtime["default_transaction_read_only"] = "on"
+	config.Runtime["lock_timeout"] = "5s"
+	// The sums of the stock read everything that ever moved.
+	config.Runtime["statement_timeout"] = "5min"
+	connector, err := pq.NewConnectorConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", schema, err)
+	}
+	pool := sql.OpenDB(connector)
+	pool.SetMaxOpenConns(2)
+	var ready bool
+	err = pool.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, schema+"."+landmark[schema]).Scan(&ready)
+	if err == nil && !ready {
+		err = errors.New("there is no shop in it that this role may read; run shop migrate, or use another role")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("database of %s: %w", schema, err), pool.Close())
+	}
+	return pool, nil
+}
+
+// landmark is a table of each schema by which it is known.
+var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log"}
+
+// Close closes the connections.
+func (a *Auditor) Close() error {
+	var errs []error
+	for _, pool := range []*sql.DB{a.orders, a.inventory, a.logging} {
+		if pool != nil {
+			errs = append(errs, pool.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// finding is what looks wrong, or is on its way where it is not late.
+type finding struct {
+	Violation
+	late bool
+}
+
+// Run audits the shop once.
+func (a *Auditor) Run(ctx context.Context) (*Report, error) {
+	r := &Report{At: time.Now()}
+	var all []finding
+	for _, look := range []func(context.Context) ([]finding, error){
+		a.stock,
+		func(ctx context.Context) (found []finding, err error) {
+			found, r.Orders, err = a.allOrders(ctx)
+			return found, err
+		},
+		a.deadLetters,
+		a.outboxes,
+	} {
+		found, err := look(ctx)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	r.Took = time.Since(r.At)
+	r.fill(all)
+	return r, nil
+}
+
+// RunWhenQuiet repeats the audit until nothing is in flight, for at most patience, and returns the last report.
+func (a *Auditor) RunWhenQuiet(ctx context.Context, patience time.Duration) (*Report, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		r, err := a.Run(ctx)
+		if err != nil || r.InFlight() == 0 || time.Now().After(deadline) {
+			return r, err
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Report) fill(all []finding) {
+	r.Violations = []Violation{} // an empty list in JSON
+	for _, c := range checks {
+		result := Result{Check: c.name, About: c.about}
+		for _, f := range all {
+			switch {
+			case f.Check != c.name:
+			case !f.late:
+				result.InFlight++
+			default:
+				if result.Violations++; result.Violations <= MostListed {
+					r.Violations = append(r.Violations, f.Violation)
+				}
+			}
+		}
+		r.Checks = append(r.Checks, result)
+	}
+}
+
+// rows runs a query and gives each row to scan.
+func rows(ctx context.Context, pool *sql.DB, what, query string, args []any, scan func(*sql.Rows) error) error {
+	result, err := pool.QueryContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", what, err)
+	}
+	defer result.Close()
+	for result.Next() {
+		if err := scan(result); err != nil {
+			return fmt.Errorf("reading %s: %w", what, err)
+		}
+	}
+	if err := result.Err(); err != nil {
+		return fmt.Errorf("reading %s: %w", what, err)
+	}
+	return nil
+}
+
+// seconds is an age as the database tells it.
+type seconds float64
+
+// String is as exact as a person needs it.
+func (s seconds) String() string {
+	d := time.Duration(float64(s) * float64(time.Second))
+	if d > time.Minute {
+		return d.Truncate(time.Minute).String()
+	}
+	return d.Truncate(time.Second).String()
+}
+
+func (a *Auditor) isLate(age seconds) bool { return float64(age) > a.late.Seconds() }
+
+// sortFindings puts what belongs together beside each other, in the same order every time.
+func sortFindings(found []finding) {
+	slices.SortFunc(found, func(a, b finding) int {
+		return cmp.Or(cmp.Compare(a.OrderID, b.OrderID), cmp.Compare(a.Check, b.Check), cmp.Compare(a.Detail, b.Detail))
+	})
+}

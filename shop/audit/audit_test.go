@@ -1,0 +1,400 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/db"
+	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/money"
+)
+
+// shop is a database with a confirmed, a cancelled and a rejected order in it, decided ten minutes ago, which add up.
+type shop struct {
+	*sql.DB
+	*Auditor
+	confirmed, cancelled, rejected string
+}
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	url := dbtest.New(t)
+	pool, err := sql.Open("postgres", url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	urls := map[string]string{}
+	for _, schema := range db.Schemas() {
+		urls[schema] = url
+	}
+	auditor, err := Open(t.Context(), Config{DatabaseURLs: urls, Pause: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := auditor.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &shop{DB: pool, Auditor: auditor}
+	s.confirmed, s.cancelled, s.rejected = s.store(t, "CONFIRMED"), s.store(t, "CANCELLED"), s.store(t, "REJECTED")
+	return s
+}
+
+// store writes what there is of an order of 3 Laptop Stands at 35.00 and 4 Mouse Pads at 25.00 once all is done.
+func (s *shop) store(t *testing.T, state string) (id string) {
+	t.Helper()
+	id = uuid.Must(uuid.NewV7()).String()
+	for _, event := range eventsOf[state] {
+		s.log(t, id, event)
+	}
+	answer := &inventoryv1.StockDecision{OrderId: id}
+	if state == "REJECTED" {
+		s.exec(t, `INSERT INTO orders.orders (id, customer_name, customer_email, state, reason, total_items, created_at, updated_at)
+			VALUES ($1, 'Ada', 'ada@example.org', 'REJECTED', 'OUT_OF_STOCK', 7, now() - interval '10 min', now() - interval '10 min')`, id)
+		s.exec(t, `INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity) VALUES ($1, 1, 5, '', 7)`, id)
+		s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, reason, answer, decided_at)
+			VALUES ($1, '', 'OUT_OF_STOCK', '', now() - interval '10 min')`, id)
+		return id
+	}
+	s.exec(t, `INSERT INTO orders.orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
+		VALUES ($1, 'Ada', 'ada@example.org', $2, 7, 20500, 'USD', now() - interval '10 min', now() - interval '10 min')`, id, state)
+	s.exec(t, `INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity, unit_price)
+		VALUES ($1, 1, 5, 'Laptop Stand', 3, 3500), ($1, 2, 6, 'Mouse Pad', 4, 2500)`, id)
+	answer.Lines = []*eventsv1.PricedLine{
+		{Line: 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 3, UnitPrice: money.FromMinor(3500, "USD")},
+		{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: money.FromMinor(2500, "USD")},
+	}
+	body, err := proto.Marshal(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at) VALUES ($1, '', $2, now() - interval '10 min')`, id, body)
+	s.exec(t, `INSERT INTO inventory.hold (order_id, product_id, quantity, state) VALUES ($1, 5, 3, $2), ($1, 6, 4, $2)`, id,
+		map[string]string{"CONFIRMED": "SETTLED", "CANCELLED": "RELEASED"}[state])
+	s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, -3, 'SOLD'), (6, $1, -4, 'SOLD')`, id)
+	if state == "CANCELLED" {
+		s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, 3, 'RESTOCKED'), (6, $1, 4, 'RESTOCKED')`, id)
+		return id
+	}
+	s.exec(t, `UPDATE inventory.product SET on_hand = on_hand - id + 2 WHERE id IN (5, 6)`)
+	return id
+}
+
+func (s *shop) log(t *testing.T, order, event string) {
+	t.Helper()
+	s.exec(t, `INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
+		VALUES ($2, 'shop.topic', '{}', 'success', gen_random_uuid(), $1, now() - interval '10 min')`, order, event)
+}
+
+func (s *shop) exec(t *testing.T, query string, args ...any) {
+	t.Helper()
+	if _, err := s.ExecContext(t.Context(), query, args...); err != nil {
+		t.Fatalf("%v in %s", err, query)
+	}
+}
+
+func (s *shop) audit(t *testing.T) *Report {
+	t.Helper()
+	r, err := s.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestRun_WhatAddsUpHasNoViolation(t *testing.T) {
+	t.Parallel()
+	r := newShop(t).audit(t)
+	if len(r.Violations) != 0 || r.Count() != 0 || r.InFlight() != 0 || r.Orders != 3 || len(r.Checks) != len(checks) {
+		t.Errorf("%+v", r)
+	}
+}
+
+const (
+	letter = `INSERT INTO logging.dead_letter (state, reason, source_queue, exchange, routing_key, message_id, order_id, attempts, headers, body, published_at)
+		VALUES ($2, 'it is too late', 'order', 'shop.topic', 'shop.order.placed', gen_random_uuid(), $1, 4, '{}', '', now())`
+	outbox = `INSERT INTO %s.outbox (message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at)
+		VALUES (gen_random_uuid(), '', '', '', '', '', '', now() - interval '%d s')`
+)
+
+// %o stands for an order that is not stored, %c, %x and %r for the confirmed, the cancelled and the rejected one.
+func TestRun_FindsWhatIsWrongAndNamesIt(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		wrong []string
+		want  []string // check and what the violation says, all of them
+	}{
+		"stock that moved without a movement": {
+			[]string{`UPDATE inventory.product SET on_hand = on_hand - 1 WHERE id = 1`},
+			[]string{"on_hand product 1 (Laptop): 49 on hand, its movements sum up to 50"},
+		},
+		"stock that was sold twice": {
+			[]string{`INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, '%c', -3, 'SOLD')`,
+				`UPDATE inventory.product SET on_hand = on_hand - 3 WHERE id = 5`},
+			[]string{"sold product 5 (Laptop Stand): 6 left the stock for orders, its settled holds sum up to 3"},
+		},
+		"a reservation that nobody holds": {
+			[]string{`UPDATE inventory.product SET reserved = 2 WHERE id = 1`},
+			[]string{"reserved product 1 (Laptop): 2 reserved, its open holds sum up to 0"},
+		},
+		"an order that was placed and never decided": {
+			[]string{`INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
+				VALUES ('shop.order.placed', 'shop.topic', '{}', 'success', gen_random_uuid(), '%o', now() - interval '2 min')`},
+			[]string{"undecided order %o: it was placed 2m0s ago, but is neither decided nor stored"},
+		},
+		"a hold without an order": {
+			[]string{`INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at) VALUES ('%o', '', '', now() - interval '3 min')`,
+				`INSERT INTO inventory.hold (order_id, product_id, quantity) VALUES ('%o', 1, 2)`,
+				`UPDATE inventory.product SET reserved = 2 WHERE id = 1`},
+			[]string{"undecided order %o: its stock was held 3m0s ago, but the order is not stored"},
+		},
+		"a refusal without an order": {
+			[]string{`INSERT INTO inventory.decision (order_id, lines_hash, reason, answer, decided_at) VALUES ('%o', '', 'PRICE_CHANGED', '', now() - interval '3 min')`},
+			[]string{"undecided order %o: it was refused (PRICE_CHANGED) 3m0s ago, but the order is not stored"},
+		},
+		"a rejected order without a decision": {
+			[]string{`DELETE FROM inventory.decision WHERE order_id = '%r'`},
+			[]string{"decisions order %r: it is REJECTED, but inventory has no decision about it"},
+		},
+		"a confirmed order without decision and holds": {
+			[]string{`DELETE FROM inventory.hold WHERE order_id = '%c'`, `DELETE FROM inventory.decision WHERE order_id = '%c'`,
+				`DELETE FROM inventory.stock_movement WHERE order_id = '%c'`, `UPDATE inventory.product SET on_hand = on_hand + id - 2 WHERE id IN (5, 6)`},
+			[]string{"decisions order %c: it is CONFIRMED, but inventory has no decision about it",
+				"holds order %c: it is CONFIRMED, but none of its 3 pieces of product 5 were held",
+				"holds order %c: it is CONFIRMED, but none of its 4 pieces of product 6 were held"},
+		},
+		"an order that was refused and confirmed": {
+			[]string{`UPDATE inventory.decision SET reason = 'OUT_OF_STOCK' WHERE order_id = '%c'`},
+			[]string{"decisions order %c: it is CONFIRMED, but inventory refused it (OUT_OF_STOCK)"},
+		},
+		"an order that was granted and rejected": {
+			[]string{`UPDATE inventory.decision SET reason = NULL WHERE order_id = '%r'`},
+			[]string{"decisions order %r: it is REJECTED (OUT_OF_STOCK), but inventory held its stock"},
+		},
+		"another reason": {
+			[]string{`UPDATE inventory.decision SET reason = 'UNKNOWN_PRODUCT' WHERE order_id = '%r'`},
+			[]string{"decisions order %r: it is REJECTED for OUT_OF_STOCK, inventory refused it for UNKNOWN_PRODUCT"},
+		},
+		"a settlement that is lost": {
+			[]string{`UPDATE inventory.hold SET state = 'HELD' WHERE order_id = '%c' AND product_id = 5`, `DELETE FROM inventory.stock_movement WHERE order_id = '%c' AND product_id = 5`,
+				`UPDATE inventory.product SET reserved = 3, on_hand = on_hand + 3 WHERE id = 5`},
+			[]string{"holds order %c: it is CONFIRMED for 10m0s, but 3 pieces of product 5 are HELD"},
+		},
+		"a confirmed order whose stock went back": {
+			[]string{`UPDATE inventory.hold SET state = 'RELEASED' WHERE order_id = '%c' AND product_id = 5`, `DELETE FROM inventory.stock_movement WHERE order_id = '%c' AND product_id = 5`,
+				`UPDATE inventory.product SET on_hand = on_hand + 3 WHERE id = 5`},
+			[]string{"holds order %c: it is CONFIRMED for 10m0s, but 3 pieces of product 5 are RELEASED"},
+		},
+		"a cancelled order whose stock did not go back": {
+			[]string{`UPDATE inventory.hold SET state = 'SETTLED' WHERE order_id = '%x' AND product_id = 5`, `DELETE FROM inventory.stock_movement WHERE order_id = '%x' AND reason = 'RESTOCKED' AND product_id = 5`,
+				`UPDATE inventory.product SET on_hand = on_hand - 3 WHERE id = 5`},
+			[]string{"holds order %x: it is CANCELLED for 10m0s, but 3 pieces of product 5 are SETTLED"},
+		},
+		"a rejected order that holds stock": {
+			[]string{`INSERT INTO inventory.hold (order_id, product_id, quantity) VALUES ('%r', 1, 2)`, `UPDATE inventory.product SET reserved = 2 WHERE id = 1`},
+			[]string{"holds order %r: it is REJECTED, but 2 pieces of product 1 are HELD"},
+		},
+		"a hold of another quantity": {
+			[]string{`UPDATE orders.order_item SET quantity = 2 WHERE order_id = '%c' AND line = 1`, `UPDATE orders.orders SET total_items = 6, total_value = 17000 WHERE id = '%c'`},
+			[]string{"lines order %c: 2 pieces of product 5 are ordered, 3 are SETTLED",
+				"lines order %c: its line 1: 2 of product 5 (Laptop Stand) at 35.00 USD was decided as 1: 3 of product 5 (Laptop Stand) at 35.00 USD"},
+		},
+		"another price": {
+			[]string{`UPDATE orders.order_item SET unit_price = 1 WHERE order_id = '%x' AND line = 2`, `UPDATE orders.orders SET total_value = 10504 WHERE id = '%x'`},
+			[]string{"lines order %x: its line 2: 4 of product 6 (Mouse Pad) at 0.01 USD was decided as 2: 4 of product 6 (Mouse Pad) at 25.00 USD"},
+		},
+		"another total": {
+			[]string{`UPDATE orders.orders SET total_value = 20499 WHERE id = '%c'`},
+			[]string{"lines order %c: its totals are 7 pieces and 204.99 USD, its lines sum up to 7 and 205.00 USD"},
+		},
+		"events that are missing": {
+			[]string{`DELETE FROM logging.event_log WHERE routing_key IN ('shop.order.placed', 'shop.inventory.decrement.quantity') AND order_id = '%c'`},
+			[]string{"events order %c: it is CONFIRMED for 10m0s, but the log has no shop.inventory.decrement.quantity",
+				"events order %c: it is CONFIRMED for 10m0s, but the log has no shop.order.placed"},
+		},
+		"an event of another outcome": {
+			[]string{`INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
+				VALUES ('shop.order.confirmed', 'shop.topic', '{}', 'success', gen_random_uuid(), '%r', now())`},
+			[]string{"events order %r: it is REJECTED, but the log has shop.order.confirmed"},
+		},
+		"an event that is logged twice": {
+			[]string{`INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
+				SELECT routing_key, exchange, payload, status, message_id, order_id, now() FROM logging.event_log WHERE order_id = '%x' AND routing_key = 'shop.order.cancelled'`},
+			[]string{"duplicates order %x: the log has shop.order.cancelled 2 times"},
+		},
+		"a message that waits for a person": {
+			[]string{strings.NewReplacer("$1", "'%c'", "$2", "'OPEN'").Replace(letter)},
+			[]string{`dead_letters order %c: dead letter 1, shop.order.placed of queue "order" after 4 attempts: it is too late`},
+		},
+		"messages that wait for the broker": {
+			[]string{fmt.Sprintf(outbox, "orders", 90), fmt.Sprintf(outbox, "orders", 10), fmt.Sprintf(outbox, "inventory", 90), fmt.Sprintf(outbox, "inventory", 125)},
+			[]string{"outbox the outbox of orders has 1 messages that are older than 1m0s, the oldest 1m0s",
+				"outbox the outbox of inventory has 2 messages that are older than 1m0s, the oldest 2m0s"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newShop(t)
+			names := strings.NewReplacer("%o", uuid.NewString(), "%c", s.confirmed, "%x", s.cancelled, "%r", s.rejected)
+			for _, query := range tt.wrong {
+				s.exec(t, names.Replace(query))
+			}
+			r := s.audit(t)
+			var got []string
+			for _, v := range r.Violations {
+				got = append(got, fmt.Sprintf("%s %s", v.Check, v))
+			}
+			want := names.Replace(strings.Join(tt.want, "\n"))
+			if strings.Join(got, "\n") != want || r.Count() != len(tt.want) {
+				t.Errorf("found %d violations:\n%s\nwant\n%s", r.Count(), strings.Join(got, "\n"), want)
+			}
+		})
+	}
+}
+
+func TestRun_WhatIsOnItsWayIsInFlight(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	waits, held, refused := uuid.NewString(), uuid.NewString(), uuid.NewString()
+	s.log(t, waits, placed)
+	s.exec(t, `UPDATE logging.event_log SET published_at = now() WHERE order_id = $1`, waits)
+	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, answer) VALUES ($1, '', '')`, held)
+	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, reason, answer) VALUES ($1, '', 'OUT_OF_STOCK', '')`, refused)
+	// Confirmed and cancelled a moment ago: the holds do not know yet, nor does the log.
+	s.exec(t, `UPDATE orders.orders SET updated_at = now()`)
+	s.exec(t, `UPDATE inventory.hold SET state = 'HELD' WHERE order_id = $1`, s.confirmed)
+	s.exec(t, `DELETE FROM inventory.stock_movement WHERE order_id = $1`, s.confirmed)
+	s.exec(t, `UPDATE inventory.product SET on_hand = on_hand + id - 2, reserved = id - 2 WHERE id IN (5, 6)`)
+	s.exec(t, `UPDATE inventory.hold SET state = 'SETTLED' WHERE order_id = $1`, s.cancelled)
+	s.exec(t, `DELETE FROM inventory.stock_movement WHERE order_id = $1 AND reason = 'RESTOCKED'`, s.cancelled)
+	s.exec(t, `UPDATE inventory.product SET on_hand = on_hand - id + 2 WHERE id IN (5, 6)`)
+	s.exec(t, `DELETE FROM logging.event_log WHERE order_id = $1`, s.rejected)
+	s.exec(t, fmt.Sprintf(outbox, "orders", 5))
+
+	r := s.audit(t)
+	for _, c := range r.Checks {
+		if want := map[Check]int{Undecided: 3, Holds: 2, Events: 2, Outbox: 1}[c.Check]; c.Violations != 0 || c.InFlight != want {
+			t.Errorf("%s: %d violations and %d in flight, want none and %d", c.Check, c.Violations, c.InFlight, want)
+		}
+	}
+	if r.Orders != 6 {
+		t.Errorf("%d orders", r.Orders)
+	}
+	for _, v := range r.Violations {
+		t.Log(v)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.RunWhenQuiet(ctx, time.Minute); err == nil {
+		t.Error("it was quiet")
+	}
+}
+
+// Between two reads an order moved on.
+func TestRun_WhatIsRightTheSecondTimeIsNoViolation(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `UPDATE inventory.decision SET reason = 'UNKNOWN_PRODUCT' WHERE order_id = $1`, s.rejected)
+	suspect := func(check Check, order string) finding { return finding{Violation{Check: check, OrderID: order}, true} }
+	found, err := s.confirm(t.Context(), []finding{suspect(Holds, s.confirmed), suspect(Decisions, s.rejected), suspect(Events, s.rejected)}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 1 || found[0].OrderID != s.rejected || found[0].Check != Decisions {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// A person has decided that the order comes to nothing.
+func TestRun_AnOrderThatWasDiscardedIsNotUndecided(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	id := uuid.NewString()
+	s.log(t, id, placed)
+	if n := s.audit(t).Count(); n != 1 {
+		t.Fatalf("%d violations before", n)
+	}
+	s.exec(t, letter, id, "DISCARDED")
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("%+v", r.Violations)
+	}
+}
+
+func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `DELETE FROM logging.event_log`)
+	if n := s.audit(t).Count(); n == 0 {
+		t.Fatal("no violations where nothing is logged")
+	}
+	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
+	s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
+		tomorrow.Format("20060102"), tomorrow.Format("2006-01-02T00:00:00Z"), tomorrow.AddDate(0, 0, 1).Format("2006-01-02T00:00:00Z")))
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("%+v", r.Violations)
+	}
+}
+
+func TestRun_SinceLeavesOutOlderOrders(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `UPDATE inventory.decision SET reason = 'UNKNOWN_PRODUCT' WHERE order_id = $1`, s.rejected)
+	s.since = 5 * time.Minute
+	if r := s.audit(t); r.Count() != 0 || r.Orders != 0 {
+		t.Errorf("%d violations in %d orders", r.Count(), r.Orders)
+	}
+	s.since = 15 * time.Minute
+	if r := s.audit(t); r.Count() != 1 || r.Orders != 3 {
+		t.Errorf("%d violations in %d orders", r.Count(), r.Orders)
+	}
+}
+
+func TestRun_MoreOrdersThanAPageAreAllLookedAt(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	const more = 2*page + 10
+	s.exec(t, `INSERT INTO orders.orders (id, customer_name, customer_email, state, reason, total_items, created_at, updated_at)
+		SELECT gen_random_uuid(), '', '', 'REJECTED', 'OUT_OF_STOCK', 1, '2026-01-01', '2026-01-01' FROM generate_series(1, $1)`, more)
+	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, reason, answer, decided_at)
+		SELECT gen_random_uuid(), '', 'OUT_OF_STOCK', '', '2026-01-01' FROM generate_series(1, $1)`, more)
+	r := s.audit(t)
+	for _, c := range r.Checks {
+		if want := map[Check]int{Decisions: more, Undecided: more, Events: 2 * more}[c.Check]; c.Violations != want {
+			t.Errorf("%s: %d violations, want %d", c.Check, c.Violations, want)
+		}
+	}
+	if r.Orders != 2*more+3 || len(r.Violations) != 3*MostListed {
+		t.Errorf("%d orders, %d violations listed", r.Orders, len(r.Violations))
+	}
+}
+
+func TestOpen_SaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	url := dbtest.NewEmpty(t)
+	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url}})
+	if err == nil || !strings.Contains(err.Error(), "there is no shop in it") {
+		t.Errorf("an empty database: %v", err)
+	}
+}
+
+func TestOpen_ChangesNothing(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, pool := range []*sql.DB{s.orders, s.inventory, s.logging} {
+		if _, err := pool.ExecContext(t.Context(), `CREATE TABLE written ()`); err == nil || !strings.Contains(err.Error(), "read-only") {
+			t.Errorf("writing: %v", err)
+		}
+	}
+}

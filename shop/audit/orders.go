@@ -1,0 +1,404 @@
+package audit
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/lib/pq"
+	"google.golang.org/protobuf/proto"
+
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/money"
+)
+
+// page is how many orders are read and judged together: no statement is long, and memory is bounded.
+const page = 5000
+
+// facts are what the services know about one order.
+type facts struct {
+	id       string
+	order    *order
+	decision *decision
+	holds    []hold
+	events   map[string]int // by routing key
+	// placedAge is the age of the first event in the log; 0 where there is none.
+	placedAge seconds
+	// givenUp: its OrderPlaced is a dead letter that a person discarded.
+	givenUp bool
+	// logged is false where the order is older than the log.
+	logged bool
+}
+
+type order struct {
+	state, reason string
+	items         int64
+	value         int64 // minor units
+	currency      string
+	lines         []line
+	createdAt     time.Time
+	age           seconds // of its state
+}
+
+// line is one line of a confirmed order, comparable.
+type line struct {
+	number, productID int32
+	name              string
+	quantity          int32
+	price             int64 // minor units
+	currency          string
+}
+
+type decision struct {
+	reason string // "" where the stock was held
+	lines  []line
+	age    seconds
+}
+
+type hold struct {
+	productID, quantity int32
+	state               string
+}
+
+// allOrders judges every order that one of the services knows. What is late is judged once more after a pause, and
+// counts if it is found again.
+func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, err error) {
+	horizon, err := a.logBegins(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	examine := func(ids []string) error {
+		more, err := a.examine(ctx, ids, horizon)
+		found = append(found, more...)
+		return err
+	}
+	err = a.storedOrders(ctx, func(ids []string) error {
+		orders += len(ids)
+		return examine(ids)
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	// What inventory or the log knows and the order service does not.
+	lost := map[string]bool{}
+	for _, source := range []func(context.Context, func([]string) error) error{a.decidedOrders, a.placedOrders} {
+		err := source(ctx, func(ids []string) error {
+			ids, err := a.notStored(ctx, ids, lost)
+			if err != nil {
+				return err
+			}
+			return examine(ids)
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	found, err = a.confirm(ctx, found, horizon)
+	return found, orders + len(lost), err
+}
+
+// confirm drops what is late and not found again.
+func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Time) ([]finding, error) {
+	type subject struct {
+		check Check
+		order string
+	}
+	suspects := map[subject]bool{}
+	var ids []string
+	var kept []finding
+	seen := map[string]bool{}
+	for _, f := range found {
+		if !f.late {
+			kept = append(kept, f)
+			continue
+		}
+		suspects[subject{f.Check, f.OrderID}] = true
+		if !seen[f.OrderID] {
+			seen[f.OrderID] = true
+			ids = append(ids, f.OrderID)
+		}
+	}
+	if len(ids) == 0 {
+		return kept, nil
+	}
+	if err := sleep(ctx, a.pause); err != nil {
+		return nil, err
+	}
+	for begin := 0; begin < len(ids); begin += page {
+		again, err := a.examine(ctx, ids[begin:min(begin+page, len(ids))], horizon)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range again {
+			if f.late && suspects[subject{f.Check, f.OrderID}] {
+				kept = append(kept, f)
+			}
+		}
+	}
+	sortFindings(kept)
+	return kept, nil
+}
+
+// storedOrders calls f with the ids of the order service's orders, by age. Orders that are placed after it began are left
+// out: it ends, however busy the shop is.
+func (a *Auditor) storedOrders(ctx context.Context, f func([]string) error) error {
+	// As text: the driver would round times that Go cannot hold.
+	var lastTime, until string
+	err := a.orders.QueryRowContext(ctx, `
+		SELECT CASE WHEN $1::float8 > 0 THEN now() - $1::float8 * interval '1 second' ELSE '-infinity' END::text, now()::text`,
+		a.since.Seconds()).Scan(&lastTime, &until)
+	if err != nil {
+		return fmt.Errorf("reading the time: %w", err)
+	}
+	lastID := "00000000-0000-0000-0000-000000000000"
+	for {
+		var ids []string
+		err := rows(ctx, a.orders, "orders", `
+			SELECT id, created_at::text FROM orders
+			WHERE (created_at, id) > ($1::timestamptz, $2::uuid) AND created_at <= $3::timestamptz
+			ORDER BY created_at, id LIMIT $4`, []any{lastTime, lastID, until, page}, func(r *sql.Rows) error {
+			if err := r.Scan(&lastID, &lastTime); err != nil {
+				return err
+			}
+			ids = append(ids, lastID)
+			return nil
+		})
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		if err := f(ids); err != nil {
+			return err
+		}
+	}
+}
+
+// decidedOrders calls f with the ids of the orders that inventory has decided.
+func (a *Auditor) decidedOrders(ctx context.Context, f func([]string) error) error {
+	for last := "00000000-0000-0000-0000-000000000000"; ; {
+		var ids []string
+		err := rows(ctx, a.inventory, "decisions", `
+			SELECT order_id FROM decision
+			WHERE order_id > $1 AND ($2::float8 = 0 OR decided_at >= now() - $2::float8 * interval '1 second')
+			ORDER BY order_id LIMIT $3`, []any{last, a.since.Seconds(), page}, func(r *sql.Rows) error {
+			if err := r.Scan(&last); err != nil {
+				return err
+			}
+			ids = append(ids, last)
+			return nil
+		})
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		if err := f(ids); err != nil {
+			return err
+		}
+	}
+}
+
+// placedOrders calls f with the ids of the orders that the log has an OrderPlaced of.
+func (a *Auditor) placedOrders(ctx context.Context, f func([]string) error) error {
+	for last := int64(0); ; {
+		var ids []string
+		err := rows(ctx, a.logging, "placed orders", `
+			SELECT id, order_id FROM event_log
+			WHERE routing_key = $1 AND id > $2 AND order_id IS NOT NULL AND published_at >= $3
+			ORDER BY id LIMIT $4`, []any{placed, last, a.begin(), page}, func(r *sql.Rows) error {
+			var id string
+			if err := r.Scan(&last, &id); err != nil {
+				return err
+			}
+			ids = append(ids, id)
+			return nil
+		})
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		if err := f(ids); err != nil {
+			return err
+		}
+	}
+}
+
+// begin is the time from which orders are looked at.
+func (a *Auditor) begin() time.Time {
+	if a.since == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(-a.since)
+}
+
+// notStored returns those of the ids that the order service does not know and that are not in lost, and puts them there.
+func (a *Auditor) notStored(ctx context.Context, ids []string, lost map[string]bool) (unknown []string, err error) {
+	err = rows(ctx, a.orders, "orders", `
+		SELECT DISTINCT id FROM unnest($1::uuid[]) AS id WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = id.id)`,
+		[]any{pq.Array(ids)}, func(r *sql.Rows) error {
+			var id string
+			if err := r.Scan(&id); err != nil {
+				return err
+			}
+			if !lost[id] {
+				lost[id] = true
+				unknown = append(unknown, id)
+			}
+			return nil
+		})
+	return unknown, err
+}
+
+// logBegins is when the oldest daily partition of the log begins: what is older has been dropped. The zero time where
+// there is none.
+func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
+	var day sql.NullString
+	err = a.logging.QueryRowContext(ctx, `
+		SELECT substring(min(relname::text) FROM '\d{8}$') FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+		WHERE inhparent = 'event_log'::regclass AND relname ~ '^event_log_\d{8}$'`).Scan(&day)
+	if err == nil && day.Valid {
+		begin, err = time.Parse("20060102", day.String)
+	}
+	if err != nil {
+		return begin, fmt.Errorf("reading the partitions of the log: %w", err)
+	}
+	return begin, nil
+}
+
+// examine reads what is known about the orders and judges it. The order service is read first and the log last, in the
+// direction in which things happen: what is read later is newer.
+func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) ([]finding, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	byID := make(map[string]*facts, len(ids))
+	for _, id := range ids {
+		byID[id] = &facts{id: id, events: map[string]int{}}
+	}
+	array := pq.Array(ids)
+	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp} {
+		if err := read(ctx, byID, array); err != nil {
+			return nil, err
+		}
+	}
+	var found []finding
+	for _, id := range ids {
+		f := byID[id]
+		f.logged = f.order == nil || !f.order.createdAt.Before(horizon)
+		found = append(found, a.judge(f)...)
+	}
+	return found, nil
+}
+
+func (a *Auditor) readOrders(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.orders, "orders", `
+		SELECT id, state, coalesce(reason, ''), total_items, coalesce(total_value, 0), coalesce(currency, ''), created_at,
+		       extract(epoch FROM clock_timestamp() - updated_at)
+		FROM orders WHERE id = ANY($1::uuid[])`, []any{ids}, func(r *sql.Rows) error {
+		var id string
+		o := &order{}
+		if err := r.Scan(&id, &o.state, &o.reason, &o.items, &o.value, &o.currency, &o.createdAt, &o.age); err != nil {
+			return err
+		}
+		byID[id].order = o
+		return nil
+	})
+}
+
+func (a *Auditor) readLines(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.orders, "the lines of orders", `
+		SELECT order_id, line, product_id, product_name, quantity, coalesce(unit_price, 0)
+		FROM order_item WHERE order_id = ANY($1::uuid[]) ORDER BY order_id, line`, []any{ids}, func(r *sql.Rows) error {
+		var id string
+		var l line
+		if err := r.Scan(&id, &l.number, &l.productID, &l.name, &l.quantity, &l.price); err != nil {
+			return err
+		}
+		if o := byID[id].order; o != nil { // an order that was stored a moment ago has lines only
+			l.currency = o.currency
+			o.lines = append(o.lines, l)
+		}
+		return nil
+	})
+}
+
+func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.inventory, "decisions", `
+		SELECT order_id, coalesce(reason, ''), answer, extract(epoch FROM clock_timestamp() - decided_at)
+		FROM decision WHERE order_id = ANY($1::uuid[])`, []any{ids}, func(r *sql.Rows) error {
+		var id string
+		var answer sql.RawBytes
+		d := &decision{}
+		if err := r.Scan(&id, &d.reason, &answer, &d.age); err != nil {
+			return err
+		}
+		m := &inventoryv1.StockDecision{}
+		if err := proto.Unmarshal(answer, m); err != nil {
+			return fmt.Errorf("order %s: %w", id, err)
+		}
+		for _, l := range m.GetLines() {
+			d.lines = append(d.lines, line{l.GetLine(), l.GetProductId(), l.GetProductName(), l.GetQuantity(),
+				money.Minor(l.GetUnitPrice()), l.GetUnitPrice().GetCurrencyCode()})
+		}
+		byID[id].decision = d
+		return nil
+	})
+}
+
+func (a *Auditor) readHolds(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.inventory, "holds", `
+		SELECT order_id, product_id, quantity, state FROM hold WHERE order_id = ANY($1::uuid[])
+		ORDER BY order_id, product_id`, []any{ids}, func(r *sql.Rows) error {
+		var id string
+		var h hold
+		if err := r.Scan(&id, &h.productID, &h.quantity, &h.state); err != nil {
+			return err
+		}
+		byID[id].holds = append(byID[id].holds, h)
+		return nil
+	})
+}
+
+// readEvents looks at the days from the oldest of the orders on: other partitions are not touched. A client that repeats
+// itself with its idempotency key places the same order again, and after a day that is an event of its own.
+func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids any) error {
+	begin := time.Now()
+	for _, f := range byID {
+		if f.order == nil {
+			begin = time.Time{}
+			break
+		}
+		if f.order.createdAt.Before(begin) {
+			begin = f.order.createdAt
+		}
+	}
+	if !begin.IsZero() {
+		begin = begin.Add(-time.Hour) // clocks differ
+	}
+	return rows(ctx, a.logging, "the log", `
+		SELECT order_id, routing_key,
+		       CASE WHEN routing_key = $3 AND max(published_at) - min(published_at) >= interval '1 day' THEN 1 ELSE count(*) END,
+		       extract(epoch FROM clock_timestamp() - min(published_at))
+		FROM event_log WHERE order_id = ANY($1::uuid[]) AND published_at >= $2
+		GROUP BY order_id, routing_key`, []any{ids, begin, placed}, func(r *sql.Rows) error {
+		var id, key string
+		var n int
+		var age seconds
+		if err := r.Scan(&id, &key, &n, &age); err != nil {
+			return err
+		}
+		byID[id].events[key] = n
+		byID[id].placedAge = max(byID[id].placedAge, age)
+		return nil
+	})
+}
+
+func (a *Auditor) readGivenUp(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.logging, "discarded dead letters", `
+		SELECT DISTINCT order_id FROM dead_letter WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2`,
+		[]any{ids, placed}, func(r *sql.Rows) error {
+			var id string
+			if err := r.Scan(&id); err != nil {
+				return err
+			}
+			byID[id].givenUp = true
+			return nil
+		})
+}

@@ -1,0 +1,246 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"shop.example/db"
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+	"shop.example/shop/audit"
+	"shop.example/shop/stack"
+)
+
+func auditCommand() *cobra.Command {
+	var (
+		cfg         audit.Config
+		asJSON      bool
+		wait, every time.Duration
+		listen      string
+	)
+	cmd := &cobra.Command{
+		Use:   "audit",
+		Short: "Compare orders, stock and log, and list what does not add up",
+		Long: `Reads what the services have stored, changes nothing, and lists what does not add up. The shop may be
+running: what is on its way is counted apart. Exit code 0 means no violation.
+
+The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
+of DATABASE_URL, with a role that may read the schemas; else those of the shop that runs here.
+
+With --every it goes on until it is ended, logs what it finds, and serves Prometheus metrics on --listen:
+shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
+		Example: "  shop audit --wait 30s\n  shop audit --every 1m --since 24h --listen :3104",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cfg.DatabaseURLs, err = auditedDatabases(cmd.Context()); err != nil {
+				return err
+			}
+			a, err := audit.Open(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, a.Close()) }()
+			if every > 0 {
+				return auditEvery(cmd.Context(), a, every, listen)
+			}
+			report, err := a.RunWhenQuiet(cmd.Context(), wait)
+			if err != nil {
+				return err
+			}
+			print := printReport
+			if asJSON {
+				print = printJSON
+			}
+			if err := print(cmd.OutOrStdout(), report); err != nil {
+				return err
+			}
+			if report.Count() > 0 || wait > 0 && report.InFlight() > 0 {
+				return ExitCode(1)
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.DurationVar(&cfg.Since, "since", 0, "leave out orders that are older (0 leaves out none)")
+	flags.DurationVar(&cfg.Late, "late", time.Minute, "the age from which what is on its way is a violation")
+	flags.BoolVar(&asJSON, "json", false, "print the report as JSON")
+	flags.DurationVar(&wait, "wait", 0, "wait so long for everything that is on its way, and fail where something still is")
+	flags.DurationVar(&every, "every", 0, "repeat the audit in this interval")
+	flags.StringVar(&listen, "listen", ":3104", "where health and metrics are served, with --every")
+	cmd.MarkFlagsMutuallyExclusive("every", "wait")
+	cmd.MarkFlagsMutuallyExclusive("every", "json")
+	return cmd
+}
+
+// auditedDatabases returns the URL of each schema: from the environment, or of the shop that runs in this workspace.
+func auditedDatabases(ctx context.Context) (map[string]string, error) {
+	urls := map[string]string{}
+	missing := ""
+	for _, schema := range db.Schemas() {
+		variable := strings.ToUpper(schema) + "_DATABASE_URL"
+		if urls[schema] = os.Getenv(variable); urls[schema] == "" {
+			urls[schema] = os.Getenv("DATABASE_URL")
+		}
+		if urls[schema] == "" {
+			missing = variable
+		}
+	}
+	if missing == "" {
+		return urls, nil
+	}
+	base, err := dataDir()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(base, "up")
+	admin, err := stack.RunningDatabase(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s and DATABASE_URL are not set, and %w", missing, err)
+	}
+	running, _, err := roles(dir, admin)
+	for schema, url := range urls {
+		if url == "" {
+			urls[schema] = running[schema]
+		}
+	}
+	return urls, err
+}
+
+func printJSON(out io.Writer, r *audit.Report) error {
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(r)
+}
+
+func printReport(out io.Writer, r *audit.Report) error {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	for _, c := range r.Checks {
+		result := "ok"
+		if c.Violations > 0 {
+			result = plural(c.Violations, "violation")
+		}
+		if c.InFlight > 0 {
+			result += fmt.Sprintf(", %d in flight", c.InFlight)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", c.Check, result, c.About)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, c := range r.Checks {
+		if c.Violations == 0 {
+			continue
+		}
+		fmt.Fprintf(out, "\n%s:\n", c.Check)
+		for _, v := range r.Violations {
+			if v.Check == c.Check {
+				fmt.Fprintf(out, "  %s\n", v)
+			}
+		}
+		if more := c.Violations - audit.MostListed; more > 0 {
+			fmt.Fprintf(out, "  and %d more\n", more)
+		}
+	}
+	fmt.Fprintf(out, "\n%s, %s in %.1f s\n", plural(r.Count(), "violation"), plural(r.Orders, "order"), r.Took.Seconds())
+	return nil
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// auditEvery audits until ctx ends. An audit that fails is logged and counted: the metrics then grow old.
+func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, listen string) error {
+	report := telemetry.Config{}
+	if err := env.Parse(&report); err != nil {
+		return fmt.Errorf("reading the environment: %w", err)
+	}
+	report.Service = "audit"
+	t, err := telemetry.New(ctx, report)
+	if err != nil {
+		return err
+	}
+	defer t.Shutdown(ctx)
+	s, err := service.New(service.Config{AdminAddr: listen}, t)
+	if err != nil {
+		return err
+	}
+	m, err := newAuditMetrics(t.Meter)
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	s.Go("auditor", func(ctx context.Context) error {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			r, err := a.Run(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil:
+				m.failures.Add(ctx, 1)
+				t.Logger.ErrorContext(ctx, "the audit failed", "err", err)
+			default:
+				m.record(ctx, r)
+				for _, v := range r.Violations {
+					t.Logger.ErrorContext(ctx, "violation", "check", v.Check, "what", v.String())
+				}
+				t.Logger.InfoContext(ctx, "audited", "orders", r.Orders, "violations", r.Count(), "in_flight", r.InFlight(), "took", r.Took)
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	})
+	return s.Run(ctx)
+}
+
+// auditMetrics are the last report, for Prometheus.
+type auditMetrics struct {
+	violations, inFlight metric.Int64Gauge
+	lastRun, duration    metric.Float64Gauge
+	failures             metric.Int64Counter
+}
+
+func newAuditMetrics(meters metric.MeterProvider) (*auditMetrics, error) {
+	meter := meters.Meter("shop.example/shop/audit")
+	m := &auditMetrics{}
+	var errs [5]error
+	m.violations, errs[0] = meter.Int64Gauge("shop.audit.violations", metric.WithDescription("Violations that the last audit found."))
+	m.inFlight, errs[1] = meter.Int64Gauge("shop.audit.in_flight", metric.WithDescription("What was on its way at the last audit."))
+	m.lastRun, errs[2] = meter.Float64Gauge("shop.audit.last_run.timestamp", metric.WithUnit("s"), metric.WithDescription("When the last audit that succeeded began."))
+	m.duration, errs[3] = meter.Float64Gauge("shop.audit.duration", metric.WithUnit("s"), metric.WithDescription("How long it took."))
+	m.failures, errs[4] = meter.Int64Counter("shop.audit.failures", metric.WithDescription("Audits that failed."))
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, fmt.Errorf("registering the metrics of the audit: %w", err)
+	}
+	return m, nil
+}
+
+func (m *auditMetrics) record(ctx context.Context, r *audit.Report) {
+	for _, c := range r.Checks {
+		check := metric.WithAttributes(attribute.String("check", string(c.Check)))
+		m.violations.Record(ctx, int64(c.Violations), check)
+		m.inFlight.Record(ctx, int64(c.InFlight), check)
+	}
+	m.lastRun.Record(ctx, float64(r.At.UnixMilli())/1000)
+	m.duration.Record(ctx, r.Took.Seconds())
+}
