@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -25,6 +24,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/service"
 )
 
 // sample is the body of the demo that the shop grew out of, to the letter.
@@ -351,28 +351,29 @@ func TestAMQP_AClientOfItsOwnCreatesProducts(t *testing.T) {
 	}
 }
 
-func TestGateway_TakesOrdersWhileEverybodyElseIsAway(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	// The broker is there, and the queues; the services are not.
+// gatewayAlone runs a gateway over the broker of s whose other services are not there.
+func gatewayAlone(t *testing.T, s *shop) *shop {
+	t.Helper()
 	alone := open(t, s.database, s.broker)
-	t.Cleanup(func() { _ = alone.Order.Close(); _ = alone.Inventory.Close(); _ = alone.Logging.Close() })
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- alone.Gateway.Run(ctx) }()
-	t.Cleanup(func() { stop(); <-ended })
-	eventually(t, func() error {
-		res, err := http.Get("http://" + alone.Gateway.AdminAddr() + "/readyz") //nolint:noctx // a test's own probe
-		if err != nil {
-			return err
+	t.Cleanup(func() {
+		stop()
+		if err := errors.Join(<-ended, alone.Order.Close(), alone.Inventory.Close(), alone.Logging.Close()); err != nil {
+			t.Errorf("the lone gateway ended with: %v", err)
 		}
-		defer func() { _ = res.Body.Close() }()
-		text, err := io.ReadAll(res.Body)
-		if res.StatusCode != http.StatusOK {
-			return fmt.Errorf("not ready: %s", text)
-		}
-		return err
 	})
+	ready, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	eventually(t, func() error { return service.Probe(ready, alone.Gateway.AdminAddr()) })
+	return alone
+}
+
+func TestGateway_TakesOrdersWhileEverybodyElseIsAway(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	alone := gatewayAlone(t, s)
 	location := alone.place(t, 1, 1)
 	if a := alone.get(t, location); a.code != http.StatusServiceUnavailable {
 		t.Errorf("the order service is away, and GET says %d %s", a.code, a.body)

@@ -100,11 +100,17 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	taken := &orders{ids: orderIDs{secret: secret}, publish: pub.Publish, log: t.Logger}
+	upstreams, err := s.dialUpstreams(cfg, t)
+	if err != nil {
+		return nil, err
+	}
+	taken := &orders{
+		ids: orderIDs{secret: secret}, publish: pub.Publish, stored: orderv1.NewOrderServiceClient(upstreams[0].conn), log: t.Logger,
+	}
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
-	if err := s.forwardServices(a, cfg, t); err != nil {
+	if err := forwardAll(a, upstreams); err != nil {
 		return nil, err
 	}
 	rest, err := newREST(a.local, t)
@@ -155,27 +161,41 @@ func (s *Service) connectBroker(url string, t *telemetry.Telemetry) (*messaging.
 	return pub, replies, nil
 }
 
-// forwardServices registers the services of others.
-func (s *Service) forwardServices(a *api, cfg Config, t *telemetry.Telemetry) error {
-	for _, backend := range []struct {
-		name, addr string
-		services   []protoreflect.ServiceDescriptor
-	}{
-		{"order", cfg.OrderAddr, services(orderv1.File_shop_order_v1_order_proto)},
-		{"inventory", cfg.InventoryAddr, services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
-		{"logging", cfg.LoggingAddr, services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto)},
-	} {
-		conn, err := dial(backend.addr, t)
-		if err != nil {
-			return fmt.Errorf("%s_ADDR: %w", strings.ToUpper(backend.name), err)
+// upstream is a service that calls are forwarded to.
+type upstream struct {
+	name     string
+	addr     string
+	services []protoreflect.ServiceDescriptor
+	conn     *grpc.ClientConn
+}
+
+// dialUpstreams connects to the services that others run: order, inventory and logging, in this order.
+func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream, error) {
+	upstreams := []upstream{
+		{name: "order", addr: cfg.OrderAddr, services: services(orderv1.File_shop_order_v1_order_proto)},
+		{name: "inventory", addr: cfg.InventoryAddr, services: services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
+		{name: "logging", addr: cfg.LoggingAddr, services: services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto)},
+	}
+	for i := range upstreams {
+		u := &upstreams[i]
+		var err error
+		if u.conn, err = dial(u.addr, t); err != nil {
+			return nil, fmt.Errorf("%s_ADDR: %w", strings.ToUpper(u.name), err)
 		}
-		s.OnStop(backend.name, conn.Close)
-		for _, sd := range backend.services {
-			desc, err := forward(sd, backend.name, conn)
+		s.OnStop(u.name, u.conn.Close)
+	}
+	return upstreams, nil
+}
+
+// forwardAll registers the services of the upstreams as if they were the gateway's own.
+func forwardAll(a *api, upstreams []upstream) error {
+	for _, u := range upstreams {
+		for _, sd := range u.services {
+			desc, err := forward(sd, u.name, u.conn)
 			if err != nil {
 				return err
 			}
-			a.RegisterService(desc, conn)
+			a.RegisterService(desc, u.conn)
 		}
 	}
 	return nil

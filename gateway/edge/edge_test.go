@@ -122,7 +122,8 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 		t.Fatal(err)
 	}
 	a := newAPI(s.GRPC(), operatorToken, tel)
-	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, log: tel.Logger}
+	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
+	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, stored: undecided, log: tel.Logger}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)

@@ -26,11 +26,11 @@ func (s intermediary) CreateOrder(ctx context.Context, req *intermediaryv1.Creat
 	if err != nil {
 		return nil, err
 	}
-	placed, err := s.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines)
+	order, err := s.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines)
 	if err != nil {
 		return nil, err
 	}
-	return &intermediaryv1.CreateOrderResponse{Message: "Order successfully published.", OrderId: placed.GetOrderId()}, nil
+	return &intermediaryv1.CreateOrderResponse{Message: "Order successfully published.", OrderId: order.GetId()}, nil
 }
 
 func (s intermediary) requestedLines(items []*intermediaryv1.CreateOrderRequest_Item) ([]*eventsv1.RequestedLine, error) {

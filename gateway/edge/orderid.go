@@ -23,24 +23,24 @@ type orderIDs struct {
 	secret []byte
 }
 
-// next is the id of the order that a call places: a new one that cannot be guessed (UUIDv7: 62 bits are random),
+// next is the id of the order that a call places, and whether it comes from an idempotency key: a new one that cannot be guessed (UUIDv7: 62 bits are random),
 // or where the call has an idempotency key the one that belongs to the key (UUIDv8). It cannot be computed without the
 // secret: who knows the key does not know the order.
-func (o orderIDs) next(ctx context.Context) (uuid.UUID, error) {
-	key, given, err := keyOf(ctx)
+func (o orderIDs) next(ctx context.Context) (id uuid.UUID, keyed bool, err error) {
+	key, keyed, err := keyOf(ctx)
 	if err != nil {
-		return uuid.UUID{}, err
+		return uuid.UUID{}, false, err
 	}
-	if !given {
-		return uuid.NewV7()
+	if !keyed {
+		id, err = uuid.NewV7()
+		return id, false, err
 	}
 	mac := hmac.New(sha256.New, o.secret)
 	mac.Write([]byte(key))
-	var id uuid.UUID
 	copy(id[:], mac.Sum(nil))
 	id[6] = id[6]&0x0f | 0x80 // version 8
 	id[8] = id[8]&0x3f | 0x80 // the variant of RFC 9562
-	return id, nil
+	return id, true, nil
 }
 
 // keyOf reads the idempotency key of a call.

@@ -261,7 +261,9 @@ func setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) 
 	switch m := answer.ProtoReflect().Interface().(type) {
 	case *checkoutv1.PlaceOrderResponse:
 		w.Header().Set("Location", location(m.GetOrder().GetId()))
-		w.WriteHeader(http.StatusAccepted)
+		if m.GetOrder().GetState() == orderv1.Order_PENDING {
+			w.WriteHeader(http.StatusAccepted)
+		}
 	case *intermediaryv1.CreateOrderResponse:
 		w.Header().Set("Location", location(m.GetOrderId()))
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
