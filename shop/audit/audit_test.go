@@ -228,6 +228,11 @@ func TestRun_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 				VALUES ('shop.order.confirmed', 'shop.topic', '{}', 'success', gen_random_uuid(), '%r', now())`},
 			[]string{"events order %r: it is REJECTED, but the log has shop.order.confirmed"},
 		},
+		"an order that is lost": {
+			[]string{`DELETE FROM orders.order_item WHERE order_id = '%r'`, `DELETE FROM orders.orders WHERE id = '%r'`},
+			[]string{"undecided order %r: it was refused (OUT_OF_STOCK) 10m0s ago, but the order is not stored",
+				"events order %r: it is not stored, but the log has shop.order.rejected"},
+		},
 		"an event that is logged twice": {
 			[]string{`INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
 				SELECT routing_key, exchange, payload, status, message_id, order_id, now() FROM logging.event_log WHERE order_id = '%x' AND routing_key = 'shop.order.cancelled'`},

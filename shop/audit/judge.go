@@ -64,6 +64,11 @@ func (j *judgement) add(late bool, check Check, format string, args ...any) {
 
 // judgeUndecided is about an order that is not stored. It may still wait in a queue.
 func (j *judgement) judgeUndecided(a *Auditor) {
+	for _, key := range []string{confirmed, rejected, cancelled, decrement} {
+		if j.events[key] > 0 {
+			j.add(true, Events, "it is not stored, but the log has %s", key)
+		}
+	}
 	switch {
 	case j.givenUp:
 	case j.decision != nil && j.decision.reason == "":
