@@ -177,7 +177,7 @@ func attemptOf(d amqp.Delivery) int {
 func again(d amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
-		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, Timestamp: m.Timestamp,
+		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, Timestamp: m.Timestamp,
 		TraceParent: stringHeader(d.Headers, headerTraceParent), AppID: d.AppId,
 		Headers: map[string]any{HeaderExchange: m.Exchange, HeaderRoutingKey: m.RoutingKey},
 		Body:    d.Body,

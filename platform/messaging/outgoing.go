@@ -19,6 +19,7 @@ type Outgoing struct {
 	Type          string // full name of the protobuf message
 	MessageID     string
 	CorrelationID string // the order id, where the message belongs to an order
+	ReplyTo       string // of a request: the queue for its answer
 	TraceParent   string // W3C trace context, "" where there is none
 	Timestamp     time.Time
 	AppID         string         // the service that said it, where that is not the publisher's own

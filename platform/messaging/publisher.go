@@ -236,6 +236,7 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 		DeliveryMode:  amqp.Persistent,
 		MessageId:     m.MessageID,
 		CorrelationId: m.CorrelationID,
+		ReplyTo:       m.ReplyTo,
 		Timestamp:     m.Timestamp,
 		Type:          m.Type,
 		AppId:         cmp.Or(m.AppID, service),

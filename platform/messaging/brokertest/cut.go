@@ -1,7 +1,9 @@
 package brokertest
 
 import (
+	"context"
 	"net/url"
+	"strings"
 	"testing"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
@@ -31,12 +33,21 @@ func (b *Broker) Line(t testing.TB) *Line {
 	return &Line{URL: u.String(), proxy: proxy}
 }
 
+// Mute keeps from arriving what the broker says, confirms for example, while it still hears everything. Up ends it.
+func (l *Line) Mute(t testing.TB) {
+	t.Helper()
+	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"type":"timeout","stream":"downstream","attributes":{"timeout":0}}`)); err != nil {
+		t.Fatalf("muting the broker: %v", err)
+	}
+}
+
 // Down cuts every connection of the line and refuses new ones until Up.
 func (l *Line) Down() { l.proxy.Stop() }
 
 // Up lets connections through again.
 func (l *Line) Up(t testing.TB) {
 	t.Helper()
+	l.proxy.Toxics.ResetToxics(context.Background())
 	if err := l.proxy.Start(); err != nil {
 		t.Fatalf("repairing the line to the broker: %v", err)
 	}

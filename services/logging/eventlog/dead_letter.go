@@ -258,8 +258,10 @@ func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-// message is the letter as it is shown, with its body where that was read. The body is shown as JSON too, unless it is
-// so large that twice is too much.
+// mostPayload is how large a body may be, in bytes, to be shown as JSON as well.
+const mostPayload = 4 << 20
+
+// message is the letter as it is shown, with its body where that was read.
 func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
 		Id:          l.ID,
@@ -279,7 +281,7 @@ func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, erro
 
 		RedrivableUntil: timestamppb.New(l.FirstAt.Add(horizon)),
 	}
-	if l.Body == nil || len(l.Body) > mostBytes {
+	if l.Body == nil || len(l.Body) > mostPayload {
 		return m, nil
 	}
 	payload, _ := decodeJSON(l.delivery())
