@@ -38,13 +38,14 @@ var (
 	ready  = regexp.MustCompile(`shop ready \(([0-9.]+) s\)`)
 )
 
-// up starts `shop up` in dir and returns once it says that it is open.
-func up(t *testing.T, binary, dir string) *program {
+// up starts `shop up` in dir, with env added to its environment, and returns once it says that it is open.
+func up(t *testing.T, binary, dir string, env ...string) *program {
 	t.Helper()
-	cmd := exec.Command(binary, "up") //nolint:noctx // it is killed, not cancelled
+	cmd := exec.Command(binary, "up")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL=", "HTTP_ADDR=127.0.0.1:0",
 		"ORDER_ADDR=127.0.0.1:0", "INVENTORY_ADDR=127.0.0.1:0", "LOGGING_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "LOG_LEVEL=warn")
+	cmd.Env = append(cmd.Env, env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -103,11 +104,11 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "shop")
-	if out, err := exec.Command("go", "build", "-o", binary, "shop.example/shop").CombinedOutput(); err != nil { //nolint:noctx // bounded by the test
+	if out, err := exec.Command("go", "build", "-o", binary, "shop.example/shop").CombinedOutput(); err != nil {
 		t.Fatalf("building the shop: %v\n%s", err, out)
 	}
 	t.Cleanup(func() {
-		down := exec.Command(binary, "down") //nolint:noctx // bounded by itself
+		down := exec.Command(binary, "down")
 		down.Dir = dir
 		if out, err := down.CombinedOutput(); err != nil {
 			t.Errorf("shop down: %v\n%s", err, out)
@@ -133,7 +134,7 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range orders / 8 {
-				res, err := http.Post(first.url+"/v1/orders", "application/json", strings.NewReader( //nolint:noctx // it ends with the shop
+				res, err := http.Post(first.url+"/v1/orders", "application/json", strings.NewReader(
 					`{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":5,"quantity":1},{"product_id":6,"quantity":1}]}`))
 				if err != nil {
 					return

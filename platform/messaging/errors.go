@@ -7,13 +7,13 @@ import (
 )
 
 var (
-	// ErrNotConnected: there is no connection to the broker.
+	// ErrNotConnected means that there is no connection to the broker.
 	ErrNotConnected = errors.New("no connection to the broker")
-	// ErrBlocked: the broker takes no messages because it is short of memory or disk.
+	// ErrBlocked means that the broker takes no messages because it is short of memory or disk.
 	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")
-	// ErrUnconfirmed: the broker did not say in time that it has the message. It may have it.
+	// ErrUnconfirmed means that the broker did not say in time that it has the message. It may have it.
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
-	// ErrUnroutable: no queue takes messages of this kind.
+	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
 )
 

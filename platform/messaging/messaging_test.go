@@ -209,7 +209,7 @@ func TestConsumer_WhatIsThereIsHandledTogether(t *testing.T) {
 	}
 	sizes := make(chan int, messages)
 	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: batch},
-		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			sizes <- len(batch)
 			return nil
 		})).Run)

@@ -184,14 +184,14 @@ func (c client) post(ctx context.Context, path string, body []byte) (answer, loc
 		return "", "", err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	res, text, err := c.do(req)
+	a, err := c.do(req)
 	if err != nil {
 		return "", "", err
 	}
-	if res.StatusCode != http.StatusOK {
-		return "", "", fmt.Errorf("POST %s: %s: %s", path, res.Status, text)
+	if a.code != http.StatusOK {
+		return "", "", fmt.Errorf("POST %s: %d %s", path, a.code, a.text)
 	}
-	return fmt.Sprintf("%d %s", res.StatusCode, text), res.Header.Get("Location"), nil
+	return fmt.Sprintf("%d %s", a.code, a.text), a.location, nil
 }
 
 // until gets path into v until enough, which looks at v, is content.
@@ -205,34 +205,42 @@ func (c client) until(ctx context.Context, path string, v any, enough func() boo
 		if err != nil {
 			return err
 		}
-		res, text, err := c.do(req)
+		a, err := c.do(req)
 		switch {
 		case err != nil:
 			return err
-		case res.StatusCode == http.StatusOK:
-			if err := json.Unmarshal(text, v); err != nil {
+		case a.code == http.StatusOK:
+			if err := json.Unmarshal(a.text, v); err != nil {
 				return fmt.Errorf("GET %s: %w", path, err)
 			}
 			if enough() {
 				return nil
 			}
-		case res.StatusCode != http.StatusNotFound: // an order is there once it has been decided
-			return fmt.Errorf("GET %s: %s: %s", path, res.Status, text)
+		case a.code != http.StatusNotFound: // an order is there once it has been decided
+			return fmt.Errorf("GET %s: %d %s", path, a.code, a.text)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("GET %s: still %s %s after %s", path, res.Status, text, demoPatience)
+			return fmt.Errorf("GET %s: still %d %s after %s", path, a.code, a.text, demoPatience)
 		case <-tick.C:
 		}
 	}
 }
 
-func (c client) do(req *http.Request) (*http.Response, []byte, error) {
+// restAnswer is what a call got.
+type restAnswer struct {
+	code     int
+	text     []byte
+	location string
+}
+
+func (c client) do(req *http.Request) (a restAnswer, err error) {
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return a, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	return res, text, err
+	a.code, a.location = res.StatusCode, res.Header.Get("Location")
+	a.text, err = io.ReadAll(res.Body)
+	return a, err
 }

@@ -110,7 +110,7 @@ func run(program string, args, env []string) error {
 			if s != syscall.SIGTERM && inForeground() { // the terminal sends these to the command too
 				continue
 			}
-			cmd.Process.Signal(s)
+			_ = cmd.Process.Signal(s) // it has ended already where this fails
 		case err := <-ended:
 			return exitCode(err)
 		}

@@ -37,7 +37,7 @@ SHOP_CURRENCY, LOG_LEVEL, LOG_FORMAT, OTEL_EXPORTER_OTLP_ENDPOINT.`,
 				return err
 			}
 			out := cmd.ErrOrStderr()
-			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(cfg *local.Config) {}, func(ctx context.Context, s *running) error {
+			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(*local.Config) {}, func(ctx context.Context, s *running) error {
 				fmt.Fprintf(out, "\n%s\n", s.greeting())
 				<-ctx.Done()
 				fmt.Fprintln(out, "stopping …")

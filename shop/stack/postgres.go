@@ -241,7 +241,7 @@ func (p *postgres) initialize(ctx context.Context, l launch) error {
 	if err := os.WriteFile(password, []byte(p.settings.Password), 0o600); err != nil {
 		return explain(fmt.Errorf("writing the password: %w", err), p.dir)
 	}
-	defer os.Remove(password)
+	defer func() { _ = os.Remove(password) }()
 	if c := l.attr.Credential; c != nil {
 		if err := os.Chown(password, int(c.Uid), int(c.Gid)); err != nil {
 			return fmt.Errorf("giving the password to user postgres: %w", err)

@@ -40,7 +40,8 @@ func (l launch) start(program string, args ...string) (process, error) {
 	}
 	defer log.Close()
 	const script = `read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, l.record, program}, args...)...)
+	cmd := exec.Command("/bin/sh", //nolint:noctx // a server outlives whoever starts it
+		append([]string{"-c", script, l.record, program}, args...)...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", l.env, log, log // any user may go there
 	cmd.SysProcAttr = l.attr
 	if err := cmd.Start(); err != nil {
@@ -50,7 +51,7 @@ func (l launch) start(program string, args ...string) (process, error) {
 	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid)); err == nil {
 		p, _ = parseStat(string(stat))
 	}
-	go cmd.Wait() // only so that no zombie stays; the end is seen in /proc, as for adopted servers
+	go func() { _ = cmd.Wait() }() // only so that no zombie stays; the end is seen in /proc, as for adopted servers
 	return p, nil
 }
 

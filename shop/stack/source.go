@@ -55,9 +55,7 @@ func (h host) programs(name string, patterns ...string) (paths []string) {
 	if runtime.GOOS != "linux" {
 		return nil
 	}
-	for _, dir := range filepath.SplitList(h.path) {
-		patterns = append(patterns, dir)
-	}
+	patterns = append(patterns, filepath.SplitList(h.path)...)
 	for _, pattern := range patterns {
 		found, _ := filepath.Glob(filepath.Join(pattern, name))
 		for _, path := range found {
@@ -154,18 +152,14 @@ func explain(err error, dir string) error {
 }
 
 func freePort(preferred int) (int, error) {
-	for _, port := range []int{preferred, 0} {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			if port == 0 {
-				return 0, fmt.Errorf("finding a free port: %w", err)
-			}
-			continue
-		}
-		port = l.Addr().(*net.TCPAddr).Port
-		return port, l.Close()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", preferred))
+	if err != nil {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
 	}
-	panic("unreachable: the second port is 0")
+	if err != nil {
+		return 0, fmt.Errorf("finding a free port: %w", err)
+	}
+	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
 // reachable tells whether something accepts connections at address.

@@ -191,20 +191,23 @@ func acquire(dir string) (*os.File, error) {
 		}
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			var pid int
-			fmt.Fscan(f, &pid)
-			f.Close()
+			_, _ = fmt.Fscan(f, &pid) // 0 where it does not say
+			_ = f.Close()
 			if errors.Is(err, syscall.EWOULDBLOCK) {
 				return nil, errInUse{dir, pid}
 			}
 			return nil, fmt.Errorf("locking %s: %w", dir, err)
 		}
 		if !stillAt(f, filepath.Join(dir, lockFile)) { // Down removed it between open and lock
-			f.Close()
+			_ = f.Close()
 			continue
 		}
-		f.Truncate(0)
-		if _, err := fmt.Fprintf(f, "%d\n", os.Getpid()); err != nil {
-			f.Close()
+		err = f.Truncate(0)
+		if err == nil {
+			_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+		}
+		if err != nil {
+			_ = f.Close()
 			return nil, explain(fmt.Errorf("writing %s: %w", f.Name(), err), dir)
 		}
 		return f, nil

@@ -29,11 +29,11 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if _, err := Start(context.Background(), Options{Dir: dir, Fast: true}); err != nil {
-		fmt.Println(err)
+		fmt.Fprintln(os.Stdout, err)
 		os.Exit(1)
 	}
-	fmt.Println("started")
-	io.Copy(io.Discard, os.Stdin)
+	fmt.Fprintln(os.Stdout, "started")
+	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
 // ours is this machine without servers that its environment names.
@@ -131,7 +131,7 @@ func TestStart_AfterTheStarterWasKilledTheServersAreAdopted(t *testing.T) {
 	t.Parallel()
 	needsServers(t)
 	dir := filepath.Join(t.TempDir(), "with space", "stack")
-	t.Cleanup(func() { Down(dir) })
+	t.Cleanup(func() { _ = Down(dir) })
 	kill := startElsewhere(t, dir)
 
 	_, err := start(t.Context(), Options{Dir: dir, Fast: true}, ours())
@@ -161,7 +161,7 @@ func TestStart_AfterTheStarterWasKilledTheServersAreAdopted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.finish(func() error { return nil }) // lets go of the folder, as the end of this process would
+	_ = s.finish(func() error { return nil }) // lets go of the folder, as the end of this process would
 	again, progress := startHere(t, dir, ours())
 	if strings.Contains(progress, "still running") {
 		t.Errorf("a dead server was adopted:\n%s", progress)
@@ -200,8 +200,8 @@ func startElsewhere(t *testing.T, dir string) (kill func()) {
 		t.Fatal(err)
 	}
 	kill = sync.OnceFunc(func() {
-		starter.Process.Kill()
-		starter.Wait()
+		_ = starter.Process.Kill()
+		_ = starter.Wait()
 	})
 	t.Cleanup(kill)
 	said := make([]byte, 4096)
