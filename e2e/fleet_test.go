@@ -37,8 +37,8 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", //nolint:noctx // bounded by the test
-		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging")
+	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway",
+		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging", "shop.example/shop")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
@@ -122,7 +122,7 @@ func freeAddr(t *testing.T) string {
 	for range 1000 {
 		port := 20000 + rand.IntN(12000) //nolint:gosec // no secret
 		addr := fmt.Sprintf("127.0.0.1:%d", port)
-		lis, err := net.Listen("tcp", addr) //nolint:noctx // it is this machine
+		lis, err := net.Listen("tcp", addr)
 		if err != nil || given[port] {
 			continue
 		}
@@ -180,7 +180,7 @@ func (r *replica) start(t *testing.T, env ...string) {
 		r.log = &logBuffer{}
 		t.Cleanup(func() { r.end(syscall.SIGKILL) })
 	}
-	cmd := exec.Command(r.binary) //nolint:noctx // it is ended by signals
+	cmd := exec.Command(r.binary)
 	cmd.Env = append(r.env[:len(r.env):len(r.env)], env...)
 	cmd.Stdout = io.MultiWriter(t.Output(), r.log)
 	cmd.Stderr = cmd.Stdout
