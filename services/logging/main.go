@@ -1,8 +1,10 @@
 // Command logging runs the logging service. It is configured by the environment variables of eventlog.Config.
+// `logging healthcheck` asks the running one whether it is ready.
 package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/caarlos0/env/v11"
 
@@ -17,6 +19,9 @@ func run(ctx context.Context) error {
 	cfg, err := env.ParseAs[eventlog.Config]()
 	if err != nil {
 		return err
+	}
+	if len(os.Args) > 1 && os.Args[1] == "healthcheck" {
+		return service.Probe(ctx, cfg.AdminAddr)
 	}
 	cfg.Telemetry.Service = "logging"
 	t, err := telemetry.New(ctx, cfg.Telemetry)
