@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// shortChaos is how long the chaos lasts where CHAOS_DURATION does not say.
+	shortChaos = 20 * time.Second
+	// impatience bounds a call to a gateway, which may be frozen.
+	impatience = 2 * time.Second
+)
+
+// TestChaos_NoAcceptedOrderIsLost places orders while services and lines to the servers fail at random. CHAOS_SEED
+// repeats a schedule, CHAOS_DURATION says how long it goes on.
+func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
+	t.Parallel()
+	duration, seed := chaosSettings(t)
+	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	c := &chaos{fleet: f, away: map[*replica]bool{}}
+	c.broker, c.database = f.lines(t)
+	f.up(t)
+	schedule := c.schedule(duration, seed)
+	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
+
+	tr := f.traffic(t, f.plenty(t), impatience, f.gateways()...)
+	begin := time.Now()
+	for _, step := range schedule {
+		<-time.After(time.Until(begin.Add(step.at)))
+		c.supervise(t)
+		step.do(t)
+	}
+	eventually(t, func() error { return c.recovered(t) })
+	tr.flows(t, 20)
+	longest, took := tr.longest, time.Since(begin)
+	orders := tr.end(t)
+	f.comesToRest(t, orders)
+	tr.isDecided(t, &f.shop)
+
+	t.Logf("%d orders accepted in %s; faults: %s; services that gave up their start and were started again: %d; "+
+		"calls that had to be repeated: %v; longest time without an accepted order: %s",
+		orders, took.Round(time.Second), count(schedule), c.gaveUp, tr.refused, longest.Round(time.Millisecond))
+}
+
+// chaos is a fleet and what happens to it. All of it happens in the goroutine of the test.
+type chaos struct {
+	*fleet
+	broker, database *line
+	away             map[*replica]bool // killed or stopped, to be started again
+	gaveUp           int
+}
+
+// supervise starts again what has ended by itself, as whoever runs services does: one that finds no database at its
+// start gives up.
+func (c *chaos) supervise(t *testing.T) {
+	t.Helper()
+	for _, name := range services {
+		for _, r := range c.replicas[name] {
+			if c.away[r] || r.running() {
+				continue
+			}
+			if code := r.cmd.ProcessState.ExitCode(); code != 1 {
+				t.Errorf("%s ended: %s", r.name, r.cmd.ProcessState)
+			}
+			c.gaveUp++
+			r.start(t)
+		}
+	}
+}
+
+// recovered says which replica is not ready.
+func (c *chaos) recovered(t *testing.T) error {
+	c.supervise(t)
+	for _, name := range services {
+		for _, r := range c.replicas[name] {
+			if code, body, err := r.ask("/readyz"); err != nil || code != http.StatusOK {
+				return fmt.Errorf("%s is not ready: %w %s", r.name, err, body)
+			}
+		}
+	}
+	return nil
+}
+
+func chaosSettings(t *testing.T) (duration time.Duration, seed uint64) {
+	t.Helper()
+	duration, seed = shortChaos, rand.Uint64() //nolint:gosec // no secret
+	var err error
+	if given := os.Getenv("CHAOS_DURATION"); given != "" {
+		if duration, err = time.ParseDuration(given); err != nil {
+			t.Fatalf("CHAOS_DURATION: %v", err)
+		}
+	}
+	if given := os.Getenv("CHAOS_SEED"); given != "" {
+		if seed, err = strconv.ParseUint(given, 10, 64); err != nil {
+			t.Fatalf("CHAOS_SEED: %v", err)
+		}
+	}
+	return duration, seed
+}
+
+// fault breaks something, and mends it.
+type fault struct {
+	name       string
+	longest    time.Duration // until it is mended
+	begin, end func(*testing.T)
+}
+
+// step is the beginning or the end of a fault.
+type step struct {
+	at   time.Duration
+	name string // of a fault that begins
+	do   func(*testing.T)
+}
+
+// schedule has the faults of each victim one after the other, and those of different victims at the same time. The same
+// seed gives the same schedule.
+func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
+	const lineRests, replicaRests = 6 * time.Second, 12 * time.Second
+	var steps []step
+	victims := uint64(0)
+	add := func(rest time.Duration, faults []fault) {
+		random := rand.New(rand.NewPCG(seed, victims)) //nolint:gosec // it is to be repeatable
+		upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
+		victims++
+		for at := upTo(rest); at < duration; at += rest/2 + upTo(rest) {
+			fault := faults[random.IntN(len(faults))]
+			steps = append(steps, step{at, fault.name, fault.begin})
+			at += 50*time.Millisecond + upTo(fault.longest)
+			steps = append(steps, step{at, "", fault.end})
+		}
+	}
+	add(lineRests, []fault{
+		{"broker away", 3 * time.Second, c.broker.cut, c.broker.repair},
+		{"connections to the broker cut", time.Millisecond, c.broker.cut, c.broker.repair},
+	})
+	add(lineRests, []fault{
+		{"database away", 3 * time.Second, c.database.cut, c.database.repair},
+		{"connections to the database cut", time.Millisecond, c.database.cut, c.database.repair},
+		{"database slow", 3 * time.Second, func(t *testing.T) { c.database.slow(t, 200*time.Millisecond) }, c.database.fast},
+	})
+	for _, name := range services {
+		for _, r := range c.replicas[name] {
+			leave := func(signal syscall.Signal) func(*testing.T) {
+				return func(t *testing.T) {
+					if !r.end(signal) {
+						t.Errorf("%s did not end within %s after SIGTERM", r.name, stopLimit)
+					}
+					c.away[r] = true
+				}
+			}
+			back := func(t *testing.T) {
+				delete(c.away, r)
+				r.start(t)
+			}
+			add(replicaRests, []fault{
+				{"service killed", 2 * time.Second, leave(syscall.SIGKILL), back},
+				{"service restarted", time.Millisecond, leave(syscall.SIGTERM), back},
+				{"service frozen", 3 * time.Second, r.send(syscall.SIGSTOP), r.send(syscall.SIGCONT)},
+			})
+		}
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
+	return steps
+}
+
+// send sends a signal to a process that may have ended meanwhile.
+func (r *replica) send(signal syscall.Signal) func(*testing.T) {
+	return func(*testing.T) { _ = r.cmd.Process.Signal(signal) }
+}
+
+func count(schedule []step) string {
+	kinds := map[string]int{}
+	for _, s := range schedule {
+		if s.name != "" {
+			kinds[s.name]++
+		}
+	}
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(kinds)) {
+		out = append(out, fmt.Sprintf("%d %s", kinds[name], name))
+	}
+	return strings.Join(out, ", ")
+}

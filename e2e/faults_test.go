@@ -1,0 +1,410 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"shop.example/platform/messaging/brokertest"
+	"shop.example/shop/stack"
+)
+
+const (
+	// rpcLimit is how long the order service waits for inventory's answer.
+	rpcLimit = 5 * time.Second
+	// answerLimit bounds a call to the gateway, whatever is broken.
+	answerLimit = 15 * time.Second
+)
+
+func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fleetOptions{})
+	_, database := f.lines(t)
+	f.up(t)
+	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr.flows(t, 20)
+
+	database.slow(t, 300*time.Millisecond)
+	tr.flows(t, 100)
+	database.fast(t)
+
+	database.cut(t)
+	tr.flows(t, 100)
+	f.replicas["order"][0].says(t, "a dependency is down")
+	for _, name := range services[1:] {
+		f.replicas[name][0].notReady(t, "database: ")
+	}
+	tr.flows(t, 100)
+	database.repair(t)
+	f.ready(t)
+	tr.flows(t, 20)
+
+	if len(tr.refused) > 0 {
+		t.Errorf("orders were refused though the broker was there: %v", tr.refused)
+	}
+	f.burntNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fleetOptions{})
+	f.up(t)
+	order, inventory := f.replicas["order"][0], f.replicas["inventory"][0]
+	products := f.plenty(t)
+
+	inventory.signal(t, syscall.SIGSTOP) // before it has begun a call: it will answer what it then finds waiting
+	tr := f.traffic(t, products, answerLimit, f.gateways()...)
+	order.says(t, "DeadlineExceeded")
+	inventory.signal(t, syscall.SIGCONT)
+	f.ready(t)
+	eventually(t, func() error {
+		if order.metric(t, "messaging_rpc_unknown_replies_total") == 0 {
+			return errors.New("no answer came too late")
+		}
+		return nil
+	})
+	tr.flows(t, 20)
+
+	inventory.kill()
+	order.says(t, "nobody answers")
+	<-time.After(rpcLimit + time.Second)
+	order.notReady(t, "consumer: ")
+	inventory.start(t)
+	f.ready(t)
+	tr.flows(t, 20)
+	tr.flows(t, 20)
+
+	if len(tr.refused) > 0 {
+		t.Errorf("orders were refused though the broker was there: %v", tr.refused)
+	}
+	f.burntNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fleetOptions{})
+	_, database := f.lines(t)
+	f.up(t)
+	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr.flows(t, 20)
+
+	for _, name := range services[1:] {
+		f.replicas[name][0].kill()
+	}
+	database.cut(t)
+	tr.flows(t, 200)
+	f.replicas["gateway"][0].waitReady(t)
+	database.repair(t)
+	f.up(t)
+
+	if len(tr.refused) > 0 {
+		t.Errorf("orders were refused: %v", tr.refused)
+	}
+	f.burntNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+// The servers of this test are its own, because it stops them.
+func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
+	t.Parallel()
+	own := newServers(t)
+	f := newFleet(t, fleetOptions{})
+	f.broker = &brokertest.Broker{URL: own.amqp}
+	f.database = own.makeDatabase(t)
+	f.servers(f.broker.URL, f.database)
+	f.up(t)
+	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr.flows(t, 50)
+
+	t.Run("blocked", func(t *testing.T) { f.blocked(t, own, tr) })
+	for name, stop := range map[string]func(*testing.T){
+		"both restarted":  own.stop,
+		"broker killed":   func(t *testing.T) { own.kill(t, "rabbitmq") },
+		"database killed": func(t *testing.T) { own.kill(t, "postgres") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			stop(t)
+			own.start(t)
+			f.ready(t)
+			tr.flows(t, 50)
+		})
+	}
+	t.Logf("refused meanwhile: %v; longest time without an accepted order: %s", tr.refused, tr.longest)
+	f.burntNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+// blocked has the broker run out of memory, as it sees it.
+func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
+	gateway := f.replicas["gateway"][0]
+	own.control(t, "set_vm_memory_high_watermark", "0")
+	gateway.notReady(t, "broker: ")
+	for range 10 {
+		begin := time.Now()
+		a := f.call(t, http.MethodPost, "/v1/orders",
+			`{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`)
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("the refusal took %s", took)
+		}
+		var refusal struct {
+			Details []struct {
+				Type   string `json:"@type"`
+				Reason string `json:"reason"`
+				Delay  string `json:"retry_delay"`
+			} `json:"details"`
+		}
+		a.json(t, &refusal)
+		reasons := map[string]string{}
+		for _, d := range refusal.Details {
+			reasons[d.Type[strings.LastIndex(d.Type, ".")+1:]] = d.Reason + d.Delay
+		}
+		if a.code != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" ||
+			reasons["ErrorInfo"] != "BROKER_UNAVAILABLE" || reasons["RetryInfo"] == "" && reasons["RetryInfo"] != "0s" {
+			t.Fatalf("an order while the broker takes none: %d %s", a.code, a.body)
+		}
+	}
+	own.control(t, "set_vm_memory_high_watermark", "0.4")
+	f.ready(t)
+	tr.flows(t, 50)
+}
+
+// servers are a broker and a database server that a test can stop. They are those of `shop exec`, which holds them as
+// long as its command waits for the end of its input.
+type servers struct {
+	program, dir               string
+	database, amqp, management string
+	holder                     *exec.Cmd
+	hold                       io.Closer // the command's input
+	held                       chan struct{}
+}
+
+func newServers(t *testing.T) *servers {
+	t.Helper()
+	bin, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &servers{program: filepath.Join(bin, "shop"), dir: filepath.Join(t.TempDir(), "servers")}
+	t.Cleanup(func() {
+		if s.hold != nil {
+			s.release(t, syscall.SIGKILL)
+		}
+		if err := stack.Down(s.dir); err != nil {
+			t.Errorf("removing the servers: %v", err)
+		}
+	})
+	s.start(t)
+	return s
+}
+
+// start starts what does not run, over the data that is there and at the same addresses.
+func (s *servers) start(t *testing.T) {
+	t.Helper()
+	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--", //nolint:noctx // it is ended by signals
+		"sh", "-c", `echo "$DATABASE_URL" && echo "$AMQP_URL" && echo "$AMQP_MANAGEMENT_URL" && cat`)
+	s.holder.Env = append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL=")
+	s.holder.Stderr = t.Output()
+	out, err := s.holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.hold, err = s.holder.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for _, to := range []*string{&s.database, &s.amqp, &s.management} {
+		if !lines.Scan() {
+			t.Fatalf("the servers did not start: %v", lines.Err())
+		}
+		if *to != "" && *to != lines.Text() {
+			t.Fatalf("a server has moved to another address")
+		}
+		*to = lines.Text()
+	}
+	held := make(chan struct{})
+	s.held = held
+	go func(holder *exec.Cmd) {
+		defer close(held)
+		_ = holder.Wait()
+	}(s.holder)
+}
+
+// release ends the holder: killed, it leaves the servers running.
+func (s *servers) release(t *testing.T, signal syscall.Signal) {
+	t.Helper()
+	_ = s.holder.Process.Signal(signal)
+	_ = s.hold.Close()
+	select {
+	case <-s.held:
+	case <-time.After(patience):
+		t.Fatal("shop exec did not end")
+	}
+}
+
+// stop stops both servers in good order.
+func (s *servers) stop(t *testing.T) { s.release(t, 0) }
+
+// kill kills one server, "postgres" or "rabbitmq", with -9; the other one goes on.
+func (s *servers) kill(t *testing.T, name string) {
+	t.Helper()
+	s.release(t, syscall.SIGKILL)
+	record, err := os.ReadFile(filepath.Join(s.dir, name, "process"))
+	if err != nil {
+		t.Fatalf("finding %s: %v", name, err)
+	}
+	pid, err := strconv.Atoi(strings.Fields(string(record))[0])
+	if err != nil {
+		t.Fatalf("finding %s: %v", name, err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatalf("killing %s: %v", name, err)
+	}
+}
+
+// control runs rabbitmqctl on the broker.
+func (s *servers) control(t *testing.T, args ...string) {
+	t.Helper()
+	dir := filepath.Join(s.dir, "rabbitmq")
+	var settings struct{ Ports []int }
+	data, err := os.ReadFile(filepath.Join(dir, "settings.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &settings)
+	}
+	if err != nil || len(settings.Ports) != 4 {
+		t.Fatalf("finding the broker: %v in %s", err, data)
+	}
+	program, err := exec.LookPath("rabbitmqctl")
+	if inside := "/usr/lib/rabbitmq/bin/rabbitmqctl"; err != nil || exists(inside) { // the one on the path changes to another user
+		program = inside
+	}
+	cmd := exec.CommandContext(t.Context(), program, append([]string{"--node", "shop@localhost"}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", settings.Ports[3]))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("rabbitmqctl %v: %v\n%s", args, err, out)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// makeDatabase makes a database on the server; the services migrate it.
+func (s *servers) makeDatabase(t *testing.T) string {
+	t.Helper()
+	admin := shop{database: s.database}
+	if _, err := admin.openDatabase(t).ExecContext(t.Context(), "CREATE DATABASE shopdb"); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Replace(s.database, "/postgres?", "/shopdb?", 1)
+}
+
+// ready waits until all replicas are ready.
+func (f *fleet) ready(t *testing.T) {
+	t.Helper()
+	for _, name := range services {
+		for _, r := range f.replicas[name] {
+			r.waitReady(t)
+		}
+	}
+}
+
+// burntNoAttempt: what is down is not the messages' fault.
+func (f *fleet) burntNoAttempt(t *testing.T) {
+	t.Helper()
+	for _, name := range services {
+		for _, r := range f.replicas[name] {
+			for _, burnt := range []string{"message failed, will be tried again", "message is a dead letter"} {
+				if r.log.contains(burnt) {
+					t.Errorf("%s says: %s", r.name, burnt)
+				}
+			}
+		}
+	}
+}
+
+func (r *replica) signal(t *testing.T, signal syscall.Signal) {
+	t.Helper()
+	if err := r.cmd.Process.Signal(signal); err != nil {
+		t.Fatalf("%s: %v", r.name, err)
+	}
+}
+
+// says waits until the replica has logged text.
+func (r *replica) says(t *testing.T, text string) {
+	t.Helper()
+	eventually(t, func() error {
+		if !r.log.contains(text) {
+			return fmt.Errorf("%s has not said %q", r.name, text)
+		}
+		return nil
+	})
+}
+
+// notReady waits until the replica says that it is not ready, and that a check has failed whose line begins with name.
+func (r *replica) notReady(t *testing.T, name string) {
+	t.Helper()
+	eventually(t, func() error {
+		code, body, err := r.ask("/readyz")
+		if err == nil && (code != http.StatusServiceUnavailable || !strings.Contains(body, name) || strings.Contains(body, name+"ok")) {
+			err = fmt.Errorf("%s is not expected to say %d %q", r.name, code, body)
+		}
+		return err
+	})
+}
+
+// metric is the sum of a metric's values with all of the labels, each given as name="value".
+func (r *replica) metric(t *testing.T, name string, labels ...string) (sum float64) {
+	t.Helper()
+	_, body, err := r.ask("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+metrics:
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(\{.*\})? (\S+)$`).FindAllStringSubmatch(body, -1) {
+		for _, label := range labels {
+			if !strings.Contains(m[1], label) {
+				continue metrics
+			}
+		}
+		value, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			t.Fatalf("metric %s: %v", m[0], err)
+		}
+		sum += value
+	}
+	return sum
+}
+
+// ask gets a page of the admin listener.
+func (r *replica) ask(path string) (code int, body string, err error) {
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Get("http://" + r.admin + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(text), err
+}

@@ -1,0 +1,304 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+)
+
+const (
+	// buyers is how many clients order at the same time.
+	buyers = 8
+	// buyersPause is between two orders of one client.
+	buyersPause = 100 * time.Millisecond
+	// lastOrders is how long clients try to get their last orders accepted when all is well again.
+	lastOrders = time.Minute
+)
+
+// traffic is a steady load of orders over REST. Each order has an idempotency key of its own and is sent, to one gateway
+// after the other, until it is accepted; some are cancelled as soon as that can be done.
+type traffic struct {
+	gateways []string
+	client   *http.Client
+	products [2]int        // that there is enough of
+	next     atomic.Int64  // number of the next order
+	turn     atomic.Int64  // of the gateways
+	closed   chan struct{} // when no new orders are to be placed
+	giveUp   context.CancelFunc
+	buyers   sync.WaitGroup
+
+	mu       sync.Mutex
+	accepted map[string]string // where an order is, by its key
+	unsent   []error           // orders that were not accepted to the end
+	refused  map[string]int    // by status
+	last     time.Time         // when an order was accepted
+	longest  time.Duration     // without one
+}
+
+// traffic begins to send orders of products to gateways; limit bounds each call.
+func (s *shop) traffic(t *testing.T, products [2]int, limit time.Duration, gateways ...string) *traffic {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	tr := &traffic{
+		gateways: gateways, products: products, closed: make(chan struct{}), giveUp: cancel,
+		client:   &http.Client{Timeout: limit, Transport: &http.Transport{MaxIdleConnsPerHost: buyers}},
+		accepted: map[string]string{}, refused: map[string]int{}, last: time.Now(),
+	}
+	for i := range buyers {
+		random := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // no secret
+		tr.buyers.Go(func() { tr.buy(ctx, random) })
+	}
+	t.Cleanup(func() { cancel(); tr.buyers.Wait() })
+	return tr
+}
+
+// plenty makes two products of which no load runs out.
+func (s *shop) plenty(t *testing.T) (ids [2]int) {
+	t.Helper()
+	names := [2]string{"Cable", "Adapter"}
+	price := `"quantity":1000000,"price":{"currency_code":"USD","units":"5"}}`
+	body := fmt.Sprintf(`{"items":[{"product_name":%q,%s,{"product_name":%q,%s]}`, names[0], price, names[1], price)
+	if a := s.call(t, http.MethodPost, "/v1/inventory", body, "Authorization", "Bearer "+operatorToken); a.code != http.StatusOK {
+		t.Fatalf("making products: %d %s", a.code, a.body)
+	}
+	stock := s.stock(t)
+	return [2]int{stock[names[0]].ID, stock[names[1]].ID}
+}
+
+func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
+	tick := time.NewTicker(buyersPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tr.closed:
+			return
+		case <-tick.C:
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		key := fmt.Sprintf("order-%d", tr.next.Add(1))
+		body := fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[%s]}`, key, tr.lines(random))
+		location := tr.insist(ctx, "/v1/orders", body, key, http.StatusAccepted)
+		tr.accept(key, location)
+		if location != "" && random.IntN(20) == 0 {
+			tr.buyers.Go(func() { tr.insist(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
+		}
+	}
+}
+
+// lines are both products in any order, or one that runs out.
+func (tr *traffic) lines(random *rand.Rand) string {
+	const line = `{"product_id":%d,"quantity":%d}`
+	if random.IntN(5) == 0 {
+		return fmt.Sprintf(line, 1+random.IntN(8), 1)
+	}
+	first := random.IntN(2)
+	return fmt.Sprintf(line+","+line, tr.products[first], 1+random.IntN(3), tr.products[1-first], 1)
+}
+
+// insist repeats a call, to the next gateway each time, until it is answered with one of the codes, and returns the
+// location in the answer. What belongs to no key is not urgent.
+func (tr *traffic) insist(ctx context.Context, path, body, key string, codes ...int) (location string) {
+	pause := 50 * time.Millisecond
+	if key == "" {
+		pause = 500 * time.Millisecond
+	}
+	again := time.NewTicker(pause)
+	defer again.Stop()
+	for i := tr.turn.Add(1); ; i++ {
+		header, code, err := tr.post(ctx, tr.gateways[i%int64(len(tr.gateways))]+path, body, key)
+		if err == nil && slices.Contains(codes, code) {
+			return header.Get("Location")
+		}
+		tr.refuse(key, code)
+		select {
+		case <-ctx.Done():
+			tr.fail(fmt.Errorf("%s %s: %d %w", path, key, code, errors.Join(err, ctx.Err())))
+			return ""
+		case <-again.C:
+		}
+	}
+}
+
+func (tr *traffic) fail(err error) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.unsent = append(tr.unsent, err)
+}
+
+func (tr *traffic) post(ctx context.Context, url, body, key string) (http.Header, int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return nil, 0, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	res, err := tr.client.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer res.Body.Close()
+	if _, err := io.Copy(io.Discard, res.Body); err != nil {
+		return nil, 0, err
+	}
+	return res.Header, res.StatusCode, nil
+}
+
+func (tr *traffic) accept(key, location string) {
+	if location == "" {
+		return
+	}
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.accepted[key] = location
+	tr.longest, tr.last = max(tr.longest, time.Since(tr.last)), time.Now()
+}
+
+// refuse counts an order that was not accepted; 0 is no answer.
+func (tr *traffic) refuse(key string, code int) {
+	if key == "" {
+		return // a cancellation waits for the order to be decided
+	}
+	status := "no answer"
+	if code != 0 {
+		status = fmt.Sprint(code)
+	}
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.refused[status]++
+}
+
+// orders is how many were accepted.
+func (tr *traffic) orders() int {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return len(tr.accepted)
+}
+
+// flows waits until n more orders are accepted.
+func (tr *traffic) flows(t *testing.T, n int) {
+	t.Helper()
+	before := tr.orders()
+	eventually(t, func() error {
+		if now := tr.orders(); now < before+n {
+			return fmt.Errorf("%d orders accepted of %d that are to be awaited", now-before, n)
+		}
+		return nil
+	})
+}
+
+// end stops the traffic once every order that was begun is accepted, and returns how many there are.
+func (tr *traffic) end(t *testing.T) int {
+	t.Helper()
+	close(tr.closed)
+	late := time.AfterFunc(lastOrders, tr.giveUp)
+	defer late.Stop()
+	tr.buyers.Wait()
+	tr.client.CloseIdleConnections()
+	for _, err := range tr.unsent {
+		t.Errorf("an order was not accepted or could not be cancelled: %v", err)
+	}
+	return len(tr.accepted)
+}
+
+// isDecided says whether each accepted order, and no other one, is in the books.
+func (tr *traffic) isDecided(t *testing.T, s *shop) {
+	t.Helper()
+	places := map[string]string{}
+	for key, location := range tr.accepted {
+		places[strings.TrimPrefix(location, "/v1/orders/")] = key
+	}
+	if len(places) != len(tr.accepted) {
+		t.Errorf("%d keys have %d orders", len(tr.accepted), len(places))
+	}
+	for _, row := range texts(t, s.openDatabase(t), `SELECT id || ' ' || customer_name FROM orders.orders`) {
+		id, key, _ := strings.Cut(row, " ")
+		if places[id] != key {
+			t.Errorf("order %s is of key %q, answered was %q", id, key, places[id])
+		}
+		delete(places, id)
+	}
+	if len(places) > 0 {
+		t.Errorf("%d accepted orders are not in the books: %v", len(places), places)
+	}
+}
+
+// line is a way to a server that can be cut and slowed down.
+type line struct {
+	url   string
+	proxy *toxiproxy.Proxy
+}
+
+func newLine(t *testing.T, target string) *line {
+	t.Helper()
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "line", "127.0.0.1:0", u.Host)
+	if err := proxy.Start(); err != nil {
+		t.Fatalf("opening a line: %v", err)
+	}
+	t.Cleanup(proxy.Stop)
+	u.Host = proxy.Listen
+	return &line{url: u.String(), proxy: proxy}
+}
+
+// cut breaks all connections and refuses new ones.
+func (l *line) cut(*testing.T) { l.proxy.Stop() }
+
+func (l *line) repair(t *testing.T) {
+	t.Helper()
+	if err := l.proxy.Start(); err != nil {
+		t.Fatalf("repairing a line: %v", err)
+	}
+}
+
+// slow has each answer take so much longer, until fast is called.
+func (l *line) slow(t *testing.T, latency time.Duration) {
+	t.Helper()
+	toxic := fmt.Sprintf(`{"name":"slow","type":"latency","attributes":{"latency":%d}}`, latency.Milliseconds())
+	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
+		t.Fatalf("slowing a line: %v", err)
+	}
+}
+
+func (l *line) fast(t *testing.T) {
+	t.Helper()
+	if err := l.proxy.Toxics.RemoveToxic(t.Context(), "slow"); err != nil {
+		t.Fatalf("a line that is to be fast again: %v", err)
+	}
+}
+
+// lines puts a line between the services and each of their servers. To be called before they start.
+func (f *fleet) lines(t *testing.T) (broker, database *line) {
+	t.Helper()
+	broker, database = newLine(t, f.broker.URL), newLine(t, f.database)
+	f.servers(broker.url, database.url)
+	return broker, database
+}
+
+// servers tells the services which servers to use from their next start on.
+func (f *fleet) servers(amqp, database string) {
+	for _, name := range services {
+		for _, r := range f.replicas[name] {
+			r.env = append(r.env, "AMQP_URL="+amqp, "DATABASE_URL="+database)
+		}
+	}
+}
