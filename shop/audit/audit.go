@@ -155,6 +155,10 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	config.Runtime["lock_timeout"] = "5s"
 	// The sums of the stock read everything that ever moved.
 	config.Runtime["statement_timeout"] = "5min"
+	// A page of orders lies together in tables and indexes, which the planner does not know: at its own price of a random
+	// read it goes through the whole table for each page, with all processors, which the services need.
+	config.Runtime["random_page_cost"] = "1.1"
+	config.Runtime["max_parallel_workers_per_gather"] = "0"
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", schema, err)

@@ -16,6 +16,9 @@ import (
 // page is how many orders are read and judged together: no statement is long, and memory is bounded.
 const page = 5000
 
+// window is how many ids of the log are read at once. An order has three or four events.
+const window = 4 * page
+
 // facts are what the services know about one order.
 type facts struct {
 	id       string
@@ -155,7 +158,7 @@ func (a *Auditor) storedOrders(ctx context.Context, f func([]string) error) erro
 	for {
 		var ids []string
 		err := rows(ctx, a.orders, "orders", `
-			SELECT id, created_at::text FROM orders
+			SELECT id, created_at::text AS place FROM orders
 			WHERE (created_at, id) > ($1::timestamptz, $2::uuid) AND created_at <= $3::timestamptz
 			ORDER BY created_at, id LIMIT $4`, []any{lastTime, lastID, until, page}, func(r *sql.Rows) error {
 			if err := r.Scan(&lastID, &lastTime); err != nil {
@@ -198,26 +201,34 @@ func (a *Auditor) decidedOrders(ctx context.Context, f func([]string) error) err
 
 // placedOrders calls f with the ids of the orders that the log has an OrderPlaced of.
 func (a *Auditor) placedOrders(ctx context.Context, f func([]string) error) error {
-	for last := int64(0); ; {
+	var next, last int64
+	err := a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
+		Scan(&next, &last)
+	if err != nil {
+		return fmt.Errorf("reading the ends of the log: %w", err)
+	}
+	// By windows of ids: a page of the right events could lie anywhere, and the server would have to look for its end.
+	for ; next <= last; next += window {
 		var ids []string
 		err := rows(ctx, a.logging, "placed orders", `
-			SELECT id, order_id FROM event_log
-			WHERE routing_key = $1 AND id > $2 AND order_id IS NOT NULL AND published_at >= $3
-			ORDER BY id LIMIT $4`, []any{placed, last, a.begin(), page}, func(r *sql.Rows) error {
-			var id string
-			if err := r.Scan(&last, &id); err != nil {
-				return err
-			}
-			ids = append(ids, id)
-			return nil
-		})
-		if err != nil || len(ids) == 0 {
+			SELECT order_id FROM event_log
+			WHERE routing_key = $1 AND id BETWEEN $2 AND $3 AND order_id IS NOT NULL AND published_at >= $4`,
+			[]any{placed, next, min(next+window-1, last), a.begin()}, func(r *sql.Rows) error {
+				var id string
+				if err := r.Scan(&id); err != nil {
+					return err
+				}
+				ids = append(ids, id)
+				return nil
+			})
+		if err != nil {
 			return err
 		}
 		if err := f(ids); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // begin is the time from which orders are looked at.
@@ -230,6 +241,9 @@ func (a *Auditor) begin() time.Time {
 
 // notStored returns those of the ids that the order service does not know and that are not in lost, and puts them there.
 func (a *Auditor) notStored(ctx context.Context, ids []string, lost map[string]bool) (unknown []string, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
 	err = rows(ctx, a.orders, "orders", `
 		SELECT DISTINCT id FROM unnest($1::uuid[]) AS id WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = id.id)`,
 		[]any{pq.Array(ids)}, func(r *sql.Rows) error {
