@@ -96,10 +96,12 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	pub, replies, err := s.connectBroker(cfg.AMQPURL, t)
+	pub, consume, err := s.Broker(cfg.AMQPURL, "gateway", t)
 	if err != nil {
 		return nil, err
 	}
+	replies := messaging.NewRPCClient(consume, pub)
+	s.Go("replies", replies.Run)
 	upstreams, err := s.dialUpstreams(cfg, t)
 	if err != nil {
 		return nil, err
@@ -137,28 +139,6 @@ func idSecret(ctx context.Context, configured string, log *slog.Logger) ([]byte,
 		return nil, fmt.Errorf("SHOP_ID_SECRET is too short: it needs at least %d bytes", shortestSecret)
 	}
 	return []byte(configured), nil
-}
-
-// connectBroker adds the parts that publish and that take replies.
-func (s *Service) connectBroker(url string, t *telemetry.Telemetry) (*messaging.Publisher, *messaging.RPCClient, error) {
-	options := messaging.Options{Service: "gateway", Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
-	publishing, err := messaging.Dial(url, options)
-	if err != nil {
-		return nil, nil, err
-	}
-	options.Role = "consume"
-	consuming, err := messaging.Dial(url, options)
-	if err != nil {
-		return nil, nil, err
-	}
-	pub := messaging.NewPublisher(publishing)
-	replies := messaging.NewRPCClient(consuming, pub)
-	s.Go("broker for publishing", publishing.Run)
-	s.Go("publisher", pub.Run)
-	s.Go("broker for replies", consuming.Run)
-	s.Go("replies", replies.Run)
-	s.Check("broker", publishing.Ready)
-	return pub, replies, nil
 }
 
 // upstream is a service that calls are forwarded to.

@@ -99,21 +99,11 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
 
-	broker := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
-	publish, err := messaging.Dial(cfg.AMQPURL, broker)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
 	if err != nil {
 		return err
 	}
-	broker.Role = "consume"
-	consume, err := messaging.Dial(cfg.AMQPURL, broker)
-	if err != nil {
-		return err
-	}
-	s.pub = messaging.NewPublisher(publish)
-	s.Go("broker, publishing", publish.Run)
-	s.Go("broker, consuming", consume.Run)
-	s.Go("publisher", s.pub.Run)
-	s.Check("broker", publish.Ready)
+	s.pub = publisher
 
 	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
 		messaging.ConsumerOptions{Batch: batch}, messaging.HandleRaw(s.logEvents))

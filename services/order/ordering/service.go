@@ -88,21 +88,10 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.OnStop("database", s.db.Close)
 	s.Check("database", s.db.PingContext)
 
-	broker := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
-	publish, err := messaging.Dial(cfg.AMQPURL, broker)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
 	if err != nil {
 		return err
 	}
-	broker.Role = "consume"
-	consume, err := messaging.Dial(cfg.AMQPURL, broker)
-	if err != nil {
-		return err
-	}
-	publisher := messaging.NewPublisher(publish)
-	s.Go("broker, publishing", publish.Run)
-	s.Go("broker, consuming", consume.Run)
-	s.Go("publisher", publisher.Run)
-	s.Check("broker", publish.Ready)
 
 	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
