@@ -156,6 +156,11 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
 	gateway := f.replicas["gateway"][0]
 	own.control(t, "set_vm_memory_high_watermark", "0")
+	begin := time.Now()
+	tr.isAnswered(t)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("calls hang for %s when the broker is blocked under them", took)
+	}
 	gateway.notReady(t, "broker: ")
 	for range 10 {
 		begin := time.Now()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -36,6 +37,7 @@ type traffic struct {
 	products [2]int        // that there is enough of
 	next     atomic.Int64  // number of the next order
 	turn     atomic.Int64  // of the gateways
+	ids      atomic.Int64  // of calls
 	closed   chan struct{} // when no new orders are to be placed
 	giveUp   context.CancelFunc
 	buyers   sync.WaitGroup
@@ -44,6 +46,7 @@ type traffic struct {
 	accepted map[string]string // where an order is, by its key
 	unsent   []error           // orders that were not accepted to the end
 	refused  map[string]int    // by status
+	calls    map[int64]bool    // that are not answered yet
 	last     time.Time         // when an order was accepted
 	longest  time.Duration     // without one
 }
@@ -55,7 +58,7 @@ func (s *shop) traffic(t *testing.T, products [2]int, limit time.Duration, gatew
 	tr := &traffic{
 		gateways: gateways, products: products, closed: make(chan struct{}), giveUp: cancel,
 		client:   &http.Client{Timeout: limit, Transport: &http.Transport{MaxIdleConnsPerHost: buyers}},
-		accepted: map[string]string{}, refused: map[string]int{}, last: time.Now(),
+		accepted: map[string]string{}, refused: map[string]int{}, calls: map[int64]bool{}, last: time.Now(),
 	}
 	for i := range buyers {
 		random := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // no secret
@@ -149,6 +152,7 @@ func (tr *traffic) post(ctx context.Context, url, body, key string) (http.Header
 	if key != "" {
 		req.Header.Set("Idempotency-Key", key)
 	}
+	defer tr.answered(tr.call())
 	res, err := tr.client.Do(req)
 	if err != nil {
 		return nil, 0, err
@@ -158,6 +162,37 @@ func (tr *traffic) post(ctx context.Context, url, body, key string) (http.Header
 		return nil, 0, err
 	}
 	return res.Header, res.StatusCode, nil
+}
+
+func (tr *traffic) call() (id int64) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	id = tr.ids.Add(1)
+	tr.calls[id] = true
+	return id
+}
+
+func (tr *traffic) answered(id int64) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	delete(tr.calls, id)
+}
+
+// isAnswered waits until everything that is asked now is answered.
+func (tr *traffic) isAnswered(t *testing.T) {
+	t.Helper()
+	tr.mu.Lock()
+	asked := maps.Clone(tr.calls)
+	tr.mu.Unlock()
+	eventually(t, func() error {
+		tr.mu.Lock()
+		defer tr.mu.Unlock()
+		maps.DeleteFunc(asked, func(id int64, _ bool) bool { return !tr.calls[id] })
+		if len(asked) > 0 {
+			return fmt.Errorf("%d calls hang", len(asked))
+		}
+		return nil
+	})
 }
 
 func (tr *traffic) accept(key, location string) {

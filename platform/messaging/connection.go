@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -47,9 +46,10 @@ type Connection struct {
 	log     *slog.Logger
 	tracer  trace.Tracer
 	metrics *metrics
-	blocked atomic.Bool
 
 	mu      sync.Mutex
+	taking  context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
+	block   context.CancelFunc
 	current *amqp.Connection
 	changed chan struct{} // closed and replaced when current changes
 	lastErr error
@@ -74,11 +74,13 @@ func Dial(url string, o Options) (*Connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
-	return &Connection{
+	c := &Connection{
 		url: url, service: o.Service, role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
-	}, nil
+	}
+	c.setBlocked(false)
+	return c, nil
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it declares the topology before
@@ -119,7 +121,7 @@ func (c *Connection) once(ctx context.Context) error {
 		c.set(nil, err)
 		return err
 	}
-	c.blocked.Store(false)
+	c.setBlocked(false)
 	c.set(conn, nil)
 	c.log.Debug("broker connected", "server", conn.Properties["version"])
 	for {
@@ -135,7 +137,7 @@ func (c *Connection) once(ctx context.Context) error {
 				blocked = nil // closed with the connection; closed reports why
 				continue
 			}
-			c.blocked.Store(b.Active)
+			c.setBlocked(b.Active)
 			c.log.Warn("broker blocks publishers", "active", b.Active, "reason", b.Reason)
 		case cause := <-closed:
 			err := closeError(cause)
@@ -180,6 +182,24 @@ func (c *Connection) set(conn *amqp.Connection, err error) {
 	c.changed = make(chan struct{})
 }
 
+func (c *Connection) setBlocked(blocked bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case blocked:
+		c.block()
+	case c.taking == nil || c.taking.Err() != nil:
+		c.taking, c.block = context.WithCancel(context.Background())
+	}
+}
+
+// unblocked returns a context that lasts while the broker takes messages.
+func (c *Connection) unblocked() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taking
+}
+
 // await returns the live connection, waiting for it until ctx ends.
 func (c *Connection) await(ctx context.Context) (*amqp.Connection, error) {
 	for {
@@ -206,7 +226,7 @@ func (c *Connection) Ready(context.Context) error {
 	switch {
 	case c.current == nil:
 		return fmt.Errorf("%w: %w", ErrNotConnected, c.lastErr)
-	case c.blocked.Load():
+	case c.taking.Err() != nil:
 		return ErrBlocked
 	}
 	return nil

@@ -81,7 +81,7 @@ func (p *Publisher) set(s *publishSession) {
 // session returns the open channels, waiting for them until ctx ends; while the broker is blocked it does not wait.
 func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	for {
-		if p.conn.blocked.Load() {
+		if p.conn.unblocked().Err() != nil {
 			return nil, ErrBlocked
 		}
 		p.mu.Lock()
@@ -165,13 +165,17 @@ func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome stri
 	}
 }
 
-// publishWindow publishes at most a window of messages and waits for their confirms. It returns those that must be
-// published again.
+// publishWindow publishes at most a window of messages and waits for their confirms, which do not come while the broker
+// is blocked. It returns those that must be published again.
 func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing) (failed []Outgoing, err error) {
 	if err := p.slots.Acquire(ctx, int64(len(messages))); err != nil {
 		return nil, ErrUnconfirmed
 	}
 	defer p.slots.Release(int64(len(messages)))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	taking := p.conn.unblocked()
+	defer context.AfterFunc(taking, cancel)()
 
 	confirms := make([]*amqp.DeferredConfirmation, len(messages))
 	for i := range messages {
@@ -187,7 +191,9 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			return append(failed, messages[i:]...), nil
 		}
 		acked, err := confirm.WaitContext(ctx)
-		if err != nil {
+		if err != nil && taking.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
+		} else if err != nil {
 			return nil, ErrUnconfirmed
 		}
 		if !acked {
