@@ -6,11 +6,18 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
+	"time"
 )
+
+// firstRequest is how long a connection that was just opened may take to send its first request once the server stops.
+const firstRequest = 500 * time.Millisecond
 
 // ServeHTTP adds a part that serves HTTP on lis. When it is stopped, requests in flight get half of the time for a
 // stop. A response that never ends by itself has to watch Stopping.
 func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) {
+	idle := &unused{conns: map[net.Conn]bool{}}
+	server.ConnState = idle.track
 	s.Go(name, func(ctx context.Context) error {
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(lis) }()
@@ -21,6 +28,7 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 		}
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.stopTimeout/2)
 		defer cancel()
+		defer time.AfterFunc(firstRequest, idle.close).Stop()
 		err := server.Shutdown(drain)
 		if errors.Is(err, context.DeadlineExceeded) {
 			s.logger.Warn("calls that are still running are cut off", "server", name)
@@ -31,4 +39,30 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 		}
 		return err
 	})
+}
+
+// unused are the connections that were opened and have not sent anything, as browsers keep them ready. Shutdown would
+// wait five seconds for each.
+type unused struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// track is an http.Server's ConnState.
+func (u *unused) track(c net.Conn, state http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if state == http.StateNew {
+		u.conns[c] = true
+	} else {
+		delete(u.conns, c)
+	}
+}
+
+func (u *unused) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.conns {
+		_ = c.Close() // nothing was asked on it
+	}
 }

@@ -522,6 +522,26 @@ func TestServeHTTP_RequestsInFlightEndWell(t *testing.T) {
 	}
 }
 
+// Browsers open connections ahead of need; a stop that waited for a request on each would take five seconds.
+func TestServeHTTP_ConnectionsThatAskNothingDoNotDelayTheStop(t *testing.T) {
+	t.Parallel()
+	s := run(t, service.Config{}, nil)
+	unused, err := net.Dial("tcp", s.AdminAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unused.Close() }()
+	s.get(t, "/livez") // accepted after the unused one, so that one is known to the server
+	begin := time.Now()
+	s.stop()
+	if err := s.ended(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+}
+
 func TestClose_ReleasesWhatAServiceThatWasNotRunHolds(t *testing.T) {
 	t.Parallel()
 	s, _ := newService(t, service.Config{})
