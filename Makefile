@@ -71,7 +71,13 @@ modules: # Each module has to do without the workspace too, and its go.mod has t
 .PHONY: race
 race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
 	CGO_ENABLED=1 .bin/shop exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-	    -race -shuffle=on -count=1 -timeout=5m $(MODULES:%=%/...)
+	    -race -shuffle=on -count=1 -timeout=9m $(MODULES:%=%/...)
+
+.PHONY: chaos
+chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_DURATION=1h, CHAOS_SEED=42)
+	@echo 'The seed and the figures; what the services say is in .bin/chaos.log'
+	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shop exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
+	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 # --- Change ----------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"shop.example/platform/messaging/brokertest"
 )
 
 const (
@@ -23,12 +25,16 @@ const (
 )
 
 // TestChaos_NoAcceptedOrderIsLost places orders while services and lines to the servers fail at random. CHAOS_SEED
-// repeats a schedule, CHAOS_DURATION says how long it goes on.
+// repeats a schedule, CHAOS_DURATION says how long it goes on; from a minute on the servers themselves fail too.
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
 	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
 	c := &chaos{fleet: f, away: map[*replica]bool{}}
+	if duration >= time.Minute { // they take a while to start
+		c.own = newServers(t)
+		f.broker, f.database = &brokertest.Broker{URL: c.own.amqp}, c.own.makeDatabase(t)
+	}
 	c.broker, c.database = f.lines(t)
 	f.up(t)
 	schedule := c.schedule(duration, seed)
@@ -57,6 +63,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 type chaos struct {
 	*fleet
 	broker, database *line
+	own              *servers          // that may be killed; nil where they belong to others too
 	away             map[*replica]bool // killed or stopped, to be started again
 	gaveUp           int
 }
@@ -126,7 +133,7 @@ type step struct {
 // schedule has the faults of each victim one after the other, and those of different victims at the same time. The same
 // seed gives the same schedule.
 func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
-	const lineRests, replicaRests = 6 * time.Second, 12 * time.Second
+	const lineRests, serverRests, replicaRests = 6 * time.Second, 30 * time.Second, 12 * time.Second
 	var steps []step
 	victims := uint64(0)
 	add := func(rest time.Duration, faults []fault) {
@@ -149,6 +156,13 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 		{"connections to the database cut", time.Millisecond, c.database.cut, c.database.repair},
 		{"database slow", 3 * time.Second, func(t *testing.T) { c.database.slow(t, 200*time.Millisecond) }, c.database.fast},
 	})
+	if c.own != nil {
+		add(serverRests, []fault{
+			{"broker killed", time.Second, func(t *testing.T) { c.own.kill(t, "rabbitmq") }, c.own.start},
+			{"database killed", time.Second, func(t *testing.T) { c.own.kill(t, "postgres") }, c.own.start},
+			{"both servers restarted", time.Millisecond, c.own.stop, c.own.start},
+		})
+	}
 	for _, name := range services {
 		for _, r := range c.replicas[name] {
 			leave := func(signal syscall.Signal) func(*testing.T) {

@@ -24,7 +24,7 @@ const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMost  = 10 * time.Second
 	// A session that has lasted this long was a success: the next failure starts with a short wait again.
-	sessionLasted = 30 * time.Second
+	sessionLasted = 5 * time.Second
 )
 
 // Options says who a connection belongs to and where it reports.
