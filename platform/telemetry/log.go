@@ -36,8 +36,13 @@ func (f *Format) UnmarshalText(text []byte) error {
 
 // The attributes that tie the log lines of different services together.
 
-// OrderID names the order that a log line is about.
-func OrderID(id string) slog.Attr { return slog.String("order_id", id) }
+// OrderID names the order that a log line is about. Where there is none, "", the line does not mention any.
+func OrderID(id string) slog.Attr {
+	if id == "" {
+		return slog.Attr{}
+	}
+	return slog.String("order_id", id)
+}
 
 // MessageID names the message that a log line is about.
 func MessageID(id fmt.Stringer) slog.Attr { return slog.String("message_id", id.String()) }
