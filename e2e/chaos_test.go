@@ -49,14 +49,15 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	}
 	eventually(t, func() error { return c.recovered(t) })
 	tr.flows(t, 20)
-	longest, took := tr.longest, time.Since(begin)
+	refused, longest := tr.figures()
+	took := time.Since(begin)
 	orders := tr.end(t)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 
 	t.Logf("%d orders accepted in %s; faults: %s; services that gave up their start and were started again: %d; "+
 		"calls that had to be repeated: %v; longest time without an accepted order: %s",
-		orders, took.Round(time.Second), count(schedule), c.gaveUp, tr.refused, longest.Round(time.Millisecond))
+		orders, took.Round(time.Second), count(schedule), c.gaveUp, refused, longest.Round(time.Millisecond))
 }
 
 // chaos is a fleet and what happens to it. All of it happens in the goroutine of the test.

@@ -51,8 +51,8 @@ func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	f.ready(t)
 	tr.flows(t, 20)
 
-	if len(tr.refused) > 0 {
-		t.Errorf("orders were refused though the broker was there: %v", tr.refused)
+	if refused, _ := tr.figures(); len(refused) > 0 {
+		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
 	f.burntNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
@@ -88,8 +88,8 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 	tr.flows(t, 20)
 	tr.flows(t, 20)
 
-	if len(tr.refused) > 0 {
-		t.Errorf("orders were refused though the broker was there: %v", tr.refused)
+	if refused, _ := tr.figures(); len(refused) > 0 {
+		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
 	f.burntNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
@@ -113,8 +113,8 @@ func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	database.repair(t)
 	f.up(t)
 
-	if len(tr.refused) > 0 {
-		t.Errorf("orders were refused: %v", tr.refused)
+	if refused, _ := tr.figures(); len(refused) > 0 {
+		t.Errorf("orders were refused: %v", refused)
 	}
 	f.burntNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
@@ -146,7 +146,8 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 			tr.flows(t, 50)
 		})
 	}
-	t.Logf("refused meanwhile: %v; longest time without an accepted order: %s", tr.refused, tr.longest)
+	refused, longest := tr.figures()
+	t.Logf("refused meanwhile: %v; longest time without an accepted order: %s", refused, longest)
 	f.burntNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
@@ -223,7 +224,7 @@ func newServers(t *testing.T) *servers {
 // start starts what does not run, over the data that is there and at the same addresses.
 func (s *servers) start(t *testing.T) {
 	t.Helper()
-	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--", //nolint:noctx // it is ended by signals
+	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--",
 		"sh", "-c", `echo "$DATABASE_URL" && echo "$AMQP_URL" && echo "$AMQP_MANAGEMENT_URL" && cat`)
 	s.holder.Env = append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL=")
 	s.holder.Stderr = t.Output()

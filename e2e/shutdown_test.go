@@ -49,8 +49,8 @@ func TestShutdown_OfAConsumerUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 				}
 				return nil
 			})
-			if len(tr.refused) > 0 {
-				t.Errorf("orders were refused: %v", tr.refused)
+			if refused, _ := tr.figures(); len(refused) > 0 {
+				t.Errorf("orders were refused: %v", refused)
 			}
 			f.burntNoAttempt(t)
 			f.comesToRest(t, orders)
@@ -82,7 +82,8 @@ func TestShutdown_OfTheGatewayAnswersWhatItHasTaken(t *testing.T) {
 	r.waitReady(t)
 	tr.flows(t, 50)
 
-	for status, n := range tr.refused {
+	refused, _ := tr.figures()
+	for status, n := range refused {
 		if status != "no answer" { // there was no gateway
 			t.Errorf("%d orders were refused with %s", n, status)
 		}
@@ -122,7 +123,8 @@ func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	open()
 	tr.flows(t, 50)
 
-	for status, n := range tr.refused {
+	refused, _ := tr.figures()
+	for status, n := range refused {
 		if status != "no answer" {
 			t.Errorf("%d orders were refused with %s", n, status)
 		}

@@ -95,7 +95,7 @@ func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
 		}
 		key := fmt.Sprintf("order-%d", tr.next.Add(1))
 		body := fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[%s]}`, key, tr.lines(random))
-		location := tr.insist(ctx, "/v1/orders", body, key, http.StatusAccepted)
+		location := tr.insist(ctx, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK) // 200: it was accepted before, and is decided
 		tr.accept(key, location)
 		if location != "" && random.IntN(20) == 0 {
 			tr.buyers.Go(func() { tr.insist(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
@@ -224,6 +224,14 @@ func (tr *traffic) orders() int {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	return len(tr.accepted)
+}
+
+// figures are how many calls to place an order were not accepted, by what was answered, and the longest time without an
+// accepted order, so far.
+func (tr *traffic) figures() (refused map[string]int, longest time.Duration) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return maps.Clone(tr.refused), tr.longest
 }
 
 // flows waits until n more orders are accepted.
