@@ -143,7 +143,7 @@ func TestInterceptor_TurnsWhatHandlersReturnIntoStatuses(t *testing.T) {
 }
 
 func panics(context.Context) error {
-	panic("pq: secret") //nolint:forbidigo // what is tested
+	panic("pq: secret")
 }
 
 func reasonOf(s *status.Status) string {
