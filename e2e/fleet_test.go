@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -113,6 +114,15 @@ var (
 	given   = map[int]bool{}
 )
 
+// loopback is an address of this machine that no other run of the tests uses: on Linux all of 127.0.0.0/8 is at hand.
+var loopback = func() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1"
+	}
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>16%250, pid>>8%256, 1+pid%250)
+}()
+
 // freeAddr returns an address that nobody listens on and that stays the same over restarts: its port is below those
 // that the system gives to connections, and given once.
 func freeAddr(t *testing.T) string {
@@ -121,7 +131,7 @@ func freeAddr(t *testing.T) string {
 	defer givenMu.Unlock()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000) //nolint:gosec // no secret
-		addr := fmt.Sprintf("127.0.0.1:%d", port)
+		addr := fmt.Sprintf("%s:%d", loopback, port)
 		lis, err := net.Listen("tcp", addr)
 		if err != nil || given[port] {
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -194,7 +195,10 @@ func again(d amqp.Delivery) Outgoing {
 
 const mostReason = 1000 // bytes
 
+// clip makes a reason of an error's text. Package protobuf writes a no-break space into its errors in some builds and not
+// in others; whoever looks for a reason types a space.
 func clip(s string) string {
+	s = strings.ReplaceAll(s, "\u00a0", " ")
 	if len(s) <= mostReason {
 		return s
 	}

@@ -157,7 +157,8 @@ func text(err error) string {
 	if err == nil {
 		return ""
 	}
-	return storable(err.Error())
+	// Package protobuf writes a no-break space into its errors in some builds and not in others.
+	return storable(strings.ReplaceAll(err.Error(), "\u00a0", " "))
 }
 
 func traceID(sc trace.SpanContext) string {
