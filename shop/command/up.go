@@ -177,7 +177,7 @@ func localhost(addr string) string {
 	if err != nil {
 		return addr
 	}
-	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() || ip.IsLoopback() {
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() || host == "127.0.0.1" || host == "::1" {
 		host = "localhost"
 	}
 	return net.JoinHostPort(host, port)

@@ -169,19 +169,21 @@ func receive(t *testing.T, s grpc.ServerStreamingClient[loggingv1.StreamEventsRe
 	return events
 }
 
-func (f *fixture) event(t *testing.T, m proto.Message) *loggingv1.Event {
+func (f *fixture) event(t *testing.T, m proto.Message) (found *loggingv1.Event) {
 	t.Helper()
-	reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: contract.OrderID(m)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range reply.GetEvents() {
-		if e.GetMessageId() == contract.MessageID(m).String() {
-			return e
+	eventually(t, fmt.Sprintf("%T to be in the log", m), func() bool {
+		reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: contract.OrderID(m)})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	t.Fatalf("%T is not in the log", m)
-	return nil
+		for _, e := range reply.GetEvents() {
+			if e.GetMessageId() == contract.MessageID(m).String() {
+				found = e
+			}
+		}
+		return found != nil
+	})
+	return found
 }
 
 func TestService_EveryEventIsLoggedOnce(t *testing.T) {
