@@ -132,8 +132,11 @@ func freeAddr(t *testing.T) string {
 	for range 1000 {
 		port := 20000 + rand.IntN(12000) //nolint:gosec // no secret
 		addr := fmt.Sprintf("%s:%d", loopback, port)
+		if given[port] {
+			continue
+		}
 		lis, err := net.Listen("tcp", addr)
-		if err != nil || given[port] {
+		if err != nil {
 			continue
 		}
 		given[port] = true
