@@ -344,7 +344,13 @@ func TestListInventory_WithoutInventoryIsSaidSo(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	g := startGateway(t, Config{AMQPURL: broker.URL})
-	got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/intermediary/inventory", "", "Grpc-Timeout: 1500m")
+	var got answer
+	for range 20 { // until the gateway has found the broker, which is another failure
+		got = send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/intermediary/inventory", "", "Grpc-Timeout: 1500m")
+		if got.status != http.StatusServiceUnavailable {
+			break
+		}
+	}
 	f := got.failure(t)
 	if got.status != http.StatusGatewayTimeout || f.Message != "inventory service did not answer in time" {
 		t.Errorf("answered with %d %s", got.status, got.body)
