@@ -622,7 +622,7 @@ func (s *shop) dlq(t *testing.T, args ...string) (stdout, stderr string, err err
 	root.SetIn(strings.NewReader(""))
 	root.SetOut(&out)
 	root.SetErr(&errs)
-	root.SetArgs(append([]string{"dlq", "--addr", s.url, "--token", operatorToken}, args...))
+	root.SetArgs(append([]string{"dlq", "--server", s.url, "--token", operatorToken}, args...))
 	err = root.ExecuteContext(t.Context())
 	return out.String(), errs.String(), err
 }
@@ -729,8 +729,8 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		"redrive":                           "say which",
 		"redrive 1 --all":                   "say which",
 		"list --token wrong":                "does not know this operator token",
-		"list --addr localhost:1":           "no shop answers at localhost:1",
-		"redrive 1 2 --addr http://[::1]:1": "no shop answers at http://[::1]:1",
+		"list --server localhost:1":           "no shop answers at localhost:1",
+		"redrive 1 2 --server http://[::1]:1": "no shop answers at http://[::1]:1",
 		"discard 1 --token wrong":           "does not know this operator token",
 	} {
 		_, errs, err := s.dlq(t, strings.Fields(args)...)

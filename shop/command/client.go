@@ -40,14 +40,14 @@ type gateway struct {
 
 // flags gives a command and its subcommands the flags that say which shop they talk to.
 func (g *gateway) flags(cmd *cobra.Command) {
-	cmd.PersistentFlags().StringVar(&g.addr, "addr", "", "where the gateway is, host:port or https://host (default SHOP_ADDR, else localhost:3000)")
+	cmd.PersistentFlags().StringVar(&g.addr, "server", "", "the shop to talk to, host:port or https://host (default SHOP_SERVER, else localhost:3000)")
 	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of shop up on this machine)")
 }
 
 // dial returns a connection whose unary calls are bounded and fail with one line for people; a stream's errors get
 // theirs from explain. It connects with the first call.
 func (g *gateway) dial() (*grpc.ClientConn, error) {
-	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_ADDR"), "localhost:3000")
+	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
 	target, secure := strings.CutPrefix(g.addr, "https://")
 	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
 	transport := insecure.NewCredentials()
@@ -130,7 +130,7 @@ func (g *gateway) explain(err error) error {
 	case reason == "OPERATOR_TOKEN_INVALID":
 		message = fmt.Sprintf("the shop at %s does not know this operator token: shop up prints the right one; check --token and SHOP_OPERATOR_TOKEN", g.addr)
 	case reason == "" && s.Code() == codes.Unavailable:
-		message = fmt.Sprintf("no shop answers at %s: start one with shop up, or say with --addr or SHOP_ADDR where it is", g.addr)
+		message = fmt.Sprintf("no shop answers at %s: start one with make up, or name it with --server", g.addr)
 	case reason == "" && s.Code() == codes.DeadlineExceeded:
 		message = fmt.Sprintf("the shop at %s has not answered within %s", g.addr, callTimeout)
 	case reason == "" && s.Code() == codes.Canceled:

@@ -27,10 +27,10 @@ func upCommand() *cobra.Command {
 		Long: `Runs gateway, order, inventory and logging in one process on :3000, on a PostgreSQL and a
 RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
 
-Environment: HTTP_ADDR (:3000), ORDER_ADDR, INVENTORY_ADDR, LOGGING_ADDR (127.0.0.1:3001 to 3003),
-ADMIN_ADDR (127.0.0.1:3100 and the three ports after it), SHOP_OPERATOR_TOKEN, SHOP_ID_SECRET,
-SHOP_CURRENCY, LOG_LEVEL, LOG_FORMAT, OTEL_EXPORTER_OTLP_ENDPOINT.`,
-		Args: cobra.NoArgs,
+It is configured by these variables; docs/configuration.md says what each of them means:
+` + variables(),
+		Example: "  shop up\n  HTTP_ADDR=:8080 LOG_LEVEL=debug shop up",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			base, err := dataDir()
 			if err != nil {
@@ -45,6 +45,26 @@ SHOP_CURRENCY, LOG_LEVEL, LOG_FORMAT, OTEL_EXPORTER_OTLP_ENDPOINT.`,
 			})
 		},
 	}
+}
+
+// variables lists what shop up reads from the environment, with the defaults.
+func variables() string {
+	fields, err := env.GetFieldParams(&local.Config{})
+	if err != nil {
+		return "  " + err.Error()
+	}
+	var list strings.Builder
+	for _, name := range []string{"AMQP_URL", "DATABASE_URL"} { // the stack's
+		fmt.Fprintf(&list, "\n  %s", name)
+	}
+	for _, field := range fields {
+		if field.Key == "" {
+			continue
+		}
+		fmt.Fprintf(&list, "\n  %s", strings.TrimSpace(fmt.Sprintf("%-22s%s", field.Key, field.DefaultValue)))
+	}
+	fmt.Fprintf(&list, "\n  %s", "OTEL_EXPORTER_OTLP_ENDPOINT")
+	return list.String()
 }
 
 // running is a shop that answers.
