@@ -10,10 +10,13 @@ COPY . .
 # All programs at once, since they share most of what is compiled.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ \
-    ./gateway ./services/order ./services/inventory ./services/logging ./shop
+    ./gateway ./services/order ./services/inventory ./services/logging ./shop && \
+    mkdir -p /out/certs
 
 FROM scratch AS base
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+# A volume that is mounted here is the user's, so that `shop certs` can write to it.
+COPY --from=build --chown=65532:65532 /out/certs /certs
 USER 65532:65532
 
 FROM base AS shop

@@ -20,7 +20,7 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -33,6 +33,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 const (
@@ -59,6 +60,8 @@ type Config struct {
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
+	// TLS is what the gateway calls the other services with.
+	TLS transport.MutualTLS
 	// OperatorToken is what operators send. Without one nobody is an operator.
 	OperatorToken string `env:"SHOP_OPERATOR_TOKEN"`
 	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
@@ -151,6 +154,10 @@ type upstream struct {
 
 // dialUpstreams connects to the services that others run: order, inventory and logging, in this order.
 func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream, error) {
+	creds, err := cfg.TLS.Client(t.Logger)
+	if err != nil {
+		return nil, err
+	}
 	upstreams := []upstream{
 		{name: "order", addr: cfg.OrderAddr, services: services(orderv1.File_shop_order_v1_order_proto)},
 		{name: "inventory", addr: cfg.InventoryAddr, services: services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
@@ -158,8 +165,7 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream,
 	}
 	for i := range upstreams {
 		u := &upstreams[i]
-		var err error
-		if u.conn, err = dial(u.addr, t); err != nil {
+		if u.conn, err = dial(u.addr, creds, t); err != nil {
 			return nil, fmt.Errorf("%s_ADDR: %w", strings.ToUpper(u.name), err)
 		}
 		s.OnStop(u.name, u.conn.Close)
@@ -192,9 +198,9 @@ func services(files ...protoreflect.FileDescriptor) []protoreflect.ServiceDescri
 }
 
 // dial returns a connection that is made when it is first used, to all replicas behind addr.
-func dial(addr string, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
+func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
 	return grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.

@@ -10,11 +10,14 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 // Config is a service's configuration; the fields of telemetry.Config have tags of their own.
 type Config struct {
-	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3001"`
+	GRPCAddr string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3001"`
+	// TLS is for GRPCAddr to be open to other machines.
+	TLS         transport.MutualTLS
 	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3101"`
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	Telemetry   telemetry.Config
@@ -23,7 +26,7 @@ type Config struct {
 // New adds the parts in the order in which they need each other.
 func New(cfg Config, t *telemetry.Telemetry) (*service.Service, error) {
 	s, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: []error{sql.ErrConnDone},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{sql.ErrConnDone},
 	}, t)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
@@ -21,9 +22,10 @@ import (
 // completes errors, measures and traces calls, and answers reflection and health.
 func (s *Service) GRPC() *grpc.Server { return s.grpc }
 
-func (s *Service) newGRPCServer(transient []error, t *telemetry.Telemetry) *grpc.Server {
+func (s *Service) newGRPCServer(creds credentials.TransportCredentials, transient []error, t *telemetry.Telemetry) *grpc.Server {
 	errs := apierror.NewInterceptor(t.Logger, transient...)
 	server := grpc.NewServer(
+		grpc.Creds(creds),
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
 			otelgrpc.WithTracerProvider(t.Tracer),
 			otelgrpc.WithMeterProvider(t.Meter),

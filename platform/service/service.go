@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 const (
@@ -39,6 +40,8 @@ const (
 type Config struct {
 	// GRPCAddr is where gRPC is served; empty where the service serves GRPC() on a listener of its own.
 	GRPCAddr string
+	// TLS is what gRPC is served with on GRPCAddr. Without files the address has to be this machine's alone.
+	TLS transport.MutualTLS
 	// AdminAddr is where health, metrics and profiles are served; empty for nowhere.
 	AdminAddr string
 	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
@@ -83,7 +86,11 @@ func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	if s.stopTimeout == 0 {
 		s.stopTimeout = defaultStopTimeout
 	}
-	s.grpc = s.newGRPCServer(cfg.Transient, t)
+	creds, err := cfg.TLS.Server(t.Logger)
+	if err != nil {
+		return nil, err
+	}
+	s.grpc = s.newGRPCServer(creds, cfg.Transient, t)
 	if err := s.openListeners(cfg, t); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -100,6 +107,9 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 	if cfg.GRPCAddr != "" {
 		if s.grpcLis, err = s.Listen("GRPC_ADDR", cfg.GRPCAddr); err != nil {
 			return err
+		}
+		if !cfg.TLS.Enabled() {
+			return transport.RequireLoopback("GRPC_ADDR", s.grpcLis)
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
 	"shop.example/services/order/ordering"
@@ -37,6 +38,9 @@ type Config struct {
 	// AdminAddr is the gateway's; order, inventory and logging take the three ports that follow it. With port 0 each
 	// takes a free one.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
+
+	// TLS is for the services' addresses to be open to other machines.
+	TLS transport.MutualTLS
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
@@ -86,7 +90,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	}
 	// First, because inventory has to know its address.
 	s.Order, err = ordering.New(ctx, ordering.Config{
-		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, AdminAddr: admin[1],
+		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, TLS: cfg.TLS, AdminAddr: admin[1],
 		Retention: cfg.Retention,
 	}, order)
 	if err != nil {
@@ -95,14 +99,14 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	g, services := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		s.Inventory, err = stock.New(services, stock.Config{
-			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: cfg.InventoryAddr, AdminAddr: admin[2],
+			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: cfg.InventoryAddr, TLS: cfg.TLS, AdminAddr: admin[2],
 			OrderAddr: s.Order.GRPCAddr(), HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
 		}, inventory)
 		return err
 	})
 	g.Go(func() (err error) {
 		s.Logging, err = eventlog.New(services, eventlog.Config{
-			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: cfg.LoggingAddr, AdminAddr: admin[3],
+			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: cfg.LoggingAddr, TLS: cfg.TLS, AdminAddr: admin[3],
 			Retention: cfg.EventLogRetention, Messages: cfg.Retention,
 		}, logging)
 		return err
@@ -112,7 +116,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	}
 	s.Gateway, err = edge.New(ctx, edge.Config{
 		AMQPURL: cfg.AMQPURL, HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
-		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(),
+		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency,
 	}, gateway)
 	return s, err

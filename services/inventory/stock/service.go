@@ -10,10 +10,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	"shop.example/db"
@@ -25,6 +25,7 @@ import (
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 const (
@@ -39,8 +40,10 @@ const (
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required"`
 	DatabaseURL string `env:"DATABASE_URL,required"`
-	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:":3002"`
-	AdminAddr   string `env:"ADMIN_ADDR"    envDefault:":3102"`
+	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:"127.0.0.1:3002"`
+	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr to be on another.
+	TLS       transport.MutualTLS
+	AdminAddr string `env:"ADMIN_ADDR"    envDefault:":3102"`
 	// OrderAddr is where the order service is asked about old holds.
 	OrderAddr string `env:"ORDER_ADDR"    envDefault:"localhost:3001"`
 	// HoldLimit is the age from which a hold is old, 15 min where it is 0. Less than 5 min is refused.
@@ -73,7 +76,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(applied) > 0 {
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
-	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: transient}, t)
+	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: transient}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +123,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
 
-	orders, err := dialOrders(cfg.OrderAddr)
+	orders, err := dialOrders(cfg, t.Logger)
 	if err != nil {
 		return err
 	}
@@ -134,13 +137,17 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 }
 
 // dialOrders connects when the first question is asked: the order service may come later.
-func dialOrders(addr string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the services' own network
+func dialOrders(cfg Config, log *slog.Logger) (*grpc.ClientConn, error) {
+	creds, err := cfg.TLS.Client(log)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(cfg.OrderAddr,
+		grpc.WithTransportCredentials(creds),
 		// A replica that is gone without a word is noticed by the pings.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
 	if err != nil {
-		return nil, fmt.Errorf("ORDER_ADDR %q: %w", addr, err)
+		return nil, fmt.Errorf("ORDER_ADDR %q: %w", cfg.OrderAddr, err)
 	}
 	return conn, nil
 }

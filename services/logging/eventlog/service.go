@@ -23,14 +23,17 @@ import (
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 // Config is the service's configuration. The tags are those of github.com/caarlos0/env.
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
-	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3003"`
-	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3103"`
+	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3003"`
+	// TLS is for GRPCAddr to be open to other machines.
+	TLS       transport.MutualTLS
+	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
 	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
 	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
 	// Messages says how long dead letters can be redriven.
@@ -75,7 +78,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
 	}, t)
 	if err != nil {
 		return nil, err

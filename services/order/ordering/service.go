@@ -21,16 +21,19 @@ import (
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
 )
 
 // Config is the service's configuration. The tags are those of github.com/caarlos0/env.
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
-	GRPCAddr    string `env:"GRPC_ADDR" envDefault:":3001"`
-	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3101"`
-	Retention   outbox.Retention
-	Telemetry   telemetry.Config
+	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3001"`
+	// TLS is for GRPCAddr to be open to other machines.
+	TLS       transport.MutualTLS
+	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
+	Retention outbox.Retention
+	Telemetry telemetry.Config
 }
 
 const (
@@ -68,7 +71,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
 	}, t)
 	if err != nil {
 		return nil, err

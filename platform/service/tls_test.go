@@ -1,0 +1,204 @@
+package service_test
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
+	"shop.example/platform/transport"
+)
+
+func certificates(t *testing.T, dir string) {
+	t.Helper()
+	if err := transport.WriteFiles(dir, time.Hour, "order", "gateway"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func client(t *testing.T, files transport.MutualTLS) credentials.TransportCredentials {
+	t.Helper()
+	creds, err := files.Client(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return creds
+}
+
+// ask calls a service over a connection of its own.
+func ask(t *testing.T, addr string, creds credentials.TransportCredentials, o ...grpc.DialOption) error {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, append(o, grpc.WithTransportCredentials(creds))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = orderv1.NewOrderServiceClient(conn).GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
+	return err
+}
+
+func serveOrders(s *service.Service) { orderv1.RegisterOrderServiceServer(s.GRPC(), &orders{}) }
+
+func TestTLS_OnlyAClientWithACertificateOfTheCAIsServed(t *testing.T) {
+	t.Parallel()
+	ours, others := t.TempDir(), t.TempDir()
+	certificates(t, ours)
+	certificates(t, others)
+	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
+	gateway := transport.FilesIn(ours, "gateway")
+
+	if err := ask(t, s.GRPCAddr(), client(t, gateway)); err != nil {
+		t.Errorf("the gateway is refused: %v", err)
+	}
+	ca, err := transport.Authorities(gateway.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := transport.FilesIn(others, "gateway")
+	stranger.CAFile = gateway.CAFile // it believes the server
+	for name, creds := range map[string]credentials.TransportCredentials{
+		"plain text":                  insecure.NewCredentials(),
+		"TLS without a certificate":   credentials.NewTLS(&tls.Config{RootCAs: ca, MinVersion: tls.VersionTLS12}),
+		"a certificate of another CA": client(t, stranger),
+	} {
+		if err := ask(t, s.GRPCAddr(), creds); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestTLS_AClientBelievesOnlyTheHostItDialled(t *testing.T) {
+	t.Parallel()
+	ours, others := t.TempDir(), t.TempDir()
+	certificates(t, ours)
+	certificates(t, others)
+	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
+	gateway := client(t, transport.FilesIn(ours, "gateway"))
+	if err := ask(t, s.GRPCAddr(), gateway, grpc.WithAuthority("order")); err != nil {
+		t.Errorf("by its name: %v", err)
+	}
+	if err := ask(t, s.GRPCAddr(), gateway, grpc.WithAuthority("inventory")); status.Code(err) != codes.Unavailable {
+		t.Errorf("by the name of another service: %v", err)
+	}
+	stranger := transport.FilesIn(ours, "gateway")
+	stranger.CAFile = transport.FilesIn(others, "").CAFile
+	if err := ask(t, s.GRPCAddr(), client(t, stranger)); status.Code(err) != codes.Unavailable {
+		t.Errorf("with a CA that did not sign it: %v", err)
+	}
+}
+
+func TestTLS_ChangedFilesAreUsedWithTheNextConnection(t *testing.T) {
+	t.Parallel()
+	dir, before := t.TempDir(), t.TempDir()
+	certificates(t, dir)
+	files := transport.FilesIn(dir, "gateway")
+	if err := os.CopyFS(before, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	s := run(t, service.Config{TLS: transport.FilesIn(dir, "order")}, serveOrders)
+	long := client(t, files)
+	if err := ask(t, s.GRPCAddr(), long); err != nil {
+		t.Fatal(err)
+	}
+
+	certificates(t, dir) // of another CA
+	if err := ask(t, s.GRPCAddr(), long); err != nil {
+		t.Errorf("with credentials from before the change: %v", err)
+	}
+	if err := ask(t, s.GRPCAddr(), client(t, transport.FilesIn(before, "gateway"))); status.Code(err) != codes.Unavailable {
+		t.Errorf("the old certificate is still good: %v", err)
+	}
+
+	if err := os.WriteFile(filepath.Join(dir, "order-key.pem"), []byte("half a k"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(t, s.GRPCAddr(), long); err != nil {
+		t.Errorf("a file that cannot be read took the service down: %v", err)
+	}
+	if want := "the changed certificates cannot be used, the old ones stay in use"; !strings.Contains(s.logs.String(), want) {
+		t.Errorf("the log does not say so: %s", s.logs)
+	}
+}
+
+func TestNew_WithoutTLSGRPCIsServedToThisMachineAlone(t *testing.T) {
+	t.Parallel()
+	out := &logs{}
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tel.Shutdown(context.Background()) })
+	for _, addr := range []string{":0", "0.0.0.0:0"} {
+		_, err := service.New(service.Config{GRPCAddr: addr}, tel)
+		if err == nil || !strings.HasPrefix(err.Error(), "GRPC_ADDR: ") || !strings.Contains(err.Error(), "set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE") {
+			t.Errorf("%s: got %v", addr, err)
+		}
+	}
+	dir := t.TempDir()
+	certificates(t, dir)
+	s, err := service.New(service.Config{GRPCAddr: ":0", TLS: transport.FilesIn(dir, "order")}, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if _, port, _ := net.SplitHostPort(s.GRPCAddr()); port == "0" {
+		t.Error("it does not listen")
+	}
+}
+
+func TestNew_TLSFilesThatAreWrongAreOneLineThatNamesThem(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certificates(t, dir)
+	good := transport.FilesIn(dir, "order")
+	change := func(with func(*transport.MutualTLS)) transport.MutualTLS {
+		files := good
+		with(&files)
+		return files
+	}
+	for want, files := range map[string]transport.MutualTLS{
+		"set GRPC_TLS_KEY_FILE too":                         change(func(f *transport.MutualTLS) { f.KeyFile = "" }),
+		"set GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE too":  {CAFile: good.CAFile},
+		"reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE:": change(func(f *transport.MutualTLS) { f.KeyFile = transport.FilesIn(dir, "gateway").KeyFile }),
+		"reading GRPC_TLS_CA_FILE:":                         change(func(f *transport.MutualTLS) { f.CAFile = good.KeyFile }),
+	} {
+		_, err := files.Server(slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+func TestCheck_TellsWhichCertificateIsNotGood(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := transport.Check(dir, time.Now(), "order"); err == nil {
+		t.Error("there is none")
+	}
+	certificates(t, dir)
+	if err := transport.Check(dir, time.Now(), "order", "gateway"); err != nil {
+		t.Error(err)
+	}
+	if err := transport.Check(dir, time.Now(), "logging"); err == nil {
+		t.Error("there is none of logging")
+	}
+	if err := transport.Check(dir, time.Now().Add(2*time.Hour), "order"); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("got %v", err)
+	}
+}

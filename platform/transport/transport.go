@@ -1,0 +1,190 @@
+// Package transport secures the gRPC between services: mutual TLS where certificates are configured, plain text within
+// one machine where none are.
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// MutualTLS names the PEM files by which services know each other: all three, or none for plain text. The tags are
+// those of github.com/caarlos0/env.
+type MutualTLS struct {
+	// CertFile is the service's certificate, for both ends of a connection, followed by intermediate ones.
+	CertFile string `env:"GRPC_TLS_CERT_FILE"`
+	KeyFile  string `env:"GRPC_TLS_KEY_FILE"`
+	// CAFile has the authorities whose certificates are accepted, of servers and of clients.
+	CAFile string `env:"GRPC_TLS_CA_FILE"`
+}
+
+// Enabled says whether files are named. Server and Client refuse a name that is missing.
+func (m MutualTLS) Enabled() bool { return m != MutualTLS{} }
+
+// Server returns what gRPC is served with: TLS that demands a certificate of the CA from each client, or plain text
+// where no files are named. The files are read again when they have changed; a change that cannot be read is logged,
+// and what was read last stays in use.
+func (m MutualTLS) Server(log *slog.Logger) (credentials.TransportCredentials, error) {
+	if !m.Enabled() {
+		return insecure.NewCredentials(), nil
+	}
+	f, err := open(m, log)
+	if err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(&tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.latest().server(), nil },
+	}), nil
+}
+
+// Client returns what gRPC is dialled with, see Server. The server's certificate has to be for the host that is dialled.
+func (m MutualTLS) Client(log *slog.Logger) (credentials.TransportCredentials, error) {
+	if !m.Enabled() {
+		return insecure.NewCredentials(), nil
+	}
+	f, err := open(m, log)
+	if err != nil {
+		return nil, err
+	}
+	return client{credentials.NewTLS(f.latest().client()), f}, nil
+}
+
+// client makes each handshake with the newest files.
+type client struct {
+	credentials.TransportCredentials
+	files *files
+}
+
+func (c client) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return credentials.NewTLS(c.files.latest().client()).ClientHandshake(ctx, authority, conn)
+}
+
+func (c client) Clone() credentials.TransportCredentials { return c }
+
+// RequireLoopback returns an error where others than this machine's own processes reach lis: without TLS, whoever
+// reaches a service may call it. variable is the environment variable that holds the address.
+func RequireLoopback(variable string, lis net.Listener) error {
+	addr, ok := lis.Addr().(*net.TCPAddr)
+	if ok && addr.IP.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%s: %s can be reached from other machines, where gRPC needs mutual TLS: set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE (`shop certs` makes such files), or listen on 127.0.0.1", variable, lis.Addr())
+}
+
+// files keeps what the three files said last.
+type files struct {
+	names MutualTLS
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	stamps [3]stamp
+	loaded identity
+}
+
+// stamp tells one content of a file from another.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+// identity is who a service is, and whom it believes.
+type identity struct {
+	certificate tls.Certificate
+	authorities *x509.CertPool
+}
+
+func (i identity) server() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{i.certificate},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: i.authorities,
+	}
+}
+
+func (i identity) client() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.certificate}, RootCAs: i.authorities}
+}
+
+func open(m MutualTLS, log *slog.Logger) (*files, error) {
+	var missing []string
+	for _, f := range []struct{ variable, name string }{
+		{"GRPC_TLS_CERT_FILE", m.CertFile}, {"GRPC_TLS_KEY_FILE", m.KeyFile}, {"GRPC_TLS_CA_FILE", m.CAFile},
+	} {
+		if f.name == "" {
+			missing = append(missing, f.variable)
+		}
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("mutual TLS needs a certificate, its key and a CA: set %s too", strings.Join(missing, " and "))
+	}
+	f := &files{names: m, log: log, stamps: m.stamps()}
+	var err error
+	f.loaded, err = m.load()
+	return f, err
+}
+
+// latest returns what the files say now, or said before a change that cannot be read. Handshakes are rare enough to
+// look at the files each time.
+func (f *files) latest() identity {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	// Before reading: what is written meanwhile has other stamps and is read with the next handshake.
+	stamps := f.names.stamps()
+	if stamps == f.stamps {
+		return f.loaded
+	}
+	f.stamps = stamps
+	loaded, err := f.names.load()
+	if err != nil {
+		f.log.Warn("the changed certificates cannot be used, the old ones stay in use", "err", err)
+		return f.loaded
+	}
+	f.loaded = loaded
+	f.log.Info("certificates read again", "certificate", f.names.CertFile)
+	return f.loaded
+}
+
+// stamps has zeros for a file that is not there, which load tells of.
+func (m MutualTLS) stamps() (stamps [3]stamp) {
+	for i, name := range []string{m.CertFile, m.KeyFile, m.CAFile} {
+		if info, err := os.Stat(name); err == nil {
+			stamps[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return stamps
+}
+
+func (m MutualTLS) load() (i identity, err error) {
+	if i.certificate, err = tls.LoadX509KeyPair(m.CertFile, m.KeyFile); err != nil {
+		return i, fmt.Errorf("reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE: %w", err)
+	}
+	i.authorities, err = Authorities(m.CAFile)
+	if err != nil {
+		return i, fmt.Errorf("reading GRPC_TLS_CA_FILE: %w", err)
+	}
+	return i, nil
+}
+
+// Authorities reads a PEM file of certificates that others are to be signed by.
+func Authorities(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New(file + " has no certificate in PEM form")
+	}
+	return pool, nil
+}

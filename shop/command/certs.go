@@ -1,0 +1,47 @@
+package command
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"shop.example/platform/transport"
+)
+
+func certsCommand() *cobra.Command {
+	var (
+		dir   string
+		valid time.Duration
+		force bool
+	)
+	cmd := &cobra.Command{
+		Use:   "certs [NAME...]",
+		Short: "Make the certificates by which the services know each other",
+		Long: `Makes a CA and certificates of it, by default for gateway, order, inventory and logging, for mutual TLS
+between them: GRPC_TLS_CERT_FILE is NAME.pem, GRPC_TLS_KEY_FILE is NAME-key.pem, GRPC_TLS_CA_FILE is
+ca.pem. A certificate is for its name as a host, and for localhost.
+
+The CA's key is not kept. Certificates that are good for another third of their time are left as they
+are; else all are made anew, and services that run take them up by themselves.`,
+		Example: "  shop certs --dir /etc/shop/certs",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if len(names) == 0 {
+				names = []string{"gateway", "order", "inventory", "logging"}
+			}
+			if !force && transport.Check(dir, time.Now().Add(valid/3), names...) == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "The certificates in %s are good.\n", dir)
+				return nil
+			}
+			if err := transport.WriteFiles(dir, valid, names...); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "Made %d certificates in %s, good until %s.\n", len(names), dir, time.Now().Add(valid).Format(time.DateOnly))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "certs", "the folder to put them in")
+	cmd.Flags().DurationVar(&valid, "valid", 365*24*time.Hour, "how long they are good")
+	cmd.Flags().BoolVar(&force, "force", false, "make new ones although the old ones are good")
+	return cmd
+}

@@ -1,0 +1,56 @@
+package command
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"shop.example/platform/transport"
+)
+
+func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "certs")
+	certs := func(args ...string) string {
+		t.Helper()
+		out := &bytes.Buffer{}
+		cmd := Root()
+		cmd.SetArgs(append([]string{"certs", "--dir", dir}, args...))
+		cmd.SetOut(out)
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	ca := func() string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if out := certs(); !strings.HasPrefix(out, "Made 4 certificates in "+dir) {
+		t.Errorf("printed %q", out)
+	}
+	if err := transport.Check(dir, time.Now(), "gateway", "order", "inventory", "logging"); err != nil {
+		t.Error(err)
+	}
+	key, err := os.Stat(filepath.Join(dir, "order-key.pem"))
+	if err != nil || key.Mode() != 0o600 {
+		t.Errorf("the key is open to others: %v, %v", key, err)
+	}
+	first := ca()
+	if out := certs(); ca() != first || out != "The certificates in "+dir+" are good.\n" {
+		t.Errorf("good certificates were replaced: %q", out)
+	}
+	if certs("--valid", "100000h"); ca() == first {
+		t.Error("certificates that are good for less than a third of the time were kept")
+	}
+	if first = ca(); certs("billing") == "" || ca() == first {
+		t.Error("a name without a certificate was overlooked")
+	}
+}
