@@ -29,6 +29,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 	"shop.example/platform/service"
@@ -115,6 +116,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
+	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
 	if err := forwardAll(a, upstreams); err != nil {
 		return nil, err
 	}

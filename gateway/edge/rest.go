@@ -24,6 +24,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
 )
@@ -76,6 +77,7 @@ func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, erro
 		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
 		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
 		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+		statusv1.File_shop_status_v1_status_proto,
 	) {
 		if err := s.addRoutes(sd); err != nil {
 			return nil, err
@@ -90,6 +92,7 @@ func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, erro
 		inventoryv1.RegisterInventoryServiceHandlerClient(ctx, s.mux, inventoryv1.NewInventoryServiceClient(conn)),
 		loggingv1.RegisterEventLogServiceHandlerClient(ctx, s.mux, loggingv1.NewEventLogServiceClient(conn)),
 		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
+		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
 		s.mux.HandlePath(http.MethodGet, "/", s.servePage),
 		s.mux.HandlePath(http.MethodGet, "/openapi.json", serveOpenAPI),
 	); err != nil {

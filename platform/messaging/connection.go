@@ -53,6 +53,8 @@ type Connection struct {
 	current *amqp.Connection
 	changed chan struct{} // closed and replaced when current changes
 	lastErr error
+
+	asking sync.Mutex // held while the broker owes an answer about its queues
 }
 
 // Dial returns a connection that Run will establish.

@@ -122,6 +122,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("stock checks", calls.Ready)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
+	s.ServeReport(relay.Report)
 
 	orders, err := dialOrders(cfg, t.Logger)
 	if err != nil {

@@ -121,6 +121,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("tail", s.tail.run)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
+	s.ServeReport()
 	return nil
 }
 

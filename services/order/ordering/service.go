@@ -115,5 +115,6 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("consumer", consumer.Ready)
 
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
+	s.ServeReport(relay.Report, s.reportRate)
 	return nil
 }

@@ -1,0 +1,139 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// shopStatus is the JSON of GET /v1/status; its numbers are numbers.
+type shopStatus struct {
+	Services []struct {
+		Name   string `json:"name"`
+		Ready  bool   `json:"ready"`
+		Detail string `json:"detail"`
+	} `json:"services"`
+	Queues []struct {
+		Name      string `json:"name"`
+		Messages  int    `json:"messages"`
+		Consumers int    `json:"consumers"`
+	} `json:"queues"`
+	Outboxes []struct {
+		Service     string `json:"service"`
+		Pending     int    `json:"pending"`
+		OldestAgeMS int    `json:"oldest_age_ms"`
+	} `json:"outboxes"`
+	OrdersPerSecond *float64  `json:"orders_per_second"`
+	At              time.Time `json:"at"`
+}
+
+func (s *shop) status(t *testing.T) (st shopStatus) {
+	t.Helper()
+	a := s.get(t, "/v1/status")
+	if a.code != http.StatusOK {
+		t.Fatalf("GET /v1/status: %d %s", a.code, a.body)
+	}
+	a.json(t, &st)
+	return st
+}
+
+// unready lists the services that are not ready, and what they say.
+func (st shopStatus) unready() (all []string) {
+	for _, s := range st.Services {
+		if !s.Ready {
+			all = append(all, s.Name+": "+s.Detail)
+		}
+	}
+	return all
+}
+
+func TestStatus_ShowsServicesQueuesOutboxesAndTheRateOfOrders(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	if a := s.call(t, http.MethodGet, "/v1/status", ""); a.code != http.StatusUnauthorized {
+		t.Errorf("without the token: %d %s", a.code, a.body)
+	}
+	const orders = 5
+	for range orders {
+		s.decided(t, s.place(t, 1, 1))
+	}
+	var st shopStatus
+	eventually(t, func() error {
+		st = s.status(t)
+		if len(st.unready()) > 0 || st.OrdersPerSecond == nil || *st.OrdersPerSecond != orders/10.0 {
+			return fmt.Errorf("status %+v", st)
+		}
+		return nil
+	})
+	names := []string{}
+	for _, service := range st.Services {
+		names = append(names, service.Name)
+	}
+	if got := fmt.Sprint(names); got != "[order inventory logging gateway]" {
+		t.Errorf("services %s", got)
+	}
+	consumers := map[string]int{}
+	for _, q := range st.Queues {
+		consumers[q.Name] = q.Consumers
+	}
+	if len(consumers) != 13 || consumers["order"] != 2 || consumers["inventory"] != 1 || consumers["logging"] != 1 || consumers["dead-letter"] != 1 {
+		t.Errorf("queues %+v", st.Queues)
+	}
+	if len(st.Outboxes) != 2 || st.Outboxes[0].Service != "order" || st.Outboxes[1].Service != "inventory" {
+		t.Errorf("outboxes %+v", st.Outboxes)
+	}
+	if age := time.Since(st.At); age > time.Minute || age < -time.Minute {
+		t.Errorf("gathered at %s", st.At)
+	}
+}
+
+// Pages that ask all at once get the same answer, gathered once.
+func TestStatus_IsGatheredOnceForAllWhoAsk(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var mu sync.Mutex
+	gathered := map[time.Time]int{}
+	var pages sync.WaitGroup
+	for range 20 {
+		pages.Go(func() {
+			for range 10 {
+				at := s.status(t).At
+				mu.Lock()
+				gathered[at]++
+				mu.Unlock()
+			}
+		})
+	}
+	begin := time.Now()
+	pages.Wait()
+	if most := 2 + int(time.Since(begin)/(400*time.Millisecond)); len(gathered) > most {
+		t.Errorf("200 answers were gathered %d times in %s", len(gathered), time.Since(begin))
+	}
+}
+
+func TestStatus_ServicesThatAreAwayAreNamedAndDoNotHoldItUp(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	alone := gatewayAlone(t, s)
+	begin := time.Now()
+	st := alone.status(t)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	unready := st.unready()
+	if len(unready) != 3 || len(st.Queues) != 13 || len(st.Outboxes) != 0 || st.OrdersPerSecond != nil {
+		t.Errorf("status %+v", st)
+	}
+	for _, said := range unready {
+		if !strings.HasSuffix(said, ": it cannot be reached") && !strings.Contains(said, "has not answered within 1s") {
+			t.Errorf("it says %q", said)
+		}
+	}
+	if text, err := json.Marshal(st); err != nil || strings.Contains(string(text), "127.0.0.1") {
+		t.Errorf("it names an address: %s, %v", text, err)
+	}
+}
