@@ -8,6 +8,7 @@ package checkoutv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -195,7 +196,7 @@ var File_shop_checkout_v1_checkout_proto protoreflect.FileDescriptor
 
 const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x19shop/order/v1/order.proto\"\xfc\x02\n" +
+	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x19shop/order/v1/order.proto\"\x98\x04\n" +
 	"\x11PlaceOrderRequest\x126\n" +
 	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x18\xfe\x01\xba\x01\x01\x00`\x01\x80\x01\x01R\rcustomerEmail\x12U\n" +
@@ -206,13 +207,31 @@ const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\n" +
 	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\tproductId\x12'\n" +
 	"\bquantity\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12D\n" +
-	"\x13expected_unit_price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyR\x11expectedUnitPrice\"@\n" +
+	"\x13expected_unit_price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyR\x11expectedUnitPrice:\x99\x01\x92A\x95\x012\x92\x01{\"customer_name\": \"Ada\", \"customer_email\": \"ada@example.org\", \"order_items\": [{\"product_id\": 5, \"quantity\": 3}, {\"product_id\": 6, \"quantity\": 4}]}\"@\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\x88\x01\n" +
-	"\x0fCheckoutService\x12u\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xaa\x04\n" +
+	"\x0fCheckoutService\x12\x96\x04\n" +
 	"\n" +
-	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
-	"/v1/ordersB.Z,shop.example/gen/shop/checkout/v1;checkoutv1b\x06proto3"
+	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\xbc\x03\x92A\x9c\x03JV\n" +
+	"\x03200\x12O\n" +
+	"\"The order, which has been decided.\x1a)\n" +
+	"\bLocation\x12\x1d\n" +
+	"\x13Where the order is.\x12\x06stringJ\x83\x01\n" +
+	"\x03202\x12|\n" +
+	"5The order as it was accepted: PENDING, to be decided.\x12\x18\n" +
+	"\x16\x1a\x14.shop.order.v1.Order\x1a)\n" +
+	"\bLocation\x12\x1d\n" +
+	"\x13Where the order is.\x12\x06stringr\xbb\x01\n" +
+	"o\n" +
+	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01\n" +
+	"H\n" +
+	"\x06Prefer\x12<`wait=N` waits up to N seconds, 30 at most, for the outcome.\x18\x01\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
+	"/v1/ordersB\x98\x04\x92A\xe6\x03\x12\x81\x03\n" +
+	"\x04Shop\x12\xf4\x02Orders, stock, and everything that happened. The same calls are there over gRPC on the same port.\n" +
+	"\n" +
+	"An order is accepted (202) when the broker has it on disk, and decided a moment later: `GET /v1/orders/{order_id}` says how. Every refusal is a `google.rpc.Status` with one `ErrorInfo`, whose `reason` is for programs to branch on. Unknown fields and parameters are refused.2\x02v1Z`\n" +
+	"^\n" +
+	"\boperator\x12R\b\x02\x12=The operator token, as `Bearer <token>`. `make up` prints it.\x1a\rAuthorization \x02Z,shop.example/gen/shop/checkout/v1;checkoutv1b\x06proto3"
 
 var (
 	file_shop_checkout_v1_checkout_proto_rawDescOnce sync.Once

@@ -8,6 +8,7 @@ package intermediaryv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -379,7 +380,7 @@ var File_shop_intermediary_v1_intermediary_proto protoreflect.FileDescriptor
 
 const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
-	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x03\n" +
+	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\x8b\x05\n" +
 	"\x12CreateOrderRequest\x126\n" +
 	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12Z\n" +
@@ -391,7 +392,7 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\fproduct_name\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12'\n" +
 	"\bquantity\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12-\n" +
 	"\x05price\x18\x04 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00 _\xa0\x02B)\x00\x00\x00\x00\x00\x00\x00\x00R\x05price:]\xbaHZ\x1aX\n" +
-	"\fitem.product\x12 an item needs product_name or id\x1a&this.id > 0 || this.product_name != ''\"J\n" +
+	"\fitem.product\x12 an item needs product_name or id\x1a&this.id > 0 || this.product_name != '':\x9c\x01\x92A\x98\x012\x95\x01{\"customer_name\": \"Ada\", \"customer_email\": \"ada@example.org\", \"order_items\": [{\"id\": 1, \"product_name\": \"Laptop Stand\", \"quantity\": 3, \"price\": 35}]}\"J\n" +
 	"\x13CreateOrderResponse\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x19\n" +
 	"\border_id\x18\x02 \x01(\tR\aorderId\"\x16\n" +
@@ -406,9 +407,18 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt2\xb6\x02\n" +
-	"\x13IntermediaryService\x12\x8b\x01\n" +
-	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"'\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\x90\x01\n" +
+	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt2\xde\x04\n" +
+	"\x13IntermediaryService\x12\xb3\x03\n" +
+	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xce\x02\x92A\xa3\x02:\n" +
+	"text/plain:\x10application/jsonJ\x8f\x01\n" +
+	"\x03200\x12\x87\x01\n" +
+	"+The order was accepted and will be decided.\x1a)\n" +
+	"\bLocation\x12\x1d\n" +
+	"\x13Where the order is.\x12\x06string\"-\n" +
+	"\n" +
+	"text/plain\x12\x1f\"Order successfully published.\"rq\n" +
+	"o\n" +
+	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\x90\x01\n" +
 	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"&\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
 
 var (

@@ -8,6 +8,7 @@ package inventoryv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -666,19 +667,19 @@ var File_shop_inventory_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xc0\x02\n" +
-	"\x04Item\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x05R\x02id\x12!\n" +
-	"\fproduct_name\x18\x02 \x01(\tR\vproductName\x12\x1a\n" +
-	"\bquantity\x18\x03 \x01(\x05R\bquantity\x12\x17\n" +
-	"\aon_hand\x18\x04 \x01(\x05R\x06onHand\x12\x1a\n" +
-	"\breserved\x18\x05 \x01(\x05R\breserved\x12*\n" +
-	"\x05price\x18\x06 \x01(\v2\x14.shop.money.v1.MoneyR\x05price\x129\n" +
+	"!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\x96\x03\n" +
+	"\x04Item\x12 \n" +
+	"\x02id\x18\x01 \x01(\x05B\x10\x92A\r@\x01J\x015\xca>\x05\xfa\x02\x02idR\x02id\x126\n" +
+	"\fproduct_name\x18\x02 \x01(\tB\x13\x92A\x10J\x0e\"Laptop Stand\"R\vproductName\x12!\n" +
+	"\bquantity\x18\x03 \x01(\x05B\x05\x92A\x02@\x01R\bquantity\x12!\n" +
+	"\aon_hand\x18\x04 \x01(\x05B\b\x92A\x05J\x03150R\x06onHand\x12!\n" +
+	"\breserved\x18\x05 \x01(\x05B\x05\x92A\x02@\x01R\breserved\x12*\n" +
+	"\x05price\x18\x06 \x01(\v2\x14.shop.money.v1.MoneyR\x05price\x12@\n" +
 	"\n" +
-	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x05\x92A\x02@\x01R\tcreatedAt\x12@\n" +
 	"\n" +
-	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x12\n" +
-	"\x04etag\x18\t \x01(\tR\x04etag\"h\n" +
+	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x05\x92A\x02@\x01R\tupdatedAt\x12\x1b\n" +
+	"\x04etag\x18\t \x01(\tB\a\x92A\x04J\x02\"\"R\x04etag\"h\n" +
 	"\x10ListItemsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
@@ -686,18 +687,18 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\"j\n" +
 	"\x11ListItemsResponse\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.shop.inventory.v1.ItemR\x05items\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\")\n" +
-	"\x0eGetItemRequest\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\">\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"/\n" +
+	"\x0eGetItemRequest\x12\x1d\n" +
+	"\x02id\x18\x01 \x01(\x05B\r\x92A\x03J\x015\xbaH\x04\x1a\x02 \x00R\x02id\">\n" +
 	"\x0fGetItemResponse\x12+\n" +
-	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"\x84\x02\n" +
+	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"\x8e\x03\n" +
 	"\x12CreateItemsRequest\x12P\n" +
 	"\x05items\x18\x01 \x03(\v2-.shop.inventory.v1.CreateItemsRequest.NewItemB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05items\x1a\x9b\x01\n" +
 	"\aNewItem\x121\n" +
 	"\fproduct_name\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x05B\r\xbaH\n" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00R\bquantity\x122\n" +
-	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price\"D\n" +
+	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price:\x87\x01\x92A\x83\x012\x80\x01{\"items\": [{\"product_name\": \"Desk Lamp\", \"quantity\": 20, \"price\": {\"currency_code\": \"USD\", \"units\": \"49\", \"nanos\": 900000000}}]}\"D\n" +
 	"\x13CreateItemsResponse\x12-\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.shop.inventory.v1.ItemR\x05items\"\x85\x01\n" +
 	"\x11UpdateItemRequest\x123\n" +

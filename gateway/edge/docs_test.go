@@ -1,0 +1,82 @@
+package edge
+
+import (
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"shop.example/gen/openapi"
+)
+
+// document is what these tests read of the OpenAPI document.
+type document struct {
+	Info  struct{ Title, Version, Description string }
+	Paths map[string]map[string]struct {
+		OperationID string
+		Security    []map[string][]string
+		Responses   map[string]json.RawMessage
+	}
+}
+
+func openAPI(t *testing.T) document {
+	t.Helper()
+	var d document
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// anyName stands for the names of path parameters: the document may call them otherwise than the contracts.
+var anyName = regexp.MustCompile(`{[^}]+}`)
+
+func TestOpenAPI_DescribesEveryRouteAndNoOther(t *testing.T) {
+	t.Parallel()
+	var described, served []string
+	for path, calls := range openAPI(t).Paths {
+		for method := range calls {
+			described = append(described, strings.ToUpper(method)+" "+anyName.ReplaceAllString(path, "{}"))
+		}
+	}
+	rest, err := newREST(newLocalConn(nil), newTelemetry(t, t.Output()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for call := range rest.routes {
+		served = append(served, anyName.ReplaceAllString(call, "{}"))
+	}
+	slices.Sort(described)
+	slices.Sort(served)
+	if !slices.Equal(described, served) {
+		t.Errorf("the document describes\n%q, the gateway serves\n%q", described, served)
+	}
+}
+
+func TestOpenAPI_SaysWhatTheContractsSayAboutAccessAndAnswers(t *testing.T) {
+	t.Parallel()
+	d := openAPI(t)
+	if d.Info.Title == "" || d.Info.Version == "" || d.Info.Description == "" {
+		t.Errorf("the document has no head: %+v", d.Info)
+	}
+	for call, guarded := range map[string]bool{
+		"get /v1/orders": true, "post /v1/inventory": true, "post /v1/dead-letters/{id}:redrive": true, "get /v1/events": true,
+		"get /v1/inventory": false, "post /v1/orders": false, "get /v1/orders/{order_id}": false,
+	} {
+		method, path, _ := strings.Cut(call, " ")
+		if got := len(d.Paths[path][method].Security) > 0; got != guarded {
+			t.Errorf("%s is for operators: %t in the document, %t in the contracts", call, got, guarded)
+		}
+	}
+	for path, calls := range d.Paths {
+		for method, call := range calls {
+			if _, ok := call.Responses["default"]; !ok {
+				t.Errorf("%s %s: no answer for errors", method, path)
+			}
+		}
+	}
+	if _, ok := d.Paths["/v1/orders"]["post"].Responses["202"]; !ok {
+		t.Error("placing an order can be answered with 202, which is not described")
+	}
+}

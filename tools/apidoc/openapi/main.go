@@ -1,0 +1,160 @@
+// Command openapi is a plugin of protoc that writes the OpenAPI document. It tells protoc-gen-openapiv2, which writes it,
+// what the contracts say in other options than its own: protovalidate's rules about fields, and who may make a call.
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/exec"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/pluginpb"
+
+	"shop.example/tools/apidoc/contract"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("openapi: ")
+	if err := run(context.Background(), os.Stdin, os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, in io.Reader, out io.Writer) error {
+	encoded, err := io.ReadAll(in)
+	if err != nil {
+		return err
+	}
+	request := &pluginpb.CodeGeneratorRequest{}
+	if err := proto.Unmarshal(encoded, request); err != nil {
+		return fmt.Errorf("reading the request: %w", err)
+	}
+	if err := explain(request); err != nil {
+		return err
+	}
+	if encoded, err = proto.Marshal(request); err != nil {
+		return err
+	}
+	generator := exec.CommandContext(ctx, "go", "tool", "protoc-gen-openapiv2")
+	generator.Stdin, generator.Stdout, generator.Stderr = bytes.NewReader(encoded), out, os.Stderr
+	if err := generator.Run(); err != nil {
+		return fmt.Errorf("protoc-gen-openapiv2: %w", err)
+	}
+	return nil
+}
+
+// explain adds the generator's options to the contracts of the request.
+func explain(request *pluginpb.CodeGeneratorRequest) error {
+	contracts, err := contract.Read(request)
+	if err != nil {
+		return err
+	}
+	descriptors := map[protoreflect.FullName]proto.Message{}
+	for _, file := range request.GetProtoFile() {
+		index(descriptors, file)
+		for _, at := range file.GetSourceCodeInfo().GetLocation() {
+			if at.LeadingComments != nil {
+				at.LeadingComments = proto.String(contract.Prose(at.GetLeadingComments()))
+			}
+		}
+	}
+	for _, md := range contracts.Messages() {
+		explainMessage(descriptors, md)
+	}
+	for _, md := range contracts.Methods() {
+		access, restricted := contracts.Option(md, "access")
+		explainMethod(descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto), restricted && access.Enum() != 0)
+	}
+	return nil
+}
+
+// index finds the descriptors by name.
+func index(found map[protoreflect.FullName]proto.Message, file *descriptorpb.FileDescriptorProto) {
+	pkg := protoreflect.FullName(file.GetPackage())
+	var messages func(in protoreflect.FullName, list []*descriptorpb.DescriptorProto)
+	messages = func(in protoreflect.FullName, list []*descriptorpb.DescriptorProto) {
+		for _, m := range list {
+			name := in.Append(protoreflect.Name(m.GetName()))
+			found[name] = m
+			for _, f := range m.GetField() {
+				found[name.Append(protoreflect.Name(f.GetName()))] = f
+			}
+			messages(name, m.GetNestedType())
+		}
+	}
+	messages(pkg, file.GetMessageType())
+	for _, s := range file.GetService() {
+		for _, m := range s.GetMethod() {
+			found[pkg.Append(protoreflect.Name(s.GetName())).Append(protoreflect.Name(m.GetName()))] = m
+		}
+	}
+}
+
+func explainMessage(descriptors map[protoreflect.FullName]proto.Message, md protoreflect.MessageDescriptor) {
+	var required []string
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		rules := contract.RulesOf(fd)
+		if rules.Required {
+			required = append(required, string(fd.Name()))
+		}
+		field := descriptors[fd.FullName()].(*descriptorpb.FieldDescriptorProto)
+		if said := inJSONSchema(rules); proto.Size(said) > 0 {
+			if field.Options == nil {
+				field.Options = &descriptorpb.FieldOptions{}
+			}
+			proto.Merge(said, proto.GetExtension(field.GetOptions(), options.E_Openapiv2Field).(*options.JSONSchema))
+			proto.SetExtension(field.Options, options.E_Openapiv2Field, said)
+		}
+	}
+	if len(required) == 0 {
+		return
+	}
+	message := descriptors[md.FullName()].(*descriptorpb.DescriptorProto)
+	if message.Options == nil {
+		message.Options = &descriptorpb.MessageOptions{}
+	}
+	said := &options.Schema{JsonSchema: &options.JSONSchema{Required: required}}
+	proto.Merge(said, proto.GetExtension(message.GetOptions(), options.E_Openapiv2Schema).(*options.Schema))
+	proto.SetExtension(message.Options, options.E_Openapiv2Schema, said)
+}
+
+func inJSONSchema(r contract.Rules) *options.JSONSchema {
+	s := &options.JSONSchema{
+		MinLength: r.MinLength, MaxLength: r.MaxLength, Pattern: r.Pattern, Format: r.Format,
+		MinItems: r.MinItems, MaxItems: r.MaxItems, UniqueItems: r.UniqueItems,
+	}
+	if r.Minimum != nil {
+		s.Minimum = *r.Minimum
+	}
+	if r.Maximum != nil {
+		s.Maximum = *r.Maximum
+	}
+	return s
+}
+
+// explainMethod says who may make a call, and what every call answers.
+func explainMethod(method *descriptorpb.MethodDescriptorProto, forOperators bool) {
+	said := &options.Operation{Responses: map[string]*options.Response{
+		"200":     {Description: "The answer."},
+		"default": {Description: "A refusal: its reason is in the ErrorInfo among the details."},
+	}}
+	if forOperators {
+		said.Security = []*options.SecurityRequirement{{
+			SecurityRequirement: map[string]*options.SecurityRequirement_SecurityRequirementValue{"operator": {}},
+		}}
+	}
+	if method.Options == nil {
+		method.Options = &descriptorpb.MethodOptions{}
+	}
+	proto.Merge(said, proto.GetExtension(method.Options, options.E_Openapiv2Operation).(*options.Operation))
+	proto.SetExtension(method.Options, options.E_Openapiv2Operation, said)
+}
