@@ -79,6 +79,10 @@ chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_D
 	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shop exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: bench
+bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
+	@.bin/shop bench $${BENCH:---floor --runs 3}
+
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate

@@ -26,7 +26,8 @@ then installed.`,
 		SilenceErrors: true, // main prints them
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(upCommand(), demoCommand(), migrateCommand(), execCommand(), downCommand(), auditCommand(), dlqCommand(), certsCommand())
+	root.AddCommand(upCommand(), demoCommand(), migrateCommand(), execCommand(), downCommand(), auditCommand(), dlqCommand(), certsCommand(),
+		benchCommand())
 	return root
 }
 
