@@ -2,11 +2,13 @@ package messaging
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"shop.example/platform/transport"
 )
 
 const (
@@ -57,10 +61,11 @@ type Connection struct {
 	asking sync.Mutex // held while the broker owes an answer about its queues
 }
 
-// Dial returns a connection that Run will establish.
-func Dial(url string, o Options) (*Connection, error) {
-	if _, err := amqp.ParseURI(url); err != nil {
-		return nil, fmt.Errorf("AMQP_URL: %w (it has the form amqp://user:password@host:5672/vhost)", err)
+// Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
+// amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and keyfile that RabbitMQ defines for URLs.
+func Dial(address string, o Options) (*Connection, error) {
+	if err := checkURL(address); err != nil {
+		return nil, fmt.Errorf("AMQP_URL: %w", err)
 	}
 	if o.Meter == nil {
 		o.Meter = metricnoop.NewMeterProvider()
@@ -77,12 +82,40 @@ func Dial(url string, o Options) (*Connection, error) {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		url: url, service: o.Service, role: o.Role, log: o.Logger.With("connection", o.Role),
+		url: address, service: o.Service, role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
 	c.setBlocked(false)
 	return c, nil
+}
+
+// checkURL refuses what would fail with every connection, or be no TLS although files for it are named. The files are
+// read again for each connection.
+func checkURL(address string) error {
+	uri, err := amqp.ParseURI(address)
+	if parse, ok := errors.AsType[*url.Error](err); ok {
+		err = parse.Err // without the URL, which holds a password
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w (it has the form amqp://user:password@host:5672/vhost)", err)
+	case uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.KeyFile != ""):
+		return errors.New("it names files for TLS, which amqp:// does not use: write amqps://")
+	case (uri.CertFile == "") != (uri.KeyFile == ""):
+		return errors.New("certfile and keyfile go together")
+	}
+	if uri.CACertFile != "" {
+		if _, err := transport.Authorities(uri.CACertFile); err != nil {
+			return fmt.Errorf("cacertfile: %w", err)
+		}
+	}
+	if uri.CertFile != "" {
+		if _, err := tls.LoadX509KeyPair(uri.CertFile, uri.KeyFile); err != nil {
+			return fmt.Errorf("certfile and keyfile: %w", err)
+		}
+	}
+	return nil
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it declares the topology before
