@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.OperatorToken == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
 	}
-	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr}, t)
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, MaxRequest: maxBody}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
 		return nil, err
 	}
-	s.ServeHTTP("http", s.lis, newHTTPServer(s.GRPC(), rest, t.Logger))
+	s.ServeHTTP("http", s.lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest}, t.Logger))
 	t.Logger.InfoContext(ctx, "listening", "http", s.HTTPAddr())
 	return s, nil
 }
@@ -240,20 +240,13 @@ func (a *api) RegisterService(desc *grpc.ServiceDesc, server any) {
 	a.local.RegisterService(guarded, server)
 }
 
-// newHTTPServer serves gRPC and REST on one port, HTTP/1 and HTTP/2 without TLS.
-func newHTTPServer(grpcServer *grpc.Server, rest http.Handler, log *slog.Logger) *http.Server {
+// newHTTPServer serves all on one port, HTTP/1 and HTTP/2 without TLS.
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-				unbounded(w)
-				grpcServer.ServeHTTP(w, r)
-				return
-			}
-			rest.ServeHTTP(w, r)
-		}),
+		Handler:           handler,
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ReadHeaderTimeout: headerTimeout,

@@ -117,7 +117,7 @@ func (b *logBuffer) String() string {
 func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, server orderv1.OrderServiceServer) (*api, string) {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
-	s, err := service.New(service.Config{}, tel)
+	s, err := service.New(service.Config{MaxRequest: maxBody}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(s.GRPC(), rest, tel.Logger))
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest}, tel.Logger))
 	run(t, s.Run)
 	return a, lis.Addr().String()
 }

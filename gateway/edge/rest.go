@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -104,9 +106,23 @@ func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, erro
 // ServeHTTP implements http.Handler.
 func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.observer.serve(w, r, func(w *response, r *http.Request) {
+		defer s.recovered(w, r)
 		r.Method = routedAs(r.Method) // of this copy; the server knows to leave the body of an answer to HEAD out
 		s.mux.ServeHTTP(w, r)
 	})
+}
+
+// recovered answers in place of code that panicked. gRPC's handlers do not get here: their panics are recovered sooner.
+func (s *rest) recovered(w *response, r *http.Request) {
+	panicked := recover()
+	if panicked == nil {
+		return
+	}
+	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "err", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+	if w.status != 0 {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
+	}
+	s.writeError(r.Context(), nil, nil, w, r, errors.New("panicked"))
 }
 
 // routedAs is the method that a call is routed by.
@@ -118,7 +134,7 @@ func routedAs(method string) string {
 }
 
 // admit looks at a call that has found its route before it is made: its parameters must be known and readable, which
-// grpc-gateway would not say or not say well, and its body must not be too large.
+// grpc-gateway would not say or not say well, and its body must be JSON and not too large.
 func (s *rest) admit(next runtime.HandlerFunc) runtime.HandlerFunc {
 	var once sync.Once
 	var to *route
@@ -234,6 +250,9 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 	if t.body == "" {
 		return nil
 	}
+	if err := checkMediaType(w, r); err != nil {
+		return err
+	}
 	var data bytes.Buffer
 	if r.ContentLength > 0 {
 		data.Grow(int(min(r.ContentLength, maxBody)) + bytes.MinRead)
@@ -249,6 +268,31 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 	}
 	r.Body = &requestBody{Reader: *bytes.NewReader(data.Bytes()), data: data.Bytes()}
 	return nil
+}
+
+const jsonType = "application/json"
+
+// checkMediaType returns an error where the body is said to be something else than JSON in UTF-8. What does not say
+// what it is, is taken for JSON, as the demo took it; a type without a body says nothing.
+func checkMediaType(w http.ResponseWriter, r *http.Request) error {
+	given := r.Header.Get("Content-Type")
+	coding := r.Header.Get("Content-Encoding")
+	plain := coding == "" || strings.EqualFold(coding, "identity")
+	if r.ContentLength == 0 || plain && (given == "" || given == jsonType || isJSON(given)) {
+		return nil
+	}
+	w.Header().Set("Accept", jsonType)
+	if !plain {
+		w.Header().Set("Accept-Encoding", "identity")
+	}
+	return httpError{http.StatusUnsupportedMediaType, apierror.New(codes.InvalidArgument, "UNSUPPORTED_MEDIA_TYPE",
+		"the body must be JSON in UTF-8, not compressed: send Content-Type: application/json")}
+}
+
+func isJSON(contentType string) bool {
+	kind, parameters, err := mime.ParseMediaType(contentType)
+	charset, given := parameters["charset"]
+	return err == nil && kind == jsonType && (!given || strings.EqualFold(charset, "utf-8"))
 }
 
 // requestBody is a body that has been read.

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,12 +19,15 @@ import (
 	"shop.example/platform/telemetry"
 )
 
+// defaultMaxRequest is gRPC's own bound.
+const defaultMaxRequest = 4 << 20
+
 // GRPC returns the server on which the service registers what it implements, before Run. It validates requests,
 // completes errors, measures and traces calls, and answers reflection and health.
 func (s *Service) GRPC() *grpc.Server { return s.grpc }
 
-func (s *Service) newGRPCServer(creds credentials.TransportCredentials, transient []error, t *telemetry.Telemetry) *grpc.Server {
-	errs := apierror.NewInterceptor(t.Logger, transient...)
+func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Config, t *telemetry.Telemetry) *grpc.Server {
+	errs := apierror.NewInterceptor(t.Logger, cfg.Transient...)
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
@@ -37,6 +41,7 @@ func (s *Service) newGRPCServer(creds credentials.TransportCredentials, transien
 		// Clients look for new replicas when a connection ends.
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 10 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(cmp.Or(cfg.MaxRequest, defaultMaxRequest)),
 		// A handler may use the database until it returns, so it is waited for.
 		grpc.WaitForHandlers(true),
 	)

@@ -46,6 +46,8 @@ type Config struct {
 	AdminAddr string
 	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
+	// MaxRequest bounds a gRPC request, in bytes; 4 MiB where it is 0.
+	MaxRequest int
 	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
 	// for example: the client gets UNAVAILABLE.
 	Transient []error
@@ -90,7 +92,7 @@ func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.grpc = s.newGRPCServer(creds, cfg.Transient, t)
+	s.grpc = s.newGRPCServer(creds, cfg, t)
 	if err := s.openListeners(cfg, t); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
