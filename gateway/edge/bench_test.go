@@ -30,7 +30,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 	}
 	a := newAPI(grpc.NewServer(), operatorToken, tel)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, log: tel.Logger}})
-	rest, err := newREST(a.local, tel)
+	rest, err := newREST(a.local, nil, tel)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -3,10 +3,11 @@
 // It takes orders itself and publishes them (orders.go), so that taking orders needs the broker alone. All other calls
 // are forwarded to the services that answer them (forward.go). Every call, whichever way it came, is checked for access
 // (access.go), validated, and answered by the same gRPC handler: REST calls reach it within the process (local.go),
-// through grpc-gateway (rest.go).
+// through grpc-gateway (rest.go); streams of events reach it too, and are answered as Server-Sent Events (sse.go).
 package edge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -39,13 +40,15 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	// readTimeout and writeTimeout bound a REST call; gRPC streams have no such bound.
+	// readTimeout and writeTimeout bound a REST call; streams have no such bound.
 	readTimeout  = 30 * time.Second
 	writeTimeout = 60 * time.Second
 	idleTimeout  = 2 * time.Minute
 	maxHeaders   = 64 << 10
 	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
 	maxStreams = 1000
+	// defaultStreams is how many event streams may be open where nothing else is configured.
+	defaultStreams = 1000
 	// mostReply is how large an answer of a service may be: a dead letter comes with its body, which RabbitMQ lets be
 	// 16 MiB large.
 	mostReply = 17 << 20
@@ -70,6 +73,8 @@ type Config struct {
 	IDSecret string `env:"SHOP_ID_SECRET"`
 	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
+	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0.
+	MaxStreams int `env:"SHOP_MAX_STREAMS"`
 	// Telemetry says how the gateway logs.
 	Telemetry telemetry.Config
 }
@@ -83,6 +88,9 @@ type Service struct {
 // New opens the gateway's listeners and returns a gateway that does nothing until Run. It needs no other service, nor
 // the broker, to be there. A gateway that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	if cfg.MaxStreams < 0 {
+		return nil, errors.New("SHOP_MAX_STREAMS is negative: give how many event streams may be open at a time")
+	}
 	secret, err := idSecret(ctx, cfg.IDSecret, t.Logger)
 	if err != nil {
 		return nil, err
@@ -117,10 +125,10 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
-	if err := forwardAll(a, upstreams); err != nil {
+	if err := forwardAll(a, upstreams, make(places, cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
 		return nil, err
 	}
-	rest, err := newREST(a.local, t)
+	rest, err := newREST(a.local, s.Stopping(), t)
 	if err != nil {
 		return nil, err
 	}
@@ -176,10 +184,10 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream,
 }
 
 // forwardAll registers the services of the upstreams as if they were the gateway's own.
-func forwardAll(a *api, upstreams []upstream) error {
+func forwardAll(a *api, upstreams []upstream, open places) error {
 	for _, u := range upstreams {
 		for _, sd := range u.services {
-			desc, err := forward(sd, u.name, u.conn)
+			desc, err := forward(sd, u.name, u.conn, open)
 			if err != nil {
 				return err
 			}
@@ -229,7 +237,7 @@ type api struct {
 
 func newAPI(server *grpc.Server, operatorToken string, t *telemetry.Telemetry) *api {
 	return &api{
-		grpc: server, local: newLocalConn(apierror.NewInterceptor(t.Logger).Unary), access: newAccess(operatorToken),
+		grpc: server, local: newLocalConn(apierror.NewInterceptor(t.Logger)), access: newAccess(operatorToken),
 	}
 }
 

@@ -127,12 +127,12 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)
-	desc, err := forward(services(inventoryv1.File_shop_inventory_v1_inventory_proto)[0], "inventory", client(t, nowhere))
+	desc, err := forward(services(inventoryv1.File_shop_inventory_v1_inventory_proto)[0], "inventory", client(t, nowhere), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.RegisterService(desc, nil)
-	rest, err := newREST(a.local, tel)
+	rest, err := newREST(a.local, s.Stopping(), tel)
 	if err != nil {
 		t.Fatal(err)
 	}

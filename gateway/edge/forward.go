@@ -22,21 +22,23 @@ const (
 	callTimeout = 10 * time.Second
 	// retryAfter is what clients are told to wait when something behind the gateway is not there.
 	retryAfter = 2 * time.Second
+	// streamRetry is what they are told to wait when too many streams are open: streams last.
+	streamRetry = 10 * time.Second
 )
 
 // forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
 // service like any other: its messages are the generated types. name is what clients are told is not available.
 //
 // Deadlines and the trace context go on to the backend, metadata do not: none of these services reads any, and the
-// operator's token is the gateway's to check.
-func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface) (*grpc.ServiceDesc, error) {
+// operator's token is the gateway's to check. Each stream takes one of the places of open while it lasts.
+func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open places) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
 		HandlerType: (*any)(nil),
 		Metadata:    sd.ParentFile().Path(),
 	}
 	for i := range sd.Methods().Len() {
-		f, err := newForwarding(sd.Methods().Get(i), name, backend)
+		f, err := newForwarding(sd.Methods().Get(i), name, backend, open)
 		if err != nil {
 			return nil, fmt.Errorf("forwarding %s: %w", sd.FullName(), err)
 		}
@@ -58,9 +60,13 @@ type forwarding struct {
 	streams  bool
 	name     string // of the service behind it
 	backend  grpc.ClientConnInterface
+	open     places // for streams
 }
 
-func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface) (*forwarding, error) {
+// places bound how many streams are open at a time. One takes a place by sending and gives it back by receiving.
+type places chan struct{}
+
+func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open places) (*forwarding, error) {
 	if md.IsStreamingClient() {
 		return nil, fmt.Errorf("%s streams from the client, which is not forwarded", md.Name())
 	}
@@ -74,7 +80,7 @@ func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.C
 	}
 	return &forwarding{
 		method: string(md.Name()), fullName: fullName(md), request: request, reply: reply,
-		streams: md.IsStreamingServer(), name: name, backend: backend,
+		streams: md.IsStreamingServer(), name: name, backend: backend, open: open,
 	}, nil
 }
 
@@ -109,7 +115,14 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 	if err := client.RecvMsg(request); err != nil {
 		return err
 	}
-	replies, err := f.open(client.Context(), request)
+	select {
+	case f.open <- struct{}{}:
+		defer func() { <-f.open }()
+	default:
+		return apierror.New(codes.ResourceExhausted, "TOO_MANY_STREAMS", "%d streams are open, which is the most; try again later", cap(f.open)).
+			WithRetryAfter(streamRetry)
+	}
+	replies, err := f.begin(client.Context(), request)
 	if err != nil {
 		return backendError(f.name, err)
 	}
@@ -127,7 +140,7 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 	}
 }
 
-func (f *forwarding) open(ctx context.Context, request proto.Message) (grpc.ClientStream, error) {
+func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.ClientStream, error) {
 	stream, err := f.backend.NewStream(ctx, &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
 	if err != nil {
 		return nil, err
@@ -148,11 +161,16 @@ func backendError(name string, err error) error {
 	}
 	switch {
 	case s.Code() == codes.Unavailable:
-		return apierror.Unavailable("SERVICE_UNAVAILABLE", retryAfter, "%s service is not available", name).
-			WithMetadata("service", name).WithCause(err)
+		return unavailable(name, err)
 	case s.Code() == codes.DeadlineExceeded:
 		return apierror.New(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", "%s service did not answer in time", name).
 			WithMetadata("service", name).WithCause(err)
 	}
 	return err
+}
+
+// unavailable is what the client is told where the service name is away.
+func unavailable(name string, cause error) error {
+	return apierror.Unavailable("SERVICE_UNAVAILABLE", retryAfter, "%s service is not available", name).
+		WithMetadata("service", name).WithCause(cause)
 }

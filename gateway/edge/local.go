@@ -10,14 +10,17 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"shop.example/platform/apierror"
 )
 
 // localConn is a gRPC connection to the handlers of this process, without a network between: REST calls use it, so
 // they meet the same handlers and interceptors as gRPC calls. It is the registrar of the handlers and the connection
-// of the clients. Calls are unary. Register everything before the first call; calls may be concurrent.
+// of the clients. A server stream is answered on a grpc.ServerStream of the caller's own. Register everything before the first call; calls may be concurrent.
 type localConn struct {
-	interceptor grpc.UnaryServerInterceptor
+	interceptor *apierror.Interceptor
 	methods     map[string]localMethod // by full method name
+	streams     map[string]localServerStream
 }
 
 type localMethod struct {
@@ -25,14 +28,22 @@ type localMethod struct {
 	handler grpc.MethodHandler
 }
 
-func newLocalConn(interceptor grpc.UnaryServerInterceptor) *localConn {
-	return &localConn{interceptor: interceptor, methods: map[string]localMethod{}}
+type localServerStream struct {
+	server  any
+	handler grpc.StreamHandler
+}
+
+func newLocalConn(interceptor *apierror.Interceptor) *localConn {
+	return &localConn{interceptor: interceptor, methods: map[string]localMethod{}, streams: map[string]localServerStream{}}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
 func (c *localConn) RegisterService(desc *grpc.ServiceDesc, server any) {
 	for _, m := range desc.Methods {
 		c.methods["/"+desc.ServiceName+"/"+m.MethodName] = localMethod{server: server, handler: m.Handler}
+	}
+	for _, m := range desc.Streams {
+		c.streams["/"+desc.ServiceName+"/"+m.StreamName] = localServerStream{server: server, handler: m.Handler}
 	}
 }
 
@@ -47,7 +58,7 @@ func (c *localConn) Invoke(ctx context.Context, fullMethod string, args, reply a
 	stream := localStream{method: fullMethod}
 	answer, err := m.handler(m.server, serverContext(ctx, &stream), func(in any) error {
 		return assign(in, args)
-	}, c.interceptor)
+	}, c.interceptor.Unary)
 	for _, o := range opts {
 		switch o := o.(type) {
 		case grpc.HeaderCallOption:
@@ -62,7 +73,16 @@ func (c *localConn) Invoke(ctx context.Context, fullMethod string, args, reply a
 	return assign(reply, answer)
 }
 
-// NewStream refuses: REST has no call that needs a gRPC stream.
+// serveStream has the handler of fullMethod answer on stream, and returns the status that it ends with.
+func (c *localConn) serveStream(fullMethod string, stream grpc.ServerStream) error {
+	m, ok := c.streams[fullMethod]
+	if !ok {
+		return status.Errorf(codes.Unimplemented, "unknown method %s", fullMethod)
+	}
+	return asStatus(c.interceptor.Stream(m.server, stream, &grpc.StreamServerInfo{FullMethod: fullMethod, IsServerStream: true}, m.handler))
+}
+
+// NewStream refuses: within the process streams are answered by serveStream, which needs no goroutine between.
 func (c *localConn) NewStream(_ context.Context, _ *grpc.StreamDesc, fullMethod string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Errorf(codes.Unimplemented, "%s is not callable within the process: it streams", fullMethod)
 }

@@ -113,6 +113,7 @@ func (o outcome) level() slog.Level {
 type response struct {
 	http.ResponseWriter
 	route  *route // nil until the call is routed
+	head   bool   // whether the client wants no body
 	status int
 }
 

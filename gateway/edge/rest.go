@@ -15,7 +15,6 @@ import (
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/api/annotations"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -44,6 +43,7 @@ type rest struct {
 	mux      *runtime.ServeMux
 	routes   map[string]*route // by method and path template: "POST /v1/orders"
 	observer *observer
+	sse      *sse
 	page     string
 }
 
@@ -55,15 +55,16 @@ type route struct {
 	bound   []string                 // the fields that are in the path
 }
 
-// newREST serves REST calls by calling conn.
-func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, error) {
+// newREST serves REST calls by calling conn. Streams end when stopping is closed.
+func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) (*rest, error) {
 	o, err := newObserver(t)
 	if err != nil {
 		return nil, err
 	}
+	json := newCodec()
 	s := &rest{observer: o, routes: map[string]*route{}}
 	s.mux = runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, json),
 		runtime.WithMiddlewares(s.admit),
 		runtime.WithForwardResponseOption(setHeaders),
 		runtime.WithForwardResponseRewriter(rewrite),
@@ -86,6 +87,7 @@ func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, erro
 		}
 	}
 	s.page = newPage(s.routes)
+	s.sse = &sse{conn: conn, mux: s.mux, codec: json, stopping: stopping, heartbeat: heartbeat, patience: readerPatience}
 	ctx := context.Background()
 	if err := errors.Join(
 		checkoutv1.RegisterCheckoutServiceHandlerClient(ctx, s.mux, checkoutv1.NewCheckoutServiceClient(conn)),
@@ -97,16 +99,37 @@ func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, erro
 		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
 		s.mux.HandlePath(http.MethodGet, "/", s.servePage),
 		s.mux.HandlePath(http.MethodGet, "/openapi.json", serveOpenAPI),
+		s.handleStreams(), // in place of what grpc-gateway makes of them
 	); err != nil {
 		return nil, fmt.Errorf("registering the REST API: %w", err)
 	}
 	return s, nil
 }
 
+// handleStreams serves the routes of StreamEvents.
+func (s *rest) handleStreams() error {
+	request := (*loggingv1.StreamEventsRequest)(nil).ProtoReflect().Type()
+	for _, to := range s.routes {
+		if to.request != request {
+			continue
+		}
+		err := s.mux.HandlePath(http.MethodGet, to.path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+			if err := s.sse.serve(w.(*response), r, inPath); err != nil {
+				s.writeError(r.Context(), nil, nil, w, r, err)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ServeHTTP implements http.Handler.
 func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.observer.serve(w, r, func(w *response, r *http.Request) {
 		defer s.recovered(w, r)
+		w.head = r.Method == http.MethodHead
 		r.Method = routedAs(r.Method) // of this copy; the server knows to leave the body of an answer to HEAD out
 		s.mux.ServeHTTP(w, r)
 	})
@@ -330,7 +353,7 @@ func rewrite(_ context.Context, answer proto.Message) (any, error) {
 // trace context is in the context.
 func incomingHeader(header string) (string, bool) {
 	switch header {
-	case "Idempotency-Key", "Prefer", "Last-Event-Id":
+	case "Idempotency-Key", "Prefer":
 		return strings.ToLower(header), true
 	}
 	return "", false

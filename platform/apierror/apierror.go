@@ -72,9 +72,7 @@ func InvalidArgument(violations ...Violation) *Error {
 
 // Unavailable returns the error for what works again later: UNAVAILABLE with a RetryInfo.
 func Unavailable(reason string, retryAfter time.Duration, format string, args ...any) *Error {
-	e := New(codes.Unavailable, reason, format, args...)
-	e.retryAfter = retryAfter
-	return e
+	return New(codes.Unavailable, reason, format, args...).WithRetryAfter(retryAfter)
 }
 
 // FromViolations turns protovalidate's error into InvalidArgument. Any other error, nil too, is returned as it is: a
@@ -92,6 +90,13 @@ func FromViolations(err error) error {
 		}
 	}
 	return InvalidArgument(violations...)
+}
+
+// WithRetryAfter returns the error with a RetryInfo: how long a client should wait before it tries again.
+func (e *Error) WithRetryAfter(retryAfter time.Duration) *Error {
+	with := *e
+	with.retryAfter = retryAfter
+	return &with
 }
 
 // WithMetadata returns the error with one more entry in its ErrorInfo. Keys are lower_snake_case.

@@ -45,6 +45,7 @@ type Config struct {
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
+	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION"`
 	Retention         outbox.Retention
@@ -117,7 +118,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	s.Gateway, err = edge.New(ctx, edge.Config{
 		AMQPURL: cfg.AMQPURL, HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency,
+		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams,
 	}, gateway)
 	return s, err
 }

@@ -94,29 +94,36 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	return reply, nil
 }
 
-// StreamEvents sends its headers when the place where it begins is settled: what is logged after that is in the stream.
+// StreamEvents settles the place where it begins and says so: what is logged after that is in the stream.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	s.tail.join()
 	defer s.tail.leave()
-	cursor := req.GetAfterId()
-	if cursor == 0 {
-		var err error
-		if cursor, err = lastID(ctx, s.db); err != nil {
-			return err
-		}
+	head, err := lastID(ctx, s.db)
+	if err != nil {
+		return err
 	}
-	if err := stream.SendHeader(nil); err != nil {
+	begin := startOf(req, head)
+	if err := stream.Send(&loggingv1.StreamEventsResponse{Position: begin}); err != nil {
 		return err
 	}
 	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
-	return s.tail.listen(ctx, f, cursor, func(r *row) error {
+	return s.tail.listen(ctx, f, begin, func(r *row) error {
 		event, err := r.message()
 		if err != nil {
 			return err
 		}
-		return stream.Send(&loggingv1.StreamEventsResponse{Event: event})
+		return stream.Send(&loggingv1.StreamEventsResponse{Event: event, Position: r.ID})
 	})
+}
+
+// startOf is the id behind which a stream begins when the log ends at head. A client may have seen more than there is
+// where the log was restored from a copy: it would wait for ever for an id beyond that.
+func startOf(req *loggingv1.StreamEventsRequest, head int64) int64 {
+	if req.GetAfterId() == 0 && !req.GetFromBeginning() && req.GetOrderId() == "" {
+		return head
+	}
+	return min(req.GetAfterId(), head)
 }
 
 // deadLetterServer serves the dead letters.

@@ -142,6 +142,7 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 		return err
 	}
 	crash.Point("logging.inserted")
+	s.tail.written()
 	if s.log.Enabled(ctx, slog.LevelInfo) {
 		logRows(s.log, rows)
 	}

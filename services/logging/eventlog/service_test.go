@@ -151,8 +151,8 @@ func stream(t *testing.T, events loggingv1.EventLogServiceClient, req *loggingv1
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Header(); err != nil {
-		t.Fatal(err)
+	if begin, err := s.Recv(); err != nil || begin.GetEvent() != nil {
+		t.Fatalf("the stream begins with %v (%v)", begin, err)
 	}
 	return s
 }
@@ -348,6 +348,52 @@ func TestStreamEvents_ShowsWhatAnyReplicaLogs(t *testing.T) {
 	}
 }
 
+func TestStreamEvents_BeginsWhereItIsTold(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	begin := func(req *loggingv1.StreamEventsRequest) (int64, grpc.ServerStreamingClient[loggingv1.StreamEventsResponse]) {
+		s, err := f.events.StreamEvents(within(t), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := s.Recv()
+		if err != nil || first.GetEvent() != nil {
+			t.Fatalf("the first response is %v (%v)", first, err)
+		}
+		return first.GetPosition(), s
+	}
+	if position, _ := begin(&loggingv1.StreamEventsRequest{}); position != 0 {
+		t.Errorf("a stream of an empty log begins at %d", position)
+	}
+	id := newOrderID()
+	write(t, f.db, deliveryOf(t, placed(newOrderID())), deliveryOf(t, placed(id)), deliveryOf(t, rejected(id)))
+	for _, test := range []struct {
+		req      *loggingv1.StreamEventsRequest
+		position int64
+		first    int64 // the id of the first event, 0 where it is still to come
+	}{
+		{&loggingv1.StreamEventsRequest{}, 3, 0},
+		{&loggingv1.StreamEventsRequest{FromBeginning: true}, 0, 1},
+		{&loggingv1.StreamEventsRequest{AfterId: 1}, 1, 2},
+		{&loggingv1.StreamEventsRequest{AfterId: 1, FromBeginning: true}, 1, 2},
+		{&loggingv1.StreamEventsRequest{OrderId: id}, 0, 2},
+		{&loggingv1.StreamEventsRequest{OrderId: id, AfterId: 2}, 2, 3},
+		{&loggingv1.StreamEventsRequest{AfterId: 1000}, 3, 0}, // seen before the log was restored from a copy
+	} {
+		position, s := begin(test.req)
+		if position != test.position {
+			t.Errorf("%v begins at %d, want %d", test.req, position, test.position)
+		}
+		if test.first == 0 {
+			continue
+		}
+		reply, err := s.Recv()
+		if err != nil || reply.GetEvent().GetId() != test.first || reply.GetPosition() != test.first {
+			t.Errorf("%v: first comes %v (%v), want event %d", test.req, reply, err, test.first)
+		}
+	}
+}
+
 func TestStreamEvents_EndsWhenTheServiceStops(t *testing.T) {
 	t.Parallel()
 	f := &fixture{url: dbtest.New(t), broker: brokertest.New(t), log: &lines{}}
@@ -358,7 +404,7 @@ func TestStreamEvents_EndsWhenTheServiceStops(t *testing.T) {
 		if s, err = events.StreamEvents(context.Background(), &loggingv1.StreamEventsRequest{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err = s.Header(); err != nil {
+		if _, err = s.Recv(); err != nil {
 			t.Fatal(err)
 		}
 	})

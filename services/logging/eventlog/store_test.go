@@ -265,7 +265,7 @@ func TestLogEvents_WhatTheDatabaseRefusesIsLoggedWithoutWhatItSays(t *testing.T)
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	db.MustExec("ALTER TABLE event_log ADD CHECK (payload->>'customer_name' <> 'Refused')")
-	s := &Service{db: db, log: slog.New(slog.DiscardHandler)}
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: newTail(db, slog.New(slog.DiscardHandler))}
 	refused := placed(newOrderID())
 	refused.CustomerName = "Refused"
 	good, bad := deliveryOf(t, placed(newOrderID())), deliveryOf(t, refused)
@@ -620,6 +620,24 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 	close(goOn)
 	if err := <-done; !errors.Is(err, enough) || !slices.Equal(got, want) {
 		t.Errorf("saw %v, want %v (%v)", got, want, err)
+	}
+}
+
+func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	tail.wait = time.Hour
+	runUntilDone(t, tail.run)
+	tail.join()
+	defer tail.leave()
+	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: tail}
+	for want := range 3 {
+		if err := s.logEvents(within(t), []messaging.Delivery{deliveryOf(t, placed(newOrderID()))}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the tail to have the row", func() bool { return len(tail.view(0).rows) == want+1 })
 	}
 }
 

@@ -12,8 +12,11 @@ import (
 )
 
 const (
-	// tailInterval is how often the tail asks the database while someone listens: how late a stream may be.
+	// tailInterval is how often the tail asks the database while someone listens: how late a stream may be for what other
+	// replicas write.
 	tailInterval = 100 * time.Millisecond
+	// tailPause is the least time between two questions, however fast this replica writes.
+	tailPause = 5 * time.Millisecond
 	// tailRows is how many of the newest rows the tail holds for all listeners together. Who is slower than that reads
 	// from the database.
 	tailRows = 4096
@@ -27,6 +30,8 @@ type tail struct {
 	db   *sqlx.DB
 	log  *slog.Logger
 	wake chan struct{} // tells run that someone listens
+	news chan struct{} // tells run that this replica has written
+	wait time.Duration // tailInterval
 
 	mu        sync.Mutex
 	listeners int
@@ -38,7 +43,7 @@ type tail struct {
 }
 
 func newTail(db *sqlx.DB, log *slog.Logger) *tail {
-	return &tail{db: db, log: log, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &tail{db: db, log: log, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), wait: tailInterval, changed: make(chan struct{})}
 }
 
 // run follows the log while someone listens, until ctx ends.
@@ -55,8 +60,10 @@ func (t *tail) run(ctx context.Context) error {
 
 // follow reads what is added to the log until nobody listens.
 func (t *tail) follow(ctx context.Context) {
-	tick := time.NewTicker(tailInterval)
+	tick := time.NewTicker(t.wait)
 	defer tick.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	failing := false
 	for {
 		err := t.advance(ctx)
@@ -67,9 +74,16 @@ func (t *tail) follow(ctx context.Context) {
 			t.log.WarnContext(ctx, "streams stand still: the log cannot be read", "err", err)
 		}
 		failing = err != nil
+		pause.Reset(tailPause)
 		select {
 		case <-ctx.Done():
 			return
+		case <-pause.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.news:
 		case <-tick.C:
 		}
 		if t.cool() {
@@ -137,6 +151,14 @@ func (t *tail) join() {
 	select {
 	case t.wake <- struct{}{}:
 	default: // run has been told
+	}
+}
+
+// written tells the tail that this replica has written to the log, so that it need not wait for its next turn.
+func (t *tail) written() {
+	select {
+	case t.news <- struct{}{}:
+	default: // it is about to look
 	}
 }
 

@@ -8,6 +8,7 @@ package loggingv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -383,12 +384,15 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 
 type StreamEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id of the last event seen; the stream goes on behind it. 0 starts with what comes next.
+	// The position of the last response seen; the stream goes on behind it. 0 starts with what comes next, or with the
+	// first event of the order where order_id is set. A place behind the end of the log is taken for its end.
 	AfterId int64 `protobuf:"varint,1,opt,name=after_id,json=afterId,proto3" json:"after_id,omitempty"`
 	// Only the events of this order.
 	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	// Only events whose routing key matches: words, with * for one word and # for any number, as in a binding.
-	RoutingKey    string `protobuf:"bytes,3,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
+	RoutingKey string `protobuf:"bytes,3,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
+	// Take an after_id of 0 for the beginning of the log.
+	FromBeginning bool `protobuf:"varint,4,opt,name=from_beginning,json=fromBeginning,proto3" json:"from_beginning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -444,9 +448,20 @@ func (x *StreamEventsRequest) GetRoutingKey() string {
 	return ""
 }
 
+func (x *StreamEventsRequest) GetFromBeginning() bool {
+	if x != nil {
+		return x.FromBeginning
+	}
+	return false
+}
+
 type StreamEventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not there in the first response.
+	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// The after_id with which another stream goes on from here, on any replica: the id of the event, or where the stream
+	// begins. It is 0 for an empty log: then from_beginning has to be set too.
+	Position      int64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -488,11 +503,18 @@ func (x *StreamEventsResponse) GetEvent() *Event {
 	return nil
 }
 
+func (x *StreamEventsResponse) GetPosition() int64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
 var File_shop_logging_v1_event_log_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xa3\x04\n" +
+	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xa3\x04\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1f\n" +
 	"\vrouting_key\x18\x02 \x01(\tR\n" +
@@ -528,19 +550,26 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x10published_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fpublishedBefore\"l\n" +
 	"\x12ListEventsResponse\x12.\n" +
 	"\x06events\x18\x01 \x03(\v2\x16.shop.logging.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x90\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb7\x01\n" +
 	"\x13StreamEventsRequest\x12\"\n" +
 	"\bafter_id\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aafterId\x12&\n" +
 	"\border_id\x18\x02 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\aorderId\x12-\n" +
 	"\vrouting_key\x18\x03 \x01(\tB\f\xbaH\tr\a\x18\xff\x01\xba\x01\x01\x00R\n" +
-	"routingKey\"D\n" +
+	"routingKey\x12%\n" +
+	"\x0efrom_beginning\x18\x04 \x01(\bR\rfromBeginning\"`\n" +
 	"\x14StreamEventsResponse\x12,\n" +
-	"\x05event\x18\x01 \x01(\v2\x16.shop.logging.v1.EventR\x05event2\x86\x02\n" +
+	"\x05event\x18\x01 \x01(\v2\x16.shop.logging.v1.EventR\x05event\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\x03R\bposition2\xc8\x04\n" +
 	"\x0fEventLogService\x12\x8d\x01\n" +
 	"\n" +
 	"ListEvents\x12\".shop.logging.v1.ListEventsRequest\x1a#.shop.logging.v1.ListEventsResponse\"6ص\x18\x02\x82\xd3\xe4\x93\x02,Z\x1e\x12\x1c/v1/orders/{order_id}/events\x12\n" +
-	"/v1/events\x12c\n" +
-	"\fStreamEvents\x12$.shop.logging.v1.StreamEventsRequest\x1a%.shop.logging.v1.StreamEventsResponse\"\x04ص\x18\x020\x01B,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"/v1/events\x12\xa4\x03\n" +
+	"\fStreamEvents\x12$.shop.logging.v1.StreamEventsRequest\x1a%.shop.logging.v1.StreamEventsResponse\"\xc4\x02\x92A\xfc\x01:\x11text/event-streamJc\n" +
+	"\x03200\x12\\\n" +
+	">Server-Sent Events without end; the data of each is one event.\x12\x1a\n" +
+	"\x18\x1a\x16.shop.logging.v1.Eventr\x81\x01\n" +
+	"\x7f\n" +
+	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01B,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
 
 var (
 	file_shop_logging_v1_event_log_proto_rawDescOnce sync.Once
