@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"bytes"
 	"encoding/json"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,5 +80,38 @@ func TestOpenAPI_SaysWhatTheContractsSayAboutAccessAndAnswers(t *testing.T) {
 	}
 	if _, ok := d.Paths["/v1/orders"]["post"].Responses["202"]; !ok {
 		t.Error("placing an order can be answered with 202, which is not described")
+	}
+}
+
+// reference is what a page loads or links to.
+var reference = regexp.MustCompile(`(?:src|href)="([^"]+)"`)
+
+func TestDocs_PageLoadsOnlyWhatTheGatewayServes(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	page := send(t, http.MethodGet, "http://"+addr+"/docs", "")
+	if page.status != http.StatusOK || !strings.Contains(page.header.Get("Content-Security-Policy"), "script-src 'self'; style-src 'self'; ") {
+		t.Fatalf("/docs: %d, policy %q", page.status, page.header.Get("Content-Security-Policy"))
+	}
+	found := reference.FindAllStringSubmatch(string(page.body), -1)
+	if len(found) < 5 {
+		t.Fatalf("the page loads %q", found)
+	}
+	for _, ref := range found {
+		plain := send(t, http.MethodGet, "http://"+addr+ref[1], "", "Accept-Encoding: identity")
+		if plain.status != http.StatusOK || len(plain.body) == 0 {
+			t.Errorf("%s: %d, %d bytes", ref[1], plain.status, len(plain.body))
+		}
+		packed := send(t, http.MethodGet, "http://"+addr+ref[1], "", "Accept-Encoding: gzip")
+		body := []byte(packed.body)
+		if packed.header.Get("Content-Encoding") == "gzip" {
+			body = unzipped(body)
+		}
+		if !bytes.Equal(body, []byte(plain.body)) {
+			t.Errorf("%s: %d bytes unpacked, %d bytes plain", ref[1], len(body), len(plain.body))
+		}
+		if again := send(t, http.MethodGet, "http://"+addr+ref[1], "", "Accept-Encoding: identity", "If-None-Match: "+plain.header.Get("ETag")); again.status != http.StatusNotModified && ref[1] != "/" {
+			t.Errorf("%s asked for again: %d", ref[1], again.status)
+		}
 	}
 }

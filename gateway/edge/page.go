@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-
-	"shop.example/gen/openapi"
 )
 
 // servePage says where things are.
@@ -25,10 +23,5 @@ func newPage(routes map[string]*route) string {
 	}
 	slices.Sort(lines)
 	return "The shop: an event-driven ordering system.\n\nREST\n" + strings.Join(lines, "") +
-		"\n  /openapi.json describes them.\n\ngRPC is on the same port:\n  grpcurl -plaintext <host:port> list\n"
-}
-
-func serveOpenAPI(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(openapi.Shop)
+		"\n  /docs shows them, and calls them; /openapi.json describes them.\n\ngRPC is on the same port:\n  grpcurl -plaintext <host:port> list\n"
 }

@@ -98,7 +98,7 @@ func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) 
 		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
 		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
 		s.mux.HandlePath(http.MethodGet, "/", s.servePage),
-		s.mux.HandlePath(http.MethodGet, "/openapi.json", serveOpenAPI),
+		handleDocs(s.mux),
 		s.handleStreams(), // in place of what grpc-gateway makes of them
 	); err != nil {
 		return nil, fmt.Errorf("registering the REST API: %w", err)

@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	"google.golang.org/protobuf/proto"
@@ -71,7 +72,13 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 	}
 	for _, md := range contracts.Methods() {
 		access, restricted := contracts.Option(md, "access")
-		explainMethod(descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto), restricted && access.Enum() != 0)
+		said := operation(contract.Comment(md), restricted && access.Enum() != 0)
+		method := descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto)
+		if method.Options == nil {
+			method.Options = &descriptorpb.MethodOptions{}
+		}
+		proto.Merge(said, proto.GetExtension(method.Options, options.E_Openapiv2Operation).(*options.Operation))
+		proto.SetExtension(method.Options, options.E_Openapiv2Operation, said)
 	}
 	return nil
 }
@@ -141,20 +148,23 @@ func inJSONSchema(r contract.Rules) *options.JSONSchema {
 	return s
 }
 
-// explainMethod says who may make a call, and what every call answers.
-func explainMethod(method *descriptorpb.MethodDescriptorProto, forOperators bool) {
-	said := &options.Operation{Responses: map[string]*options.Response{
-		"200":     {Description: "The answer."},
-		"default": {Description: "A refusal: its reason is in the ErrorInfo among the details."},
-	}}
+// operation says who may make a call, what it is for in a sentence and in full, and what every call answers.
+func operation(comment string, forOperators bool) *options.Operation {
+	summary, _, _ := strings.Cut(strings.ReplaceAll(comment, "\n", " "), ". ")
+	said := &options.Operation{
+		Summary: strings.TrimSuffix(summary, "."),
+		Responses: map[string]*options.Response{
+			"200":     {Description: "The answer."},
+			"default": {Description: "A refusal: its reason is in the ErrorInfo among the details."},
+		},
+	}
+	if said.Summary != strings.TrimSuffix(comment, ".") {
+		said.Description = comment
+	}
 	if forOperators {
 		said.Security = []*options.SecurityRequirement{{
 			SecurityRequirement: map[string]*options.SecurityRequirement_SecurityRequirementValue{"operator": {}},
 		}}
 	}
-	if method.Options == nil {
-		method.Options = &descriptorpb.MethodOptions{}
-	}
-	proto.Merge(said, proto.GetExtension(method.Options, options.E_Openapiv2Operation).(*options.Operation))
-	proto.SetExtension(method.Options, options.E_Openapiv2Operation, said)
+	return said
 }
