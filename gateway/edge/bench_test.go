@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -29,7 +30,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 		return nil
 	}
 	a := newAPI(grpc.NewServer(), operatorToken, tel)
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, log: tel.Logger}})
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, inFlight: semaphore.NewWeighted(1), log: tel.Logger}})
 	rest, err := newREST(a.local, nil, tel)
 	if err != nil {
 		b.Fatal(err)

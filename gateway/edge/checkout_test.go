@@ -1,10 +1,19 @@
 package edge
 
 import (
+	"context"
+	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
 )
 
 func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
@@ -25,5 +34,59 @@ func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
 		if got := preferredWait(ctx); got != want {
 			t.Errorf("%q: %s, want %s", header, got, want)
 		}
+	}
+}
+
+func TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	waiting, confirm := make(chan struct{}, ordersInFlight), make(chan struct{})
+	_, addr := serveAPI(t, func(ctx context.Context, _ proto.Message) error {
+		waiting <- struct{}{}
+		select {
+		case <-confirm:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, orderServer{})
+	base, calls := "http://"+addr, errgroup.Group{}
+	place := func() int { return send(t, http.MethodPost, base+"/v1/orders", order).status }
+	for range ordersInFlight {
+		calls.Go(func() error {
+			if got := place(); got != http.StatusAccepted {
+				return fmt.Errorf("an order that waited was answered with %d", got)
+			}
+			return nil
+		})
+	}
+	for range ordersInFlight {
+		select {
+		case <-waiting:
+		case <-time.After(patience):
+			t.Fatal("the orders do not reach the broker")
+		}
+	}
+	for path, body := range map[string]string{"/v1/orders": order, "/intermediary/order": sampleOrder} {
+		got := send(t, http.MethodPost, base+path, body)
+		f := got.failure(t)
+		if got.status != http.StatusServiceUnavailable || f.reason() != "OVERLOADED" || got.header.Get("Retry-After") != "2" || f.Details[1].RetryDelay != "2s" {
+			t.Errorf("POST %s: %d %s", path, got.status, got.body)
+		}
+	}
+	_, err := checkoutv1.NewCheckoutServiceClient(client(t, addr)).PlaceOrder(t.Context(), &checkoutv1.PlaceOrderRequest{
+		CustomerName: "A", CustomerEmail: "a@example.com", OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 1, Quantity: 1}},
+	})
+	if status.Code(err) != codes.Unavailable || reasonOf(err) != "OVERLOADED" {
+		t.Errorf("gRPC: %v", err)
+	}
+	if got := send(t, http.MethodGet, base+"/v1/orders/"+storedOrder, ""); got.status != http.StatusOK {
+		t.Errorf("a call that needs no broker: %d %s", got.status, got.body)
+	}
+	close(confirm)
+	if err := calls.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := place(); got != http.StatusAccepted {
+		t.Errorf("when the broker is back: %d", got)
 	}
 }

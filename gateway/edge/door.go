@@ -12,19 +12,54 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
 )
+
+// DoorConfig says who comes in, and how many.
+type DoorConfig struct {
+	RateLimit RateLimit
+	// OrdersInFlight is how many orders may wait for the broker at a time; 2000 where it is 0.
+	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
+}
 
 // door is what every call comes through, whichever API it is for. It is an http.Handler.
 type door struct {
-	grpc http.Handler
-	rest http.Handler
+	grpc   http.Handler
+	rest   *rest
+	access *access
+	limits *rateLimiter // nil for no limit
+}
+
+func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door, error) {
+	limits, err := newRateLimiter(cfg.RateLimit, t.Meter.Meter("shop.example/gateway/edge"))
+	if err != nil {
+		return nil, err
+	}
+	return &door{grpc: a.grpc, rest: rest, access: a.access, limits: limits}, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !isGRPC(r) {
-		setSecurityHeaders(w.Header(), r.TLS != nil)
-		d.rest.ServeHTTP(w, r)
+	var refusal error
+	if d.limits != nil {
+		refusal = d.limits.check(r, d.access.knownSubject(r.Header))
+	}
+	if isGRPC(r) {
+		d.serveGRPC(w, r, refusal)
+		return
+	}
+	setSecurityHeaders(w.Header(), r.TLS != nil)
+	if refusal != nil {
+		d.rest.refuse(w, r, refusal)
+		return
+	}
+	d.rest.ServeHTTP(w, r)
+}
+
+func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, refusal error) {
+	if refusal != nil {
+		w.Header().Set("Content-Type", "application/grpc")
+		setTrailers(w.Header(), apierror.Status(refusal)) // an answer without messages has them as its headers
 		return
 	}
 	unbounded(w)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
@@ -75,6 +76,8 @@ type Config struct {
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
+	// Door says who comes in, and how many.
+	Door DoorConfig
 	// Telemetry says how the gateway logs.
 	Telemetry telemetry.Config
 }
@@ -94,6 +97,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	secret, err := idSecret(ctx, cfg.IDSecret, t.Logger)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Door.OrdersInFlight < 0 {
+		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
 	}
 	if cfg.OperatorToken == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
@@ -119,7 +125,8 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		return nil, err
 	}
 	taken := &orders{
-		ids: orderIDs{secret: secret}, publish: pub.Publish, stored: orderv1.NewOrderServiceClient(upstreams[0].conn), log: t.Logger,
+		ids: orderIDs{secret: secret}, publish: pub.Publish, stored: orderv1.NewOrderServiceClient(upstreams[0].conn),
+		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
@@ -132,10 +139,14 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
+	d, err := newDoor(cfg.Door, a, rest, t)
+	if err != nil {
+		return nil, err
+	}
 	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
 		return nil, err
 	}
-	s.ServeHTTP("http", s.lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest}, t.Logger))
+	s.ServeHTTP("http", s.lis, newHTTPServer(d, t.Logger))
 	t.Logger.InfoContext(ctx, "listening", "http", s.HTTPAddr())
 	return s, nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -35,6 +36,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	operatorToken = "an operator's token"
 	nowhere       = "127.0.0.1:1" // an address at which nobody listens
+
+	ordersInFlight = 50 // of serveAPI
 )
 
 // gateway is a gateway that runs until its test ends.
@@ -123,7 +126,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	}
 	a := newAPI(s.GRPC(), operatorToken, tel)
 	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
-	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, stored: undecided, log: tel.Logger}
+	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, stored: undecided, inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -26,13 +27,23 @@ type orders struct {
 	ids     orderIDs
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
-	log     *slog.Logger
+	// inFlight has one for each order that waits for the broker: while the broker is away, what comes could not be held.
+	inFlight *semaphore.Weighted
+	log      *slog.Logger
 }
+
+// defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
+const defaultOrdersInFlight = 2000
 
 // place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. An order whose
 // idempotency key has brought an order before is that order: as it stands, where it has been decided. After UNAVAILABLE
-// the order may have been taken all the same; sent again with its idempotency key it is taken once.
+// the order may have been taken all the same, but not where the reason is OVERLOADED; sent again with its idempotency key
+// it is taken once.
 func (o *orders) place(ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine) (*orderv1.Order, error) {
+	if !o.inFlight.TryAcquire(1) {
+		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
+	}
+	defer o.inFlight.Release(1)
 	id, keyed, err := o.ids.next(ctx)
 	if err != nil {
 		return nil, err

@@ -135,6 +135,13 @@ func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// refuse answers a call that does not come in.
+func (s *rest) refuse(w http.ResponseWriter, r *http.Request, refusal error) {
+	s.observer.serve(w, r, func(w *response, r *http.Request) {
+		s.writeError(r.Context(), nil, nil, w, r, refusal)
+	})
+}
+
 // recovered answers in place of code that panicked. gRPC's handlers do not get here: their panics are recovered sooner.
 func (s *rest) recovered(w *response, r *http.Request) {
 	panicked := recover()

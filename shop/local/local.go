@@ -39,6 +39,9 @@ type Config struct {
 	// takes a free one.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
 
+	// Door is the gateway's.
+	Door edge.DoorConfig
+
 	// TLS is for the services' addresses to be open to other machines.
 	TLS transport.MutualTLS
 
@@ -118,7 +121,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	s.Gateway, err = edge.New(ctx, edge.Config{
 		AMQPURL: cfg.AMQPURL, HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams,
+		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
 	}, gateway)
 	return s, err
 }
