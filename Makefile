@@ -8,7 +8,7 @@ export CGO_ENABLED := 0
 MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
 # gen is written by protoc's plugins and linted as proto/.
 LINTED = $(filter-out ./gen,$(MODULES))
-GENERATED = gen/shop gen/openapi/shop.swagger.json third_party/proto
+GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 

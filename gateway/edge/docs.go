@@ -15,6 +15,7 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/swaggest/swgui/v5/static"
 
+	"shop.example/gen/asyncapi"
 	"shop.example/gen/openapi"
 )
 
@@ -44,7 +45,10 @@ func newFile(contentType string, body []byte) file {
 // handleDocs serves the API's documents and the page that shows them.
 func handleDocs(mux *runtime.ServeMux) error {
 	const html, css, js = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
-	files := map[string]file{"/openapi.json": newFile("application/json", openapi.Shop)}
+	files := map[string]file{
+		"/openapi.json":  newFile("application/json", openapi.Shop),
+		"/asyncapi.yaml": newFile("application/yaml", asyncapi.Shop),
+	}
 	var failed []error
 	add := func(path, contentType string, from interface {
 		ReadFile(name string) ([]byte, error)

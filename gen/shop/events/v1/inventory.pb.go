@@ -701,12 +701,12 @@ var File_shop_events_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"\x1eshop/events/v1/inventory.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/events/v1/order.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xb3\x01\n" +
+	"\x1eshop/events/v1/inventory.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/events/v1/order.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xce\x01\n" +
 	"\x11DecrementQuantity\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12:\n" +
-	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines:=ҵ\x189\n" +
+	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines:Xҵ\x18T\n" +
 	"\n" +
-	"shop.topic\x12!shop.inventory.decrement.quantity\x1a\border_id\"\xcb\x02\n" +
+	"shop.topic\x12!shop.inventory.decrement.quantity\x1a\border_id\"\x05order*\tinventory*\alogging\"\xdf\x02\n" +
 	"\vCreateItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12C\n" +
@@ -715,10 +715,10 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\fproduct_name\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x05B\r\xbaH\n" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00R\bquantity\x122\n" +
-	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price:3ҵ\x18/\n" +
+	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price:Gҵ\x18C\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.create\x1a\n" +
-	"request_id\"\x84\x03\n" +
+	"request_id*\tinventory*\alogging\"\x98\x03\n" +
 	"\vUpdateItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12C\n" +
@@ -730,20 +730,20 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00H\x01R\bquantity\x88\x01\x01\x12*\n" +
 	"\x05price\x18\x04 \x01(\v2\x14.shop.money.v1.MoneyR\x05priceB\x0f\n" +
 	"\r_product_nameB\v\n" +
-	"\t_quantity:3ҵ\x18/\n" +
+	"\t_quantity:Gҵ\x18C\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.update\x1a\n" +
-	"request_id\"\x92\x01\n" +
+	"request_id*\tinventory*\alogging\"\xa6\x01\n" +
 	"\vDeleteItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12%\n" +
-	"\x03ids\x18\x02 \x03(\x05B\x13\xbaH\x10\x92\x01\r\b\x01\x10\xe8\a\x18\x01\"\x04\x1a\x02 \x00R\x03ids:3ҵ\x18/\n" +
+	"\x03ids\x18\x02 \x03(\x05B\x13\xbaH\x10\x92\x01\r\b\x01\x10\xe8\a\x18\x01\"\x04\x1a\x02 \x00R\x03ids:Gҵ\x18C\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.delete\x1a\n" +
-	"request_id\"6\n" +
-	"\rListInventory:%ҵ\x18!\n" +
+	"request_id*\tinventory*\alogging\"s\n" +
+	"\rListInventory:bҵ\x18^\n" +
 	"\n" +
-	"shop.topic\x12\x13shop.inventory.list\"\xc7\x02\n" +
+	"shop.topic\x12\x13shop.inventory.list\"\agateway*\tinventory*\alogging2\x1eshop.events.v1.InventoryListed\"\xc7\x02\n" +
 	"\x0fInventoryListed\x12:\n" +
 	"\x05items\x18\x01 \x03(\v2$.shop.events.v1.InventoryListed.ItemR\x05items\x1a\xf7\x01\n" +
 	"\x04Item\x12\x0e\n" +
@@ -754,7 +754,7 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xca\x02\n" +
+	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"\xde\x02\n" +
 	"\fStockChanged\x12&\n" +
 	"\n" +
 	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\tproductId\x12!\n" +
@@ -763,20 +763,20 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\aon_hand\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\x06onHand\x12#\n" +
 	"\breserved\x18\x05 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\breserved\x12A\n" +
 	"\n" +
-	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\tchangedAt:9ҵ\x185\n" +
+	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\tchangedAt:Mҵ\x18I\n" +
 	"\n" +
 	"shop.topic\x12\x12shop.stock.changed\x1a\n" +
-	"product_id\x1a\aversion\"\x87\x02\n" +
+	"product_id\x1a\aversion\"\tinventory*\alogging\"\x9b\x02\n" +
 	"\rStockDepleted\x12&\n" +
 	"\n" +
 	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\tproductId\x12!\n" +
 	"\aversion\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\aversion\x12*\n" +
 	"\fproduct_name\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vproductName\x12C\n" +
 	"\vdepleted_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\n" +
-	"depletedAt::ҵ\x186\n" +
+	"depletedAt:Nҵ\x18J\n" +
 	"\n" +
 	"shop.topic\x12\x13shop.stock.depleted\x1a\n" +
-	"product_id\x1a\aversionB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"product_id\x1a\aversion\"\tinventory*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
 
 var (
 	file_shop_events_v1_inventory_proto_rawDescOnce sync.Once

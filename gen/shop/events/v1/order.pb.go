@@ -523,16 +523,16 @@ var File_shop_events_v1_order_proto protoreflect.FileDescriptor
 
 const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xd5\x02\n" +
+	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xee\x02\n" +
 	"\vOrderPlaced\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x126\n" +
 	"\rcustomer_name\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x03 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12?\n" +
 	"\x05lines\x18\x04 \x03(\v2\x1d.shop.events.v1.RequestedLineB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05lines\x12?\n" +
-	"\tplaced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bplacedAt:-ҵ\x18)\n" +
+	"\tplaced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bplacedAt:Fҵ\x18B\n" +
 	"\n" +
-	"shop.topic\x12\x11shop.order.placed\x1a\border_id\"\xcf\x02\n" +
+	"shop.topic\x12\x11shop.order.placed\x1a\border_id\"\agateway*\x05order*\alogging\"\xcf\x02\n" +
 	"\rRequestedLine\x12&\n" +
 	"\n" +
 	"product_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tproductId\x12/\n" +
@@ -548,7 +548,7 @@ const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\fproduct_name\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vproductName\x12#\n" +
 	"\bquantity\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\bquantity\x12;\n" +
 	"\n" +
-	"unit_price\x18\x05 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\tunitPrice\"\xca\x02\n" +
+	"unit_price\x18\x05 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\tunitPrice\"\xda\x02\n" +
 	"\x0eOrderConfirmed\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12:\n" +
 	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines\x12\x1f\n" +
@@ -556,9 +556,9 @@ const file_shop_events_v1_order_proto_rawDesc = "" +
 	"totalItems\x12=\n" +
 	"\vtotal_value\x18\x04 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\n" +
 	"totalValue\x12E\n" +
-	"\fconfirmed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vconfirmedAt:0ҵ\x18,\n" +
+	"\fconfirmed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vconfirmedAt:@ҵ\x18<\n" +
 	"\n" +
-	"shop.topic\x12\x14shop.order.confirmed\x1a\border_id\"\xe8\x02\n" +
+	"shop.topic\x12\x14shop.order.confirmed\x1a\border_id\"\x05order*\alogging\"\xf8\x02\n" +
 	"\rOrderRejected\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12H\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.shop.events.v1.OrderRejected.ReasonB\n" +
@@ -570,15 +570,15 @@ const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOUT_OF_STOCK\x10\x01\x12\x13\n" +
 	"\x0fUNKNOWN_PRODUCT\x10\x02\x12\x11\n" +
-	"\rPRICE_CHANGED\x10\x03:/ҵ\x18+\n" +
+	"\rPRICE_CHANGED\x10\x03:?ҵ\x18;\n" +
 	"\n" +
-	"shop.topic\x12\x13shop.order.rejected\x1a\border_id\"\xea\x01\n" +
+	"shop.topic\x12\x13shop.order.rejected\x1a\border_id\"\x05order*\alogging\"\x85\x02\n" +
 	"\x0eOrderCancelled\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12:\n" +
 	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines\x12E\n" +
-	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vcancelledAt:0ҵ\x18,\n" +
+	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vcancelledAt:Kҵ\x18G\n" +
 	"\n" +
-	"shop.topic\x12\x14shop.order.cancelled\x1a\border_idB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"shop.topic\x12\x14shop.order.cancelled\x1a\border_id\"\x05order*\tinventory*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
 
 var (
 	file_shop_events_v1_order_proto_rawDescOnce sync.Once

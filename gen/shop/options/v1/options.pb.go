@@ -87,7 +87,13 @@ type Event struct {
 	RoutingKey string `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
 	// The fields that identify one occurrence. The message id is derived from the message type and these values, so
 	// the same event always has the same id. Empty for a request, which gets a new id each time.
-	Identity      []string `protobuf:"bytes,3,rep,name=identity,proto3" json:"identity,omitempty"`
+	Identity []string `protobuf:"bytes,3,rep,name=identity,proto3" json:"identity,omitempty"`
+	// The services that publish it. Empty where others do: operators and programs of theirs.
+	PublishedBy []string `protobuf:"bytes,4,rep,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
+	// The services whose queues take it.
+	HandledBy []string `protobuf:"bytes,5,rep,name=handled_by,json=handledBy,proto3" json:"handled_by,omitempty"`
+	// Of a request: the full name of the message that answers it, sent to its reply_to.
+	Answer        string `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -143,6 +149,27 @@ func (x *Event) GetIdentity() []string {
 	return nil
 }
 
+func (x *Event) GetPublishedBy() []string {
+	if x != nil {
+		return x.PublishedBy
+	}
+	return nil
+}
+
+func (x *Event) GetHandledBy() []string {
+	if x != nil {
+		return x.HandledBy
+	}
+	return nil
+}
+
+func (x *Event) GetAnswer() string {
+	if x != nil {
+		return x.Answer
+	}
+	return ""
+}
+
 // Rpc says how a unary method is called over the broker.
 type Rpc struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -151,7 +178,11 @@ type Rpc struct {
 	// The routing key of a request.
 	RoutingKey string `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
 	// The queue all servers of the method share.
-	Queue         string `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`
+	Queue string `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`
+	// The services that call it.
+	CalledBy []string `protobuf:"bytes,4,rep,name=called_by,json=calledBy,proto3" json:"called_by,omitempty"`
+	// The service that answers it.
+	AnsweredBy    string `protobuf:"bytes,5,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +238,20 @@ func (x *Rpc) GetQueue() string {
 	return ""
 }
 
+func (x *Rpc) GetCalledBy() []string {
+	if x != nil {
+		return x.CalledBy
+	}
+	return nil
+}
+
+func (x *Rpc) GetAnsweredBy() string {
+	if x != nil {
+		return x.AnsweredBy
+	}
+	return ""
+}
+
 var file_shop_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MessageOptions)(nil),
@@ -258,17 +303,24 @@ var File_shop_options_v1_options_proto protoreflect.FileDescriptor
 
 const file_shop_options_v1_options_proto_rawDesc = "" +
 	"\n" +
-	"\x1dshop/options/v1/options.proto\x12\x0fshop.options.v1\x1a google/protobuf/descriptor.proto\"`\n" +
+	"\x1dshop/options/v1/options.proto\x12\x0fshop.options.v1\x1a google/protobuf/descriptor.proto\"\xba\x01\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bexchange\x18\x01 \x01(\tR\bexchange\x12\x1f\n" +
 	"\vrouting_key\x18\x02 \x01(\tR\n" +
 	"routingKey\x12\x1a\n" +
-	"\bidentity\x18\x03 \x03(\tR\bidentity\"X\n" +
+	"\bidentity\x18\x03 \x03(\tR\bidentity\x12!\n" +
+	"\fpublished_by\x18\x04 \x03(\tR\vpublishedBy\x12\x1d\n" +
+	"\n" +
+	"handled_by\x18\x05 \x03(\tR\thandledBy\x12\x16\n" +
+	"\x06answer\x18\x06 \x01(\tR\x06answer\"\x96\x01\n" +
 	"\x03Rpc\x12\x1a\n" +
 	"\bexchange\x18\x01 \x01(\tR\bexchange\x12\x1f\n" +
 	"\vrouting_key\x18\x02 \x01(\tR\n" +
 	"routingKey\x12\x14\n" +
-	"\x05queue\x18\x03 \x01(\tR\x05queue*V\n" +
+	"\x05queue\x18\x03 \x01(\tR\x05queue\x12\x1b\n" +
+	"\tcalled_by\x18\x04 \x03(\tR\bcalledBy\x12\x1f\n" +
+	"\vanswered_by\x18\x05 \x01(\tR\n" +
+	"answeredBy*V\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fACCESS_OPERATOR\x10\x01\x12\x1f\n" +

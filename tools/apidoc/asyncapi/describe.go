@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"shop.example/tools/apidoc/contract"
+)
+
+const (
+	contentType    = "application/protobuf"
+	bindingVersion = "0.3.0"
+	persistent     = 2
+	// others are those who publish what no service does.
+	others = "operator"
+)
+
+const about = `What travels over the broker. A body is a protobuf message, whose full name is the property type; the schemas
+here are those of its JSON form. An event is published as mandatory and persistent, waits for the broker's
+confirm, and can come twice: then the property message_id is the same, and what is done about it is done once.
+The property correlation_id is the order's id, app_id the service that said it, timestamp when it did.
+Who wants to listen binds a queue of their own to the exchange; every key begins with shop.
+`
+
+func describe(contracts *contract.Contracts) (*document, error) {
+	d := &document{
+		AsyncAPI:           "3.0.0",
+		Info:               info{Title: "Shop events", Version: "v1", Description: about},
+		DefaultContentType: contentType,
+		Servers:            map[string]server{"broker": {Host: "localhost:5672", Protocol: "amqp", Description: "RabbitMQ; AMQP_URL says where."}},
+		Channels:           map[string]channel{},
+		Operations:         map[string]operation{},
+		Components: components{
+			Messages: map[string]message{}, Schemas: schemas{}, MessageTraits: map[string]trait{"every": everyMessage()},
+		},
+	}
+	for _, md := range contracts.Messages() {
+		option, travels := contracts.Option(md, "event")
+		if !travels {
+			continue
+		}
+		if err := d.addEvent(contracts, md, option.Message()); err != nil {
+			return nil, fmt.Errorf("%s: %w", md.FullName(), err)
+		}
+	}
+	for _, md := range contracts.Methods() {
+		if option, travels := contracts.Option(md, "rpc"); travels {
+			d.addMethod(md, option.Message())
+		}
+	}
+	return d, nil
+}
+
+// everyMessage is what all messages carry beside their bodies.
+func everyMessage() trait {
+	return trait{
+		ContentType: contentType,
+		Headers: &schema{Type: "object", Properties: properties{
+			{"traceparent", &schema{Type: "string", Description: "The trace it belongs to, as W3C Trace Context says."}},
+			{"shop-attempt", &schema{Type: "integer", Description: "How often it was tried before; absent the first time."}},
+		}},
+		CorrelationID: correlation{
+			Location:    "$message.header#/correlation_id",
+			Description: "A property of AMQP: the order's id, where the message belongs to an order; an answer has its request's.",
+		},
+	}
+}
+
+func (d *document) addEvent(contracts *contract.Contracts, md protoreflect.MessageDescriptor, option protoreflect.Message) error {
+	name := nameOf(md)
+	at := d.addChannel(md, text(option, "routing_key"), text(option, "exchange"), contract.Comment(md))
+	var answer *reply
+	if full := text(option, "answer"); full != "" {
+		answered, err := contracts.Message(protoreflect.FullName(full))
+		if err != nil {
+			return err
+		}
+		answer = d.addReply(name, answered)
+	}
+	publishers := texts(option, "published_by")
+	if len(publishers) == 0 {
+		publishers = []string{others}
+	}
+	for _, service := range publishers {
+		d.addOperation(service, "send", name, at, answer)
+	}
+	for _, service := range texts(option, "handled_by") {
+		if service == "logging" { // it keeps what it takes, and answers nobody
+			d.addOperation(service, "receive", name, at, nil)
+			continue
+		}
+		d.addOperation(service, "receive", name, at, answer)
+	}
+	return nil
+}
+
+func (d *document) addMethod(md protoreflect.MethodDescriptor, option protoreflect.Message) {
+	name := nameOf(md.Input())
+	at := d.addChannel(md.Input(), text(option, "routing_key"), text(option, "exchange"), contract.Comment(md))
+	answer := d.addReply(name, md.Output())
+	for _, service := range texts(option, "called_by") {
+		d.addOperation(service, "send", name, at, answer)
+	}
+	d.addOperation(text(option, "answered_by"), "receive", name, at, answer)
+}
+
+// addChannel adds the way of a message through an exchange, whose name ends with its type.
+func (d *document) addChannel(md protoreflect.MessageDescriptor, key, through, description string) ref {
+	name := nameOf(md)
+	_, kind, _ := strings.Cut(through, ".")
+	d.Channels[name] = channel{
+		Address: &key, Title: name, Description: description, Messages: map[string]ref{name: d.addMessage(md)},
+		Bindings: amqp(binding{Is: "routingKey", Exchange: &exchange{Name: through, Type: kind, Durable: true}}),
+	}
+	return ref{"#/channels/" + name}
+}
+
+// addReply adds the way of an answer: to the queue that the request names.
+func (d *document) addReply(request string, md protoreflect.MessageDescriptor) *reply {
+	name := nameOf(md)
+	d.Channels[name] = channel{
+		Title: name, Description: "The queue that " + request + " names in its property reply_to.",
+		Messages: map[string]ref{name: d.addMessage(md)},
+	}
+	return &reply{
+		Address:  address{Location: "$message.header#/reply_to", Description: "A property of AMQP."},
+		Channel:  ref{"#/channels/" + name},
+		Messages: []ref{{"#/channels/" + name + "/messages/" + name}},
+	}
+}
+
+func (d *document) addMessage(md protoreflect.MessageDescriptor) ref {
+	name := nameOf(md)
+	d.Components.Messages[name] = message{
+		Name: string(md.FullName()), Title: name, Summary: contract.Comment(md),
+		Traits:   []ref{{"#/components/messageTraits/every"}},
+		Payload:  d.Components.Schemas.of(md),
+		Bindings: amqp(binding{MessageType: string(md.FullName())}),
+	}
+	return ref{"#/components/messages/" + name}
+}
+
+func (d *document) addOperation(service, action, name string, at ref, answer *reply) {
+	op := operation{
+		Action: action, Channel: at, Tags: []tag{{service}}, Messages: []ref{{at.Ref + "/messages/" + name}}, Reply: answer,
+	}
+	if action == "send" {
+		op.Title = service + " sends " + name
+		op.Summary = "Published by " + service + "."
+		op.Bindings = amqp(binding{DeliveryMode: persistent, Mandatory: true})
+	} else {
+		op.Title = service + " receives " + name
+		op.Summary = "Handled by " + service + ", from a queue that all its replicas share."
+		op.Bindings = amqp(binding{Ack: true})
+	}
+	d.Operations[strings.ReplaceAll(op.Title, " ", "-")] = op
+}
+
+func amqp(b binding) map[string]binding {
+	b.BindingVersion = bindingVersion
+	return map[string]binding{"amqp": b}
+}
+
+func text(m protoreflect.Message, field protoreflect.Name) string {
+	return m.Get(m.Descriptor().Fields().ByName(field)).String()
+}
+
+func texts(m protoreflect.Message, field protoreflect.Name) []string {
+	list := m.Get(m.Descriptor().Fields().ByName(field)).List()
+	all := make([]string, list.Len())
+	for i := range all {
+		all[i] = list.Get(i).String()
+	}
+	return all
+}
