@@ -31,7 +31,7 @@ type party struct {
 	run     func(func(context.Context) error) (stop func())
 }
 
-func join(t *testing.T, url, service string) *party {
+func join(t testing.TB, url, service string) *party {
 	t.Helper()
 	p := &party{}
 	ctx, cancel := context.WithCancel(context.Background())

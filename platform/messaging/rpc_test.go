@@ -28,7 +28,7 @@ func (s stockServer) CheckStock(ctx context.Context, r *inventoryv1.CheckStockRe
 }
 
 // call returns a client and, where check is given, runs a server for it.
-func call(t *testing.T, url string, check stockFunc) inventoryv1.StockServiceClient {
+func call(t testing.TB, url string, check stockFunc) inventoryv1.StockServiceClient {
 	t.Helper()
 	if check != nil {
 		p := join(t, url, "inventory")
@@ -43,7 +43,7 @@ func call(t *testing.T, url string, check stockFunc) inventoryv1.StockServiceCli
 	return inventoryv1.NewStockServiceClient(client)
 }
 
-func eventually(t *testing.T, f func() error) {
+func eventually(t testing.TB, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -61,11 +61,10 @@ type Servers struct {
 
 // Progress is how far a run is.
 type Progress struct {
-	Pipeline          Pipeline
-	Run, Runs         int
-	Doing             string
-	Accepted, Settled int
-	Orders            int
+	Pipeline  Pipeline
+	Run, Runs int
+	Doing     string
+	Done, Of  int
 }
 
 // Pipeline is what is measured.
@@ -77,7 +76,8 @@ const (
 	Floor Pipeline = "floor"
 )
 
-func (o *Options) check() error {
+// Check says what is wrong with the options. Run does so too, but what Options need may take a while to start.
+func (o *Options) Check() error {
 	switch {
 	case o.Orders < 1 || o.Clients < 1 || o.Lines < 1 || o.Products < 1 || o.Runs < 1 || o.Replicas < 1:
 		return errors.New("orders, clients, lines, products, runs and replicas must be at least 1")
@@ -97,7 +97,7 @@ func (o *Options) check() error {
 // an order that is refused, orders that are not all confirmed and written in the end. What a run has made in the
 // servers is removed also then.
 func Run(ctx context.Context, o Options) (*Report, error) {
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	pipelines := []Pipeline{Shop}
@@ -131,7 +131,7 @@ type run struct {
 
 func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f Figures, err error) {
 	r := &run{Options: o, pipeline: pipeline, number: number}
-	r.say("preparing")
+	r.say(0, r.Orders, "preparing")
 	r.ground, err = prepare(ctx, o.Servers)
 	if err != nil {
 		return nil, err
@@ -197,7 +197,9 @@ func (r *run) stock(ctx context.Context) error {
 	if err := r.ground.makeProducts(ctx, r.Products); err != nil {
 		return err
 	}
-	return r.ground.preload(ctx, r.Preload, r.Lines, func(done int) { r.say(fmt.Sprintf("storing %d orders", r.Preload), done) })
+	return r.ground.preload(ctx, r.Preload, r.Lines, func(done int) {
+		r.say(done, r.Preload, fmt.Sprintf("%d of %d earlier orders stored", done, r.Preload))
+	})
 }
 
 // warmUp places a few orders, so that what is done once only is not measured.
@@ -296,16 +298,10 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 	return f, r.watch.decisions(ctx, f, result.begin)
 }
 
-// say reports what goes on before orders are placed.
-func (r *run) say(doing string, done ...int) {
-	if r.Progress == nil {
-		return
+func (r *run) say(done, of int, doing string) {
+	if r.Progress != nil {
+		r.Progress(Progress{Pipeline: r.pipeline, Run: r.number, Runs: r.Runs, Doing: doing, Done: done, Of: of})
 	}
-	p := Progress{Pipeline: r.pipeline, Run: r.number, Runs: r.Runs, Doing: doing, Orders: r.Orders}
-	if len(done) > 0 {
-		p.Accepted, p.Settled, p.Orders = done[0], done[0], r.Preload
-	}
-	r.Progress(p)
 }
 
 // showProgress reports how far the run is until the returned function is called, which may be done again.
@@ -323,10 +319,8 @@ func (r *run) showProgress(settled *atomic.Int64) (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
-				r.Progress(Progress{
-					Pipeline: r.pipeline, Run: r.number, Runs: r.Runs, Doing: "placing orders", Orders: r.Orders,
-					Accepted: int(r.load.accepted.Load()), Settled: int(settled.Load()),
-				})
+				n := int(settled.Load())
+				r.say(n, r.Orders, fmt.Sprintf("%d of %d orders settled, %d accepted", n, r.Orders, r.load.accepted.Load()))
 			}
 		}
 	})

@@ -59,8 +59,11 @@ func startProcess(ctx context.Context, o *Options, pipeline Pipeline, g *ground,
 	greeted := make(chan error, 1)
 	go func() {
 		line, err := bufio.NewReader(stdout).ReadBytes('\n')
-		if err == nil {
+		switch {
+		case err == nil:
 			err = json.Unmarshal(line, &p.addr)
+		case errors.Is(err, io.EOF):
+			err = errors.New("it has ended")
 		}
 		greeted <- err
 		_, _ = io.Copy(io.Discard, stdout) // to its end, before which Wait must not be called

@@ -2,14 +2,10 @@ package command
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -65,6 +61,9 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 			}
 			if backlog > 0 {
 				o.Backlog, o.Orders = true, backlog
+			}
+			if err := o.Check(); err != nil {
+				return err
 			}
 			var earlier *bench.Report
 			if compare != "" {
@@ -142,7 +141,9 @@ func runBench(cmd *cobra.Command, o bench.Options) (report *bench.Report, err er
 	}
 	o.Program = []string{program, "bench", "serve"}
 	o.Logs = cmd.ErrOrStderr()
-	o.Progress = progressBar(cmd.ErrOrStderr())
+	progress, endProgress := progressBar(cmd.ErrOrStderr())
+	defer endProgress()
+	o.Progress = progress
 	err = withThrowAwayStack(cmd.Context(), stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
 		o.Servers = bench.Servers{
 			DatabaseURL: servers.DatabaseURL, AMQPURL: servers.AMQPURL, ManagementURL: servers.ManagementURL,
@@ -154,35 +155,22 @@ func runBench(cmd *cobra.Command, o bench.Options) (report *bench.Report, err er
 	return report, err
 }
 
-// withThrowAwayStack starts servers whose data is removed when use has returned.
-func withThrowAwayStack(ctx context.Context, options stack.Options, use func(*stack.Stack) error) error {
-	base, err := dataDir()
-	if err != nil {
-		return err
-	}
-	removeAbandoned(base)
-	options.Dir = filepath.Join(base, throwAwayPrefix+strconv.Itoa(os.Getpid()))
-	servers, err := stack.Start(ctx, options)
-	if err != nil {
-		return errors.Join(err, stack.Down(options.Dir))
-	}
-	return errors.Join(use(servers), servers.Remove())
-}
-
 // barWidth is how many characters the bar itself has.
 const barWidth = 30
 
-// progressBar shows how far a run is on one line of a terminal; nil where out is none.
-func progressBar(out io.Writer) func(bench.Progress) {
+// progressBar shows how far a run is on one line of a terminal, until end is called; where out is none it shows nothing.
+func progressBar(out io.Writer) (show func(bench.Progress), end func()) {
 	columns, isTerminal := terminalWidth(out)
 	if !isTerminal {
-		return nil
+		return nil, func() {}
 	}
-	return func(p bench.Progress) { fmt.Fprintf(out, "\r\x1b[K%s", cut(progressLine(p), columns-1)) }
+	const clear = "\r\x1b[K"
+	show = func(p bench.Progress) { fmt.Fprint(out, clear, cut(progressLine(p), columns-1)) }
+	return show, func() { fmt.Fprint(out, clear) }
 }
 
 func progressLine(p bench.Progress) string {
-	full := min(barWidth*p.Settled/cmp.Or(p.Orders, 1), barWidth)
-	return fmt.Sprintf("%s %d/%d  [%s%s] %s: %d accepted, %d settled of %d", p.Pipeline, p.Run, p.Runs,
-		strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), p.Doing, p.Accepted, p.Settled, p.Orders)
+	full := min(barWidth*p.Done/cmp.Or(p.Of, 1), barWidth)
+	return fmt.Sprintf("%s %d/%d  [%s%s]  %s", p.Pipeline, p.Run, p.Runs,
+		strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), p.Doing)
 }

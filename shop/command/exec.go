@@ -45,33 +45,41 @@ Without --dir the data is thrown away at the end, and any number of these can ru
 	return cmd
 }
 
-func runWithStack(ctx context.Context, options stack.Options, args []string) (err error) {
+func runWithStack(ctx context.Context, options stack.Options, args []string) error {
 	program, err := exec.LookPath(args[0])
 	if err != nil {
 		return err
 	}
-	throwAway := options.Dir == ""
-	if throwAway {
-		base, err := dataDir()
-		if err != nil {
-			return err
-		}
-		removeAbandoned(base)
-		options.Dir = filepath.Join(base, throwAwayPrefix+strconv.Itoa(os.Getpid()))
+	use := func(servers *stack.Stack) error { return run(program, args, servers.Environment()) }
+	if options.Dir == "" {
+		return withThrowAwayStack(ctx, options, use)
 	}
 	servers, err := stack.Start(ctx, options)
 	if err != nil {
-		if throwAway {
-			err = errors.Join(err, stack.Down(options.Dir))
-		}
 		return err
 	}
-	end := servers.Stop
-	if throwAway {
-		end = servers.Remove
+	err = use(servers)
+	if stopErr := servers.Stop(); stopErr != nil {
+		return errors.Join(stopErr, err)
 	}
-	err = run(program, args, servers.Environment())
-	if endErr := end(); endErr != nil {
+	return err
+}
+
+// withThrowAwayStack starts servers whose data is removed when use has returned. Any number of these can run side by
+// side.
+func withThrowAwayStack(ctx context.Context, options stack.Options, use func(*stack.Stack) error) error {
+	base, err := dataDir()
+	if err != nil {
+		return err
+	}
+	removeAbandoned(base)
+	options.Dir = filepath.Join(base, throwAwayPrefix+strconv.Itoa(os.Getpid()))
+	servers, err := stack.Start(ctx, options)
+	if err != nil {
+		return errors.Join(err, stack.Down(options.Dir))
+	}
+	err = use(servers)
+	if endErr := servers.Remove(); endErr != nil {
 		return errors.Join(endErr, err)
 	}
 	return err

@@ -1,0 +1,59 @@
+package command
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"shop.example/shop/bench"
+)
+
+func TestBench_WhatCannotBeComparedIsSaidBeforeServersStart(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "report.json")
+	if err := os.WriteFile(path, []byte("settled 3000"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		"no such file":       {"--compare", path + ".old"},
+		"shop bench --json":  {"--compare", path},
+		"[backlog orders]":   {"--backlog", "10", "--orders", "10"},
+		"[compare json]":     {"--compare", path, "--json"},
+		"must be at least 1": {"--clients", "0"},
+	} {
+		root := Root()
+		root.SetArgs(append([]string{"bench"}, args...))
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		if err := root.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: the error is %v, want one with %q", args, err, want)
+		}
+	}
+}
+
+func TestProgressBar_IsOneLineOfATerminal(t *testing.T) {
+	t.Parallel()
+	p := bench.Progress{Pipeline: bench.Floor, Run: 2, Runs: 5, Doing: "500 of 1000 orders settled", Done: 500, Of: 1000}
+	const want = "floor 2/5  [===============               ]  500 of 1000 orders settled"
+	if got := progressLine(p); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if show, _ := progressBar(&bytes.Buffer{}); show != nil {
+		t.Error("a file gets a progress bar")
+	}
+	person, program := terminal(t, 40)
+	show, end := progressBar(program)
+	show(p)
+	end()
+	seen := make([]byte, 200)
+	n, err := person.Read(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(string(seen[:n]), "\r\x1b[Kfloor 2/5  [") || strings.Contains(string(seen[:n]), "settled") {
+		t.Errorf("40 columns show %q", seen[:n])
+	}
+}
