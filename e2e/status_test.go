@@ -137,3 +137,13 @@ func TestStatus_ServicesThatAreAwayAreNamedAndDoNotHoldItUp(t *testing.T) {
 		t.Errorf("it names an address: %s, %v", text, err)
 	}
 }
+
+// waiting is how many messages wait in a queue, -1 where there is none.
+func (st shopStatus) waiting(queue string) int {
+	for _, q := range st.Queues {
+		if q.Name == queue {
+			return q.Messages
+		}
+	}
+	return -1
+}

@@ -114,7 +114,11 @@ func (a *access) check(ctx context.Context, rule optionsv1.Access, request any) 
 	if m, ok := request.(proto.Message); ok && rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) != "" {
 		return nil
 	}
-	given := metadata.ValueFromIncomingContext(ctx, "authorization")
+	return a.operator(metadata.ValueFromIncomingContext(ctx, "authorization"))
+}
+
+// operator returns an error unless the values of authorization are the operator's token, once.
+func (a *access) operator(given []string) error {
 	if len(given) == 0 {
 		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED",
 			"this call is for operators: send the operator token as authorization: Bearer <token>")

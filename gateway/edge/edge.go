@@ -80,6 +80,8 @@ type Config struct {
 	Door DoorConfig
 	// Telemetry says how the gateway logs.
 	Telemetry telemetry.Config
+	// Controls are calls for operators that the gateway's process adds to the REST API. A gateway of its own has none.
+	Controls []Control `env:"-"`
 }
 
 // Service is one running replica of the gateway.
@@ -137,6 +139,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	}
 	rest, err := newREST(a.local, s.Stopping(), t)
 	if err != nil {
+		return nil, err
+	}
+	if err := rest.addControls(cfg.Controls, a.access, s.Stopping()); err != nil {
 		return nil, err
 	}
 	d, err := newDoor(cfg.Door, a, rest, t)

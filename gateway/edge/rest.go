@@ -50,7 +50,7 @@ type rest struct {
 // route is one way to call the API.
 type route struct {
 	path    string                   // the template: "/v1/orders/{order_id}:cancel"
-	request protoreflect.MessageType // nil for a page
+	request protoreflect.MessageType // nil for a page or a control
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
 }

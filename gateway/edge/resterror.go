@@ -111,7 +111,7 @@ func (t *route) explain(err error, r *http.Request) error {
 	}
 	body, hasBody := r.Body.(*requestBody)
 	s, isStatus := status.FromError(err)
-	if !hasBody || !isStatus || s.Code() != codes.InvalidArgument {
+	if t.request == nil || !hasBody || !isStatus || s.Code() != codes.InvalidArgument {
 		return err
 	}
 	if len(s.Details()) == 0 { // grpc-gateway could not read the body

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 
@@ -104,4 +105,24 @@ func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err
 		delete(unclaimed, id) // the second of two equal ids is a duplicate
 	}
 	return fresh, nil
+}
+
+// Repeats counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
+type Repeats struct{ counter metric.Int64Counter }
+
+// NewRepeats returns the counter of a service, the metric inbox.repeats.
+func NewRepeats(meters metric.MeterProvider) (*Repeats, error) {
+	counter, err := meters.Meter(scope).Int64Counter("inbox.repeats",
+		metric.WithDescription("Messages that had been handled before, and so had no effect."))
+	if err != nil {
+		return nil, fmt.Errorf("registering the metrics of the inbox: %w", err)
+	}
+	return &Repeats{counter}, nil
+}
+
+// Add adds n, after the commit of the transaction that has found them.
+func (r *Repeats) Add(ctx context.Context, n int) {
+	if r != nil && n > 0 {
+		r.counter.Add(ctx, int64(n))
+	}
 }

@@ -20,6 +20,9 @@ import (
 	"shop.example/platform/postgres"
 )
 
+// scope names the package in metrics.
+const scope = "shop.example/platform/outbox"
+
 const (
 	// pollInterval is how often the relay looks without being woken: for what a replica left that died after its commit.
 	pollInterval = time.Second
@@ -79,7 +82,7 @@ func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 	if o.Meter == nil {
 		o.Meter = noop.NewMeterProvider()
 	}
-	if err := r.register(o.Meter.Meter("shop.example/platform/outbox")); err != nil {
+	if err := r.register(o.Meter.Meter(scope)); err != nil {
 		return nil, fmt.Errorf("registering the metrics of the outbox: %w", err)
 	}
 	return r, nil

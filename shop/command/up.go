@@ -16,12 +16,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/db"
+	"shop.example/shop/controls"
 	"shop.example/shop/local"
 	"shop.example/shop/stack"
 )
 
 func upCommand() *cobra.Command {
-	return &cobra.Command{
+	var demo bool
+	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
 		Long: `Runs gateway, order, inventory and logging in one process on :3000, on a PostgreSQL and a
@@ -29,7 +31,7 @@ RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data sta
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),
-		Example: "  shop up\n  HTTP_ADDR=:8080 LOG_LEVEL=debug shop up",
+		Example: "  shop up\n  shop up --demo\n  HTTP_ADDR=:8080 LOG_LEVEL=debug shop up",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			base, err := dataDir()
@@ -37,7 +39,13 @@ It is configured by these variables; docs/configuration.md says what each of the
 				return err
 			}
 			out := cmd.ErrOrStderr()
-			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(*local.Config) {}, func(ctx context.Context, s *running) error {
+			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(cfg *local.Config, servers *stack.Stack) {
+				if demo {
+					cfg.Controls = controls.New(controls.Config{
+						AMQPURL: servers.AMQPURL, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency,
+					})
+				}
+			}, func(ctx context.Context, s *running) error {
 				fmt.Fprintf(out, "\n%s\n", s.greeting())
 				<-ctx.Done()
 				fmt.Fprintln(out, "stopping …")
@@ -45,6 +53,8 @@ It is configured by these variables; docs/configuration.md says what each of the
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&demo, "demo", false, "add calls for operators that break the shop to show that it holds (GET /demo)")
+	return cmd
 }
 
 // variables lists what shop up reads from the environment, with the defaults.
@@ -83,12 +93,11 @@ func (s *running) greeting() string {
 
 // withShop starts servers over the data in dir and the shop on them, calls use once the shop is ready, and stops both
 // when use returns, ctx ends or a service fails. throwAway removes the servers' data at the end.
-func withShop(ctx context.Context, dir string, throwAway bool, progress io.Writer, configure func(*local.Config), use func(context.Context, *running) error) (err error) {
+func withShop(ctx context.Context, dir string, throwAway bool, progress io.Writer, configure func(*local.Config, *stack.Stack), use func(context.Context, *running) error) (err error) {
 	cfg := local.Config{}
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
-	configure(&cfg)
 	servers, err := stack.Start(ctx, stack.Options{Dir: dir, Progress: progress})
 	if err != nil {
 		return err
@@ -108,6 +117,7 @@ func withShop(ctx context.Context, dir string, throwAway bool, progress io.Write
 	if cfg.DatabaseURLs, err = databases(ctx, dir, servers); err != nil {
 		return err
 	}
+	configure(&cfg, servers)
 	shop, err := local.New(ctx, cfg)
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,6 +41,10 @@ type Config struct {
 	// Door is the gateway's.
 	Door edge.DoorConfig
 
+	// Controls, where it is set, returns calls for operators that are added to the gateway's REST API. It is called before
+	// the gateway is built; the calls come when the shop runs.
+	Controls func(*Shop) []edge.Control
+
 	// TLS is for the services' addresses to be open to other machines.
 	TLS transport.MutualTLS
 
@@ -58,11 +61,11 @@ type Config struct {
 // Shop is the four services, listening.
 type Shop struct {
 	Gateway   *edge.Service
-	Order     *ordering.Service
-	Inventory *stock.Service
-	Logging   *eventlog.Service
+	Order     *Service
+	Inventory *Service
+	Logging   *Service
 
-	telemetry []*telemetry.Telemetry
+	telemetry *telemetry.Telemetry // the gateway's
 }
 
 // New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.
@@ -83,47 +86,65 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	var order, inventory, logging, gateway *telemetry.Telemetry
-	for name, t := range map[string]**telemetry.Telemetry{"order": &order, "inventory": &inventory, "logging": &logging, "gateway": &gateway} {
-		report := cfg.Telemetry
-		report.Service = name
-		if *t, err = telemetry.New(ctx, report); err != nil {
-			return nil, err
-		}
-		s.telemetry = append(s.telemetry, *t)
-	}
 	// First, because inventory has to know its address.
-	s.Order, err = ordering.New(ctx, ordering.Config{
-		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: cfg.OrderAddr, TLS: cfg.TLS, AdminAddr: admin[1],
-		Retention: cfg.Retention,
-	}, order)
+	s.Order, err = newService(ctx, "order", cfg.Telemetry, addresses{cfg.OrderAddr, admin[1]}, cfg.order)
 	if err != nil {
 		return nil, err
 	}
+	cfg.OrderAddr = s.Order.GRPCAddr()
 	g, services := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		s.Inventory, err = stock.New(services, stock.Config{
-			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: cfg.InventoryAddr, TLS: cfg.TLS, AdminAddr: admin[2],
-			OrderAddr: s.Order.GRPCAddr(), HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
-		}, inventory)
+		s.Inventory, err = newService(services, "inventory", cfg.Telemetry, addresses{cfg.InventoryAddr, admin[2]}, cfg.inventory)
 		return err
 	})
 	g.Go(func() (err error) {
-		s.Logging, err = eventlog.New(services, eventlog.Config{
-			AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: cfg.LoggingAddr, TLS: cfg.TLS, AdminAddr: admin[3],
-			Retention: cfg.EventLogRetention, Messages: cfg.Retention,
-		}, logging)
+		s.Logging, err = newService(services, "logging", cfg.Telemetry, addresses{cfg.LoggingAddr, admin[3]}, cfg.logging)
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	s.Gateway, err = edge.New(ctx, edge.Config{
+	report := cfg.Telemetry
+	report.Service = "gateway"
+	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
+		return nil, err
+	}
+	front := edge.Config{
 		AMQPURL: cfg.AMQPURL, HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
-	}, gateway)
+	}
+	if cfg.Controls != nil {
+		front.Controls = cfg.Controls(s)
+	}
+	s.Gateway, err = edge.New(ctx, front, s.telemetry)
 	return s, err
+}
+
+func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	return ordering.New(ctx, ordering.Config{
+		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		Retention: cfg.Retention,
+	}, t)
+}
+
+func (cfg Config) inventory(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	return stock.New(ctx, stock.Config{
+		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		OrderAddr: cfg.OrderAddr, HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
+	}, t)
+}
+
+func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	return eventlog.New(ctx, eventlog.Config{
+		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		Retention: cfg.EventLogRetention, Messages: cfg.Retention,
+	}, t)
+}
+
+// Services returns order, inventory and logging, by name.
+func (s *Shop) Services() map[string]*Service {
+	return map[string]*Service{"order": s.Order, "inventory": s.Inventory, "logging": s.Logging}
 }
 
 // Run runs the services until ctx ends or one of them fails, and stops them in the order of the way of an order:
@@ -131,47 +152,43 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 func (s *Shop) Run(ctx context.Context) error {
 	failed, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	stages := []*stage{
-		start("gateway", s.Gateway.Run, fail),
-		start("order", s.Order.Run, fail),
-		start("inventory", s.Inventory.Run, fail),
-		start("logging", s.Logging.Run, fail),
+	for _, service := range []*Service{s.Order, s.Inventory, s.Logging} {
+		service.begin(fail)
 	}
+	serving, stop := context.WithCancel(context.Background())
+	defer stop()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		if err := s.Gateway.Run(serving); err != nil {
+			fail(fmt.Errorf("gateway: %w", err))
+		}
+	}()
 	<-failed.Done()
 	var errs []error
 	if ctx.Err() == nil {
 		errs = append(errs, context.Cause(failed))
 	}
 	deadline := time.After(stopTimeout)
-	for _, stage := range stages {
-		stage.stop()
+	for _, stage := range []struct {
+		name string
+		stop func()
+	}{
+		{"gateway", func() { stop(); <-stopped }},
+		{"order", func() { _ = s.Order.end() }}, // what did not end well is in the log
+		{"inventory", func() { _ = s.Inventory.end() }},
+		{"logging", func() { _ = s.Logging.end() }},
+	} {
+		done := make(chan struct{})
+		go func() { stage.stop(); close(done) }()
 		select {
-		case <-stage.done:
+		case <-done:
 		case <-deadline:
 			return errors.Join(append(errs, fmt.Errorf("%s has not stopped within %s", stage.name, stopTimeout))...)
 		}
 	}
-	s.shutdownTelemetry()
+	s.telemetry.Shutdown(ctx)
 	return errors.Join(errs...)
-}
-
-// stage is one running service.
-type stage struct {
-	name string
-	stop context.CancelFunc
-	done chan struct{}
-}
-
-func start(name string, run func(context.Context) error, fail context.CancelCauseFunc) *stage {
-	ctx, stop := context.WithCancel(context.Background())
-	s := &stage{name: name, stop: stop, done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		if err := run(ctx); err != nil {
-			fail(fmt.Errorf("%s: %w", name, err))
-		}
-	}()
-	return s
 }
 
 // Close releases a shop that was never run.
@@ -180,25 +197,15 @@ func (s *Shop) Close() error {
 	if s.Gateway != nil {
 		errs = append(errs, s.Gateway.Close())
 	}
-	if s.Order != nil {
-		errs = append(errs, s.Order.Close())
+	for _, service := range []*Service{s.Order, s.Inventory, s.Logging} {
+		if service != nil {
+			errs = append(errs, service.Close())
+		}
 	}
-	if s.Inventory != nil {
-		errs = append(errs, s.Inventory.Close())
+	if s.telemetry != nil {
+		s.telemetry.Shutdown(context.Background())
 	}
-	if s.Logging != nil {
-		errs = append(errs, s.Logging.Close())
-	}
-	s.shutdownTelemetry()
 	return errors.Join(errs...)
-}
-
-func (s *Shop) shutdownTelemetry() {
-	var wg sync.WaitGroup
-	for _, t := range s.telemetry {
-		wg.Go(func() { t.Shutdown(context.Background()) })
-	}
-	wg.Wait()
 }
 
 // adminAddrs returns the admin addresses of gateway, order, inventory and logging.

@@ -36,6 +36,7 @@ func (w *warehouse) handlers(pub *messaging.Publisher) []messaging.Handler {
 // once runs f with the messages that were not handled before, in the transaction that marks them as handled. What the
 // warehouse refuses, it refuses for good: such a message can never be handled.
 func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, fresh []T) ([]change, error)) error {
+	repeated := 0
 	err := w.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
 		ids := make([]uuid.UUID, len(batch))
 		for i, m := range batch {
@@ -51,11 +52,15 @@ func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.
 				fresh = append(fresh, m.Body)
 			}
 		}
+		repeated = len(batch) - len(fresh)
 		if len(fresh) == 0 {
 			return nil, nil
 		}
 		return f(tx, fresh)
 	})
+	if err == nil {
+		w.repeats.Add(ctx, repeated)
+	}
 	if refused := (*apierror.Error)(nil); errors.As(err, &refused) {
 		return messaging.Permanent(err)
 	}

@@ -111,7 +111,11 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
 
-	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake}
+	repeats, err := outbox.NewRepeats(t.Meter)
+	if err != nil {
+		return err
+	}
+	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
 	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue, messaging.ConsumerOptions{}, w.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)

@@ -20,6 +20,7 @@ type warehouse struct {
 	log      *slog.Logger
 	currency string
 	wake     func() // tells the relay that the outbox has something
+	repeats  *outbox.Repeats
 }
 
 // change runs f in a transaction that also announces what f changed, and reports it once it is committed. Where the

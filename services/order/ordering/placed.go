@@ -63,6 +63,7 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 		return err
 	}
 	crash.Point("order.stored")
+	s.repeats.Add(ctx, len(batch)-len(stored))
 	s.wake()
 	s.logDecided(ctx, stored)
 	return nil

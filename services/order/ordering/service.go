@@ -51,10 +51,11 @@ type Service struct {
 	orderv1.UnimplementedOrderServiceServer
 	*service.Service
 
-	db    *sqlx.DB
-	stock inventoryv1.StockServiceClient
-	wake  func() // tells the relay that the outbox has something new
-	log   *slog.Logger
+	db      *sqlx.DB
+	stock   inventoryv1.StockServiceClient
+	wake    func() // tells the relay that the outbox has something new
+	repeats *outbox.Repeats
+	log     *slog.Logger
 }
 
 // New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
@@ -104,6 +105,9 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
 
+	if s.repeats, err = outbox.NewRepeats(t.Meter); err != nil {
+		return err
+	}
 	calls := messaging.NewRPCClient(consume, publisher)
 	s.stock = inventoryv1.NewStockServiceClient(calls)
 	s.Go("replies", calls.Run)

@@ -1,0 +1,62 @@
+package edge
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+)
+
+// Control is a REST call for operators that is no part of the contracts.
+type Control struct {
+	Method string
+	Path   string // a template, as in the contracts: "/demo/services/{service}/stop"
+	// Call returns what is to become JSON, or an error of package apierror. inPath has the values of the template's fields.
+	// The context ends when the gateway begins to stop.
+	Call func(ctx context.Context, inPath map[string]string, body []byte) (any, error)
+}
+
+// addControls adds calls that are refused without the operator token. stopping is closed when the gateway stops.
+func (s *rest) addControls(controls []Control, guard *access, stopping <-chan struct{}) error {
+	for _, c := range controls {
+		s.routes[c.Method+" "+c.Path] = &route{path: c.Path, body: "*", bound: fieldsIn(c.Path)}
+		err := s.mux.HandlePath(c.Method, c.Path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+			answer, err := c.answer(r, inPath, guard, stopping)
+			if err != nil {
+				s.writeError(r.Context(), nil, nil, w, r, err)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(answer) // fails when the client has gone
+		})
+		if err != nil {
+			return fmt.Errorf("adding %s %s: %w", c.Method, c.Path, err)
+		}
+	}
+	s.page = newPage(s.routes)
+	return nil
+}
+
+func (c Control) answer(r *http.Request, inPath map[string]string, guard *access, stopping <-chan struct{}) ([]byte, error) {
+	if err := guard.operator(r.Header.Values("Authorization")); err != nil {
+		return nil, err
+	}
+	body, err := contents(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	go func() {
+		select {
+		case <-stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	answer, err := c.Call(ctx, inPath, body)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(answer)
+}

@@ -1,0 +1,108 @@
+package controls
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/shop/audit"
+)
+
+// outcomeWait is how long each buyer waits for the outcome, in seconds: the header Prefer, wait=.
+const outcomeWait = "wait=12"
+
+type raceAnswer struct {
+	ProductID int32   `json:"product_id"`
+	Tried     int     `json:"tried"`
+	Sold      int     `json:"sold"`
+	Refused   int     `json:"refused"`
+	Oversold  int     `json:"oversold"` // sold beyond the stock
+	Seconds   float64 `json:"seconds"`  // from the first order to the last outcome
+	Audit     verdict `json:"audit"`
+}
+
+// race has many buyers order one piece each of a product of which there are few, all at the same time.
+func (l *lab) race(ctx context.Context, body []byte) (any, error) {
+	buyers, stock := 50, 10
+	if err := read(body, number{"buyers", 1, 500, &buyers}, number{"stock", 1, 500, &stock}); err != nil {
+		return nil, err
+	}
+	product, err := l.newProduct(ctx, "Last pieces", stock)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	orders := make([]*orderv1.Order, buyers)
+	var race errgroup.Group
+	for i := range orders {
+		race.Go(func() (err error) {
+			orders[i], err = l.order(ctx, product.GetId())
+			return err
+		})
+	}
+	if err := race.Wait(); err != nil {
+		return nil, err
+	}
+	answer := raceAnswer{ProductID: product.GetId(), Tried: buyers, Seconds: time.Since(begin).Seconds()}
+	for _, o := range orders {
+		switch {
+		case o.GetState() == orderv1.Order_PENDING:
+			return nil, l.late("the orders were accepted, but not all of them are decided yet; they will be")
+		case o.GetState() == orderv1.Order_CONFIRMED:
+			answer.Sold++
+		case o.GetReason() == eventsv1.OrderRejected_OUT_OF_STOCK:
+			answer.Refused++
+		}
+	}
+	answer.Oversold = max(0, answer.Sold-stock)
+	if answer.Audit, err = l.judge(ctx, time.Since(begin)); err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+// judge audits what the experiment of the last moments has left. Dead letters that wait for a person are not its doing.
+func (l *lab) judge(ctx context.Context, took time.Duration) (v verdict, err error) {
+	r, err := l.auditSince(ctx, took+time.Second, auditTimeout)
+	if err != nil {
+		return v, err
+	}
+	v = verdict{Orders: r.Orders, InFlight: r.InFlight()}
+	for _, c := range r.Checks {
+		if c.Check != audit.DeadLetters {
+			v.Violations += c.Violations
+		}
+	}
+	return v, nil
+}
+
+// newProduct makes a product that nobody else orders.
+func (l *lab) newProduct(ctx context.Context, name string, stock int) (*inventoryv1.Item, error) {
+	reply, err := inventoryv1.NewInventoryServiceClient(l.gateway).CreateItems(ctx, &inventoryv1.CreateItemsRequest{
+		Items: []*inventoryv1.CreateItemsRequest_NewItem{{
+			ProductName: name + " " + uuid.NewString()[:8], Quantity: int32(stock), Price: &moneyv1.Money{CurrencyCode: l.Currency, Units: 10},
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reply.GetItems()[0], nil
+}
+
+// order orders one piece, as any client would, and waits a while for the outcome.
+func (l *lab) order(ctx context.Context, product int32) (*orderv1.Order, error) {
+	ctx = metadata.AppendToOutgoingContext(ctx, "prefer", outcomeWait)
+	reply, err := checkoutv1.NewCheckoutServiceClient(l.gateway).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{
+		CustomerName: "Demo", CustomerEmail: "demo@example.org",
+		OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: product, Quantity: 1}},
+	})
+	return reply.GetOrder(), err
+}

@@ -1,0 +1,232 @@
+package controls
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+)
+
+type twiceAnswer struct {
+	OrderID     string `json:"order_id"`
+	Deliveries  int    `json:"deliveries"` // of each event
+	Effects     int    `json:"effects"`
+	StockBefore int32  `json:"stock_before"`
+	StockAfter  int32  `json:"stock_after"`
+}
+
+// twice places an order, and when all of it is done delivers the events that moved stock once more.
+func (l *lab) twice(ctx context.Context, body []byte) (any, error) {
+	if err := read(body); err != nil {
+		return nil, err
+	}
+	product, err := l.newProduct(ctx, "Ordered once", 10)
+	if err != nil {
+		return nil, err
+	}
+	order, err := l.order(ctx, product.GetId())
+	switch {
+	case err != nil:
+		return nil, err
+	case order.GetState() == orderv1.Order_PENDING:
+		return nil, l.late("the order was accepted, but is not decided yet; it will be")
+	}
+	if err := l.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {
+		return nil, err
+	}
+	events, err := l.events(ctx, order.GetId(), &eventsv1.OrderPlaced{}, &eventsv1.DecrementQuantity{})
+	if err != nil {
+		return nil, err
+	}
+	if err := l.deliverAgain(ctx, events); err != nil {
+		return nil, err
+	}
+	after, err := l.item(ctx, product.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return twiceAnswer{
+		OrderID: order.GetId(), Deliveries: 2, Effects: int(product.GetOnHand() - after.GetQuantity()), // of one piece each
+		StockBefore: product.GetOnHand(), StockAfter: after.GetOnHand(),
+	}, nil
+}
+
+// settled waits until so many pieces are on hand and none is reserved.
+func (l *lab) settled(ctx context.Context, product, onHand int32) error {
+	return l.until(ctx, "the order was decided, but its stock has not been taken yet; it will be", func() bool {
+		item, err := l.item(ctx, product)
+		return err == nil && item.GetOnHand() == onHand && item.GetReserved() == 0
+	})
+}
+
+func (l *lab) item(ctx context.Context, id int32) (*inventoryv1.Item, error) {
+	reply, err := inventoryv1.NewInventoryServiceClient(l.gateway).GetItem(ctx, &inventoryv1.GetItemRequest{Id: id})
+	return reply.GetItem(), err
+}
+
+// events returns what the log has of an order, of the types of kinds, as it was published.
+func (l *lab) events(ctx context.Context, order string, kinds ...proto.Message) ([]messaging.Outgoing, error) {
+	found := make([]*loggingv1.Event, len(kinds))
+	err := l.until(ctx, "the order is done, but its events are not in the log yet; they will be", func() bool {
+		reply, err := loggingv1.NewEventLogServiceClient(l.gateway).ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: order})
+		if err != nil {
+			return false
+		}
+		missing := len(kinds)
+		for i, kind := range kinds {
+			event, _ := contract.EventOf(kind)
+			for _, e := range reply.GetEvents() {
+				if e.GetRoutingKey() == event.RoutingKey {
+					found[i] = e
+					missing--
+				}
+			}
+		}
+		return missing == 0
+	})
+	if err != nil {
+		return nil, err
+	}
+	messages := make([]messaging.Outgoing, len(kinds))
+	for i, kind := range kinds {
+		if messages[i], err = outgoing(ctx, found[i], kind); err != nil {
+			return nil, err
+		}
+	}
+	return messages, nil
+}
+
+func outgoing(ctx context.Context, logged *loggingv1.Event, m proto.Message) (out messaging.Outgoing, err error) {
+	payload, err := logged.GetPayload().MarshalJSON()
+	if err == nil {
+		err = protojson.Unmarshal(payload, m)
+	}
+	if err == nil {
+		out, err = messaging.NewOutgoing(ctx, m)
+	}
+	if err == nil && out.MessageID != logged.GetMessageId() {
+		err = fmt.Errorf("its id is %s", out.MessageID)
+	}
+	if err != nil {
+		return out, fmt.Errorf("making event %s from the log: %w", logged.GetMessageId(), err)
+	}
+	return out, nil
+}
+
+// deliverAgain publishes an OrderPlaced and a DecrementQuantity once more, and returns when order and inventory have
+// each found that they know the message: they count what comes again.
+func (l *lab) deliverAgain(ctx context.Context, events []messaging.Outgoing) error {
+	known := map[string]float64{}
+	for _, service := range []string{"order", "inventory"} {
+		n, err := l.repeats(ctx, service)
+		if err != nil {
+			return l.late("the " + service + " service does not say how many messages came again")
+		}
+		known[service] = n
+	}
+	if err := l.publish(ctx, events); err != nil {
+		return err
+	}
+	return l.until(ctx, "the events were delivered again, but have not been handled yet; they will be", func() bool {
+		for service, before := range known {
+			if n, err := l.repeats(ctx, service); err != nil || n <= before {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// repeats reads the metric inbox_repeats_total of a service, which is not there before the first.
+func (l *lab) repeats(ctx context.Context, service string) (sum float64, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.shop.Services()[service].AdminAddr()+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	reply, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer reply.Body.Close()
+	lines := bufio.NewScanner(reply.Body)
+	for lines.Scan() {
+		if !strings.HasPrefix(lines.Text(), "inbox_repeats_total") {
+			continue
+		}
+		n, err := strconv.ParseFloat(lines.Text()[strings.LastIndexByte(lines.Text(), ' ')+1:], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, lines.Err()
+}
+
+type poisonAnswer struct {
+	MessageID    string `json:"message_id"`
+	DeadLetterID string `json:"dead_letter_id"` // as in /v1/dead-letters/{id}
+}
+
+// poison publishes an order that nobody can read, and waits until it is kept as a dead letter.
+func (l *lab) poison(ctx context.Context, body []byte) (any, error) {
+	if err := read(body); err != nil {
+		return nil, err
+	}
+	event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+	answer := poisonAnswer{MessageID: uuid.Must(uuid.NewV7()).String()}
+	err := l.publish(ctx, []messaging.Outgoing{{
+		Exchange: event.Exchange, RoutingKey: event.RoutingKey, Type: string(event.Name), MessageID: answer.MessageID,
+		Timestamp: time.Now(), Body: []byte("this is no order"),
+	}})
+	if err != nil {
+		return nil, err
+	}
+	err = l.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
+		reply, err := loggingv1.NewDeadLetterServiceClient(l.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
+		if err != nil {
+			return false
+		}
+		for _, letter := range reply.GetDeadLetters() {
+			if letter.GetMessageId() == answer.MessageID {
+				answer.DeadLetterID = strconv.FormatInt(letter.GetId(), 10)
+			}
+		}
+		return answer.DeadLetterID != ""
+	})
+	return answer, err
+}
+
+// publish publishes messages over a connection of its own and returns when the broker has them.
+func (l *lab) publish(ctx context.Context, messages []messaging.Outgoing) error {
+	conn, err := messaging.Dial(l.AMQPURL, messaging.Options{Service: "demo", Role: "publish"})
+	if err != nil {
+		return err
+	}
+	publisher := messaging.NewPublisher(conn)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var parts sync.WaitGroup
+	parts.Go(func() { _ = conn.Run(running) })
+	parts.Go(func() { _ = publisher.Run(running) })
+	defer parts.Wait()
+	defer stop()
+	if err := publisher.Send(ctx, messages); err != nil {
+		return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message: %v", err).WithCause(err)
+	}
+	return nil
+}
