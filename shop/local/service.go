@@ -107,6 +107,24 @@ func (s *Service) run(l *life) {
 	s.life.Store(l)
 }
 
+// Run runs it by itself until ctx ends or it fails, and stops it for good.
+func (s *Service) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	s.begin(func(err error) {
+		select {
+		case failed <- err:
+		default: // the first one counts
+		}
+	})
+	select {
+	case <-ctx.Done():
+		return s.end()
+	case err := <-failed:
+		_ = s.end() // it has said what is wrong
+		return err
+	}
+}
+
 // Start starts it, if it is stopped. It returns once its listeners are open; Ready tells the rest. ctx bounds the start
 // alone.
 func (s *Service) Start(ctx context.Context) error {
