@@ -53,6 +53,9 @@ const (
 	// mostReply is how large an answer of a service may be: a dead letter comes with its body, which RabbitMQ lets be
 	// 16 MiB large.
 	mostReply = 17 << 20
+	// streamWindow and connWindow are how many bytes a service may send ahead of what is read, in one call and in all.
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20
 	// shortestSecret is the least length of SHOP_ID_SECRET, in bytes.
 	shortestSecret = 16
 )
@@ -229,6 +232,9 @@ func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Tele
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		// What a client of a stream leaves unread stays with the service. By themselves the windows grow to 16 MiB, each.
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},

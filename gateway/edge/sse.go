@@ -156,7 +156,8 @@ func streamRequest(r *http.Request, inPath map[string]string) (*loggingv1.Stream
 }
 
 // eventStream is a grpc.ServerStream that writes the responses of StreamEvents as Server-Sent Events. It holds one event
-// at a time: while the client does not read, nothing is taken from the service.
+// at a time: while the client does not read, nothing is taken from the service. Streams do not share the text of an
+// event: nearly all are of one order, and no two of those have an event in common.
 type eventStream struct {
 	ctx      context.Context //nolint:containedctx // a grpc.ServerStream has one
 	cancel   context.CancelCauseFunc
