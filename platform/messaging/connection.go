@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/url"
 	"sync"
 	"time"
@@ -188,25 +187,6 @@ func closeError(cause *amqp.Error) error {
 		return amqp.ErrClosed
 	}
 	return cause
-}
-
-// dial opens the socket. Writes have a bound: a broker under a resource alarm stops reading, and a write without one
-// would hold the connection's lock for ever.
-func dial(network, addr string) (net.Conn, error) {
-	conn, err := amqp.DefaultDial(dialTimeout)(network, addr)
-	if err != nil {
-		return nil, err
-	}
-	return boundedWrites{conn}, nil
-}
-
-type boundedWrites struct{ net.Conn }
-
-func (c boundedWrites) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
 }
 
 func (c *Connection) set(conn *amqp.Connection, err error) {
