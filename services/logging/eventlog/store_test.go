@@ -86,7 +86,13 @@ func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged
 	for i, d := range deliveries {
 		records[i] = readDelivery(d, time.Now())
 	}
-	rows, err := insert(t.Context(), db, records)
+	i, err := newInserter(t.Context(), db)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer i.rows.Close()
+	rows, err := i.insert(t.Context(), records)
 	if err != nil {
 		t.Error(err)
 	}
