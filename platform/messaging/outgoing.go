@@ -51,11 +51,29 @@ func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
 
 var traceContext propagation.TraceContext
 
+// parentCarrier carries a traceparent and nothing else.
+type parentCarrier struct{ parent string }
+
+func (c *parentCarrier) Get(key string) string {
+	if key == headerTraceParent {
+		return c.parent
+	}
+	return ""
+}
+
+func (c *parentCarrier) Set(key, value string) {
+	if key == headerTraceParent {
+		c.parent = value
+	}
+}
+
+func (c *parentCarrier) Keys() []string { return []string{headerTraceParent} }
+
 // TraceParent is the W3C traceparent of the span in ctx, "" where there is none.
 func TraceParent(ctx context.Context) string {
-	carrier := propagation.MapCarrier{}
-	traceContext.Inject(ctx, carrier)
-	return carrier["traceparent"]
+	var carrier parentCarrier
+	traceContext.Inject(ctx, &carrier)
+	return carrier.parent
 }
 
 // withTraceParent returns ctx as a child of the remote span that parent names.
@@ -63,7 +81,7 @@ func withTraceParent(ctx context.Context, parent string) context.Context {
 	if parent == "" {
 		return ctx
 	}
-	return traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": parent})
+	return traceContext.Extract(ctx, &parentCarrier{parent})
 }
 
 func spanContext(parent string) trace.SpanContext {

@@ -160,8 +160,12 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 }
 
 func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome string) {
+	counts := map[string]int64{} // by routing key: of a batch's many messages only a few differ
 	for _, m := range messages {
-		p.conn.metrics.published.Add(ctx, 1, metric.WithAttributes(label("routing_key", m.RoutingKey), label("outcome", outcome)))
+		counts[m.RoutingKey]++
+	}
+	for key, n := range counts {
+		p.conn.metrics.published.Add(ctx, n, metric.WithAttributes(label("routing_key", key), label("outcome", outcome)))
 	}
 }
 
