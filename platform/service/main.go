@@ -6,8 +6,20 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
+
+// gcPercent is GOGC where it is not set. What lives is small beside what each order leaves behind: the default collects
+// so often that it takes a fifth of our CPU.
+const gcPercent = 300
+
+// TuneGC sets the garbage collector for a process that runs services, unless GOGC is set.
+func TuneGC() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
 
 // Main is what a program's main calls: run until SIGINT or SIGTERM ends its context. An error is one line on standard
 // error and exit code 1. A second signal ends the process at once.
@@ -15,6 +27,7 @@ func Main(name string, run func(context.Context) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	TuneGC()
 	err := run(ctx)
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return

@@ -111,6 +111,7 @@ func Serve(ctx context.Context, pipeline Pipeline, held bool, profile string, in
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
+	service.TuneGC()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	released := make(chan struct{})

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/db"
+	"shop.example/platform/service"
 	"shop.example/shop/controls"
 	"shop.example/shop/local"
 	"shop.example/shop/stack"
@@ -94,6 +95,7 @@ func (s *running) greeting() string {
 // withShop starts servers over the data in dir and the shop on them, calls use once the shop is ready, and stops both
 // when use returns, ctx ends or a service fails. throwAway removes the servers' data at the end.
 func withShop(ctx context.Context, dir string, throwAway bool, progress io.Writer, configure func(*local.Config, *stack.Stack), use func(context.Context, *running) error) (err error) {
+	service.TuneGC()
 	cfg := local.Config{}
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
