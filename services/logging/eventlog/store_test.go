@@ -80,19 +80,22 @@ func rejected(orderID string) *eventsv1.OrderRejected {
 }
 
 // write logs messages as the service does. Goroutines of a test may call it.
+func inserterOf(t *testing.T, db *sqlx.DB) *inserter {
+	t.Helper()
+	i, err := newInserter(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
 func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged {
 	t.Helper()
 	records := make([]record, len(deliveries))
 	for i, d := range deliveries {
 		records[i] = readDelivery(d, time.Now())
 	}
-	i, err := newInserter(t.Context(), db)
-	if err != nil {
-		t.Error(err)
-		return nil
-	}
-	defer i.rows.Close()
-	rows, err := i.insert(t.Context(), records)
+	rows, err := inserterOf(t, db).insert(t.Context(), records)
 	if err != nil {
 		t.Error(err)
 	}
@@ -271,7 +274,7 @@ func TestLogEvents_WhatTheDatabaseRefusesIsLoggedWithoutWhatItSays(t *testing.T)
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	db.MustExec("ALTER TABLE event_log ADD CHECK (payload->>'customer_name' <> 'Refused')")
-	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: newTail(db, slog.New(slog.DiscardHandler))}
+	s := &Service{db: db, inserter: inserterOf(t, db), log: slog.New(slog.DiscardHandler), tail: newTail(db, slog.New(slog.DiscardHandler))}
 	refused := placed(newOrderID())
 	refused.CustomerName = "Refused"
 	good, bad := deliveryOf(t, placed(newOrderID())), deliveryOf(t, refused)
@@ -638,7 +641,7 @@ func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
 	tail.join()
 	defer tail.leave()
 	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
-	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: tail}
+	s := &Service{db: db, inserter: inserterOf(t, db), log: slog.New(slog.DiscardHandler), tail: tail}
 	for want := range 3 {
 		if err := s.logEvents(within(t), []messaging.Delivery{deliveryOf(t, placed(newOrderID()))}); err != nil {
 			t.Fatal(err)
