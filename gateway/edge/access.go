@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
 
@@ -22,11 +24,27 @@ import (
 // access lets calls through that the option shop.options.v1.access of their method allows.
 type access struct {
 	token [sha256.Size]byte // the operator token's hash: comparing hashes tells nothing about the token's length
-	unset bool              // there is no token, so nobody is an operator
+	unset bool              // there is no token, so nobody is an operator by it
+
+	issuer    *issuer // of other tokens; nil for none
+	customers bool    // what is anyone's otherwise is for customers
 }
 
 func newAccess(token string) *access {
 	return &access{token: sha256.Sum256([]byte(token)), unset: token == ""}
+}
+
+// trust lets holders of an issuer's tokens in, before any service is guarded.
+func (a *access) trust(cfg OIDC, log *slog.Logger) (err error) {
+	if cfg.Issuer == "" {
+		if cfg.RequireCustomer || cfg.Audience != "" || cfg.JWKSURL != "" {
+			return errors.New("OIDC_ISSUER is not set, but other OIDC_ variables are: set it, or unset them")
+		}
+		return nil
+	}
+	a.customers = cfg.RequireCustomer
+	a.issuer, err = newIssuer(cfg, log)
+	return err
 }
 
 // guard returns the service with handlers that check access before anything else, wherever it is registered.
@@ -55,7 +73,7 @@ func ruleOf(service, method string) optionsv1.Access {
 }
 
 func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) grpc.MethodHandler {
-	if rule == optionsv1.Access_ACCESS_UNSPECIFIED {
+	if rule == optionsv1.Access_ACCESS_UNSPECIFIED && !a.customers {
 		return handler
 	}
 	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
@@ -73,7 +91,7 @@ func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) g
 }
 
 func (a *access) guardStream(rule optionsv1.Access, handler grpc.StreamHandler) grpc.StreamHandler {
-	if rule == optionsv1.Access_ACCESS_UNSPECIFIED {
+	if rule == optionsv1.Access_ACCESS_UNSPECIFIED && !a.customers {
 		return handler
 	}
 	return func(server any, stream grpc.ServerStream) error {
@@ -98,33 +116,91 @@ func (s guardedStream) RecvMsg(m any) error {
 // knownSubject says whom the token in the header is for, "" where that takes more than a look.
 func (a *access) knownSubject(header http.Header) string {
 	given := header["Authorization"]
-	if len(given) != 1 || !a.isOperatorToken(given[0]) {
+	if len(given) != 1 {
 		return ""
 	}
-	return "operator"
+	token := bearer(given[0])
+	if a.isOperatorToken(token) {
+		return operator
+	}
+	if a.issuer != nil && isJWT(token) {
+		if p, ok := a.issuer.remembered(token); ok {
+			return "token of " + p.subject
+		}
+	}
+	return ""
 }
 
-func (a *access) isOperatorToken(authorization string) bool {
+// bearer is the token of an Authorization header; "" where it has another scheme.
+func bearer(authorization string) string {
 	scheme, token, _ := strings.Cut(authorization, " ")
-	sum := sha256.Sum256([]byte(token))
-	return !a.unset && strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(sum[:], a.token[:]) == 1
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
 }
 
+// isOperatorToken takes the same time whatever the token is.
+func (a *access) isOperatorToken(token string) bool {
+	sum := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(sum[:], a.token[:]) == 1 && !a.unset
+}
+
+func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
+
+// check returns an error where the call is not allowed.
 func (a *access) check(ctx context.Context, rule optionsv1.Access, request any) error {
-	if m, ok := request.(proto.Message); ok && rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) != "" {
+	role := a.roleNeeded(rule, request)
+	if role == "" {
 		return nil
 	}
-	return a.operator(metadata.ValueFromIncomingContext(ctx, "authorization"))
+	return a.holds(ctx, role, metadata.ValueFromIncomingContext(ctx, "authorization"))
 }
 
-// operator returns an error unless the values of authorization are the operator's token, once.
-func (a *access) operator(given []string) error {
+// holds returns an error unless the values of authorization are one token that gives the role.
+func (a *access) holds(ctx context.Context, role string, given []string) error {
+	if len(given) == 0 && role == customer {
+		return apierror.New(codes.Unauthenticated, "CUSTOMER_TOKEN_REQUIRED",
+			"this call is for customers: send the token of the issuer as authorization: Bearer <token>")
+	}
 	if len(given) == 0 {
 		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED",
 			"this call is for operators: send the operator token as authorization: Bearer <token>")
 	}
-	if len(given) > 1 || !a.isOperatorToken(given[0]) {
-		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
+	token := bearer(given[0])
+	switch {
+	case len(given) == 1 && a.isOperatorToken(token):
+		return nil
+	case len(given) == 1 && a.issuer != nil && isJWT(token):
+		return a.checkRole(ctx, token, role)
+	}
+	return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
+}
+
+// roleNeeded is the role that a request needs, "" for none.
+func (a *access) roleNeeded(rule optionsv1.Access, request any) string {
+	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
+		if m, ok := request.(proto.Message); ok && contract.OrderID(m) != "" {
+			rule = optionsv1.Access_ACCESS_UNSPECIFIED
+		}
+	}
+	switch {
+	case rule != optionsv1.Access_ACCESS_UNSPECIFIED:
+		return operator
+	case a.customers:
+		return customer
+	}
+	return ""
+}
+
+func (a *access) checkRole(ctx context.Context, token, role string) error {
+	p, err := a.issuer.verify(ctx, token)
+	if err != nil {
+		return err
+	}
+	if !p.may(role) {
+		return apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "the token is valid, but does not give the role %s", role).
+			WithMetadata("role", role)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 // DoorConfig says who comes in, and how many.
 type DoorConfig struct {
 	RateLimit RateLimit
+	OIDC      OIDC
 	// OrdersInFlight is how many orders may wait for the broker at a time; 2000 where it is 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
 }

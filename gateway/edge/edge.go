@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.Door.OrdersInFlight < 0 {
 		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
 	}
-	if cfg.OperatorToken == "" {
+	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
 	}
 	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, MaxRequest: maxBody}, t)
@@ -134,6 +134,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
+	if err := a.access.trust(cfg.Door.OIDC, t.Logger); err != nil {
+		return nil, err
+	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))

@@ -1,0 +1,372 @@
+package edge
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// testIssuer issues tokens, and says where its keys are unless it is down.
+type testIssuer struct {
+	url string
+
+	mu      sync.Mutex
+	kid     string
+	key     *ecdsa.PrivateKey
+	down    bool
+	fetched int
+}
+
+func startIssuer(t *testing.T) *testIssuer {
+	t.Helper()
+	i := &testIssuer{}
+	server := httptest.NewServer(i)
+	t.Cleanup(server.Close)
+	i.url = server.URL
+	i.rotate(t, "first")
+	return i
+}
+
+// rotate replaces the key.
+func (i *testIssuer) rotate(t *testing.T, kid string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.kid, i.key = kid, key
+}
+
+func (i *testIssuer) setDown(down bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.down = down
+}
+
+func (i *testIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.fetched++
+	var answer any = map[string]string{"issuer": i.url, "jwks_uri": i.url + "/keys"}
+	if r.URL.Path == "/keys" {
+		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: i.kid, Algorithm: "ES256", Use: "sig"}}}
+	}
+	if i.down {
+		http.Error(w, "the database of the issuer at 10.0.0.9 is away", http.StatusInternalServerError)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// token issues a token, good for an hour unless the claims say otherwise.
+func (i *testIssuer) token(t *testing.T, claims map[string]any) string {
+	t.Helper()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return signed(t, jose.ES256, jose.JSONWebKey{Key: i.key, KeyID: i.kid}, i.claims(claims))
+}
+
+func (i *testIssuer) claims(with map[string]any) map[string]any {
+	claims := map[string]any{"iss": i.url, "aud": "shop", "sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "roles": []string{"operator"}}
+	maps.Copy(claims, with)
+	return claims
+}
+
+func signed(t *testing.T, algorithm jose.SignatureAlgorithm, key any, claims map[string]any) string {
+	t.Helper()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jws, err := signer.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jws.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// tryOperatorCall lists orders over REST and over gRPC, and checks that both are answered alike. It returns the code and
+// the reason.
+func tryOperatorCall(t *testing.T, g *gateway, token string) (codes.Code, string) {
+	t.Helper()
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
+	_, err := orderv1.NewOrderServiceClient(client(t, g.HTTPAddr())).ListOrders(ctx, &orderv1.ListOrdersRequest{})
+	got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Authorization: Bearer "+token)
+	if err == nil {
+		if got.status != http.StatusOK {
+			t.Errorf("allowed over gRPC, over REST: %d %s", got.status, got.body)
+		}
+		return codes.OK, ""
+	}
+	f := got.failure(t)
+	want := map[codes.Code]int{codes.Unauthenticated: 401, codes.PermissionDenied: 403, codes.Unavailable: 503}[status.Code(err)]
+	if got.status != want || f.reason() != reasonOf(err) || f.Message != status.Convert(err).Message() {
+		t.Errorf("over gRPC: %v %s; over REST: %d %s", err, reasonOf(err), got.status, got.body)
+	}
+	for _, secret := range []string{token, "10.0.0.9", "127.0.0.1", "oidc", "http:"} {
+		if strings.Contains(got.body+err.Error(), secret) {
+			t.Errorf("an answer tells %q: %s", secret, got.body)
+		}
+	}
+	return status.Code(err), reasonOf(err)
+}
+
+func startOIDCGateway(t *testing.T, cfg OIDC) *gateway {
+	t.Helper()
+	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
+	cfg.Audience = "shop"
+	if cfg.RolesClaim == "" {
+		cfg.RolesClaim = "roles"
+	}
+	return startGateway(t, Config{OrderAddr: order, Door: DoorConfig{OIDC: cfg}})
+}
+
+func TestOIDC_WhoseTokensAreLetIn(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	g := startOIDCGateway(t, OIDC{Issuer: i.url})
+	stranger := startIssuer(t)
+	i.mu.Lock()
+	ours := jose.JSONWebKey{Key: i.key.Public(), KeyID: i.kid}
+	i.mu.Unlock()
+	public, err := ours.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := i.token(t, nil)
+	header, rest, _ := strings.Cut(good, ".")
+	_, signature, _ := strings.Cut(rest, ".")
+	forged, _ := json.Marshal(i.claims(map[string]any{"sub": "eve"}))
+	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`))
+	payload := base64.RawURLEncoding.EncodeToString(forged)
+	stranger.rotate(t, "first") // the same name, another key
+	tests := []struct {
+		name, token string
+		code        codes.Code
+		reason      string
+	}{
+		{"an operator", good, codes.OK, ""},
+		{"an operator, again", good, codes.OK, ""},
+		{"several audiences", i.token(t, map[string]any{"aud": []string{"other", "shop"}}), codes.OK, ""},
+		{"one role that is no list", i.token(t, map[string]any{"roles": "operator"}), codes.OK, ""},
+		{"the operator token", operatorToken, codes.OK, ""},
+		{"a customer", i.token(t, map[string]any{"roles": []string{"customer"}}), codes.PermissionDenied, "ROLE_REQUIRED"},
+		{"no role", i.token(t, map[string]any{"roles": nil}), codes.PermissionDenied, "ROLE_REQUIRED"},
+		{"roles that are no text", i.token(t, map[string]any{"roles": 7}), codes.PermissionDenied, "ROLE_REQUIRED"},
+		{"expired", i.token(t, map[string]any{"exp": time.Now().Add(-time.Minute).Unix()}), codes.Unauthenticated, "TOKEN_EXPIRED"},
+		{"without an end", i.token(t, map[string]any{"exp": nil}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"not good yet", i.token(t, map[string]any{"nbf": time.Now().Add(time.Hour).Unix()}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"wrong issuer", i.token(t, map[string]any{"iss": "https://elsewhere.example"}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"wrong audience", i.token(t, map[string]any{"aud": "other"}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"no audience", i.token(t, map[string]any{"aud": nil}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"key of another", stranger.token(t, map[string]any{"iss": i.url}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"claims that were changed", header + "." + payload + "." + signature, codes.Unauthenticated, "TOKEN_INVALID"},
+		{"no signature", header + "." + payload + ".", codes.Unauthenticated, "TOKEN_INVALID"},
+		{"alg none", none + "." + payload + ".", codes.Unauthenticated, "TOKEN_INVALID"},
+		{"the public key as a secret", signed(t, jose.HS256, public, i.claims(nil)), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"garbage that looks like a token", "a.b.c", codes.Unauthenticated, "TOKEN_INVALID"},
+		{"garbage", "guess", codes.Unauthenticated, "OPERATOR_TOKEN_INVALID"},
+	}
+	for _, test := range tests {
+		if code, reason := tryOperatorCall(t, g, test.token); code != test.code || reason != test.reason {
+			t.Errorf("%s: %v %s, want %v %s", test.name, code, reason, test.code, test.reason)
+		}
+	}
+	if got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder, "", "Authorization: Bearer a.b.c"); got.status != http.StatusOK {
+		t.Errorf("a call that is anyone's, with a wrong token: %d %s", got.status, got.body)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.fetched > fetchBurst+3 {
+		t.Errorf("wrong tokens made the gateway ask the issuer %d times", i.fetched)
+	}
+}
+
+func TestOIDC_ANewKeyOfTheIssuerIsFound(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]func(*testIssuer) OIDC{
+		"found by the issuer's word": func(i *testIssuer) OIDC { return OIDC{Issuer: i.url} },
+		"found where configured":     func(i *testIssuer) OIDC { return OIDC{Issuer: i.url, JWKSURL: i.url + "/keys"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			i := startIssuer(t)
+			g := startOIDCGateway(t, cfg(i))
+			before := i.token(t, nil)
+			if code, reason := tryOperatorCall(t, g, before); code != codes.OK {
+				t.Fatalf("the first key: %v %s", code, reason)
+			}
+			withdrawn := i.token(t, map[string]any{"sub": "grace"})
+			i.rotate(t, "second")
+			if code, reason := tryOperatorCall(t, g, i.token(t, nil)); code != codes.OK {
+				t.Errorf("the second key: %v %s", code, reason)
+			}
+			if code, reason := tryOperatorCall(t, g, withdrawn); code != codes.Unauthenticated || reason != "TOKEN_INVALID" {
+				t.Errorf("a token of the key that was withdrawn: %v %s", code, reason)
+			}
+		})
+	}
+}
+
+func TestOIDC_NobodyIsLetInWhileTheIssuerIsAway(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	i.setDown(true)
+	g := startOIDCGateway(t, OIDC{Issuer: i.url})
+	token := i.token(t, nil)
+	for range 2 * fetchBurst { // also when it is no longer asked each time
+		if code, reason := tryOperatorCall(t, g, token); code != codes.Unavailable || reason != "ISSUER_UNAVAILABLE" {
+			t.Fatalf("while the issuer is away: %v %s", code, reason)
+		}
+	}
+	if code, _ := tryOperatorCall(t, g, operatorToken); code != codes.OK {
+		t.Errorf("the operator token does not need the issuer: %v", code)
+	}
+	if got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder, "", "Authorization: Bearer "+token); got.status != http.StatusOK {
+		t.Errorf("a call that is anyone's: %d %s", got.status, got.body)
+	}
+	if !strings.Contains(g.log.String(), "the issuer of tokens does not answer") {
+		t.Error("the log does not say that the issuer is away")
+	}
+	i.setDown(false)
+	for deadline := time.Now().Add(patience); ; {
+		got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Authorization: Bearer "+token)
+		if got.status == http.StatusOK {
+			break
+		}
+		if got.failure(t).reason() != "ISSUER_UNAVAILABLE" || time.Now().After(deadline) {
+			t.Fatalf("after the issuer came back: %d %s", got.status, got.body)
+		}
+	}
+	i.setDown(true)
+	if code, reason := tryOperatorCall(t, g, i.token(t, map[string]any{"sub": "grace"})); code != codes.OK {
+		t.Errorf("a token of a key that is known, while the issuer is away: %v %s", code, reason)
+	}
+}
+
+func TestOIDC_CallsCanBeForCustomersAlone(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	g := startOIDCGateway(t, OIDC{Issuer: i.url, RequireCustomer: true, RolesClaim: "realm_access.roles"})
+	orders := orderv1.NewOrderServiceClient(client(t, g.HTTPAddr()))
+	roles := func(roles ...string) string {
+		return "Bearer " + i.token(t, map[string]any{"realm_access": map[string]any{"roles": roles}})
+	}
+	for name, test := range map[string]struct {
+		authorization string
+		status        int
+		reason        string
+	}{
+		"nobody":             {"", 401, "CUSTOMER_TOKEN_REQUIRED"},
+		"a customer":         {roles("customer"), 200, ""},
+		"an operator":        {roles("operator"), 200, ""},
+		"the operator token": {"Bearer " + operatorToken, 200, ""},
+		"someone else":       {roles("reader"), 403, "ROLE_REQUIRED"},
+	} {
+		ctx, headers := t.Context(), []string{}
+		if test.authorization != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", test.authorization)
+			headers = append(headers, "Authorization: "+test.authorization)
+		}
+		_, err := orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: storedOrder})
+		got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder, "", headers...)
+		if got.status != test.status || reasonOf(err) != test.reason || (err == nil) != (test.reason == "") {
+			t.Errorf("%s: %d %s; over gRPC %v", name, got.status, got.body, err)
+		}
+	}
+	if code, reason := tryOperatorCall(t, g, strings.TrimPrefix(roles("customer"), "Bearer ")); code != codes.PermissionDenied || reason != "ROLE_REQUIRED" {
+		t.Errorf("a customer lists all orders: %v %s", code, reason)
+	}
+}
+
+func TestOIDC_AVerifiedTokenHasARateOfItsOwn(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
+	g := startGateway(t, Config{OrderAddr: order, Door: DoorConfig{
+		OIDC: OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, RateLimit: RateLimit{PerSecond: 0.001, Burst: 2},
+	}})
+	call := func(token string) int {
+		return send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Authorization: Bearer "+token).status
+	}
+	ada := i.token(t, nil)
+	for n, want := range []int{200, 200, 200, 429} { // the first counts for the address: whose token it is is not known yet
+		if got := call(ada); got != want {
+			t.Errorf("call %d: %d, want %d", n+1, got, want)
+		}
+	}
+	if got := call(i.token(t, map[string]any{"exp": time.Now().Add(2 * time.Hour).Unix()})); got != 200 {
+		t.Errorf("the address has one call left: %d", got)
+	}
+	if got := call("a.b.c"); got != 429 {
+		t.Errorf("a wrong token counts for the address: %d", got)
+	}
+}
+
+func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
+	t.Parallel()
+	for want, cfg := range map[string]OIDC{
+		"OIDC_AUDIENCE ":             {Issuer: "https://login.example.org"},
+		"OIDC_ISSUER must be a URL":  {Issuer: "login.example.org", Audience: "shop"},
+		"OIDC_JWKS_URL must be a":    {Issuer: "https://login.example.org", Audience: "shop", JWKSURL: "/keys"},
+		"OIDC_ISSUER is not set":     {RequireCustomer: true},
+		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
+	} {
+		if err := newAccess("").trust(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("want an error that begins with %q, got: %v", want, err)
+		}
+	}
+}
+
+func TestOIDC_AnIssuerThatDoesNotAnswerIsWaitedForWithinBounds(t *testing.T) {
+	t.Parallel()
+	answer := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-answer:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(server.Close)
+	t.Cleanup(func() { close(answer) })
+	i, err := newIssuer(OIDC{Issuer: server.URL, Audience: "shop"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if _, err := i.verify(context.Background(), "a.b.c"); reasonOf(err) != "ISSUER_UNAVAILABLE" {
+		t.Errorf("verified with: %v", err)
+	}
+	if took := time.Since(begin); took > 2*fetchTimeout {
+		t.Errorf("the issuer was waited for for %v", took)
+	}
+}
