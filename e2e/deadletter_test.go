@@ -723,15 +723,15 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 	}
 
 	for args, wrong := range map[string]string{
-		"list --state lost":                 "--state lost: there are open, redriven, discarded and all",
-		"show 4711":                         "there is no dead letter 4711",
-		"show one":                          `"one" is no id of a dead letter`,
-		"redrive":                           "say which",
-		"redrive 1 --all":                   "say which",
-		"list --token wrong":                "does not know this operator token",
+		"list --state lost":                   "--state lost: there are open, redriven, discarded and all",
+		"show 4711":                           "there is no dead letter 4711",
+		"show one":                            `"one" is no id of a dead letter`,
+		"redrive":                             "say which",
+		"redrive 1 --all":                     "say which",
+		"list --token wrong":                  "does not know this operator token",
 		"list --server localhost:1":           "no shop answers at localhost:1",
 		"redrive 1 2 --server http://[::1]:1": "no shop answers at http://[::1]:1",
-		"discard 1 --token wrong":           "does not know this operator token",
+		"discard 1 --token wrong":             "does not know this operator token",
 	} {
 		_, errs, err := s.dlq(t, strings.Fields(args)...)
 		if err == nil || !strings.Contains(err.Error(), wrong) || strings.Contains(err.Error(), "\n") || errs != "" {

@@ -224,7 +224,7 @@ func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 func TestSSE_BeginsWhereTheClientSays(t *testing.T) {
 	t.Parallel()
 	asked := make(chan *loggingv1.StreamEventsRequest, 1)
-	s := startStreaming(t, make(places, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, make(places, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, _ logStream) error {
 		asked <- req
 		return apierror.New(codes.OutOfRange, "ENOUGH", "enough\nof it")
 	})
