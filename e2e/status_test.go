@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"shop.example/shop/command"
 )
 
 // shopStatus is the JSON of GET /v1/status; its numbers are numbers.
@@ -146,4 +150,43 @@ func (st shopStatus) waiting(queue string) int {
 		}
 	}
 	return -1
+}
+
+func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	status := func(args ...string) (string, error) {
+		root := command.Root()
+		var out bytes.Buffer
+		root.SetOut(&out)
+		root.SetErr(&out)
+		root.SetArgs(append([]string{"status", "--server", s.url, "--token", operatorToken}, args...))
+		err := root.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	lines := func(text string) string { return strings.Join(strings.Fields(text), " ") }
+	eventually(t, func() error {
+		out, err := status()
+		for _, want := range []string{"order yes empty -", "logging yes - -", "gateway yes - -", "dead-letter 0 1", "inventory.retry.60s 0 0", "0.0 orders/s decided"} {
+			if err != nil || !strings.Contains(lines(out), want) {
+				return fmt.Errorf("no %q in %v\n%s", want, err, out)
+			}
+		}
+		return nil
+	})
+	s.control(t, "/demo/services/order/stop", ``, nil)
+	s.place(t, 1, 1)
+	eventually(t, func() error {
+		out, err := status()
+		if !errors.Is(err, command.ExitCode(1)) || !strings.Contains(lines(out), "order no - it cannot be reached") ||
+			!strings.Contains(lines(out), "order 1 0") || !strings.Contains(out, "does not say how many orders") {
+			return fmt.Errorf("%v\n%s", err, out)
+		}
+		return nil
+	})
+	out, err := status("--json")
+	var st shopStatus
+	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, command.ExitCode(1)) || len(st.unready()) != 1 {
+		t.Errorf("--json: %v, %v\n%s", parsed, err, out)
+	}
 }

@@ -26,7 +26,7 @@ then installed.`,
 		SilenceErrors: true, // main prints them
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(upCommand(), demoCommand(), migrateCommand(), execCommand(), downCommand(), auditCommand(), dlqCommand(), certsCommand(),
+	root.AddCommand(upCommand(), demoCommand(), migrateCommand(), execCommand(), downCommand(), auditCommand(), dlqCommand(), statusCommand(), certsCommand(),
 		benchCommand())
 	return root
 }
