@@ -79,6 +79,8 @@ type Config struct {
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
+	// HTTPTLS is what REST and gRPC are served with.
+	HTTPTLS TLS
 	// Door says who comes in, and how many.
 	Door DoorConfig
 	// Telemetry says how the gateway logs.
@@ -157,7 +159,11 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
 		return nil, err
 	}
-	s.ServeHTTP("http", s.lis, newHTTPServer(d, t.Logger))
+	lis, err := cfg.HTTPTLS.secure(s.lis, t.Logger)
+	if err != nil {
+		return nil, err
+	}
+	s.ServeHTTP("http", lis, newHTTPServer(d, t.Logger))
 	t.Logger.InfoContext(ctx, "listening", "http", s.HTTPAddr())
 	return s, nil
 }
@@ -273,10 +279,11 @@ func (a *api) RegisterService(desc *grpc.ServiceDesc, server any) {
 	a.local.RegisterService(guarded, server)
 }
 
-// newHTTPServer serves all on one port, HTTP/1 and HTTP/2 without TLS.
+// newHTTPServer serves all on one port: HTTP/1 and HTTP/2, with TLS and without.
 func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler:           handler,
