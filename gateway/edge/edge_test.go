@@ -160,13 +160,13 @@ func client(t *testing.T, addr string) *grpc.ClientConn {
 }
 
 // backend serves gRPC, as the services behind the gateway do, and returns its address.
-func backend(t *testing.T, register func(grpc.ServiceRegistrar)) string {
+func backend(t *testing.T, register func(grpc.ServiceRegistrar), options ...grpc.ServerOption) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(options...)
 	register(server)
 	run(t, func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, server.Stop)()
