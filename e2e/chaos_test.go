@@ -33,7 +33,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	c := &chaos{fleet: f, away: map[*replica]bool{}}
 	if duration >= time.Minute { // they take a while to start
 		c.own = newServers(t)
-		f.broker, f.database = &brokertest.Broker{URL: c.own.amqp}, c.own.makeDatabase(t)
+		f.broker, f.amqp, f.database = &brokertest.Broker{URL: c.own.amqp}, nil, c.own.makeDatabase(t)
 	}
 	c.broker, c.database = f.lines(t)
 	f.up(t)

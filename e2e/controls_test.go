@@ -17,7 +17,7 @@ import (
 func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
-	cfg := config(t, database, broker.URL)
+	cfg := config(t, database, broker.Services(t))
 	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr} {
 		*addr = freeAddr(t)
 	}

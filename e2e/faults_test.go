@@ -126,9 +126,9 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
 	f := newFleet(t, fleetOptions{})
-	f.broker = &brokertest.Broker{URL: own.amqp}
+	f.broker, f.amqp = &brokertest.Broker{URL: own.amqp}, nil
 	f.database = own.makeDatabase(t)
-	f.servers(f.broker.URL, f.database)
+	f.servers(t, f.broker.URL, f.database)
 	f.up(t)
 	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +22,8 @@ import (
 
 	"shop.example/db/dbtest"
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
-	"shop.example/shop/stack"
 )
 
 // stopLimit is how long a service may take to end after SIGTERM.
@@ -61,6 +62,7 @@ func TestMain(m *testing.M) {
 type fleet struct {
 	shop
 	replicas map[string][]*replica // by service
+	amqp     map[string]string     // the broker's URL with the user of each service; nil where they share one
 	client   *http.Client          // keeps the connections that it has made
 }
 
@@ -79,15 +81,13 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	}
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	if err := stack.ApplyPolicies(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), f.broker.Vhost); err != nil {
-		t.Fatal(err)
-	}
-	env := append(os.Environ(), "AMQP_URL="+or(o.amqpURL, f.broker.URL), "DATABASE_URL="+or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
+	f.amqp = f.broker.Services(t)
+	env := append(os.Environ(), "DATABASE_URL="+or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {
 		for i := range max(1, o.replicas[name]) {
 			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddr(t)}
-			r.env = append(env[:len(env):len(env)], "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
+			r.env = append(env[:len(env):len(env)], "AMQP_URL="+f.login(t, name, or(o.amqpURL, f.broker.URL)), "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
 			f.replicas[name] = append(f.replicas[name], r)
 		}
 	}
@@ -100,6 +100,24 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	}
 	f.url = "http://" + f.replicas["gateway"][0].addr
 	return f
+}
+
+// login returns amqp, a way to the fleet's broker, with the user of the service.
+func (f *fleet) login(t *testing.T, service, amqp string) string {
+	t.Helper()
+	if f.amqp == nil {
+		return amqp
+	}
+	u, err := url.Parse(f.amqp[service])
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	with, err := provision.Login{User: u.User.Username(), Password: password}.URL(amqp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return with
 }
 
 func or(a, b string) string {

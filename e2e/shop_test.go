@@ -44,14 +44,14 @@ func start(t *testing.T) *shop {
 	return s
 }
 
-func config(t *testing.T, database, amqp string) local.Config {
+func config(t *testing.T, database string, amqp map[string]string) local.Config {
 	urls := map[string]string{}
 	for _, schema := range db.Schemas() {
 		urls[schema] = database
 	}
 	const anyPort = "127.0.0.1:0"
 	return local.Config{
-		AMQPURL: amqp, DatabaseURLs: urls, HTTPAddr: anyPort, OrderAddr: anyPort, InventoryAddr: anyPort, LoggingAddr: anyPort,
+		AMQPURLs: amqp, DatabaseURLs: urls, HTTPAddr: anyPort, OrderAddr: anyPort, InventoryAddr: anyPort, LoggingAddr: anyPort,
 		AdminAddr: anyPort, OperatorToken: operatorToken, IDSecret: "id-secret-of-the-tests", Currency: "USD",
 		Telemetry: telemetry.Config{LogLevel: slog.LevelInfo, LogFormat: telemetry.Text, Output: t.Output()},
 	}
@@ -59,7 +59,7 @@ func config(t *testing.T, database, amqp string) local.Config {
 
 func open(t *testing.T, database string, broker *brokertest.Broker) *shop {
 	t.Helper()
-	s, err := local.New(t.Context(), config(t, database, broker.URL))
+	s, err := local.New(t.Context(), config(t, database, broker.Services(t)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -333,15 +333,16 @@ func (l *line) fast(t *testing.T) {
 func (f *fleet) lines(t *testing.T) (broker, database *line) {
 	t.Helper()
 	broker, database = newLine(t, f.broker.URL), newLine(t, f.database)
-	f.servers(broker.url, database.url)
+	f.servers(t, broker.url, database.url)
 	return broker, database
 }
 
 // servers tells the services which servers to use from their next start on.
-func (f *fleet) servers(amqp, database string) {
+func (f *fleet) servers(t *testing.T, amqp, database string) {
+	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
-			r.env = append(r.env, "AMQP_URL="+amqp, "DATABASE_URL="+database)
+			r.env = append(r.env, "AMQP_URL="+f.login(t, name, amqp), "DATABASE_URL="+database)
 		}
 	}
 }

@@ -50,6 +50,8 @@ type Connection struct {
 	tracer  trace.Tracer
 	metrics *metrics
 
+	connected bool // once at least; Run's alone
+
 	mu      sync.Mutex
 	taking  context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
 	block   context.CancelFunc
@@ -117,8 +119,9 @@ func checkURL(address string) error {
 	return nil
 }
 
-// Run keeps the connection until ctx ends, then closes it. On each new connection it declares the topology before
-// anyone may use it.
+// Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
+// anyone may use it. Where the first connection finds another topology than the shop's, Run returns that, an ErrTopology:
+// a person has to look at it. Where a later one does, somebody is at work on the broker, and Run tries again.
 func (c *Connection) Run(ctx context.Context) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
@@ -126,6 +129,9 @@ func (c *Connection) Run(ctx context.Context) error {
 		err := c.once(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, ErrTopology) && !c.connected {
+			return err
 		}
 		if time.Since(start) > sessionLasted {
 			wait.reset()
@@ -150,13 +156,14 @@ func (c *Connection) once(ctx context.Context) error {
 	}
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	if err := declareTopology(conn); err != nil {
+	if err := prepare(conn, c.service); err != nil {
 		_ = conn.CloseDeadline(time.Now().Add(time.Second))
 		c.set(nil, err)
 		return err
 	}
 	c.setBlocked(false)
 	c.set(conn, nil)
+	c.connected = true
 	c.log.Debug("broker connected", "server", conn.Properties["version"])
 	for {
 		select {

@@ -76,11 +76,8 @@ func queueStates(conn *amqp.Connection) (states []QueueState, err error) {
 // queueNames are the queues that outlive their consumers.
 func queueNames() []string {
 	var names []string
-	for _, q := range workQueues {
+	for _, q := range allQueues() {
 		names = append(names, q.name)
-		for _, delay := range retryDelays {
-			names = append(names, retryQueue(q.name, delay))
-		}
 	}
-	return append(names, DeadLetterQueue)
+	return names
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	"shop.example/db"
-	"shop.example/shop/stack"
+	"shop.example/platform/messaging/provision"
 )
 
 // ground is what one run has in the servers: a database and a virtual host that nobody else uses.
@@ -59,7 +59,7 @@ func prepare(ctx context.Context, servers Servers) (g *ground, err error) {
 	if err := g.manage(ctx, http.MethodPut); err != nil {
 		return g, fmt.Errorf("making a virtual host: %w", err)
 	}
-	return g, stack.ApplyPolicies(ctx, servers.ManagementURL, g.name)
+	return g, provision.Topology(ctx, servers.ManagementURL, g.name)
 }
 
 func openDatabase(databaseURL string) (*sql.DB, error) {

@@ -162,7 +162,7 @@ func serveShop(ctx context.Context, held bool, released <-chan struct{}, ready f
 	const anyPort = "127.0.0.1:0"
 	cfg.HTTPAddr, cfg.OrderAddr, cfg.InventoryAddr, cfg.LoggingAddr, cfg.AdminAddr = anyPort, anyPort, anyPort, anyPort, anyPort
 	cfg.OperatorToken, cfg.IDSecret = rand.Text(), rand.Text()
-	cfg.AMQPURL, cfg.DatabaseURLs = os.Getenv("AMQP_URL"), map[string]string{}
+	cfg.AMQPURLs, cfg.DatabaseURLs = local.OneBroker(os.Getenv("AMQP_URL")), map[string]string{}
 	for _, schema := range db.Schemas() {
 		cfg.DatabaseURLs[schema] = os.Getenv("DATABASE_URL")
 	}

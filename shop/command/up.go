@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/db"
+	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
 	"shop.example/shop/controls"
 	"shop.example/shop/local"
@@ -115,7 +116,9 @@ func withShop(ctx context.Context, dir string, throwAway bool, progress io.Write
 	if err := secrets(dir, &cfg); err != nil {
 		return err
 	}
-	cfg.AMQPURL = servers.AMQPURL
+	if cfg.AMQPURLs, err = brokers(ctx, dir, servers); err != nil {
+		return err
+	}
 	if cfg.DatabaseURLs, err = databases(ctx, dir, servers); err != nil {
 		return err
 	}
@@ -141,6 +144,29 @@ func withShop(ctx context.Context, dir string, throwAway bool, progress io.Write
 		return runErr // it is the cause of what use met
 	}
 	return err
+}
+
+// brokers returns the broker's URL for each service. On a broker of our own each has its user; on one that AMQP_URL
+// names they use that URL's, because users there are not ours to make.
+func brokers(ctx context.Context, dir string, servers *stack.Stack) (map[string]string, error) {
+	if os.Getenv("AMQP_URL") != "" {
+		return local.OneBroker(servers.AMQPURL), nil
+	}
+	urls, logins := map[string]string{}, map[string]provision.Login{}
+	for _, service := range provision.Services() {
+		password, err := secret(dir, service+"-amqp-password")
+		if err != nil {
+			return nil, err
+		}
+		logins[service] = provision.Login{User: service, Password: password}
+		if urls[service], err = logins[service].URL(servers.AMQPURL); err != nil {
+			return nil, err
+		}
+	}
+	if err := provision.Users(ctx, servers.ManagementURL, "/", logins); err != nil {
+		return nil, err
+	}
+	return urls, provision.Compare(ctx, servers.ManagementURL, "/")
 }
 
 // databases brings the server of the stack to the shop's database and returns its URL for each schema. On a server of

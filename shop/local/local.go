@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shop.example/gateway/edge"
+	"shop.example/platform/messaging/provision"
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -26,7 +27,8 @@ const stopTimeout = 9 * time.Second
 
 // Config says where the shop finds its servers and where it listens. The tags are those of github.com/caarlos0/env.
 type Config struct {
-	AMQPURL string
+	// AMQPURLs are by service: each has a user of its own.
+	AMQPURLs map[string]string
 	// DatabaseURLs are by schema: each service has a role of its own.
 	DatabaseURLs map[string]string
 
@@ -56,6 +58,15 @@ type Config struct {
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION"`
 	Retention         outbox.Retention
 	Telemetry         telemetry.Config
+}
+
+// OneBroker returns the AMQPURLs of services that share a user.
+func OneBroker(amqpURL string) map[string]string {
+	urls := map[string]string{}
+	for _, service := range provision.Services() {
+		urls[service] = amqpURL
+	}
+	return urls
 }
 
 // Shop is the four services, listening.
@@ -110,7 +121,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		return nil, err
 	}
 	front := edge.Config{
-		AMQPURL: cfg.AMQPURL, HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
+		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
 	}
@@ -123,21 +134,21 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return ordering.New(ctx, ordering.Config{
-		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs["order"], DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		Retention: cfg.Retention,
 	}, t)
 }
 
 func (cfg Config) inventory(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return stock.New(ctx, stock.Config{
-		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs["inventory"], DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		OrderAddr: cfg.OrderAddr, HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
 	}, t)
 }
 
 func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return eventlog.New(ctx, eventlog.Config{
-		AMQPURL: cfg.AMQPURL, DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs["logging"], DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		Retention: cfg.EventLogRetention, Messages: cfg.Retention,
 	}, t)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"shop.example/platform/messaging/provision"
 )
 
 // A node has stopped its queues in a fraction of a second, but then its management plugin asks the process that waits
@@ -30,13 +31,6 @@ const (
 	nodeRecord = "process"
 	epmdRecord = "epmd" // Erlang's port mapper, which RabbitMQ does not start without
 )
-
-// definitions are the policies of the shop's queues, as RabbitMQ exports them. The user and the virtual host in the file
-// are for compose, where a broker that loads definitions at its start makes no others. Imported into one virtual host, as
-// we do, only the policies count.
-//
-//go:embed definitions.json
-var definitions []byte
 
 type rabbitMQ struct {
 	host host
@@ -85,7 +79,7 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return about, ApplyPolicies(ctx, r.management, "/")
+	return about, provision.Topology(ctx, r.management, "/")
 }
 
 // check finds out whether the broker that AMQP_URL names accepts connections. Whether it accepts the user is told by
@@ -253,15 +247,6 @@ func (r *rabbitMQ) ask(ctx context.Context) (version string, err error) {
 		return "", err
 	}
 	return overview.Version, reachable(ctx, u.Host)
-}
-
-// ApplyPolicies sets the policies of the shop's queues in a virtual host, over RabbitMQ's HTTP API at managementURL,
-// which carries user and password. Applied again it changes nothing.
-func ApplyPolicies(ctx context.Context, managementURL, vhost string) error {
-	if _, err := call(ctx, http.MethodPost, managementURL+"/api/definitions/"+url.PathEscape(vhost), definitions); err != nil {
-		return fmt.Errorf("setting the policies of virtual host %s: %w", vhost, err)
-	}
-	return nil
 }
 
 func call(ctx context.Context, method, address string, body []byte) ([]byte, error) {

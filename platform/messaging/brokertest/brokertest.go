@@ -19,6 +19,8 @@ type Broker struct {
 	URL    string // amqp URL of the virtual host
 	Vhost  string
 	Manage *rabbithole.Client // the management API of the whole broker
+
+	services map[string]string // made by Services
 }
 
 // New makes a virtual host on the broker of AMQP_URL through the management API at AMQP_MANAGEMENT_URL and deletes it
