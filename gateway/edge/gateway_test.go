@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -130,7 +130,7 @@ func TestPlaceOrder_IsPublishedAndAnsweredAsPending(t *testing.T) {
 	if location := got.header.Get("Location"); location != "/v1/orders/"+id {
 		t.Errorf("Location is %q", location)
 	}
-	at, _ := json.Marshal(event.GetPlacedAt().AsTime())
+	at, _ := protojson.Marshal(event.GetPlacedAt()) // which leaves no zero out, as time.Time does
 	want := fmt.Sprintf(`{"id":%q,"state":"PENDING","customer_name":"Ada Lovelace","customer_email":"ada@example.com","order_items":[`+
 		`{"line":1,"product_id":5,"product_name":"","quantity":3},{"line":2,"product_id":6,"product_name":"","quantity":4}],`+
 		`"total_items":7,"created_at":%s,"updated_at":%s}`, id, at, at)
