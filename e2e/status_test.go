@@ -169,7 +169,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 		out, err := status()
 		for _, want := range []string{"order yes empty -", "logging yes - -", "gateway yes - -", "dead-letter 0 1", "inventory.retry.60s 0 0", "0.0 orders/s decided"} {
 			if err != nil || !strings.Contains(lines(out), want) {
-				return fmt.Errorf("no %q in %v\n%s", want, err, out)
+				return fmt.Errorf("no %q in it: %w\n%s", want, err, out)
 			}
 		}
 		return nil
@@ -180,7 +180,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 		out, err := status()
 		if !errors.Is(err, command.ExitCode(1)) || !strings.Contains(lines(out), "order no - it cannot be reached") ||
 			!strings.Contains(lines(out), "order 1 0") || !strings.Contains(out, "does not say how many orders") {
-			return fmt.Errorf("%v\n%s", err, out)
+			return fmt.Errorf("it ended with: %w\n%s", err, out)
 		}
 		return nil
 	})
