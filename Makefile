@@ -83,6 +83,15 @@ chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_D
 bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
 	@.bin/shop bench $${BENCH:---floor --runs 3}
 
+.PHONY: fuzz
+fuzz: .bin/shop ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
+	@for target in $$(grep -rhoE '^func Fuzz\w+' --include=fuzz_test.go gateway platform services | sed 's/func //'); do \
+	    package=$$(dirname "$$(grep -rlE "^func $$target\(" --include=fuzz_test.go gateway platform services)"); \
+	    echo "$$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime "$${FUZZ_DURATION:-1m}" "./$$package"; \
+	done
+	@FUZZ_DURATION=$${FUZZ_DURATION:-1m} .bin/shop exec --fast -- go test -v -run '^TestFuzz_' -count=1 -timeout=24h ./e2e | \
+	    tee .bin/fuzz.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate

@@ -137,7 +137,7 @@ func unreadableParameters(mt protoreflect.MessageType, parameters url.Values, bo
 		field, fd := fieldAt(mt.Descriptor(), name)
 		switch {
 		case fd == nil || bound(field):
-			found.add(name, "unknown parameter")
+			found.add(shown(name), "unknown parameter")
 		case seen[field] || len(values) > 1 && !fd.IsList():
 			found.add(name, "given twice")
 		default:
@@ -243,11 +243,17 @@ func enumNames(ed protoreflect.EnumDescriptor) []string {
 	return names
 }
 
+// shown is what of a name is repeated to the client. A status that is not UTF-8 would lose its details.
+func shown(name string) string {
+	if len(name) > longestName {
+		return strings.ToValidUTF8(name[:longestName], "") + "…"
+	}
+	return strings.ToValidUTF8(name, "\uFFFD")
+}
+
 // join adds a name to a path. One that would not read as a word is quoted.
 func join(path, name string) string {
-	if len(name) > longestName {
-		name = strings.ToValidUTF8(name[:longestName], "") + "…"
-	}
+	name = shown(name)
 	if name == "" || strings.ContainsAny(name, ".[]\" \t\n") {
 		name = strconv.Quote(name)
 	}

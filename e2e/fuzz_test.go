@@ -1,0 +1,248 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"shop.example/gen/openapi"
+)
+
+// fuzzed is what the fuzz run needs of the OpenAPI document.
+type fuzzed struct {
+	Paths map[string]map[string]struct {
+		Produces   []string
+		Parameters []parameter
+		Responses  map[string]any
+	}
+	Definitions map[string]*jsonType
+}
+
+type parameter struct {
+	jsonType
+	Name   string
+	In     string
+	Schema *jsonType
+}
+
+type jsonType struct {
+	Type       string
+	Format     string
+	Enum       []string
+	Ref        string `json:"$ref"`
+	ReadOnly   bool   `json:"readOnly"`
+	Example    any
+	Items      *jsonType
+	Properties map[string]*jsonType
+}
+
+// operation is one operation of the document.
+type operation struct {
+	method, path string
+	parameters   []parameter
+	answers      map[string]any
+}
+
+func operations(t *testing.T) (all []operation, definitions map[string]*jsonType) {
+	t.Helper()
+	var d fuzzed
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	for path, calls := range d.Paths {
+		for method, call := range calls {
+			if !slices.Contains(call.Produces, "text/event-stream") { // which would not end
+				all = append(all, operation{strings.ToUpper(method), path, call.Parameters, call.Responses})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b operation) int { return strings.Compare(a.path+a.method, b.path+b.method) })
+	return all, d.Definitions
+}
+
+// hostile are values that programs stumble over, as JSON.
+var hostile = []string{
+	`null`, `true`, `0`, `-1`, `1`, `2147483648`, `9223372036854775808`, `1e400`, `0.1`, `"NaN"`, `""`, `" "`, `"1"`, `[]`, `{}`, `[[]]`, `[null]`, `{"":{}}`,
+	`"' OR '1'='1"`, `"'; DROP TABLE orders.\"order\"; --"`, `"1) UNION SELECT version()--"`, `"\u0000"`, `"\u202e\ufeff\ud83d\udca5e\u0301"`, `"\ud800"`, `"../../etc/passwd"`,
+	`"${jndi:ldap://x}"`, `"%s%n%x"`, `"<script>alert(1)</script>"`, `"\r\nX-Injected: yes"`, `"0001-01-01T00:00:00Z"`, `"9999-12-31T23:59:59.999999999Z"`, `"00000000-0000-0000-0000-000000000000"`,
+	`"` + strings.Repeat("a", 300) + `"`, `"` + strings.Repeat("💥", 5000) + `"`, `[` + strings.Repeat(`{},`, 3000) + `{}]`, strings.Repeat("[", 9000) + strings.Repeat("]", 9000),
+}
+
+// attacker makes requests from the document that are wrong in some places.
+type attacker struct {
+	*rand.Rand
+	definitions map[string]*jsonType
+}
+
+// value is JSON of the type, or something hostile: the more often, the higher odds is, in percent.
+func (a attacker) value(of *jsonType, odds, depth int) string {
+	if of == nil || depth > 6 || a.IntN(100) < odds {
+		return hostile[a.IntN(len(hostile))]
+	}
+	if of.Ref != "" {
+		return a.value(a.definitions[strings.TrimPrefix(of.Ref, "#/definitions/")], odds, depth+1)
+	}
+	if of.Example != nil && a.IntN(3) == 0 {
+		text, _ := json.Marshal(of.Example)
+		return string(text)
+	}
+	switch of.Type {
+	case "object":
+		var fields []string
+		for name, field := range of.Properties {
+			if a.IntN(8) > 0 && (!field.ReadOnly || a.IntN(100) < odds) {
+				fields = append(fields, fmt.Sprintf("%q:%s", name, a.value(field, odds, depth+1)))
+			}
+		}
+		if a.IntN(100) < odds {
+			fields = append(fields, `"constructor":{"prototype":{}}`)
+		}
+		return "{" + strings.Join(fields, ",") + "}"
+	case "array":
+		elements := make([]string, a.IntN(4))
+		for i := range elements {
+			elements[i] = a.value(of.Items, odds, depth+1)
+		}
+		return "[" + strings.Join(elements, ",") + "]"
+	case "integer", "number":
+		return fmt.Sprint(a.IntN(12))
+	case "boolean":
+		return "true"
+	}
+	switch {
+	case len(of.Enum) > 0:
+		return fmt.Sprintf("%q", of.Enum[a.IntN(len(of.Enum))])
+	case of.Format == "email":
+		return `"ada@example.org"`
+	case of.Format == "uuid":
+		return fmt.Sprintf(`"0197a000-0000-7000-8000-%012d"`, a.IntN(1000))
+	case of.Format == "date-time":
+		return `"2030-12-31T23:59:59Z"`
+	case of.Format == "int64":
+		return fmt.Sprintf(`"%d"`, a.IntN(100))
+	}
+	return fmt.Sprintf(`"text %d"`, a.IntN(100))
+}
+
+// plain is a value as a parameter has it.
+func (a attacker) plain(of *jsonType, odds int) string {
+	text := a.value(of, odds, 0)
+	if len(text) > 2000 {
+		text = text[:2000]
+	}
+	return strings.Trim(text, `"`)
+}
+
+// request makes a request for an operation.
+func (a attacker) request(op operation, odds int) (path, body string, header []string) {
+	path = op.path
+	query := url.Values{}
+	for _, p := range op.parameters {
+		switch p.In {
+		case "path":
+			path = strings.ReplaceAll(path, "{"+p.Name+"}", url.PathEscape(a.plain(&p.jsonType, odds)))
+		case "query":
+			if a.IntN(3) == 0 {
+				query.Add(p.Name, a.plain(&p.jsonType, odds))
+			}
+		case "header":
+			if a.IntN(2) == 0 {
+				value := strings.Map(func(r rune) rune {
+					if r < ' ' || r == 0x7f {
+						return '_' // the client refuses to send it
+					}
+					return r
+				}, a.plain(&p.jsonType, odds))
+				header = append(header, p.Name, value)
+			}
+		case "body":
+			body = a.value(p.Schema, odds, 0)
+		}
+	}
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	if a.IntN(4) > 0 {
+		header = append(header, "Authorization", "Bearer "+operatorToken)
+	}
+	return path, body, header
+}
+
+// TestFuzz_NoCallOfTheDocumentBreaksTheShop sends wrong, huge, empty, foreign and malicious values to every operation
+// of the OpenAPI document, for three seconds or for FUZZ_DURATION. Then the shop has to be as well as before.
+func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
+	t.Parallel()
+	duration, seed := 3*time.Second, uint64(time.Now().UnixNano())
+	if given := os.Getenv("FUZZ_DURATION"); given != "" {
+		var err error
+		if duration, err = time.ParseDuration(given); err != nil {
+			t.Fatalf("FUZZ_DURATION: %v", err)
+		}
+	}
+	s := start(t)
+	calls, definitions := operations(t)
+	a := attacker{rand.New(rand.NewPCG(seed, 0)), definitions} //nolint:gosec // no secret
+	seen := map[string]map[int]int{}
+	sent := 0
+	for deadline := time.Now().Add(duration); sent < 5*len(calls) || time.Now().Before(deadline); sent++ {
+		op := calls[sent%len(calls)]
+		path, body, header := a.request(op, []int{0, 5, 30}[a.IntN(3)])
+		got := s.call(t, op.method, path, body, header...)
+		s.judge(t, op, got, fmt.Sprintf("seed %d: %s %.300s %q %.1000s", seed, op.method, path, header, body))
+		name := op.method + " " + op.path
+		if seen[name] == nil {
+			seen[name] = map[int]int{}
+		}
+		seen[name][got.code]++
+	}
+	t.Logf("%d calls: %v", sent, seen)
+	for name, codes := range seen {
+		if len(codes) == 1 && codes[http.StatusNotFound] > 0 {
+			t.Errorf("%s was never reached: %v", name, codes)
+		}
+	}
+	// Nothing is stuck: an order goes all the way, and the queues are empty.
+	if o := s.decided(t, s.place(t, s.plenty(t)[0], 1)); o.State != "CONFIRMED" {
+		t.Errorf("an order after the fuzz run is %s", o.State)
+	}
+	ch := s.openChannel(t)
+	eventually(t, func() error { return emptyQueues(t, ch) })
+	if letters := s.letters(t, ""); len(letters) > 0 {
+		t.Errorf("%d calls became dead letters: %+v", len(letters), letters[0])
+	}
+}
+
+// judge fails where an answer is a fault of the shop's, or not described.
+func (s *shop) judge(t *testing.T, op operation, got answer, call string) {
+	t.Helper()
+	if got.code >= http.StatusInternalServerError {
+		t.Errorf("%s\nis answered with %d %s", call, got.code, got.body)
+		return
+	}
+	if _, described := op.answers[fmt.Sprint(got.code)]; got.code < http.StatusBadRequest {
+		if !described {
+			t.Errorf("%s\nis answered with %d, which the document does not describe", call, got.code)
+		}
+		return
+	}
+	var refusal struct {
+		Code    int
+		Message string
+		Details []map[string]any
+	}
+	if err := json.Unmarshal(got.body, &refusal); err != nil || refusal.Code == 0 || len(refusal.Details) == 0 {
+		t.Errorf("%s\nis refused with %d %s, which is no google.rpc.Status", call, got.code, got.body)
+	}
+	for _, inside := range []string{"pq:", "SQLSTATE", "goroutine ", ".go:", "127.0.0.1", "proto:"} {
+		if strings.Contains(refusal.Message, inside) {
+			t.Errorf("%s\nis refused with %q, which tells of the inside", call, refusal.Message)
+		}
+	}
+}
