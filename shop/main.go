@@ -19,14 +19,8 @@ func main() {
 	err := command.Root().ExecuteContext(ctx)
 	stop()
 	var code command.ExitCode
-	switch {
-	case err == nil:
-	case errors.As(err, &code):
-		os.Exit(int(code))
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		os.Exit(130) // interrupted: nothing went wrong
-	default:
+	if err != nil && !errors.As(err, &code) && !errors.Is(err, context.Canceled) { // an interrupt needs no words
 		fmt.Fprintln(os.Stderr, "shop:", err)
-		os.Exit(1)
 	}
+	os.Exit(command.ExitStatus(err))
 }

@@ -1,24 +1,29 @@
 package command
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -27,6 +32,8 @@ import (
 const (
 	// callTimeout bounds one call to the gateway.
 	callTimeout = 15 * time.Second
+	// longestPause is between two attempts to find a shop that was there.
+	longestPause = 2 * time.Second
 	// mostReply is how large an answer may be: a dead letter comes with its body, which RabbitMQ lets be 16 MiB large.
 	mostReply = 17 << 20
 	bearer    = "Bearer "
@@ -36,12 +43,24 @@ const (
 type gateway struct {
 	addr  string
 	token string
+	// names are what the fields of requests are called on the command line.
+	names map[string]string
 }
 
 // flags gives a command and its subcommands the flags that say which shop they talk to.
 func (g *gateway) flags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&g.addr, "server", "", "the shop to talk to, host:port or https://host (default SHOP_SERVER, else localhost:3000)")
 	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of shop up on this machine)")
+}
+
+// with calls f with a connection to the shop.
+func (g *gateway) with(f func(*grpc.ClientConn) error) error {
+	conn, err := g.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(conn)
 }
 
 // dial returns a connection whose unary calls are bounded and fail with one line for people; a stream's errors get
@@ -59,7 +78,7 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 	}
 	host, _, err := net.SplitHostPort(target)
 	if err != nil {
-		return nil, fmt.Errorf("%q is no address of a gateway: give host:port, localhost:3000 for example", g.addr)
+		return nil, wrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", printable(g.addr))
 	}
 	if g.token, err = operatorToken(g.token, host); err != nil {
 		return nil, err
@@ -68,9 +87,18 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(transport),
 		grpc.WithPerRPCCredentials(operator(g.token)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
+		// A line that has gone dead is noticed, and a shop that is back is soon found.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause},
+			MinConnectTimeout: 5 * time.Second,
+		}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
-			ctx, cancel := context.WithTimeout(ctx, callTimeout)
-			defer cancel()
+			if _, set := ctx.Deadline(); !set {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, callTimeout)
+				defer cancel()
+			}
 			return g.explain(invoke(ctx, method, req, reply, conn, o...))
 		}))
 }
@@ -125,6 +153,8 @@ func (g *gateway) explain(err error) error {
 	s := status.Convert(err)
 	message := printable(s.Message())
 	switch reason := reasonOf(s); {
+	case s.Code() == codes.InvalidArgument:
+		message = g.violations(s, message)
 	case reason == "OPERATOR_TOKEN_REQUIRED":
 		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (shop up prints it and keeps it in .shop/up/operator-token)"
 	case reason == "OPERATOR_TOKEN_INVALID":
@@ -132,12 +162,40 @@ func (g *gateway) explain(err error) error {
 	case reason == "" && s.Code() == codes.Unavailable:
 		message = fmt.Sprintf("no shop answers at %s: start one with make up, or name it with --server", g.addr)
 	case reason == "" && s.Code() == codes.DeadlineExceeded:
-		message = fmt.Sprintf("the shop at %s has not answered within %s", g.addr, callTimeout)
+		message = fmt.Sprintf("the shop at %s has not answered in time; try again", g.addr)
 	case reason == "" && s.Code() == codes.Canceled:
 		return context.Canceled
 	}
 	return &callError{message, err}
 }
+
+// violations names what is wrong by what it is called on the command line; otherwise where the shop names no field.
+func (g *gateway) violations(s *status.Status, otherwise string) string {
+	var all []string
+	for _, detail := range s.Details() {
+		if bad, ok := detail.(*errdetails.BadRequest); ok {
+			for _, v := range bad.GetFieldViolations() {
+				all = append(all, g.called(v.GetField())+": "+printable(v.GetDescription()))
+			}
+		}
+	}
+	if len(all) == 0 {
+		return otherwise
+	}
+	return strings.Join(all, "; ")
+}
+
+// called is the name of a field on the command line: its own, else that of the field it is in, else as it is.
+func (g *gateway) called(field string) string {
+	for path := indexes.ReplaceAllString(field, ""); path != ""; path = path[:max(strings.LastIndexByte(path, '.'), 0)] {
+		if name, ok := g.names[path]; ok {
+			return name
+		}
+	}
+	return printable(field)
+}
+
+var indexes = regexp.MustCompile(`\[[^]]*\]`)
 
 // reasonOf is what the shop gives programs to branch on; "" where the shop did not speak.
 func reasonOf(s *status.Status) string {
@@ -149,12 +207,61 @@ func reasonOf(s *status.Status) string {
 	return ""
 }
 
+// messageJSON is m as REST answers it, on one line.
+func messageJSON(m proto.Message) ([]byte, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("writing JSON: %w", err)
+	}
+	var line bytes.Buffer // protojson's blanks are not the same in every build
+	if err := json.Compact(&line, text); err != nil {
+		return nil, fmt.Errorf("writing JSON: %w", err)
+	}
+	return line.Bytes(), nil
+}
+
 // printMessage writes m as REST answers it, on many lines.
 func printMessage(out io.Writer, m proto.Message) error {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, Multiline: true}.Marshal(m)
+	line, err := messageJSON(m)
 	if err != nil {
+		return err
+	}
+	var pretty bytes.Buffer
+	if err := json.Indent(&pretty, line, "", "  "); err != nil {
 		return fmt.Errorf("writing JSON: %w", err)
 	}
-	fmt.Fprintln(out, string(text))
+	fmt.Fprintln(out, pretty.String())
 	return nil
+}
+
+// printLine writes m as REST answers it, on one line.
+func printLine(out io.Writer, m proto.Message) error {
+	line, err := messageJSON(m)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, string(line))
+	return nil
+}
+
+// pageSize is how much of a list is read at once.
+const pageSize = 200
+
+// pages reads a list page by page: limit entries of it, or all where that is 0. more says whether there are others.
+func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
+	for token := ""; ; {
+		size := pageSize
+		if limit > 0 {
+			size = min(size, limit-len(all))
+		}
+		page, next, err := read(int32(size), token) //nolint:gosec // at most pageSize
+		if err != nil {
+			return nil, false, err
+		}
+		all = append(all, page...)
+		if next == "" || limit > 0 && len(all) >= limit {
+			return all, next != "", nil
+		}
+		token = next
+	}
 }

@@ -12,9 +12,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -22,7 +22,6 @@ import (
 )
 
 const (
-	deadLetterPage = 200
 	// leastReason is how much of a reason is shown on a terminal that is too narrow for it, in characters.
 	leastReason = 30
 	// mostDump is how much of a body that cannot be read is shown, in bytes.
@@ -39,6 +38,7 @@ decides: redrive sends a message to the queue it came from once more, as a first
 same id; discard gives it up. Both stay in the list. docs/dead-letters.md says what to do when.
 
 Exit code 0 means that all was done, 1 that something was not.`,
+		Example: "  shop dlq list\n  shop dlq show 12\n  shop dlq redrive --all",
 	}
 	d.gateway.flags(cmd)
 	cmd.AddCommand(d.listCommand(), d.showCommand(),
@@ -59,12 +59,7 @@ type dlq struct{ gateway gateway }
 
 // with calls f with a client of the shop.
 func (d *dlq) with(f func(loggingv1.DeadLetterServiceClient) error) error {
-	conn, err := d.gateway.dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return f(loggingv1.NewDeadLetterServiceClient(conn))
+	return d.gateway.with(func(conn *grpc.ClientConn) error { return f(loggingv1.NewDeadLetterServiceClient(conn)) })
 }
 
 func (d *dlq) listCommand() *cobra.Command {
@@ -76,6 +71,7 @@ func (d *dlq) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List dead letters, the newest first",
+		Long:    "Lists dead letters with the reason, without their messages. What was decided stays in the list: see --state.",
 		Example: "  shop dlq list\n  shop dlq list --state all --json | jq -r '.dead_letters[] | select(.source_queue == \"order\") | .id'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -84,7 +80,7 @@ func (d *dlq) listCommand() *cobra.Command {
 				return err
 			}
 			if limit < 0 {
-				return fmt.Errorf("--limit %d: give how many to list, 0 for all", limit)
+				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
 				letters, more, err := listLetters(cmd.Context(), c, wanted, limit)
@@ -94,8 +90,7 @@ func (d *dlq) listCommand() *cobra.Command {
 				if asJSON {
 					return printMessage(cmd.OutOrStdout(), &loggingv1.ListDeadLettersResponse{DeadLetters: letters})
 				}
-				width, _ := terminalWidth(cmd.OutOrStdout())
-				fmt.Fprint(cmd.OutOrStdout(), table(letters, width))
+				screenOf(cmd.OutOrStdout()).print(lettersTable(letters))
 				switch {
 				case len(letters) == 0:
 					fmt.Fprintf(cmd.ErrOrStderr(), "No dead letters (--state %s).\n", state)
@@ -107,6 +102,7 @@ func (d *dlq) listCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&state, "state", "open", "which ones: open, redriven, discarded or all")
+	completeFlag(cmd, "state", cobra.FixedCompletions([]cobra.Completion{"open", "redriven", "discarded", "all"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().IntVar(&limit, "limit", 100, "list at most so many; 0 lists all")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the JSON of GET /v1/dead-letters")
 	return cmd
@@ -118,55 +114,27 @@ func parseState(s string) (loggingv1.DeadLetter_State, error) {
 	}
 	state, ok := loggingv1.DeadLetter_State_value[strings.ToUpper(s)]
 	if !ok || state == 0 {
-		return 0, fmt.Errorf("--state %s: there are open, redriven, discarded and all", s)
+		return 0, wrongUsage("--state %s: there are open, redriven, discarded and all", s)
 	}
 	return loggingv1.DeadLetter_State(state), nil
 }
 
 // listLetters reads dead letters without their bodies, the newest first; limit 0 reads all.
 func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, state loggingv1.DeadLetter_State, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
-	req := &loggingv1.ListDeadLettersRequest{State: state, PageSize: deadLetterPage}
-	for {
-		page, err := c.ListDeadLetters(ctx, req)
-		if err != nil {
-			return nil, false, err
-		}
-		letters = append(letters, page.GetDeadLetters()...)
-		if limit > 0 && len(letters) > limit {
-			return letters[:limit], true, nil
-		}
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-			return letters, false, nil
-		}
-	}
+	return pages(limit, func(size int32, token string) ([]*loggingv1.DeadLetter, string, error) {
+		page, err := c.ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{State: state, PageSize: size, PageToken: token})
+		return page.GetDeadLetters(), page.GetNextPageToken(), err
+	})
 }
 
-// table is the list for people. Reasons are cut to what a terminal of so many columns has left for them; 0 cuts nothing.
-func table(letters []*loggingv1.DeadLetter, width int) string {
-	if len(letters) == 0 {
-		return ""
-	}
-	var columns bytes.Buffer
-	w := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
-	row := func(cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
-	row("ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS")
+// lettersTable is the list for people. On a narrow terminal it is the reasons that are cut.
+func lettersTable(letters []*loggingv1.DeadLetter) *table {
+	t := &table{header: []string{"ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS", "REASON"}, flexible: 7, least: leastReason, wraps: true}
 	for _, l := range letters {
-		row(strconv.FormatInt(l.GetId(), 10), l.GetState().String(), localTime(l.GetCreatedAt().AsTime()), or(l.GetSourceQueue(), "?"),
-			or(l.GetRoutingKey(), "?"), or(l.GetOrderId(), "-"), strconv.Itoa(int(l.GetAttempts())))
+		t.add(number(strconv.FormatInt(l.GetId(), 10)), text(l.GetState().String()), text(localTime(l.GetCreatedAt().AsTime())), text(or(l.GetSourceQueue(), "?")),
+			text(or(l.GetRoutingKey(), "?")), text(or(l.GetOrderId(), "-")), number(strconv.Itoa(int(l.GetAttempts()))), text(l.GetReason()))
 	}
-	_ = w.Flush() // to memory
-	var out strings.Builder
-	for i, line := range strings.Split(strings.TrimSuffix(columns.String(), "\n"), "\n") {
-		reason := "REASON"
-		if i > 0 {
-			reason = printable(letters[i-1].GetReason())
-		}
-		if width > 0 {
-			reason = cut(reason, max(width-utf8.RuneCountInString(line), leastReason))
-		}
-		fmt.Fprintln(&out, line+reason)
-	}
-	return out.String()
+	return t
 }
 
 func localTime(t time.Time) string { return t.Local().Format(time.DateTime) }
@@ -183,7 +151,11 @@ func (d *dlq) showCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show a dead letter with its message",
-		Args:  cobra.ExactArgs(1),
+		Long: "Shows everything that is known of a dead letter: where it came from, why it could not be handled, and the\n" +
+			"message itself, as JSON where it can be read and as bytes where it cannot.",
+		Example:           "  shop dlq show 12\n  shop dlq show 12 --json | jq -r .body | base64 -d",
+		Args:              exactly("ID"),
+		ValidArgsFunction: d.gateway.complete(letterIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := parseIDs(args)
 			if err != nil {
@@ -210,7 +182,7 @@ func parseIDs(args []string) ([]int64, error) {
 	for i, arg := range args {
 		id, err := strconv.ParseInt(arg, 10, 64)
 		if err != nil || id <= 0 {
-			return nil, fmt.Errorf("%q is no id of a dead letter: shop dlq list shows them", arg)
+			return nil, wrongUsage("%q is no id of a dead letter: shop dlq list shows them", arg)
 		}
 		ids[i] = id
 	}
@@ -280,9 +252,11 @@ func discard(ctx context.Context, c loggingv1.DeadLetterServiceClient, id int64)
 func (d *dlq) decideCommand(what decision) *cobra.Command {
 	var all, yes bool
 	cmd := &cobra.Command{
-		Use:   what.name + " ID... | --all",
-		Short: what.short,
-		Long:  what.long,
+		Use:               what.name + " ID... | --all",
+		Short:             what.short,
+		Long:              what.long,
+		Example:           fmt.Sprintf("  shop dlq %[1]s 12 13\n  shop dlq %[1]s --all --yes", what.name),
+		ValidArgsFunction: d.gateway.complete(letterIDs),
 		Args: func(_ *cobra.Command, args []string) error {
 			if all != (len(args) == 0) {
 				return fmt.Errorf("say which: shop dlq %s ID..., or --all for those that are open", what.name)

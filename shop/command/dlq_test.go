@@ -23,7 +23,12 @@ func TestTable_CutsReasonsToTheTerminalAndShowsNoControlCharacters(t *testing.T)
 			OrderId: "0192f6a0-0000-7000-8000-000000000001", Reason: "größer\nals " + strings.Repeat("ö", 300)},
 		{Id: 3, State: loggingv1.DeadLetter_DISCARDED, RoutingKey: "shop.\x1b[31mred\u202e", Attempts: 1, Reason: "short"},
 	}
-	lines := strings.Split(strings.TrimSpace(table(letters, 150)), "\n")
+	shown := func(width int) string {
+		var out strings.Builder
+		screen{out: &out, width: width}.print(lettersTable(letters))
+		return out.String()
+	}
+	lines := strings.Split(strings.TrimSpace(shown(150)), "\n")
 	if len(lines) != 3 {
 		t.Fatalf("%d lines: %q", len(lines), lines)
 	}
@@ -37,10 +42,10 @@ func TestTable_CutsReasonsToTheTerminalAndShowsNoControlCharacters(t *testing.T)
 	if row, _, _ := strings.Cut(lines[2], "short"); utf8.RuneCountInString(row) != len(header) {
 		t.Errorf("columns:\n%s", strings.Join(lines, "\n"))
 	}
-	if narrow := strings.Split(table(letters, 40), "\n")[1]; !strings.HasSuffix(narrow, "…") || !strings.Contains(narrow, "größer als ööö") {
+	if narrow := strings.Split(shown(40), "\n")[1]; !strings.HasSuffix(narrow, "…") || !strings.Contains(narrow, "größer als ööö") {
 		t.Errorf("a narrow terminal gets %q", narrow)
 	}
-	if whole := table(letters, 0); !strings.Contains(whole, strings.Repeat("ö", 300)) {
+	if whole := shown(0); !strings.Contains(whole, strings.Repeat("ö", 300)) {
 		t.Errorf("what is no terminal gets %q", whole)
 	}
 }

@@ -14,20 +14,38 @@ import (
 func Root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "shop",
-		Short: "Runs the shop on this machine",
-		Long: `Runs the shop, an event-driven ordering system, on this machine.
+		Short: "Runs the shop, and talks to one that runs",
+		Long: `Runs the shop, an event-driven ordering system, on this machine, and talks to one that runs.
 
-PostgreSQL and RabbitMQ are those of DATABASE_URL and AMQP_URL where these are set. Otherwise
+To run it takes PostgreSQL and RabbitMQ from DATABASE_URL and AMQP_URL where these are set. Otherwise
 private instances are started, on ports of their own and with their data under .shop in the
 workspace: from the installed servers, else with Docker, else from Debian's packages, which are
-then installed.`,
-		Args:          cobra.NoArgs,
+then installed.
+
+To talk to one, order, inventory, events and dlq call it at localhost:3000, or where --server or
+SHOP_SERVER says. Operators show SHOP_OPERATOR_TOKEN, or the token that shop up keeps on this machine.
+
+Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wrong.`,
+		Example: `  shop up
+  shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad"
+  shop events tail`,
 		SilenceUsage:  true,
 		SilenceErrors: true, // main prints them
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(upCommand(), demoCommand(), migrateCommand(), execCommand(), downCommand(), auditCommand(), dlqCommand(), statusCommand(), certsCommand(),
-		benchCommand())
+	const run, use, maintain = "run", "use", "maintain"
+	root.AddGroup(&cobra.Group{ID: run, Title: "Run the shop:"}, &cobra.Group{ID: use, Title: "Use it:"}, &cobra.Group{ID: maintain, Title: "Look after it:"})
+	for group, commands := range map[string][]*cobra.Command{
+		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand()},
+		use:      {orderCommand(), inventoryCommand(), eventsCommand()},
+		maintain: {statusCommand(), auditCommand(), dlqCommand(), benchCommand()},
+	} {
+		for _, cmd := range commands {
+			cmd.GroupID = group
+			root.AddCommand(cmd)
+		}
+	}
+	root.InitDefaultCompletionCmd()
+	strict(root)
 	return root
 }
 

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -47,25 +45,4 @@ func confirm(cmd *cobra.Command, question string) error {
 		return nil
 	}
 	return errDeclined
-}
-
-// printable is s on one line without what would move a terminal's cursor: messages may come from anybody.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case unicode.IsGraphic(r):
-			return r
-		}
-		return utf8.RuneError
-	}, s)
-}
-
-// cut shortens s to at most so many characters, with an ellipsis where something is missing.
-func cut(s string, most int) string {
-	if utf8.RuneCountInString(s) <= most {
-		return s
-	}
-	return string([]rune(s)[:most-1]) + "…"
 }

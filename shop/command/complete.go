@@ -1,0 +1,84 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/money"
+)
+
+const (
+	// completionPatience is how long a shell waits for the shop. Without an answer nothing is offered.
+	completionPatience = time.Second
+	// recent is how many of the newest are offered.
+	recent = 30
+)
+
+// offer lists what can stand in a place of the command line.
+type offer func(context.Context, *grpc.ClientConn) ([]cobra.Completion, error)
+
+// complete offers what the shop has, for arguments and flags alike.
+func (g *gateway) complete(list offer) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), completionPatience)
+		defer cancel()
+		_ = g.with(func(conn *grpc.ClientConn) (err error) { // a shell has no place for an error
+			found, err = list(ctx, conn)
+			return err
+		})
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// first offers for the first argument alone.
+func first(f cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return f(cmd, args, begun)
+	}
+}
+
+// completeFlag gives a flag its completion. The flag has to be there.
+func completeFlag(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(name, f); err != nil {
+		panic(err) //nolint:forbidigo // a flag that is not there is a mistake in the lines above
+	}
+}
+
+func productNames(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
+	items, err := allItems(ctx, inventoryv1.NewInventoryServiceClient(conn))
+	var found []cobra.Completion
+	for _, item := range items {
+		found = append(found, cobra.CompletionWithDesc(printable(item.GetProductName()),
+			fmt.Sprintf("%d left, %s", item.GetQuantity(), money.Format(money.Minor(item.GetPrice()), item.GetPrice().GetCurrencyCode()))))
+	}
+	return found, err
+}
+
+func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
+	reply, err := orderv1.NewOrderServiceClient(conn).ListOrders(ctx, &orderv1.ListOrdersRequest{PageSize: recent})
+	var found []cobra.Completion
+	for _, o := range reply.GetOrders() {
+		found = append(found, cobra.CompletionWithDesc(o.GetId(), fmt.Sprintf("%s, %s", o.GetState(), localTime(o.GetCreatedAt().AsTime()))))
+	}
+	return found, err
+}
+
+func letterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
+	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn), loggingv1.DeadLetter_OPEN, recent)
+	var found []cobra.Completion
+	for _, l := range letters {
+		found = append(found, cobra.CompletionWithDesc(strconv.FormatInt(l.GetId(), 10), fit(printable(l.GetReason()), 60)))
+	}
+	return found, err
+}

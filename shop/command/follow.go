@@ -1,0 +1,109 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+)
+
+// errEnough ends a follower without an error.
+var errEnough = errors.New("enough")
+
+// follower reads events as they are logged, each once, in the order of their ids, and does not lose its place where the
+// connection or the shop goes.
+type follower struct {
+	client  loggingv1.EventLogServiceClient
+	gateway *gateway
+	notes   io.Writer // what a person should know about the connection
+	// request says which events, and behind which place of the log: run moves it on.
+	request *loggingv1.StreamEventsRequest
+
+	connected, lost bool
+}
+
+// firstPause is before the first attempt to find the place in the log again; each next one is twice as long.
+const firstPause = 100 * time.Millisecond
+
+// run calls handle with each event until it returns an error, which run returns, but for errEnough. It fails where there
+// is no shop to begin with, and where the shop refuses.
+func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error) error {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		before := f.request.GetAfterId()
+		var ended handlerError
+		err := f.read(ctx, handle)
+		switch {
+		case errors.Is(err, errEnough):
+			return nil
+		case errors.As(err, &ended):
+			return ended.error
+		case ctx.Err() != nil:
+			return context.Canceled
+		case !f.connected || !passing(err):
+			return f.gateway.explain(err)
+		}
+		if !f.lost {
+			f.lost = true
+			fmt.Fprintf(f.notes, "shop: the connection to %s is lost; it is made again, and nothing is left out\n", f.gateway.addr)
+		}
+		if f.request.GetAfterId() > before {
+			pause = firstPause
+		}
+		wait := time.NewTimer(pause/2 + rand.N(pause))
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return context.Canceled
+		case <-wait.C:
+		}
+	}
+}
+
+// handlerError is what the handler of the events returned.
+type handlerError struct{ error }
+
+func (e handlerError) Unwrap() error { return e.error }
+
+// passing says whether a stream that ended like this can go on later. A shop that ends a stream in peace does so when it
+// stops.
+func passing(err error) bool {
+	switch status.Code(err) {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.Unimplemented:
+		return false
+	}
+	return true
+}
+
+// read reads one stream to its end. Its first response says where it begins: from then on the place is known, and what is
+// logged while the connection is away is not lost.
+func (f *follower) read(ctx context.Context, handle func(*loggingv1.Event) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := f.client.StreamEvents(ctx, f.request)
+	if err != nil {
+		return err
+	}
+	for {
+		reply, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if f.lost {
+			fmt.Fprintln(f.notes, "shop: connected again")
+		}
+		f.connected, f.lost = true, false
+		f.request.AfterId, f.request.FromBeginning = reply.GetPosition(), true
+		if event := reply.GetEvent(); event != nil {
+			if err := handle(event); err != nil {
+				return handlerError{err}
+			}
+		}
+	}
+}

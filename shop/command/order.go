@@ -1,0 +1,349 @@
+package command
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/money"
+)
+
+// orders is what the subcommands of shop order have in common.
+type orders struct {
+	gateway gateway
+	asJSON  bool
+}
+
+func orderCommand() *cobra.Command {
+	o := &orders{gateway: gateway{names: map[string]string{
+		"customer_name": "--name", "customer_email": "--email", "order_items": "--item", "Idempotency-Key": "--idempotency-key",
+		"order_id": "ORDER_ID", "state": "--state", "page_size": "--limit",
+	}}}
+	cmd := &cobra.Command{
+		Use:   "order",
+		Short: "Place, show, list, cancel and watch orders",
+		Long: `Orders. Anybody may place one; who has the id of an order may show, watch and cancel it. The list is for
+operators.`,
+		Example: `  shop order place --name Ada --email ada@example.org --item Laptop --item "Mouse Pad=4"
+  shop order watch 0192f6a0-0000-7000-8000-000000000001
+  shop order list --state rejected`,
+	}
+	o.gateway.flags(cmd)
+	cmd.PersistentFlags().BoolVar(&o.asJSON, "json", false, "print the JSON of the REST API")
+	cmd.AddCommand(o.placeCommand(), o.getCommand(), o.listCommand(), o.cancelCommand(), o.watchCommand())
+	return cmd
+}
+
+// longestWait is what the shop lets a client wait for an outcome.
+const longestWait = 30 * time.Second
+
+// placement is what shop order place was told.
+type placement struct {
+	name, email, key string
+	items            []string
+	wait             time.Duration
+	watch            bool
+}
+
+func (o *orders) placeCommand() *cobra.Command {
+	p := placement{}
+	cmd := &cobra.Command{
+		Use:   "place",
+		Short: "Place an order and show what becomes of it",
+		Long: `Places an order of one product or several. A product is named by its id or its name, and how many of it
+after "=": 1 where nothing is said.
+
+It waits some seconds for the outcome; --wait 0 does not, and --watch shows each event on the way. The
+order is taken once, however often it is sent with the same --idempotency-key.
+
+Exit code 0 means that the order was taken and, as far as that is known, confirmed; 1 that it was
+rejected or could not be placed.`,
+		Example: `  shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad=4"
+  shop order place --name Ada --email ada@example.org --item 5=3 --watch
+  shop order place --name Ada --email ada@example.org --item 5 --wait 0 --json | jq -r .id`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if p.wait < 0 || p.wait > longestWait {
+				return wrongUsage("--wait %s: give 0 to %s", p.wait, longestWait)
+			}
+			return o.gateway.with(func(conn *grpc.ClientConn) error { return o.place(cmd, conn, p) })
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&p.name, "name", "", "the customer's name")
+	flags.StringVar(&p.email, "email", "", "the customer's email address")
+	flags.StringArrayVar(&p.items, "item", nil, "what to order, PRODUCT or PRODUCT=QUANTITY; once for each product")
+	flags.StringVar(&p.key, "idempotency-key", "", "what makes this order the same one if it is sent again (default a new one)")
+	flags.DurationVar(&p.wait, "wait", 5*time.Second, "how long to wait for the outcome, 30s at most")
+	flags.BoolVar(&p.watch, "watch", false, "show each event of the order until it is settled")
+	for _, needed := range []string{"name", "email", "item"} {
+		_ = cmd.MarkFlagRequired(needed) // they are there
+		completeFlag(cmd, needed, cobra.NoFileCompletions)
+	}
+	return cmd
+}
+
+func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) error {
+	req := &checkoutv1.PlaceOrderRequest{CustomerName: p.name, CustomerEmail: p.email}
+	var err error
+	if req.OrderItems, err = orderItems(cmd.Context(), inventoryv1.NewInventoryServiceClient(conn), p.items); err != nil {
+		return err
+	}
+	if p.watch {
+		p.wait = 0
+	}
+	// With a key of its own an order whose answer was lost can be sent again.
+	key := cmp.Or(p.key, rand.Text())
+	wait := strconv.Itoa(int(math.Ceil(p.wait.Seconds())))
+	ctx, cancel := context.WithTimeout(cmd.Context(), p.wait+callTimeout)
+	defer cancel()
+	reply, err := checkoutv1.NewCheckoutServiceClient(conn).PlaceOrder(metadata.AppendToOutgoingContext(ctx, "idempotency-key", key, "prefer", "wait="+wait), req)
+	if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
+		return fmt.Errorf("%w; with --idempotency-key %s it is the same order, should this one have been taken", err, key)
+	}
+	if err != nil {
+		return err
+	}
+	order := reply.GetOrder()
+	if p.watch {
+		return o.watch(cmd, conn, order.GetId(), false)
+	}
+	if err := o.print(cmd.OutOrStdout(), order); err != nil {
+		return err
+	}
+	switch {
+	case order.GetState() == orderv1.Order_REJECTED:
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(order))
+		return ExitCode(1)
+	case order.GetState() == orderv1.Order_PENDING && p.wait > 0:
+		fmt.Fprintf(cmd.ErrOrStderr(), "It has been taken, but not yet decided: shop order watch %s shows what becomes of it.\n", order.GetId())
+	}
+	return nil
+}
+
+// rejection says why in words, and what to do.
+func rejection(order *orderv1.Order) string {
+	switch order.GetReason() {
+	case eventsv1.OrderRejected_OUT_OF_STOCK:
+		return "there is not enough of it in stock (OUT_OF_STOCK); shop inventory list shows what is left"
+	case eventsv1.OrderRejected_UNKNOWN_PRODUCT:
+		return "there is no such product (UNKNOWN_PRODUCT); shop inventory list shows which there are"
+	case eventsv1.OrderRejected_PRICE_CHANGED:
+		return "its price has changed (PRICE_CHANGED); shop inventory list shows the prices"
+	}
+	return order.GetReason().String()
+}
+
+// orderItems reads PRODUCT and PRODUCT=QUANTITY. The catalogue is asked for names alone, so that an order by ids needs
+// nothing but the gateway and the broker.
+func orderItems(ctx context.Context, c inventoryv1.InventoryServiceClient, given []string) ([]*checkoutv1.PlaceOrderRequest_Item, error) {
+	items := make([]*checkoutv1.PlaceOrderRequest_Item, len(given))
+	var catalogue []*inventoryv1.Item
+	for i, arg := range given {
+		product, quantity := arg, int32(1)
+		if at := strings.LastIndexByte(arg, '='); at >= 0 {
+			n, err := strconv.ParseInt(strings.TrimSpace(arg[at+1:]), 10, 32)
+			if err != nil || n <= 0 {
+				return nil, wrongUsage("--item %s: give a whole number of pieces after =, %s=2 for example", printable(arg), printable(arg[:at]))
+			}
+			product, quantity = arg[:at], int32(n)
+		}
+		product = strings.TrimSpace(product)
+		if product == "" {
+			return nil, wrongUsage("--item %q: give the id or the name of a product", printable(arg))
+		}
+		id, err := strconv.ParseInt(product, 10, 32)
+		if err != nil {
+			if catalogue == nil {
+				if catalogue, err = allItems(ctx, c); err != nil {
+					return nil, err
+				}
+			}
+			found, err := byName(catalogue, product)
+			if err != nil {
+				return nil, fmt.Errorf("--item: %w", err)
+			}
+			id = int64(found)
+		}
+		items[i] = &checkoutv1.PlaceOrderRequest_Item{ProductId: int32(id), Quantity: quantity}
+	}
+	return items, nil
+}
+
+// print writes one order.
+func (o *orders) print(out io.Writer, order *orderv1.Order) error {
+	if o.asJSON {
+		return printMessage(out, order)
+	}
+	s := screenOf(out)
+	about := &table{header: []string{"ORDER", "STATE", "PLACED", "CUSTOMER"}, flexible: 3, least: 12}
+	about.add(text(order.GetId()), stateCell(order), text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()+" <"+order.GetCustomerEmail()+">"))
+	s.print(about)
+	fmt.Fprintln(out)
+	lines := &table{header: []string{"LINE", "PRODUCT", "QUANTITY", "UNIT PRICE", "PRICE"}, flexible: 1, least: 12}
+	for _, item := range order.GetOrderItems() {
+		price := "-"
+		if p := item.GetUnitPrice(); p != nil {
+			price = money.Format(money.Minor(p)*int64(item.GetQuantity()), p.GetCurrencyCode())
+		}
+		product := item.GetProductName()
+		if product == "" { // not known before the order has been decided
+			product = "product " + strconv.Itoa(int(item.GetProductId()))
+		}
+		lines.add(number(strconv.Itoa(int(item.GetLine()))), text(product), number(strconv.Itoa(int(item.GetQuantity()))), number(amountOf(item.GetUnitPrice())), number(price))
+	}
+	lines.add(text(""), cell{text: "total", colour: bold}, number(strconv.Itoa(int(order.GetTotalItems()))), text(""), cell{amountOf(order.GetTotalValue()), bold, true})
+	s.print(lines)
+	return nil
+}
+
+// stateCell is where an order stands, and why.
+func stateCell(order *orderv1.Order) cell {
+	c := text(order.GetState().String())
+	if order.Reason != nil {
+		c.text += " " + order.GetReason().String()
+	}
+	switch order.GetState() {
+	case orderv1.Order_CONFIRMED:
+		c.colour = green
+	case orderv1.Order_REJECTED:
+		c.colour = red
+	case orderv1.Order_CANCELLED:
+		c.colour = yellow
+	default:
+		c.colour = dim
+	}
+	return c
+}
+
+func (o *orders) getCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "get ORDER_ID",
+		Short:             "Show an order",
+		Long:              "Shows an order with its lines. An order is there once it has been decided, usually within a second of being placed.",
+		Example:           "  shop order get 0192f6a0-0000-7000-8000-000000000001\n  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state",
+		Args:              exactly("ORDER_ID"),
+		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				reply, err := orderv1.NewOrderServiceClient(conn).GetOrder(cmd.Context(), &orderv1.GetOrderRequest{OrderId: args[0]})
+				if err != nil {
+					return err
+				}
+				return o.print(cmd.OutOrStdout(), reply.GetOrder())
+			})
+		},
+	}
+}
+
+// orderStates are those that a stored order can have.
+var orderStates = []orderv1.Order_State{orderv1.Order_CONFIRMED, orderv1.Order_REJECTED, orderv1.Order_CANCELLED}
+
+func (o *orders) listCommand() *cobra.Command {
+	var (
+		state string
+		limit int
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List orders, the newest first (for operators)",
+		Long:    "Lists the orders that have been decided, the newest first. It is for operators.",
+		Example: "  shop order list\n  shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			wanted, err := parseOrderState(state)
+			if err != nil {
+				return err
+			}
+			if limit < 0 {
+				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
+			}
+			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				client := orderv1.NewOrderServiceClient(conn)
+				list, more, err := pages(limit, func(size int32, token string) ([]*orderv1.Order, string, error) {
+					page, err := client.ListOrders(cmd.Context(), &orderv1.ListOrdersRequest{State: wanted, PageSize: size, PageToken: token})
+					return page.GetOrders(), page.GetNextPageToken(), err
+				})
+				if err != nil {
+					return err
+				}
+				if o.asJSON {
+					return printMessage(cmd.OutOrStdout(), &orderv1.ListOrdersResponse{Orders: list})
+				}
+				screenOf(cmd.OutOrStdout()).print(ordersTable(list))
+				switch {
+				case len(list) == 0:
+					fmt.Fprintln(cmd.ErrOrStderr(), "No such orders.")
+				case more:
+					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&state, "state", "all", "which ones: confirmed, rejected, cancelled or all")
+	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
+	states := []cobra.Completion{"all"}
+	for _, s := range orderStates {
+		states = append(states, strings.ToLower(s.String()))
+	}
+	completeFlag(cmd, "state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func parseOrderState(s string) (orderv1.Order_State, error) {
+	if strings.EqualFold(s, "all") {
+		return orderv1.Order_STATE_UNSPECIFIED, nil
+	}
+	for _, state := range orderStates {
+		if strings.EqualFold(s, state.String()) {
+			return state, nil
+		}
+	}
+	return 0, wrongUsage("--state %s: there are confirmed, rejected, cancelled and all", printable(s))
+}
+
+func ordersTable(list []*orderv1.Order) *table {
+	t := &table{header: []string{"ORDER", "STATE", "PIECES", "TOTAL", "PLACED", "CUSTOMER"}, flexible: 5, least: 8}
+	for _, order := range list {
+		t.add(text(order.GetId()), stateCell(order), number(strconv.Itoa(int(order.GetTotalItems()))), number(amountOf(order.GetTotalValue())),
+			text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()))
+	}
+	return t
+}
+
+func (o *orders) cancelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "cancel ORDER_ID",
+		Short:             "Cancel a confirmed order",
+		Long:              "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
+		Example:           "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
+		Args:              exactly("ORDER_ID"),
+		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				reply, err := orderv1.NewOrderServiceClient(conn).CancelOrder(cmd.Context(), &orderv1.CancelOrderRequest{OrderId: args[0]})
+				if err != nil {
+					return err
+				}
+				return o.print(cmd.OutOrStdout(), reply.GetOrder())
+			})
+		},
+	}
+}

@@ -1,0 +1,159 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/contract"
+)
+
+func (o *orders) watchCommand() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "watch ORDER_ID",
+		Short: "Show each event of an order until it is settled",
+		Long: `Shows the events of an order as they are logged, each with the time since the one before, and then the
+order. It ends when the order has been decided and all events of that are there; --follow stays, for
+a cancellation perhaps.
+
+With --json each event is one line of JSON, and nothing else is printed. Exit code 1 means that the
+order was rejected.`,
+		Example: `  shop order watch 0192f6a0-0000-7000-8000-000000000001
+  shop order watch 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .routing_key`,
+		Args:              exactly("ORDER_ID"),
+		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.gateway.with(func(conn *grpc.ClientConn) error { return o.watch(cmd, conn, args[0], follow) })
+		},
+	}
+	cmd.Flags().BoolVar(&follow, "follow", false, "go on until Ctrl-C")
+	return cmd
+}
+
+// patience is how long nothing is said of an order that has no events.
+const patience = 3 * time.Second
+
+// watch shows the events of an order as they are logged, to its end or without one.
+func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
+	client := orderv1.NewOrderServiceClient(conn)
+	known, err := find(cmd.Context(), client, id)
+	if err != nil {
+		return err
+	}
+	w := &watcher{out: cmd.OutOrStdout(), asJSON: o.asJSON, logged: map[string]bool{}, state: known.GetState()}
+	w.screen = screenOf(w.out)
+	f := follower{
+		client: loggingv1.NewEventLogServiceClient(conn), gateway: &o.gateway, notes: cmd.ErrOrStderr(),
+		request: &loggingv1.StreamEventsRequest{OrderId: id},
+	}
+	silent := time.AfterFunc(patience, func() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", printable(id))
+	})
+	defer silent.Stop()
+	err = f.run(cmd.Context(), func(event *loggingv1.Event) error {
+		silent.Stop()
+		if err := w.show(event); err != nil || forever || !w.over() {
+			return err
+		}
+		return errEnough
+	})
+	if err != nil {
+		return err
+	}
+	if known, err = find(cmd.Context(), client, id); err != nil {
+		return err
+	}
+	if !o.asJSON {
+		fmt.Fprintln(w.out)
+		if err := o.print(w.out, known); err != nil {
+			return err
+		}
+	}
+	if known.GetState() == orderv1.Order_REJECTED {
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(known))
+		return ExitCode(1)
+	}
+	return nil
+}
+
+// find reads an order; nil where it has not been decided, or the order service is away: its events may be there all the
+// same.
+func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
+	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
+	if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
+		return nil, nil
+	}
+	return reply.GetOrder(), err
+}
+
+// watcher writes the events of one order, and knows which there must be.
+type watcher struct {
+	out    io.Writer
+	screen screen
+	asJSON bool
+	state  orderv1.Order_State // when the watch began
+	logged map[string]bool     // by routing key
+	last   time.Time
+}
+
+// show writes one event.
+func (w *watcher) show(event *loggingv1.Event) error {
+	w.logged[event.GetRoutingKey()] = true
+	if w.asJSON {
+		return printLine(w.out, event)
+	}
+	at, since := event.GetPublishedAt().AsTime(), ""
+	if !w.last.IsZero() {
+		since = fmt.Sprintf("%+d ms", at.Sub(w.last).Milliseconds())
+	}
+	w.last = at
+	w.screen.stream(
+		[]cell{{text: at.Local().Format(clockLayout), colour: dim}, number(since), {text: event.GetRoutingKey(), colour: keyColour(event)}, text("by " + event.GetSource()), problem(event)},
+		[]int{len(clockLayout), len("+12345 ms"), keyWidth(), sourceWidth + len("by "), 0})
+	return nil
+}
+
+// problem is what an event says that went wrong.
+func problem(event *loggingv1.Event) cell {
+	if event.GetStatus() == loggingv1.Event_error {
+		return payloadCell(event)
+	}
+	fields := event.GetPayload().GetFields()
+	return text(strings.TrimSpace(fields["reason"].GetStringValue() + " " + fields["detail"].GetStringValue()))
+}
+
+// over says whether the order is at an end, and all events that lead there have been logged. They may be logged in
+// another order than they happened.
+func (w *watcher) over() bool {
+	switch has := w.has; {
+	case has(&eventsv1.OrderCancelled{}):
+		return has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
+	case w.state == orderv1.Order_CANCELLED:
+		return false
+	case has(&eventsv1.OrderRejected{}):
+		return has(&eventsv1.OrderPlaced{})
+	}
+	return w.has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
+}
+
+// has says whether all of these have been logged.
+func (w *watcher) has(events ...proto.Message) bool {
+	for _, m := range events {
+		if event, ok := contract.EventOf(m); !ok || !w.logged[event.RoutingKey] {
+			return false
+		}
+	}
+	return true
+}
