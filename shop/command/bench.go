@@ -165,7 +165,7 @@ func progressBar(out io.Writer) (show func(bench.Progress), end func()) {
 		return nil, func() {}
 	}
 	const clear = "\r\x1b[K"
-	show = func(p bench.Progress) { fmt.Fprint(out, clear, cut(progressLine(p), columns-1)) }
+	show = func(p bench.Progress) { fmt.Fprint(out, clear, fit(progressLine(p), columns-1)) }
 	return show, func() { fmt.Fprint(out, clear) }
 }
 

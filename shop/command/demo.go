@@ -35,7 +35,8 @@ func demoCommand() *cobra.Command {
 		Short: "Run the shop, send it the sample order, and show what became of it",
 		Long: `Starts a shop with fresh data on a free port, sends it the sample order, shows the events that the
 order caused and the stock before and after, and ends. Exit code 0 means all of it was as it must be.`,
-		Args: cobra.NoArgs,
+		Example: "  shop demo",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			base, err := dataDir()
 			if err != nil {

@@ -85,7 +85,7 @@ func TestExplain_IsOneLineThatSaysWhatToDo(t *testing.T) {
 		"shop up prints it and keeps it": apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED", "send it").GRPCStatus().Err(),
 		"does not know this operator":    apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "wrong").GRPCStatus().Err(),
 		"no shop answers at localhost":   status.Error(codes.Unavailable, "connection error: desc = \"transport: …\""),
-		"has not answered within 15s":    status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
+		"has not answered in time":       status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
 		"logging service is not there":   apierror.Unavailable("SERVICE_UNAVAILABLE", 1, "logging service is not there").GRPCStatus().Err(),
 		"two lines":                      status.Error(codes.Internal, "two\nlines"),
 	} {

@@ -17,7 +17,8 @@ func downCommand() *cobra.Command {
 		Long: `Stops the servers that shop started under .shop in this workspace, also those that a crash left
 behind, and deletes their data. A shop that runs on them is asked to end first. Servers that
 DATABASE_URL and AMQP_URL name are left alone, and so are installed packages.`,
-		Args: cobra.NoArgs,
+		Example: "  shop down",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if dir != "" {
 				return stack.Down(dir)

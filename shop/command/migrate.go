@@ -16,7 +16,8 @@ func migrateCommand() *cobra.Command {
 		Short: "Bring the schemas of DATABASE_URL to their newest form",
 		Long: `Applies the migrations that the database at DATABASE_URL does not have yet, schema by schema. Every
 service does this for its own schema when it starts; this is for those who want it done before.`,
-		Args: cobra.NoArgs,
+		Example: "  DATABASE_URL=postgres://postgres@localhost/shopdb shop migrate",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			url := os.Getenv("DATABASE_URL")
 			if url == "" {

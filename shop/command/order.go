@@ -94,8 +94,10 @@ rejected or could not be placed.`,
 	flags.BoolVar(&p.watch, "watch", false, "show each event of the order until it is settled")
 	for _, needed := range []string{"name", "email", "item"} {
 		_ = cmd.MarkFlagRequired(needed) // they are there
-		completeFlag(cmd, needed, cobra.NoFileCompletions)
 	}
+	completeFlag(cmd, "name", cobra.NoFileCompletions)
+	completeFlag(cmd, "email", cobra.NoFileCompletions)
+	completeFlag(cmd, "item", o.gateway.complete(productNames))
 	return cmd
 }
 
@@ -146,8 +148,9 @@ func rejection(order *orderv1.Order) string {
 		return "there is no such product (UNKNOWN_PRODUCT); shop inventory list shows which there are"
 	case eventsv1.OrderRejected_PRICE_CHANGED:
 		return "its price has changed (PRICE_CHANGED); shop inventory list shows the prices"
+	default:
+		return order.GetReason().String()
 	}
-	return order.GetReason().String()
 }
 
 // orderItems reads PRODUCT and PRODUCT=QUANTITY. The catalogue is asked for names alone, so that an order by ids needs

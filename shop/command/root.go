@@ -44,7 +44,6 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 			root.AddCommand(cmd)
 		}
 	}
-	root.InitDefaultCompletionCmd()
 	strict(root)
 	return root
 }
