@@ -11,7 +11,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/errgroup"
 
 	"shop.example/platform/crash"
 )
@@ -21,19 +20,22 @@ const drainTimeout = 5 * time.Second
 
 // ConsumerOptions bound what a consumer holds.
 type ConsumerOptions struct {
-	Batch   int // messages handed to a handler at once, at most; 200 where it is 0
-	Workers int // batches handled at the same time; 1 where it is 0
+	Batch int // messages handed to a handler at once, at most; 200 where it is 0
+	// Linger is how long a batch that is not full waits for more messages after its first one. What a batch costs, a
+	// transaction above all, is then shared by more of them.
+	Linger time.Duration
 }
 
-// Consumer takes messages from one queue in batches, hands them to the handlers of their types and settles them.
+// Consumer takes messages from one queue in batches, hands them to the handlers of their types and settles them, one
+// batch after the other: two at a time would each be half as large, and meet in the same rows.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
 	queue    string
 	batch    int
-	workers  int
+	linger   time.Duration
 	dispatch dispatcher
-	attached atomic.Int32
+	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
 }
 
@@ -42,15 +44,12 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	if o.Batch == 0 {
 		o.Batch = 200
 	}
-	if o.Workers == 0 {
-		o.Workers = 1
-	}
-	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, workers: o.Workers, dispatch: newDispatcher(handlers)}
+	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, dispatch: newDispatcher(handlers)}
 }
 
-// Ready is nil while every worker is attached to the queue and no dependency of the handlers is down.
+// Ready is nil while it is attached to the queue and no dependency of the handlers is down.
 func (c *Consumer) Ready(context.Context) error {
-	if n := int(c.attached.Load()); n < c.workers {
+	if !c.attached.Load() {
 		return fmt.Errorf("consumer of queue %s is not attached", c.queue)
 	}
 	if err := c.down.Load(); err != nil {
@@ -61,11 +60,7 @@ func (c *Consumer) Ready(context.Context) error {
 
 // Run consumes until ctx ends. A batch in hand then has 5 s to finish; what was not begun goes back to the queue.
 func (c *Consumer) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for range c.workers {
-		g.Go(func() error { return c.conn.each(ctx, "consumer of "+c.queue, c.session) })
-	}
-	return g.Wait()
+	return c.conn.each(ctx, "consumer of "+c.queue, c.session)
 }
 
 // session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
@@ -84,8 +79,8 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	if err != nil {
 		return fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
-	c.attached.Add(1)
-	defer c.attached.Add(-1)
+	c.attached.Store(true)
+	defer c.attached.Store(false)
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -94,7 +89,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 
 	ready := buffered(deliveries, 2*c.batch)
 	for {
-		batch := gather(ctx, ready, c.batch)
+		batch := gather(ctx, ready, c.batch, c.linger)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
 				return nil
@@ -125,9 +120,9 @@ func buffered(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
 	return out
 }
 
-// gather waits for one delivery and takes what else is there, up to most. It returns nothing when ctx has ended or the
-// channel has closed.
-func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int) []amqp.Delivery {
+// gather waits for one delivery and takes what else is there or comes within linger, up to most. It returns nothing when
+// ctx has ended or the channel has closed.
+func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int, linger time.Duration) []amqp.Delivery {
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -141,14 +136,23 @@ func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int) []am
 		}
 		batch = append(make([]amqp.Delivery, 0, 1+min(len(deliveries), most-1)), d)
 	}
+	var enough <-chan time.Time
+	if linger > 0 {
+		enough = time.After(linger)
+	}
 	for len(batch) < most {
+		if linger <= 0 && len(deliveries) == 0 {
+			break
+		}
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
 				return nil // the channel is gone, and with it the right to acknowledge
 			}
 			batch = append(batch, d)
-		default:
+		case <-enough:
+			return batch
+		case <-ctx.Done():
 			return batch
 		}
 	}

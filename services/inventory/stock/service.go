@@ -36,6 +36,9 @@ const (
 	callers = 4
 )
 
+// linger is how long a batch of messages waits for more. Nobody waits for what they ask for: the stock is held already.
+const linger = 20 * time.Millisecond
+
 // Config is the configuration of the service. The tags are those of github.com/caarlos0/env.
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required"`
@@ -116,7 +119,8 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
-	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue, messaging.ConsumerOptions{}, w.handlers(publisher)...)
+	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue,
+		messaging.ConsumerOptions{Linger: linger}, w.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 

@@ -47,6 +47,8 @@ const (
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
 	// stand in the log as they stood in the queue.
 	batch = 500
+	// linger is how long a batch waits for more events: whoever looks at the log sees them that much later.
+	linger = 20 * time.Millisecond
 )
 
 // Service is the logging service.
@@ -113,7 +115,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.pub = publisher
 
 	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
-		messaging.ConsumerOptions{Batch: batch}, messaging.HandleRaw(s.logEvents))
+		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleRaw(s.logEvents))
 	s.Go("consumer", events.Run)
 	s.Check("consumer", events.Ready)
 	deadLetters := messaging.NewConsumer(consume, s.pub, messaging.DeadLetterQueue,

@@ -42,8 +42,6 @@ const (
 	// batch is how many placed orders are decided and stored together, at most. A transaction costs the same for one
 	// order as for many; beyond this the batch gains little and its orders wait longer.
 	batch = 200
-	// workers is how many batches are in hand at once: while one waits for inventory, another is stored.
-	workers = 2
 )
 
 // Service is the order service.
@@ -114,7 +112,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("replies", calls.Ready)
 
 	consumer := messaging.NewConsumer(consume, publisher, messaging.OrderQueue,
-		messaging.ConsumerOptions{Batch: batch, Workers: workers}, messaging.Handle(s.place))
+		messaging.ConsumerOptions{Batch: batch}, messaging.Handle(s.place))
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
