@@ -14,7 +14,7 @@ BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --ve
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- Run -------------------------------------------------------------------------------------------------------------
 
@@ -91,6 +91,12 @@ fuzz: .bin/shop ## Send nonsense to every call and decoder, each for FUZZ_DURATI
 	done
 	@FUZZ_DURATION=$${FUZZ_DURATION:-1m} .bin/shop exec --fast -- go test -v -run '^TestFuzz_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/fuzz.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: screenshots
+screenshots: .bin/shop ## Take the pictures of the front page in docs/images again (needs Chromium)
+	@mkdir -p docs/images
+	@SCREENSHOTS=$(CURDIR)/docs/images .bin/shop exec --fast -- go test -run '^TestPage_FitsEveryScreen$$' -count=1 ./e2e >/dev/null
+	@ls -l docs/images
 
 # --- Change ----------------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ var built string // the folder of the binaries, to be removed
 
 func TestMain(m *testing.M) {
 	m.Run()
+	endBrowser()
 	if built != "" {
 		_ = os.RemoveAll(built)
 	}

@@ -33,7 +33,7 @@ func (s *rest) addControls(controls []Control, guard *access, stopping <-chan st
 			return fmt.Errorf("adding %s %s: %w", c.Method, c.Path, err)
 		}
 	}
-	s.page = newPage(s.routes)
+	s.front.Describe(directory(s.routes), len(controls) > 0)
 	return nil
 }
 

@@ -2,20 +2,12 @@ package edge
 
 import (
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 )
 
-// servePage says where things are.
-func (s *rest) servePage(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, s.page)
-}
-
-// newPage lists the routes by their paths.
-func newPage(routes map[string]*route) string {
+// directory says where things are: it lists the routes by their paths.
+func directory(routes map[string]*route) string {
 	var lines []string
 	for call := range routes {
 		method, path, _ := strings.Cut(call, " ")

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/gateway/page"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -43,8 +44,8 @@ type rest struct {
 	mux      *runtime.ServeMux
 	routes   map[string]*route // by method and path template: "POST /v1/orders"
 	observer *observer
+	front    *page.Page
 	sse      *sse
-	page     string
 }
 
 // route is one way to call the API.
@@ -86,8 +87,11 @@ func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) 
 			return nil, err
 		}
 	}
-	s.page = newPage(s.routes)
 	s.sse = &sse{conn: conn, mux: s.mux, codec: json, stopping: stopping, heartbeat: heartbeat, patience: readerPatience}
+	if s.front, err = page.New(conn); err != nil {
+		return nil, err
+	}
+	s.front.Describe(directory(s.routes), false)
 	ctx := context.Background()
 	if err := errors.Join(
 		checkoutv1.RegisterCheckoutServiceHandlerClient(ctx, s.mux, checkoutv1.NewCheckoutServiceClient(conn)),
@@ -97,7 +101,7 @@ func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) 
 		loggingv1.RegisterEventLogServiceHandlerClient(ctx, s.mux, loggingv1.NewEventLogServiceClient(conn)),
 		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
 		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
-		s.mux.HandlePath(http.MethodGet, "/", s.servePage),
+		s.front.Register(s.mux),
 		handleDocs(s.mux),
 		s.handleStreams(), // in place of what grpc-gateway makes of them
 	); err != nil {

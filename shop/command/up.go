@@ -89,6 +89,9 @@ type running struct {
 func (s *running) greeting() string {
 	return fmt.Sprintf(`The shop is open at %s until Ctrl-C. Operator token: %s
 
+  The front page, as a customer:   %[1]s
+  and as an operator:              %[1]s/#token=%[2]s
+
   curl -s %[1]s/v1/inventory
   grpcurl -plaintext %[3]s list`, s.url, s.cfg.OperatorToken, strings.TrimPrefix(s.url, "http://"))
 }

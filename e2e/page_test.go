@@ -1,0 +1,454 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/browser"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// The way of a confirmed order, as the timeline has it.
+var confirmedWay = []string{"shop.order.placed", "shop.order.confirmed", "shop.inventory.decrement.quantity"}
+
+// operatorLink is the address of the front page as an operator opens it.
+func (s *shop) operatorLink() string { return s.url + "/#token=" + operatorToken }
+
+// order fills in the form for n pieces of a product and sends it.
+func (b *tab) order(productID, n string) {
+	b.Helper()
+	b.fill(`[name="quantity.`+productID+`"]`, n)
+	b.fill("#customer_name", "Ada")
+	b.fill("#customer_email", "ada@example.org")
+	b.click("#place")
+}
+
+// way waits until the timeline has exactly these events, each once.
+func (b *tab) way(keys ...string) {
+	b.Helper()
+	b.until(fmt.Sprintf(`[...document.querySelectorAll('#timeline [data-key]')].map((row) => row.dataset.key).sort().join() === %q.split(',').sort().join()`,
+		strings.Join(keys, ",")))
+}
+
+func TestPage_AnOrderIsSeenConfirmedOnItsWay(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.url)
+	b.order("5", "3")
+	b.text("#slip-state", "CONFIRMED")
+	b.text("#slip-contents", "3 pieces, 105.00 USD")
+	b.until("document.querySelector('.token')") // something is seen to move
+	b.way(confirmedWay...)
+	b.text(`#timeline [data-key="shop.order.placed"]`, "from gateway, attempt 1, trace ")
+	b.text(`[data-id="5"] [data-stock=on_hand]`, "147")
+	b.text("#own", "3 pieces")
+
+	b.click("#cancel")
+	b.text("#slip-state", "CANCELLED")
+	b.way(append(confirmedWay, "shop.order.cancelled")...)
+	b.text(`[data-id="5"] [data-stock=on_hand]`, "150")
+	if eval[bool](b, "document.getElementById('log').checkVisibility()") {
+		t.Error("a customer sees the event log")
+	}
+	if shift := eval[float64](b, layoutShift); shift > 0.02 {
+		t.Errorf("the layout has jumped by %.3f", shift)
+	}
+}
+
+// layoutShift adds up what moved without anybody having asked for it.
+const layoutShift = `new Promise((resolve) => {
+	new PerformanceObserver((list) => resolve(list.getEntries().filter((e) => !e.hadRecentInput).reduce((sum, e) => sum + e.value, 0)))
+		.observe({type: 'layout-shift', buffered: true});
+	setTimeout(resolve, 500, 0);
+})`
+
+func TestPage_RefusalsSayWhatIsWrongWhereItIs(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.url)
+	b.mayComplain("status of 400") // the browser notes every such answer
+	b.click("#place")
+	b.text("#customer_name-error", "must be at least 1 character")
+	b.text("#customer_email-error", "valid email address")
+	b.text("#outcome", "The basket is empty")
+	if focus := eval[string](b, "document.activeElement.id"); focus != "customer_name" {
+		t.Errorf("the focus is on %q, not on the first field that is wrong", focus)
+	}
+	b.order("1", "100001")
+	b.text("#quantity-1-error", "must be")
+	b.order("1", "51")
+	b.text("#slip-state", "REJECTED")
+	b.text("#slip-detail", "not everything in it is in stock any more")
+
+	// The price in the page is older than the catalogue's, by the moment that a person takes to order.
+	eval[any](b, "document.dispatchEvent(new Event('visibilitychange'))")
+	change := s.call(t, http.MethodPatch, "/v1/inventory/2", `{"price":{"currency_code":"USD","units":"501"}}`, "Authorization", "Bearer "+operatorToken)
+	if change.code != http.StatusOK {
+		t.Fatalf("changing a price: %d %s", change.code, change.body)
+	}
+	b.text(`[data-id="2"]`, "501.00 USD")
+}
+
+func TestPage_TheOrderFormWorksWithoutScripts(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.url, withoutScripts())
+	b.mayComplain("status of 422")
+	b.fill(`[name="quantity.5"]`, "3")
+	b.fill(`[name="quantity.6"]`, "4")
+	b.fill("#customer_email", "no address")
+	b.click("#place")
+	b.text("#customer_name-error", "must be at least 1 character")
+	b.text("#customer_email-error", "valid email address")
+	if kept := eval[string](b, `document.querySelector('[name="quantity.6"]').value + document.getElementById('customer_email').value`); kept != "4no address" {
+		t.Errorf("the form has kept %q", kept)
+	}
+	b.fill("#customer_name", "Ada")
+	b.fill("#customer_email", "ada@example.org")
+	b.click("#place")
+	b.text(".stamp", "CONFIRMED") // the page looks again by itself until then
+	b.text(".slip", "7 pieces, 205.00 USD")
+	if stock := s.settled(t); stock["Laptop Stand"].OnHand != 147 || stock["Mouse Pad"].OnHand != 196 {
+		t.Errorf("stock %+v", stock)
+	}
+
+	// A form that is sent twice is one order.
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	send := func(form url.Values) (location string) {
+		res, err := client.PostForm(s.url+"/orders", form)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusSeeOther {
+			t.Fatalf("the form is answered with %s", res.Status)
+		}
+		return res.Header.Get("Location")
+	}
+	form := url.Values{"customer_name": {"Ada"}, "customer_email": {"ada@example.org"}, "quantity.1": {"2"}, "price.1": {"100000 USD"}, "idempotency_key": {"a form of the tests"}}
+	first := send(form)
+	s.decided(t, "/v1"+first)
+	if again := send(form); again != first {
+		t.Errorf("sent twice it is %s and %s", first, again)
+	}
+	form.Set("price.1", "99900 USD")
+	form.Set("idempotency_key", "another")
+	if o := s.decided(t, "/v1"+send(form)); o.Reason != "PRICE_CHANGED" {
+		t.Errorf("with a price that is not the catalogue's the order is %s %s", o.State, o.Reason)
+	}
+}
+
+// tabTo presses Tab until the focus is on the element.
+func (b *tab) tabTo(selector string) {
+	b.Helper()
+	for range 80 {
+		b.press(kb.Tab)
+		if eval[bool](b, fmt.Sprintf("document.activeElement?.matches(%q)", selector)) {
+			return
+		}
+	}
+	b.Fatalf("Tab does not get to %s", selector)
+}
+
+func TestPage_IsUsedByKeyboardAlone(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.operatorLink())
+	b.press(kb.Tab)
+	b.until("document.activeElement.matches('.skip')")
+	b.press(kb.Enter)
+	b.tabTo(`[name="quantity.2"]`)
+	b.press(kb.ArrowUp, kb.ArrowUp)
+	b.tabTo("#customer_name")
+	b.press("Ada")
+	b.tabTo("#customer_email")
+	b.press("ada@example.org", kb.Enter)
+	b.text("#slip-state", "CONFIRMED")
+	b.text("#slip-contents", "2 pieces")
+	b.until("!document.getElementById('cancel').disabled")
+	b.tabTo("#cancel")
+	if outline := eval[string](b, "getComputedStyle(document.activeElement).outlineStyle"); outline != "solid" {
+		t.Errorf("the focus is not seen: outline %s", outline)
+	}
+	b.press(kb.Enter)
+	b.text("#slip-state", "CANCELLED")
+	b.tabTo("#log-rows summary")
+	b.press(kb.Enter)
+	b.until("document.querySelector('#log-rows details[open] pre')")
+}
+
+func TestPage_OperatorsSeeTheLogLiveAndFiltered(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.operatorLink())
+	b.text("#role", "operator")
+	if address := eval[string](b, "location.href"); strings.Contains(address, "token") {
+		t.Errorf("the token stays in the address: %s", address)
+	}
+	location := s.place(t, 1, 1)
+	id := strings.TrimPrefix(location, "/v1/orders/")
+	rows := func(key string) string {
+		return fmt.Sprintf(`[...document.querySelectorAll('#log-rows .key')].filter((e) => e.textContent === %q).length`, key)
+	}
+	b.until(rows("shop.order.placed") + " === 1 && " + rows("shop.stock.changed") + " === 2")
+
+	b.fill("#log-key", "shop.order.*")
+	b.fill("#log-order", id)
+	b.press(kb.Enter)
+	b.until("document.querySelectorAll('#log-rows details').length === 2")
+	s.decided(t, s.place(t, 1, 1)) // of another order
+	if a := s.call(t, http.MethodPost, location+":cancel", "{}"); a.code != http.StatusOK {
+		t.Fatalf("cancelling: %d %s", a.code, a.body)
+	}
+	b.until(rows("shop.order.cancelled") + " === 1")
+	b.until("document.querySelectorAll('#log-rows details').length === 3")
+
+	b.click("#log-pause")
+	b.fill("#log-key", "")
+	b.fill("#log-order", "")
+	b.click("#log-filter button")
+	b.text("#log-state", "paused, ")
+	b.until("document.querySelectorAll('#log-rows details').length === 0")
+	b.click("#log-pause")
+	b.until(rows("shop.order.placed") + " === 2")
+
+	if err := chromedp.Do(b.ctx, allowClipboard(s.url)); err != nil {
+		t.Fatal(err)
+	}
+	eval[any](b, `[...document.querySelectorAll('#log-rows details')].find((row) => row.textContent.includes('shop.order.placed')).open = true`)
+	b.text("#log-rows pre", `"customer_name": "Ada"`)
+	b.click("#log-rows .actions button")
+	want := `grpcurl -plaintext -d '{"order_id":"` + id + `"}' ` + strings.TrimPrefix(s.url, "http://") + " shop.logging.v1.EventLogService/ListEvents"
+	if got := eval[string](b, "navigator.clipboard.readText()"); got != want {
+		t.Errorf("copied %s\nwant   %s", got, want)
+	}
+}
+
+// allowClipboard lets the pages of an origin use the clipboard.
+func allowClipboard(origin string) action {
+	return chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
+		for _, name := range []string{"clipboard-read", "clipboard-write"} {
+			_, err := chromedp.CallBrowser(ctx, browser.SetPermission, browser.SetPermissionParams{
+				Permission: &browser.PermissionDescriptor{Name: name}, Setting: browser.PermissionSettingGranted, Origin: origin,
+				BrowserContextID: chromedp.FromContext(ctx).BrowserContextID,
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func TestPage_AWrongTokenMakesNobodyAnOperator(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.url+"/#token=guess")
+	b.mayComplain("status of 401")
+	b.text("#operator-hint", "not valid here")
+	b.text("#role", "customer")
+	if kept := eval[any](b, "sessionStorage.getItem('shop.token')"); kept != nil {
+		t.Errorf("the tab has kept %v", kept)
+	}
+}
+
+func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fleetOptions{})
+	f.up(t)
+	b := browse(t, f.operatorLink())
+	b.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "status of 503")
+	b.order("1", "1")
+	b.way(confirmedWay...)
+	gateway := f.replicas["gateway"][0]
+	gateway.kill()
+	b.text("#connection", "reconnecting")
+	// What happens while nobody can tell the page:
+	conn, err := grpc.NewClient(f.replicas["order"][0].addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	id := eval[string](b, "document.getElementById('slip-id').title")
+	if _, err := orderv1.NewOrderServiceClient(conn).CancelOrder(t.Context(), &orderv1.CancelOrderRequest{OrderId: id}); err != nil {
+		t.Fatal(err)
+	}
+	gateway.start(t)
+	gateway.waitReady(t)
+	b.way(append(confirmedWay, "shop.order.cancelled")...)
+	b.text("#slip-state", "CANCELLED")
+	b.text("#connection", "live")
+	b.until(`[...document.querySelectorAll('#log-rows .key')].filter((e) => e.textContent === 'shop.order.cancelled').length === 1`)
+	if twice := eval[int](b, `(() => { const ids = [...document.querySelectorAll('#log-rows details')].map((row) => row.dataset.id); return ids.length - new Set(ids).size; })()`); twice != 0 {
+		t.Errorf("%d events are twice in the log", twice)
+	}
+}
+
+// At 500 events/s and more the log keeps its bounds: as many rows as it may have, of the newest events, in their order.
+func TestPage_AFloodOfEventsIsBoundedAndInOrder(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.operatorLink())
+	b.until("document.getElementById('log-state').textContent.includes('events/s')")
+	for range 200 { // orders, of five events each
+		s.place(t, 2, 1)
+	}
+	s.settled(t)
+	eventually(t, func() error {
+		var log struct {
+			Events []struct {
+				ID string `json:"id"`
+			}
+		}
+		s.get(t, "/v1/events?page_size=1").json(t, &log)
+		if got := eval[string](b, "document.querySelector('#log-rows details:last-child')?.dataset.id ?? ''"); got != log.Events[0].ID {
+			return fmt.Errorf("the log shows events up to %s of %s", got, log.Events[0].ID)
+		}
+		return nil
+	})
+	ids := eval[[]string](b, "[...document.querySelectorAll('#log-rows details')].map((row) => row.dataset.id)")
+	if len(ids) != 300 {
+		t.Errorf("the log has %d rows", len(ids))
+	}
+	for i, before := 1, 0; i < len(ids); i++ {
+		id, err := strconv.Atoi(ids[i])
+		if err != nil || id <= before {
+			t.Errorf("event %s comes after event %d", ids[i], before)
+		}
+		before = id
+	}
+}
+
+func TestPage_ARaceSellsTheLastPiecesOnceEach(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	b := browse(t, s.operatorLink())
+	b.click("[data-experiment=race] button")
+	b.text("[data-experiment=race] .verdict", "It held. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
+	b.click("[data-experiment=twice] button")
+	b.text("[data-experiment=twice] .verdict", "It held. 2 deliveries of each event, 1 effect.")
+}
+
+func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	b := browse(t, s.operatorLink())
+	b.text("#dead-letters", "None waits.")
+	b.click("[data-experiment=poison] button")
+	b.text("[data-experiment=poison] .verdict", "It held. It is dead letter ")
+	b.text(".letters .letter-what", "shop.order.placed of queue order")
+	first := eval[string](b, "document.querySelector('.letters li').dataset.id")
+	b.click(".letters summary")
+	b.until("document.querySelector('.letters pre').textContent.length > 0")
+	b.click(".letters .actions button")
+	b.text("#dead-letters .outcome", "was sent to queue order again")
+	// It is poison still, and so comes back as another letter.
+	b.until("document.querySelector('.letters li[data-id]') && document.querySelector('.letters li').dataset.id !== '" + first + "'")
+	b.click(".letters .actions button:last-child")
+	b.text("#dead-letters", "None waits.")
+}
+
+func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	b := browse(t, s.operatorLink())
+	b.mayComplain("status of 404", "status of 503") // an order that has not been decided is not there; nor is the service
+	b.click("[data-service=order]")
+	b.text("[data-service=order]", "Start order")
+	b.order("1", "1")
+	b.text("#slip-detail", "It is being decided")
+	b.text("#picture .node.waiting", "1 waiting")
+	b.text("#picture .node.down", "stopped")
+	b.text("#health", "not ready")
+	b.click("[data-service=order]")
+	b.text("[data-service=order]", "Stop order")
+	b.text("#slip-state", "CONFIRMED")
+	b.way(confirmedWay...)
+}
+
+// violations are what axe-core finds against WCAG 2.2, levels A and AA, that is serious.
+const violations = `axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})
+	.then(({violations}) => violations.filter(({impact}) => ['serious', 'critical'].includes(impact))
+		.map(({id, nodes}) => id + ': ' + nodes.map((node) => node.html + ' ' + node.failureSummary).join('; ')))`
+
+func TestPage_HasNoSeriousBarrier(t *testing.T) {
+	t.Parallel()
+	axe, err := os.ReadFile("../third_party/axe-core/axe.min.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startDemo(t)
+	s.control(t, "/demo/poison", "", nil)
+	for _, scheme := range []string{"light", "dark"} {
+		b := browse(t, s.operatorLink(), preferring("prefers-color-scheme", scheme))
+		b.order("5", "3")
+		b.way(confirmedWay...)
+		b.text("#dead-letters", "shop.order.placed")
+		b.text("#health", "ready")
+		b.until("document.querySelector('#log-rows details') && document.querySelector('#breaking [data-service]')")
+		eval[any](b, "for (const row of document.querySelectorAll('#timeline details, #log-rows details:last-child, .letters details')) row.open = true")
+		b.until("document.getAnimations().length === 0 && !document.querySelector('.token, .on')")
+		id := eval[string](b, "document.getElementById('slip-id').title")
+		for _, address := range []string{"", "/orders/" + id} {
+			if address != "" {
+				b.do(chromedp.Navigate(s.url + address))
+			}
+			eval[any](b, string(axe)+"; null")
+			for _, v := range eval[[]string](b, violations) {
+				t.Errorf("%s, %s: %s", address, scheme, v)
+			}
+		}
+	}
+}
+
+// make screenshots says where they go; else they are looked at for what does not fit.
+func TestPage_FitsEveryScreen(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	for name, set := range map[string][]action{
+		"light": {preferring("prefers-color-scheme", "light")}, "dark": {preferring("prefers-color-scheme", "dark")},
+		"phone": {preferring("prefers-color-scheme", "light"), phone()}, "operator": {preferring("prefers-color-scheme", "light")},
+	} {
+		b := browse(t, s.operatorLink(), set...)
+		b.order("5", "3")
+		b.text("#slip-state", "CONFIRMED")
+		b.way(confirmedWay...)
+		b.until("document.querySelector('.token')")
+		if name == "operator" {
+			for _, experiment := range []string{"twice", "poison", "race"} {
+				b.click("[data-experiment=" + experiment + "] button")
+				b.text("[data-experiment="+experiment+"] .verdict", "It held.")
+			}
+			b.until("document.querySelector('.letters [data-id]')")
+			eval[any](b, "document.getElementById('log').scrollIntoView()")
+		}
+		if wide := eval[int](b, "document.documentElement.scrollWidth - innerWidth"); wide > 0 {
+			t.Errorf("%s: the page is %d pixels wider than the screen", name, wide)
+		}
+		if dir := os.Getenv("SCREENSHOTS"); dir != "" {
+			b.saveAs(filepath.Join(dir, name+".png"))
+		}
+	}
+}
+
+func (b *tab) saveAs(path string) {
+	b.Helper()
+	png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+	if err == nil {
+		err = os.WriteFile(path, png, 0o644)
+	}
+	if err != nil {
+		b.Fatalf("taking a screenshot: %v", err)
+	}
+}

@@ -1,0 +1,90 @@
+package edge
+
+import (
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestPage_IsForBrowsersAndMayLoadItsOwnFilesOnly(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	front := send(t, http.MethodGet, "http://"+addr+"/", "", "Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8")
+	if front.status != http.StatusOK || !strings.HasPrefix(front.header.Get("Content-Type"), "text/html") || front.header.Get("Vary") != "Accept" {
+		t.Errorf("the page: %d %v", front.status, front.header)
+	}
+	// The inventory service is away here: the page is there all the same, and says so.
+	if !strings.Contains(front.body, "The catalogue does not answer") || !strings.Contains(front.body, `name="customer_email"`) {
+		t.Errorf("the page:\n%s", front.body)
+	}
+	policy := front.header.Get("Content-Security-Policy")
+	for _, directive := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"} {
+		if !strings.Contains(policy, directive) {
+			t.Errorf("the policy lacks %s: %s", directive, policy)
+		}
+	}
+	if strings.Contains(policy, "unsafe") || front.header.Get("Cache-Control") != "no-store" || front.header.Get("Referrer-Policy") != "no-referrer" || front.header.Get("Set-Cookie") != "" {
+		t.Errorf("headers: %v", front.header)
+	}
+}
+
+// imported is what the page and its modules load.
+var imported = regexp.MustCompile(`(?:src|href)="/page/([^"]+)"|(?:from|import\() ?'\./([^']+)'`)
+
+func TestPage_EveryFileThatItNamesIsThereAndKeptUntilItChanges(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	base := "http://" + addr
+	seen := map[string]bool{}
+	unread := []string{send(t, http.MethodGet, base+"/", "", "Accept: text/html").body}
+	for len(unread) > 0 {
+		text := unread[0]
+		unread = unread[1:]
+		for _, found := range imported.FindAllStringSubmatch(text, -1) {
+			name := found[1] + found[2]
+			if seen[name] {
+				continue
+			}
+			seen[name] = true
+			file := send(t, http.MethodGet, base+"/page/"+name, "")
+			if file.status != http.StatusOK || file.header.Get("Cache-Control") != "no-cache" {
+				t.Errorf("%s: %d %v", name, file.status, file.header)
+			}
+			again := send(t, http.MethodGet, base+"/page/"+name, "", "If-None-Match: "+file.header.Get("ETag"))
+			if again.status != http.StatusNotModified || again.body != "" {
+				t.Errorf("%s once more: %d %q", name, again.status, again.body)
+			}
+			unread = append(unread, file.body)
+		}
+	}
+	if len(seen) < 10 {
+		t.Errorf("the page loads %v", seen)
+	}
+	for _, path := range []string{"/page/none.js", "/page/", "/page/../page.go"} {
+		if got := send(t, http.MethodGet, base+path, ""); got.status != http.StatusNotFound {
+			t.Errorf("GET %s: %d", path, got.status)
+		}
+	}
+}
+
+func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	for order, want := range map[string]struct {
+		status int
+		text   string
+		again  bool // whether the browser is to look again
+	}{
+		storedOrder:  {http.StatusOK, "Your order is confirmed", false},
+		missingOrder: {http.StatusOK, "is deciding it", true},
+		lockedOrder:  {http.StatusOK, "is deciding it", true},
+		"1":          {http.StatusNotFound, "no order&#39;s address", false},
+	} {
+		got := send(t, http.MethodGet, "http://"+addr+"/orders/"+order, "")
+		text := strings.ReplaceAll(got.body, "'", "&#39;")
+		if got.status != want.status || !strings.Contains(text, want.text) || strings.Contains(text, `http-equiv="refresh"`) != want.again {
+			t.Errorf("%s: %d\n%s", order, got.status, got.body)
+		}
+	}
+}

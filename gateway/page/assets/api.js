@@ -1,0 +1,66 @@
+// Calls of the shop's REST API, and who is calling.
+
+const tokenKey = 'shop.token';
+let token = sessionStorage.getItem(tokenKey);
+
+// takeToken moves an operator token from the address into this tab, where it stays until the tab is closed. The
+// address is cleaned at once, so that the token is neither bookmarked nor shared.
+export function takeToken() {
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const given = fragment.get('token');
+  if (!given) return;
+  token = given;
+  sessionStorage.setItem(tokenKey, given);
+  fragment.delete('token');
+  history.replaceState(null, '', location.pathname + location.search + (fragment.size ? '#' + fragment : ''));
+}
+
+export function forgetToken() {
+  token = null;
+  sessionStorage.removeItem(tokenKey);
+}
+
+export const hasToken = () => token !== null;
+
+export const authorization = () => (token ? {Authorization: `Bearer ${token}`} : {});
+
+// Refusal is an answer that is an error. status is 0 where there was no answer.
+export class Refusal extends Error {
+  constructor(status, body, retryAfter) {
+    super(body?.message || (status ? `the shop answered with ${status}` : 'the shop cannot be reached'));
+    this.status = status;
+    this.retryAfter = retryAfter;
+    const details = body?.details ?? [];
+    this.reason = details.find((d) => d.reason)?.reason ?? '';
+    this.violations = details.flatMap((d) => d.field_violations ?? d.fieldViolations ?? []);
+  }
+
+  // passing says that the same call may well succeed later.
+  get passing() { return this.status === 0 || this.status === 429 || this.status >= 500; }
+}
+
+// call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after 10 s.
+export async function call(method, path, {body, headers = {}, operator = false} = {}) {
+  let response;
+  let answer;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: {
+        ...(body === undefined ? {} : {'Content-Type': 'application/json'}),
+        ...(operator ? authorization() : {}),
+        ...headers,
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      cache: 'no-store',
+      signal: AbortSignal.timeout(10_000),
+    });
+    answer = await response.json().catch(() => null);
+  } catch {
+    throw new Refusal(0);
+  }
+  if (!response.ok) throw new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
+  return answer;
+}
+
+export const asOperator = (method, path, body) => call(method, path, {body, operator: true});

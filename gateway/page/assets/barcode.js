@@ -1,0 +1,26 @@
+// The barcode on the slip: Code 39 of the order's short id. It can be scanned.
+import {s} from './dom.js';
+
+// Each character is five bars and four gaps, three of them wide: n narrow, w wide.
+const patterns = {
+  0: 'nnnwwnwnn', 1: 'wnnwnnnnw', 2: 'nnwwnnnnw', 3: 'wnwwnnnnn', 4: 'nnnwwnnnw', 5: 'wnnwwnnnn', 6: 'nnwwwnnnn', 7: 'nnnwnnwnw',
+  8: 'wnnwnnwnn', 9: 'nnwwnnwnn', A: 'wnnnnwnnw', B: 'nnwnnwnnw', C: 'wnwnnwnnn', D: 'nnnnwwnnw', E: 'wnnnwwnnn', F: 'nnwnwwnnn',
+  '*': 'nwnnwnwnn',
+};
+const widths = {n: 1, w: 2.5};
+
+// draw draws the characters 0 to 9 and A to F of text into an svg element.
+export function draw(svg, text) {
+  const bars = [];
+  let x = 0;
+  for (const character of `*${text.toUpperCase()}*`) {
+    [...(patterns[character] ?? '')].forEach((element, i) => {
+      if (i % 2 === 0) bars.push(s('rect', {x, y: 0, width: widths[element], height: 24}));
+      x += widths[element];
+    });
+    x += 1;
+  }
+  svg.setAttribute('viewBox', `0 0 ${x - 1} 24`);
+  svg.setAttribute('preserveAspectRatio', 'none');
+  svg.replaceChildren(...bars);
+}

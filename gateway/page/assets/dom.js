@@ -1,0 +1,74 @@
+// Elements and texts. Text is always put in as text: nothing here, or elsewhere, makes HTML of a string.
+
+export const $ = (id) => document.getElementById(id);
+
+// h makes an element: h('button', {type: 'button', onclick: f}, 'Cancel').
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, '');
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+// s makes an SVG element.
+export function s(tag, attributes = {}, ...children) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+// setText changes an element's text only where it differs, so that live regions do not speak for nothing.
+export function setText(element, text) {
+  text = String(text);
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// short is the part of an order's id that people read to each other. Ids begin with the time, and so with the same.
+export const short = (id) => (id || '').slice(-8);
+
+const clockFormat = new Intl.DateTimeFormat('en-GB', {hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3});
+export const clock = (time) => clockFormat.format(new Date(time));
+
+// duration is milliseconds for people.
+export function duration(ms) {
+  if (ms < 1) return '<1 ms';
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  return `${Math.round(ms / 60_000)} min`;
+}
+
+// minor is an amount of money in hundredths.
+export const minor = (money) => Number(money?.units ?? 0) * 100 + (money?.nanos ?? 0) / 1e7;
+
+export const price = (hundredths, currency) =>
+  `${Math.floor(hundredths / 100)}.${String(hundredths % 100).padStart(2, '0')} ${currency}`;
+
+export const plural = (n, one, many = one + 's') => `${n} ${n === 1 ? one : many}`;
+
+// copy puts text on the clipboard and says so on the button.
+export async function copy(button, text) {
+  const label = button.dataset.label ??= button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = 'Copied';
+  } catch {
+    window.prompt('Copy this:', text); // no clipboard outside localhost and https
+  }
+  setTimeout(() => { button.textContent = label; }, 1500);
+}
+
+// quoted makes text one word of a shell.
+export const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+// grpcurl is the command that makes a call over gRPC. The token stays where it is: the command reads $TOKEN.
+export function grpcurl(method, request, operator) {
+  const words = ['grpcurl -plaintext'];
+  if (operator) words.push('-H "Authorization: Bearer $TOKEN"');
+  words.push('-d', quoted(JSON.stringify(request)), location.host || 'localhost:3000', method);
+  return words.join(' ');
+}

@@ -1,0 +1,172 @@
+// The event log, live. Rows are added once a frame, however many events have come, and only so many are kept.
+import {asOperator, Refusal} from './api.js';
+import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
+import {open} from './stream.js';
+
+const mostRows = 300;
+const history = 100; // events that are shown from before
+const rateWindow = 5000; // ms
+
+const rows = $('log-rows');
+let stream = null;
+let waiting = []; // events without a row yet, the oldest first
+let frame = 0;
+let paused = false;
+let skipped = 0; // events that came while the log was paused, and have no place any more
+let arrivals = []; // {at, count}
+let state = 'connecting';
+let filter = {routing_key: '', order_id: ''};
+let seen = () => {};
+let report = () => {};
+
+export function start({onState, onEvent}) {
+  report = onState;
+  seen = onEvent;
+  $('log-filter').addEventListener('submit', (event) => {
+    event.preventDefault();
+    filter = {routing_key: $('log-key').value.trim(), order_id: $('log-order').value.trim()};
+    restart();
+  });
+  $('log-pause').addEventListener('click', pause);
+  $('log-copy').addEventListener('click', (event) => copy(event.target,
+    grpcurl('shop.logging.v1.EventLogService/StreamEvents', filled(filter), !filter.order_id)));
+  rows.addEventListener('toggle', (event) => expand(event.target), true);
+  setInterval(describe, 1000);
+  restart();
+}
+
+const filled = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value));
+
+async function restart() {
+  stream?.stop();
+  stream = null;
+  waiting = [];
+  rows.replaceChildren();
+  const mine = filter;
+  let after;
+  try {
+    after = await past();
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    if (error.status === 400) {
+      const what = error.violations.map(({field, description}) => `${field} ${description}`).join('; ') || error.message;
+      setState('refused', what);
+      return;
+    }
+    // The log is away: the stream waits for it.
+  }
+  if (mine !== filter) return;
+  stream = open(`/v1/events:stream?${new URLSearchParams(filled(filter))}`, {
+    operator: true,
+    after,
+    onEvents: arrived,
+    onState: (is, status) => setState(is, status === 429 ? 'too many streams are open' : ''),
+    // After a rest the newest events are of interest, and not all that has happened since.
+    onWake: async (last) => {
+      try {
+        return await past() ?? last;
+      } catch {
+        return last;
+      }
+    },
+  });
+}
+
+// past shows the newest events and returns the id of the last.
+async function past() {
+  const mine = filter;
+  const {events} = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: history, ...filled(filter)})}`);
+  if (mine !== filter || events.length === 0) return undefined;
+  // Those of one order come the oldest first.
+  events.sort((a, b) => Number(a.id) - Number(b.id));
+  const known = Number(rows.querySelector('details:last-of-type')?.dataset.id ?? 0);
+  waiting.push(...events.filter((event) => Number(event.id) > known));
+  draw();
+  return events.at(-1).id;
+}
+
+function arrived(events) {
+  arrivals.push({at: performance.now(), count: events.length});
+  waiting.push(...events);
+  if (waiting.length > mostRows) {
+    if (paused) skipped += waiting.length - mostRows;
+    waiting = waiting.slice(-mostRows);
+  }
+  for (const event of events) seen(event);
+  if (!paused) draw();
+}
+
+function draw() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    if (paused || waiting.length === 0) return;
+    const follows = rows.scrollHeight - rows.scrollTop - rows.clientHeight < 40;
+    const fresh = waiting.map(row);
+    waiting = [];
+    const surplus = rows.childElementCount + fresh.length - mostRows;
+    for (let i = 0; i < surplus && rows.firstElementChild; i++) rows.firstElementChild.remove();
+    rows.append(...fresh);
+    if (follows) rows.scrollTop = rows.scrollHeight;
+  });
+}
+
+const events = new WeakMap(); // by row
+
+function row(event) {
+  const element = h('details', {'data-id': event.id, class: event.status === 'error' ? 'failed' : null},
+    h('summary', {},
+      h('span', {}, clock(event.published_at)), h('span', {class: 'key'}, event.routing_key), h('span', {}, event.source || 'unknown'),
+      h('span', {}, short(event.order_id) || '–'), h('span', {}, [event.status, event.error_message].filter(Boolean).join(': '))));
+  events.set(element, event);
+  return element;
+}
+
+// expand shows an event whole, when its row is opened.
+function expand(element) {
+  const event = events.get(element);
+  if (!event || !element.open || element.childElementCount > 1) return;
+  element.append(h('div', {class: 'expanded'},
+    event.error_message ? h('p', {class: 'why'}, event.error_message) : null,
+    h('p', {class: 'actions'},
+      h('button', {type: 'button', onclick: (click) => copy(click.target, asGrpcurl(event))}, 'Copy as grpcurl'),
+      h('button', {type: 'button', onclick: (click) => copy(click.target, JSON.stringify(event, null, 2))}, 'Copy JSON'),
+      event.order_id ? h('a', {href: `#order=${event.order_id}`}, 'The order’s way') : null),
+    h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event, null, 2))));
+}
+
+// asGrpcurl is the call that reads an event again: with its order, or among those of its moment.
+function asGrpcurl(event) {
+  if (event.order_id) return grpcurl('shop.logging.v1.EventLogService/ListEvents', {order_id: event.order_id}, false);
+  const end = new Date(Date.parse(event.published_at) + 1).toISOString();
+  return grpcurl('shop.logging.v1.EventLogService/ListEvents',
+    {routing_key: event.routing_key, published_after: event.published_at, published_before: end}, true);
+}
+
+function pause() {
+  paused = !paused;
+  $('log-pause').setAttribute('aria-pressed', paused);
+  $('log-pause').textContent = paused ? 'Go on' : 'Pause';
+  if (!paused && skipped > 0) {
+    rows.append(h('p', {class: 'gap'}, `${plural(skipped, 'event')} that came meanwhile are not shown`));
+    skipped = 0;
+  }
+  draw();
+  describe();
+}
+
+let why = '';
+
+function setState(is, reason = '') {
+  state = is;
+  why = reason;
+  if (is !== 'refused') report(is);
+  describe();
+}
+
+function describe() {
+  const now = performance.now();
+  arrivals = arrivals.filter(({at}) => now - at < rateWindow);
+  const rate = arrivals.reduce((sum, {count}) => sum + count, 0) / (rateWindow / 1000);
+  const words = {connecting: 'connecting', live: `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} events/s`, cut: 'reconnecting', resting: 'resting', refused: 'not possible'};
+  setText($('log-state'), [paused ? `paused, ${waiting.length + skipped} new` : words[state], why].filter(Boolean).join(': '));
+}

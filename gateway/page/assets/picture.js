@@ -1,0 +1,208 @@
+// The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
+// them. Where people prefer less motion, what a message passes lights up instead.
+import {s} from './dom.js';
+
+// A node stands at a stage of the way and in the lane of its service. On wide screens stages are columns, on narrow
+// ones rows.
+const nodes = {
+  gateway: {stage: 0, lane: 1, name: 'gateway', kind: 'REST + gRPC'},
+  exchange: {stage: 1, lane: 1, name: 'shop.topic', kind: 'exchange'},
+  'order.queue': {stage: 2, lane: 0, name: 'order', kind: 'queue'},
+  'inventory.queue': {stage: 2, lane: 1, name: 'inventory', kind: 'queue'},
+  'logging.queue': {stage: 2, lane: 2, name: 'logging', kind: 'queue'},
+  order: {stage: 3, lane: 0, name: 'order', kind: 'service'},
+  inventory: {stage: 3, lane: 1, name: 'inventory', kind: 'service'},
+  logging: {stage: 3, lane: 2, name: 'logging', kind: 'service'},
+  'order.db': {stage: 4, lane: 0, name: 'orders', kind: 'database'},
+  'inventory.db': {stage: 4, lane: 1, name: 'inventory', kind: 'database'},
+  'logging.db': {stage: 4, lane: 2, name: 'event_log', kind: 'database'},
+};
+
+// An edge can be passed in both directions; via are the corners that it turns, from its first end to its second.
+const edges = [
+  {ends: ['gateway', 'exchange']},
+  {ends: ['exchange', 'order.queue']}, {ends: ['exchange', 'inventory.queue']}, {ends: ['exchange', 'logging.queue']},
+  {ends: ['order.queue', 'order']}, {ends: ['inventory.queue', 'inventory']}, {ends: ['logging.queue', 'logging']},
+  {ends: ['order', 'order.db']}, {ends: ['inventory', 'inventory.db']}, {ends: ['logging', 'logging.db']},
+  {ends: ['order', 'inventory'], kind: 'call', label: 'CheckStock'},
+  {ends: ['order', 'exchange'], kind: 'relay', via: [[3, -0.53], [1, -0.53]], label: 'outbox relay'},
+  {ends: ['inventory', 'exchange'], kind: 'relay', via: [[3, 1.5], [1, 1.5]]},
+];
+
+const layouts = {
+  wide: {stages: [58, 200, 350, 502, 648], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], swap: false},
+  narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
+};
+
+const logged = ['exchange', 'logging.queue', 'logging', 'logging.db'];
+
+// journey is the way of an event by its routing key: legs that begin one after the other; a leg has branches, which
+// part where they part.
+function journey(key) {
+  if (key === 'shop.order.placed') return [[['gateway', 'exchange', 'order.queue', 'order'], ['gateway', ...logged]]];
+  if (key === 'shop.order.confirmed' || key === 'shop.order.rejected') {
+    return [[['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db']], [['order', ...logged]]];
+  }
+  const settled = ['exchange', 'inventory.queue', 'inventory', 'inventory.db'];
+  if (key === 'shop.inventory.decrement.quantity') return [[['order', ...settled], ['order', ...logged]]];
+  if (key === 'shop.order.cancelled') return [[['order', 'order.db']], [['order', ...settled], ['order', ...logged]]];
+  if (key.startsWith('shop.stock.')) return [[['inventory', ...logged]]];
+  if (key.startsWith('shop.inventory.')) return [[['gateway', ...settled], ['gateway', ...logged]]];
+  return [[['gateway', ...logged]]];
+}
+
+const slow = {perUnit: 2.6, least: 170};
+const quick = {perUnit: 1.3, least: 90};
+const mostTokens = 24; // beyond that nobody sees one more
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
+const narrow = matchMedia('(max-width: 767px)');
+
+export class Picture {
+  #frame;
+  #svg;
+  #layer;
+  #layout;
+  #nodes = new Map();
+  #edges = new Map(); // by 'from>to'
+  #tokens = 0;
+  #round = 0; // play() that is no longer wanted sees that it is not
+  #known = {queues: {}, services: {}};
+
+  constructor(frame) {
+    this.#frame = frame;
+    this.#draw();
+    narrow.addEventListener('change', () => this.#draw());
+  }
+
+  #at(stage, lane) {
+    const {stages, lanes, swap} = this.#layout;
+    const across = lanes[0] + lane * (lanes[1] - lanes[0]);
+    return swap ? [across, stages[stage]] : [stages[stage], across];
+  }
+
+  #draw() {
+    this.#layout = narrow.matches ? layouts.narrow : layouts.wide;
+    const {width, height} = this.#layout;
+    this.#svg = s('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img',
+      'aria-label': 'The gateway publishes to the exchange shop.topic; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory, and relays its events to the exchange.'});
+    const hatch = s('pattern', {id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)'},
+      s('rect', {width: 2, height: 6, class: 'hatch'}));
+    this.#layer = s('g', {});
+    this.#nodes.clear();
+    this.#edges.clear();
+    const lines = edges.flatMap((edge) => this.#edge(edge));
+    const boxes = Object.entries(nodes).map(([id, node]) => this.#node(id, node));
+    this.#svg.append(s('defs', {}, hatch), ...lines, ...boxes, this.#layer);
+    this.#frame.replaceChildren(this.#svg);
+    for (const [name, count] of Object.entries(this.#known.queues)) this.setQueue(name, count);
+    for (const [name, running] of Object.entries(this.#known.services)) this.setService(name, running);
+  }
+
+  #edge({ends: [from, to], kind = 'flow', via = [], label}) {
+    const points = [this.#at(nodes[from].stage, nodes[from].lane), ...via.map(([stage, lane]) => this.#at(stage, lane)),
+      this.#at(nodes[to].stage, nodes[to].lane)];
+    const line = s('polyline', {points: points.map((p) => p.join(',')).join(' '), class: `edge ${kind}`});
+    this.#edges.set(`${from}>${to}`, {line, points});
+    this.#edges.set(`${to}>${from}`, {line, points: points.toReversed()});
+    if (!label || this.#layout.swap) return [line]; // there is no room for words between narrow columns
+    const [a, b] = via.length ? points.slice(1, 3) : points;
+    const beside = via.length ? {x: (a[0] + b[0]) / 2, y: a[1] - 6, class: 'edge-label'} : {x: a[0] + 8, y: (a[1] + b[1]) / 2 + 4, class: 'edge-label beside'};
+    return [line, s('text', beside, label)];
+  }
+
+  #node(id, {stage, lane, name, kind}) {
+    const [x, y] = this.#at(stage, lane);
+    const [w, height] = this.#layout.node;
+    const what = kind === 'REST + gRPC' ? 'gateway' : kind;
+    const shape = {
+      exchange: () => s('path', {d: `M${x - w / 2} ${y}l12 ${-height / 2}h${w - 24}l12 ${height / 2}l-12 ${height / 2}h${24 - w}z`}),
+      database: () => s('path', {d: `M${x - w / 2} ${y - height / 2 + 5}c0-7 ${w}-7 ${w} 0v${height - 10}c0 7 ${-w} 7 ${-w} 0z`}),
+    }[kind]?.() ?? s('rect', {x: x - w / 2, y: y - height / 2, width: w, height, rx: kind === 'queue' ? 0 : 3});
+    const group = s('g', {class: `node ${what}`}, shape);
+    if (kind === 'queue') { // slots, the way queues are drawn everywhere
+      for (const slot of [6, 12, 18]) group.append(s('line', {x1: x + w / 2 - slot, x2: x + w / 2 - slot, y1: y - height / 2, y2: y + height / 2, class: 'slot'}));
+    }
+    const middle = kind === 'queue' ? x - 9 : x;
+    const label = s('text', {x: middle, y: y - 1, class: 'node-name'}, name);
+    const second = s('text', {x: middle, y: y + 13, class: 'node-kind'}, kind);
+    group.append(label, second);
+    this.#nodes.set(id, {group, second, kind, x, y});
+    return group;
+  }
+
+  // setQueue shows how many messages wait in a queue.
+  setQueue(name, messages) {
+    this.#known.queues[name] = messages;
+    const node = this.#nodes.get(`${name}.queue`);
+    if (!node) return;
+    node.second.textContent = messages > 0 ? `${messages} waiting` : node.kind;
+    node.group.classList.toggle('waiting', messages > 0);
+  }
+
+  // setService shows whether a service runs.
+  setService(name, running) {
+    this.#known.services[name] = running;
+    const node = this.#nodes.get(name);
+    if (!node) return;
+    node.second.textContent = running ? node.kind : 'stopped';
+    node.group.classList.toggle('down', !running);
+  }
+
+  // stop ends what play has not shown yet.
+  stop() { this.#round++; }
+
+  // play shows an event on its way, and returns when it has arrived.
+  async play(key, speed = slow) {
+    const round = this.#round;
+    for (const branches of journey(key)) {
+      if (round !== this.#round) return;
+      await Promise.all(branches.map((path) => this.#move(path, speed)));
+    }
+  }
+
+  // passBy shows an event among many others: fast, and not at all where there are many.
+  passBy(key) {
+    if (document.hidden || this.#tokens >= mostTokens) return;
+    for (const branches of journey(key)) for (const path of branches) this.#move(path, quick);
+  }
+
+  // move moves a token along a path of nodes.
+  #move(path, speed) {
+    const points = [];
+    const stops = []; // when which node or edge is passed, in ms
+    let time = 0;
+    for (let i = 0; i + 1 < path.length; i++) {
+      const edge = this.#edges.get(`${path[i]}>${path[i + 1]}`);
+      stops.push({time, edge, node: this.#nodes.get(path[i])});
+      edge.points.forEach((p, n) => {
+        if (n > 0) time += Math.max(speed.least / (edge.points.length - 1), Math.hypot(p[0] - edge.points[n - 1][0], p[1] - edge.points[n - 1][1]) * speed.perUnit);
+        if (n > 0 || i === 0) points.push({x: p[0], y: p[1], time});
+      });
+    }
+    stops.push({time, node: this.#nodes.get(path.at(-1))});
+    for (const {time: when, node, edge} of stops) setTimeout(() => light(node?.group, calm.matches ? edge?.line : null), when);
+    this.#tokens++;
+    const token = s('rect', {x: -6, y: -6, width: 12, height: 12, rx: 1.5, class: 'token'});
+    if (!calm.matches && !document.hidden) {
+      this.#layer.append(token);
+      token.animate(points.map((p) => ({transform: `translate(${p.x}px, ${p.y}px)`, offset: p.time / time})), {duration: time, fill: 'forwards'});
+    }
+    return new Promise((resolve) => {
+      setTimeout(() => {
+        token.remove();
+        this.#tokens--;
+        resolve();
+      }, time);
+    });
+  }
+}
+
+// light marks elements for a moment.
+function light(...elements) {
+  for (const element of elements) {
+    if (!element) continue;
+    element.classList.add('on');
+    clearTimeout(element.off);
+    element.off = setTimeout(() => element.classList.remove('on'), 450);
+  }
+}
