@@ -231,18 +231,19 @@ func checkGRPCurl(t *testing.T, r apiRow, args []string, conn *grpc.ClientConn) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	body := "{}"
+	body, sent := "{}", metadata.MD{}
 	for i := 0; i < len(args)-2; i++ {
 		switch args[i] {
 		case "-H":
 			i++
 			name, value, _ := strings.Cut(args[i], ": ")
-			ctx = metadata.AppendToOutgoingContext(ctx, name, value)
+			sent.Append(name, value)
 		case "-d":
 			i++
 			body = args[i]
 		}
 	}
+	ctx = metadata.NewOutgoingContext(ctx, sent)
 	call := args[len(args)-1]
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(call, "/", ".")))
 	if err != nil {
