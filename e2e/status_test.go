@@ -84,7 +84,7 @@ func TestStatus_ShowsServicesQueuesOutboxesAndTheRateOfOrders(t *testing.T) {
 	for _, q := range st.Queues {
 		consumers[q.Name] = q.Consumers
 	}
-	if len(consumers) != 13 || consumers["order"] != 2 || consumers["inventory"] != 1 || consumers["logging"] != 1 || consumers["dead-letter"] != 1 {
+	if len(consumers) != 13 || consumers["order"] != 1 || consumers["inventory"] != 1 || consumers["logging"] != 1 || consumers["dead-letter"] != 1 {
 		t.Errorf("queues %+v", st.Queues)
 	}
 	if len(st.Outboxes) != 2 || st.Outboxes[0].Service != "order" || st.Outboxes[1].Service != "inventory" {
