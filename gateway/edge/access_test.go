@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"net/http"
+	"strings"
 	"testing"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -19,6 +20,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/service"
 )
 
 // reasonOf is the reason of a status, "" where there is none.
@@ -115,10 +117,40 @@ func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		err := newAccess("").check(ctx, optionsv1.Access_ACCESS_OPERATOR, &orderv1.ListOrdersRequest{})
+		err := newAccess("", nil).check(ctx, optionsv1.Access_ACCESS_OPERATOR, &orderv1.ListOrdersRequest{})
 		if reasonOf(err) != "OPERATOR_TOKEN_INVALID" {
 			t.Errorf("%q: %v", token, err)
 		}
+	}
+}
+
+func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
+	t.Parallel()
+	log := &logBuffer{}
+	tel := newTelemetry(t, log)
+	s, err := service.New(service.Config{}, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAPI(s.GRPC(), operatorToken, tel)
+	a.access.issuer = &issuer{} // it has nothing to verify a token with
+	orderv1.RegisterOrderServiceServer(a, orderServer{})
+	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC()}, tel.Logger))
+	run(t, s.Run)
+	orders := orderv1.NewOrderServiceClient(client(t, lis.Addr().String()))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a.b.c")
+	if _, err := orders.ListOrders(ctx, &orderv1.ListOrdersRequest{}); status.Code(err) != codes.Internal || reasonOf(err) != "INTERNAL" {
+		t.Errorf("answered with %v", err)
+	}
+	if !strings.Contains(log.String(), "goroutine") {
+		t.Errorf("the stack is not in the log: %s", log)
+	}
+	if _, err := orders.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: storedOrder}); err != nil {
+		t.Errorf("the next call: %v", err)
 	}
 }
 

@@ -34,7 +34,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 	}
 	a := newAPI(grpc.NewServer(), operatorToken, tel)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, inFlight: semaphore.NewWeighted(1), log: tel.Logger}})
-	rest, err := newREST(a.local, nil, tel)
+	rest, err := newREST(a.local, callers{}, nil, tel)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func TestOpenAPI_DescribesEveryRouteAndNoOther(t *testing.T) {
 			described = append(described, strings.ToUpper(method)+" "+anyName.ReplaceAllString(path, "{}"))
 		}
 	}
-	rest, err := newREST(newLocalConn(nil), nil, newTelemetry(t, t.Output()))
+	rest, err := newREST(newLocalConn(nil), callers{}, nil, newTelemetry(t, t.Output()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,10 +25,10 @@ type DoorConfig struct {
 
 // door is what every call comes through, whichever API it is for. It is an http.Handler.
 type door struct {
-	grpc   http.Handler
-	rest   *rest
-	access *access
-	limits *rateLimiter // nil for no limit
+	grpc    http.Handler
+	rest    *rest
+	callers callers
+	limits  *rateLimiter // nil for no limit
 }
 
 func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door, error) {
@@ -36,14 +36,14 @@ func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door,
 	if err != nil {
 		return nil, err
 	}
-	return &door{grpc: a.grpc, rest: rest, access: a.access, limits: limits}, nil
+	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, limits: limits}, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var refusal error
 	if d.limits != nil {
-		refusal = d.limits.check(r, d.access.knownSubject(r.Header))
+		refusal = d.limits.check(r, d.callers.of(r))
 	}
 	if isGRPC(r) {
 		d.serveGRPC(w, r, refusal)
@@ -64,6 +64,9 @@ func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, refusal error) 
 		return
 	}
 	unbounded(w)
+	if r.URL.Path == streamEvents {
+		r = r.WithContext(withCaller(r.Context(), d.callers.of(r)))
+	}
 	d.grpc.ServeHTTP(w, r)
 	completeTrailers(w.Header())
 }

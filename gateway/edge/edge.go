@@ -77,7 +77,8 @@ type Config struct {
 	IDSecret string `env:"SHOP_ID_SECRET"`
 	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
-	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0.
+	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0. One client
+	// may have a quarter of them.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
 	// HTTPTLS is what REST and gRPC are served with.
 	HTTPTLS TLS
@@ -142,10 +143,10 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
-	if err := forwardAll(a, upstreams, make(places, cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
+	if err := forwardAll(a, upstreams, newPlaces(cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
 		return nil, err
 	}
-	rest, err := newREST(a.local, s.Stopping(), t)
+	rest, err := newREST(a.local, callers{a.access, cfg.Door.RateLimit.TrustedProxies}, s.Stopping(), t)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +213,7 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream,
 }
 
 // forwardAll registers the services of the upstreams as if they were the gateway's own.
-func forwardAll(a *api, upstreams []upstream, open places) error {
+func forwardAll(a *api, upstreams []upstream, open *places) error {
 	for _, u := range upstreams {
 		for _, sd := range u.services {
 			desc, err := forward(sd, u.name, u.conn, open)
@@ -267,9 +268,8 @@ type api struct {
 }
 
 func newAPI(server *grpc.Server, operatorToken string, t *telemetry.Telemetry) *api {
-	return &api{
-		grpc: server, local: newLocalConn(apierror.NewInterceptor(t.Logger)), access: newAccess(operatorToken),
-	}
+	interceptor := apierror.NewInterceptor(t.Logger)
+	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operatorToken, interceptor)}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.

@@ -135,7 +135,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 		t.Fatal(err)
 	}
 	a.RegisterService(desc, nil)
-	rest, err := newREST(a.local, s.Stopping(), tel)
+	rest, err := newREST(a.local, callers{access: a.access}, s.Stopping(), tel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest}, tel.Logger))
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers}, tel.Logger))
 	run(t, s.Run)
 	return a, lis.Addr().String()
 }

@@ -22,8 +22,6 @@ const (
 	callTimeout = 10 * time.Second
 	// retryAfter is what clients are told to wait when something behind the gateway is not there.
 	retryAfter = 2 * time.Second
-	// streamRetry is what they are told to wait when too many streams are open: streams last.
-	streamRetry = 10 * time.Second
 )
 
 // forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
@@ -31,7 +29,7 @@ const (
 //
 // Deadlines and the trace context go on to the backend, metadata do not: none of these services reads any, and the
 // operator's token is the gateway's to check. Each stream takes one of the places of open while it lasts.
-func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open places) (*grpc.ServiceDesc, error) {
+func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *places) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
 		HandlerType: (*any)(nil),
@@ -60,13 +58,10 @@ type forwarding struct {
 	streams  bool
 	name     string // of the service behind it
 	backend  grpc.ClientConnInterface
-	open     places // for streams
+	open     *places // for streams
 }
 
-// places bound how many streams are open at a time. One takes a place by sending and gives it back by receiving.
-type places chan struct{}
-
-func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open places) (*forwarding, error) {
+func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open *places) (*forwarding, error) {
 	if md.IsStreamingClient() {
 		return nil, fmt.Errorf("%s streams from the client, which is not forwarded", md.Name())
 	}
@@ -115,13 +110,11 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 	if err := client.RecvMsg(request); err != nil {
 		return err
 	}
-	select {
-	case f.open <- struct{}{}:
-		defer func() { <-f.open }()
-	default:
-		return apierror.New(codes.ResourceExhausted, "TOO_MANY_STREAMS", "%d streams are open, which is the most; try again later", cap(f.open)).
-			WithRetryAfter(streamRetry)
+	from := callerIn(client.Context())
+	if err := f.open.take(from); err != nil {
+		return err
 	}
+	defer f.open.giveBack(from)
 	replies, err := f.begin(client.Context(), request)
 	if err != nil {
 		return backendError(f.name, err)

@@ -137,7 +137,7 @@ func TestErrors_NothingInternalLeavesWhileAllIsAway(t *testing.T) {
 func TestREST_APanicIsAnAnswerAndTheStackStaysInTheLog(t *testing.T) {
 	t.Parallel()
 	log := &logBuffer{}
-	s, err := newREST(newLocalConn(nil), nil, newTelemetry(t, log))
+	s, err := newREST(newLocalConn(nil), callers{}, nil, newTelemetry(t, log))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -341,7 +341,7 @@ func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
 		"OIDC_ISSUER is not set":     {RequireCustomer: true},
 		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
 	} {
-		if err := newAccess("").trust(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err := newAccess("", nil).trust(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("want an error that begins with %q, got: %v", want, err)
 		}
 	}

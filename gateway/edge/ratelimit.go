@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"net/netip"
-	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -33,12 +31,6 @@ type RateLimit struct {
 	// TrustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For. Where there are none
 	// that header is anyone's to write, and not looked at.
 	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
-}
-
-// caller is one client: whom the token is for, where it has been verified, or else the address.
-type caller struct {
-	subject string
-	addr    netip.Addr
 }
 
 // rateLimiter gives each client a token bucket. It is safe for concurrent use.
@@ -78,13 +70,8 @@ var (
 	overGRPC = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "grpc")))
 )
 
-// check returns an error where the client has used up what it may call. subject is whom its token is for, "" where that
-// is not known.
-func (l *rateLimiter) check(r *http.Request, subject string) error {
-	from := caller{subject: subject}
-	if subject == "" {
-		from.addr = l.address(r)
-	}
+// check returns an error where the client has used up what it may call.
+func (l *rateLimiter) check(r *http.Request, from caller) error {
 	now := time.Now()
 	bucket := l.bucket(from)
 	if bucket.AllowN(now, 1) {
@@ -110,26 +97,4 @@ func (l *rateLimiter) bucket(from caller) *rate.Limiter {
 		return other
 	}
 	return bucket
-}
-
-// address is where a call comes from. Behind proxies that are trusted it is what the first of them saw.
-func (l *rateLimiter) address(r *http.Request) netip.Addr {
-	if l.TrustedProxies > 0 {
-		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-		hop := strings.TrimSpace(hops[max(0, len(hops)-l.TrustedProxies)])
-		if addr, err := netip.ParseAddr(hop); err == nil {
-			return subscriber(addr)
-		}
-	}
-	from, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero address where the connection has none
-	return subscriber(from.Addr())
-}
-
-// subscriber is the address that stands for all that one subscriber has: a network of 64 bits in IPv6.
-func subscriber(addr netip.Addr) netip.Addr {
-	if addr = addr.Unmap().WithZone(""); addr.Is6() {
-		network, _ := addr.Prefix(64) // 64 bits are in range
-		return network.Addr()
-	}
-	return addr
 }

@@ -109,7 +109,7 @@ func TestRateLimit_BucketsFillAgain(t *testing.T) {
 		take := func(addr string, want int) {
 			t.Helper()
 			taken := 0
-			for l.check(callFrom(addr), "") == nil {
+			for l.check(callFrom(addr), callers{access: newAccess("", nil)}.of(callFrom(addr))) == nil {
 				taken++
 			}
 			if taken != want {
@@ -149,8 +149,7 @@ func TestRateLimit_WhoTheClientIs(t *testing.T) {
 		{"a local network of IPv6", 0, "[fe80::1%eth0]:1000", nil, "fe80::"},
 	}
 	for _, test := range tests {
-		l := limiterOf(t, RateLimit{PerSecond: 1, TrustedProxies: test.proxies})
-		if got := l.address(callFrom(test.from, test.forwarded...)); got != netip.MustParseAddr(test.want) {
+		if got := (callers{trustedProxies: test.proxies}).address(callFrom(test.from, test.forwarded...)); got != netip.MustParseAddr(test.want) {
 			t.Errorf("%s: %v, want %s", test.name, got, test.want)
 		}
 	}
@@ -160,14 +159,14 @@ func TestRateLimit_RemembersABoundedNumberOfClients(t *testing.T) {
 	t.Parallel()
 	l := limiterOf(t, RateLimit{PerSecond: 0.001, Burst: 1})
 	for i := range mostClients + 100 {
-		if err := l.check(callFrom("192.0.2.1:1"), strconv.Itoa(i)); err != nil {
+		if err := l.check(callFrom("192.0.2.1:1"), caller{subject: strconv.Itoa(i)}); err != nil {
 			t.Fatalf("client %d: %v", i, err)
 		}
 	}
 	if got := l.buckets.Len(); got != mostClients {
 		t.Errorf("%d clients are remembered, want %d", got, mostClients)
 	}
-	if l.check(callFrom("192.0.2.1:1"), strconv.Itoa(mostClients)) == nil {
+	if l.check(callFrom("192.0.2.1:1"), caller{subject: strconv.Itoa(mostClients)}) == nil {
 		t.Error("a client that has just called is forgotten")
 	}
 }
@@ -193,7 +192,7 @@ func BenchmarkRateLimit(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		r := callFrom("192.0.2.1:1000")
 		for pb.Next() {
-			if err := l.check(r, ""); err != nil {
+			if err := l.check(r, callers{access: newAccess("", nil)}.of(r)); err != nil {
 				b.Error(err)
 			}
 		}

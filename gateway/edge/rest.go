@@ -57,7 +57,7 @@ type route struct {
 }
 
 // newREST serves REST calls by calling conn. Streams end when stopping is closed.
-func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) (*rest, error) {
+func newREST(conn *localConn, callers callers, stopping <-chan struct{}, t *telemetry.Telemetry) (*rest, error) {
 	o, err := newObserver(t)
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func newREST(conn *localConn, stopping <-chan struct{}, t *telemetry.Telemetry) 
 			return nil, err
 		}
 	}
-	s.sse = &sse{conn: conn, mux: s.mux, codec: json, stopping: stopping, heartbeat: heartbeat, patience: readerPatience}
+	s.sse = &sse{conn: conn, callers: callers, mux: s.mux, codec: json, stopping: stopping, heartbeat: heartbeat, patience: readerPatience}
 	if s.front, err = page.New(conn); err != nil {
 		return nil, err
 	}

@@ -42,6 +42,7 @@ const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
 // of streams are not. The handler is the one that gRPC clients call, so access, validation and errors are the same.
 type sse struct {
 	conn      *localConn
+	callers   callers
 	mux       *runtime.ServeMux
 	codec     *codec
 	stopping  <-chan struct{}
@@ -60,7 +61,7 @@ func (s *sse) serve(w *response, r *http.Request, inPath map[string]string) erro
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(serverContext(ctx, &localStream{method: streamEvents}))
+	ctx, cancel := context.WithCancelCause(serverContext(withCaller(ctx, s.callers.of(r)), &localStream{method: streamEvents}))
 	out := &eventStream{
 		ctx: ctx, cancel: cancel, request: request, w: w, control: http.NewResponseController(w), codec: s.codec, patience: s.patience,
 	}

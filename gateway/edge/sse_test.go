@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -59,13 +60,13 @@ type streaming struct {
 	done chan error // has the result of Run
 }
 
-func startStreaming(t *testing.T, places places, heartbeat, patience time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
+func startStreaming(t *testing.T, places *places, heartbeat, patience time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
 	t.Helper()
 	addr := backend(t, func(s grpc.ServiceRegistrar) { loggingv1.RegisterEventLogServiceServer(s, logServer{stream: stream}) })
 	return startStreamingTo(t, addr, places, heartbeat, patience)
 }
 
-func startStreamingTo(t *testing.T, logging string, places places, heartbeat, patience time.Duration) *streaming {
+func startStreamingTo(t *testing.T, logging string, places *places, heartbeat, patience time.Duration) *streaming {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
 	s, err := service.New(service.Config{}, tel)
@@ -82,7 +83,7 @@ func startStreamingTo(t *testing.T, logging string, places places, heartbeat, pa
 	if err := forwardAll(a, upstreams, places); err != nil {
 		t.Fatal(err)
 	}
-	rest, err := newREST(a.local, s.Stopping(), tel)
+	rest, err := newREST(a.local, callers{access: a.access, trustedProxies: 1}, s.Stopping(), tel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func startStreamingTo(t *testing.T, logging string, places places, heartbeat, pa
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest}, tel.Logger)
+	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers}, tel.Logger)
 	server.ReadTimeout, server.WriteTimeout = time.Second, time.Second
 	s.ServeHTTP("http", lis, server)
 	running := &streaming{url: "http://" + lis.Addr().String(), done: make(chan error, 1)}
@@ -191,7 +192,7 @@ const asOperator = "Authorization: Bearer " + operatorToken
 func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 	t.Parallel()
 	goOn := make(chan struct{})
-	s := startStreaming(t, make(places, 2), 20*time.Millisecond, time.Second, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newPlaces(8), 20*time.Millisecond, time.Second, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
 		if err := stream.Send(&loggingv1.StreamEventsResponse{Position: 6}); err != nil {
 			return err
 		}
@@ -224,7 +225,7 @@ func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 func TestSSE_BeginsWhereTheClientSays(t *testing.T) {
 	t.Parallel()
 	asked := make(chan *loggingv1.StreamEventsRequest, 1)
-	s := startStreaming(t, make(places, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, _ logStream) error {
+	s := startStreaming(t, newPlaces(1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, _ logStream) error {
 		asked <- req
 		return apierror.New(codes.OutOfRange, "ENOUGH", "enough\nof it")
 	})
@@ -299,7 +300,7 @@ func TestSSE_IsRefusedBeforeItBegins(t *testing.T) {
 func TestSSE_AClientThatDoesNotReadIsCutOffAndHoldsNothing(t *testing.T) {
 	t.Parallel()
 	ended := make(chan int, 1)
-	s := startStreaming(t, make(places, 1), 100*time.Millisecond, 300*time.Millisecond, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newPlaces(1), 100*time.Millisecond, 300*time.Millisecond, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
 		e := &loggingv1.StreamEventsResponse{Event: &loggingv1.Event{Id: 1, ErrorMessage: strings.Repeat("x", 10_000)}}
 		sent := 0
 		for ; stream.Send(e) == nil; sent += 10_000 {
@@ -330,7 +331,7 @@ func TestSSE_AClientThatDoesNotReadIsCutOffAndHoldsNothing(t *testing.T) {
 
 func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 	t.Parallel()
-	s := startStreaming(t, make(places, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newPlaces(1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		return sendFrom(req.GetAfterId(), 1, stream)
 	})
 	url := s.url + "/v1/orders/" + storedOrder + "/events:stream"
@@ -359,9 +360,49 @@ func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 	}
 }
 
+func TestSSE_OneClientMayHaveAQuarterOfTheStreams(t *testing.T) {
+	t.Parallel()
+	s := startStreaming(t, newPlaces(8), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+		return sendFrom(req.GetAfterId(), 1, stream)
+	})
+	url := s.url + "/v1/orders/" + storedOrder + "/events:stream"
+	const one, other = "X-Forwarded-For: 198.51.100.7", "X-Forwarded-For: 198.51.100.8"
+	first := follow(t, protocolOf(1), url, one)
+	first.expect(t, "1")
+	follow(t, protocolOf(2), url, one).expect(t, "1")
+
+	got := send(t, http.MethodGet, url, "", one)
+	if f := got.failure(t); got.status != http.StatusTooManyRequests || f.reason() != "TOO_MANY_STREAMS" || !strings.Contains(f.Message, "one may have") {
+		t.Errorf("beyond a quarter: %d %s", got.status, got.body)
+	}
+	events := loggingv1.NewEventLogServiceClient(client(t, strings.TrimPrefix(s.url, "http://")))
+	overGRPC := func(headers ...string) error {
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), headers...))
+		defer cancel()
+		stream, err := events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{OrderId: storedOrder})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	if err := overGRPC("x-forwarded-for", "198.51.100.7"); reasonOf(err) != "TOO_MANY_STREAMS" {
+		t.Errorf("beyond a quarter, over gRPC: %v", err)
+	}
+	follow(t, protocolOf(1), url, other).expect(t, "1")
+	if err := overGRPC("x-forwarded-for", "198.51.100.7", "authorization", "Bearer "+operatorToken); err != nil {
+		t.Errorf("the operator from the same address: %v", err)
+	}
+	_ = first.res.Body.Close()
+	for deadline := time.Now().Add(patience); send(t, http.MethodHead, url, "", one).status != http.StatusOK; {
+		if time.Now().After(deadline) {
+			t.Fatal("the place of a stream that has ended is not free for its client")
+		}
+	}
+}
+
 func TestSSE_EndsInOrderWhenTheGatewayStops(t *testing.T) {
 	t.Parallel()
-	s := startStreaming(t, make(places, 2), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newPlaces(8), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		return sendFrom(req.GetAfterId(), 1, stream)
 	})
 	var readers []*sseReader
@@ -401,7 +442,7 @@ func TestSSE_WhoResumesWaitsForAServiceThatRestarts(t *testing.T) {
 		return server
 	}
 	first := serve(lis)
-	s := startStreamingTo(t, logging, make(places, 1), time.Minute, time.Minute)
+	s := startStreamingTo(t, logging, newPlaces(1), time.Minute, time.Minute)
 	r := follow(t, protocolOf(1), s.url+"/v1/events:stream", asOperator)
 	r.expect(t, "1", "2")
 	first.Stop()
