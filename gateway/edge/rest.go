@@ -172,10 +172,19 @@ func routedAs(method string) string {
 func (s *rest) admit(next runtime.HandlerFunc) runtime.HandlerFunc {
 	var once sync.Once
 	var to *route
+	var custom []string
 	return func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
-		once.Do(func() { to = s.routeOf(r) })
+		once.Do(func() {
+			to = s.routeOf(r)
+			custom = s.customMethods(to)
+		})
+		isCustom := slices.ContainsFunc(custom, func(verb string) bool { return strings.HasSuffix(r.URL.Path, verb) })
 		if p, ok := w.(*probe); ok {
-			p.routed = true
+			p.routed = !isCustom
+			return
+		}
+		if isCustom {
+			s.writeRoutingError(r.Context(), nil, nil, w, r, http.StatusMethodNotAllowed)
 			return
 		}
 		w.(*response).route = to
@@ -199,6 +208,18 @@ func (s *rest) routeOf(r *http.Request) *route {
 		return to
 	}
 	return &route{path: path} // a page
+}
+
+// customMethods are the endings, ":cancel" for example, that make of a resource's path that of its custom method. The
+// router takes them for a part of the id where the method is the resource's, GET for example.
+func (s *rest) customMethods(resource *route) []string {
+	var endings []string
+	for _, to := range s.routes {
+		if ending, ok := strings.CutPrefix(to.path, resource.path+":"); ok {
+			endings = append(endings, ":"+ending)
+		}
+	}
+	return endings
 }
 
 // addRoutes adds the routes to the methods of a service, from its contract.
