@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,6 +63,15 @@ func TestPage_AnOrderIsSeenConfirmedOnItsWay(t *testing.T) {
 	if eval[bool](b, "document.getElementById('log').checkVisibility()") {
 		t.Error("a customer sees the event log")
 	}
+	eventually(t, func() error { // what the page shows is what the API says, if half a second later
+		var shown, is any
+		s.get(t, "/catalogue").json(t, &shown)
+		s.get(t, "/v1/inventory?page_size=100").json(t, &is)
+		if !reflect.DeepEqual(shown, is) {
+			return fmt.Errorf("the page shows %v, there is %v", shown, is)
+		}
+		return nil
+	})
 	if shift := eval[float64](b, layoutShift); shift > 0.02 {
 		t.Errorf("the layout has jumped by %.3f", shift)
 	}

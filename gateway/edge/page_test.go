@@ -18,6 +18,9 @@ func TestPage_IsForBrowsersAndMayLoadItsOwnFilesOnly(t *testing.T) {
 	if !strings.Contains(front.body, "The catalogue does not answer") || !strings.Contains(front.body, `name="customer_email"`) {
 		t.Errorf("the page:\n%s", front.body)
 	}
+	if figures := send(t, http.MethodGet, "http://"+addr+"/catalogue", ""); figures.status != http.StatusServiceUnavailable || !strings.Contains(figures.body, "does not answer") {
+		t.Errorf("its figures: %d %s", figures.status, figures.body)
+	}
 	policy := front.header.Get("Content-Security-Policy")
 	for _, directive := range []string{"default-src 'none'", "script-src 'self'", "style-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"} {
 		if !strings.Contains(policy, directive) {

@@ -21,9 +21,6 @@ import (
 	"shop.example/platform/money"
 )
 
-// catalogueSize is how many products the page shows at most.
-const catalogueSize = 100
-
 // The names of the form's fields; the product's id follows those of a product.
 const (
 	nameField     = "customer_name"

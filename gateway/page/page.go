@@ -8,9 +8,7 @@ package page
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"fmt"
 	"html/template"
 	"io/fs"
@@ -32,9 +30,6 @@ import (
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// patience bounds how long a page waits for the service that it shows something of. The page comes without it then.
-const patience = 2 * time.Second
-
 //go:embed *.html
 var sources embed.FS
 
@@ -49,7 +44,7 @@ type Page struct {
 	controls  bool            // whether the shop has controls to break it with
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
-	catalogue inventoryv1.InventoryServiceClient
+	catalogue catalogue
 }
 
 // file is one of the page's files.
@@ -73,7 +68,7 @@ func New(conn grpc.ClientConnInterface) (*Page, error) {
 		templates: templates, files: files,
 		orders:    checkoutv1.NewCheckoutServiceClient(conn),
 		decided:   orderv1.NewOrderServiceClient(conn),
-		catalogue: inventoryv1.NewInventoryServiceClient(conn),
+		catalogue: catalogue{inventory: inventoryv1.NewInventoryServiceClient(conn)},
 	}, nil
 }
 
@@ -88,8 +83,7 @@ func readFiles() (map[string]file, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the page's files: %w", err)
 		}
-		sum := sha256.Sum256(content)
-		files[entry.Name()] = file{content, mimeTypeOf(entry.Name()), `"` + hex.EncodeToString(sum[:8]) + `"`}
+		files[entry.Name()] = file{content, mimeTypeOf(entry.Name()), etagOf(content)}
 	}
 	return files, nil
 }
@@ -114,6 +108,7 @@ func (p *Page) Register(mux *runtime.ServeMux) error {
 	}{
 		{http.MethodGet, "/", p.serveFront},
 		{http.MethodGet, "/page/{file}", p.serveFile},
+		{http.MethodGet, "/catalogue", p.serveCatalogue},
 		{http.MethodPost, "/orders", p.placeOrder},
 		{http.MethodGet, "/orders/{order_id}", p.serveOrder},
 	} {
@@ -151,11 +146,9 @@ func (p *Page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 
 // showFront writes the front page with the form as it stands, and with the catalogue where inventory answers.
 func (p *Page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	list, err := p.catalogue.ListItems(ctx, &inventoryv1.ListItemsRequest{PageSize: catalogueSize})
+	items, _, err := p.catalogue.read(ctx)
 	f.Demo = p.controls
-	f.fill(list.GetItems(), err == nil)
+	f.fill(items, err == nil)
 	p.write(w, status, "index.html", f)
 }
 

@@ -40,7 +40,7 @@ export class Refusal extends Error {
 }
 
 // call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after 10 s.
-export async function call(method, path, {body, headers = {}, operator = false} = {}) {
+export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store'} = {}) {
   let response;
   let answer;
   try {
@@ -52,7 +52,7 @@ export async function call(method, path, {body, headers = {}, operator = false} 
         ...headers,
       },
       body: body === undefined ? undefined : JSON.stringify(body),
-      cache: 'no-store',
+      cache,
       signal: AbortSignal.timeout(10_000),
     });
     answer = await response.json().catch(() => null);

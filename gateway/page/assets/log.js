@@ -1,4 +1,4 @@
-// The event log, live. Rows are added once a frame, however many events have come, and only so many are kept.
+// The event log, live. Rows are added a few times a second, however many events have come, and only so many are kept.
 import {asOperator, Refusal} from './api.js';
 import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
@@ -6,11 +6,13 @@ import {open} from './stream.js';
 const mostRows = 300;
 const history = 100; // events that are shown from before
 const rateWindow = 5000; // ms
+const drawEvery = 100; // ms: nobody reads faster, and each time the browser has to lay out and paint
 
 const rows = $('log-rows');
 let stream = null;
 let waiting = []; // events without a row yet, the oldest first
-let frame = 0;
+let due = 0;
+let drawn = 0; // when rows were added last
 let paused = false;
 let skipped = 0; // events that came while the log was paused, and have no place any more
 let arrivals = []; // {at, count}
@@ -97,8 +99,9 @@ function arrived(events) {
 }
 
 function draw() {
-  frame ||= requestAnimationFrame(() => {
-    frame = 0;
+  due ||= setTimeout(requestAnimationFrame, drawn + drawEvery - performance.now(), (now) => {
+    due = 0;
+    drawn = now;
     if (paused || waiting.length === 0) return;
     const follows = rows.scrollHeight - rows.scrollTop - rows.clientHeight < 40;
     const fresh = waiting.map(row);

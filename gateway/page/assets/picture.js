@@ -53,7 +53,8 @@ function journey(key) {
 
 const slow = {perUnit: 2.6, least: 170};
 const quick = {perUnit: 1.3, least: 90};
-const mostTokens = 24; // beyond that nobody sees one more
+const mostTokens = 12; // beyond that nobody sees one more
+const passEvery = 120; // ms: nor can they be told from each other where they are closer
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const narrow = matchMedia('(max-width: 767px)');
 
@@ -65,6 +66,7 @@ export class Picture {
   #nodes = new Map();
   #edges = new Map(); // by 'from>to'
   #tokens = 0;
+  #passed = 0; // when the last one passed by
   #round = 0; // play() that is no longer wanted sees that it is not
   #known = {queues: {}, services: {}};
 
@@ -162,7 +164,9 @@ export class Picture {
 
   // passBy shows an event among many others: fast, and not at all where there are many.
   passBy(key) {
-    if (document.hidden || this.#tokens >= mostTokens) return;
+    const now = performance.now();
+    if (document.hidden || this.#tokens >= mostTokens || now - this.#passed < passEvery) return;
+    this.#passed = now;
     for (const branches of journey(key)) for (const path of branches) this.#move(path, quick);
   }
 

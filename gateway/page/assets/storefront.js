@@ -4,15 +4,16 @@ import {$, h, minor, plural, price, setText} from './dom.js';
 
 const form = $('order');
 const list = $('products');
-const catalogueSize = 100;
 // The stock is looked at every two seconds, less often where nothing changes.
 const shortest = 2000;
 const longest = 6000;
+const moment = 600; // the shop gives the same answer to everyone for half a second
 
 const items = new Map(); // by id, as the catalogue has them
 let idempotencyKey = crypto.randomUUID(); // of the order that is being filled in; a new one once it has been taken
 let timer;
 let pause = shortest;
+let again = false;
 let last = '';
 let placing = false;
 let placed = () => {};
@@ -38,7 +39,7 @@ export async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const answer = await call('GET', `/v1/inventory?page_size=${catalogueSize}`);
+    const answer = await call('GET', '/catalogue', {cache: 'no-cache'}); // the same answer is not sent again
     const text = JSON.stringify(answer.items);
     pause = text === last ? Math.min(pause * 1.5, longest) : shortest;
     last = text;
@@ -51,12 +52,15 @@ export async function refresh() {
     list.classList.add('stale'); // the figures are old
   }
   clearTimeout(timer);
-  timer = setTimeout(refresh, pause);
+  timer = setTimeout(refresh, again ? moment : pause);
+  again = false;
 }
 
-// refreshSoon looks at the stock in a moment; many calls are one look.
+// refreshSoon looks at the stock in a moment, and once more when what the first look got is sure to be newer than the
+// call; many calls are one.
 export function refreshSoon() {
   pause = shortest;
+  again = true;
   clearTimeout(timer);
   timer = setTimeout(refresh, 150);
 }
