@@ -127,7 +127,9 @@ function row(event) {
 // expand shows an event whole, when its row is opened.
 function expand(element) {
   const event = events.get(element);
-  if (!event || !element.open || element.childElementCount > 1) return;
+  if (!event || !element.open) return;
+  requestAnimationFrame(() => element.scrollIntoView({block: 'nearest'}));
+  if (element.childElementCount > 1) return;
   element.append(h('div', {class: 'expanded'},
     event.error_message ? h('p', {class: 'why'}, event.error_message) : null,
     h('p', {class: 'actions'},
