@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/url"
 	"sync"
 	"time"
@@ -145,12 +146,19 @@ func (c *Connection) Run(ctx context.Context) error {
 
 // once dials, declares and holds one connection until it closes or ctx ends.
 func (c *Connection) once(ctx context.Context) error {
+	var socket net.Conn
 	conn, err := amqp.DialConfig(c.url, amqp.Config{
 		Heartbeat:  heartbeat,
 		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
-		Dial:       dial,
+		Dial: func(network, addr string) (_ net.Conn, err error) {
+			socket, err = dial(network, addr)
+			return socket, err
+		},
 	})
 	if err != nil {
+		if socket != nil {
+			_ = socket.Close() // the library leaves it open where the files for TLS cannot be read
+		}
 		c.set(nil, err)
 		return err
 	}

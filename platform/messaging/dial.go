@@ -23,7 +23,7 @@ func dial(network, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return coalesce(conn), nil
+	return coalesce(conn, writeTimeout), nil
 }
 
 // coalescedConn writes together what is written at the same time: the library writes each message by itself, which
@@ -35,6 +35,8 @@ func dial(network, addr string) (net.Conn, error) {
 // library's reader sees it at once.
 type coalescedConn struct {
 	net.Conn
+	timeout time.Duration // of one write to Conn
+
 	mu      sync.Mutex
 	changed sync.Cond // of mu: pending, err and closed
 	pending []byte
@@ -42,8 +44,9 @@ type coalescedConn struct {
 	closed  bool
 }
 
-func coalesce(conn net.Conn) *coalescedConn {
-	c := &coalescedConn{Conn: conn}
+// coalesce takes conn over: it is closed after Close, or with the first error, and not otherwise.
+func coalesce(conn net.Conn, timeout time.Duration) *coalescedConn {
+	c := &coalescedConn{Conn: conn, timeout: timeout}
 	c.changed.L = &c.mu
 	go c.flush()
 	return c
@@ -111,7 +114,7 @@ func (c *coalescedConn) take(empty []byte) []byte {
 	defer c.mu.Unlock()
 	if !c.closed {
 		// An error is that of the write that follows.
-		_ = c.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_ = c.SetWriteDeadline(time.Now().Add(c.timeout))
 	}
 	taken := c.pending
 	c.pending = empty
