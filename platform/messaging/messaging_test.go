@@ -209,9 +209,9 @@ func TestConsumer_WhatIsThereIsHandledTogether(t *testing.T) {
 	}
 	sizes := make(chan int, messages)
 	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: batch},
-		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			sizes <- len(batch)
-			return nil
+			return p.pub.Publish(ctx, confirmedOrder()) // takes a moment, in which more deliveries come
 		})).Run)
 	calls, handled, largest := 0, 0, 0
 	for handled < messages {
