@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -232,7 +231,7 @@ func (r *rabbitMQ) setURLs(port, management int) {
 // ask returns the version once the broker takes connections, which it does last. Only a node that knows our password
 // tells it.
 func (r *rabbitMQ) ask(ctx context.Context) (version string, err error) {
-	body, err := call(ctx, http.MethodGet, r.management+"/api/overview", nil)
+	body, err := provision.Call(ctx, http.MethodGet, r.management+"/api/overview", nil)
 	if err != nil {
 		return "", err
 	}
@@ -247,30 +246,6 @@ func (r *rabbitMQ) ask(ctx context.Context) (version string, err error) {
 		return "", err
 	}
 	return overview.Version, reachable(ctx, u.Host)
-}
-
-func call(ctx context.Context, method, address string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Close = true // nothing of us stays behind to hold up the server's shutdown
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode >= 300 {
-		return nil, fmt.Errorf("RabbitMQ answered %s: %s", resp.Status, strings.TrimSpace(string(answer)))
-	}
-	return answer, nil
 }
 
 func (r *rabbitMQ) startContainer(ctx context.Context) (string, error) {

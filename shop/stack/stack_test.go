@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"shop.example/platform/messaging/provision"
 )
 
 // starterVariable makes the test binary a process that starts a stack in the folder it names, and waits to be killed.
@@ -84,7 +86,7 @@ func query(t *testing.T, s *Stack, statement string) (result string) {
 
 func broker(t *testing.T, s *Stack, method, path, body string) string {
 	t.Helper()
-	answer, err := call(t.Context(), method, s.ManagementURL+path, []byte(body))
+	answer, err := provision.Call(t.Context(), method, s.ManagementURL+path, []byte(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +172,7 @@ func TestStart_AfterTheStarterWasKilledTheServersAreAdopted(t *testing.T) {
 		t.Errorf("the row after the crash: got %q, want row", got)
 	}
 	waitUntil(t, "the message is there after the crash", func() bool { // the queue elects a leader first
-		got, err := call(t.Context(), http.MethodPost, again.ManagementURL+"/api/queues/%2F/order/get",
+		got, err := provision.Call(t.Context(), http.MethodPost, again.ManagementURL+"/api/queues/%2F/order/get",
 			[]byte(`{"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}`))
 		return err == nil && strings.Contains(string(got), `"kept"`)
 	})

@@ -114,7 +114,7 @@ func Users(ctx context.Context, managementURL, vhost string, logins map[string]L
 	if err != nil {
 		return fmt.Errorf("writing the definitions of the broker: %w", err)
 	}
-	if _, err := call(ctx, http.MethodPost, managementURL+"/api/definitions", body); err != nil {
+	if _, err := Call(ctx, http.MethodPost, managementURL+"/api/definitions", body); err != nil {
 		return fmt.Errorf("importing the definitions for virtual host %s: %w", vhost, err)
 	}
 	return nil
@@ -157,7 +157,7 @@ func Compare(ctx context.Context, managementURL, vhost string) error {
 	if err != nil {
 		return err
 	}
-	body, err := call(ctx, http.MethodGet, managementURL+"/api/definitions/"+url.PathEscape(vhost), nil)
+	body, err := Call(ctx, http.MethodGet, managementURL+"/api/definitions/"+url.PathEscape(vhost), nil)
 	if err != nil {
 		return fmt.Errorf("reading the topology of virtual host %s: %w", vhost, err)
 	}
@@ -237,7 +237,9 @@ func arguments(args map[string]any) string {
 	return strings.Join(parts, " ")
 }
 
-func call(ctx context.Context, method, address string, body []byte) ([]byte, error) {
+// Call makes one call of RabbitMQ's HTTP API and returns the answer's body. A status of 300 or more is an error with the
+// broker's words.
+func Call(ctx context.Context, method, address string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
