@@ -85,10 +85,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := free(map[string]string{
-		"HTTP_ADDR": cfg.HTTPAddr, "ORDER_ADDR": cfg.OrderAddr, "INVENTORY_ADDR": cfg.InventoryAddr,
-		"LOGGING_ADDR": cfg.LoggingAddr, "ADMIN_ADDR": admin[0],
-	}); err != nil {
+	if err := cfg.checkAddrs(admin[0]); err != nil {
 		return nil, err
 	}
 	s := &Shop{}
@@ -240,18 +237,39 @@ func adminAddrs(first string) ([4]string, error) {
 	return addrs, nil
 }
 
-// free says which port is taken before anything is started, by the variable that moves it in this process.
-func free(addrs map[string]string) error {
-	for variable, addr := range addrs {
-		lis, err := net.Listen("tcp", addr)
-		if err != nil {
-			return fmt.Errorf("cannot listen on %s: %w (stop what listens there, or set %s to another address)", addr, cause(err), variable)
+// checkAddrs says which address is taken, or open to other machines without TLS, before anything is started: by the
+// variable that moves it in this process.
+func (cfg Config) checkAddrs(admin string) error {
+	for variable, addr := range map[string]string{"HTTP_ADDR": cfg.HTTPAddr, "ADMIN_ADDR": admin} {
+		if err := try(variable, addr, nil); err != nil {
+			return err
 		}
-		if err := lis.Close(); err != nil {
-			return fmt.Errorf("closing the listener on %s: %w", addr, err)
+	}
+	private := transport.RequireLoopback
+	if cfg.TLS.Enabled() {
+		private = nil
+	}
+	for variable, addr := range map[string]string{"ORDER_ADDR": cfg.OrderAddr, "INVENTORY_ADDR": cfg.InventoryAddr, "LOGGING_ADDR": cfg.LoggingAddr} {
+		if err := try(variable, addr, private); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// try listens on an address for a moment, and asks check, where there is one, whether that is well.
+func try(variable, addr string, check func(variable string, lis net.Listener) error) error {
+	lis, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w (stop what listens there, or set %s to another address)", addr, cause(err), variable)
+	}
+	if check != nil {
+		err = check(variable, lis)
+	}
+	if closeErr := lis.Close(); closeErr != nil && err == nil {
+		err = fmt.Errorf("closing the listener on %s: %w", addr, closeErr)
+	}
+	return err
 }
 
 // cause is the system's own word, without what the message says already.
