@@ -1,12 +1,16 @@
 package command
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"text/tabwriter"
+	"math"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	statusv1 "shop.example/gen/shop/status/v1"
 )
@@ -26,26 +30,23 @@ Exit code 0 means that every service is ready, 1 that one is not.`,
 		Example: "  shop status\n  watch shop status\n  shop status --json | jq '.queues[] | select(.messages > 0)'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := shop.dial()
+			var s *statusv1.GetStatusResponse
+			err := shop.with(func(conn *grpc.ClientConn) (err error) {
+				s, err = statusv1.NewStatusServiceClient(conn).GetStatus(cmd.Context(), &statusv1.GetStatusRequest{})
+				return err
+			})
 			if err != nil {
 				return err
 			}
-			defer conn.Close()
-			s, err := statusv1.NewStatusServiceClient(conn).GetStatus(cmd.Context(), &statusv1.GetStatusRequest{})
-			if err != nil {
-				return err
-			}
-			print := printStatus
 			if asJSON {
-				print = func(out io.Writer, s *statusv1.GetStatusResponse) error { return printMessage(out, s) }
-			}
-			if err := print(cmd.OutOrStdout(), s); err != nil {
-				return err
-			}
-			for _, service := range s.GetServices() {
-				if !service.GetReady() {
-					return ExitCode(1)
+				if err := printMessage(cmd.OutOrStdout(), s); err != nil {
+					return err
 				}
+			} else {
+				printStatus(cmd.OutOrStdout(), s)
+			}
+			if slices.ContainsFunc(s.GetServices(), func(service *statusv1.GetStatusResponse_Service) bool { return !service.GetReady() }) {
+				return ExitCode(1)
 			}
 			return nil
 		},
@@ -56,33 +57,32 @@ Exit code 0 means that every service is ready, 1 that one is not.`,
 }
 
 // printStatus writes a status for people.
-func printStatus(out io.Writer, s *statusv1.GetStatusResponse) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+func printStatus(out io.Writer, s *statusv1.GetStatusResponse) {
 	outboxes := map[string]*statusv1.Outbox{}
 	for _, o := range s.GetOutboxes() {
 		outboxes[o.GetService()] = o
 	}
-	fmt.Fprintln(w, "SERVICE\tREADY\tOUTBOX\tDETAIL")
+	services := &table{header: []string{"SERVICE", "READY", "OUTBOX", "DETAIL"}, flexible: 3, least: math.MaxInt, wraps: true} // why a service is not ready is not cut
 	for _, service := range s.GetServices() {
-		ready := "yes"
+		ready := cell{text: "yes", colour: green}
 		if !service.GetReady() {
-			ready = "no"
+			ready = cell{text: "no", colour: red}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", service.GetName(), ready, waiting(outboxes[service.GetName()]), or(service.GetDetail(), "-"))
+		services.add(text(service.GetName()), ready, text(waiting(outboxes[service.GetName()])), text(cmp.Or(service.GetDetail(), "-")))
 	}
-	fmt.Fprintln(w, "\nQUEUE\tMESSAGES\tCONSUMERS\t")
+	queues := &table{header: []string{"QUEUE", "MESSAGES", "CONSUMERS"}}
 	for _, q := range s.GetQueues() {
-		fmt.Fprintf(w, "%s\t%d\t%d\t\n", q.GetName(), q.GetMessages(), q.GetConsumers())
+		queues.add(text(q.GetName()), number(strconv.Itoa(int(q.GetMessages()))), number(strconv.Itoa(int(q.GetConsumers()))))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
+	screen := screenOf(out)
+	screen.print(services)
+	fmt.Fprintln(out)
+	screen.print(queues)
 	if s.OrdersPerSecond == nil {
 		fmt.Fprintln(out, "\nThe order service does not say how many orders it decides.")
-		return nil
+		return
 	}
 	fmt.Fprintf(out, "\n%.1f orders/s decided in the last 10 s\n", s.GetOrdersPerSecond())
-	return nil
 }
 
 // waiting is what an outbox holds, for people.
