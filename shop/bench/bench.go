@@ -250,15 +250,17 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 	f := Figures{}
 	start := time.Now()
 	var result *loadResult
+	var loadErr error
+	placed := make(chan struct{}) // closed when result and loadErr are there
 	failed := make(chan error, 1)
 	place := func() {
-		var err error
+		defer close(placed)
 		if r.Rate > 0 {
-			result, err = r.load.openLoop(ctx, r.Orders, r.Rate)
+			result, loadErr = r.load.openLoop(ctx, r.Orders, r.Rate)
 		} else {
-			result, err = r.load.closedLoop(ctx, r.Orders)
+			result, loadErr = r.load.closedLoop(ctx, r.Orders)
 		}
-		failed <- err
+		failed <- loadErr
 	}
 	if r.Backlog {
 		place()
@@ -288,6 +290,10 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 		return nil, err
 	}
 	stopProgress()
+	<-placed // the last answer may come after the last order was settled
+	if loadErr != nil {
+		return nil, loadErr
+	}
 	f.addLoad(result)
 	if err := r.watch.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
 		return nil, err

@@ -121,11 +121,12 @@ func Serve(ctx context.Context, pipeline Pipeline, held bool, profile string, in
 		if _, err := in.Read(one); err != nil {
 			return
 		}
-		close(released)
+		if held {
+			close(released)
+		}
 		_, _ = in.Read(one) // its end
 	}()
 	if !held {
-		released = make(chan struct{})
 		close(released)
 	}
 	ready := func(addr string) error { return json.NewEncoder(out).Encode(addr) }
