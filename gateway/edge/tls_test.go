@@ -94,7 +94,7 @@ func TestTLS_AChangedCertificateIsUsedWithTheNextConnection(t *testing.T) {
 	if err := os.WriteFile(files.CertFile, []byte("half a certific"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := serialOf(t, g.HTTPAddr(), ca); got.Cmp(second) != 0 || !strings.Contains(g.log.String(), "the old one stays in use") {
+	if got := serialOf(t, g.HTTPAddr(), ca); got.Cmp(second) != 0 || !strings.Contains(g.log.String(), "the old ones stay in use") {
 		t.Errorf("with a broken file: %v", got)
 	}
 }

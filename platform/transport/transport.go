@@ -12,8 +12,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
-	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -45,7 +43,7 @@ func (m MutualTLS) Server(log *slog.Logger) (credentials.TransportCredentials, e
 	}
 	return credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.latest().server(), nil },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.Latest().server(), nil },
 	}), nil
 }
 
@@ -58,17 +56,17 @@ func (m MutualTLS) Client(log *slog.Logger) (credentials.TransportCredentials, e
 	if err != nil {
 		return nil, err
 	}
-	return client{credentials.NewTLS(f.latest().client()), f}, nil
+	return client{credentials.NewTLS(f.Latest().client()), f}, nil
 }
 
 // client makes each handshake with the newest files.
 type client struct {
 	credentials.TransportCredentials
-	files *files
+	files *Reloaded[identity]
 }
 
 func (c client) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return credentials.NewTLS(c.files.latest().client()).ClientHandshake(ctx, authority, conn)
+	return credentials.NewTLS(c.files.Latest().client()).ClientHandshake(ctx, authority, conn)
 }
 
 func (c client) Clone() credentials.TransportCredentials { return c }
@@ -81,22 +79,6 @@ func RequireLoopback(variable string, lis net.Listener) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %s can be reached from other machines, where gRPC needs mutual TLS: set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE (`shop certs` makes such files), or listen on 127.0.0.1", variable, lis.Addr())
-}
-
-// files keeps what the three files said last.
-type files struct {
-	names MutualTLS
-	log   *slog.Logger
-
-	mu     sync.Mutex
-	stamps [3]stamp
-	loaded identity
-}
-
-// stamp tells one content of a file from another.
-type stamp struct {
-	modified time.Time
-	size     int64
 }
 
 // identity is who a service is, and whom it believes.
@@ -116,7 +98,7 @@ func (i identity) client() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.certificate}, RootCAs: i.authorities}
 }
 
-func open(m MutualTLS, log *slog.Logger) (*files, error) {
+func open(m MutualTLS, log *slog.Logger) (*Reloaded[identity], error) {
 	var missing []string
 	for _, f := range []struct{ variable, name string }{
 		{"GRPC_TLS_CERT_FILE", m.CertFile}, {"GRPC_TLS_KEY_FILE", m.KeyFile}, {"GRPC_TLS_CA_FILE", m.CAFile},
@@ -128,41 +110,7 @@ func open(m MutualTLS, log *slog.Logger) (*files, error) {
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("mutual TLS needs a certificate, its key and a CA: set %s too", strings.Join(missing, " and "))
 	}
-	f := &files{names: m, log: log, stamps: m.stamps()}
-	var err error
-	f.loaded, err = m.load()
-	return f, err
-}
-
-// latest returns what the files say now, or said before a change that cannot be read. Handshakes are rare enough to
-// look at the files each time.
-func (f *files) latest() identity {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	// Before reading: what is written meanwhile has other stamps and is read with the next handshake.
-	stamps := f.names.stamps()
-	if stamps == f.stamps {
-		return f.loaded
-	}
-	f.stamps = stamps
-	loaded, err := f.names.load()
-	if err != nil {
-		f.log.Warn("the changed certificates cannot be used, the old ones stay in use", "err", err)
-		return f.loaded
-	}
-	f.loaded = loaded
-	f.log.Info("certificates read again", "certificate", f.names.CertFile)
-	return f.loaded
-}
-
-// stamps has zeros for a file that is not there, which load tells of.
-func (m MutualTLS) stamps() (stamps [3]stamp) {
-	for i, name := range []string{m.CertFile, m.KeyFile, m.CAFile} {
-		if info, err := os.Stat(name); err == nil {
-			stamps[i] = stamp{info.ModTime(), info.Size()}
-		}
-	}
-	return stamps
+	return Reload(log, m.load, m.CertFile, m.KeyFile, m.CAFile)
 }
 
 func (m MutualTLS) load() (i identity, err error) {

@@ -1,0 +1,66 @@
+package transport
+
+import (
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Reloaded is what certificate files say, read again when they have changed. Its methods may be called concurrently.
+type Reloaded[T any] struct {
+	names []string
+	read  func() (T, error)
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	stamps []stamp
+	latest T
+}
+
+// stamp tells one content of a file from another.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+// Reload reads the files of these names with read, whose error it returns; their changes are read by Latest.
+func Reload[T any](log *slog.Logger, read func() (T, error), names ...string) (*Reloaded[T], error) {
+	r := &Reloaded[T]{names: names, read: read, log: log, stamps: stampsOf(names)}
+	var err error
+	r.latest, err = read()
+	return r, err
+}
+
+// Latest returns what the files say now, or said before a change that cannot be read, which is logged. It looks at the
+// files each time: that is little beside a handshake.
+func (r *Reloaded[T]) Latest() T {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Before reading: what is written meanwhile has other stamps and is read with the next handshake.
+	stamps := stampsOf(r.names)
+	if slices.Equal(stamps, r.stamps) {
+		return r.latest
+	}
+	r.stamps = stamps
+	latest, err := r.read()
+	if err != nil {
+		r.log.Warn("the changed certificates cannot be used, the old ones stay in use", "err", err)
+		return r.latest
+	}
+	r.latest = latest
+	r.log.Info("certificates read again", "certificate", r.names[0])
+	return r.latest
+}
+
+// stampsOf has zeros for a file that is not there, which reading tells of.
+func stampsOf(names []string) []stamp {
+	stamps := make([]stamp, len(names))
+	for i, name := range names {
+		if info, err := os.Stat(name); err == nil {
+			stamps[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return stamps
+}
