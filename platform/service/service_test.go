@@ -9,11 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -486,62 +484,6 @@ func TestRun_StreamsEndAtOnceAndTellTheClientToConnectAgain(t *testing.T) {
 	}
 }
 
-func TestServeHTTP_RequestsInFlightEndWell(t *testing.T) {
-	t.Parallel()
-	called, answer := make(chan struct{}), make(chan struct{})
-	var addr string
-	s := run(t, service.Config{}, func(s *service.Service) {
-		lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr = lis.Addr().String()
-		s.ServeHTTP("http", lis, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			close(called)
-			<-answer
-			_, _ = io.WriteString(w, "done")
-		})})
-	})
-	reply := make(chan string, 1)
-	go func() {
-		_, body, err := get(context.Background(), "http://"+addr)
-		if err != nil {
-			body = err.Error()
-		}
-		reply <- body
-	}()
-	<-called
-	s.stop()
-	<-s.Stopping()
-	close(answer)
-	if got := <-reply; got != "done" {
-		t.Errorf("got %q", got)
-	}
-	if err := s.ended(); err != nil {
-		t.Error(err)
-	}
-}
-
-// Browsers open connections ahead of need; a stop that waited for a request on each would take five seconds.
-func TestServeHTTP_ConnectionsThatAskNothingDoNotDelayTheStop(t *testing.T) {
-	t.Parallel()
-	s := run(t, service.Config{}, nil)
-	unused, err := net.Dial("tcp", s.AdminAddr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unused.Close() }()
-	s.get(t, "/livez") // accepted after the unused one, so that one is known to the server
-	begin := time.Now()
-	s.stop()
-	if err := s.ended(); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("the stop took %s", took)
-	}
-}
-
 func TestClose_ReleasesWhatAServiceThatWasNotRunHolds(t *testing.T) {
 	t.Parallel()
 	s, _ := newService(t, service.Config{})
@@ -564,101 +506,5 @@ func TestClose_ReleasesWhatAServiceThatWasNotRunHolds(t *testing.T) {
 	_ = lis.Close()
 	if err := s.Run(t.Context()); err == nil {
 		t.Error("a closed service ran")
-	}
-}
-
-// program is what the tests of Main run in a process of its own.
-func program(ctx context.Context) error {
-	switch os.Getenv("RUN_AS") {
-	case "failing":
-		return errors.New("cannot listen on :3001: address already in use (set GRPC_ADDR to another address)")
-	case "interrupted":
-		_, _ = io.WriteString(os.Stdout, "started\n")
-		<-ctx.Done()
-		return ctx.Err()
-	default: // "stuck"
-		_, _ = io.WriteString(os.Stdout, "started\n")
-		<-ctx.Done()
-		_, _ = io.WriteString(os.Stdout, "stopping\n")
-		select {}
-	}
-}
-
-func command(t *testing.T, as string) (cmd *exec.Cmd, stdout io.Reader, stderr *bytes.Buffer) {
-	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd = exec.CommandContext(t.Context(), program)
-	cmd.Env = append(os.Environ(), "RUN_AS="+as)
-	stderr = &bytes.Buffer{}
-	cmd.Stderr = stderr
-	stdout, err = cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return cmd, stdout, stderr
-}
-
-func expectLine(t *testing.T, from io.Reader, line string) {
-	t.Helper()
-	got := make([]byte, len(line)+1)
-	if _, err := io.ReadFull(from, got); err != nil || string(got) != line+"\n" {
-		t.Fatalf("got %q, %v, want %s", got, err, line)
-	}
-}
-
-func TestMain_AnErrorIsOneLineAndExitCode1(t *testing.T) {
-	t.Parallel()
-	cmd, _, stderr := command(t, "failing")
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("got %v", err)
-	}
-	want := "order: cannot listen on :3001: address already in use (set GRPC_ADDR to another address)\n"
-	if stderr.String() != want {
-		t.Errorf("got %q, want %q", stderr, want)
-	}
-}
-
-func TestMain_ASignalEndsTheContextAndIsNoError(t *testing.T) {
-	t.Parallel()
-	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		cmd, stdout, stderr := command(t, "interrupted")
-		expectLine(t, stdout, "started")
-		if err := cmd.Process.Signal(signal); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
-			t.Errorf("%s: %v, %q", signal, err, stderr)
-		}
-	}
-}
-
-func TestMain_ASecondSignalEndsTheProcessAtOnce(t *testing.T) {
-	t.Parallel()
-	cmd, stdout, _ := command(t, "stuck")
-	expectLine(t, stdout, "started")
-	if err := cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	expectLine(t, stdout, "stopping")
-	// The first signal's handler is removed beside the program, so the second may still come too early for it.
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for {
-		select {
-		case err := <-ended:
-			if err == nil {
-				t.Error("it ended as if all was well")
-			}
-			return
-		case <-time.After(10 * time.Millisecond):
-			_ = cmd.Process.Signal(os.Interrupt)
-		}
 	}
 }

@@ -1,0 +1,110 @@
+package eventlog
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"shop.example/db/dbtest"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+)
+
+func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
+	var deliveries []messaging.Delivery
+	for range 10 {
+		deliveries = append(deliveries, deliveryOf(t, placed(newOrderID())))
+	}
+	write(t, db, deliveries...)
+	if n := count(t, db, "SELECT count(*) FROM event_log_default"); n != 10 {
+		t.Fatalf("%d rows in the default partition, want 10", n)
+	}
+	before := allRows(t, db, filter{})
+	for range 2 { // the second time there is nothing to do
+		if err := p.upkeep(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log_default"); n != 0 {
+		t.Errorf("%d rows stayed in the default partition", n)
+	}
+	after := allRows(t, db, filter{})
+	if !slices.EqualFunc(before, after, func(a, b *row) bool {
+		return a.ID == b.ID && a.MessageID == b.MessageID && a.CreatedAt.Equal(b.CreatedAt)
+	}) {
+		t.Error("the rows are not as they were")
+	}
+	// The partitions have the indexes, and new rows find their place.
+	if rows := write(t, db, append(deliveries, deliveryOf(t, placed(newOrderID())))...); len(rows) != 1 || rows[0].id <= after[9].ID {
+		t.Errorf("made %+v, want one row with a higher id", rows)
+	}
+	if n := count(t, db, "SELECT count(*) FROM "+partitionName(time.Now().UTC())); n != 11 {
+		t.Errorf("%d rows in the partition of today, want 11", n)
+	}
+	if n := count(t, db, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'event_log'::regclass"); n != 1+1+daysAhead {
+		t.Errorf("%d partitions, want the default, today and %d days ahead", n, daysAhead)
+	}
+}
+
+func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	p := &partitions{db: db, log: slog.New(slog.DiscardHandler), retention: 3 * day}
+	now := time.Now()
+	if err := p.upkeep(t.Context(), now.Add(-10*day)); err != nil { // makes the partitions of those days
+		t.Fatal(err)
+	}
+	for _, age := range []time.Duration{0, 2 * day, 5 * day, 9 * day, 400 * day} {
+		d := deliveryOf(t, placed(newOrderID()))
+		d.Timestamp = now.Add(-age)
+		write(t, db, d)
+	}
+	if err := p.upkeep(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
+		t.Errorf("%d rows are left, want 2", n)
+	}
+	keepsAll := &partitions{db: db, log: p.log}
+	if err := keepsAll.upkeep(t.Context(), now.Add(1000*day)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
+		t.Errorf("%d rows are left where everything is kept, want 2", n)
+	}
+}
+
+func TestPartitions_ManyReplicasAndWritersAtOnce(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		db := openDB(t, url)
+		wg.Go(func() {
+			if i%2 == 0 {
+				p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
+				for n := range 10 {
+					if err := p.upkeep(t.Context(), time.Now().Add(time.Duration(n-5)*day)); err != nil && !errors.Is(err, postgres.ErrRetry) {
+						t.Error(err)
+					}
+				}
+				return
+			}
+			for n := range 50 {
+				d := deliveryOf(t, placed(newOrderID()))
+				d.Timestamp = time.Now().Add(time.Duration(n%10-9) * day)
+				write(t, db, d)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, openDB(t, url), "SELECT count(*) FROM event_log"); n != 100 {
+		t.Errorf("%d rows, want 100", n)
+	}
+}
