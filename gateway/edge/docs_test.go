@@ -64,6 +64,7 @@ func TestOpenAPI_SaysWhatTheContractsSayAboutAccessAndAnswers(t *testing.T) {
 	}
 	for call, guarded := range map[string]bool{
 		"get /v1/orders": true, "post /v1/inventory": true, "post /v1/dead-letters/{id}:redrive": true, "get /v1/events": true,
+		"get /v1/events:stream": true, "get /v1/orders/{order_id}/events": false, "get /v1/orders/{order_id}/events:stream": false,
 		"get /v1/inventory": false, "post /v1/orders": false, "get /v1/orders/{order_id}": false,
 	} {
 		method, path, _ := strings.Cut(call, " ")

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -74,13 +75,45 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 		access, restricted := contracts.Option(md, "access")
 		said := operation(contract.Comment(md), restricted && access.Enum() != 0)
 		method := descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto)
-		if method.Options == nil {
-			method.Options = &descriptorpb.MethodOptions{}
+		if restricted && access.Enum() == operatorOrOrderID {
+			ofOrder, err := separate(descriptors[md.Parent().FullName()].(*descriptorpb.ServiceDescriptorProto), method)
+			if err != nil {
+				return err
+			}
+			explainMethod(ofOrder, operation(contract.Comment(md), false))
+			said.Description = contract.Comment(md) + "\n\nWhere order_id is given, the call is for anyone who has it."
 		}
-		proto.Merge(said, proto.GetExtension(method.Options, options.E_Openapiv2Operation).(*options.Operation))
-		proto.SetExtension(method.Options, options.E_Openapiv2Operation, said)
+		explainMethod(method, said)
 	}
 	return nil
+}
+
+// operatorOrOrderID is shop.options.v1.ACCESS_OPERATOR_OR_ORDER_ID.
+const operatorOrOrderID = 2
+
+// separate makes a method of its own of the REST calls that have the order's id in their path: the generator knows one
+// security for all calls of a method. Its name is such that the calls keep the ids that the generator gives them.
+func separate(service *descriptorpb.ServiceDescriptorProto, method *descriptorpb.MethodDescriptorProto) (*descriptorpb.MethodDescriptorProto, error) {
+	rule := proto.GetExtension(method.GetOptions(), annotations.E_Http).(*annotations.HttpRule)
+	if len(rule.GetAdditionalBindings()) != 1 {
+		return nil, fmt.Errorf("%s: a call for operators or by order id needs one additional binding, with the order's id in its path", method.GetName())
+	}
+	ofOrder := proto.CloneOf(method)
+	ofOrder.Name = proto.String(method.GetName() + "2")
+	proto.SetExtension(ofOrder.Options, annotations.E_Http, rule.GetAdditionalBindings()[0])
+	rule.AdditionalBindings = nil
+	proto.SetExtension(method.Options, annotations.E_Http, rule)
+	service.Method = append(service.Method, ofOrder)
+	return ofOrder, nil
+}
+
+// explainMethod adds what is said to what the contract says in the generator's options.
+func explainMethod(method *descriptorpb.MethodDescriptorProto, said *options.Operation) {
+	if method.Options == nil {
+		method.Options = &descriptorpb.MethodOptions{}
+	}
+	proto.Merge(said, proto.GetExtension(method.Options, options.E_Openapiv2Operation).(*options.Operation))
+	proto.SetExtension(method.Options, options.E_Openapiv2Operation, said)
 }
 
 // index finds the descriptors by name.
@@ -99,6 +132,7 @@ func index(found map[protoreflect.FullName]proto.Message, file *descriptorpb.Fil
 	}
 	messages(pkg, file.GetMessageType())
 	for _, s := range file.GetService() {
+		found[pkg.Append(protoreflect.Name(s.GetName()))] = s
 		for _, m := range s.GetMethod() {
 			found[pkg.Append(protoreflect.Name(s.GetName())).Append(protoreflect.Name(m.GetName()))] = m
 		}
