@@ -1,11 +1,13 @@
 package edge
 
 import (
+	"context"
 	"encoding/base64"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -29,6 +31,8 @@ type door struct {
 	rest    *rest
 	callers callers
 	limits  *rateLimiter // nil for no limit
+	// patience is how long a client of a gRPC stream may leave a message unread.
+	patience time.Duration
 }
 
 func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door, error) {
@@ -36,7 +40,7 @@ func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door,
 	if err != nil {
 		return nil, err
 	}
-	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, limits: limits}, nil
+	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, limits: limits, patience: readerPatience}, nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -65,10 +69,56 @@ func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, refusal error) 
 	}
 	unbounded(w)
 	if r.URL.Path == streamEvents {
-		r = r.WithContext(withCaller(r.Context(), d.callers.of(r)))
+		d.serveStream(w, r)
+	} else {
+		d.grpc.ServeHTTP(w, r)
 	}
-	d.grpc.ServeHTTP(w, r)
 	completeTrailers(w.Header())
+}
+
+func (d *door) serveStream(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancel(withCaller(r.Context(), d.callers.of(r)))
+	defer cancel()
+	messages := &messageWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: d.patience, cancel: cancel}
+	d.grpc.ServeHTTP(messages, r.WithContext(ctx))
+}
+
+// messageWriter is the answer to a gRPC stream. A client that does not take a message in time has lost the stream: gRPC
+// itself would wait for as long as the connection lasts.
+type messageWriter struct {
+	http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+	cancel   context.CancelFunc // gRPC does not look at what becomes of a write
+	writing  bool
+}
+
+// Write writes a part of a message.
+func (w *messageWriter) Write(part []byte) (int, error) {
+	w.begin()
+	n, err := w.ResponseWriter.Write(part)
+	if err != nil {
+		w.cancel()
+	}
+	return n, err
+}
+
+// Flush ends a message. Until the next one comes the client may take its time.
+func (w *messageWriter) Flush() {
+	w.begin()
+	if err := w.control.Flush(); err != nil {
+		w.cancel()
+		return
+	}
+	w.writing = false
+	_ = w.control.SetWriteDeadline(time.Time{})
+}
+
+func (w *messageWriter) begin() {
+	if !w.writing {
+		w.writing = true
+		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
+	}
 }
 
 // isGRPC tells gRPC's calls from those of REST and of browsers, which get an error that they can read.

@@ -143,7 +143,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers}, tel.Logger))
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: readerPatience}, tel.Logger))
 	run(t, s.Run)
 	return a, lis.Addr().String()
 }

@@ -92,7 +92,7 @@ func startStreamingTo(t *testing.T, logging string, places *places, heartbeat, p
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers}, tel.Logger)
+	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: patience}, tel.Logger)
 	server.ReadTimeout, server.WriteTimeout = time.Second, time.Second
 	s.ServeHTTP("http", lis, server)
 	running := &streaming{url: "http://" + lis.Addr().String(), done: make(chan error, 1)}
@@ -326,6 +326,56 @@ func TestSSE_AClientThatDoesNotReadIsCutOffAndHoldsNothing(t *testing.T) {
 		if errors.As(err, &timeout) && timeout.Timeout() {
 			t.Errorf("HTTP/%d: the connection is still there", version)
 		}
+	}
+}
+
+func TestStream_AGRPCClientThatDoesNotReadIsCutOffAndOneThatIsSentNothingIsNot(t *testing.T) {
+	t.Parallel()
+	const limit = 300 * time.Millisecond
+	ended, more := make(chan struct{}), make(chan struct{})
+	s := startStreaming(t, newPlaces(8), time.Minute, limit, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+		e := &loggingv1.StreamEventsResponse{Event: &loggingv1.Event{Id: 1, ErrorMessage: strings.Repeat("x", 10_000)}}
+		if req.GetOrderId() != "" {
+			if err := stream.Send(e); err != nil {
+				return err
+			}
+			<-more
+			return stream.Send(e)
+		}
+		for stream.Send(e) == nil {
+		}
+		close(ended)
+		return nil
+	})
+	events := loggingv1.NewEventLogServiceClient(client(t, strings.TrimPrefix(s.url, "http://")))
+	quiet, err := events.StreamEvents(t.Context(), &loggingv1.StreamEventsRequest{OrderId: storedOrder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	unread, err := events.StreamEvents(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken), &loggingv1.StreamEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatal("the stream of a client that does not read goes on")
+	}
+	if took := time.Since(begin); took < limit {
+		t.Errorf("it was cut off after %s", took)
+	}
+	close(more)
+	for range 2 {
+		if _, err := quiet.Recv(); err != nil {
+			t.Fatalf("the client that was sent nothing for a while: %v", err)
+		}
+	}
+	for err == nil {
+		_, err = unread.Recv()
+	}
+	if errors.Is(err, io.EOF) {
+		t.Error("the client that did not read is told that the stream ended in order")
 	}
 }
 
