@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,12 +84,12 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	f.amqp = f.broker.Services(t)
-	env := append(os.Environ(), "DATABASE_URL="+or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
+	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {
 		for i := range max(1, o.replicas[name]) {
 			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddr(t)}
-			r.env = append(env[:len(env):len(env)], "AMQP_URL="+f.login(t, name, or(o.amqpURL, f.broker.URL)), "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
+			r.env = append(env[:len(env):len(env)], "AMQP_URL="+f.login(t, name, cmp.Or(o.amqpURL, f.broker.URL)), "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
 			f.replicas[name] = append(f.replicas[name], r)
 		}
 	}
@@ -119,13 +120,6 @@ func (f *fleet) login(t *testing.T, service, amqp string) string {
 		t.Fatal(err)
 	}
 	return with
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 var (
