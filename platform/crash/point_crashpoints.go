@@ -32,6 +32,9 @@ func counter(n string) *atomic.Int64 {
 	return c
 }
 
+// Armed says whether SHOP_CRASH_AT names a point.
+func Armed() bool { return name != "" }
+
 // Point kills the process with SIGKILL where SHOP_CRASH_AT names the point, after a line on standard error. It may be
 // called concurrently.
 func Point(point string) {
