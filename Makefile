@@ -71,7 +71,7 @@ modules: # Each module has to do without the workspace too, and its go.mod has t
 .PHONY: race
 race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
 	CGO_ENABLED=1 .bin/shop exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-	    -race -shuffle=on -count=1 -timeout=9m $(MODULES:%=%/...)
+	    -race -shuffle=on -count=1 -timeout=15m $(MODULES:%=%/...)
 
 .PHONY: chaos
 chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_DURATION=1h, CHAOS_SEED=42)
