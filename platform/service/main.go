@@ -12,7 +12,7 @@ import (
 
 // gcPercent is GOGC where it is not set. What lives is small beside what each order leaves behind: the default collects
 // so often that it takes a fifth of our CPU.
-const gcPercent = 300
+const gcPercent = 250
 
 // TuneGC sets the garbage collector for a process that runs services, unless GOGC is set.
 func TuneGC() {
