@@ -1,10 +1,17 @@
 package edge
 
 import (
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 )
 
 func TestPage_IsForBrowsersAndMayLoadItsOwnFilesOnly(t *testing.T) {
@@ -88,6 +95,28 @@ func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
 		text := strings.ReplaceAll(got.body, "'", "&#39;")
 		if got.status != want.status || !strings.Contains(text, want.text) || strings.Contains(text, `http-equiv="refresh"`) != want.again {
 			t.Errorf("%s: %d\n%s", order, got.status, got.body)
+		}
+	}
+}
+
+func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
+	t.Parallel()
+	tel := newTelemetry(t, io.Discard)
+	a := newAPI(grpc.NewServer(), operatorToken, tel)
+	a.access.customers = true
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{})
+	orderv1.RegisterOrderServiceServer(a, orderServer{})
+	rest, err := newREST(a.local, callers{access: a.access}, nil, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(&door{rest: rest})
+	t.Cleanup(server.Close)
+	for call, form := range map[string]string{"GET /orders/" + storedOrder: "", "POST /orders": "customer_name=Ada&customer_email=ada@example.org&quantity.5=3"} {
+		method, path, _ := strings.Cut(call, " ")
+		got := send(t, method, server.URL+path, form, "Content-Type: application/x-www-form-urlencoded")
+		if got.status != http.StatusUnauthorized || !strings.Contains(got.body, "this call is for customers") {
+			t.Errorf("%s: %d\n%s", call, got.status, got.body)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -194,25 +195,19 @@ func (p *Page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]s
 	placed, err := p.orders.PlaceOrder(ctx, f.request())
 	if err != nil {
 		f.explain(err)
-		p.showFront(r.Context(), w, runtimeStatus(err), f)
+		p.showFront(r.Context(), w, refusalStatus(err), f)
 		return
 	}
 	http.Redirect(w, r, "/orders/"+placed.GetOrder().GetId(), http.StatusSeeOther)
 }
 
-// runtimeStatus is the HTTP status of a form that was refused.
-func runtimeStatus(err error) int {
-	switch status.Code(err) {
-	case codes.InvalidArgument:
+// refusalStatus is the HTTP status of a form that was refused: that of the API, but for a form whose fields are wrong.
+func refusalStatus(err error) int {
+	code := status.Code(err)
+	if code == codes.InvalidArgument {
 		return http.StatusUnprocessableEntity
-	case codes.AlreadyExists:
-		return http.StatusConflict
-	case codes.ResourceExhausted:
-		return http.StatusTooManyRequests
-	case codes.Unavailable, codes.DeadlineExceeded:
-		return http.StatusServiceUnavailable
 	}
-	return http.StatusInternalServerError
+	return runtime.HTTPStatusFromCode(code)
 }
 
 // orderView is what the page of an order shows.
@@ -252,6 +247,9 @@ func (p *Page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 		view.show(got.GetOrder())
 	case codes.InvalidArgument:
 		http.Error(w, "this is no order's address", http.StatusNotFound)
+		return
+	case codes.Unauthenticated, codes.PermissionDenied:
+		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
 		return
 	}
 	// Not found is an order that has not been decided; and while the order service is away, none is.
