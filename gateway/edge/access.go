@@ -100,22 +100,32 @@ func (a *access) guardStream(rule optionsv1.Access, handler grpc.StreamHandler) 
 		return handler
 	}
 	return func(server any, stream grpc.ServerStream) error {
-		return handler(server, guardedStream{stream, a, rule})
+		return handler(server, &guardedStream{ServerStream: stream, access: a, rule: rule})
 	}
 }
 
-// guardedStream checks each request that is received: the rule may depend on what it asks for.
+// guardedStream checks each request that is received, because the rule may depend on what it asks for, and checks again
+// before each message is sent: a stream lasts longer than the token that opened it.
 type guardedStream struct {
 	grpc.ServerStream
-	access *access
-	rule   optionsv1.Access
+	access  *access
+	rule    optionsv1.Access
+	request any // the last one; the streams of the contracts have one request
 }
 
-func (s guardedStream) RecvMsg(m any) error {
+func (s *guardedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
+	s.request = m
 	return s.access.check(s.Context(), s.rule, m)
+}
+
+func (s *guardedStream) SendMsg(m any) error {
+	if err := s.access.check(s.Context(), s.rule, s.request); err != nil {
+		return err
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 // knownSubject says whom the token in the header is for, "" where that takes more than a look.

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -22,7 +23,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 )
 
 // testIssuer issues tokens, and says where its keys are unless it is down.
@@ -368,5 +372,49 @@ func TestOIDC_AnIssuerThatDoesNotAnswerIsWaitedForWithinBounds(t *testing.T) {
 	}
 	if took := time.Since(begin); took > 2*fetchTimeout {
 		t.Errorf("the issuer was waited for for %v", took)
+	}
+}
+
+// openStream is the gRPC side of a stream whose client sends requests and takes all messages.
+type openStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s openStream) Context() context.Context { return s.ctx }
+func (openStream) RecvMsg(any) error          { return nil }
+func (openStream) SendMsg(any) error          { return nil }
+
+func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	log := slog.New(slog.DiscardHandler)
+	a := newAccess(operatorToken, apierror.NewInterceptor(log))
+	if err := a.trust(OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, log); err != nil {
+		t.Fatal(err)
+	}
+	token := i.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token))
+	s := &guardedStream{ServerStream: openStream{ctx: ctx}, access: a, rule: optionsv1.Access_ACCESS_OPERATOR}
+	if err := errors.Join(s.RecvMsg(&loggingv1.StreamEventsRequest{}), s.SendMsg(&loggingv1.StreamEventsResponse{})); err != nil {
+		t.Fatalf("a stream with a valid token: %v", err)
+	}
+	ended, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		switch reason := reasonOf(s.SendMsg(&loggingv1.StreamEventsResponse{})); reason {
+		case "TOKEN_EXPIRED":
+			return
+		case "":
+		default:
+			t.Fatalf("the stream ended with %s", reason)
+		}
+		select {
+		case <-tick.C:
+		case <-ended.Done():
+			t.Fatal("the stream goes on although its token has expired")
+		}
 	}
 }
