@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -90,6 +91,19 @@ func (p process) alive() bool {
 	}
 	now, state := parseStat(string(data))
 	return now == p && state != "Z" && state != "X"
+}
+
+// withEnvironment returns the processes that have the variable, as far as we may look at them.
+func withEnvironment(variable string) (pids []int) {
+	environments, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range environments {
+		data, _ := os.ReadFile(path) // a process that has ended, or of another user
+		if slices.Contains(strings.Split(string(data), "\x00"), variable) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // stop sends one signal after the other, each with the time it has to work.

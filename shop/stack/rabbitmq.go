@@ -282,5 +282,25 @@ func stopRabbitMQ(dir string, atOnce bool) error {
 			}
 		}
 	}
-	return nil
+	return endHelpers(dir)
+}
+
+// endHelpers ends what a node has left behind, once the node and its epmd are gone. A node that starts makes sure of epmd
+// by an Erlang of its own, which can outlive the node and then starts an epmd that nobody would ever end. They are known by
+// their environment, which names the node's configuration.
+func endHelpers(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for {
+		left := withEnvironment("RABBITMQ_CONFIG_FILE=" + filepath.Join(dir, "rabbitmq.conf"))
+		if len(left) == 0 {
+			return nil
+		}
+		for _, pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // one that has ended meanwhile is not found again
+		}
+		if pause(ctx, 10*time.Millisecond) != nil {
+			return fmt.Errorf("stopping RabbitMQ: its processes %v cannot be killed", left)
+		}
+	}
 }

@@ -114,7 +114,16 @@ func under(t *testing.T, dir string) (found []string) {
 // nothingRuns checks that no process of the stack is left. Erlang's helpers end by themselves a moment after it.
 func nothingRuns(t *testing.T, dir string) {
 	t.Helper()
-	waitUntil(t, "all processes of the stack have ended", func() bool { return len(under(t, dir)) == 0 })
+	var left []string
+	defer func() {
+		if len(left) > 0 {
+			t.Errorf("still there: %s", strings.Join(left, ", "))
+		}
+	}()
+	waitUntil(t, "all processes of the stack have ended", func() bool {
+		left = under(t, dir)
+		return len(left) == 0
+	})
 }
 
 // waitUntil polls, for what other processes do cannot be waited for in another way.
