@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -52,12 +51,12 @@ func prepare(ctx context.Context, servers Servers) (g *ground, err error) {
 	if g.db, err = openDatabase(g.databaseURL); err != nil {
 		return g, err
 	}
+	// Whoever makes a virtual host may use it.
+	if err := g.host(ctx, http.MethodPut); err != nil {
+		return g, fmt.Errorf("making a virtual host: %w", err)
+	}
 	if g.amqpURL, err = withPath(servers.AMQPURL, g.name); err != nil {
 		return g, err
-	}
-	// Whoever makes a virtual host may use it.
-	if err := g.manage(ctx, http.MethodPut); err != nil {
-		return g, fmt.Errorf("making a virtual host: %w", err)
 	}
 	return g, provision.Topology(ctx, servers.ManagementURL, g.name)
 }
@@ -86,22 +85,10 @@ func withPath(address, path string) (string, error) {
 	return u.String(), nil
 }
 
-func (g *ground) manage(ctx context.Context, method string) error {
-	req, err := http.NewRequestWithContext(ctx, method, g.servers.ManagementURL+"/api/vhosts/"+g.name, http.NoBody)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if answer, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode >= 300 && resp.StatusCode != http.StatusNotFound {
-		return fmt.Errorf("RabbitMQ answered %s: %s", resp.Status, strings.TrimSpace(string(answer)))
-	}
-	return nil
+// host makes or removes the run's virtual host.
+func (g *ground) host(ctx context.Context, method string) error {
+	_, err := provision.Call(ctx, method, g.servers.ManagementURL+"/api/vhosts/"+g.name, nil)
+	return err
 }
 
 // remove takes half a minute at most, also where the run was cancelled.
@@ -115,7 +102,10 @@ func (g *ground) remove() (err error) {
 		_, dropErr := g.admin.ExecContext(ctx, "DROP DATABASE IF EXISTS "+g.name+" WITH (FORCE)")
 		err = errors.Join(err, dropErr, g.admin.Close())
 	}
-	return errors.Join(err, g.manage(ctx, http.MethodDelete))
+	if g.amqpURL != "" { // there is a virtual host
+		err = errors.Join(err, g.host(ctx, http.MethodDelete))
+	}
+	return err
 }
 
 // plenty is more than any run sells of a product.
