@@ -9,6 +9,7 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
 // notPublished are the messages of the events package that are parts of events or answers, not events.
@@ -119,5 +120,17 @@ func TestValidate_NamesTheField(t *testing.T) {
 	t.Parallel()
 	if err := Validate(&eventsv1.DecrementQuantity{OrderId: "7"}); err == nil {
 		t.Fatal("an order id that is no uuid passed")
+	}
+}
+
+func TestValidate_MoneyHasAtMostTwoDecimals(t *testing.T) {
+	t.Parallel()
+	for nanos, allowed := range map[int32]bool{
+		0: true, 10_000_000: true, 500_000_000: true, 990_000_000: true,
+		1: false, 5_000_000: false, 990_000_001: false, 1_000_000_000: false, -10_000_000: false, -1: false,
+	} {
+		if err := Validate(&moneyv1.Money{CurrencyCode: "USD", Units: 35, Nanos: nanos}); (err == nil) != allowed {
+			t.Errorf("nanos %d: %v", nanos, err)
+		}
 	}
 }

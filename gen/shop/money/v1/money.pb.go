@@ -92,15 +92,14 @@ var File_shop_money_v1_money_proto protoreflect.FileDescriptor
 
 const file_shop_money_v1_money_proto_rawDesc = "" +
 	"\n" +
-	"\x19shop/money/v1/money.proto\x12\rshop.money.v1\x1a\x1bbuf/validate/validate.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\xc3\x02\n" +
+	"\x19shop/money/v1/money.proto\x12\rshop.money.v1\x1a\x1bbuf/validate/validate.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\xb9\x02\n" +
 	"\x05Money\x126\n" +
 	"\rcurrency_code\x18\x01 \x01(\tB\x11\xbaH\x0er\f2\n" +
 	"^[A-Z]{3}$R\fcurrencyCode\x12#\n" +
 	"\x05units\x18\x02 \x01(\x03B\r\xbaH\n" +
-	"\"\b\x18\x80ȯ\xa0%(\x00R\x05units\x12#\n" +
-	"\x05nanos\x18\x03 \x01(\x05B\r\xbaH\n" +
-	"\x1a\b\x18\x80\xe7\x88\xd8\x03(\x00R\x05nanos:\xb7\x01\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}\xbaH|\x1az\n" +
-	"\x12money.two_decimals\x12Hnanos must be a multiple of 10000000: an amount has at most two decimals\x1a\x1athis.nanos % 10000000 == 0B(Z&shop.example/gen/shop/money/v1;moneyv1b\x06proto3"
+	"\"\b\x18\x80ȯ\xa0%(\x00R\x05units\x12\x98\x01\n" +
+	"\x05nanos\x18\x03 \x01(\x05B\x81\x01\xbaH~\xba\x01n\n" +
+	"\x12money.two_decimals\x12Bmust be a multiple of 10000000: an amount has at most two decimals\x1a\x14this % 10000000 == 0\xd8\x01\x01\x1a\b\x18\x80\xe7\x88\xd8\x03(\x00R\x05nanos:8\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}B(Z&shop.example/gen/shop/money/v1;moneyv1b\x06proto3"
 
 var (
 	file_shop_money_v1_money_proto_rawDescOnce sync.Once
