@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
@@ -44,15 +43,7 @@ func Add(ctx context.Context, tx *sqlx.Tx, entries []Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	var (
-		ids            = make([]string, len(entries))
-		exchanges      = make([]string, len(entries))
-		routingKeys    = make([]string, len(entries))
-		types          = make([]string, len(entries))
-		correlationIDs = make([]string, len(entries))
-		traceParents   = make([]string, len(entries))
-		bodies         = make([][]byte, len(entries))
-	)
+	messages := make([]messaging.Outgoing, len(entries))
 	for i, e := range entries {
 		entryCtx := ctx
 		if e.Trace.IsValid() {
@@ -62,11 +53,16 @@ func Add(ctx context.Context, tx *sqlx.Tx, entries []Entry) error {
 		if err != nil {
 			return fmt.Errorf("adding to the outbox: %w", err)
 		}
-		ids[i], exchanges[i], routingKeys[i], types[i] = m.MessageID, m.Exchange, m.RoutingKey, m.Type
-		correlationIDs[i], traceParents[i], bodies[i] = m.CorrelationID, m.TraceParent, m.Body
+		messages[i] = m
 	}
-	_, err := tx.ExecContext(ctx, insertOutbox, pq.Array(ids), pq.Array(exchanges), pq.Array(routingKeys), pq.Array(types),
-		pq.Array(correlationIDs), pq.Array(traceParents), pq.Array(bodies))
+	_, err := tx.ExecContext(ctx, insertOutbox,
+		postgres.Array(messages, func(m messaging.Outgoing) uuid.UUID { return uuid.MustParse(m.MessageID) }),
+		postgres.Array(messages, func(m messaging.Outgoing) string { return m.Exchange }),
+		postgres.Array(messages, func(m messaging.Outgoing) string { return m.RoutingKey }),
+		postgres.Array(messages, func(m messaging.Outgoing) string { return m.Type }),
+		postgres.Array(messages, func(m messaging.Outgoing) string { return m.CorrelationID }),
+		postgres.Array(messages, func(m messaging.Outgoing) string { return m.TraceParent }),
+		postgres.Array(messages, func(m messaging.Outgoing) []byte { return m.Body }))
 	if err != nil {
 		return fmt.Errorf("adding to the outbox: %w", postgres.Classify(err))
 	}
@@ -87,12 +83,8 @@ func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	texts := make([]string, len(ids))
-	for i, id := range ids {
-		texts[i] = id.String()
-	}
 	var inserted []uuid.UUID
-	if err := tx.SelectContext(ctx, &inserted, insertInbox, pq.Array(texts)); err != nil {
+	if err := tx.SelectContext(ctx, &inserted, insertInbox, postgres.ArrayOf(ids)); err != nil {
 		return nil, fmt.Errorf("claiming messages in the inbox: %w", postgres.Classify(err))
 	}
 	unclaimed := make(map[uuid.UUID]bool, len(inserted))

@@ -48,9 +48,8 @@ type Options struct {
 
 // Open returns a pool of connections to the database at url that resolve names in schema, once one of them answers;
 // otherwise an ErrUnavailable. Every statement is bounded by the server (10 s, 5 s of it waiting for a lock). Parameters
-// are sent in the same round trip as the query. That changes how []byte is read: as bytea, so JSON has to be passed as a
-// string. Arrays are passed with pq.Array: []string (also for uuid[] and timestamptz[]), []int64, []bool and [][]byte
-// have fast paths.
+// are sent in the same round trip as the query. That changes how []byte is read: in the server's own form, which is what
+// Array makes; one JSON text has to be passed as a string.
 func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) {
 	config, err := db.Config(url, schema)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/url"
 	"strings"
@@ -117,7 +118,6 @@ func TestOpen_ParametersArriveAsTheyWereGiven(t *testing.T) {
 	pool := open(t, dbtest.New(t), postgres.Options{})
 	id := uuid.MustParse("018f3b1c-7c00-7000-8000-0123456789ab")
 	at := time.Date(2026, 2, 3, 4, 5, 6, 789012000, time.UTC)
-	name := "Mouse"
 	for _, c := range []struct {
 		what, query string
 		param       any
@@ -134,18 +134,21 @@ func TestOpen_ParametersArriveAsTheyWereGiven(t *testing.T) {
 		{"bigint", `SELECT $1::bigint = 9007199254740993`, int64(9007199254740993)},
 		{"boolean", `SELECT $1::boolean`, true},
 		{"interval as seconds", `SELECT $1 * interval '1 second' = '90 s'`, 90.0},
-		{"uuid[] of strings", `SELECT u = '018f3b1c-7c00-7000-8000-0123456789ab' FROM unnest($1::uuid[]) u`, pq.Array([]string{id.String()})},
-		{"uuid[] of uuids", `SELECT u = '018f3b1c-7c00-7000-8000-0123456789ab' FROM unnest($1::uuid[]) u`, pq.Array([]uuid.UUID{id})},
-		{"text[]", `SELECT $1::text[] = ARRAY['', 'NULL', '{', 'a,"b\']`, pq.Array([]string{"", "NULL", "{", `a,"b\`})},
-		{"text[] with a NULL", `SELECT $1::text[] IS NOT DISTINCT FROM ARRAY['Mouse', NULL]`, pq.Array([]*string{&name, nil})},
-		{"bigint[]", `SELECT $1::bigint[] = '{1, -2}'`, pq.Array([]int64{1, -2})},
-		{"integer[]", `SELECT $1::integer[] = '{1, -2}'`, pq.Array([]int32{1, -2})},
-		{"boolean[]", `SELECT $1::boolean[] = ARRAY[true, false]`, pq.Array([]bool{true, false})},
-		{"bytea[]", `SELECT $1::bytea[] = ARRAY['\x00ff5c', '']::bytea[]`, pq.Array([][]byte{{0, 0xff, '\\'}, {}})},
-		{"bytea[], where nil is empty and not NULL", `SELECT $1::bytea[] = ARRAY['\x01', '']::bytea[]`, pq.Array([][]byte{{1}, nil})},
-		{"jsonb[] of strings", `SELECT ($1::jsonb[])[1] ->> 'a' = '"'`, pq.Array([]string{`{"a": "\""}`})},
-		{"timestamptz[] of strings", `SELECT ($1::timestamptz[])[1] = '2026-02-03 04:05:06.789012Z'`, pq.Array([]string{at.Format(time.RFC3339Nano)})},
-		{"an empty array", `SELECT cardinality($1::text[]) = 0`, pq.Array([]string{})},
+		{"uuid[]", `SELECT $1::uuid[] = '{018f3b1c-7c00-7000-8000-0123456789ab,00000000-0000-0000-0000-000000000000}'`,
+			postgres.ArrayOf([]uuid.UUID{id, uuid.Nil})},
+		{"uuid[] with a NULL", `SELECT $1::uuid[] IS NOT DISTINCT FROM '{NULL,018f3b1c-7c00-7000-8000-0123456789ab}'`,
+			postgres.ArrayOf([]uuid.NullUUID{{}, {UUID: id, Valid: true}})},
+		{"text[]", `SELECT $1::text[] = ARRAY['', 'NULL', '{', 'a,"b\', 'Größe']`, postgres.ArrayOf([]string{"", "NULL", "{", `a,"b\`, "Größe"})},
+		{"bigint[]", `SELECT $1::bigint[] = '{1,-2,9007199254740993}'`, postgres.ArrayOf([]int64{1, -2, 9007199254740993})},
+		{"integer[]", `SELECT $1::integer[] = '{2147483647,-2147483648}'`, postgres.ArrayOf([]int32{math.MaxInt32, math.MinInt32})},
+		{"bytea[]", `SELECT $1::bytea[] IS NOT DISTINCT FROM ARRAY['\x00ff5c', '', NULL]::bytea[]`, postgres.ArrayOf([][]byte{{0, 0xff, '\\'}, {}, nil})},
+		{"jsonb[]", `SELECT $1::jsonb[] IS NOT DISTINCT FROM ARRAY['{"a": "\""}', NULL, '1']::jsonb[]`,
+			postgres.ArrayOf([]postgres.JSON{postgres.JSON(`{"a": "\""}`), nil, postgres.JSON("1")})},
+		{"timestamptz[]", `SELECT $1::timestamptz[] = '{2026-02-03 04:05:06.789012Z,1969-07-20 20:17:40Z,2026-02-03 04:05:06.789012Z}'`,
+			postgres.ArrayOf([]time.Time{at.Add(999), time.Date(1969, 7, 20, 20, 17, 40, 0, time.UTC), at.In(time.FixedZone("", 3600))})},
+		{"one value of each row", `SELECT $1::bigint[] = '{3,5}'`, postgres.Array([]string{"for", "seven"}, func(s string) int64 { return int64(len(s)) })},
+		{"an empty array", `SELECT cardinality($1::text[]) = 0`, postgres.ArrayOf([]string{})},
+		{"uuid[] of strings from lib/pq", `SELECT u = '018f3b1c-7c00-7000-8000-0123456789ab' FROM unnest($1::uuid[]) u`, pq.Array([]string{id.String()})},
 	} {
 		var same bool
 		if err := pool.Get(&same, c.query, c.param); err != nil || !same {
@@ -476,4 +479,13 @@ func (p *proxy) cut() {
 func (p *proxy) stop() {
 	p.listener.Close()
 	p.cut()
+}
+
+func TestArray_OfAnotherTypeThanTheStatementSaysIsRefused(t *testing.T) {
+	t.Parallel()
+	pool := open(t, dbtest.New(t), postgres.Options{})
+	var n int
+	if err := pool.Get(&n, `SELECT cardinality($1::integer[])`, postgres.ArrayOf([]int64{1})); err == nil {
+		t.Errorf("int64 was taken as integer[] of %d elements", n)
+	}
 }

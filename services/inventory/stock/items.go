@@ -11,7 +11,6 @@ import (
 	"strconv"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"google.golang.org/grpc/codes"
 
 	"shop.example/platform/apierror"
@@ -71,11 +70,6 @@ func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error)
 
 // createItems adds products with their stock, all or none.
 func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, []change, error) {
-	names, currencies := make([]string, len(items)), make([]string, len(items))
-	prices, onHand := make([]int64, len(items)), make([]int64, len(items))
-	for i, it := range items {
-		names[i], currencies[i], prices[i], onHand[i] = it.name, it.price.currency, it.price.minor, int64(it.onHand)
-	}
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
 		INSERT INTO product AS p (name, unit_price, currency, on_hand)
@@ -85,12 +79,15 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, 
 		ORDER BY position
 		ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING
 		RETURNING `+productColumns,
-		pq.Array(names), pq.Array(prices), pq.Array(currencies), pq.Array(onHand))
+		postgres.Array(items, func(i newItem) string { return i.name }),
+		postgres.Array(items, func(i newItem) int64 { return i.price.minor }),
+		postgres.Array(items, func(i newItem) string { return i.price.currency }),
+		postgres.Array(items, func(i newItem) int32 { return i.onHand }))
 	if err != nil {
 		return nil, nil, fmt.Errorf("creating %d items: %w", len(items), err)
 	}
 	if len(products) < len(items) {
-		return nil, nil, itemExists(names, products)
+		return nil, nil, itemExists(items, products)
 	}
 	changes := make([]change, len(products))
 	stocked := deltas{}
@@ -102,10 +99,10 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, 
 }
 
 // itemExists names the first item that could not be created beside the ones that were.
-func itemExists(names []string, inserted []product) error {
-	for i, name := range names {
-		if i >= len(inserted) || inserted[i].Name != name {
-			return apierror.New(codes.AlreadyExists, "ITEM_EXISTS", "there is an item %q already", name)
+func itemExists(items []newItem, inserted []product) error {
+	for i, it := range items {
+		if i >= len(inserted) || inserted[i].Name != it.name {
+			return apierror.New(codes.AlreadyExists, "ITEM_EXISTS", "there is an item %q already", it.name)
 		}
 	}
 	return nil
@@ -167,10 +164,9 @@ func (u itemUpdate) apply(p product) (product, error) {
 
 // writeItems stores what may be changed of products that are locked, and returns them in the order of their ids.
 func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, error) {
-	ids, prices, onHand := make([]int64, len(items)), make([]int64, len(items)), make([]int64, len(items))
-	names, currencies := make([]string, len(items)), make([]string, len(items))
+	names := make([]string, len(items))
 	for i, p := range items {
-		ids[i], names[i], prices[i], currencies[i], onHand[i] = int64(p.ID), p.Name, p.UnitPrice, p.Currency, int64(p.OnHand)
+		names[i] = p.Name
 	}
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
@@ -180,7 +176,11 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 		FROM unnest($1::int[], $2::text[], $3::bigint[], $4::text[], $5::int[]) AS d (id, name, unit_price, currency, on_hand)
 		WHERE p.id = d.id
 		RETURNING `+productColumns,
-		pq.Array(ids), pq.Array(names), pq.Array(prices), pq.Array(currencies), pq.Array(onHand))
+		postgres.Array(items, func(p product) int32 { return p.ID }),
+		postgres.ArrayOf(names),
+		postgres.Array(items, func(p product) int64 { return p.UnitPrice }),
+		postgres.Array(items, func(p product) string { return p.Currency }),
+		postgres.Array(items, func(p product) int32 { return p.OnHand }))
 	if err = postgres.Classify(err); errors.Is(err, postgres.ErrUnique) {
 		return nil, apierror.New(codes.AlreadyExists, "ITEM_EXISTS", "there is another item with a name of these: %q", names)
 	}
@@ -204,7 +204,7 @@ func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) error {
 	}
 	_, err = tx.ExecContext(ctx, `
 		UPDATE product SET deleted_at = statement_timestamp(), updated_at = statement_timestamp(), version = version + 1
-		WHERE id = ANY($1::int[])`, pq.Array(ids))
+		WHERE id = ANY($1::int[])`, postgres.ArrayOf(ids))
 	if err != nil {
 		return fmt.Errorf("deleting %d items: %w", len(ids), err)
 	}
@@ -217,7 +217,7 @@ func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product
 	err := tx.SelectContext(ctx, &products, `
 		SELECT `+productColumns+` FROM product p
 		WHERE p.deleted_at IS NULL AND p.id = ANY($1::int[])
-		ORDER BY p.id FOR UPDATE`, pq.Array(ids))
+		ORDER BY p.id FOR UPDATE`, postgres.ArrayOf(ids))
 	if err != nil {
 		return nil, fmt.Errorf("locking %d items: %w", len(ids), err)
 	}
@@ -235,14 +235,12 @@ func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product
 
 // writeMovements keeps the changes of on_hand that no order caused.
 func writeMovements(ctx context.Context, tx *sqlx.Tx, by deltas, why movement) error {
-	ids, quantities := make([]int64, 0, len(by)), make([]int64, 0, len(by))
-	for id, d := range by {
-		ids, quantities = append(ids, int64(id)), append(quantities, int64(d.onHand))
-	}
+	ids := slices.Collect(maps.Keys(by))
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO stock_movement (product_id, quantity, reason)
 		SELECT product_id, quantity, $3 FROM unnest($1::int[], $2::int[]) AS d (product_id, quantity)
-		WHERE quantity <> 0`, pq.Array(ids), pq.Array(quantities), why)
+		WHERE quantity <> 0`,
+		postgres.ArrayOf(ids), postgres.Array(ids, func(id int32) int32 { return by[id].onHand }), why)
 	if err != nil {
 		return fmt.Errorf("writing %d stock movements: %w", len(by), err)
 	}

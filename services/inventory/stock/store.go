@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
@@ -157,13 +156,13 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []chang
 
 // lockAsked locks and reads the products that the orders name.
 func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, error) {
-	ids, names := map[int64]bool{}, map[string]bool{}
+	ids, names := map[int32]bool{}, map[string]bool{}
 	for _, o := range orders {
 		for _, l := range o.lines {
 			if l.productName != "" {
 				names[l.productName] = true
 			} else {
-				ids[int64(l.productID)] = true
+				ids[l.productID] = true
 			}
 		}
 	}
@@ -172,7 +171,7 @@ func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, err
 		SELECT `+productColumns+` FROM product p
 		WHERE p.deleted_at IS NULL AND (p.id = ANY($1::int[]) OR p.name = ANY($2::text[]))
 		ORDER BY p.id FOR UPDATE`,
-		pq.Array(slices.Collect(maps.Keys(ids))), pq.Array(slices.Collect(maps.Keys(names))))
+		postgres.ArrayOf(slices.Collect(maps.Keys(ids))), postgres.ArrayOf(slices.Collect(maps.Keys(names))))
 	if err != nil {
 		return nil, fmt.Errorf("locking the products of %d orders: %w", len(orders), err)
 	}
@@ -187,13 +186,9 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 		LinesHash []byte    `db:"lines_hash"`
 		Answer    []byte    `db:"answer"`
 	}
-	ids := make([]string, len(orders))
-	for i, o := range orders {
-		ids[i] = o.id.String()
-	}
 	err := tx.SelectContext(ctx, &rows, `
 		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])
-		ORDER BY order_id FOR SHARE`, pq.Array(ids))
+		ORDER BY order_id FOR SHARE`, postgres.Array(orders, func(o order) uuid.UUID { return o.id }))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the decisions of %d orders: %w", len(orders), err)
 	}
@@ -224,7 +219,7 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 func renewHolds(ctx context.Context, tx *sqlx.Tx, answered map[uuid.UUID]*inventoryv1.StockDecision) error {
 	_, err := tx.ExecContext(ctx, `
 		UPDATE hold SET updated_at = statement_timestamp() WHERE order_id = ANY($1::uuid[]) AND state = 'HELD'`,
-		pq.Array(texts(slices.Collect(maps.Keys(answered)))))
+		postgres.ArrayOf(slices.Collect(maps.Keys(answered))))
 	if err != nil {
 		return fmt.Errorf("renewing the holds of %d orders: %w", len(answered), err)
 	}
@@ -232,24 +227,25 @@ func renewHolds(ctx context.Context, tx *sqlx.Tx, answered map[uuid.UUID]*invent
 }
 
 func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
-	ids := make([]string, len(a.decided))
-	hashes, answers := make([][]byte, len(a.decided)), make([][]byte, len(a.decided))
-	reasons := make([]string, len(a.decided))
+	answers := make([][]byte, len(a.decided))
 	for i, d := range a.decided {
 		answer, err := proto.Marshal(a.byOrder[d.order.id])
 		if err != nil {
 			return fmt.Errorf("encoding the decision of order %s: %w", d.order.id, err)
 		}
-		ids[i], hashes[i], reasons[i], answers[i] = d.order.id.String(), d.order.hash(), string(d.reason), answer
+		answers[i] = answer
 	}
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO decision (order_id, lines_hash, reason, answer)
 		SELECT order_id, lines_hash, nullif(reason, ''), answer
 		FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[]) AS d (order_id, lines_hash, reason, answer)
 		ORDER BY order_id`,
-		pq.Array(ids), pq.ByteaArray(hashes), pq.Array(reasons), pq.ByteaArray(answers))
+		postgres.Array(a.decided, func(d decision) uuid.UUID { return d.order.id }),
+		postgres.Array(a.decided, func(d decision) []byte { return d.order.hash() }),
+		postgres.Array(a.decided, func(d decision) string { return string(d.reason) }),
+		postgres.ArrayOf(answers))
 	if err != nil {
-		return fmt.Errorf("storing %d decisions: %w", len(ids), err)
+		return fmt.Errorf("storing %d decisions: %w", len(answers), err)
 	}
 	return nil
 }
@@ -258,14 +254,12 @@ func insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
 	if len(holds) == 0 {
 		return nil
 	}
-	orders := make([]string, len(holds))
-	products, quantities := make([]int64, len(holds)), make([]int64, len(holds))
-	for i, h := range holds {
-		orders[i], products[i], quantities[i] = h.OrderID.String(), int64(h.ProductID), int64(h.Quantity)
-	}
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO hold (order_id, product_id, quantity)
-		SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[])`, pq.Array(orders), pq.Array(products), pq.Array(quantities))
+		SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[])`,
+		postgres.Array(holds, func(h hold) uuid.UUID { return h.OrderID }),
+		postgres.Array(holds, func(h hold) int32 { return h.ProductID }),
+		postgres.Array(holds, func(h hold) int32 { return h.Quantity }))
 	if err != nil {
 		return fmt.Errorf("storing %d holds: %w", len(holds), err)
 	}
@@ -290,7 +284,7 @@ var (
 // are: a hold that is released cannot be settled, whichever message comes first. NO_HOLD where an order never held
 // anything.
 func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) ([]change, error) {
-	ids := pq.Array(texts(orders))
+	ids := postgres.ArrayOf(orders)
 	if err := lockHeld(ctx, tx, ids); err != nil {
 		return nil, err
 	}
@@ -316,7 +310,7 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 }
 
 // lockHeld locks the products that the orders hold. Which these are changes only where the sweeper forgets a decision.
-func lockHeld(ctx context.Context, tx *sqlx.Tx, orders any) error {
+func lockHeld(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 	_, err := tx.ExecContext(ctx, `
 		SELECT 1 FROM product
 		WHERE id IN (SELECT product_id FROM hold WHERE order_id = ANY($1::uuid[]))
@@ -328,7 +322,7 @@ func lockHeld(ctx context.Context, tx *sqlx.Tx, orders any) error {
 }
 
 // take moves the holds that are in the step's first state, writes the movements and returns what it moved.
-func (s step) take(ctx context.Context, tx *sqlx.Tx, orders any) ([]hold, error) {
+func (s step) take(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, error) {
 	var moved []hold
 	err := tx.SelectContext(ctx, &moved, `
 		WITH moved AS (
@@ -354,7 +348,7 @@ func refuseMissing(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
 	var unheld []string
 	err := tx.SelectContext(ctx, &unheld, `
 		SELECT id FROM unnest($1::uuid[]) AS id
-		WHERE NOT EXISTS (SELECT FROM hold WHERE hold.order_id = id)`, pq.Array(texts(orders)))
+		WHERE NOT EXISTS (SELECT FROM hold WHERE hold.order_id = id)`, postgres.ArrayOf(orders))
 	if err != nil {
 		return fmt.Errorf("looking for holds: %w", err)
 	}
@@ -369,10 +363,7 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 	if len(by) == 0 {
 		return nil, nil
 	}
-	var ids, onHand, reserved []int64
-	for id, d := range by {
-		ids, onHand, reserved = append(ids, int64(id)), append(onHand, int64(d.onHand)), append(reserved, int64(d.reserved))
-	}
+	ids := slices.Collect(maps.Keys(by))
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
 		UPDATE product p SET
@@ -380,7 +371,10 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 			version = p.version + 1, updated_at = statement_timestamp()
 		FROM unnest($1::int[], $2::int[], $3::int[]) AS d (id, on_hand, reserved)
 		WHERE p.id = d.id
-		RETURNING `+productColumns, pq.Array(ids), pq.Array(onHand), pq.Array(reserved))
+		RETURNING `+productColumns,
+		postgres.ArrayOf(ids),
+		postgres.Array(ids, func(id int32) int32 { return by[id].onHand }),
+		postgres.Array(ids, func(id int32) int32 { return by[id].reserved }))
 	if err != nil {
 		return nil, fmt.Errorf("changing the stock of %d products: %w", len(by), err)
 	}
@@ -390,12 +384,4 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 	}
 	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(a.ID, b.ID) })
 	return changes, nil
-}
-
-func texts(ids []uuid.UUID) []string {
-	t := make([]string, len(ids))
-	for i, id := range ids {
-		t[i] = id.String()
-	}
-	return t
 }

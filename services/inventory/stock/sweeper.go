@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -244,7 +243,7 @@ func (s *sweeper) forget(ctx context.Context, orders []uuid.UUID) error {
 // forgetTx forgets those of the orders whose holds are still old. CheckStock locks the products and then the decisions
 // too: one that is repeated either has renewed the holds by now, or will find no decision.
 func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []change, err error) {
-	ids := pq.Array(texts(orders))
+	ids := postgres.ArrayOf(orders)
 	if err := lockHeld(ctx, tx, ids); err != nil {
 		return nil, nil, err
 	}
@@ -263,19 +262,12 @@ func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.D
 	if changes, err = moveStock(ctx, tx, total); err != nil {
 		return nil, nil, err
 	}
-	err = tx.SelectContext(ctx, &gone, `DELETE FROM decision WHERE order_id = ANY($1::uuid[]) RETURNING order_id`, pq.Array(texts(ordersOf(freed))))
+	err = tx.SelectContext(ctx, &gone, `DELETE FROM decision WHERE order_id = ANY($1::uuid[]) RETURNING order_id`,
+		postgres.Array(freed, func(h hold) uuid.UUID { return h.OrderID }))
 	if err != nil {
 		return nil, nil, fmt.Errorf("deleting decisions: %w", err)
 	}
 	return gone, changes, nil
-}
-
-func ordersOf(holds []hold) []uuid.UUID {
-	ids := make([]uuid.UUID, len(holds))
-	for i, h := range holds {
-		ids[i] = h.OrderID
-	}
-	return ids
 }
 
 // report counts orders, and says of each what became of its holds.

@@ -1,14 +1,12 @@
 package eventlog
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -31,30 +29,22 @@ SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0)), set_confi
 // tells it however old it is.
 const duplicateWindow = 24 * time.Hour
 
-// insertRows looks for all messages of the batch at once: row by row it costs a fifth more. A message whose dead letter
-// was stored first is an error from the start.
+// insertRows leaves out what is in the log already. Whoever inserts is alone, see insertLock, so nobody adds the same
+// between the look and the insert. It looks for all messages of the batch at once: row by row it costs a fifth more. A
+// message whose dead letter was stored first is an error from the start.
 const insertRows = `
 INSERT INTO event_log (routing_key, exchange, payload, body, status, error_message, message_id, order_id, trace_id, source, attempt, published_at)
-SELECT routing_key, exchange, payload, body,
-       CASE WHEN problem = '' THEN 'success' ELSE 'error' END, problem,
-       message_id, order_id, trace_id, source, attempt, published_at
-FROM (
-    SELECT n, m.routing_key, m.exchange, nullif(m.payload, '')::jsonb AS payload,
-           CASE WHEN coalesce(m.payload, '') = '' THEN m.body END AS body,
-           coalesce(d.reason, m.problem) AS problem,
-           message_id, nullif(m.order_id, '')::uuid AS order_id, m.trace_id, m.source, m.attempt,
-           'epoch'::timestamptz + m.published_ms * interval '1 millisecond' AS published_at
-    FROM ROWS FROM (
-        unnest($1::text[]), unnest($2::text[]), string_to_table($3, E'\n'), unnest($4::bytea[]), unnest($5::text[]), unnest($6::uuid[]),
-        unnest($7::text[]), unnest($8::text[]), unnest($9::text[]), unnest($10::integer[]), unnest($11::bigint[])
-    ) WITH ORDINALITY AS m (routing_key, exchange, payload, body, problem, message_id, order_id, trace_id, source, attempt, published_ms, n)
-    LEFT JOIN (` + deadLetterReasons + `) d USING (message_id)
-    WHERE message_id NOT IN (
-        SELECT l.message_id FROM event_log l
-        WHERE l.message_id = ANY ($6::uuid[]) AND l.published_at BETWEEN $12 AND $13)
-) fresh
+SELECT m.routing_key, m.exchange, m.payload, m.body,
+       CASE WHEN coalesce(d.reason, m.problem) = '' THEN 'success' ELSE 'error' END, coalesce(d.reason, m.problem),
+       message_id, m.order_id, m.trace_id, m.source, m.attempt, m.published_at
+FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::bytea[], $5::text[], $6::uuid[],
+            $7::uuid[], $8::text[], $9::text[], $10::integer[], $11::timestamptz[]) WITH ORDINALITY
+    AS m (routing_key, exchange, payload, body, problem, message_id, order_id, trace_id, source, attempt, published_at, n)
+LEFT JOIN (` + deadLetterReasons + `) d USING (message_id)
+WHERE message_id NOT IN (
+    SELECT l.message_id FROM event_log l
+    WHERE l.message_id = ANY ($6::uuid[]) AND l.published_at BETWEEN $12 AND $13)
 ORDER BY n
-ON CONFLICT (message_id, published_at) DO NOTHING
 RETURNING id, message_id`
 
 // deadLetterReasons are why messages of the array $6 are errors: the reason of the newest dead letter of each that was
@@ -85,12 +75,12 @@ func newInserter(ctx context.Context, db *sqlx.DB) (*inserter, error) {
 
 // insert writes the records that are not in the log yet, and returns those, in the order of their ids.
 func (i *inserter) insert(ctx context.Context, records []record) ([]logged, error) {
-	fresh := make(map[uuid.UUID]*record, len(records))
-	var c columns
+	byMessage := make(map[uuid.UUID]*record, len(records))
+	fresh := make([]*record, 0, len(records))
 	for n := range records {
-		if r := &records[n]; fresh[r.messageID] == nil {
-			fresh[r.messageID] = r
-			c.add(r)
+		if r := &records[n]; byMessage[r.messageID] == nil {
+			byMessage[r.messageID] = r
+			fresh = append(fresh, r)
 		}
 	}
 	rows := make([]logged, 0, len(fresh))
@@ -98,7 +88,7 @@ func (i *inserter) insert(ctx context.Context, records []record) ([]logged, erro
 		if _, err := tx.ExecContext(ctx, insertLock); err != nil {
 			return fmt.Errorf("waiting for the turn to insert: %w", err)
 		}
-		inserted, err := tx.StmtxContext(ctx, i.rows).QueryContext(ctx, c.args()...)
+		inserted, err := tx.StmtxContext(ctx, i.rows).QueryContext(ctx, columns(fresh)...)
 		if err != nil {
 			return err
 		}
@@ -109,7 +99,7 @@ func (i *inserter) insert(ctx context.Context, records []record) ([]logged, erro
 			if err := inserted.Scan(&row.id, &messageID); err != nil {
 				return err
 			}
-			row.record = fresh[messageID]
+			row.record = byMessage[messageID]
 			rows = append(rows, row)
 		}
 		return inserted.Err()
@@ -120,46 +110,39 @@ func (i *inserter) insert(ctx context.Context, records []record) ([]logged, erro
 	return rows, nil
 }
 
-// columns are records turned for unnest.
-type columns struct {
-	routingKeys, exchanges, problems, messageIDs, orderIDs, traceIDs, sources []string
-
-	payloads    bytes.Buffer // one a line: protojson writes no line breaks
-	bodies      [][]byte
-	attempts    []int64
-	publishedMS []int64
-	first, last time.Time
-}
-
-func (c *columns) add(r *record) {
-	if len(c.messageIDs) > 0 {
-		c.payloads.WriteByte('\n')
+// columns are the parameters of insertRows.
+func columns(records []*record) []any {
+	first, last := records[0].publishedAt, records[0].publishedAt
+	for _, r := range records {
+		if r.publishedAt.Before(first) {
+			first = r.publishedAt
+		}
+		if r.publishedAt.After(last) {
+			last = r.publishedAt
+		}
 	}
-	c.payloads.Write(r.payload)
-	c.routingKeys = append(c.routingKeys, r.routingKey)
-	c.exchanges = append(c.exchanges, r.exchange)
-	c.problems = append(c.problems, r.problem)
-	c.messageIDs = append(c.messageIDs, r.messageID.String())
-	c.orderIDs = append(c.orderIDs, r.orderID)
-	c.traceIDs = append(c.traceIDs, traceID(r.trace))
-	c.sources = append(c.sources, r.source)
-	c.bodies = append(c.bodies, r.body)
-	c.attempts = append(c.attempts, int64(r.attempt))
-	c.publishedMS = append(c.publishedMS, r.publishedAt.UnixMilli())
-	if c.first.IsZero() || r.publishedAt.Before(c.first) {
-		c.first = r.publishedAt
-	}
-	if r.publishedAt.After(c.last) {
-		c.last = r.publishedAt
-	}
-}
-
-func (c *columns) args() []any {
 	return []any{
-		pq.Array(c.routingKeys), pq.Array(c.exchanges), c.payloads.String(), pq.Array(c.bodies), pq.Array(c.problems), pq.Array(c.messageIDs),
-		pq.Array(c.orderIDs), pq.Array(c.traceIDs), pq.Array(c.sources), pq.Array(c.attempts), pq.Array(c.publishedMS),
-		c.first.Add(-duplicateWindow), c.last.Add(duplicateWindow),
+		postgres.Array(records, func(r *record) string { return r.routingKey }),
+		postgres.Array(records, func(r *record) string { return r.exchange }),
+		postgres.Array(records, func(r *record) postgres.JSON { return r.payload }),
+		postgres.Array(records, func(r *record) []byte { return r.body }),
+		postgres.Array(records, func(r *record) string { return r.problem }),
+		postgres.Array(records, func(r *record) uuid.UUID { return r.messageID }),
+		postgres.Array(records, func(r *record) uuid.NullUUID { return nullUUID(r.orderID) }),
+		postgres.Array(records, func(r *record) string { return traceID(r.trace) }),
+		postgres.Array(records, func(r *record) string { return r.source }),
+		postgres.Array(records, func(r *record) int32 { return int32(r.attempt) }),
+		postgres.Array(records, func(r *record) time.Time { return r.publishedAt }),
+		first.Add(-duplicateWindow), last.Add(duplicateWindow),
 	}
+}
+
+// nullUUID is NULL where s is "".
+func nullUUID(s string) (id uuid.NullUUID) {
+	if s != "" {
+		id.UUID, id.Valid = uuid.MustParse(s), true // canonicalUUID has made it
+	}
+	return id
 }
 
 // row is a row of event_log.

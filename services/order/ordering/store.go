@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -23,18 +22,15 @@ import (
 // errNotFound says that no order is stored under the id.
 var errNotFound = errors.New("no such order")
 
-// insertOrders writes orders with their lines in one statement. Times are in microseconds since 1970, which is what a
-// timestamptz holds; a price of -1 is not known.
+// insertOrders writes orders with their lines in one statement. A price of -1 is not known.
 const insertOrders = `
 WITH stored AS (
     INSERT INTO orders (id, customer_name, customer_email, state, reason, detail,
                         total_items, total_value, currency, created_at, updated_at)
     SELECT id, customer_name, customer_email, state, NULLIF(reason, ''), detail,
-           total_items, CASE WHEN currency <> '' THEN total_value END, NULLIF(currency, ''),
-           timestamptz 'epoch' + created_at * interval '1 microsecond',
-           timestamptz 'epoch' + updated_at * interval '1 microsecond'
+           total_items, CASE WHEN currency <> '' THEN total_value END, NULLIF(currency, ''), created_at, updated_at
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                $7::integer[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[])
+                $7::integer[], $8::bigint[], $9::text[], $10::timestamptz[], $11::timestamptz[])
         AS o (id, customer_name, customer_email, state, reason, detail,
               total_items, total_value, currency, created_at, updated_at)
 )
@@ -61,38 +57,29 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 		}
 	}
 	_, err := tx.ExecContext(ctx, insertOrders,
-		column(orders, func(o *Order) string { return o.ID.String() }),
-		column(orders, func(o *Order) string { return o.CustomerName }),
-		column(orders, func(o *Order) string { return o.CustomerEmail }),
-		column(orders, func(o *Order) string { return string(o.State) }),
-		column(orders, func(o *Order) string { return o.Reason }),
-		column(orders, func(o *Order) string { return o.Detail }),
-		column(orders, func(o *Order) int64 { return int64(o.TotalItems) }),
-		column(orders, func(o *Order) int64 { return o.TotalValue }),
-		column(orders, func(o *Order) string { return o.Currency }),
-		column(orders, func(o *Order) int64 { return o.CreatedAt.UnixMicro() }),
-		column(orders, func(o *Order) int64 { return o.UpdatedAt.UnixMicro() }),
+		postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }),
+		postgres.Array(orders, func(o *Order) string { return o.CustomerName }),
+		postgres.Array(orders, func(o *Order) string { return o.CustomerEmail }),
+		postgres.Array(orders, func(o *Order) string { return string(o.State) }),
+		postgres.Array(orders, func(o *Order) string { return o.Reason }),
+		postgres.Array(orders, func(o *Order) string { return o.Detail }),
+		postgres.Array(orders, func(o *Order) int32 { return o.TotalItems }),
+		postgres.Array(orders, func(o *Order) int64 { return o.TotalValue }),
+		postgres.Array(orders, func(o *Order) string { return o.Currency }),
+		postgres.Array(orders, func(o *Order) time.Time { return o.CreatedAt }),
+		postgres.Array(orders, func(o *Order) time.Time { return o.UpdatedAt }),
 
-		column(lines, func(l lineRow) string { return l.OrderID.String() }),
-		column(lines, func(l lineRow) int64 { return int64(l.Number) }),
-		column(lines, func(l lineRow) int64 { return int64(l.ProductID) }),
-		column(lines, func(l lineRow) string { return l.ProductName }),
-		column(lines, func(l lineRow) int64 { return int64(l.Quantity) }),
-		column(lines, func(l lineRow) int64 { return l.UnitPrice }),
+		postgres.Array(lines, func(l lineRow) uuid.UUID { return l.OrderID }),
+		postgres.Array(lines, func(l lineRow) int32 { return l.Number }),
+		postgres.Array(lines, func(l lineRow) int32 { return l.ProductID }),
+		postgres.Array(lines, func(l lineRow) string { return l.ProductName }),
+		postgres.Array(lines, func(l lineRow) int32 { return l.Quantity }),
+		postgres.Array(lines, func(l lineRow) int64 { return l.UnitPrice }),
 	)
 	if err != nil {
 		return fmt.Errorf("storing %d orders: %w", len(orders), err)
 	}
 	return nil
-}
-
-// column is one value of each row, as an array parameter. lib/pq is fast on these two types alone.
-func column[R any, V string | int64](rows []R, value func(R) V) any {
-	values := make([]V, len(rows))
-	for i, r := range rows {
-		values[i] = value(r)
-	}
-	return pq.Array(values)
 }
 
 const selectOrders = `
@@ -137,15 +124,15 @@ func list(ctx context.Context, q sqlx.QueryerContext, state State, after positio
 // addLines reads the lines of orders. Lines are written with their order and never change, so a second statement sees
 // what the first one saw.
 func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error {
-	ids := make([]string, len(orders))
 	byID := make(map[uuid.UUID]*Order, len(orders))
-	for i, o := range orders {
-		ids[i], byID[o.ID] = o.ID.String(), o
+	for _, o := range orders {
+		byID[o.ID] = o
 	}
 	var lines []lineRow
 	err := sqlx.SelectContext(ctx, q, &lines, `
 		SELECT order_id, line, product_id, product_name, quantity, COALESCE(unit_price, 0) AS unit_price
-		FROM order_item WHERE order_id = ANY ($1::uuid[]) ORDER BY order_id, line`, pq.Array(ids))
+		FROM order_item WHERE order_id = ANY ($1::uuid[]) ORDER BY order_id, line`,
+		postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }))
 	if err != nil {
 		return fmt.Errorf("reading the lines of %d orders: %w", len(orders), postgres.Classify(err))
 	}
