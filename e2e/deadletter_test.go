@@ -22,7 +22,6 @@ import (
 	"shop.example/platform/outbox"
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
-	"shop.example/services/order/ordering"
 )
 
 type letter struct {
@@ -421,10 +420,9 @@ func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 func TestServices_RefuseToStartWhereAnInboxForgetsTooSoon(t *testing.T) {
 	t.Parallel()
 	r := outbox.Retention{RedriveHorizon: 30 * 24 * time.Hour}
-	_, order := ordering.New(t.Context(), ordering.Config{Retention: r}, nil)
 	_, inventory := stock.New(t.Context(), stock.Config{Retention: r}, nil)
 	_, logging := eventlog.New(t.Context(), eventlog.Config{Messages: r}, nil)
-	for name, err := range map[string]error{"order": order, "inventory": inventory, "logging": logging} {
+	for name, err := range map[string]error{"inventory": inventory, "logging": logging} {
 		if err == nil || !strings.Contains(err.Error(), "set INBOX_RETENTION to 744h1m11s or more") {
 			t.Errorf("%s: %v", name, err)
 		}

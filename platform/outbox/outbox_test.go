@@ -505,7 +505,7 @@ func open(t testing.TB) *sqlx.DB {
 
 func openURL(t testing.TB, url string) *sqlx.DB {
 	t.Helper()
-	pool, err := postgres.Open(t.Context(), url, "orders", postgres.Options{})
+	pool, err := postgres.Open(t.Context(), url, "inventory", postgres.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

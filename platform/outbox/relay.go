@@ -49,7 +49,7 @@ type Sender interface {
 type Options struct {
 	// Batch is how many messages are published in one transaction, 500 where it is 0.
 	Batch int
-	// InboxRetention is how long the inbox remembers a message, see Retention; nine days where it is 0.
+	// InboxRetention is how long the inbox remembers a message, see Retention; 0 where the schema has no inbox.
 	InboxRetention time.Duration
 	Logger         *slog.Logger
 	Meter          metric.MeterProvider
@@ -72,9 +72,6 @@ func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 	r := &Relay{pool: pool, sender: sender, batch: o.Batch, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
 	if r.batch == 0 {
 		r.batch = 500
-	}
-	if r.retention == 0 {
-		r.retention = defaultInboxRetention
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -157,10 +154,12 @@ func (r *Relay) Ready(ctx context.Context) error {
 }
 
 // Run publishes until ctx ends, through every outage of broker and database, and then finishes the round it is in,
-// which takes 20 s at most. It also cleans the inbox. It returns nil.
+// which takes 20 s at most. It also cleans the inbox, where there is one. It returns nil.
 func (r *Relay) Run(ctx context.Context) error {
 	var cleaner sync.WaitGroup
-	cleaner.Go(func() { r.keepInboxClean(ctx) })
+	if r.retention > 0 {
+		cleaner.Go(func() { r.keepInboxClean(ctx) })
+	}
 	defer cleaner.Wait()
 
 	backoff := firstBackoff
@@ -228,7 +227,8 @@ func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) error {
 }
 
 // One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.
-// A COMMIT that does not wait for the disk can be lost, and then messages are published again, which the inbox knows.
+// A COMMIT that does not wait for the disk can be lost, and then messages are published again, as after any
+// lost confirm.
 const lockOutbox = `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
 	       set_config('synchronous_commit', 'off', true)`

@@ -14,8 +14,8 @@ const (
 	longestQueue = 24 * time.Hour
 )
 
-// Retention says how long a message can come back, and how long an inbox knows that it was handled. Every service takes
-// it from the same two variables: who redrives has to know what those who handle still remember.
+// Retention says how long a message can come back, and how long an inbox knows that it was handled. Inventory and logging
+// take it from the same two variables: who redrives has to know what those who handle still remember.
 type Retention struct {
 	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week where it is 0.
 	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
@@ -36,7 +36,7 @@ func (r Retention) Checked() (Retention, error) {
 	}
 	if least := r.RedriveHorizon + messaging.LongestRetry() + longestQueue; r.Inbox < least {
 		return r, fmt.Errorf("INBOX_RETENTION is %s and REDRIVE_HORIZON %s: a dead letter could be redriven when nobody remembers that it was handled; "+
-			"set INBOX_RETENTION to %s or more, on order, inventory and logging alike", r.Inbox, r.RedriveHorizon, least)
+			"set INBOX_RETENTION to %s or more, on inventory and logging alike", r.Inbox, r.RedriveHorizon, least)
 	}
 	return r, nil
 }

@@ -38,7 +38,7 @@ func TestOpen_BoundsEveryStatementAndResolvesNamesInTheSchema(t *testing.T) {
 		got[name] = value
 	}
 	want := map[string]string{
-		"search_path": "orders", "application_name": "stock", "statement_timeout": "10s", "lock_timeout": "5s",
+		"search_path": "inventory", "application_name": "stock", "statement_timeout": "10s", "lock_timeout": "5s",
 		"idle_in_transaction_session_timeout": "30s",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -404,7 +404,7 @@ func claimed(t *testing.T, pool *sqlx.DB) (n int) {
 
 func open(t *testing.T, url string, o postgres.Options) *sqlx.DB {
 	t.Helper()
-	pool, err := postgres.Open(t.Context(), url, "orders", o)
+	pool, err := postgres.Open(t.Context(), url, "inventory", o)
 	if err != nil {
 		t.Fatal(err)
 	}

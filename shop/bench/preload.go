@@ -32,9 +32,7 @@ const (
 	preloadItems = `
 	INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity, unit_price)
 	SELECT id, line, product_id, name, 1, unit_price FROM past_line`
-	preloadOrdersInbox    = `INSERT INTO orders.inbox SELECT gen_random_uuid(), at FROM past`
-	preloadInventoryInbox = `INSERT INTO inventory.inbox SELECT gen_random_uuid(), at FROM past`
-	preloadDecisions      = `
+	preloadDecisions = `
 	INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at)
 	SELECT id, sha256(id::text::bytea), convert_to(string_agg(line || id::text || name, '' ORDER BY line), 'UTF8'), at
 	FROM past_line GROUP BY id, at`
@@ -97,8 +95,8 @@ func (g *ground) preloadSome(ctx context.Context, orders, lines int) error {
 	}{
 		{preloadOrders, []any{orders}},
 		{preloadLines, []any{lines, products}},
-		{preloadStored, nil}, {preloadItems, nil}, {preloadOrdersInbox, nil},
-		{preloadDecisions, nil}, {preloadHolds, nil}, {preloadMovements, nil}, {preloadStock, nil}, {preloadInventoryInbox, nil},
+		{preloadStored, nil}, {preloadItems, nil},
+		{preloadDecisions, nil}, {preloadHolds, nil}, {preloadMovements, nil}, {preloadStock, nil},
 		{preloadEvents, nil},
 	} {
 		if _, err := tx.ExecContext(ctx, step.statement, step.args...); err != nil {

@@ -132,7 +132,6 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return ordering.New(ctx, ordering.Config{
 		AMQPURL: cfg.AMQPURLs["order"], DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
-		Retention: cfg.Retention,
 	}, t)
 }
 

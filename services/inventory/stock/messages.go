@@ -33,8 +33,8 @@ func (w *warehouse) handlers(pub *messaging.Publisher) []messaging.Handler {
 	}
 }
 
-// once runs f with the messages that were not handled before, in the transaction that marks them as handled. What the
-// warehouse refuses, it refuses for good: such a message can never be handled.
+// once runs f with the messages that were not handled before, in the transaction that marks them as handled. Messages
+// about holds need no such mark: a hold's state says what was done to it.
 func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, fresh []T) ([]change, error)) error {
 	repeated := 0
 	err := w.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
@@ -58,10 +58,16 @@ func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.
 		}
 		return f(tx, fresh)
 	})
-	if err == nil {
-		w.repeats.Add(ctx, repeated)
+	if err != nil {
+		return refused(err)
 	}
-	if refused := (*apierror.Error)(nil); errors.As(err, &refused) {
+	w.repeats.Add(ctx, repeated)
+	return nil
+}
+
+// refused makes an error Permanent that is the warehouse's own: what it refuses, it refuses for good.
+func refused(err error) error {
+	if own := (*apierror.Error)(nil); errors.As(err, &own) {
 		return messaging.Permanent(err)
 	}
 	return err
@@ -85,21 +91,30 @@ func (w *warehouse) onOrderCancelled(ctx context.Context, batch []messaging.Mess
 	return nil
 }
 
+// moveHoldsOf takes the steps with the holds of the orders in the batch. An order that comes again, in this batch or a
+// later one, has no hold left to move.
 func moveHoldsOf[T interface {
 	proto.Message
 	GetOrderId() string
 }](ctx context.Context, w *warehouse, batch []messaging.Message[T], steps []step) error {
-	return once(ctx, w, batch, func(tx *sqlx.Tx, fresh []T) ([]change, error) {
-		orders := make([]uuid.UUID, len(fresh))
-		for i, m := range fresh {
-			id, err := uuid.Parse(m.GetOrderId())
-			if err != nil {
-				return nil, messaging.Permanent(fmt.Errorf("order id: %w", err))
-			}
-			orders[i] = id
+	orders := make([]uuid.UUID, len(batch))
+	for i, m := range batch {
+		id, err := uuid.Parse(m.Body.GetOrderId())
+		if err != nil {
+			return messaging.Permanent(fmt.Errorf("order id: %w", err))
 		}
-		return moveHolds(ctx, tx, orders, steps)
+		orders[i] = id
+	}
+	var moved int
+	err := w.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
+		moved, changes, err = moveHolds(ctx, tx, orders, steps)
+		return changes, err
 	})
+	if err != nil {
+		return refused(err)
+	}
+	w.repeats.Add(ctx, len(batch)-moved)
+	return nil
 }
 
 // A message about the catalogue is a transaction of its own: two of them would lock products in the order of the

@@ -281,12 +281,12 @@ var (
 )
 
 // moveHolds takes the steps with the holds of the orders and moves the stock along. Holds in other states stay as they
-// are: a hold that is released cannot be settled, whichever message comes first. NO_HOLD where an order never held
-// anything.
-func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) ([]change, error) {
+// are: a hold that is released cannot be settled, whichever message comes first. It returns how many orders had holds to
+// move. NO_HOLD where an order never held anything.
+func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) (moved int, _ []change, err error) {
 	ids := postgres.ArrayOf(orders)
 	if err := lockHeld(ctx, tx, ids); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	missing := make(map[uuid.UUID]bool, len(orders))
 	for _, id := range orders {
@@ -294,19 +294,23 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 	}
 	total := deltas{}
 	for _, s := range steps {
-		moved, err := s.take(ctx, tx, ids)
+		holds, err := s.take(ctx, tx, ids)
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
-		total.add(moved, s.onHand, s.reserved)
-		for _, h := range moved {
-			delete(missing, h.OrderID)
+		total.add(holds, s.onHand, s.reserved)
+		for _, h := range holds {
+			if missing[h.OrderID] {
+				delete(missing, h.OrderID)
+				moved++
+			}
 		}
 	}
 	if err := refuseMissing(ctx, tx, slices.Collect(maps.Keys(missing))); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	return moveStock(ctx, tx, total)
+	changes, err := moveStock(ctx, tx, total)
+	return moved, changes, err
 }
 
 // lockHeld locks the products that the orders hold. Which these are changes only where the sweeper forgets a decision.

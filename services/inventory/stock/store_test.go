@@ -378,11 +378,6 @@ func TestSettle_TwiceIsOneEffect(t *testing.T) {
 	}
 	w.settleNow(t, o, o)
 	w.settleNow(t, o)
-	// Not even where the inbox has forgotten the message.
-	if _, err := w.db.ExecContext(t.Context(), `DELETE FROM inbox`); err != nil {
-		t.Fatal(err)
-	}
-	w.settleNow(t, o)
 	wantStock(t, w, laptop, 47, 0)
 	wantStock(t, w, phone, 197, 0)
 	if got := w.announced(t); len(got) != 0 {

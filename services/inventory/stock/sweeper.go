@@ -213,7 +213,8 @@ func (s *sweeper) giveBack(ctx context.Context, orders []uuid.UUID) error {
 		return nil
 	}
 	err := s.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
-		return moveHolds(ctx, tx, orders, []step{{held, released, 0, -1, ""}})
+		_, changes, err := moveHolds(ctx, tx, orders, []step{{held, released, 0, -1, ""}})
+		return changes, err
 	})
 	if err != nil {
 		return fmt.Errorf("releasing the holds of %d orders: %w", len(orders), err)

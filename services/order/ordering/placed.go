@@ -37,14 +37,13 @@ const (
 
 // placement is a placed order on its way to being stored.
 type placement struct {
-	messageID uuid.UUID
-	trace     trace.SpanContext
-	lines     []*eventsv1.RequestedLine
-	order     *Order
+	trace trace.SpanContext
+	lines []*eventsv1.RequestedLine
+	order *Order
 }
 
 // place decides and stores a batch of placed orders: one call to inventory, one transaction. An order that comes again
-// changes nothing, because inventory repeats what it decided and the inbox knows the message.
+// changes nothing, because inventory repeats what it decided and the order is stored already.
 func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 	placements, err := placementsOf(batch)
 	if err != nil {
@@ -82,7 +81,7 @@ func placementsOf(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]placement
 			continue
 		}
 		seen[o.ID] = true
-		placements = append(placements, placement{m.ID, m.Trace, m.Body.GetLines(), o})
+		placements = append(placements, placement{m.Trace, m.Body.GetLines(), o})
 	}
 	return placements, nil
 }
@@ -196,8 +195,8 @@ func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string
 	return lines, currency, nil
 }
 
-// store writes the orders whose messages are new, with the messages that follow from them, in one transaction. It
-// returns those orders. Where inventory was asked about them too long ago nothing is stored, and they have to be asked
+// store writes the orders that are new, with the messages that follow from them, in one transaction. It returns those
+// orders. Where inventory was asked about them too long ago nothing is stored, and they have to be asked
 // about again.
 func (s *Service) store(ctx context.Context, placements []placement, asked time.Time) (stored []placement, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
@@ -205,19 +204,24 @@ func (s *Service) store(ctx context.Context, placements []placement, asked time.
 		if age := since(asked); age > answerLasts {
 			return messaging.Down(fmt.Errorf("inventory's answer about %d orders is %s old", len(placements), age.Round(time.Second)))
 		}
-		if stored, err = claim(ctx, tx, placements); err != nil || len(stored) == 0 {
+		orders := make([]*Order, len(placements))
+		for i, p := range placements {
+			orders[i] = p.order
+		}
+		fresh, err := insert(ctx, tx, orders)
+		if err != nil {
 			return err
 		}
-		orders := make([]*Order, 0, len(stored))
-		entries := make([]outbox.Entry, 0, 2*len(stored))
-		for _, p := range stored {
-			orders = append(orders, p.order)
+		stored = make([]placement, 0, len(fresh))
+		entries := make([]outbox.Entry, 0, 2*len(fresh))
+		for _, p := range placements {
+			if !fresh[p.order.ID] {
+				continue
+			}
+			stored = append(stored, p)
 			for _, m := range decided(p.order) {
 				entries = append(entries, outbox.Entry{Message: m, Trace: p.trace})
 			}
-		}
-		if err := insert(ctx, tx, orders); err != nil {
-			return err
 		}
 		if err := outbox.Add(ctx, tx, entries); err != nil {
 			return err
@@ -231,25 +235,6 @@ func (s *Service) store(ctx context.Context, placements []placement, asked time.
 // since is the time that has passed by the clock that shows more of it: the monotonic one stands still while the machine
 // is suspended, the other one can be set back.
 func since(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
-
-// claim enters the messages into the inbox and returns the placements whose message was not there.
-func claim(ctx context.Context, tx *sqlx.Tx, placements []placement) ([]placement, error) {
-	ids := make([]uuid.UUID, len(placements))
-	for i, p := range placements {
-		ids[i] = p.messageID
-	}
-	fresh, err := outbox.Claim(ctx, tx, ids)
-	if err != nil {
-		return nil, err
-	}
-	claimed := make([]placement, 0, len(placements))
-	for i, p := range placements {
-		if fresh[i] {
-			claimed = append(claimed, p)
-		}
-	}
-	return claimed, nil
-}
 
 // decided are the messages that follow from an order's decision.
 func decided(o *Order) []proto.Message {

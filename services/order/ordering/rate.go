@@ -10,12 +10,13 @@ import (
 // rateWindow is how far back the rate of orders looks.
 const rateWindow = 10 * time.Second
 
-// reportRate adds how many orders are decided per second. It counts the inbox, which has one entry for each order that
-// was placed and has been decided, by the database's clock and along an index: what is true of all replicas together,
-// where a counter in memory would know those of its own. Nothing is added where the database does not answer.
+// reportRate adds how many orders are decided per second. It counts rows, along an index and by when they were written:
+// what is true of all replicas together, where a counter in memory would know those of its own. Nothing is added where the
+// database does not answer.
 func (s *Service) reportRate(ctx context.Context, report *statusv1.GetReportResponse) {
 	var decided int64
-	err := s.db.GetContext(ctx, &decided, `SELECT count(*) FROM inbox WHERE received_at > now() - $1 * interval '1 second'`, rateWindow.Seconds())
+	err := s.db.GetContext(ctx, &decided, `
+		SELECT count(*) FROM orders WHERE updated_at > now() - $1 * interval '1 second' AND version = 1`, rateWindow.Seconds())
 	if err != nil {
 		return
 	}

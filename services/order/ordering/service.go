@@ -33,7 +33,6 @@ type Config struct {
 	// TLS is for GRPCAddr to be open to other machines.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
-	Retention outbox.Retention
 	Telemetry telemetry.Config
 }
 
@@ -62,9 +61,6 @@ type Service struct {
 // New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
 // away; the database may not. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
-	if cfg.Retention, err = cfg.Retention.Checked(); err != nil {
-		return nil, err
-	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
@@ -98,7 +94,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 
-	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
+	relay, err := outbox.NewRelay(s.db, publisher, outbox.Options{Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ import (
 // errNotFound says that no order is stored under the id.
 var errNotFound = errors.New("no such order")
 
-// insertOrders writes orders with their lines in one statement. A price of -1 is not known.
+// insertOrders writes the orders that are not stored yet, with their lines, and returns their ids. Ordered by id, two
+// transactions with the same orders wait for each other and never both ways. A price of -1 is not known.
 const insertOrders = `
 WITH stored AS (
     INSERT INTO orders (id, customer_name, customer_email, state, reason, detail,
@@ -33,11 +34,17 @@ WITH stored AS (
                 $7::integer[], $8::bigint[], $9::text[], $10::timestamptz[], $11::timestamptz[])
         AS o (id, customer_name, customer_email, state, reason, detail,
               total_items, total_value, currency, created_at, updated_at)
+    ORDER BY id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), items AS (
+    INSERT INTO order_item (order_id, line, product_id, product_name, quantity, unit_price)
+    SELECT order_id, line, product_id, product_name, quantity, NULLIF(unit_price, -1)
+    FROM unnest($12::uuid[], $13::integer[], $14::integer[], $15::text[], $16::integer[], $17::bigint[])
+        AS i (order_id, line, product_id, product_name, quantity, unit_price)
+    WHERE order_id IN (SELECT id FROM stored)
 )
-INSERT INTO order_item (order_id, line, product_id, product_name, quantity, unit_price)
-SELECT order_id, line, product_id, product_name, quantity, NULLIF(unit_price, -1)
-FROM unnest($12::uuid[], $13::integer[], $14::integer[], $15::text[], $16::integer[], $17::bigint[])
-    AS i (order_id, line, product_id, product_name, quantity, unit_price)`
+SELECT id FROM stored`
 
 // lineRow is a row of order_item.
 type lineRow struct {
@@ -45,8 +52,9 @@ type lineRow struct {
 	Line
 }
 
-// insert stores decided orders with their lines. An order that is there already is postgres.ErrUnique.
-func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
+// insert stores decided orders with their lines, and returns the ids of those that were not stored before: the others
+// stay as they are. It waits for a transaction that has inserted one of them and is still open.
+func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.UUID]bool, err error) {
 	var lines []lineRow
 	for _, o := range orders {
 		for _, l := range o.Lines {
@@ -56,7 +64,8 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 			lines = append(lines, lineRow{o.ID, l})
 		}
 	}
-	_, err := tx.ExecContext(ctx, insertOrders,
+	var ids []uuid.UUID
+	err = tx.SelectContext(ctx, &ids, insertOrders,
 		postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }),
 		postgres.Array(orders, func(o *Order) string { return o.CustomerName }),
 		postgres.Array(orders, func(o *Order) string { return o.CustomerEmail }),
@@ -77,9 +86,13 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 		postgres.Array(lines, func(l lineRow) int64 { return l.UnitPrice }),
 	)
 	if err != nil {
-		return fmt.Errorf("storing %d orders: %w", len(orders), err)
+		return nil, fmt.Errorf("storing %d orders: %w", len(orders), err)
 	}
-	return nil
+	fresh = make(map[uuid.UUID]bool, len(ids))
+	for _, id := range ids {
+		fresh[id] = true
+	}
+	return fresh, nil
 }
 
 const selectOrders = `

@@ -142,7 +142,7 @@ func TestStore_SameBatchTwiceHasOneEffect(t *testing.T) {
 	if n := mustStore(t, s, decidedPlacements(t, held, a, b, newPlaced())); n != 1 {
 		t.Errorf("the second time %d orders were new, want the one that was", n)
 	}
-	for table, want := range map[string]int{"orders": 3, "order_item": 6, "inbox": 3, "outbox": 6} {
+	for table, want := range map[string]int{"orders": 3, "order_item": 6, "outbox": 6} {
 		if n := count(t, s, table); n != want {
 			t.Errorf("%s has %d rows, want %d", table, n, want)
 		}
@@ -192,18 +192,23 @@ func TestPlacementsOf_AnOrderTwiceInABatchIsOne(t *testing.T) {
 	}
 }
 
-func TestStore_AnOrderUnderAnotherMessageIDFailsWithAllOfItsBatch(t *testing.T) {
+func TestStore_AnOrderThatHasMovedOnStaysAsItIs(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
-	first := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, first))
-	again := decidedPlacements(t, held, newPlaced(), first)
-	again[1].messageID = uuid.New()
-	if _, err := s.store(t.Context(), again, time.Now()); !errors.Is(err, postgres.ErrUnique) {
-		t.Errorf("storing an order again under another message id: %v, want ErrUnique", err)
+	placed := newPlaced()
+	mustStore(t, s, decidedPlacements(t, held, placed))
+	if _, err := s.db.ExecContext(t.Context(), `UPDATE orders SET state = 'CANCELLED', version = 2`); err != nil {
+		t.Fatal(err)
 	}
-	if orders, inbox := count(t, s, "orders"), count(t, s, "inbox"); orders != 1 || inbox != 1 {
-		t.Errorf("%d orders and %d inbox rows, want the first one's alone", orders, inbox)
+	if n := mustStore(t, s, decidedPlacements(t, held, placed)); n != 0 {
+		t.Errorf("%d orders were new", n)
+	}
+	var state string
+	if err := s.db.GetContext(t.Context(), &state, `SELECT state FROM orders`); err != nil || state != "CANCELLED" {
+		t.Errorf("the order is %s (%v), want CANCELLED", state, err)
+	}
+	if items, out := count(t, s, "order_item"), count(t, s, "outbox"); items != 2 || out != 2 {
+		t.Errorf("%d lines and %d messages, want those of the first time", items, out)
 	}
 }
 
@@ -220,8 +225,8 @@ func TestStore_AnAnswerOfInventoryThatIsTooOldIsNotActedUpon(t *testing.T) {
 			t.Errorf("too old %s: stored %v, %v", name, stored, err)
 		}
 	}
-	if orders, inbox, out := count(t, s, "orders"), count(t, s, "inbox"), count(t, s, "outbox"); orders+inbox+out != 0 {
-		t.Errorf("%d orders, %d inbox rows and %d messages were stored", orders, inbox, out)
+	if orders, out := count(t, s, "orders"), count(t, s, "outbox"); orders+out != 0 {
+		t.Errorf("%d orders and %d messages were stored", orders, out)
 	}
 	if n := mustStore(t, s, placements); n != 1 {
 		t.Errorf("%d orders stored with a new answer", n)
@@ -413,7 +418,7 @@ func TestCancelOrder_UnknownIsNotFound(t *testing.T) {
 	assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
 }
 
-// BenchmarkStore measures the transaction of a batch: inbox, orders, lines and outbox.
+// BenchmarkStore measures the transaction of a batch: orders, lines and outbox.
 func BenchmarkStore(b *testing.B) {
 	s := newStore(b)
 	for _, size := range []int{1, 50, 200, 500} {
