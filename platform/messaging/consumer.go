@@ -88,8 +88,9 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	defer stop()
 
 	ready := buffered(deliveries, 2*c.batch)
+	room := make([]amqp.Delivery, 0, c.batch) // for one batch after the other: no handler keeps it
 	for {
-		batch := gather(ctx, ready, c.batch, c.linger)
+		batch := gather(ctx, ready, room, c.linger)
 		if len(batch) == 0 {
 			if ctx.Err() != nil {
 				return nil
@@ -120,13 +121,12 @@ func buffered(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
 	return out
 }
 
-// gather waits for one delivery and takes what else is there or comes within linger, up to most. It returns nothing when
-// ctx has ended or the channel has closed.
-func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int, linger time.Duration) []amqp.Delivery {
+// gather waits for one delivery and takes what else is there or comes within linger, as far as batch, which is empty, has
+// room. It returns nothing when ctx has ended or the channel has closed.
+func gather(ctx context.Context, deliveries <-chan amqp.Delivery, batch []amqp.Delivery, linger time.Duration) []amqp.Delivery {
 	if ctx.Err() != nil {
 		return nil
 	}
-	var batch []amqp.Delivery
 	select {
 	case <-ctx.Done():
 		return nil
@@ -134,13 +134,13 @@ func gather(ctx context.Context, deliveries <-chan amqp.Delivery, most int, ling
 		if !ok {
 			return nil
 		}
-		batch = append(make([]amqp.Delivery, 0, 1+min(len(deliveries), most-1)), d)
+		batch = append(batch, d)
 	}
 	var enough <-chan time.Time
 	if linger > 0 {
 		enough = time.After(linger)
 	}
-	for len(batch) < most {
+	for len(batch) < cap(batch) {
 		if linger <= 0 && len(deliveries) == 0 {
 			break
 		}
@@ -165,7 +165,7 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 	for _, group := range c.dispatch.groups(batch) {
 		start := time.Now()
 		if group.err != nil {
-			if err := c.deadLetter(work, group.deliveries[0], group.err); err != nil {
+			if err := c.deadLetter(work, &group.deliveries[0], group.err); err != nil {
 				return err
 			}
 			continue
@@ -202,7 +202,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	case work.Err() != nil:
 		return fmt.Errorf("stopped before the batch was finished: %w", err)
 	case len(g.deliveries) == 1:
-		return c.fail(work, g.deliveries[0], err)
+		return c.fail(work, &g.deliveries[0], err)
 	}
 	c.conn.log.Warn("a batch failed, trying its messages one by one", "queue", c.queue, "messages", len(g.deliveries), "error", err)
 	for i := range g.deliveries {
@@ -233,7 +233,7 @@ func (c *Consumer) call(ctx context.Context, g group) (err error) {
 }
 
 // fail sends one message to the retry queue of its attempt, or to the dead letters.
-func (c *Consumer) fail(ctx context.Context, d amqp.Delivery, cause error) error {
+func (c *Consumer) fail(ctx context.Context, d *amqp.Delivery, cause error) error {
 	attempt := attemptOf(d)
 	if isPermanent(cause) || attempt >= len(retryDelays) {
 		return c.deadLetter(ctx, d, cause)
@@ -252,7 +252,7 @@ func (c *Consumer) fail(ctx context.Context, d amqp.Delivery, cause error) error
 	return nil
 }
 
-func (c *Consumer) deadLetter(ctx context.Context, d amqp.Delivery, cause error) error {
+func (c *Consumer) deadLetter(ctx context.Context, d *amqp.Delivery, cause error) error {
 	out := again(d)
 	out.Headers[headerAttempt] = int32(attemptOf(d))
 	out.Headers[headerReason] = clip(cause.Error())

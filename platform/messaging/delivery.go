@@ -58,7 +58,7 @@ type Delivery struct {
 type Handler struct {
 	event protoreflect.FullName // "" for every message
 	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
-	decode func(amqp.Delivery) (any, error)
+	decode func(*amqp.Delivery) (any, error)
 	run    func(context.Context, []any) error
 }
 
@@ -73,7 +73,7 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 	var zero T
 	return Handler{
 		event: zero.ProtoReflect().Descriptor().FullName(),
-		decode: func(d amqp.Delivery) (any, error) {
+		decode: func(d *amqp.Delivery) (any, error) {
 			body := zero.ProtoReflect().New().Interface().(T)
 			if err := proto.Unmarshal(d.Body, body); err != nil {
 				return nil, fmt.Errorf("the body is not a %s: %w", zero.ProtoReflect().Descriptor().FullName(), err)
@@ -96,7 +96,7 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 // HandleRaw makes a handler for every message of the queue, known or not. Handle says what handle may do.
 func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler {
 	return Handler{
-		decode: func(d amqp.Delivery) (any, error) { return rawDelivery(d), nil },
+		decode: func(d *amqp.Delivery) (any, error) { return rawDelivery(d), nil },
 		run: func(ctx context.Context, batch []any) error {
 			deliveries := make([]Delivery, len(batch))
 			for i, d := range batch {
@@ -107,7 +107,7 @@ func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler
 	}
 }
 
-func rawDelivery(d amqp.Delivery) Delivery {
+func rawDelivery(d *amqp.Delivery) Delivery {
 	out := Delivery{
 		Meta: metaOf(d), MessageID: d.MessageId, Type: d.Type, Headers: d.Headers, Redelivered: d.Redelivered, Body: d.Body,
 		Reason: stringHeader(d.Headers, headerReason), SourceQueue: stringHeader(d.Headers, headerSourceQueue),
@@ -130,24 +130,32 @@ func lastDeath(headers amqp.Table) amqp.Table {
 	return death
 }
 
-func metaOf(d amqp.Delivery) Meta {
+func metaOf(d *amqp.Delivery) Meta {
 	m := Meta{
-		Exchange: d.Exchange, RoutingKey: d.RoutingKey, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, AppID: d.AppId,
-		Attempt: attemptOf(d), Timestamp: d.Timestamp,
+		CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, AppID: d.AppId, Attempt: attemptOf(d), Timestamp: d.Timestamp,
 		Trace: spanContext(stringHeader(d.Headers, headerTraceParent)),
 	}
-	if key := stringHeader(d.Headers, HeaderRoutingKey); key != "" {
-		m.Exchange, m.RoutingKey = stringHeader(d.Headers, HeaderExchange), key
-	} else if death := lastDeath(d.Headers); death != nil {
-		m.Exchange = stringHeader(death, "exchange")
-		if keys, _ := death["routing-keys"].([]any); len(keys) > 0 {
-			m.RoutingKey, _ = keys[0].(string)
-		}
-	}
+	m.Exchange, m.RoutingKey = firstRoute(d)
 	if ms, ok := intHeader(d.Headers, headerTimestamp); ok {
 		m.Timestamp = time.UnixMilli(ms)
 	}
 	return m
+}
+
+// firstRoute is where d was published to first.
+func firstRoute(d *amqp.Delivery) (exchange, routingKey string) {
+	if key := stringHeader(d.Headers, HeaderRoutingKey); key != "" {
+		return stringHeader(d.Headers, HeaderExchange), key
+	}
+	death := lastDeath(d.Headers)
+	if death == nil {
+		return d.Exchange, d.RoutingKey
+	}
+	exchange, routingKey = stringHeader(death, "exchange"), d.RoutingKey
+	if keys, _ := death["routing-keys"].([]any); len(keys) > 0 {
+		routingKey, _ = keys[0].(string)
+	}
+	return exchange, routingKey
 }
 
 func stringHeader(t amqp.Table, key string) string {
@@ -169,13 +177,13 @@ func intHeader(t amqp.Table, key string) (int64, bool) {
 	return 0, false
 }
 
-func attemptOf(d amqp.Delivery) int {
+func attemptOf(d *amqp.Delivery) int {
 	n, _ := intHeader(d.Headers, headerAttempt)
 	return int(max(n, 0))
 }
 
 // again is the message of d, to be published once more to another place. What the broker noted on its way is left out.
-func again(d amqp.Delivery) Outgoing {
+func again(d *amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
 		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, Timestamp: m.Timestamp,
@@ -240,35 +248,35 @@ func newDispatcher(handlers []Handler) dispatcher {
 	return d
 }
 
-// groups splits a batch into runs of one type, in the order of the queue.
+// groups splits a batch into runs of one type, in the order of the queue. They share the batch's memory.
 func (d dispatcher) groups(batch []amqp.Delivery) []group {
 	var out []group
-	for _, delivery := range batch {
-		h, err := d.handler(delivery)
-		var body any
+	decoded := make([]any, len(batch))
+	for i := range batch {
+		h, err := d.handler(&batch[i])
 		if err == nil {
-			body, err = h.decode(delivery)
+			decoded[i], err = h.decode(&batch[i])
 		}
 		if err != nil {
-			out = append(out, group{deliveries: []amqp.Delivery{delivery}, err: err})
+			out = append(out, group{deliveries: batch[i : i+1], err: err})
 			continue
 		}
 		if n := len(out); n == 0 || out[n-1].err != nil || out[n-1].handler.event != h.event {
-			out = append(out, group{handler: h})
+			out = append(out, group{deliveries: batch[i:i], decoded: decoded[i:i], handler: h})
 		}
 		last := &out[len(out)-1]
-		last.deliveries = append(last.deliveries, delivery)
-		last.decoded = append(last.decoded, body)
+		last.deliveries = last.deliveries[:len(last.deliveries)+1]
+		last.decoded = last.decoded[:len(last.decoded)+1]
 	}
 	return out
 }
 
 // handler finds who takes a delivery: the routing key says what it is, and the type property must not contradict it.
-func (d dispatcher) handler(delivery amqp.Delivery) (Handler, error) {
+func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
 	if d.all != nil {
 		return *d.all, nil
 	}
-	key := metaOf(delivery).RoutingKey
+	_, key := firstRoute(delivery)
 	event, ok := contract.ByRoutingKey(key)
 	switch {
 	case !ok:
@@ -283,7 +291,7 @@ func (d dispatcher) handler(delivery amqp.Delivery) (Handler, error) {
 	return h, nil
 }
 
-func (c *Consumer) log(d amqp.Delivery) *slog.Logger {
+func (c *Consumer) log(d *amqp.Delivery) *slog.Logger {
 	m := metaOf(d)
 	return c.conn.log.With("queue", c.queue, "routing_key", m.RoutingKey, "message_id", d.MessageId,
 		"order_id", d.CorrelationId, "trace_id", m.Trace.TraceID().String())

@@ -64,8 +64,8 @@ func FuzzDelivery_IsHandledOrRefusedWithAReason(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		rawDelivery(d)
-		if out := again(d); out.MessageID == "" {
+		rawDelivery(&d)
+		if out := again(&d); out.MessageID == "" {
 			t.Error("a message that is sent again has no id")
 		}
 	})

@@ -49,7 +49,7 @@ func TestGather_WaitsForMoreAsLongAsItLingers(t *testing.T) {
 					close(deliveries)
 				})
 				begin := time.Now()
-				batch := gather(ctx, deliveries, c.most, c.linger)
+				batch := gather(ctx, deliveries, make([]amqp.Delivery, 0, c.most), c.linger)
 				if took := time.Since(begin); len(batch) != c.want || took != c.took {
 					t.Errorf("got %d deliveries after %s, want %d after %s", len(batch), took, c.want, c.took)
 				}

@@ -1,7 +1,9 @@
 package messaging
 
 import (
+	"context"
 	"errors"
+	"sync"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -16,6 +18,21 @@ type metrics struct {
 	handleSeconds  metric.Float64Histogram
 	rpcSeconds     metric.Float64Histogram
 	rpcUnknown     metric.Int64Counter
+
+	publishings sync.Map // publishing → metric.MeasurementOption
+}
+
+// publishing is what published messages are counted by. It has few values.
+type publishing struct{ routingKey, outcome string }
+
+func (m *metrics) countPublished(ctx context.Context, n int64, routingKey, outcome string) {
+	as := publishing{routingKey, outcome}
+	attributes, known := m.publishings.Load(as)
+	if !known {
+		set := attribute.NewSet(label("routing_key", routingKey), label("outcome", outcome))
+		attributes, _ = m.publishings.LoadOrStore(as, metric.WithAttributeSet(set))
+	}
+	m.published.Add(ctx, n, attributes.(metric.MeasurementOption))
 }
 
 var secondsBuckets = metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)

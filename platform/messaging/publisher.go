@@ -10,11 +10,11 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/platform/contract"
 	"shop.example/platform/crash"
 )
 
@@ -100,16 +100,16 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	}
 }
 
+var producerSpan = trace.WithSpanKind(trace.SpanKindProducer)
+
 // Publish publishes the event m and returns once the broker has it. See Send for errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
+	event, _ := contract.EventOf(m) // NewOutgoing says so where it is none
+	ctx, span := p.conn.tracer.Start(ctx, "publish "+event.RoutingKey, producerSpan)
+	defer span.End()
 	out, err := NewOutgoing(ctx, m)
 	if err != nil {
 		return err
-	}
-	ctx, span := p.conn.tracer.Start(ctx, "publish "+out.RoutingKey, trace.WithSpanKind(trace.SpanKindProducer))
-	defer span.End()
-	if parent := TraceParent(ctx); parent != "" {
-		out.TraceParent = parent
 	}
 	return p.Send(ctx, []Outgoing{out})
 }
@@ -165,7 +165,7 @@ func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome stri
 		counts[m.RoutingKey]++
 	}
 	for key, n := range counts {
-		p.conn.metrics.published.Add(ctx, n, metric.WithAttributes(label("routing_key", key), label("outcome", outcome)))
+		p.conn.metrics.countPublished(ctx, n, key, outcome)
 	}
 }
 
@@ -176,10 +176,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 		return nil, ErrUnconfirmed
 	}
 	defer p.slots.Release(int64(len(messages)))
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	taking := p.conn.unblocked()
-	defer context.AfterFunc(taking, cancel)()
+	blocked := p.conn.unblocked().Done()
 
 	confirms := make([]*amqp.DeferredConfirmation, len(messages))
 	for i := range messages {
@@ -194,13 +191,14 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 		if confirm == nil {
 			return append(failed, messages[i:]...), nil
 		}
-		acked, err := confirm.WaitContext(ctx)
-		if err != nil && taking.Err() != nil {
+		select {
+		case <-confirm.Done():
+		case <-blocked:
 			return nil, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
-		} else if err != nil {
+		case <-ctx.Done():
 			return nil, ErrUnconfirmed
 		}
-		if !acked {
+		if !confirm.Acked() {
 			failed = append(failed, messages[i])
 			continue
 		}
