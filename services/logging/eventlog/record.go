@@ -37,24 +37,17 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 	r := record{
 		routingKey:  storable(d.RoutingKey),
 		exchange:    storable(d.Exchange),
-		messageID:   propertyID(d.MessageID),
-		orderID:     canonicalUUID(d.CorrelationID),
 		trace:       d.Trace,
 		source:      storable(d.AppID),
 		attempt:     d.Attempt,
 		publishedAt: believable(d.Timestamp, now),
 	}
-	if d.ReplyTo != "" {
-		r.orderID = "" // the correlation id of a request names the request
-	}
 	m, err := decode(d)
 	if m != nil {
-		r.messageID = messageID(m, r.messageID)
-		if id := canonicalUUID(contract.OrderID(m)); id != "" {
-			r.orderID = id
-		}
 		r.payload, err = toJSON(m, err)
 	}
+	r.messageID = messageID(m, d.MessageID)
+	r.orderID = orderID(m, d)
 	r.problem = text(err)
 	if r.payload == nil {
 		r.body = d.Body
@@ -89,12 +82,15 @@ func decode(d messaging.Delivery) (proto.Message, error) {
 	return m, nil
 }
 
+// usualPayload is room for the JSON of most events, in bytes: it need not be moved while it grows.
+const usualPayload = 512
+
 // snakeCase is the JSON of the API.
 var snakeCase = protojson.MarshalOptions{UseProtoNames: true}
 
 // toJSON writes m; err is what is wrong with m already, and is passed on.
 func toJSON(m proto.Message, err error) ([]byte, error) {
-	text, jsonErr := snakeCase.Marshal(m)
+	text, jsonErr := snakeCase.MarshalAppend(make([]byte, 0, usualPayload), m)
 	switch {
 	case jsonErr != nil:
 		return nil, errors.Join(err, fmt.Errorf("it cannot be written as JSON: %w", jsonErr))
@@ -113,13 +109,29 @@ func decodeJSON(d messaging.Delivery) ([]byte, error) {
 	return toJSON(m, err)
 }
 
-// messageID is the id of m: an event has one of its own, a request, which contract gives a random one, has the one it
-// was published with.
-func messageID(m proto.Message, property uuid.UUID) uuid.UUID {
-	if id := contract.MessageID(m); id.Version() == 8 {
-		return id
+// messageID is the id of m: an event has one of its own; a request, which contract gives a random one, and what could not
+// be read, which is nil, have the one they were published with.
+func messageID(m proto.Message, property string) uuid.UUID {
+	if m != nil {
+		if id := contract.MessageID(m); id.Version() == 8 {
+			return id
+		}
 	}
-	return property
+	return propertyID(property)
+}
+
+// orderID is the order that m belongs to, "" for none. Where m does not say or could not be read, the message's
+// correlation id does, unless it is that of a request, which names the request.
+func orderID(m proto.Message, d messaging.Delivery) string {
+	if m != nil {
+		if id := canonicalUUID(contract.OrderID(m)); id != "" {
+			return id
+		}
+	}
+	if d.ReplyTo != "" {
+		return ""
+	}
+	return canonicalUUID(d.CorrelationID)
 }
 
 // propertyID makes an id of the message_id property. Other people's messages may carry one that is no UUID, or none: the
