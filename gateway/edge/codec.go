@@ -19,6 +19,9 @@ func newCodec() *codec {
 	return &codec{runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}}
 }
 
+// usualAnswer is room for the JSON of an order, in bytes: it need not be moved while it grows.
+const usualAnswer = 1 << 10
+
 // plainText is an answer that is not JSON.
 type plainText string
 
@@ -28,7 +31,7 @@ func (c *codec) Marshal(v any) ([]byte, error) {
 	case plainText:
 		return []byte(v), nil
 	case proto.Message:
-		return c.MarshalOptions.Marshal(v)
+		return c.MarshalOptions.MarshalAppend(make([]byte, 0, usualAnswer), v)
 	}
 	if rv := reflect.ValueOf(v); rv.Kind() == reflect.Slice && rv.IsNil() {
 		return []byte("[]"), nil
