@@ -16,7 +16,7 @@ const firstRequest = 500 * time.Millisecond
 // ServeHTTP adds a part that serves HTTP on lis. When it is stopped, requests in flight get half of the time for a
 // stop. A response that never ends by itself has to watch Stopping.
 func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) {
-	idle := &unused{conns: map[net.Conn]bool{}}
+	idle := &unused{}
 	server.ConnState = idle.track
 	s.Go(name, func(ctx context.Context) error {
 		served := make(chan error, 1)
@@ -44,25 +44,20 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 // unused are the connections that were opened and have not sent anything, as browsers keep them ready. Shutdown would
 // wait five seconds for each.
 type unused struct {
-	mu    sync.Mutex
-	conns map[net.Conn]bool
+	conns sync.Map // net.Conn → nil; without a lock that all requests would meet at
 }
 
 // track is an http.Server's ConnState.
 func (u *unused) track(c net.Conn, state http.ConnState) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	if state == http.StateNew {
-		u.conns[c] = true
+		u.conns.Store(c, nil)
 	} else {
-		delete(u.conns, c)
+		u.conns.Delete(c)
 	}
 }
 
 func (u *unused) close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for c := range u.conns {
-		_ = c.Close() // nothing was asked on it
+	for c := range u.conns.Range {
+		_ = c.(net.Conn).Close() // nothing was asked on it
 	}
 }
