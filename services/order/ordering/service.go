@@ -41,7 +41,7 @@ const (
 	schema = "orders"
 	// batch is how many placed orders are decided and stored together, at most. A transaction costs the same for one
 	// order as for many; beyond this the batch gains little and its orders wait longer.
-	batch = 200
+	batch = 500
 	// linger is how long a batch waits for more orders. It is seen in every order's time to be decided, so it is short.
 	linger = 10 * time.Millisecond
 )
