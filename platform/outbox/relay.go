@@ -49,6 +49,9 @@ type Sender interface {
 type Options struct {
 	// Batch is how many messages are published in one transaction, 500 where it is 0.
 	Batch int
+	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
+	// how late messages are.
+	Linger time.Duration
 	// InboxRetention is how long the inbox remembers a message, see Retention; 0 where the schema has no inbox.
 	InboxRetention time.Duration
 	Logger         *slog.Logger
@@ -61,6 +64,7 @@ type Relay struct {
 	pool      *sqlx.DB
 	sender    Sender
 	batch     int
+	linger    time.Duration
 	retention time.Duration
 	log       *slog.Logger
 	published metric.Int64Counter
@@ -69,7 +73,7 @@ type Relay struct {
 
 // NewRelay returns a relay from pool to sender. Its work is done by Run.
 func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
-	r := &Relay{pool: pool, sender: sender, batch: o.Batch, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
+	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
 	if r.batch == 0 {
 		r.batch = 500
 	}
@@ -170,6 +174,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			backoff = firstBackoff
 			if n < r.batch { // whoever has committed since has called Wake, on this replica or on its own
 				r.sleep(ctx, pollInterval, r.wake)
+				r.sleep(ctx, r.linger, nil)
 			}
 		case errors.Is(err, postgres.ErrRetry):
 			// Another replica's relay has been at work all the time that we were willing to wait.

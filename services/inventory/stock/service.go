@@ -36,7 +36,8 @@ const (
 	callers = 4
 )
 
-// linger is how long a batch of messages waits for more. Nobody waits for what they ask for: the stock is held already.
+// linger is how long a batch of messages waits for more, and what is told of the stock. Nobody waits for either: the stock
+// is held already.
 const linger = 20 * time.Millisecond
 
 // Config is the configuration of the service. The tags are those of github.com/caarlos0/env.
@@ -107,7 +108,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 
-	relay, err := outbox.NewRelay(pool, publisher, outbox.Options{InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
+	relay, err := outbox.NewRelay(pool, publisher, outbox.Options{Linger: linger, InboxRetention: cfg.Retention.Inbox, Logger: t.Logger, Meter: t.Meter})
 	if err != nil {
 		return err
 	}

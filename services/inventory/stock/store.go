@@ -21,8 +21,10 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// Whoever changes stock locks all products it may touch first, in the order of their ids. Transactions over the same
-// products therefore follow one another and cannot deadlock, and what is read after the locks stays true until commit.
+// Whoever changes stock locks first the decisions of the orders it is about, which guard their holds, and then the
+// products, both in the order of their ids: so transactions follow one another and cannot deadlock. Products come last
+// because all orders want the same few of them: whoever has them is soon done. What is read after its lock stays true
+// until commit.
 
 // product is a row of the catalogue with its stock.
 type product struct {
@@ -108,18 +110,13 @@ func (w *warehouse) check(ctx context.Context, orders []order) (a answers, err e
 	}
 	err = w.change(ctx, decideAll)
 	if errors.Is(err, postgres.ErrUnique) {
-		// Orders of unknown products lock nothing: another replica has just refused one of these, and its decision
-		// can be read now.
+		// Another replica has just decided one of these, and its decision can be read now.
 		err = w.change(ctx, decideAll)
 	}
 	return a, err
 }
 
 func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []change, error) {
-	products, err := lockAsked(ctx, tx, orders)
-	if err != nil {
-		return answers{}, nil, err
-	}
 	byOrder, undecided, err := readDecisions(ctx, tx, orders)
 	if err != nil {
 		return answers{}, nil, err
@@ -131,6 +128,10 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []chang
 	}
 	if len(undecided) == 0 {
 		return answers{byOrder: byOrder}, nil, nil
+	}
+	products, err := lockAsked(ctx, tx, undecided)
+	if err != nil {
+		return answers{}, nil, err
 	}
 	a := answers{byOrder: byOrder, decided: decide(products, undecided)}
 	var holds []hold
@@ -188,7 +189,7 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 	}
 	err := tx.SelectContext(ctx, &rows, `
 		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])
-		ORDER BY order_id FOR SHARE`, postgres.Array(orders, func(o order) uuid.UUID { return o.id }))
+		ORDER BY order_id FOR NO KEY UPDATE`, postgres.Array(orders, func(o order) uuid.UUID { return o.id }))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the decisions of %d orders: %w", len(orders), err)
 	}
@@ -285,7 +286,7 @@ var (
 // move. NO_HOLD where an order never held anything.
 func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) (moved int, _ []change, err error) {
 	ids := postgres.ArrayOf(orders)
-	if err := lockHeld(ctx, tx, ids); err != nil {
+	if err := lockDecisions(ctx, tx, ids); err != nil {
 		return 0, nil, err
 	}
 	missing := make(map[uuid.UUID]bool, len(orders))
@@ -313,14 +314,12 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 	return moved, changes, err
 }
 
-// lockHeld locks the products that the orders hold. Which these are changes only where the sweeper forgets a decision.
-func lockHeld(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
+// lockDecisions locks what was decided about orders, and with it their holds.
+func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 	_, err := tx.ExecContext(ctx, `
-		SELECT 1 FROM product
-		WHERE id IN (SELECT product_id FROM hold WHERE order_id = ANY($1::uuid[]))
-		ORDER BY id FOR UPDATE`, orders)
+		SELECT FROM decision WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR NO KEY UPDATE`, orders)
 	if err != nil {
-		return fmt.Errorf("locking the products of held orders: %w", err)
+		return fmt.Errorf("locking decisions: %w", err)
 	}
 	return nil
 }
@@ -362,7 +361,7 @@ func refuseMissing(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
 	return nil
 }
 
-// moveStock applies the deltas to the products, which the caller has locked.
+// moveStock locks the products, in the order of their ids, and applies the deltas.
 func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 	if len(by) == 0 {
 		return nil, nil
@@ -373,8 +372,9 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 		UPDATE product p SET
 			on_hand = p.on_hand + d.on_hand, reserved = p.reserved + d.reserved,
 			version = p.version + 1, updated_at = statement_timestamp()
-		FROM unnest($1::int[], $2::int[], $3::int[]) AS d (id, on_hand, reserved)
-		WHERE p.id = d.id
+		FROM (SELECT id FROM product WHERE id = ANY($1::int[]) ORDER BY id FOR UPDATE) AS locked
+		JOIN unnest($1::int[], $2::int[], $3::int[]) AS d (id, on_hand, reserved) USING (id)
+		WHERE p.id = locked.id
 		RETURNING `+productColumns,
 		postgres.ArrayOf(ids),
 		postgres.Array(ids, func(id int32) int32 { return by[id].onHand }),

@@ -437,6 +437,57 @@ func TestCancel_EndsTheSameBeforeAndAfterSettling(t *testing.T) {
 	}
 }
 
+// Replicas may get the same orders at once: one settles them while another one is asked about them again and a third
+// gives their stock back.
+func TestHolds_SettledReleasedAndAskedAboutAtOnceAddUp(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	orders := make([]order, 40)
+	for i := range orders {
+		orders[i] = orderFor(byName("Laptop", 1), byName("Phone", 2), byName("Mouse", 1))
+	}
+	first := w.mustCheck(t, orders...)
+	shuffled := func() []order {
+		s := slices.Clone(orders)
+		rand.Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+		return s
+	}
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for range 5 {
+				if err := w.onDecrementQuantity(t.Context(), delivered(decrementOf(shuffled()...)...)); err != nil {
+					t.Errorf("settling: %v", err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 5 {
+				if err := w.onOrderCancelled(t.Context(), delivered(cancelOf(shuffled()...)...)); err != nil {
+					t.Errorf("releasing: %v", err)
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 5 {
+				again, err := w.check(t.Context(), shuffled())
+				if err != nil {
+					t.Errorf("asking again: %v", err)
+					continue
+				}
+				for i, o := range orders {
+					if !proto.Equal(again.byOrder[o.id], first[i]) {
+						t.Errorf("order %s: %v, was %v", o.id, again.byOrder[o.id], first[i])
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	wantStock(t, w, laptop, 50, 0)
+	wantStock(t, w, phone, 200, 0)
+}
+
 func TestProduct_TheDatabaseItselfRefusesToOversell(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

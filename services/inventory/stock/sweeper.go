@@ -241,16 +241,12 @@ func (s *sweeper) forget(ctx context.Context, orders []uuid.UUID) error {
 	return nil
 }
 
-// forgetTx forgets those of the orders whose holds are still old. CheckStock locks the products and then the decisions
-// too: one that is repeated either has renewed the holds by now, or will find no decision.
+// forgetTx forgets those of the orders whose holds are still old. CheckStock locks the decisions that it repeats too: one
+// that is repeated either has renewed the holds by now, or will find no decision.
 func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []change, err error) {
 	ids := postgres.ArrayOf(orders)
-	if err := lockHeld(ctx, tx, ids); err != nil {
+	if err := lockDecisions(ctx, tx, ids); err != nil {
 		return nil, nil, err
-	}
-	_, err = tx.ExecContext(ctx, `SELECT 1 FROM decision WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`, ids)
-	if err != nil {
-		return nil, nil, fmt.Errorf("locking decisions: %w", err)
 	}
 	var freed []hold
 	err = tx.SelectContext(ctx, &freed, `
