@@ -29,7 +29,7 @@ type Entry struct {
 }
 
 // ORDER BY: ids are given in the order of the entries.
-const insertOutbox = `
+const insertOutbox = postgres.Prepared + `
 	INSERT INTO outbox (message_id, exchange, routing_key, type, correlation_id, traceparent, body)
 	SELECT message_id, exchange, routing_key, type, correlation_id, traceparent, body
 	FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[]) WITH ORDINALITY

@@ -234,12 +234,12 @@ func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) error {
 // One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.
 // A COMMIT that does not wait for the disk can be lost, and then messages are published again, as after any
 // lost confirm.
-const lockOutbox = `
+const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
 	       set_config('synchronous_commit', 'off', true)`
 
 // By ctid, which is safe while nobody else deletes, no plan can read more than it deletes.
-const deleteOutbox = `
+const deleteOutbox = postgres.Prepared + `
 	WITH taken AS (
 		DELETE FROM outbox
 		WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox ORDER BY id LIMIT $1))

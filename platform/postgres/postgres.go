@@ -63,13 +63,15 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	config.Runtime["lock_timeout"] = milliseconds(lockTimeout)
 	config.Runtime["statement_timeout"] = milliseconds(statementTimeout)
 	config.Runtime["idle_in_transaction_session_timeout"] = milliseconds(IdleInTransactionTimeout)
+	// See Prepared. Where there is no index the penalty of a scan would look like work that is worth compiling.
+	config.Runtime["enable_seqscan"], config.Runtime["jit"] = "off", "off"
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
 		return nil, err
 	}
 	connector.Dialer(dialer{answer: answerTimeout})
 
-	pool, err := instrumented(connector, o)
+	pool, err := instrumented(preparing{connector}, o)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +88,7 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	return pool, nil
 }
 
-func instrumented(connector *pq.Connector, o Options) (*sqlx.DB, error) {
+func instrumented(connector driver.Connector, o Options) (*sqlx.DB, error) {
 	if o.Tracer == nil {
 		o.Tracer = tracenoop.NewTracerProvider()
 	}

@@ -30,7 +30,7 @@ func TestOpen_BoundsEveryStatementAndResolvesNamesInTheSchema(t *testing.T) {
 	t.Parallel()
 	pool := open(t, dbtest.New(t), postgres.Options{Application: "stock"})
 	got := map[string]string{}
-	for _, name := range []string{"search_path", "application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"} {
+	for _, name := range []string{"search_path", "application_name", "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "enable_seqscan", "jit"} {
 		var value string
 		if err := pool.Get(&value, "SELECT current_setting($1)", name); err != nil {
 			t.Fatal(err)
@@ -39,7 +39,7 @@ func TestOpen_BoundsEveryStatementAndResolvesNamesInTheSchema(t *testing.T) {
 	}
 	want := map[string]string{
 		"search_path": "inventory", "application_name": "stock", "statement_timeout": "10s", "lock_timeout": "5s",
-		"idle_in_transaction_session_timeout": "30s",
+		"idle_in_transaction_session_timeout": "30s", "enable_seqscan": "off", "jit": "off",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)

@@ -168,7 +168,7 @@ func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, err
 		}
 	}
 	var products []product
-	err := tx.SelectContext(ctx, &products, `
+	err := tx.SelectContext(ctx, &products, postgres.Prepared+`
 		SELECT `+productColumns+` FROM product p
 		WHERE p.deleted_at IS NULL AND (p.id = ANY($1::int[]) OR p.name = ANY($2::text[]))
 		ORDER BY p.id FOR UPDATE`,
@@ -187,7 +187,7 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 		LinesHash []byte    `db:"lines_hash"`
 		Answer    []byte    `db:"answer"`
 	}
-	err := tx.SelectContext(ctx, &rows, `
+	err := tx.SelectContext(ctx, &rows, postgres.Prepared+`
 		SELECT order_id, lines_hash, answer FROM decision WHERE order_id = ANY($1::uuid[])
 		ORDER BY order_id FOR NO KEY UPDATE`, postgres.Array(orders, func(o order) uuid.UUID { return o.id }))
 	if err != nil {
@@ -236,7 +236,7 @@ func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
 		}
 		answers[i] = answer
 	}
-	_, err := tx.ExecContext(ctx, `
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		INSERT INTO decision (order_id, lines_hash, reason, answer)
 		SELECT order_id, lines_hash, nullif(reason, ''), answer
 		FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[]) AS d (order_id, lines_hash, reason, answer)
@@ -255,7 +255,7 @@ func insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
 	if len(holds) == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		INSERT INTO hold (order_id, product_id, quantity)
 		SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[])`,
 		postgres.Array(holds, func(h hold) uuid.UUID { return h.OrderID }),
@@ -316,7 +316,7 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 
 // lockDecisions locks what was decided about orders, and with it their holds.
 func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
-	_, err := tx.ExecContext(ctx, `
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		SELECT FROM decision WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR NO KEY UPDATE`, orders)
 	if err != nil {
 		return fmt.Errorf("locking decisions: %w", err)
@@ -327,7 +327,7 @@ func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 // take moves the holds that are in the step's first state, writes the movements and returns what it moved.
 func (s step) take(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, error) {
 	var moved []hold
-	err := tx.SelectContext(ctx, &moved, `
+	err := tx.SelectContext(ctx, &moved, postgres.Prepared+`
 		WITH moved AS (
 			UPDATE hold SET state = $3, updated_at = statement_timestamp()
 			WHERE order_id = ANY($1::uuid[]) AND state = $2
@@ -368,7 +368,7 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 	}
 	ids := slices.Collect(maps.Keys(by))
 	var products []product
-	err := tx.SelectContext(ctx, &products, `
+	err := tx.SelectContext(ctx, &products, postgres.Prepared+`
 		UPDATE product p SET
 			on_hand = p.on_hand + d.on_hand, reserved = p.reserved + d.reserved,
 			version = p.version + 1, updated_at = statement_timestamp()

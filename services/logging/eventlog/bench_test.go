@@ -83,10 +83,6 @@ func BenchmarkInsert(b *testing.B) {
 			}
 			defer db.Close()
 			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryUpkeep(b.Context())
-			i, err := newInserter(b.Context(), db)
-			if err != nil {
-				b.Fatal(err)
-			}
 			for b.Loop() {
 				b.StopTimer()
 				var records []record
@@ -94,7 +90,7 @@ func BenchmarkInsert(b *testing.B) {
 					records = append(records, readDelivery(d, time.Now()))
 				}
 				b.StartTimer()
-				if _, err := i.insert(b.Context(), records); err != nil {
+				if _, err := insert(b.Context(), db, records); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -56,7 +56,6 @@ type Service struct {
 	*service.Service
 
 	db         *sqlx.DB
-	inserter   *inserter
 	pub        *messaging.Publisher
 	partitions *partitions
 	tail       *tail
@@ -101,9 +100,6 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.OnStop("database", s.db.Close)
 	s.Check("database", s.db.PingContext)
 
-	if s.inserter, err = newInserter(ctx, s.db); err != nil {
-		return err
-	}
 	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention}
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
@@ -139,10 +135,10 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 	for i, d := range batch {
 		records[i] = readDelivery(d, now)
 	}
-	rows, err := s.inserter.insert(ctx, records)
+	rows, err := insert(ctx, s.db, records)
 	if len(batch) == 1 && refused(err) {
 		records[0] = records[0].unstorable(batch[0], err)
-		rows, err = s.inserter.insert(ctx, records)
+		rows, err = insert(ctx, s.db, records)
 	}
 	if err != nil {
 		return err

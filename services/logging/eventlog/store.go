@@ -18,21 +18,18 @@ import (
 // insertLock makes writers take turns until their commit. Ids are given out under it, so they become visible in their
 // order, and what reads the log by id never misses a row that is committed later. The turns are cheap: rows come in
 // batches.
-//
-// The plan of the statement that follows is made once, perhaps when the tables are still empty, and must be good for full
-// ones too: by index.
-const insertLock = `
-SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0)), set_config('enable_seqscan', 'off', true)`
+const insertLock = postgres.Prepared + `
+SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0))`
 
 // duplicateWindow is how long the same event, published again by a client that repeats itself, is told by its message id
-// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and the unique index
-// tells it however old it is.
+// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and is told however
+// old it is.
 const duplicateWindow = 24 * time.Hour
 
 // insertRows leaves out what is in the log already. Whoever inserts is alone, see insertLock, so nobody adds the same
 // between the look and the insert. It looks for all messages of the batch at once: row by row it costs a fifth more. A
 // message whose dead letter was stored first is an error from the start.
-const insertRows = `
+const insertRows = postgres.Prepared + `
 INSERT INTO event_log (routing_key, exchange, payload, body, status, error_message, message_id, order_id, trace_id, source, attempt, published_at)
 SELECT m.routing_key, m.exchange, m.payload, m.body,
        CASE WHEN coalesce(d.reason, m.problem) = '' THEN 'success' ELSE 'error' END, coalesce(d.reason, m.problem),
@@ -59,22 +56,8 @@ type logged struct {
 	id int64
 }
 
-// inserter writes the log. The statement is prepared: planning it, over all partitions, costs a fifth of running it.
-type inserter struct {
-	db   *sqlx.DB
-	rows *sqlx.Stmt
-}
-
-func newInserter(ctx context.Context, db *sqlx.DB) (*inserter, error) {
-	rows, err := db.PreparexContext(ctx, insertRows)
-	if err != nil {
-		return nil, fmt.Errorf("preparing to insert events: %w", postgres.Classify(err))
-	}
-	return &inserter{db, rows}, nil
-}
-
 // insert writes the records that are not in the log yet, and returns those, in the order of their ids.
-func (i *inserter) insert(ctx context.Context, records []record) ([]logged, error) {
+func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error) {
 	byMessage := make(map[uuid.UUID]*record, len(records))
 	fresh := make([]*record, 0, len(records))
 	for n := range records {
@@ -84,11 +67,11 @@ func (i *inserter) insert(ctx context.Context, records []record) ([]logged, erro
 		}
 	}
 	rows := make([]logged, 0, len(fresh))
-	err := postgres.InTx(ctx, i.db, func(tx *sqlx.Tx) error {
+	err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, insertLock); err != nil {
 			return fmt.Errorf("waiting for the turn to insert: %w", err)
 		}
-		inserted, err := tx.StmtxContext(ctx, i.rows).QueryContext(ctx, columns(fresh)...)
+		inserted, err := tx.QueryContext(ctx, insertRows, columns(fresh)...)
 		if err != nil {
 			return err
 		}

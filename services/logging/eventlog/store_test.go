@@ -80,22 +80,13 @@ func rejected(orderID string) *eventsv1.OrderRejected {
 }
 
 // write logs messages as the service does. Goroutines of a test may call it.
-func inserterOf(t *testing.T, db *sqlx.DB) *inserter {
-	t.Helper()
-	i, err := newInserter(t.Context(), db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return i
-}
-
 func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged {
 	t.Helper()
 	records := make([]record, len(deliveries))
 	for i, d := range deliveries {
 		records[i] = readDelivery(d, time.Now())
 	}
-	rows, err := inserterOf(t, db).insert(t.Context(), records)
+	rows, err := insert(t.Context(), db, records)
 	if err != nil {
 		t.Error(err)
 	}
@@ -274,7 +265,7 @@ func TestLogEvents_WhatTheDatabaseRefusesIsLoggedWithoutWhatItSays(t *testing.T)
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	db.MustExec("ALTER TABLE event_log ADD CHECK (payload->>'customer_name' <> 'Refused')")
-	s := &Service{db: db, inserter: inserterOf(t, db), log: slog.New(slog.DiscardHandler), tail: newTail(db, slog.New(slog.DiscardHandler))}
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: newTail(db, slog.New(slog.DiscardHandler))}
 	refused := placed(newOrderID())
 	refused.CustomerName = "Refused"
 	good, bad := deliveryOf(t, placed(newOrderID())), deliveryOf(t, refused)

@@ -132,7 +132,7 @@ func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
 	tail.join()
 	defer tail.leave()
 	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
-	s := &Service{db: db, inserter: inserterOf(t, db), log: slog.New(slog.DiscardHandler), tail: tail}
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: tail}
 	for want := range 3 {
 		if err := s.logEvents(within(t), []messaging.Delivery{deliveryOf(t, placed(newOrderID()))}); err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ var errNotFound = errors.New("no such order")
 
 // insertOrders writes the orders that are not stored yet, with their lines, and returns their ids. Ordered by id, two
 // transactions with the same orders wait for each other and never both ways. A price of -1 is not known.
-const insertOrders = `
+const insertOrders = postgres.Prepared + `
 WITH stored AS (
     INSERT INTO orders (id, customer_name, customer_email, state, reason, detail,
                         total_items, total_value, currency, created_at, updated_at)
