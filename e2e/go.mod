@@ -24,7 +24,6 @@ require (
 	shop.example/platform v0.0.0
 	shop.example/services/inventory v0.0.0
 	shop.example/services/logging v0.0.0
-	shop.example/services/order v0.0.0
 	shop.example/shop v0.0.0
 )
 
@@ -87,6 +86,7 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	shop.example/gateway v0.0.0 // indirect
+	shop.example/services/order v0.0.0 // indirect
 )
 
 replace shop.example/gen => ../gen
