@@ -14,6 +14,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -51,8 +52,8 @@ type tab struct {
 	tolerate []string // parts of complaints that are meant to come
 }
 
-// browse opens a tab of 1440 by 900 pixels, set up by before, at url.
-func browse(t *testing.T, url string, before ...action) *tab {
+// browse opens a tab of 1440 by 900 pixels, set up by setup, at url.
+func browse(t *testing.T, url string, setup ...action) *tab {
 	t.Helper()
 	parent, err := chromium()
 	if err != nil {
@@ -75,7 +76,7 @@ func browse(t *testing.T, url string, before ...action) *tab {
 	b.ctx, cancel = context.WithTimeout(ctx, 4*patience)
 	t.Cleanup(cancel)
 	b.do(with(cdplog.Enable, cdp.Empty{}), chromedp.EmulateViewport(1440, 900))
-	b.do(before...)
+	b.do(setup...)
 	b.do(chromedp.Navigate(url))
 	return b
 }
@@ -186,6 +187,11 @@ func (b *tab) press(keys ...string) {
 // withoutScripts is a browser that runs no JavaScript.
 func withoutScripts() action {
 	return with(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+}
+
+// before runs a script ahead of those of each page.
+func before(script string) action {
+	return with(page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script})
 }
 
 // preferring is a browser of somebody who has a preference: "prefers-color-scheme", "dark" for example.

@@ -245,6 +245,33 @@ func TestPage_OperatorsSeeTheLogLiveAndFiltered(t *testing.T) {
 	}
 }
 
+// The page reads what the log holds, and then follows it: what is logged between the two is shown as well, in a log
+// that held nothing too.
+func TestPage_TheFirstEventsOfALogAreNotMissed(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.operatorLink(), before(`
+		const real = window.fetch;
+		const released = new Promise((resolve) => { window.release = resolve; });
+		window.fetch = async (url, options) => {
+			if (String(url).startsWith('/v1/events:stream')) {
+				window.held = true;
+				await released;
+			}
+			return real(url, options);
+		};`))
+	b.until("window.held === true")
+	s.decided(t, s.place(t, 1, 1))
+	eventually(t, func() error {
+		if a := s.get(t, "/v1/events?routing_key=shop.order.confirmed"); !strings.Contains(string(a.body), `"routing_key"`) {
+			return fmt.Errorf("the log does not have the order yet: %s", a.body)
+		}
+		return nil
+	})
+	eval[any](b, "window.release()")
+	b.until(`['shop.order.placed', 'shop.order.confirmed'].every((key) => document.querySelector('#log-rows').textContent.includes(key))`)
+}
+
 // allowClipboard lets the pages of an origin use the clipboard.
 func allowClipboard(origin string) action {
 	return chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {

@@ -4,6 +4,7 @@ import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
 
 const mostRows = 300;
+const beginning = '0'; // is behind no event: those that come before the stream begins must not be missed
 const history = 100; // events that are shown from before
 const rateWindow = 5000; // ms
 const drawEvery = 100; // ms: nobody reads faster, and each time the browser has to lay out and paint
@@ -47,7 +48,7 @@ async function restart() {
   const mine = filter;
   let after;
   try {
-    after = await past();
+    after = await past() ?? beginning;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 400) {
@@ -74,7 +75,7 @@ async function restart() {
   });
 }
 
-// past shows the newest events and returns the id of the last.
+// past shows the newest events and returns the id of the last, if there is one.
 async function past() {
   const mine = filter;
   const {events} = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: history, ...filled(filter)})}`);
