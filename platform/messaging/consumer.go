@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -27,16 +28,24 @@ type ConsumerOptions struct {
 }
 
 // Consumer takes messages from one queue in batches, hands them to the handlers of their types and settles them, one
-// batch after the other: two at a time would each be half as large, and meet in the same rows.
+// batch after the other: two at a time would each be half as large, and meet in the same rows. For the same reason the
+// replicas of a service do not take turns at its queue. Each draws a priority: the broker gives the first as much as its
+// prefetch has room for, and the next what is left (https://www.rabbitmq.com/docs/consumer-priority). While a dependency
+// is down for one of them it leaves the queue to the others.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
 	queue    string
 	batch    int
 	linger   time.Duration
+	priority int32
 	dispatch dispatcher
 	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
+
+	// Of the session, Run's alone.
+	ch          *amqp.Channel
+	steppedBack bool
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -44,7 +53,7 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	if o.Batch == 0 {
 		o.Batch = 200
 	}
-	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, dispatch: newDispatcher(handlers)}
+	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: newDispatcher(handlers)}
 }
 
 // Ready is nil while it is attached to the queue and no dependency of the handlers is down.
@@ -75,10 +84,11 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	if err := ch.Qos(2*c.batch, 0, false); err != nil {
 		return fmt.Errorf("setting the prefetch: %w", err)
 	}
-	deliveries, err := ch.Consume(c.queue, "", false, false, false, false, nil)
+	deliveries, err := ch.Consume(c.queue, c.queue, false, false, false, false, amqp.Table{"x-priority": c.priority})
 	if err != nil {
 		return fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
+	c.ch, c.steppedBack = ch, false
 	c.attached.Store(true)
 	defer c.attached.Store(false)
 
@@ -95,7 +105,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return errors.New("the broker has ended the consumer")
+			return errEnded
 		}
 		crash.Point("consumer.received")
 		if err := c.settle(ctx, work, batch); err != nil {
@@ -104,6 +114,21 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
 			return fmt.Errorf("acknowledging: %w", err)
 		}
+	}
+}
+
+// errEnded says that no more deliveries come: the channel or the queue is gone, or the consumer has stepped back.
+var errEnded = errors.New("no more deliveries come")
+
+// stepBack leaves the queue to the other replicas. What is handed out already stays; the session ends behind the batch in
+// hand, and what was not begun goes back to the queue.
+func (c *Consumer) stepBack() {
+	if c.steppedBack {
+		return
+	}
+	c.steppedBack = true
+	if err := c.ch.Cancel(c.queue, false); err == nil { // else the channel is gone, and the session with it
+		c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 	}
 }
 
@@ -185,14 +210,18 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	wait := newBackoff()
 	err := c.call(work, g)
-	for ; isDown(err); err = c.call(work, g) {
+	for tries := 1; isDown(err); tries++ {
 		cause := err // Ready reads it while err changes
 		c.down.Store(&cause)
 		c.conn.log.Warn("a dependency is down, the queue waits", "queue", c.queue, "messages", len(g.deliveries), "error", err)
+		if tries == 2 { // the first may be a transaction that has lost against another one
+			c.stepBack()
+		}
 		wait.sleep(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		err = c.call(work, g)
 	}
 	c.down.Store(nil)
 	switch {

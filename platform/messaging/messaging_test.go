@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -360,6 +361,130 @@ func TestConsumer_ADependencyThatIsDownBurnsNoAttempt(t *testing.T) {
 			t.Errorf("try %d is attempt %d", i, n)
 		}
 	}
+}
+
+// replica is a consumer of the order queue, and what it has handled.
+type replica struct {
+	orders <-chan string
+	stop   func()
+}
+
+// replicas are two consumers of the order queue that are attached to it. Before they handle an order they ask allow.
+func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(replica int) error) (publisher *party, both [2]replica) {
+	t.Helper()
+	for i := range both {
+		p := join(t, url, "order")
+		orders := make(chan string, 100)
+		c := messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, o,
+			messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+				if err := allow(i); err != nil {
+					return err
+				}
+				for _, m := range batch {
+					orders <- m.Body.GetOrderId()
+				}
+				return nil
+			}))
+		both[i] = replica{orders, p.run(c.Run)}
+		eventually(t, func() error { return c.Ready(t.Context()) })
+		publisher = p
+	}
+	return publisher, both
+}
+
+// first publishes an order and returns the replica that is given it, which is given all as long as it takes them.
+func first(t *testing.T, p *party, both [2]replica) int {
+	t.Helper()
+	publish(t, p, placed())
+	select {
+	case <-both[0].orders:
+		return 0
+	case <-both[1].orders:
+		return 1
+	case <-time.After(patience):
+		t.Fatal("nobody has handled the order")
+		panic("unreachable")
+	}
+}
+
+func TestConsumer_OneReplicaIsGivenWhatItHasRoomForAndTheNextWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	const batch = 4
+	var block atomic.Pointer[chan struct{}]
+	open := make(chan struct{})
+	close(open)
+	block.Store(&open)
+	var leader atomic.Int32
+	leader.Store(-1)
+	p, both := replicas(t, brokertest.New(t).URL, messaging.ConsumerOptions{Batch: batch}, func(i int) error {
+		if int32(i) == leader.Load() {
+			<-*block.Load()
+		}
+		return nil
+	})
+	one := first(t, p, both)
+	other := 1 - one
+	for range 10 {
+		if next := first(t, p, both); next != one {
+			t.Fatal("two replicas take turns at a queue that is nearly empty")
+		}
+	}
+
+	held := make(chan struct{})
+	block.Store(&held)
+	leader.Store(int32(one))
+	const room, left = 2 * batch, 5
+	for range room + left {
+		publish(t, p, placed())
+	}
+	for range left {
+		next(t, both[other].orders, "an order that the first replica has no room for")
+	}
+	close(held)
+	for range room {
+		next(t, both[one].orders, "an order that the first replica had in hand")
+	}
+
+	both[one].stop()
+	if first(t, p, both) != other {
+		t.Error("a replica that has stopped was given an order")
+	}
+}
+
+func TestConsumer_LeavesTheQueueToTheOthersWhileADependencyIsDown(t *testing.T) {
+	t.Parallel()
+	var broken atomic.Int32
+	broken.Store(-1)
+	tried := make(chan int, 100)
+	p, both := replicas(t, brokertest.New(t).URL, messaging.ConsumerOptions{}, func(i int) error {
+		if int32(i) != broken.Load() {
+			return nil
+		}
+		tried <- i
+		return messaging.Down(errors.New("its database is away"))
+	})
+	one := first(t, p, both)
+	broken.Store(int32(one))
+	inHand := placed()
+	publish(t, p, inHand)
+	for range 3 { // it leaves after the second time
+		next(t, tried, "the replica to try")
+	}
+	for range 10 {
+		if first(t, p, both) == one {
+			t.Fatal("a replica whose dependency is down was given an order")
+		}
+	}
+	broken.Store(-1)
+	if id := next(t, both[one].orders, "the order that it had in hand"); id != inHand.GetOrderId() {
+		t.Errorf("it handled %s, want %s", id, inHand.GetOrderId())
+	}
+	eventually(t, func() error {
+		if first(t, p, both) != one {
+			return errors.New("the replica does not come back")
+		}
+		return nil
+	})
 }
 
 func TestConsumer_APanicIsTheMessagesFailure(t *testing.T) {

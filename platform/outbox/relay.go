@@ -47,7 +47,7 @@ type Sender interface {
 
 // Options of a relay. The zero value works.
 type Options struct {
-	// Batch is how many messages are published in one transaction, 500 where it is 0.
+	// Batch is how many messages are published in one transaction, 700 where it is 0.
 	Batch int
 	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
 	// how late messages are.
@@ -75,7 +75,7 @@ type Relay struct {
 func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
 	if r.batch == 0 {
-		r.batch = 500
+		r.batch = 700
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
