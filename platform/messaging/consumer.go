@@ -105,7 +105,10 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return errEnded
+			if c.steppedBack {
+				return errors.New("it had left the queue while a dependency was down")
+			}
+			return errors.New("the broker has ended the consumer")
 		}
 		crash.Point("consumer.received")
 		if err := c.settle(ctx, work, batch); err != nil {
@@ -116,9 +119,6 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		}
 	}
 }
-
-// errEnded says that no more deliveries come: the channel or the queue is gone, or the consumer has stepped back.
-var errEnded = errors.New("no more deliveries come")
 
 // stepBack leaves the queue to the other replicas. What is handed out already stays; the session ends behind the batch in
 // hand, and what was not begun goes back to the queue.
