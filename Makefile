@@ -83,6 +83,19 @@ chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_D
 bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
 	@.bin/shop bench $${BENCH:---floor --runs 3}
 
+.PHONY: benchstat
+benchstat: .bin/shop .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
+	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \
+	packages=$$(cd "$$base"; grep -rlE '^func Benchmark' --include='*_test.go' gateway platform services | xargs -n1 dirname | sort -u | sed 's|^|./|'); \
+	rm -f .bin/base.txt .bin/this.txt; \
+	for round in $$(seq $${ROUNDS:-6}); do \
+	    for tree in "base $$base" "this $(CURDIR)"; do \
+	        .bin/shop exec --fast -- go -C "$${tree#* }" test -run '^$$' -bench "$${BENCHMARKS:-.}" -timeout=1h $$packages >>".bin/$${tree%% *}.txt" || \
+	            { tail -20 ".bin/$${tree%% *}.txt"; exit 1; }; \
+	    done; \
+	done; \
+	cd .bin; ./benchstat base.txt this.txt
+
 .PHONY: fuzz
 fuzz: .bin/shop ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
 	@for target in $$(grep -rhoE '^func Fuzz\w+' --include=fuzz_test.go gateway platform services | sed 's/func //'); do \
