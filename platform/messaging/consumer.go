@@ -42,10 +42,7 @@ type Consumer struct {
 	dispatch dispatcher
 	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
-
-	// Of the session, Run's alone.
-	ch          *amqp.Channel
-	steppedBack bool
+	ch       *amqp.Channel         // of the session, nil when it has left the queue; Run's alone
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -88,7 +85,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	if err != nil {
 		return fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
-	c.ch, c.steppedBack = ch, false
+	c.ch = ch
 	c.attached.Store(true)
 	defer c.attached.Store(false)
 
@@ -105,7 +102,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if c.steppedBack {
+			if c.ch == nil {
 				return errors.New("it had left the queue while a dependency was down")
 			}
 			return errors.New("the broker has ended the consumer")
@@ -123,13 +120,14 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 // stepBack leaves the queue to the other replicas. What is handed out already stays; the session ends behind the batch in
 // hand, and what was not begun goes back to the queue.
 func (c *Consumer) stepBack() {
-	if c.steppedBack {
+	if c.ch == nil {
 		return
 	}
-	c.steppedBack = true
-	if err := c.ch.Cancel(c.queue, false); err == nil { // else the channel is gone, and the session with it
-		c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
+	if err := c.ch.Cancel(c.queue, false); err != nil {
+		return // the channel is gone, and the session with it
 	}
+	c.ch = nil
+	c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 }
 
 // buffered makes room between the library and gather: the library's channel has none, so it never shows more than one

@@ -47,54 +47,38 @@ type preparedConn struct {
 	statements map[string]preparedStatement // by their text
 }
 
-// statement returns nil where query is not to be prepared.
-func (c *preparedConn) statement(ctx context.Context, query string) (preparedStatement, error) {
-	if !strings.HasPrefix(query, Prepared) {
-		return nil, nil
-	}
-	if s := c.statements[query]; s != nil {
-		return s, nil
-	}
-	s, err := c.PrepareContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	c.statements[query] = s.(preparedStatement)
-	return c.statements[query], nil
-}
-
 // QueryContext implements driver.QueryerContext.
 func (c *preparedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	s, err := c.statement(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	if s == nil {
-		return c.pqConn.QueryContext(ctx, query, args)
-	}
-	rows, err := s.QueryContext(ctx, args)
-	c.forgetAfter(err, query)
-	return rows, err
+	return run(ctx, c, query, args, c.pqConn.QueryContext, preparedStatement.QueryContext)
 }
 
 // ExecContext implements driver.ExecerContext.
 func (c *preparedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	s, err := c.statement(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	if s == nil {
-		return c.pqConn.ExecContext(ctx, query, args)
-	}
-	result, err := s.ExecContext(ctx, args)
-	c.forgetAfter(err, query)
-	return result, err
+	return run(ctx, c, query, args, c.pqConn.ExecContext, preparedStatement.ExecContext)
 }
 
-// forgetAfter prepares a statement anew after an error, which may be that a migration has changed what it is about.
-func (c *preparedConn) forgetAfter(err error, query string) {
+// run runs query as it is, or as the statement that is prepared for it. After an error that is prepared anew: it may be
+// that a migration has changed what it is about.
+func run[R any](ctx context.Context, c *preparedConn, query string, args []driver.NamedValue,
+	asItIs func(context.Context, string, []driver.NamedValue) (R, error),
+	prepared func(preparedStatement, context.Context, []driver.NamedValue) (R, error),
+) (none R, _ error) {
+	if !strings.HasPrefix(query, Prepared) {
+		return asItIs(ctx, query, args)
+	}
+	s := c.statements[query]
+	if s == nil {
+		stmt, err := c.PrepareContext(ctx, query)
+		if err != nil {
+			return none, err
+		}
+		s = stmt.(preparedStatement)
+		c.statements[query] = s
+	}
+	result, err := prepared(s, ctx, args)
 	if err != nil {
-		_ = c.statements[query].Close() // the connection may be gone
+		_ = s.Close() // the connection may be gone
 		delete(c.statements, query)
 	}
+	return result, err
 }

@@ -33,35 +33,25 @@ func (w *warehouse) handlers(pub *messaging.Publisher) []messaging.Handler {
 	}
 }
 
-// once runs f with the messages that were not handled before, in the transaction that marks them as handled. Messages
-// about holds need no such mark: a hold's state says what was done to it.
-func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, fresh []T) ([]change, error)) error {
-	repeated := 0
-	err := w.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
-		ids := make([]uuid.UUID, len(batch))
-		for i, m := range batch {
-			ids[i] = m.ID
-		}
-		isFresh, err := outbox.Claim(ctx, tx, ids)
-		if err != nil {
-			return nil, err
-		}
-		var fresh []T
-		for i, m := range batch {
-			if isFresh[i] {
-				fresh = append(fresh, m.Body)
+// once runs f with each message about the catalogue that was not handled before, in a transaction of its own, which marks
+// it as handled: two messages in one would lock products in the order of the messages, not of the ids. Messages about
+// holds need no such mark: a hold's state says what was done to it.
+func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, body T) ([]change, error)) error {
+	for _, m := range batch {
+		var fresh []bool
+		err := w.change(ctx, func(tx *sqlx.Tx) (_ []change, err error) {
+			if fresh, err = outbox.Claim(ctx, tx, []uuid.UUID{m.ID}); err != nil || !fresh[0] {
+				return nil, err
 			}
+			return f(tx, m.Body)
+		})
+		if err != nil {
+			return refused(err)
 		}
-		repeated = len(batch) - len(fresh)
-		if len(fresh) == 0 {
-			return nil, nil
+		if !fresh[0] {
+			w.repeats.Add(ctx, 1)
 		}
-		return f(tx, fresh)
-	})
-	if err != nil {
-		return refused(err)
 	}
-	w.repeats.Add(ctx, repeated)
 	return nil
 }
 
@@ -117,58 +107,40 @@ func moveHoldsOf[T interface {
 	return nil
 }
 
-// A message about the catalogue is a transaction of its own: two of them would lock products in the order of the
-// messages, not of the ids.
-
 func (w *warehouse) onCreateItems(ctx context.Context, batch []messaging.Message[*eventsv1.CreateItems]) error {
-	return each(batch, func(one []messaging.Message[*eventsv1.CreateItems]) error {
-		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.CreateItems) ([]change, error) {
-			items, err := newItems(w, fresh[0].GetItems())
-			if err != nil {
-				return nil, err
-			}
-			_, changes, err := createItems(ctx, tx, items)
-			return changes, err
-		})
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.CreateItems) ([]change, error) {
+		items, err := newItems(w, m.GetItems())
+		if err != nil {
+			return nil, err
+		}
+		_, changes, err := createItems(ctx, tx, items)
+		return changes, err
 	})
 }
 
 func (w *warehouse) onUpdateItems(ctx context.Context, batch []messaging.Message[*eventsv1.UpdateItems]) error {
-	return each(batch, func(one []messaging.Message[*eventsv1.UpdateItems]) error {
-		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.UpdateItems) ([]change, error) {
-			updates := make([]itemUpdate, len(fresh[0].GetItems()))
-			for i, m := range fresh[0].GetItems() {
-				updates[i] = itemUpdate{id: m.GetId(), name: m.ProductName, onHand: m.Quantity}
-				if m.GetPrice() == nil {
-					continue
-				}
-				p, err := w.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
-				if err != nil {
-					return nil, err
-				}
-				updates[i].price = &p
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.UpdateItems) ([]change, error) {
+		updates := make([]itemUpdate, len(m.GetItems()))
+		for i, item := range m.GetItems() {
+			updates[i] = itemUpdate{id: item.GetId(), name: item.ProductName, onHand: item.Quantity}
+			if item.GetPrice() == nil {
+				continue
 			}
-			_, changes, err := updateItems(ctx, tx, updates)
-			return changes, err
-		})
+			p, err := w.price(item.GetPrice(), fmt.Sprintf("items[%d].price", i))
+			if err != nil {
+				return nil, err
+			}
+			updates[i].price = &p
+		}
+		_, changes, err := updateItems(ctx, tx, updates)
+		return changes, err
 	})
 }
 
 func (w *warehouse) onDeleteItems(ctx context.Context, batch []messaging.Message[*eventsv1.DeleteItems]) error {
-	return each(batch, func(one []messaging.Message[*eventsv1.DeleteItems]) error {
-		return once(ctx, w, one, func(tx *sqlx.Tx, fresh []*eventsv1.DeleteItems) ([]change, error) {
-			return nil, deleteItems(ctx, tx, fresh[0].GetIds())
-		})
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.DeleteItems) ([]change, error) {
+		return nil, deleteItems(ctx, tx, m.GetIds())
 	})
-}
-
-func each[T proto.Message](batch []messaging.Message[T], f func(one []messaging.Message[T]) error) error {
-	for i := range batch {
-		if err := f(batch[i : i+1]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // onListInventory answers whoever asked. An asker that is not there any more is no reason to try again.
