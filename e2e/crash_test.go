@@ -36,6 +36,7 @@ var crashCases = []crashCase{
 	{point: "consumer.received", service: "inventory", passing: 3},
 	{point: "rpc.called", service: "order", passing: 3},
 	{point: "rpc.replied", service: "inventory", passing: 3},
+	{point: "order.claimed", service: "order", passing: 3},
 	{point: "order.checked", service: "order", passing: 3},
 	{point: "order.uncommitted", service: "order", passing: 3},
 	{point: "order.stored", service: "order", passing: 3},

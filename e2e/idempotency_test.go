@@ -68,7 +68,7 @@ func TestIdempotencyKey_RepeatedIsTheSameOrderAndAnotherOrderIsAConflict(t *test
 	}
 }
 
-// Sent at once, before anything is known, equal requests are one order and unequal ones never two.
+// Sent at once, before anything is known, equal requests are one order, and of unequal ones one is confirmed.
 func TestIdempotencyKey_SentManyTimesAtOnceIsOneOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -86,22 +86,82 @@ func TestIdempotencyKey_SentManyTimesAtOnceIsOneOrder(t *testing.T) {
 	}
 	wg.Wait()
 	close(locations)
+	orders := map[string]order{}
 	for location := range locations {
-		if o := s.decided(t, location); o.State != "CONFIRMED" {
+		orders[location] = s.decided(t, location)
+	}
+	var confirmed order
+	for _, o := range orders {
+		switch {
+		case o.State == "CONFIRMED":
+			confirmed = o
+		case o.Reason != "IDEMPOTENCY_KEY_REUSED":
 			t.Errorf("order %+v", o)
 		}
 	}
-	var list struct{ Orders []order }
-	if s.get(t, "/v1/orders").json(t, &list); len(list.Orders) != 1 {
-		t.Fatalf("%d orders", len(list.Orders))
+	if len(orders) > 2 || confirmed.ID == "" {
+		t.Fatalf("the orders are %+v", orders)
 	}
-	if stock := s.settled(t)["Laptop"]; stock.OnHand != 50-list.Orders[0].TotalItems {
-		t.Errorf("%d laptops left after an order of %d", stock.OnHand, list.Orders[0].TotalItems)
+	if stock := s.settled(t)["Laptop"]; stock.OnHand != 50-confirmed.TotalItems {
+		t.Errorf("%d laptops left after an order of %d", stock.OnHand, confirmed.TotalItems)
 	}
 	var letters struct {
 		DeadLetters []any `json:"dead_letters"`
 	}
 	if s.get(t, "/v1/dead-letters").json(t, &letters); len(letters.DeadLetters) != 0 {
 		t.Errorf("dead letters: %v", letters.DeadLetters)
+	}
+}
+
+// Two customers who use the same key, sent at once or while the order service is away, got one order between them.
+func TestIdempotencyKey_TwoCustomersWithOneKeyHaveAnOrderEach(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	bob := strings.NewReplacer("Ada", "Bob", "ada@", "bob@").Replace(orderOf(2, 1))
+	alone := gatewayAlone(t, s)
+	for what, via := range map[string]*shop{"at once": s, "while the order service is away": alone} {
+		var wg sync.WaitGroup
+		var answers [2]answer
+		for i, body := range []string{orderOf(1, 1), bob} {
+			wg.Go(func() { answers[i] = via.call(t, http.MethodPost, "/v1/orders", body, "Idempotency-Key", "1 "+what) })
+		}
+		wg.Wait()
+		for i, customer := range []string{"Ada", "Bob"} {
+			if answers[i].code != http.StatusAccepted {
+				t.Fatalf("%s: %s's order: %d %s", what, customer, answers[i].code, answers[i].body)
+			}
+			if o := s.decided(t, answers[i].header.Get("Location")); o.State != "CONFIRMED" || o.Name != customer {
+				t.Errorf("%s: %s's order is %s of %s", what, customer, o.State, o.Name)
+			}
+		}
+		if answers[0].header.Get("Location") == answers[1].header.Get("Location") {
+			t.Errorf("%s: both orders are at %s", what, answers[0].header.Get("Location"))
+		}
+	}
+}
+
+// One customer who uses a key for two orders while nobody can know has both decided, each under the id that was named:
+// one is rejected.
+func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	alone := gatewayAlone(t, s)
+	var states []string
+	for _, body := range []string{orderOf(1, 3), orderOf(1, 4)} {
+		a := alone.call(t, http.MethodPost, "/v1/orders", body, "Idempotency-Key", "a basket")
+		if a.code != http.StatusAccepted {
+			t.Fatalf("%d %s", a.code, a.body)
+		}
+		o := s.decided(t, a.header.Get("Location"))
+		states = append(states, o.State+" "+o.Reason)
+	}
+	if states[0] != "CONFIRMED " || states[1] != "REJECTED IDEMPOTENCY_KEY_REUSED" {
+		t.Errorf("the orders are %q", states)
+	}
+	if stock := s.settled(t)["Laptop"]; stock.OnHand != 47 {
+		t.Errorf("%d laptops left", stock.OnHand)
+	}
+	if r, err := auditor(t, s).Run(t.Context()); err != nil || r.Count() > 0 {
+		t.Errorf("the audit says %v, %v", r.Violations, err)
 	}
 }

@@ -219,3 +219,39 @@ func (a *access) checkRole(ctx context.Context, token, role string) error {
 	}
 	return nil
 }
+
+// placer is who places an order, as far as a token says.
+type placer struct {
+	scope string // "" for anybody
+	owner string // whom the order belongs to: issuer and subject of the token; "" for anybody, and for operators
+}
+
+// placerOf says who makes the call. A token that is sent and is not valid is an error: whoever sends one does not want to
+// be anybody.
+func (a *access) placerOf(ctx context.Context) (placer, error) {
+	given := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(given) == 0 {
+		return placer{}, nil
+	}
+	token := bearer(given[0])
+	switch {
+	case len(given) == 1 && a.isOperatorToken(token):
+		return placer{scope: operator}, nil
+	case len(given) == 1 && a.issuer != nil && isJWT(token):
+		p, err := a.issuer.verify(ctx, token)
+		if err != nil {
+			return placer{}, err
+		}
+		owner := a.issuer.Issuer + " " + p.subject
+		return placer{scope: customer + " " + owner, owner: owner}, nil
+	}
+	return placer{}, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
+}
+
+// scopeOf is whose idempotency keys the placer uses: its own, or those of whoever gives this address.
+func (p placer) scopeOf(email string) string {
+	if p.scope != "" {
+		return p.scope
+	}
+	return "anybody " + strings.ToLower(email)
+}

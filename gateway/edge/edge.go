@@ -56,8 +56,8 @@ const (
 	// streamWindow and connWindow are how many bytes a service may send ahead of what is read, in one call and in all.
 	streamWindow = 64 << 10
 	connWindow   = 1 << 20
-	// shortestSecret is the least length of SHOP_ID_SECRET, in bytes.
-	shortestSecret = 16
+	// minSecret is the least length of SHOP_ID_SECRET, in bytes.
+	minSecret = 16
 )
 
 // Config is the gateway's configuration.
@@ -75,6 +75,8 @@ type Config struct {
 	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
 	// Without one an idempotency key is good until the gateway restarts.
 	IDSecret string `env:"SHOP_ID_SECRET"`
+	// PreviousIDSecret is the IDSecret before this one: the idempotency keys of its time stay good while it is set.
+	PreviousIDSecret string `env:"SHOP_ID_SECRET_PREVIOUS"`
 	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0. One client
@@ -102,7 +104,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.MaxStreams < 0 {
 		return nil, errors.New("SHOP_MAX_STREAMS is negative: give how many event streams may be open at a time")
 	}
-	secret, err := idSecret(ctx, cfg.IDSecret, t.Logger)
+	secrets, err := idSecrets(ctx, cfg, t.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -132,13 +134,14 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	taken := &orders{
-		ids: orderIDs{secret: secret}, publish: pub.Publish, stored: orderv1.NewOrderServiceClient(upstreams[0].conn),
-		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
-	}
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
 	if err := a.access.trust(cfg.Door.OIDC, t.Logger); err != nil {
 		return nil, err
+	}
+	taken := &orders{
+		secrets: secrets, caller: a.access.placerOf, publish: pub.Publish,
+		stored: orderv1.NewOrderServiceClient(upstreams[0].conn), keys: orderv1.NewIntakeServiceClient(upstreams[0].conn),
+		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
@@ -172,15 +175,24 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 // HTTPAddr returns the address REST and gRPC are served on.
 func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
 
-func idSecret(ctx context.Context, configured string, log *slog.Logger) ([]byte, error) {
-	switch {
-	case configured == "":
-		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys are good until the next restart (set SHOP_ID_SECRET)")
-		return []byte(rand.Text()), nil
-	case len(configured) < shortestSecret:
-		return nil, fmt.Errorf("SHOP_ID_SECRET is too short: it needs at least %d bytes", shortestSecret)
+func idSecrets(ctx context.Context, cfg Config, log *slog.Logger) ([]idSecret, error) {
+	if cfg.IDSecret == "" {
+		if cfg.PreviousIDSecret != "" {
+			return nil, errors.New("SHOP_ID_SECRET_PREVIOUS is set, but SHOP_ID_SECRET is not: set it to the secret that is to be used")
+		}
+		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys are good until the next restart, and on this gateway alone (set SHOP_ID_SECRET)")
+		return []idSecret{[]byte(rand.Text())}, nil
 	}
-	return []byte(configured), nil
+	secrets := []idSecret{idSecret(cfg.IDSecret)}
+	if cfg.PreviousIDSecret != "" {
+		secrets = append(secrets, idSecret(cfg.PreviousIDSecret))
+	}
+	for i, variable := range []string{"SHOP_ID_SECRET", "SHOP_ID_SECRET_PREVIOUS"}[:len(secrets)] {
+		if len(secrets[i]) < minSecret {
+			return nil, fmt.Errorf("%s is too short: it needs at least %d bytes", variable, minSecret)
+		}
+	}
+	return secrets, nil
 }
 
 // upstream is a service that calls are forwarded to.

@@ -126,7 +126,10 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	}
 	a := newAPI(s.GRPC(), operatorToken, tel)
 	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
-	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, stored: undecided, inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger}
+	taken := &orders{
+		secrets: []idSecret{idSecret("secret")}, caller: a.access.placerOf, publish: publish,
+		stored: undecided, keys: orderv1.NewIntakeServiceClient(client(t, nowhere)), inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger,
+	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)

@@ -143,6 +143,7 @@ func TestPlaceOrder_IsPublishedAndAnsweredAsPending(t *testing.T) {
 			{ProductId: 5, Quantity: 3, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 35}}, {ProductId: 6, Quantity: 4},
 		},
 	}
+	wantEvent.Fingerprint = fingerprint(wantEvent)
 	if !proto.Equal(event, wantEvent) {
 		t.Errorf("published %v\nwant %v", event, wantEvent)
 	}
@@ -190,6 +191,7 @@ func TestCreateOrder_TheDemosSampleAsItIsPrinted(t *testing.T) {
 			{ProductName: "Mouse Pad", Quantity: 4, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 25}},
 		},
 	}
+	want.Fingerprint = fingerprint(want)
 	if !proto.Equal(event, want) {
 		t.Errorf("published %v\nwant %v", event, want)
 	}
@@ -263,7 +265,9 @@ func TestPlaceOrder_SameIdempotencyKeyIsTheSameOrder(t *testing.T) {
 	}
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "idempotency-key", "my order")
 	reply, err := checkoutv1.NewCheckoutServiceClient(client(t, first.HTTPAddr())).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{
-		CustomerName: "A", CustomerEmail: "a@example.com", OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 1, Quantity: 1}},
+		CustomerName: "Ada Lovelace", CustomerEmail: "ada@example.com", OrderItems: []*checkoutv1.PlaceOrderRequest_Item{
+			{ProductId: 5, Quantity: 3, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 35}}, {ProductId: 6, Quantity: 4},
+		},
 	})
 	if err != nil || reply.GetOrder().GetId() != id {
 		t.Errorf("over gRPC the key gave %v, %v", reply.GetOrder().GetId(), err)

@@ -4,43 +4,118 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
+	"hash"
 	"strings"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc/metadata"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
 )
 
 // idempotencyKey is the metadata key, and the REST header, with which a client may send an order twice.
 const idempotencyKey = "idempotency-key"
 
-// longestKey bounds an idempotency key.
-const longestKey = 255
+// maxKey bounds an idempotency key.
+const maxKey = 255
 
-// orderIDs gives orders their ids. It is safe for concurrent use.
-type orderIDs struct {
-	secret []byte
+// requestKey is an idempotency key and whose it is: two callers may use the same key.
+type requestKey struct{ scope, key string }
+
+// idSecret derives from an order and its idempotency key what nobody can compute without the secret: who knows a key
+// learns nothing about the order. It is safe for concurrent use.
+type idSecret []byte
+
+// orderID is the id of the order with this fingerprint that a caller places under a key (UUIDv8). The same caller, key
+// and order have the same id; anything else has another.
+func (s idSecret) orderID(k requestKey, fingerprint []byte) uuid.UUID {
+	return uuidV8(s.mac("order", k.scope, k.key, string(fingerprint)))
 }
 
-// next is the id of the order that a call places, and whether it comes from an idempotency key: a new one that cannot be guessed (UUIDv7: 62 bits are random),
-// or where the call has an idempotency key the one that belongs to the key (UUIDv8). It cannot be computed without the
-// secret: who knows the key does not know the order.
-func (o orderIDs) next(ctx context.Context) (id uuid.UUID, keyed bool, err error) {
-	key, keyed, err := keyOf(ctx)
-	if err != nil {
-		return uuid.UUID{}, false, err
+// keyHash stands for the caller's key, whatever the order.
+func (s idSecret) keyHash(k requestKey) []byte { return s.mac("key", k.scope, k.key) }
+
+// formerOrderID is the id that the release before this one gave to every order with the key, whoever placed it.
+func (s idSecret) formerOrderID(k requestKey) uuid.UUID {
+	mac := hmac.New(sha256.New, s)
+	mac.Write([]byte(k.key))
+	return uuidV8(mac.Sum(nil))
+}
+
+// mac is HMAC-SHA256 over the parts, each with its length before it: no two lists of parts are the same text.
+func (s idSecret) mac(parts ...string) []byte {
+	mac := hmac.New(sha256.New, s)
+	for _, part := range parts {
+		writeBytes(mac, []byte(part))
 	}
-	if !keyed {
-		id, err = uuid.NewV7()
-		return id, false, err
-	}
-	mac := hmac.New(sha256.New, o.secret)
-	mac.Write([]byte(key))
-	copy(id[:], mac.Sum(nil))
+	return mac.Sum(nil)
+}
+
+func uuidV8(sum []byte) (id uuid.UUID) {
+	copy(id[:], sum)
 	id[6] = id[6]&0x0f | 0x80 // version 8
 	id[8] = id[8]&0x3f | 0x80 // the variant of RFC 9562
-	return id, true, nil
+	return id
+}
+
+// The fields of a fingerprint.
+const (
+	tagName = iota + 1
+	tagEmail
+	tagLine
+	tagProductID
+	tagProductName
+	tagQuantity
+	tagPrice
+)
+
+// fingerprint is SHA-256 over what is ordered by whom: two orders have the same one only if they are the same order. It
+// does not depend on how protobuf encodes a message, which may change: each field is written as its tag, the length of
+// its value and the value, and a field that is not set is left out. It is kept with the order: to change it would make an
+// order that is sent again another order.
+func fingerprint(order *eventsv1.OrderPlaced) []byte {
+	sum := sha256.New()
+	writeText(sum, tagName, order.GetCustomerName())
+	writeText(sum, tagEmail, order.GetCustomerEmail())
+	for _, line := range order.GetLines() {
+		sum.Write([]byte{tagLine})
+		writeText(sum, tagProductName, line.GetProductName())
+		if line.GetProductName() == "" { // else the id does not count
+			writeNumber(sum, tagProductID, int64(line.GetProductId()))
+		}
+		writeNumber(sum, tagQuantity, int64(line.GetQuantity()))
+		writePrice(sum, line.GetExpectedUnitPrice())
+	}
+	return sum.Sum(nil)
+}
+
+func writePrice(sum hash.Hash, price *moneyv1.Money) {
+	if price == nil {
+		return // not the same as a price of nothing
+	}
+	writeText(sum, tagPrice, price.GetCurrencyCode())
+	writeNumber(sum, tagPrice, price.GetUnits())
+	writeNumber(sum, tagPrice, int64(price.GetNanos()))
+}
+
+func writeText(sum hash.Hash, tag byte, text string) {
+	if text != "" {
+		sum.Write([]byte{tag})
+		writeBytes(sum, []byte(text))
+	}
+}
+
+func writeNumber(sum hash.Hash, tag byte, n int64) {
+	sum.Write([]byte{tag})
+	writeBytes(sum, binary.BigEndian.AppendUint64(nil, uint64(n))) //nolint:gosec // the bits are what counts
+}
+
+func writeBytes(sum hash.Hash, b []byte) {
+	sum.Write(binary.AppendUvarint(nil, uint64(len(b))))
+	sum.Write(b)
 }
 
 // keyOf reads the idempotency key of a call.
@@ -57,7 +132,7 @@ func keyOf(ctx context.Context) (key string, given bool, err error) {
 
 func validKey(key string) bool {
 	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
-	return 0 < len(key) && len(key) <= longestKey && !strings.ContainsFunc(key, unprintable)
+	return 0 < len(key) && len(key) <= maxKey && !strings.ContainsFunc(key, unprintable)
 }
 
 var invalidKey = apierror.InvalidArgument(apierror.Violation{

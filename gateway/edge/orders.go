@@ -5,9 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/text/unicode/norm"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -18,15 +21,17 @@ import (
 	"shop.example/platform/messaging"
 )
 
-// lookupTimeout bounds the look whether an order that comes with an idempotency key is there already. Taking an order
-// does not depend on it.
+// lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
+// on it.
 const lookupTimeout = 500 * time.Millisecond
 
 // orders takes orders, whichever API they come through. It is safe for concurrent use.
 type orders struct {
-	ids     orderIDs
+	secrets []idSecret                                 // the one in use, and perhaps the one before it
+	caller  func(context.Context) (placer, error)      // who calls
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
+	keys    orderv1.IntakeServiceClient                // knows whose idempotency keys are
 	// inFlight has one for each order that waits for the broker: while the broker is away, what comes could not be held.
 	inFlight *semaphore.Weighted
 	log      *slog.Logger
@@ -35,30 +40,50 @@ type orders struct {
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
 
-// place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. An order whose
-// idempotency key has brought an order before is that order: as it stands, where it has been decided. After UNAVAILABLE
-// the order may have been taken all the same, but not where the reason is OVERLOADED; sent again with its idempotency key
-// it is taken once.
+// place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed.
+//
+// An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
+// it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
+// says in time that the key is taken; else it is accepted, under an id of its own, and rejected by the order service
+// (docs/adr/0012).
+//
+// After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
+// idempotency key it is taken once.
 func (o *orders) place(ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine) (*orderv1.Order, error) {
 	if !o.inFlight.TryAcquire(1) {
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
 	defer o.inFlight.Release(1)
-	id, keyed, err := o.ids.next(ctx)
+	by, err := o.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, keyed, err := keyOf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	order := &eventsv1.OrderPlaced{
-		OrderId:       id.String(),
-		CustomerName:  customerName,
-		CustomerEmail: customerEmail,
+		CustomerName:  normal(customerName),
+		CustomerEmail: normal(customerEmail),
 		Lines:         lines,
+		Owner:         by.owner,
 		PlacedAt:      timestamppb.Now(),
 	}
+	for _, line := range lines {
+		line.ProductName = normal(line.GetProductName())
+	}
+	order.Fingerprint = fingerprint(order)
 	if keyed {
-		if known := o.lookup(ctx, order.GetOrderId()); known != nil {
-			return repeated(known, order)
+		known, err := o.identify(ctx, order, requestKey{by.scopeOf(order.GetCustomerEmail()), key})
+		if known != nil || err != nil {
+			return known, err
 		}
+	} else {
+		id, err := uuid.NewV7() // 74 bits of it are random: it cannot be guessed
+		if err != nil {
+			return nil, err
+		}
+		order.OrderId = id.String()
 	}
 	if err := o.publish(ctx, order); err != nil {
 		return nil, publishError(err)
@@ -67,27 +92,51 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 	return pending(order), nil
 }
 
-// lookup reads an order; nil where it has not been decided, or the order service does not say. Then the order is
-// published again, and the order service knows that it has it.
-func (o *orders) lookup(ctx context.Context, id string) *orderv1.Order {
+// normal is text in the normal form that Unicode has for comparing (NFC): what looks the same is the same.
+func normal(text string) string { return norm.NFC.String(text) }
+
+// identify gives the order the id and the hashes that follow from its key, and returns the order as it is stored if it
+// has come before. It is an error if the key belongs to another order.
+func (o *orders) identify(ctx context.Context, order *eventsv1.OrderPlaced, k requestKey) (known *orderv1.Order, err error) {
+	order.OrderId = o.secrets[0].orderID(k, order.GetFingerprint()).String()
+	order.KeyHash = o.secrets[0].keyHash(k)
+	if len(o.secrets) > 1 {
+		order.PreviousKeyHash = o.secrets[1].keyHash(k)
+	}
+	ids, find := []string{}, &orderv1.FindKeyRequest{}
+	for _, secret := range slices.Backward(o.secrets) { // what came under the previous secret came first
+		ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
+		find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
+		find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
+	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	got, err := o.stored.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
-	if err != nil {
-		return nil
+	found, err := o.keys.FindKey(ctx, find)
+	switch id := found.GetOrderId(); {
+	case err != nil || id == "":
+		return nil, nil // nobody says that the key is taken
+	case slices.Contains(ids, id):
+		// Perhaps it has not been decided. Then it is published again, and the order service finds its own claim.
+		return found.GetOrder(), nil
+	case slices.Contains(find.GetFormerOrderIds(), id):
+		return formerOrder(found.GetOrder(), order)
 	}
-	return got.GetOrder()
+	return nil, errKeyReused
 }
 
-// repeated is the answer to an order whose key belongs to a known order: that order, if it is the same.
-func repeated(known *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
-	if known.GetCustomerName() == order.GetCustomerName() && known.GetCustomerEmail() == order.GetCustomerEmail() &&
-		slices.EqualFunc(known.GetOrderItems(), order.GetLines(), sameLine) {
-		return known, nil
+var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
+	"this Idempotency-Key has placed another order: use a new key for a new order")
+
+// formerOrder compares an order with what the release before this one has stored under its key, whoever placed that. It
+// can go with the next release, or 30 days after the last gateway of the release before.
+func formerOrder(stored *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
+	switch {
+	case !strings.EqualFold(stored.GetCustomerEmail(), order.GetCustomerEmail()):
+		return nil, nil // another customer's: the key is free for this one
+	case stored.GetCustomerName() == order.GetCustomerName() && slices.EqualFunc(stored.GetOrderItems(), order.GetLines(), sameLine):
+		return stored, nil
 	}
-	// Whose order it is, a client that found a used key must not learn.
-	return nil, apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
-		"this Idempotency-Key has placed another order: use a new key for a new order")
+	return nil, errKeyReused
 }
 
 func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
@@ -98,6 +147,17 @@ func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
 		return item.GetProductName() == name
 	}
 	return item.GetProductId() == line.GetProductId()
+}
+
+// lookup reads an order; nil if it has not been decided, or the order service does not say.
+func (o *orders) lookup(ctx context.Context, id string) *orderv1.Order {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	got, err := o.stored.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
+	if err != nil {
+		return nil
+	}
+	return got.GetOrder()
 }
 
 // pending is the order as far as it is known before it has been decided.

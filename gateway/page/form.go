@@ -228,12 +228,16 @@ type lineView struct {
 
 // verdicts says what a customer wants to know of each end that an order can have.
 var verdicts = map[string]string{
-	"PENDING":         "The shop has your order and is deciding it. This page looks again each second.",
-	"CONFIRMED":       "Your order is confirmed: everything in it is yours.",
-	"CANCELLED":       "The order was cancelled, and everything in it is back in stock.",
-	"OUT_OF_STOCK":    "The order was refused: not everything in it is in stock any more. Nothing was taken.",
-	"UNKNOWN_PRODUCT": "The order was refused: a product in it is not in the catalogue. Nothing was taken.",
-	"PRICE_CHANGED":   "The order was refused: a price has changed since you saw it. Nothing was taken.",
+	"PENDING":                "The shop has your order and is deciding it. This page looks again each second.",
+	"CONFIRMED":              "Your order is confirmed: everything in it is yours.",
+	"CANCELLED":              "The order was cancelled, and everything in it is back in stock.",
+	"OUT_OF_STOCK":           "The order was refused: not everything in it is in stock any more. Nothing was taken.",
+	"UNKNOWN_PRODUCT":        "The order was refused: a product in it is not in the catalogue. Nothing was taken.",
+	"PRICE_CHANGED":          "The order was refused: a price has changed since you saw it. Nothing was taken.",
+	"IDEMPOTENCY_KEY_REUSED": "The order was rejected: its form has placed another order before. Nothing was reserved. Place the order again.",
+	"AMOUNT_TOO_LARGE":       "The order was rejected: it is worth more than the shop can handle. Nothing was reserved. Order less.",
+	"DISCARDED":              "The order was rejected: the shop could not process it. Nothing was reserved.",
+	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
 // serveOrder serves the page of an order. Whoever has its id may see it.

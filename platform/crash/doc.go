@@ -14,6 +14,7 @@ var Points = []string{
 	"rpc.replied",
 	"relay.taken",
 	"relay.published",
+	"order.claimed",
 	"order.checked",
 	"order.uncommitted",
 	"order.stored",

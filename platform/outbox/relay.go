@@ -37,7 +37,6 @@ const (
 	readyAge = 30 * time.Second
 
 	cleanInterval = 10 * time.Minute
-	cleanSlice    = 5000
 )
 
 // Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher is one.
@@ -284,22 +283,8 @@ func (r *Relay) keepInboxClean(ctx context.Context) {
 	}
 }
 
-// CleanInbox forgets the messages that were handled longer ago than retention and returns how many. It works in slices,
-// each a transaction of its own. Of two that run at once, one may leave the work to the other.
+// CleanInbox forgets the messages that were handled longer ago than retention and returns how many. See
+// postgres.DeleteOlder.
 func CleanInbox(ctx context.Context, pool *sqlx.DB, retention time.Duration) (deleted int64, err error) {
-	for {
-		result, err := pool.ExecContext(ctx, `
-			DELETE FROM inbox WHERE ctid = ANY (ARRAY(
-				SELECT ctid FROM inbox
-				WHERE received_at < now() - $1 * interval '1 second'
-				ORDER BY received_at LIMIT $2))`, retention.Seconds(), cleanSlice)
-		if err != nil {
-			return deleted, fmt.Errorf("cleaning the inbox: %w", postgres.Classify(err))
-		}
-		n, err := result.RowsAffected()
-		deleted += n
-		if err != nil || n < cleanSlice {
-			return deleted, err
-		}
-	}
+	return postgres.DeleteOlder(ctx, pool, "inbox", "received_at", retention)
 }

@@ -31,12 +31,25 @@ func (r Retention) Checked() (Retention, error) {
 	if r.Inbox == 0 {
 		r.Inbox = defaultInboxRetention
 	}
-	if r.RedriveHorizon < 0 {
-		return r, fmt.Errorf("REDRIVE_HORIZON is %s: give how long a dead letter can be redriven, 168h for example", r.RedriveHorizon)
+	least, err := MinRetention(r.RedriveHorizon)
+	if err != nil {
+		return r, err
 	}
-	if least := r.RedriveHorizon + messaging.LongestRetry() + longestQueue; r.Inbox < least {
+	if r.Inbox < least {
 		return r, fmt.Errorf("INBOX_RETENTION is %s and REDRIVE_HORIZON %s: a dead letter could be redriven when nobody remembers that it was handled; "+
 			"set INBOX_RETENTION to %s or more, on inventory and logging alike", r.Inbox, r.RedriveHorizon, least)
 	}
 	return r, nil
+}
+
+// MinRetention is how long a handled message has to be remembered if dead letters can be redriven for horizon, the value
+// of REDRIVE_HORIZON, a week if it is 0. It is an error if horizon is negative.
+func MinRetention(horizon time.Duration) (time.Duration, error) {
+	if horizon == 0 {
+		horizon = defaultRedriveHorizon
+	}
+	if horizon < 0 {
+		return 0, fmt.Errorf("REDRIVE_HORIZON is %s: give how long a dead letter can be redriven, 168h for example", horizon)
+	}
+	return horizon + messaging.LongestRetry() + longestQueue, nil
 }

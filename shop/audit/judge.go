@@ -33,6 +33,12 @@ var eventsOf = map[string][]string{
 	"REJECTED":  {placed, rejected},
 }
 
+// decidedAlone are the reasons for which the order service rejects an order without inventory.
+var decidedAlone = map[string]bool{
+	eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED.String(): true,
+	eventsv1.OrderRejected_DISCARDED.String():              true,
+}
+
 // judge compares what the services know about an order.
 func (a *Auditor) judge(f *facts) []finding {
 	j := judgement{facts: f}
@@ -83,6 +89,7 @@ func (j *judgement) judgeUndecided(a *Auditor) {
 func (j *judgement) judgeDecision() {
 	o, d := j.order, j.decision
 	switch {
+	case decidedAlone[o.reason]:
 	case d == nil:
 		j.add(true, Decisions, "it is %s, but inventory has no decision about it", o.state)
 	case o.state == "REJECTED" && d.reason == "":

@@ -148,7 +148,15 @@ func rejection(order *orderv1.Order) string {
 		return "there is no such product (UNKNOWN_PRODUCT); shop inventory list shows which there are"
 	case eventsv1.OrderRejected_PRICE_CHANGED:
 		return "its price has changed (PRICE_CHANGED); shop inventory list shows the prices"
-	default:
+	case eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED:
+		return "its idempotency key has placed another order (IDEMPOTENCY_KEY_REUSED); use a new key for a new order"
+	case eventsv1.OrderRejected_AMOUNT_TOO_LARGE:
+		return "it is worth more than an amount of money can be (AMOUNT_TOO_LARGE); order less"
+	case eventsv1.OrderRejected_MIXED_CURRENCIES:
+		return "the catalogue has its products in different currencies (MIXED_CURRENCIES)"
+	case eventsv1.OrderRejected_DISCARDED:
+		return "it could not be handled, and an operator has discarded it (DISCARDED)"
+	default: // of a newer release
 		return order.GetReason().String()
 	}
 }

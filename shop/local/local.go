@@ -52,6 +52,8 @@ type Config struct {
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
+	PreviousIDSecret  string        `env:"SHOP_ID_SECRET_PREVIOUS"`
+	KeyRetention      time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
@@ -120,7 +122,8 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	front := edge.Config{
 		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
+		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
 	}
 	if cfg.Controls != nil {
 		front.Controls = cfg.Controls(s)
@@ -132,6 +135,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return ordering.New(ctx, ordering.Config{
 		AMQPURL: cfg.AMQPURLs["order"], DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		KeyRetention: cfg.KeyRetention, RedriveHorizon: cfg.Retention.RedriveHorizon,
 	}, t)
 }
 

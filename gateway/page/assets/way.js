@@ -18,6 +18,10 @@ const verdicts = {
   OUT_OF_STOCK: 'Refused: not everything in it is in stock any more. Nothing was taken; order less.',
   UNKNOWN_PRODUCT: 'Refused: a product in it is not in the catalogue any more. Nothing was taken.',
   PRICE_CHANGED: 'Refused: a price has changed since you saw it. Nothing was taken; the list shows the new price.',
+  IDEMPOTENCY_KEY_REUSED: 'Rejected: this form has placed another order before. Nothing was reserved; place the order again.',
+  AMOUNT_TOO_LARGE: 'Rejected: the order is worth more than the shop can handle. Nothing was reserved; order less.',
+  DISCARDED: 'Rejected: the shop could not process the order. Nothing was reserved.',
+  MIXED_CURRENCIES: 'Rejected: the prices of the products are in different currencies. Nothing was reserved.',
 };
 const states = {'shop.order.confirmed': 'CONFIRMED', 'shop.order.rejected': 'REJECTED', 'shop.order.cancelled': 'CANCELLED'};
 

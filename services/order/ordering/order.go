@@ -49,7 +49,9 @@ type Order struct {
 	Currency      string    `db:"currency"`    // "" until the catalogue's prices are known
 	CreatedAt     time.Time `db:"created_at"`  // when it was placed
 	UpdatedAt     time.Time `db:"updated_at"`
-	Lines         []Line    `db:"-"` // in the order of their numbers
+	Fingerprint   []byte    `db:"-"`     // SHA-256 of what was ordered by whom; only written, nil if the message has none
+	Owner         string    `db:"owner"` // issuer and subject of whom placed it, "" if nobody can be told; personal data
+	Lines         []Line    `db:"-"`     // in the order of their numbers
 }
 
 // Line is one line of an order. Of an order without a Currency it is what the customer asked for, and ProductID or

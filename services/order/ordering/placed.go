@@ -1,16 +1,17 @@
 package ordering
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -37,23 +38,25 @@ const (
 
 // placement is a placed order on its way to being stored.
 type placement struct {
-	trace trace.SpanContext
-	lines []*eventsv1.RequestedLine
-	order *Order
+	trace     trace.SpanContext
+	lines     []*eventsv1.RequestedLine
+	keyHashes [][]byte // of the caller's idempotency key, by each secret; none without a key
+	order     *Order
 }
 
 // place decides and stores a batch of placed orders: one call to inventory, one transaction. An order that comes again
-// changes nothing, because inventory repeats what it decided and the order is stored already.
+// changes nothing, because its key is its own, inventory repeats what it decided, and the order is stored already.
 func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 	placements, err := placementsOf(batch)
 	if err != nil {
 		return err
 	}
+	if err := s.rejectReusedKeys(ctx, placements); err != nil {
+		return err
+	}
+	crash.Point("order.claimed")
 	asked := time.Now() // before asking: how long the answer took counts too
-	if err := s.decide(ctx, placements); err != nil {
-		if len(placements) == 1 && reason(err) == "ORDER_LINES_DIFFER" {
-			return s.reused(ctx, placements[0].order.ID, err)
-		}
+	if err := s.decide(ctx, undecided(placements)); err != nil {
 		return err
 	}
 	crash.Point("order.checked")
@@ -68,22 +71,80 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 	return nil
 }
 
-// placementsOf returns the pending orders of a batch, each once.
+// errContent says that an order id has come with another order than before. No gateway gives one id to two orders, so
+// the message is not to be trusted; the first one counts.
+var errContent = errors.New("this order id belongs to an order with other content")
+
+// placementsOf returns the pending orders of a batch, each once. Two orders with one id fail the batch: tried one by one,
+// the first is stored and the second is compared with it.
 func placementsOf(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]placement, error) {
 	placements := make([]placement, 0, len(batch))
-	seen := make(map[uuid.UUID]bool, len(batch))
+	seen := make(map[uuid.UUID]*Order, len(batch))
 	for _, m := range batch {
 		o, err := pendingOrder(m.Body)
 		if err != nil {
 			return nil, messaging.Permanent(err)
 		}
-		if seen[o.ID] {
+		if first, again := seen[o.ID]; again {
+			if !bytes.Equal(first.Fingerprint, o.Fingerprint) {
+				return nil, fmt.Errorf("order %s: %w", o.ID, errContent)
+			}
 			continue
 		}
-		seen[o.ID] = true
-		placements = append(placements, placement{m.Trace, m.Body.GetLines(), o})
+		seen[o.ID] = o
+		placements = append(placements, placement{m.Trace, m.Body.GetLines(), keyHashes(m.Body), o})
 	}
 	return placements, nil
+}
+
+func keyHashes(m *eventsv1.OrderPlaced) (hashes [][]byte) {
+	for _, hash := range [][]byte{m.GetKeyHash(), m.GetPreviousKeyHash()} {
+		if len(hash) > 0 {
+			hashes = append(hashes, hash)
+		}
+	}
+	return hashes
+}
+
+// undecided are the orders that inventory has to be asked about.
+func undecided(placements []placement) []placement {
+	return slices.DeleteFunc(slices.Clone(placements), func(p placement) bool { return p.order.State != Pending })
+}
+
+// rejectReusedKeys claims the idempotency keys of the orders that came with one, and rejects the orders whose key belongs
+// to another order: stored or on its way, here or on another replica. Of the orders of this batch the first one in the
+// queue gets the key. An order that comes again finds its own claim.
+func (s *Service) rejectReusedKeys(ctx context.Context, placements []placement) error {
+	var claims []claim
+	claimed := map[string]bool{}
+	for _, p := range placements {
+		for _, hash := range p.keyHashes {
+			if !claimed[string(hash)] {
+				claimed[string(hash)] = true
+				claims = append(claims, claim{hash, p.order.ID})
+			}
+		}
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	owners, err := claimKeys(ctx, s.db, claims)
+	if err != nil {
+		return err
+	}
+	now := time.Now().Truncate(time.Microsecond)
+	for _, p := range placements {
+		for _, hash := range p.keyHashes {
+			if owners[string(hash)] == p.order.ID || p.order.State != Pending {
+				continue
+			}
+			if err := p.order.reject(eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED.String(),
+				"the idempotency key has placed another order", now); err != nil {
+				return messaging.Permanent(err)
+			}
+		}
+	}
+	return nil
 }
 
 func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
@@ -93,8 +154,8 @@ func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
 	}
 	o := &Order{
 		ID: id, State: Pending,
-		CustomerName: m.GetCustomerName(), CustomerEmail: m.GetCustomerEmail(),
-		CreatedAt: m.GetPlacedAt().AsTime(),
+		CustomerName: m.GetCustomerName(), CustomerEmail: m.GetCustomerEmail(), Owner: m.GetOwner(),
+		Fingerprint: m.GetFingerprint(), CreatedAt: m.GetPlacedAt().AsTime(),
 	}
 	for i, l := range m.GetLines() {
 		o.Lines = append(o.Lines, Line{
@@ -106,6 +167,9 @@ func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
 
 // decide asks inventory about all orders in one call and moves each to what was decided.
 func (s *Service) decide(ctx context.Context, placements []placement) error {
+	if len(placements) == 0 {
+		return nil
+	}
 	req := &inventoryv1.CheckStockRequest{Orders: make([]*inventoryv1.CheckStockRequest_Order, len(placements))}
 	for i, p := range placements {
 		req.Orders[i] = &inventoryv1.CheckStockRequest_Order{OrderId: p.order.ID.String(), Lines: p.lines}
@@ -139,30 +203,6 @@ func stockError(err error) error {
 		return messaging.Permanent(err)
 	}
 	return err
-}
-
-// reused ends a message whose order id belongs to an order with other lines: a client has used its idempotency key for
-// two orders. The first one counts. Once that is stored the second is dropped; until then it is tried again.
-func (s *Service) reused(ctx context.Context, id uuid.UUID, cause error) error {
-	_, err := get(ctx, s.db, id, false)
-	switch {
-	case errors.Is(err, errNotFound):
-		return fmt.Errorf("order %s is being decided with other lines: %s", id, status.Convert(cause).Message()) // not Permanent any more
-	case err != nil:
-		return err
-	}
-	s.log.WarnContext(ctx, "an order id was used again for another order, which is dropped", "order_id", id)
-	return nil
-}
-
-// reason is that of the ErrorInfo of a gRPC error, "" where it has none.
-func reason(err error) string {
-	for _, d := range status.Convert(err).Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
 }
 
 // apply moves a pending order to what inventory decided about it.
@@ -211,6 +251,11 @@ func (s *Service) store(ctx context.Context, placements []placement, asked time.
 		fresh, err := insert(ctx, tx, orders)
 		if err != nil {
 			return err
+		}
+		if len(fresh) < len(orders) {
+			if err := compareStored(ctx, tx, orders); err != nil {
+				return err
+			}
 		}
 		stored = make([]placement, 0, len(fresh))
 		entries := make([]outbox.Entry, 0, 2*len(fresh))

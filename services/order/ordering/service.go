@@ -33,7 +33,12 @@ type Config struct {
 	// TLS is for GRPCAddr to be open to other machines.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
-	Telemetry telemetry.Config
+	// KeyRetention is how long an idempotency key stays its order's, 30 days if it is 0. It must be longer than an order can
+	// come again: RedriveHorizon, the retries, and a day in the queue.
+	KeyRetention time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
+	// RedriveHorizon is how long a dead letter can be redriven, a week if it is 0. The logging service has the same.
+	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
+	Telemetry      telemetry.Config
 }
 
 const (
@@ -61,6 +66,9 @@ type Service struct {
 // New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
 // away; the database may not. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
+	if cfg.KeyRetention, err = cfg.checkKeyRetention(); err != nil {
+		return nil, err
+	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
@@ -115,7 +123,10 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
+	s.Go("old idempotency keys", func(ctx context.Context) error { return s.deleteOldKeys(ctx, cfg.KeyRetention) })
+
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
+	orderv1.RegisterIntakeServiceServer(s.GRPC(), intake{Service: s})
 	s.ServeReport(relay.Report, s.reportRate)
 	return nil
 }

@@ -14,7 +14,6 @@ import (
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -426,42 +425,6 @@ func TestOrderPlaced_WhatInventoryRefusesCostsNoOther(t *testing.T) {
 	}
 	if stored := count(t, s, "orders"); stored != 9 {
 		t.Errorf("%d orders are stored, want 9", stored)
-	}
-}
-
-// A client that uses its idempotency key for another order gets the same order id: the first order counts, and the
-// second leaves nothing behind, no dead letter either. While the first is not stored yet, the second waits.
-func TestOrderPlaced_AnOrderIDUsedAgainForOtherLinesIsDropped(t *testing.T) {
-	t.Parallel()
-	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
-	first := newPlaced()
-	second := proto.CloneOf(first)
-	second.Lines[0].Quantity++
-	differs, err := status.New(codes.FailedPrecondition, "decided with other lines").
-		WithDetails(&errdetails.ErrorInfo{Reason: "ORDER_LINES_DIFFER"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.inventory(func(req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
-		for _, o := range req.GetOrders() {
-			if o.GetLines()[0].GetQuantity() != first.GetLines()[0].GetQuantity() {
-				return nil, differs.Err()
-			}
-		}
-		return each(held)(req)
-	})
-	s, log, _ := start(t, broker, dbtest.New(t))
-	n.publish(t, second)
-	log.await(t, "is being decided with other lines")
-	n.publish(t, first)
-	n.until(t, "shop.order.confirmed", 1)
-	log.await(t, "an order id was used again")
-	if stored := count(t, s, "orders"); stored != 1 {
-		t.Errorf("%d orders are stored", stored)
-	}
-	if len(n.dead) != 0 {
-		t.Errorf("dead letter: %s", next(t, n.dead).Reason)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,6 +16,7 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/messaging"
 	"shop.example/platform/money"
 	"shop.example/platform/postgres"
 )
@@ -27,13 +29,13 @@ var errNotFound = errors.New("no such order")
 const insertOrders = postgres.Prepared + `
 WITH stored AS (
     INSERT INTO orders (id, customer_name, customer_email, state, reason, detail,
-                        total_items, total_value, currency, created_at, updated_at)
-    SELECT id, customer_name, customer_email, state, NULLIF(reason, ''), detail,
-           total_items, CASE WHEN currency <> '' THEN total_value END, NULLIF(currency, ''), created_at, updated_at
+                        total_items, total_value, currency, created_at, updated_at, fingerprint, owner)
+    SELECT id, customer_name, customer_email, state, NULLIF(reason, ''), detail, total_items,
+           CASE WHEN currency <> '' THEN total_value END, NULLIF(currency, ''), created_at, updated_at, fingerprint, NULLIF(owner, '')
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                $7::integer[], $8::bigint[], $9::text[], $10::timestamptz[], $11::timestamptz[])
+                $7::integer[], $8::bigint[], $9::text[], $10::timestamptz[], $11::timestamptz[], $18::bytea[], $19::text[])
         AS o (id, customer_name, customer_email, state, reason, detail,
-              total_items, total_value, currency, created_at, updated_at)
+              total_items, total_value, currency, created_at, updated_at, fingerprint, owner)
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
@@ -84,6 +86,9 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.U
 		postgres.Array(lines, func(l lineRow) string { return l.ProductName }),
 		postgres.Array(lines, func(l lineRow) int32 { return l.Quantity }),
 		postgres.Array(lines, func(l lineRow) int64 { return l.UnitPrice }),
+
+		postgres.Array(orders, func(o *Order) []byte { return o.Fingerprint }),
+		postgres.Array(orders, func(o *Order) string { return o.Owner }),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("storing %d orders: %w", len(orders), err)
@@ -95,9 +100,83 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.U
 	return fresh, nil
 }
 
+// compareStored returns errContent, Permanent, if one of the orders is stored with other content. What is stored without
+// a fingerprint, by an older release or because its customer's data were erased, cannot be compared.
+func compareStored(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
+	var different []uuid.UUID
+	err := tx.SelectContext(ctx, &different, `
+		SELECT id FROM orders JOIN unnest($1::uuid[], $2::bytea[]) AS came (id, fingerprint) USING (id)
+		WHERE orders.fingerprint <> came.fingerprint LIMIT 1`,
+		postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }),
+		postgres.Array(orders, func(o *Order) []byte { return o.Fingerprint }))
+	if err != nil {
+		return fmt.Errorf("comparing orders that came again: %w", err)
+	}
+	if len(different) > 0 {
+		return messaging.Permanent(fmt.Errorf("order %s: %w", different[0], errContent))
+	}
+	return nil
+}
+
+// claim is an idempotency key, by its hash, that an order wants for itself.
+type claim struct {
+	keyHash []byte
+	orderID uuid.UUID
+}
+
+// keyOwner is a row of idempotency_key.
+type keyOwner struct {
+	KeyHash []byte    `db:"key_hash"`
+	OrderID uuid.UUID `db:"order_id"`
+}
+
+// Ordered by key, two transactions that claim the same keys wait for each other and never both ways.
+const insertClaims = postgres.Prepared + `
+INSERT INTO idempotency_key (key_hash, order_id)
+SELECT key_hash, order_id FROM unnest($1::bytea[], $2::uuid[]) AS claim (key_hash, order_id)
+ORDER BY key_hash
+ON CONFLICT DO NOTHING
+RETURNING key_hash, order_id`
+
+// claimKeys gives each key that is free to the order that claims it, durably, and returns whose each key is. It waits for
+// a transaction that has claimed one of them and is still open. The claims name each key once.
+func claimKeys(ctx context.Context, db *sqlx.DB, claims []claim) (owners map[string]uuid.UUID, err error) {
+	var rows []keyOwner
+	err = db.SelectContext(ctx, &rows, insertClaims,
+		postgres.Array(claims, func(c claim) []byte { return c.keyHash }),
+		postgres.Array(claims, func(c claim) uuid.UUID { return c.orderID }))
+	if err != nil {
+		return nil, fmt.Errorf("claiming %d idempotency keys: %w", len(claims), postgres.Classify(err))
+	}
+	if len(rows) < len(claims) {
+		if rows, err = keyOwners(ctx, db, postgres.Array(claims, func(c claim) []byte { return c.keyHash })); err != nil {
+			return nil, err
+		}
+	}
+	if len(rows) < len(claims) {
+		return nil, fmt.Errorf("claiming %d idempotency keys: one has just expired: %w", len(claims), postgres.ErrRetry)
+	}
+	owners = make(map[string]uuid.UUID, len(rows))
+	for _, r := range rows {
+		owners[string(r.KeyHash)] = r.OrderID
+	}
+	return owners, nil
+}
+
+// keyOwners reads whose the keys are, given as an array of their hashes. Keys that are free are left out.
+func keyOwners(ctx context.Context, db *sqlx.DB, hashes []byte) (rows []keyOwner, err error) {
+	err = db.SelectContext(ctx, &rows, postgres.Prepared+`
+		SELECT key_hash, order_id FROM idempotency_key WHERE key_hash = ANY ($1::bytea[])`, hashes)
+	if err != nil {
+		return nil, fmt.Errorf("reading whose idempotency keys are: %w", postgres.Classify(err))
+	}
+	return rows, nil
+}
+
 const selectOrders = `
 SELECT id, customer_name, customer_email, state, COALESCE(reason, '') AS reason, detail, total_items,
-       COALESCE(total_value, 0) AS total_value, COALESCE(currency, '') AS currency, created_at, updated_at
+       COALESCE(total_value, 0) AS total_value, COALESCE(currency, '') AS currency, created_at, updated_at,
+       COALESCE(owner, '') AS owner
 FROM orders `
 
 // get reads an order with its lines; errNotFound where there is none. With lock, the row stays as it was read until
@@ -233,6 +312,11 @@ func (o *Order) message() *orderv1.Order {
 	return m
 }
 
+// reason is the contracts' value of o.Reason, which is a number if it came from a newer release than this one.
 func (o *Order) reason() eventsv1.OrderRejected_Reason {
-	return eventsv1.OrderRejected_Reason(eventsv1.OrderRejected_Reason_value[o.Reason])
+	if value, known := eventsv1.OrderRejected_Reason_value[o.Reason]; known {
+		return eventsv1.OrderRejected_Reason(value)
+	}
+	number, _ := strconv.ParseInt(o.Reason, 10, 32) // 0 is "not said"
+	return eventsv1.OrderRejected_Reason(number)
 }

@@ -29,8 +29,9 @@ const (
 // CheckoutService takes orders.
 type CheckoutServiceClient interface {
 	// PlaceOrder accepts an order: the broker has it on disk when the call returns, and the order will be decided. With
-	// an Idempotency-Key (REST header, gRPC metadata) a repeated call is the same order. With `Prefer: wait=N` the call
-	// waits up to N seconds for the outcome.
+	// an Idempotency-Key (REST header, gRPC metadata) a repeated call is the same order; another order under the same
+	// caller's key is refused, or rejected once it is decided. With `Prefer: wait=N` the call waits up to N seconds for
+	// the outcome.
 	PlaceOrder(ctx context.Context, in *PlaceOrderRequest, opts ...grpc.CallOption) (*PlaceOrderResponse, error)
 }
 
@@ -59,8 +60,9 @@ func (c *checkoutServiceClient) PlaceOrder(ctx context.Context, in *PlaceOrderRe
 // CheckoutService takes orders.
 type CheckoutServiceServer interface {
 	// PlaceOrder accepts an order: the broker has it on disk when the call returns, and the order will be decided. With
-	// an Idempotency-Key (REST header, gRPC metadata) a repeated call is the same order. With `Prefer: wait=N` the call
-	// waits up to N seconds for the outcome.
+	// an Idempotency-Key (REST header, gRPC metadata) a repeated call is the same order; another order under the same
+	// caller's key is refused, or rejected once it is decided. With `Prefer: wait=N` the call waits up to N seconds for
+	// the outcome.
 	PlaceOrder(context.Context, *PlaceOrderRequest) (*PlaceOrderResponse, error)
 	mustEmbedUnimplementedCheckoutServiceServer()
 }

@@ -39,6 +39,18 @@ const (
 	// The price that the customer expected is not the catalogue's.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
 	OrderRejected_PRICE_CHANGED OrderRejected_Reason = 3
+	// The caller's idempotency key has placed another order.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	OrderRejected_IDEMPOTENCY_KEY_REUSED OrderRejected_Reason = 4
+	// The order is worth more than an amount of money can be.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	OrderRejected_AMOUNT_TOO_LARGE OrderRejected_Reason = 5
+	// The order could not be handled, and an operator has discarded it.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	OrderRejected_DISCARDED OrderRejected_Reason = 6
+	// The catalogue's prices of the lines are in different currencies.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	OrderRejected_MIXED_CURRENCIES OrderRejected_Reason = 7
 )
 
 // Enum value maps for OrderRejected_Reason.
@@ -48,12 +60,20 @@ var (
 		1: "OUT_OF_STOCK",
 		2: "UNKNOWN_PRODUCT",
 		3: "PRICE_CHANGED",
+		4: "IDEMPOTENCY_KEY_REUSED",
+		5: "AMOUNT_TOO_LARGE",
+		6: "DISCARDED",
+		7: "MIXED_CURRENCIES",
 	}
 	OrderRejected_Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED": 0,
-		"OUT_OF_STOCK":       1,
-		"UNKNOWN_PRODUCT":    2,
-		"PRICE_CHANGED":      3,
+		"REASON_UNSPECIFIED":     0,
+		"OUT_OF_STOCK":           1,
+		"UNKNOWN_PRODUCT":        2,
+		"PRICE_CHANGED":          3,
+		"IDEMPOTENCY_KEY_REUSED": 4,
+		"AMOUNT_TOO_LARGE":       5,
+		"DISCARDED":              6,
+		"MIXED_CURRENCIES":       7,
 	}
 )
 
@@ -93,8 +113,17 @@ type OrderPlaced struct {
 	CustomerEmail string                 `protobuf:"bytes,3,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
 	Lines         []*RequestedLine       `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`
 	PlacedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=placed_at,json=placedAt,proto3" json:"placed_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Of an order that came with an idempotency key: a keyed hash of the caller and the key. One caller's key is one
+	// order: the order service decides the first one, and rejects others as IDEMPOTENCY_KEY_REUSED.
+	KeyHash []byte `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	// SHA-256 of what was ordered by whom. The same order id always comes with the same fingerprint.
+	Fingerprint []byte `protobuf:"bytes,7,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Who placed it: issuer and subject of the caller's token, separated by a space. Empty if the caller had none.
+	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	// key_hash by the secret that was used before, while that is still known. Both hashes belong to the order.
+	PreviousKeyHash []byte `protobuf:"bytes,9,opt,name=previous_key_hash,json=previousKeyHash,proto3" json:"previous_key_hash,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *OrderPlaced) Reset() {
@@ -158,6 +187,34 @@ func (x *OrderPlaced) GetLines() []*RequestedLine {
 func (x *OrderPlaced) GetPlacedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.PlacedAt
+	}
+	return nil
+}
+
+func (x *OrderPlaced) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *OrderPlaced) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *OrderPlaced) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *OrderPlaced) GetPreviousKeyHash() []byte {
+	if x != nil {
+		return x.PreviousKeyHash
 	}
 	return nil
 }
@@ -392,7 +449,8 @@ func (x *OrderConfirmed) GetConfirmedAt() *timestamppb.Timestamp {
 type OrderRejected struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Reason  OrderRejected_Reason   `protobuf:"varint,2,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason" json:"reason,omitempty"`
+	// Readers take values that they do not know: a new one is published by some services before others know it.
+	Reason OrderRejected_Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason" json:"reason,omitempty"`
 	// What is wrong with which line, for a person.
 	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	RejectedAt    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=rejected_at,json=rejectedAt,proto3" json:"rejected_at,omitempty"`
@@ -523,14 +581,18 @@ var File_shop_events_v1_order_proto protoreflect.FileDescriptor
 
 const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xee\x02\n" +
+	"\x1ashop/events/v1/order.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\x99\x04\n" +
 	"\vOrderPlaced\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x126\n" +
 	"\rcustomer_name\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x03 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12?\n" +
 	"\x05lines\x18\x04 \x03(\v2\x1d.shop.events.v1.RequestedLineB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05lines\x12?\n" +
-	"\tplaced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bplacedAt:Fҵ\x18B\n" +
+	"\tplaced_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\bplacedAt\x12\"\n" +
+	"\bkey_hash\x18\x06 \x01(\fB\a\xbaH\x04z\x02\x18 R\akeyHash\x12)\n" +
+	"\vfingerprint\x18\a \x01(\fB\a\xbaH\x04z\x02\x18 R\vfingerprint\x12%\n" +
+	"\x05owner\x18\b \x01(\tB\x0f\xbaH\tr\a\x18\xe8\a\xba\x01\x01\x00\x80\x01\x01R\x05owner\x123\n" +
+	"\x11previous_key_hash\x18\t \x01(\fB\a\xbaH\x04z\x02\x18 R\x0fpreviousKeyHash:Fҵ\x18B\n" +
 	"\n" +
 	"shop.topic\x12\x11shop.order.placed\x1a\border_id\"\agateway*\x05order*\alogging\"\xcf\x02\n" +
 	"\rRequestedLine\x12&\n" +
@@ -558,19 +620,22 @@ const file_shop_events_v1_order_proto_rawDesc = "" +
 	"totalValue\x12E\n" +
 	"\fconfirmed_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vconfirmedAt:@ҵ\x18<\n" +
 	"\n" +
-	"shop.topic\x12\x14shop.order.confirmed\x1a\border_id\"\x05order*\alogging\"\xf8\x02\n" +
+	"shop.topic\x12\x14shop.order.confirmed\x1a\border_id\"\x05order*\alogging\"\xce\x03\n" +
 	"\rOrderRejected\x12#\n" +
-	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12H\n" +
-	"\x06reason\x18\x02 \x01(\x0e2$.shop.events.v1.OrderRejected.ReasonB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06reason\x12\x16\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12F\n" +
+	"\x06reason\x18\x02 \x01(\x0e2$.shop.events.v1.OrderRejected.ReasonB\b\xbaH\x05\x82\x01\x02 \x00R\x06reason\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12C\n" +
 	"\vrejected_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\n" +
-	"rejectedAt\"Z\n" +
+	"rejectedAt\"\xb1\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fOUT_OF_STOCK\x10\x01\x12\x13\n" +
 	"\x0fUNKNOWN_PRODUCT\x10\x02\x12\x11\n" +
-	"\rPRICE_CHANGED\x10\x03:?ҵ\x18;\n" +
+	"\rPRICE_CHANGED\x10\x03\x12\x1a\n" +
+	"\x16IDEMPOTENCY_KEY_REUSED\x10\x04\x12\x14\n" +
+	"\x10AMOUNT_TOO_LARGE\x10\x05\x12\r\n" +
+	"\tDISCARDED\x10\x06\x12\x14\n" +
+	"\x10MIXED_CURRENCIES\x10\a:?ҵ\x18;\n" +
 	"\n" +
 	"shop.topic\x12\x13shop.order.rejected\x1a\border_id\"\x05order*\alogging\"\x85\x02\n" +
 	"\x0eOrderCancelled\x12#\n" +

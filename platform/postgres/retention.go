@@ -1,0 +1,33 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// deleteSlice is how many rows DeleteOlder deletes in one transaction.
+const deleteSlice = 5000
+
+// DeleteOlder deletes the rows of table whose column, a timestamptz with an index, is older than age, and returns how
+// many. It works in slices, each a transaction of its own, so it never holds locks for long. Of two that run at once, one
+// may leave the work to the other. table and column become part of the statement: they must be constants.
+func DeleteOlder(ctx context.Context, pool *sqlx.DB, table, column string, age time.Duration) (deleted int64, err error) {
+	for {
+		result, err := pool.ExecContext(ctx, fmt.Sprintf(`
+			DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(
+				SELECT ctid FROM %[1]s
+				WHERE %[2]s < now() - $1 * interval '1 second'
+				ORDER BY %[2]s LIMIT $2))`, table, column), age.Seconds(), deleteSlice)
+		if err != nil {
+			return deleted, fmt.Errorf("deleting old rows of %s: %w", table, Classify(err))
+		}
+		n, err := result.RowsAffected()
+		deleted += n
+		if err != nil || n < deleteSlice {
+			return deleted, err
+		}
+	}
+}
