@@ -34,6 +34,7 @@ import (
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
+	"shop.example/platform/money"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
@@ -103,6 +104,9 @@ type Service struct {
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.MaxStreams < 0 {
 		return nil, errors.New("SHOP_MAX_STREAMS is negative: give how many event streams may be open at a time")
+	}
+	if !money.Valid(cfg.Currency) {
+		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
 	}
 	secrets, err := idSecrets(ctx, cfg, t.Logger)
 	if err != nil {

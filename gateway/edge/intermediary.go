@@ -40,7 +40,7 @@ func (s intermediary) requestedLines(items []*intermediaryv1.CreateOrderRequest_
 		price, err := money.FromFloat(item.GetPrice(), s.currency)
 		if err != nil {
 			wrong = append(wrong, apierror.Violation{
-				Field: fmt.Sprintf("order_items[%d].price", i), Description: "must have at most two decimals",
+				Field: fmt.Sprintf("order_items[%d].price", i), Description: err.Error(),
 			})
 		}
 		lines[i] = &eventsv1.RequestedLine{ProductName: item.GetProductName(), Quantity: item.GetQuantity(), ExpectedUnitPrice: price}

@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -312,4 +313,37 @@ type frozenIntake struct {
 func (frozenIntake) FindKey(ctx context.Context, _ *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
+}
+
+// Such orders got 202, could not be decided, held their stock and became dead letters.
+func TestPlaceOrder_WhatCouldNeverBeDecidedIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newShop("a secret")
+	line := func(quantity int32, currency string, units int64, nanos int32) *eventsv1.RequestedLine {
+		return &eventsv1.RequestedLine{ProductId: 1, Quantity: quantity, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: currency, Units: units, Nanos: nanos}}
+	}
+	for what, c := range map[string]struct {
+		lines []*eventsv1.RequestedLine
+		field string // what the error names, "" if the order is taken
+		text  string
+	}{
+		"ordinary in VND":            {lines: []*eventsv1.RequestedLine{line(500, "VND", 25_000_000, 0), line(100_000, "VND", 25_000_000, 0)}},
+		"worth too much":             {lines: []*eventsv1.RequestedLine{line(100_000, "USD", 100_000_000, 0)}, field: "order_items", text: "must be worth at most 9999999999999.99 USD"},
+		"worth too much, all in all": {lines: []*eventsv1.RequestedLine{line(1, "USD", 9_999_999_999_999, 0), line(1, "USD", 1, 0)}, field: "order_items", text: "must be worth at most 9999999999999.99 USD"},
+		"two currencies":             {lines: []*eventsv1.RequestedLine{line(1, "USD", 1, 0), line(1, "EUR", 1, 0)}, field: "order_items[1].expected_unit_price", text: "must be in USD, as the other prices of the order are"},
+		"no currency of ISO 4217":    {lines: []*eventsv1.RequestedLine{line(1, "ABC", 1, 0)}, field: "order_items[0].expected_unit_price", text: `must be in a currency of ISO 4217, "ABC" is none`},
+		"a part of a yen":            {lines: []*eventsv1.RequestedLine{line(1, "JPY", 1, 500_000_000)}, field: "order_items[0].expected_unit_price", text: "must be a whole number of JPY"},
+	} {
+		_, err := s.place(t, request{lines: c.lines})
+		if c.field == "" {
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			continue
+		}
+		got := status.Convert(err).Details()
+		if len(got) < 2 || !strings.Contains(fmt.Sprint(got[1]), fmt.Sprintf("field:%q", c.field)) || !strings.Contains(fmt.Sprint(got[1]), fmt.Sprintf("%q", c.text)) {
+			t.Errorf("%s: %v %v, want %s %s", what, err, got, c.field, c.text)
+		}
+	}
 }

@@ -1,8 +1,10 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
+	"shop.example/platform/money"
 )
 
 // lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
@@ -54,6 +57,9 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
 	defer o.inFlight.Release(1)
+	if err := checkPrices(lines); err != nil {
+		return nil, err
+	}
 	by, err := o.caller(ctx)
 	if err != nil {
 		return nil, err
@@ -90,6 +96,38 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 	}
 	o.log.InfoContext(ctx, "order published", "order_id", order.GetOrderId(), "lines", len(lines))
 	return pending(order), nil
+}
+
+// checkPrices refuses an order that could not be decided, as far as its expected prices tell: prices that are no amounts of
+// their currency or in different currencies, and a sum that is more than an amount can be.
+func checkPrices(lines []*eventsv1.RequestedLine) error {
+	var wrong []apierror.Violation
+	var sum int64
+	var currency string
+	for i, line := range lines {
+		price := line.GetExpectedUnitPrice()
+		if price == nil {
+			continue
+		}
+		field := fmt.Sprintf("order_items[%d].expected_unit_price", i)
+		if err := money.Check(price); err != nil {
+			wrong = append(wrong, apierror.Violation{Field: field, Description: err.Error()})
+			continue
+		}
+		if currency = cmp.Or(currency, price.GetCurrencyCode()); currency != price.GetCurrencyCode() {
+			wrong = append(wrong, apierror.Violation{Field: field, Description: "must be in " + currency + ", as the other prices of the order are"})
+			continue
+		}
+		if money.Minor(price) > (money.Max-sum)/int64(line.GetQuantity()) {
+			wrong = append(wrong, apierror.Violation{Field: "order_items", Description: "must be worth at most " + money.Format(money.Max, currency)})
+			break
+		}
+		sum += money.Minor(price) * int64(line.GetQuantity())
+	}
+	if len(wrong) > 0 {
+		return apierror.InvalidArgument(wrong...)
+	}
+	return nil
 }
 
 // normal is text in the normal form that Unicode has for comparing (NFC): what looks the same is the same.

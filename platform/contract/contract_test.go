@@ -123,11 +123,11 @@ func TestValidate_NamesTheField(t *testing.T) {
 	}
 }
 
-func TestValidate_MoneyHasAtMostTwoDecimals(t *testing.T) {
+func TestValidate_MoneyHasAtMostFourDecimals(t *testing.T) {
 	t.Parallel()
 	for nanos, allowed := range map[int32]bool{
-		0: true, 10_000_000: true, 500_000_000: true, 990_000_000: true,
-		1: false, 5_000_000: false, 990_000_001: false, 1_000_000_000: false, -10_000_000: false, -1: false,
+		0: true, 100_000: true, 500_000_000: true, 999_900_000: true,
+		1: false, 50_000: false, 990_000_001: false, 1_000_000_000: false, -10_000_000: false, -1: false,
 	} {
 		if err := Validate(&moneyv1.Money{CurrencyCode: "USD", Units: 35, Nanos: nanos}); (err == nil) != allowed {
 			t.Errorf("nanos %d: %v", nanos, err)

@@ -1,5 +1,6 @@
 // Package money converts amounts between their forms: minor units in the database and in sums, Money in contracts, text
-// for people. A minor unit is a hundredth, whatever the currency; amounts are not negative.
+// for people. A minor unit is the smallest that ISO 4217 gives a currency: a cent of USD, a whole yen of JPY, a
+// thousandth of KWD. Amounts are not negative.
 package money
 
 import (
@@ -7,52 +8,113 @@ import (
 	"math"
 	"strconv"
 
+	iso4217 "github.com/bojanz/currency"
+
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
-const (
-	minorPerUnit  = 100
-	nanosPerMinor = 10_000_000
-)
+// Max is the highest amount, in minor units. JSON's numbers and spreadsheets carry 15 digits exactly.
+const Max = 999_999_999_999_999
 
-// Minor returns m in minor units. What a valid Money cannot have, parts of a minor unit, is dropped.
+const nanosPerUnit = 1_000_000_000
+
+// Valid says whether currency is the code of a currency in ISO 4217: "USD".
+func Valid(currency string) bool { return iso4217.IsValid(currency) }
+
+// Decimals is how many decimals amounts of currency have by ISO 4217, 2 if it is not known.
+func Decimals(currency string) int {
+	digits, known := iso4217.GetDigits(currency)
+	if !known {
+		return 2
+	}
+	return int(digits)
+}
+
+// MinorPerUnit is how many minor units a unit of currency has: 100 of USD.
+func MinorPerUnit(currency string) int64 {
+	switch Decimals(currency) {
+	case 0:
+		return 1
+	case 3:
+		return 1000
+	case 4:
+		return 10_000
+	}
+	return 100
+}
+
+// Check returns what is wrong with m, as the end of a sentence about it: its currency is not in ISO 4217, it has more
+// decimals than its currency, or it is more than Max.
+func Check(m *moneyv1.Money) error {
+	currency := m.GetCurrencyCode()
+	if !Valid(currency) {
+		return fmt.Errorf("must be in a currency of ISO 4217, %q is none", currency)
+	}
+	per := MinorPerUnit(currency)
+	switch {
+	case int64(m.GetNanos())%(nanosPerUnit/per) != 0:
+		return tooManyDecimals(currency)
+	case m.GetUnits() > Max/per || Minor(m) > Max:
+		return fmt.Errorf("must be at most %s", Format(Max, currency))
+	}
+	return nil
+}
+
+func tooManyDecimals(currency string) error {
+	if Decimals(currency) == 0 {
+		return fmt.Errorf("must be a whole number of %s", currency)
+	}
+	return fmt.Errorf("must have at most %d decimals", Decimals(currency))
+}
+
+// Minor returns m in minor units. What Check refuses, parts of a minor unit, is dropped.
 func Minor(m *moneyv1.Money) int64 {
-	return m.GetUnits()*minorPerUnit + int64(m.GetNanos())/nanosPerMinor
+	per := MinorPerUnit(m.GetCurrencyCode())
+	return m.GetUnits()*per + int64(m.GetNanos())/(nanosPerUnit/per)
 }
 
 // FromMinor returns minor units of currency as Money.
 func FromMinor(minor int64, currency string) *moneyv1.Money {
+	per := MinorPerUnit(currency)
 	return &moneyv1.Money{
 		CurrencyCode: currency,
-		Units:        minor / minorPerUnit,
-		Nanos:        int32(minor%minorPerUnit) * nanosPerMinor,
+		Units:        minor / per,
+		Nanos:        int32(minor % per * (nanosPerUnit / per)), //nolint:gosec // less than a unit
 	}
 }
 
-// FromFloat returns the amount of units that JSON gave as a plain number. It is an error where that has more than two
-// decimals, is negative, or is too large to be told to the minor unit.
+// FromFloat returns the amount of units of currency that JSON gave as a plain number. The error says, as Check's does,
+// that it has too many decimals, is negative, or is more than Max.
 func FromFloat(units float64, currency string) (*moneyv1.Money, error) {
-	minor := math.Round(units * minorPerUnit)
-	if !(minor >= 0 && minor < 1<<53) {
-		return nil, fmt.Errorf("%v is not an amount of money", units)
-	}
-	// The number that has two decimals is the one nearest to them: anything else was written with more.
-	if minor/minorPerUnit != units {
-		return nil, fmt.Errorf("%v has more than two decimals", units)
+	per := float64(MinorPerUnit(currency))
+	minor := math.Round(units * per)
+	switch {
+	case math.IsNaN(units) || units < 0:
+		return nil, fmt.Errorf("must be an amount of %s", currency)
+	case minor > Max:
+		return nil, fmt.Errorf("must be at most %s", Format(Max, currency))
+	// The number with as many decimals is the one nearest to them: anything else was written with more.
+	case minor/per != units:
+		return nil, tooManyDecimals(currency)
 	}
 	return FromMinor(int64(minor), currency), nil
 }
 
-// Format returns an amount for people: "205.00 USD".
-func Format(minor int64, currency string) string {
-	return fmt.Sprintf("%d.%02d %s", minor/minorPerUnit, minor%minorPerUnit, currency)
+// Format returns an amount for people: "205.00 USD", "20500 JPY".
+func Format(minor int64, currency string) string { return decimal(minor, currency) + " " + currency }
+
+// Decimal returns m as a number without its currency, and with decimals only if it has any: "1000", "19.90".
+func Decimal(m *moneyv1.Money) string {
+	if m.GetNanos() == 0 {
+		return strconv.FormatInt(m.GetUnits(), 10)
+	}
+	return decimal(Minor(m), m.GetCurrencyCode())
 }
 
-// Decimal returns m as a number without its currency, and with decimals only where it has any: "1000", "19.90".
-func Decimal(m *moneyv1.Money) string {
-	minor := Minor(m)
-	if minor%minorPerUnit == 0 {
-		return strconv.FormatInt(minor/minorPerUnit, 10)
+func decimal(minor int64, currency string) string {
+	if decimals := Decimals(currency); decimals > 0 {
+		per := MinorPerUnit(currency)
+		return fmt.Sprintf("%d.%0*d", minor/per, decimals, minor%per)
 	}
-	return fmt.Sprintf("%d.%02d", minor/minorPerUnit, minor%minorPerUnit)
+	return strconv.FormatInt(minor, 10)
 }

@@ -42,11 +42,14 @@ export function duration(ms) {
   return `${Math.round(ms / 60_000)} min`;
 }
 
-// minor is an amount of money in hundredths.
-export const minor = (money) => Number(money?.units ?? 0) * 100 + (money?.nanos ?? 0) / 1e7;
-
-export const price = (hundredths, currency) =>
-  `${Math.floor(hundredths / 100)}.${String(hundredths % 100).padStart(2, '0')} ${currency}`;
+// amount is an amount of money as a number to calculate with, in ten-thousandths: no currency has more decimals.
+export const amount = (money) => Number(money?.units ?? 0) * 1e4 + (money?.nanos ?? 0) / 1e5;
+// price writes an amount with the decimals that its currency has, and more only if it needs them.
+export const price = (amount, currency) => {
+  const usual = new Intl.NumberFormat('en', {style: 'currency', currency}).resolvedOptions().maximumFractionDigits;
+  const decimals = String(amount % 1e4).padStart(4, '0').replace(/0+$/, '').padEnd(usual, '0');
+  return `${Math.floor(amount / 1e4)}${decimals ? `.${decimals}` : ''} ${currency}`;
+};
 
 export const plural = (n, one, many = one + 's') => `${n} ${n === 1 ? one : many}`;
 

@@ -1,6 +1,6 @@
 // The products with their stock, the basket, and placing the order.
 import {call, Refusal} from './api.js';
-import {$, h, minor, plural, price, setText} from './dom.js';
+import {$, amount, h, plural, price, setText} from './dom.js';
 
 const form = $('order');
 const list = $('products');
@@ -104,7 +104,7 @@ function newRow(item) {
 
 function showItem(row, item, before) {
   setText(row.querySelector('.product-name'), item.product_name);
-  setText(row.querySelector('.product-price'), price(minor(item.price), item.price.currency_code));
+  setText(row.querySelector('.product-price'), price(amount(item.price), item.price.currency_code));
   for (const field of ['quantity', 'on_hand', 'reserved']) {
     const cell = row.querySelector(`[data-stock=${field}]`);
     setText(cell, item[field]);
@@ -138,11 +138,11 @@ function basket() {
   const chosen = lines();
   $('basket-lines').replaceChildren(...chosen.map(({row, item, quantity}) => h('li', {},
     h('span', {}, `${quantity} × ${item.product_name}`),
-    h('span', {class: 'code'}, price(minor(item.price) * quantity, item.price.currency_code)),
+    h('span', {class: 'code'}, price(amount(item.price) * quantity, item.price.currency_code)),
     h('button', {type: 'button', class: 'quiet', 'aria-label': `Remove ${item.product_name}`, onclick: () => remove(row)}, 'Remove'))));
   const currency = chosen[0]?.item.price.currency_code;
   const pieces = chosen.reduce((sum, line) => sum + line.quantity, 0);
-  const total = chosen.reduce((sum, line) => sum + minor(line.item.price) * line.quantity, 0);
+  const total = chosen.reduce((sum, line) => sum + amount(line.item.price) * line.quantity, 0);
   setText($('basket-total'), chosen.length ? `${plural(pieces, 'piece')}, ${price(total, currency)}` : 'empty');
 }
 

@@ -1,7 +1,7 @@
 // The way of one order: its slip, the picture, and the timeline of its events.
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
-import {$, clock, copy, duration, grpcurl, h, minor, plural, price, setText, short} from './dom.js';
+import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
 import {open} from './stream.js';
 
@@ -134,7 +134,7 @@ function show(order, detail) {
   setText($('slip-detail'), [verdicts[order.reason ?? order.state], detail].filter(Boolean).join(' '));
   $('cancel').disabled = order.state !== 'CONFIRMED';
   if (order.total_items) {
-    const total = order.total_value ? `, ${price(minor(order.total_value), order.total_value.currency_code)}` : '';
+    const total = order.total_value ? `, ${price(amount(order.total_value), order.total_value.currency_code)}` : '';
     setText($('slip-contents'), plural(order.total_items, 'piece') + total);
   }
   const [placed, decided] = ['shop.order.placed', /^shop\.order\.(confirmed|rejected)$/].map((key) => current.events.find((e) => e.routing_key.match(key)));

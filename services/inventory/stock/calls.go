@@ -254,6 +254,9 @@ func (w *warehouse) price(m *moneyv1.Money, field string) (price, error) {
 	if m.GetCurrencyCode() != w.currency {
 		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field + ".currency_code", Description: "must be " + w.currency})
 	}
+	if err := money.Check(m); err != nil {
+		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field, Description: err.Error()})
+	}
 	return price{money.Minor(m), m.GetCurrencyCode()}, nil
 }
 

@@ -20,6 +20,9 @@ const (
 	outOfStock     reason = "OUT_OF_STOCK"
 	unknownProduct reason = "UNKNOWN_PRODUCT"
 	priceChanged   reason = "PRICE_CHANGED"
+	amountTooLarge reason = "AMOUNT_TOO_LARGE"
+	// mixedCurrencies cannot happen while all replicas have the same SHOP_CURRENCY.
+	mixedCurrencies reason = "MIXED_CURRENCIES"
 )
 
 // order is what a customer asks for.
@@ -37,7 +40,7 @@ type line struct {
 }
 
 type price struct {
-	minor    int64 // hundredths of the currency
+	minor    int64 // units of the currency's last decimal
 	currency string
 }
 
@@ -122,7 +125,7 @@ func (s shelf) find(l line) *product {
 }
 
 // decide answers one order and takes what it holds off the shelf. An unknown product is reported before a changed
-// price, and a changed price before missing stock.
+// price, that before an order that nobody could pay, and that before missing stock.
 func (s shelf) decide(o order) decision {
 	priced := make([]pricedLine, len(o.lines))
 	asked := make(map[int32]int64, len(o.lines)) // by product: lines of one product are one demand
@@ -146,6 +149,9 @@ func (s shelf) decide(o order) decision {
 	case len(repriced) > 0:
 		return refuse(o, priceChanged, repriced)
 	}
+	if why, detail := unpayable(priced); why != "" {
+		return refuse(o, why, []string{detail})
+	}
 	ids := slices.Sorted(maps.Keys(asked))
 	var short []string
 	for _, id := range ids {
@@ -163,6 +169,22 @@ func (s shelf) decide(o order) decision {
 		d.holds = append(d.holds, hold{OrderID: o.id, ProductID: id, Quantity: quantity})
 	}
 	return d
+}
+
+// unpayable says why lines have no sum that can be told, "" if they have one.
+func unpayable(lines []pricedLine) (why reason, detail string) {
+	var sum int64
+	currency := lines[0].unitPrice.currency
+	for _, l := range lines {
+		if l.unitPrice.currency != currency {
+			return mixedCurrencies, fmt.Sprintf("%s is priced in %s, %s in %s", lines[0].productName, currency, l.productName, l.unitPrice.currency)
+		}
+		if l.unitPrice.minor > (money.Max-sum)/int64(l.quantity) {
+			return amountTooLarge, "an order is worth at most " + money.Format(money.Max, currency)
+		}
+		sum += l.unitPrice.minor * int64(l.quantity)
+	}
+	return "", ""
 }
 
 func refuse(o order, why reason, details []string) decision {

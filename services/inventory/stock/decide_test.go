@@ -15,6 +15,7 @@ func testCatalogue() []product {
 		{ID: 1, Name: "Laptop", UnitPrice: 100000, Currency: "USD", OnHand: 5},
 		{ID: 2, Name: "Phone", UnitPrice: 50000, Currency: "USD", OnHand: 10, Reserved: 8},
 		{ID: 3, Name: "Mouse", UnitPrice: 4550, Currency: "USD", OnHand: 0},
+		{ID: 4, Name: "Tea", UnitPrice: 500, Currency: "GBP", OnHand: 7},
 	}
 }
 
@@ -66,6 +67,13 @@ func TestDecide_OneOrder(t *testing.T) {
 		"price goes before stock": {
 			lines:  []line{byName("Laptop", 6), expecting(byName("Phone", 1), 1, "USD")},
 			reason: priceChanged, detail: "Phone: the price is 500.00 USD, not 0.01 USD",
+		},
+		"worth more than an amount can be": { // it became a dead letter, and held its stock
+			lines:  slices.Repeat([]line{byName("Laptop", 1<<31-1)}, 5),
+			reason: amountTooLarge, detail: "an order is worth at most 9999999999999.99 USD",
+		},
+		"in two currencies": {
+			lines: []line{byName("Laptop", 1), byName("Tea", 1)}, reason: mixedCurrencies, detail: "Laptop is priced in USD, Tea in GBP",
 		},
 		"unknown goes before stock": {lines: []line{byName("Laptop", 6), byID(9, 1)}, reason: unknownProduct, detail: "there is no product with id 9"},
 	}

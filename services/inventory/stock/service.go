@@ -21,6 +21,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
+	"shop.example/platform/money"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
@@ -73,6 +74,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.HoldLimit < leastHoldLimit {
 		return nil, fmt.Errorf("HOLD_LIMIT is %s, but an order may still be on its way to being stored: set it to %s or more", cfg.HoldLimit, leastHoldLimit)
 	}
+	if !money.Valid(cfg.Currency) {
+		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
+	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
 	if err != nil {
 		return nil, err
@@ -102,6 +106,9 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	}
 	s.OnStop("database", pool.Close)
 	s.Check("database", pool.PingContext)
+	if err := checkCurrency(ctx, pool, cfg.Currency); err != nil {
+		return err
+	}
 
 	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
 	if err != nil {

@@ -30,7 +30,7 @@ import (
 type product struct {
 	ID        int32     `db:"id"`
 	Name      string    `db:"name"`
-	UnitPrice int64     `db:"unit_price"` // hundredths
+	UnitPrice int64     `db:"unit_price"` // minor units
 	Currency  string    `db:"currency"`
 	OnHand    int32     `db:"on_hand"`
 	Reserved  int32     `db:"reserved"`

@@ -1,6 +1,7 @@
 package stock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ const (
 	sweepBatch = 100
 	// askTimeout bounds one question to the order service.
 	askTimeout = 2 * time.Second
+	// maxSilent is how many questions in a row may stay without an answer before the order service counts as away.
+	maxSilent = 3
 )
 
 // sweeper gives back the stock of orders that came to nothing: the order service died between the hold and its commit,
@@ -118,14 +121,17 @@ func (s *sweeper) sweep(ctx context.Context) (err error) {
 		err = errors.Join(err, postgres.Classify(unlockErr))
 	}()
 	// Holds that stay must not hide those behind them, so it goes on from the last one.
+	var unanswered error // the first of them
 	for last := (oldHold{}); ; {
 		old, err := s.oldHolds(ctx, last)
 		if err != nil || len(old) == 0 {
+			return cmp.Or(err, unanswered)
+		}
+		failed, err := s.sweepOrders(ctx, old)
+		if err != nil {
 			return err
 		}
-		if err := s.sweepOrders(ctx, old); err != nil {
-			return err
-		}
+		unanswered = cmp.Or(unanswered, failed)
 		last = old[len(old)-1]
 	}
 }
@@ -152,21 +158,32 @@ func (s *sweeper) oldHolds(ctx context.Context, after oldHold) (old []oldHold, e
 	return old, nil
 }
 
-// sweepOrders asks about orders and does what the answers say. It fails at the first question without an answer.
-func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) error {
+// sweepOrders asks about orders and does what the answers say. An order that nobody can tell about does not keep the
+// others waiting: unanswered is the first such error. It fails, having changed nothing, if nobody answers at all.
+func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (unanswered, err error) {
 	byFate := map[fate][]uuid.UUID{}
+	silent := 0 // questions in a row without a word from the order service
 	for _, h := range old {
 		f, err := s.ask(ctx, h.OrderID)
-		if err != nil {
-			return fmt.Errorf("asking about order %s: %w", h.OrderID, err)
+		if err == nil {
+			byFate[f] = append(byFate[f], h.OrderID)
+			silent = 0
+			continue
 		}
-		byFate[f] = append(byFate[f], h.OrderID)
+		err = fmt.Errorf("asking about order %s: %w", h.OrderID, err)
+		unanswered = cmp.Or(unanswered, err)
+		if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
+			silent++
+		}
+		if silent == maxSilent || ctx.Err() != nil {
+			return nil, err
+		}
 	}
 	s.report(ctx, kept, byFate[kept])
 	if err := s.giveBack(ctx, byFate[givenBack]); err != nil {
-		return err
+		return unanswered, err
 	}
-	return s.forget(ctx, byFate[forgotten])
+	return unanswered, s.forget(ctx, byFate[forgotten])
 }
 
 // ask returns what the order service's answer means for the holds of an order.

@@ -323,6 +323,49 @@ func TestSweeper_WithoutAClearAnswerNothingHappens(t *testing.T) {
 	wantStock(t, w, laptop, 50, 1)
 }
 
+// One order that the order service could not answer for kept all old holds of its page, and those behind it.
+func TestSweeper_AnOrderWithoutAnAnswerDoesNotBlockItsPage(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]error{
+		"an internal error": status.Error(codes.Internal, "broken row"), "too late": status.Error(codes.DeadlineExceeded, "locked"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, s, service := newSweeping(t)
+			broken, lost := orderFor(byID(laptop, 1)), orderFor(byID(phone, 1))
+			w.mustCheck(t, broken)
+			w.mustCheck(t, lost)
+			w.age(t)
+			service.before = func(id uuid.UUID) error {
+				if id == broken.id {
+					return answer
+				}
+				return nil
+			}
+			if err := s.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), broken.id.String()) {
+				t.Errorf("the error does not name the order: %v", err)
+			}
+			wantStock(t, w, laptop, 50, 1)
+			wantStock(t, w, phone, 200, 0)
+		})
+	}
+}
+
+func TestSweeper_AnOrderServiceThatIsAwayIsNotAskedAboutEveryOrder(t *testing.T) {
+	t.Parallel()
+	w, s, service := newSweeping(t)
+	orders := make([]order, 20)
+	for i := range orders {
+		orders[i] = orderFor(byID(phone, 1))
+	}
+	w.mustCheck(t, orders...)
+	w.age(t)
+	service.before = func(uuid.UUID) error { return status.Error(codes.Unavailable, "down") }
+	if err := s.sweep(t.Context()); err == nil || len(service.asked) != maxSilent {
+		t.Errorf("asked %d times: %v", len(service.asked), err)
+	}
+}
+
 func TestSweeper_OneReplicaAtATime(t *testing.T) {
 	t.Parallel()
 	w, s, service := newSweeping(t)

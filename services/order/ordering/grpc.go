@@ -38,19 +38,19 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 // ListOrders is part of orderv1.OrderServiceServer. Its pages go by position, not by number, so orders that arrive in
 // between neither shift them nor show up in them.
 func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
-	after, ok := parsePosition(req.GetPageToken())
+	var state State
+	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
+		state = State(req.GetState().String())
+	}
+	after, ok := parsePosition(req.GetPageToken(), string(state))
 	if !ok {
 		return nil, apierror.InvalidArgument(apierror.Violation{
-			Field: "page_token", Description: "is not a next_page_token of this list; leave it out to start at the first page",
+			Field: "page_token", Description: "is not a next_page_token of the list with this state; leave it out to start at the first page",
 		})
 	}
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPageSize
-	}
-	var state State
-	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
-		state = State(req.GetState().String())
 	}
 	// One more than the page tells whether another follows.
 	orders, err := list(ctx, s.db, state, after, size+1)
@@ -60,7 +60,7 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	resp := &orderv1.ListOrdersResponse{}
 	if len(orders) > size {
 		orders = orders[:size]
-		resp.NextPageToken = positionAfter(orders[size-1]).token()
+		resp.NextPageToken = positionAfter(orders[size-1]).token(string(state))
 	}
 	for _, o := range orders {
 		resp.Orders = append(resp.Orders, o.message())

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"shop.example/platform/money"
 )
 
 // State is where an order stands, as the database and the contracts spell it.
@@ -32,9 +34,6 @@ var ErrIllegalMove = errors.New("illegal move")
 
 // errTotal says that an order is worth or holds more than the contracts can carry.
 var errTotal = errors.New("total out of range")
-
-// maxValue is the highest amount that the contracts' Money carries, in minor units.
-const maxValue = 10_000_000_000 * 100
 
 // Order is an order as it is decided and stored. The tags name the columns of its row.
 type Order struct {
@@ -112,8 +111,8 @@ func totals(lines []Line) (items int32, value int64, err error) {
 		if items > math.MaxInt32-l.Quantity {
 			return 0, 0, fmt.Errorf("%w: more than %d pieces", errTotal, math.MaxInt32)
 		}
-		if l.UnitPrice > (maxValue-value)/int64(l.Quantity) {
-			return 0, 0, fmt.Errorf("%w: worth more than %d minor units", errTotal, int64(maxValue))
+		if l.UnitPrice > (money.Max-value)/int64(l.Quantity) {
+			return 0, 0, fmt.Errorf("%w: worth more than %d minor units", errTotal, int64(money.Max))
 		}
 		items += l.Quantity
 		value += l.UnitPrice * int64(l.Quantity)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"shop.example/platform/money"
 )
 
 func TestMove_OnlyTheTablesMovesAreLegal(t *testing.T) {
@@ -46,14 +48,14 @@ func TestTotals(t *testing.T) {
 		"the demo's sample": {lines: []Line{{Quantity: 3, UnitPrice: 3500}, {Quantity: 4, UnitPrice: 2500}}, items: 7, value: 20500},
 		"a product twice":   {lines: []Line{{ProductID: 1, Quantity: 1, UnitPrice: 5}, {ProductID: 1, Quantity: 2, UnitPrice: 5}}, items: 3, value: 15},
 		"for nothing":       {lines: []Line{{Quantity: 2}}, items: 2},
-		"the highest value": {lines: []Line{{Quantity: 1, UnitPrice: maxValue}}, items: 1, value: maxValue},
+		"the highest value": {lines: []Line{{Quantity: 1, UnitPrice: money.Max}}, items: 1, value: money.Max},
 		"no lines":          {err: errTotal},
 		"no pieces":         {lines: []Line{{Quantity: 0, UnitPrice: 1}}, err: errTotal},
 		"negative pieces":   {lines: []Line{{Quantity: 2}, {Quantity: -1}}, err: errTotal},
 		"negative price":    {lines: []Line{{Quantity: 1, UnitPrice: -1}}, err: errTotal},
-		"one line too dear": {lines: []Line{{Quantity: 1, UnitPrice: maxValue + 1}}, err: errTotal},
+		"one line too dear": {lines: []Line{{Quantity: 1, UnitPrice: money.Max + 1}}, err: errTotal},
 		"product overflows": {lines: []Line{{Quantity: math.MaxInt32, UnitPrice: math.MaxInt64}}, err: errTotal},
-		"sum too dear":      {lines: []Line{{Quantity: 1, UnitPrice: maxValue}, {Quantity: 1, UnitPrice: 1}}, err: errTotal},
+		"sum too dear":      {lines: []Line{{Quantity: 1, UnitPrice: money.Max}, {Quantity: 1, UnitPrice: 1}}, err: errTotal},
 		"pieces overflow":   {lines: []Line{{Quantity: math.MaxInt32}, {Quantity: 1}}, err: errTotal},
 	}
 	for name, tt := range tests {

@@ -1,7 +1,9 @@
 package ordering
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/base64"
 	"encoding/binary"
@@ -265,22 +267,28 @@ func (p position) sqlTime() string {
 // positionAfter is the place of the order that follows o in the list.
 func positionAfter(o *Order) position { return position{o.CreatedAt.UnixMicro(), o.ID} }
 
-// token is the position as a page token.
-func (p position) token() string {
+// token is the position as a page token of the list with this filter.
+func (p position) token(filter string) string {
 	b := binary.BigEndian.AppendUint64(nil, uint64(p.micros))
-	return base64.RawURLEncoding.EncodeToString(append(b, p.id[:]...))
+	return base64.RawURLEncoding.EncodeToString(append(append(b, p.id[:]...), filterMark(filter)...))
 }
 
-// parsePosition reads a page token; "" is the first page. False where the token is none of ours.
-func parsePosition(token string) (position, bool) {
+// filterMark tells the tokens of lists with different filters apart: in another list the position would skip orders.
+func filterMark(filter string) []byte {
+	sum := sha256.Sum256([]byte(filter))
+	return sum[:4]
+}
+
+// parsePosition reads a page token of the list with this filter; "" is the first page. False if the token is none.
+func parsePosition(token, filter string) (position, bool) {
 	if token == "" {
 		return newest, true
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) != 8+16 {
+	if err != nil || len(b) != 8+16+4 || !bytes.Equal(b[8+16:], filterMark(filter)) {
 		return position{}, false
 	}
-	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8:])}
+	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8 : 8+16])}
 	year := time.UnixMicro(p.micros).UTC().Year()
 	return p, year >= 1 && year <= 9999 // what a Timestamp holds
 }

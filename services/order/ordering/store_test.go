@@ -348,8 +348,25 @@ func TestListOrders_FiltersByState(t *testing.T) {
 func TestListOrders_ForeignTokenIsInvalid(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
-	for _, token := range []string{"x", "AAAA", position{micros: 1 << 62}.token(), position{micros: -1 << 62}.token()} {
+	for _, token := range []string{"x", "AAAA", position{micros: 1 << 62}.token(""), position{micros: -1 << 62}.token("")} {
 		_, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageToken: token})
+		assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
+	}
+}
+
+// A token of one list was taken in another, and skipped what that has.
+func TestListOrders_ATokenIsOfOneFilter(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	for range 3 {
+		mustStore(t, s, decidedPlacements(t, refused, newPlaced()))
+	}
+	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, State: orderv1.Order_REJECTED})
+	if err != nil || page.GetNextPageToken() == "" {
+		t.Fatalf("%v, %v", page, err)
+	}
+	for _, state := range []orderv1.Order_State{orderv1.Order_STATE_UNSPECIFIED, orderv1.Order_CONFIRMED} {
+		_, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{State: state, PageToken: page.GetNextPageToken()})
 		assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
 	}
 }

@@ -23,13 +23,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Money is an amount in a currency. Its form is google.type.Money's; here an amount is not negative and has at most
-// two decimals.
+// Money is an amount in a currency. Its form is google.type.Money's; here an amount is not negative, and has no more
+// decimals than its currency in ISO 4217: none in JPY, two in USD, three in KWD.
 type Money struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The three-letter code of ISO 4217, "USD" for example.
 	CurrencyCode string `protobuf:"bytes,1,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
-	// The whole units of the amount.
+	// The whole units of the amount. An amount has 15 digits at most, those after the decimal point included.
 	Units int64 `protobuf:"varint,2,opt,name=units,proto3" json:"units,omitempty"`
 	// What comes after the decimal point, in billionths.
 	Nanos         int32 `protobuf:"varint,3,opt,name=nanos,proto3" json:"nanos,omitempty"`
@@ -92,14 +92,13 @@ var File_shop_money_v1_money_proto protoreflect.FileDescriptor
 
 const file_shop_money_v1_money_proto_rawDesc = "" +
 	"\n" +
-	"\x19shop/money/v1/money.proto\x12\rshop.money.v1\x1a\x1bbuf/validate/validate.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\xb9\x02\n" +
+	"\x19shop/money/v1/money.proto\x12\rshop.money.v1\x1a\x1bbuf/validate/validate.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\xbf\x02\n" +
 	"\x05Money\x126\n" +
 	"\rcurrency_code\x18\x01 \x01(\tB\x11\xbaH\x0er\f2\n" +
-	"^[A-Z]{3}$R\fcurrencyCode\x12#\n" +
-	"\x05units\x18\x02 \x01(\x03B\r\xbaH\n" +
-	"\"\b\x18\x80ȯ\xa0%(\x00R\x05units\x12\x98\x01\n" +
-	"\x05nanos\x18\x03 \x01(\x05B\x81\x01\xbaH~\xba\x01n\n" +
-	"\x12money.two_decimals\x12Bmust be a multiple of 10000000: an amount has at most two decimals\x1a\x14this % 10000000 == 0\xd8\x01\x01\x1a\b\x18\x80\xe7\x88\xd8\x03(\x00R\x05nanos:8\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}B(Z&shop.example/gen/shop/money/v1;moneyv1b\x06proto3"
+	"^[A-Z]{3}$R\fcurrencyCode\x12&\n" +
+	"\x05units\x18\x02 \x01(\x03B\x10\xbaH\r\"\v\x18\xff\xff\x99\xa6\xea\xaf\xe3\x01(\x00R\x05units\x12\x9b\x01\n" +
+	"\x05nanos\x18\x03 \x01(\x05B\x84\x01\xbaH\x80\x01\xba\x01p\n" +
+	"\x13money.four_decimals\x12Emust be a multiple of 100000: no currency has more than four decimals\x1a\x12this % 100000 == 0\xd8\x01\x01\x1a\b\x18\xe0\x86\xe5\xdc\x03(\x00R\x05nanos:8\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}B(Z&shop.example/gen/shop/money/v1;moneyv1b\x06proto3"
 
 var (
 	file_shop_money_v1_money_proto_rawDescOnce sync.Once

@@ -1,0 +1,53 @@
+package stock
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+
+	"shop.example/platform/money"
+	"shop.example/platform/postgres"
+)
+
+// seedCurrency is what the migrations price the first products in.
+const seedCurrency = "USD"
+
+// checkCurrency returns an error if the catalogue is in another currency than the service's: an order could have lines in
+// both, and nobody could say what it is worth. A catalogue that is as the migrations made it takes the service's currency,
+// with the same numbers as prices. Replicas that start at once may all call it.
+func checkCurrency(ctx context.Context, db *sqlx.DB, currency string) error {
+	return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtext('inventory.currency'))`); err != nil {
+			return fmt.Errorf("waiting to look at the catalogue's currency: %w", err)
+		}
+		var currencies []string
+		if err := tx.SelectContext(ctx, &currencies, `SELECT DISTINCT currency FROM product WHERE deleted_at IS NULL`); err != nil {
+			return fmt.Errorf("reading the catalogue's currency: %w", err)
+		}
+		if len(slices.DeleteFunc(slices.Clone(currencies), func(c string) bool { return c == currency })) == 0 {
+			return nil
+		}
+		adopted, err := adoptCurrency(ctx, tx, currency)
+		if err != nil || adopted {
+			return err
+		}
+		return fmt.Errorf("SHOP_CURRENCY is %s, but the catalogue is priced in %s: start with that currency, or delete these products first",
+			currency, strings.Join(currencies, " and "))
+	})
+}
+
+// adoptCurrency prices the seeded products in currency, if nobody has used or changed the catalogue yet.
+func adoptCurrency(ctx context.Context, tx *sqlx.Tx, currency string) (adopted bool, err error) {
+	result, err := tx.ExecContext(ctx, `
+		UPDATE product SET currency = $1, unit_price = unit_price / $2 * $3
+		WHERE NOT EXISTS (SELECT FROM decision) AND NOT EXISTS (SELECT FROM product WHERE version > 1 OR id > 8 OR currency <> $4)`,
+		currency, money.MinorPerUnit(seedCurrency), money.MinorPerUnit(currency), seedCurrency)
+	if err != nil {
+		return false, fmt.Errorf("pricing the first products in %s: %w", currency, err)
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
