@@ -72,10 +72,13 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 		explainMessage(descriptors, md)
 	}
 	for _, md := range contracts.Methods() {
-		access, restricted := contracts.Option(md, "access")
-		said := operation(contract.Comment(md), restricted && access.Enum() != 0)
+		var access protoreflect.EnumNumber
+		if option, said := contracts.Option(md, "access"); said {
+			access = option.Enum()
+		}
+		said := operation(contract.Comment(md), access == operator || access == operatorOrOrderID)
 		method := descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto)
-		if restricted && access.Enum() == operatorOrOrderID {
+		if access == operatorOrOrderID {
 			ofOrder, err := separate(descriptors[md.Parent().FullName()].(*descriptorpb.ServiceDescriptorProto), method)
 			if err != nil {
 				return err
@@ -88,8 +91,11 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 	return nil
 }
 
-// operatorOrOrderID is shop.options.v1.ACCESS_OPERATOR_OR_ORDER_ID.
-const operatorOrOrderID = 2
+// These are values of shop.options.v1.Access.
+const (
+	operator          protoreflect.EnumNumber = 1
+	operatorOrOrderID protoreflect.EnumNumber = 2
+)
 
 // separate makes a method of its own of the REST calls that have the order's id in their path: the generator knows one
 // security for all calls of a method. Its name is such that the calls keep the ids that the generator gives them.

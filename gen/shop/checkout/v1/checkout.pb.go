@@ -14,6 +14,7 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	v11 "shop.example/gen/shop/money/v1"
+	_ "shop.example/gen/shop/options/v1"
 	v1 "shop.example/gen/shop/order/v1"
 	sync "sync"
 	unsafe "unsafe"
@@ -196,7 +197,7 @@ var File_shop_checkout_v1_checkout_proto protoreflect.FileDescriptor
 
 const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x19shop/order/v1/order.proto\"\x98\x04\n" +
+	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"\x98\x04\n" +
 	"\x11PlaceOrderRequest\x126\n" +
 	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x18\xfe\x01\xba\x01\x01\x00`\x01\x80\x01\x01R\rcustomerEmail\x12U\n" +
@@ -209,10 +210,10 @@ const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\bquantity\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12D\n" +
 	"\x13expected_unit_price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyR\x11expectedUnitPrice:\x99\x01\x92A\x95\x012\x92\x01{\"customer_name\": \"Ada\", \"customer_email\": \"ada@example.org\", \"order_items\": [{\"product_id\": 5, \"quantity\": 3}, {\"product_id\": 6, \"quantity\": 4}]}\"@\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xaa\x04\n" +
-	"\x0fCheckoutService\x12\x96\x04\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xae\x04\n" +
+	"\x0fCheckoutService\x12\x9a\x04\n" +
 	"\n" +
-	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\xbc\x03\x92A\x9c\x03JV\n" +
+	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\xc0\x03\x92A\x9c\x03JV\n" +
 	"\x03200\x12O\n" +
 	"\"The order, which has been decided.\x1a)\n" +
 	"\bLocation\x12\x1d\n" +
@@ -225,7 +226,7 @@ const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"o\n" +
 	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01\n" +
 	"H\n" +
-	"\x06Prefer\x12<`wait=N` waits up to N seconds, 30 at most, for the outcome.\x18\x01\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
+	"\x06Prefer\x12<`wait=N` waits up to N seconds, 30 at most, for the outcome.\x18\x01ص\x18\x03\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
 	"/v1/ordersB\x98\x04\x92A\xe6\x03\x12\x81\x03\n" +
 	"\x04Shop\x12\xf4\x02Orders, stock, and everything that happened. The same calls are there over gRPC on the same port.\n" +
 	"\n" +

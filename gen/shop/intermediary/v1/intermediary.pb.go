@@ -14,6 +14,7 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
+	_ "shop.example/gen/shop/options/v1"
 	sync "sync"
 	unsafe "unsafe"
 )
@@ -380,7 +381,7 @@ var File_shop_intermediary_v1_intermediary_proto protoreflect.FileDescriptor
 
 const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
-	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\"\x8b\x05\n" +
+	"'shop/intermediary/v1/intermediary.proto\x12\x14shop.intermediary.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\x8b\x05\n" +
 	"\x12CreateOrderRequest\x126\n" +
 	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
 	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12Z\n" +
@@ -407,9 +408,9 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt2\xde\x04\n" +
-	"\x13IntermediaryService\x12\xb3\x03\n" +
-	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xce\x02\x92A\xa3\x02:\n" +
+	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt2\xe6\x04\n" +
+	"\x13IntermediaryService\x12\xb7\x03\n" +
+	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xd2\x02\x92A\xa3\x02:\n" +
 	"text/plain:\x10application/jsonJ\x8f\x01\n" +
 	"\x03200\x12\x87\x01\n" +
 	"+The order was accepted and will be decided.\x1a)\n" +
@@ -418,8 +419,8 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
 	"text/plain\x12\x1f\"Order successfully published.\"rq\n" +
 	"o\n" +
-	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\x90\x01\n" +
-	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"&\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
+	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01ص\x18\x03\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\x94\x01\n" +
+	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"*ص\x18\x03\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
 
 var (
 	file_shop_intermediary_v1_intermediary_proto_rawDescOnce sync.Once

@@ -709,15 +709,15 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\",\n" +
 	"\x11DeleteItemRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\"\x14\n" +
-	"\x12DeleteItemResponse2\xf9\x04\n" +
-	"\x10InventoryService\x12m\n" +
-	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12r\n" +
-	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\" \x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12z\n" +
-	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"\x1cص\x18\x01\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\x8a\x01\n" +
+	"\x12DeleteItemResponse2\xbb\x05\n" +
+	"\x10InventoryService\x12|\n" +
+	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\x81\x01\n" +
+	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"/ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\x85\x01\n" +
+	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\x95\x01\n" +
 	"\n" +
-	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"/ص\x18\x01\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12y\n" +
+	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\":ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\x84\x01\n" +
 	"\n" +
-	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\x1eص\x18\x01\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\")ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_inventory_proto_rawDescOnce sync.Once

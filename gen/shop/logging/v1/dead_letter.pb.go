@@ -697,12 +697,12 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x02id\"Y\n" +
 	"\x19DiscardDeadLetterResponse\x12<\n" +
 	"\vdead_letter\x18\x01 \x01(\v2\x1b.shop.logging.v1.DeadLetterR\n" +
-	"deadLetter2\xf9\x04\n" +
-	"\x11DeadLetterService\x12\x82\x01\n" +
-	"\x0fListDeadLetters\x12'.shop.logging.v1.ListDeadLettersRequest\x1a(.shop.logging.v1.ListDeadLettersResponse\"\x1cص\x18\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/dead-letters\x12\x8e\x01\n" +
-	"\rGetDeadLetter\x12%.shop.logging.v1.GetDeadLetterRequest\x1a&.shop.logging.v1.GetDeadLetterResponse\".ص\x18\x01\x82\xd3\xe4\x93\x02$b\vdead_letter\x12\x15/v1/dead-letters/{id}\x12\xa5\x01\n" +
-	"\x11RedriveDeadLetter\x12).shop.logging.v1.RedriveDeadLetterRequest\x1a*.shop.logging.v1.RedriveDeadLetterResponse\"9ص\x18\x01\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:redrive\x12\xa5\x01\n" +
-	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"9ص\x18\x01\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"deadLetter2\xa5\x05\n" +
+	"\x11DeadLetterService\x12\x8d\x01\n" +
+	"\x0fListDeadLetters\x12'.shop.logging.v1.ListDeadLettersRequest\x1a(.shop.logging.v1.ListDeadLettersResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/dead-letters\x12\x99\x01\n" +
+	"\rGetDeadLetter\x12%.shop.logging.v1.GetDeadLetterRequest\x1a&.shop.logging.v1.GetDeadLetterResponse\"9ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02$b\vdead_letter\x12\x15/v1/dead-letters/{id}\x12\xb0\x01\n" +
+	"\x11RedriveDeadLetter\x12).shop.logging.v1.RedriveDeadLetterRequest\x1a*.shop.logging.v1.RedriveDeadLetterResponse\"Dص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:redrive\x12\xb0\x01\n" +
+	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"Dص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
 
 var (
 	file_shop_logging_v1_dead_letter_proto_rawDescOnce sync.Once

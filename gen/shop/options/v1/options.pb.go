@@ -5,7 +5,7 @@
 // source: shop/options/v1/options.proto
 
 // Package shop.options.v1 holds what our contracts say about themselves beyond protobuf: how a message travels
-// over the broker and who may make a call. Code reads these options; no routing key is spelled anywhere else.
+// over the broker, who may make a call, and which service may make it of another. Code reads these options; no routing key is spelled anywhere else.
 
 package optionsv1
 
@@ -25,16 +25,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Access says who may make a call.
+// Access says who may make a call. A token that is sent has to be valid, whoever may make the call.
 type Access int32
 
 const (
-	// Anyone who has the identifiers that the request names.
+	// Not said. The gateway does not start with such a method.
 	Access_ACCESS_UNSPECIFIED Access = 0
 	// Holders of the operator token.
 	Access_ACCESS_OPERATOR Access = 1
 	// Holders of the operator token; anyone where the request names an order by its unguessable id.
 	Access_ACCESS_OPERATOR_OR_ORDER_ID Access = 2
+	// Anyone who has the identifiers that the request names; only customers and operators if the gateway is configured to
+	// require a customer.
+	Access_ACCESS_PUBLIC Access = 3
 )
 
 // Enum value maps for Access.
@@ -43,11 +46,13 @@ var (
 		0: "ACCESS_UNSPECIFIED",
 		1: "ACCESS_OPERATOR",
 		2: "ACCESS_OPERATOR_OR_ORDER_ID",
+		3: "ACCESS_PUBLIC",
 	}
 	Access_value = map[string]int32{
 		"ACCESS_UNSPECIFIED":          0,
 		"ACCESS_OPERATOR":             1,
 		"ACCESS_OPERATOR_OR_ORDER_ID": 2,
+		"ACCESS_PUBLIC":               3,
 	}
 )
 
@@ -88,7 +93,8 @@ type Event struct {
 	// The fields that identify one occurrence. The message id is derived from the message type and these values, so
 	// the same event always has the same id. Empty for a request, which gets a new id each time.
 	Identity []string `protobuf:"bytes,3,rep,name=identity,proto3" json:"identity,omitempty"`
-	// The services that publish it. Empty where others do: operators and programs of theirs.
+	// The services that publish it: only their users on the broker are believed. Empty if others do, operators and programs
+	// of theirs: then any user is believed that the broker lets publish it.
 	PublishedBy []string `protobuf:"bytes,4,rep,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
 	// The services whose queues take it.
 	HandledBy []string `protobuf:"bytes,5,rep,name=handled_by,json=handledBy,proto3" json:"handled_by,omitempty"`
@@ -179,7 +185,7 @@ type Rpc struct {
 	RoutingKey string `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
 	// The queue all servers of the method share.
 	Queue string `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`
-	// The services that call it.
+	// The services that may call it.
 	CalledBy []string `protobuf:"bytes,4,rep,name=called_by,json=calledBy,proto3" json:"called_by,omitempty"`
 	// The service that answers it.
 	AnsweredBy    string `protobuf:"bytes,5,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
@@ -277,6 +283,14 @@ var file_shop_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "varint,50011,opt,name=access,enum=shop.options.v1.Access",
 		Filename:      "shop/options/v1/options.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: ([]string)(nil),
+		Field:         50012,
+		Name:          "shop.options.v1.callers",
+		Tag:           "bytes,50012,rep,name=callers",
+		Filename:      "shop/options/v1/options.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MessageOptions.
@@ -293,10 +307,15 @@ var (
 	//
 	// optional shop.options.v1.Rpc rpc = 50010;
 	E_Rpc = &file_shop_options_v1_options_proto_extTypes[1]
-	// Who may call the method through the gateway.
+	// Who may call the method through the gateway. Each method that the gateway serves has it.
 	//
 	// optional shop.options.v1.Access access = 50011;
 	E_Access = &file_shop_options_v1_options_proto_extTypes[2]
+	// The services that may call the method on the port of the service that implements it, by the names in their
+	// certificates. Each method that is served there has it.
+	//
+	// repeated string callers = 50012;
+	E_Callers = &file_shop_options_v1_options_proto_extTypes[3]
 )
 
 var File_shop_options_v1_options_proto protoreflect.FileDescriptor
@@ -320,14 +339,16 @@ const file_shop_options_v1_options_proto_rawDesc = "" +
 	"\x05queue\x18\x03 \x01(\tR\x05queue\x12\x1b\n" +
 	"\tcalled_by\x18\x04 \x03(\tR\bcalledBy\x12\x1f\n" +
 	"\vanswered_by\x18\x05 \x01(\tR\n" +
-	"answeredBy*V\n" +
+	"answeredBy*i\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fACCESS_OPERATOR\x10\x01\x12\x1f\n" +
-	"\x1bACCESS_OPERATOR_OR_ORDER_ID\x10\x02:R\n" +
+	"\x1bACCESS_OPERATOR_OR_ORDER_ID\x10\x02\x12\x11\n" +
+	"\rACCESS_PUBLIC\x10\x03:R\n" +
 	"\x05event\x12\x1f.google.protobuf.MessageOptions\x18چ\x03 \x01(\v2\x16.shop.options.v1.EventR\x05event\x88\x01\x01:K\n" +
 	"\x03rpc\x12\x1e.google.protobuf.MethodOptions\x18چ\x03 \x01(\v2\x14.shop.options.v1.RpcR\x03rpc\x88\x01\x01:T\n" +
-	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18ۆ\x03 \x01(\x0e2\x17.shop.options.v1.AccessR\x06access\x88\x01\x01B,Z*shop.example/gen/shop/options/v1;optionsv1b\x06proto3"
+	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18ۆ\x03 \x01(\x0e2\x17.shop.options.v1.AccessR\x06access\x88\x01\x01::\n" +
+	"\acallers\x12\x1e.google.protobuf.MethodOptions\x18܆\x03 \x03(\tR\acallersB,Z*shop.example/gen/shop/options/v1;optionsv1b\x06proto3"
 
 var (
 	file_shop_options_v1_options_proto_rawDescOnce sync.Once
@@ -354,13 +375,14 @@ var file_shop_options_v1_options_proto_depIdxs = []int32{
 	3, // 0: shop.options.v1.event:extendee -> google.protobuf.MessageOptions
 	4, // 1: shop.options.v1.rpc:extendee -> google.protobuf.MethodOptions
 	4, // 2: shop.options.v1.access:extendee -> google.protobuf.MethodOptions
-	1, // 3: shop.options.v1.event:type_name -> shop.options.v1.Event
-	2, // 4: shop.options.v1.rpc:type_name -> shop.options.v1.Rpc
-	0, // 5: shop.options.v1.access:type_name -> shop.options.v1.Access
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	3, // [3:6] is the sub-list for extension type_name
-	0, // [0:3] is the sub-list for extension extendee
+	4, // 3: shop.options.v1.callers:extendee -> google.protobuf.MethodOptions
+	1, // 4: shop.options.v1.event:type_name -> shop.options.v1.Event
+	2, // 5: shop.options.v1.rpc:type_name -> shop.options.v1.Rpc
+	0, // 6: shop.options.v1.access:type_name -> shop.options.v1.Access
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	4, // [4:7] is the sub-list for extension type_name
+	0, // [0:4] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -376,7 +398,7 @@ func file_shop_options_v1_options_proto_init() {
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_options_v1_options_proto_rawDesc), len(file_shop_options_v1_options_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   2,
-			NumExtensions: 3,
+			NumExtensions: 4,
 			NumServices:   0,
 		},
 		GoTypes:           file_shop_options_v1_options_proto_goTypes,

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
+	_ "shop.example/gen/shop/options/v1"
 	sync "sync"
 	unsafe "unsafe"
 )
@@ -132,16 +133,16 @@ var File_shop_status_v1_report_proto protoreflect.FileDescriptor
 
 const file_shop_status_v1_report_proto_rawDesc = "" +
 	"\n" +
-	"\x1bshop/status/v1/report.proto\x12\x0eshop.status.v1\x1a\x1bshop/status/v1/status.proto\"\x12\n" +
+	"\x1bshop/status/v1/report.proto\x12\x0eshop.status.v1\x1a\x1dshop/options/v1/options.proto\x1a\x1bshop/status/v1/status.proto\"\x12\n" +
 	"\x10GetReportRequest\"\xb8\x01\n" +
 	"\x11GetReportResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12.\n" +
 	"\x06outbox\x18\x03 \x01(\v2\x16.shop.status.v1.OutboxR\x06outbox\x12/\n" +
 	"\x11orders_per_second\x18\x04 \x01(\x01H\x00R\x0fordersPerSecond\x88\x01\x01B\x14\n" +
-	"\x12_orders_per_second2a\n" +
-	"\rReportService\x12P\n" +
-	"\tGetReport\x12 .shop.status.v1.GetReportRequest\x1a!.shop.status.v1.GetReportResponseB*Z(shop.example/gen/shop/status/v1;statusv1b\x06proto3"
+	"\x12_orders_per_second2n\n" +
+	"\rReportService\x12]\n" +
+	"\tGetReport\x12 .shop.status.v1.GetReportRequest\x1a!.shop.status.v1.GetReportResponse\"\v\xe2\xb5\x18\agatewayB*Z(shop.example/gen/shop/status/v1;statusv1b\x06proto3"
 
 var (
 	file_shop_status_v1_report_proto_rawDescOnce sync.Once
