@@ -5,9 +5,12 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,23 +24,24 @@ import (
 	"shop.example/platform/contract"
 )
 
-// access lets calls through that the option shop.options.v1.access of their method allows.
+// access lets calls through that the option shop.options.v1.access of their method allows. Who sends a token that is not
+// valid is refused, whatever is called: a client that means to be somebody must not be taken for nobody.
 type access struct {
 	token [sha256.Size]byte // the operator token's hash: comparing hashes tells nothing about the token's length
 	unset bool              // there is no token, so nobody is an operator by it
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
 	interceptor *apierror.Interceptor
 
-	issuer    *issuer // of other tokens; nil for none
-	customers bool    // what is anyone's otherwise is for customers
+	tokens    *tokenVerifier // of an issuer's tokens; nil if there is no issuer
+	customers bool           // public calls are for customers
 }
 
 func newAccess(token string, interceptor *apierror.Interceptor) *access {
 	return &access{token: sha256.Sum256([]byte(token)), unset: token == "", interceptor: interceptor}
 }
 
-// trust lets holders of an issuer's tokens in, before any service is guarded.
-func (a *access) trust(cfg OIDC, log *slog.Logger) (err error) {
+// configureOIDC lets holders of an issuer's tokens in, before any service is guarded.
+func (a *access) configureOIDC(cfg OIDC, log *slog.Logger) (err error) {
 	if cfg.Issuer == "" {
 		if cfg.RequireCustomer || cfg.Audience != "" || cfg.JWKSURL != "" {
 			return errors.New("OIDC_ISSUER is not set, but other OIDC_ variables are: set it, or unset them")
@@ -45,8 +49,102 @@ func (a *access) trust(cfg OIDC, log *slog.Logger) (err error) {
 		return nil
 	}
 	a.customers = cfg.RequireCustomer
-	a.issuer, err = newIssuer(cfg, log)
+	a.tokens, err = newTokenVerifier(cfg, log)
 	return err
+}
+
+const (
+	customer = "customer"
+	operator = "operator"
+)
+
+// principal is who makes a call, by a token that is valid. It does not change.
+type principal struct {
+	issuer  string // as it stands in the token; "" for the operator token
+	subject string // whom the issuer gave the token; "" for the operator token
+	roles   []string
+	expires time.Time // zero for the operator token, which does not expire
+}
+
+// tokenOperator is whoever has the operator token.
+var tokenOperator = &principal{roles: []string{operator}}
+
+// hasRole says whether the principal has a role. Operators may do what customers may. Nobody, nil, has none.
+func (p *principal) hasRole(role string) bool {
+	return p != nil && (slices.Contains(p.roles, role) || slices.Contains(p.roles, operator))
+}
+
+// owner is what an order keeps of whom placed it: issuer and subject of the token; "" if that is nobody, or an operator.
+func (p *principal) owner() string {
+	if p == nil || p.issuer == "" {
+		return ""
+	}
+	return p.issuer + " " + p.subject
+}
+
+// keyScope is whose idempotency keys the principal uses: its own, or those of whoever gives this e-mail address.
+func (p *principal) keyScope(email string) string {
+	switch {
+	case p == nil:
+		return "anybody " + strings.ToLower(email)
+	case p.issuer == "":
+		return operator
+	}
+	return "subject " + p.owner()
+}
+
+type principalKey struct{}
+
+// principalIn returns who makes the call that ctx is of, nil for nobody.
+func principalIn(ctx context.Context) *principal {
+	p, _ := ctx.Value(principalKey{}).(*principal)
+	return p
+}
+
+func withPrincipal(ctx context.Context, p *principal) context.Context {
+	if p == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, principalKey{}, p)
+}
+
+// foreignRules are for services whose contracts are not ours. They are open to everybody, also if public calls are for
+// customers: load balancers and grpcurl have no token, and what they learn is in the documents. Access does not guard
+// them, so a token is not looked at.
+var foreignRules = map[string]optionsv1.Access{
+	"grpc.health.v1.Health":                    optionsv1.Access_ACCESS_PUBLIC,
+	"grpc.reflection.v1.ServerReflection":      optionsv1.Access_ACCESS_PUBLIC,
+	"grpc.reflection.v1alpha.ServerReflection": optionsv1.Access_ACCESS_PUBLIC,
+}
+
+// ruleOf returns who may call a method; ACCESS_UNSPECIFIED if nothing says so.
+func ruleOf(service, method string) optionsv1.Access {
+	if rule, foreign := foreignRules[service]; foreign {
+		return rule
+	}
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
+	if err != nil {
+		return optionsv1.Access_ACCESS_UNSPECIFIED
+	}
+	rule, _ := proto.GetExtension(d.Options(), optionsv1.E_Access).(optionsv1.Access)
+	return rule
+}
+
+// checkRules returns an error that names the methods that are served without a rule.
+func checkRules(served map[string]grpc.ServiceInfo) error {
+	var without []string
+	for service, info := range served {
+		for _, m := range info.Methods {
+			if ruleOf(service, m.Name) == optionsv1.Access_ACCESS_UNSPECIFIED {
+				without = append(without, service+"/"+m.Name)
+			}
+		}
+	}
+	if len(without) == 0 {
+		return nil
+	}
+	slices.Sort(without)
+	return fmt.Errorf("nothing says who may call %s: give each method the option shop.options.v1.access", strings.Join(without, ", "))
 }
 
 // guard returns the service with handlers that check access before anything else, wherever it is registered.
@@ -64,28 +162,24 @@ func (a *access) guard(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	return &guarded
 }
 
-// ruleOf reads the option of a method. A method without a contract is for operators.
-func ruleOf(service, method string) optionsv1.Access {
-	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
-	if err != nil {
-		return optionsv1.Access_ACCESS_OPERATOR
-	}
-	rule, _ := proto.GetExtension(d.Options(), optionsv1.E_Access).(optionsv1.Access)
-	return rule
-}
-
 func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) grpc.MethodHandler {
-	if rule == optionsv1.Access_ACCESS_UNSPECIFIED && !a.customers {
-		return handler
-	}
+	open := rule == optionsv1.Access_ACCESS_PUBLIC && !a.customers
 	return func(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+		given := authorizationIn(ctx)
+		if open && len(given) == 0 {
+			return handler(server, ctx, decode, interceptor)
+		}
 		checked := func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			var caller *principal
 			// There is no request for it to validate: what a request has to be is for those to know who may make it.
-			if _, err := a.interceptor.Unary(ctx, nil, info, func(ctx context.Context, _ any) (any, error) {
-				return nil, a.check(ctx, rule, request)
-			}); err != nil {
+			_, err := a.interceptor.Unary(ctx, nil, info, func(ctx context.Context, _ any) (_ any, err error) {
+				caller, err = a.requireRole(ctx, a.roleFor(rule, request), given)
+				return nil, err
+			})
+			if err != nil {
 				return nil, err
 			}
+			ctx = withPrincipal(ctx, caller)
 			if interceptor == nil {
 				return next(ctx, request)
 			}
@@ -96,11 +190,10 @@ func (a *access) guardUnary(rule optionsv1.Access, handler grpc.MethodHandler) g
 }
 
 func (a *access) guardStream(rule optionsv1.Access, handler grpc.StreamHandler) grpc.StreamHandler {
-	if rule == optionsv1.Access_ACCESS_UNSPECIFIED && !a.customers {
-		return handler
-	}
 	return func(server any, stream grpc.ServerStream) error {
-		return handler(server, &guardedStream{ServerStream: stream, access: a, rule: rule})
+		return handler(server, &guardedStream{
+			ServerStream: stream, access: a, rule: rule, role: a.roleFor(rule, nil), given: authorizationIn(stream.Context()),
+		})
 	}
 }
 
@@ -108,24 +201,45 @@ func (a *access) guardStream(rule optionsv1.Access, handler grpc.StreamHandler) 
 // before each message is sent: a stream lasts longer than the token that opened it.
 type guardedStream struct {
 	grpc.ServerStream
-	access  *access
-	rule    optionsv1.Access
-	request any // the last one; the streams of the contracts have one request
+	access *access
+	rule   optionsv1.Access
+	role   string          // that the last request needs; the streams of the contracts have one request
+	given  []string        // what was sent to say who calls
+	ctx    context.Context // with the principal; nil before the first request
 }
 
+// Context has the principal, once a request was received.
+func (s *guardedStream) Context() context.Context {
+	if s.ctx == nil {
+		return s.ServerStream.Context()
+	}
+	return s.ctx
+}
+
+// RecvMsg receives a request and checks it.
 func (s *guardedStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	s.request = m
-	return s.access.check(s.Context(), s.rule, m)
+	ctx := s.ServerStream.Context()
+	s.role = s.access.roleFor(s.rule, m)
+	caller, err := s.access.requireRole(ctx, s.role, s.given)
+	s.ctx = withPrincipal(ctx, caller)
+	return err
 }
 
+// SendMsg sends a message if the caller's token is still good.
 func (s *guardedStream) SendMsg(m any) error {
-	if err := s.access.check(s.Context(), s.rule, s.request); err != nil {
-		return err
+	if s.role != "" || len(s.given) > 0 { // else nobody calls, and nobody needs to be anybody
+		if _, err := s.access.requireRole(s.ServerStream.Context(), s.role, s.given); err != nil {
+			return err
+		}
 	}
 	return s.ServerStream.SendMsg(m)
+}
+
+func authorizationIn(ctx context.Context) []string {
+	return metadata.ValueFromIncomingContext(ctx, "authorization")
 }
 
 // knownSubject says whom the token in the header is for, "" where that takes more than a look.
@@ -138,8 +252,8 @@ func (a *access) knownSubject(header http.Header) string {
 	if a.isOperatorToken(token) {
 		return operator
 	}
-	if a.issuer != nil && isJWT(token) {
-		if p, ok := a.issuer.remembered(token); ok {
+	if a.tokens != nil && isJWT(token) {
+		if p, ok := a.tokens.remembered(token); ok {
 			return "token of " + p.subject
 		}
 	}
@@ -163,44 +277,15 @@ func (a *access) isOperatorToken(token string) bool {
 
 func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
 
-// check returns an error where the call is not allowed.
-func (a *access) check(ctx context.Context, rule optionsv1.Access, request any) error {
-	role := a.roleNeeded(rule, request)
-	if role == "" {
-		return nil
-	}
-	return a.holds(ctx, role, metadata.ValueFromIncomingContext(ctx, "authorization"))
-}
-
-// holds returns an error unless the values of authorization are one token that gives the role.
-func (a *access) holds(ctx context.Context, role string, given []string) error {
-	if len(given) == 0 && role == customer {
-		return apierror.New(codes.Unauthenticated, "CUSTOMER_TOKEN_REQUIRED",
-			"this call is for customers: send the token of the issuer as authorization: Bearer <token>")
-	}
-	if len(given) == 0 {
-		return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED",
-			"this call is for operators: send the operator token as authorization: Bearer <token>")
-	}
-	token := bearer(given[0])
-	switch {
-	case len(given) == 1 && a.isOperatorToken(token):
-		return nil
-	case len(given) == 1 && a.issuer != nil && isJWT(token):
-		return a.checkRole(ctx, token, role)
-	}
-	return apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
-}
-
-// roleNeeded is the role that a request needs, "" for none.
-func (a *access) roleNeeded(rule optionsv1.Access, request any) string {
+// roleFor is the role that a request needs, "" for none.
+func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
 		if m, ok := request.(proto.Message); ok && contract.OrderID(m) != "" {
-			rule = optionsv1.Access_ACCESS_UNSPECIFIED
+			rule = optionsv1.Access_ACCESS_PUBLIC
 		}
 	}
 	switch {
-	case rule != optionsv1.Access_ACCESS_UNSPECIFIED:
+	case rule != optionsv1.Access_ACCESS_PUBLIC:
 		return operator
 	case a.customers:
 		return customer
@@ -208,50 +293,40 @@ func (a *access) roleNeeded(rule optionsv1.Access, request any) string {
 	return ""
 }
 
-func (a *access) checkRole(ctx context.Context, token, role string) error {
-	p, err := a.issuer.verify(ctx, token)
-	if err != nil {
-		return err
-	}
-	if !p.may(role) {
-		return apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "the token is valid, but does not give the role %s", role).
-			WithMetadata("role", role)
-	}
-	return nil
-}
-
-// placer is who places an order, as far as a token says.
-type placer struct {
-	scope string // "" for anybody
-	owner string // whom the order belongs to: issuer and subject of the token; "" for anybody, and for operators
-}
-
-// placerOf says who makes the call. A token that is sent and is not valid is an error: whoever sends one does not want to
-// be anybody.
-func (a *access) placerOf(ctx context.Context) (placer, error) {
-	given := metadata.ValueFromIncomingContext(ctx, "authorization")
-	if len(given) == 0 {
-		return placer{}, nil
-	}
-	token := bearer(given[0])
+// requireRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
+// everybody, and still an error if what was sent is not one token that is valid.
+func (a *access) requireRole(ctx context.Context, role string, given []string) (*principal, error) {
+	caller, err := a.authenticate(ctx, given)
 	switch {
-	case len(given) == 1 && a.isOperatorToken(token):
-		return placer{scope: operator}, nil
-	case len(given) == 1 && a.issuer != nil && isJWT(token):
-		p, err := a.issuer.verify(ctx, token)
-		if err != nil {
-			return placer{}, err
-		}
-		owner := a.issuer.Issuer + " " + p.subject
-		return placer{scope: customer + " " + owner, owner: owner}, nil
+	case err != nil:
+		return nil, err
+	case role == "" || caller.hasRole(role):
+		return caller, nil
+	case caller != nil:
+		return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "the token is valid, but does not give the role %s", role).
+			WithMetadata("role", role)
+	case role == customer:
+		return nil, apierror.New(codes.Unauthenticated, "CUSTOMER_TOKEN_REQUIRED",
+			"this call is for customers: send the token of the issuer as authorization: Bearer <token>")
 	}
-	return placer{}, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "the operator token is not valid")
+	return nil, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED",
+		"this call is for operators: send the operator token as authorization: Bearer <token>")
 }
 
-// scopeOf is whose idempotency keys the placer uses: its own, or those of whoever gives this address.
-func (p placer) scopeOf(email string) string {
-	if p.scope != "" {
-		return p.scope
+// authenticate returns whose token the values of authorization are; nil if there are none.
+func (a *access) authenticate(ctx context.Context, given []string) (*principal, error) {
+	if len(given) == 0 {
+		return nil, nil
 	}
-	return "anybody " + strings.ToLower(email)
+	if len(given) == 1 {
+		token := bearer(given[0])
+		if a.isOperatorToken(token) {
+			return tokenOperator, nil
+		}
+		if a.tokens != nil && isJWT(token) {
+			return a.tokens.verify(ctx, token)
+		}
+	}
+	return nil, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID",
+		"the operator token is not valid; a call that needs no token has to be sent without one")
 }

@@ -33,7 +33,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 		return nil
 	}
 	a := newAPI(grpc.NewServer(), operatorToken, tel)
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{caller: a.access.placerOf, publish: publish, inFlight: semaphore.NewWeighted(1), log: tel.Logger}})
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, inFlight: semaphore.NewWeighted(1), log: tel.Logger}})
 	rest, err := newREST(a.local, callers{}, nil, tel)
 	if err != nil {
 		b.Fatal(err)

@@ -38,7 +38,7 @@ func (s *rest) addControls(controls []Control, guard *access, stopping <-chan st
 }
 
 func (c Control) answer(r *http.Request, inPath map[string]string, guard *access, stopping <-chan struct{}) ([]byte, error) {
-	if err := guard.holds(r.Context(), operator, r.Header.Values("Authorization")); err != nil {
+	if _, err := guard.requireRole(r.Context(), operator, r.Header.Values("Authorization")); err != nil {
 		return nil, err
 	}
 	body, err := contents(r.Body)

@@ -139,11 +139,17 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		return nil, err
 	}
 	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
-	if err := a.access.trust(cfg.Door.OIDC, t.Logger); err != nil {
+	if err := a.access.configureOIDC(cfg.Door.OIDC, t.Logger); err != nil {
 		return nil, err
 	}
+	if tokens := a.access.tokens; tokens != nil {
+		if err := tokens.observe(t.Meter.Meter("shop.example/gateway/edge")); err != nil {
+			return nil, err
+		}
+		s.Go("keys of the token issuer", tokens.run)
+	}
 	taken := &orders{
-		secrets: secrets, caller: a.access.placerOf, publish: pub.Publish,
+		secrets: secrets, publish: pub.Publish,
 		stored: orderv1.NewOrderServiceClient(upstreams[0].conn), keys: orderv1.NewIntakeServiceClient(upstreams[0].conn),
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
@@ -151,6 +157,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
 	if err := forwardAll(a, upstreams, newPlaces(cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
+		return nil, err
+	}
+	if err := checkRules(s.GRPC().GetServiceInfo()); err != nil {
 		return nil, err
 	}
 	rest, err := newREST(a.local, callers{a.access, cfg.Door.RateLimit.TrustedProxies}, s.Stopping(), t)

@@ -127,7 +127,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	a := newAPI(s.GRPC(), operatorToken, tel)
 	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
 	taken := &orders{
-		secrets: []idSecret{idSecret("secret")}, caller: a.access.placerOf, publish: publish,
+		secrets: []idSecret{idSecret("secret")}, publish: publish,
 		stored: undecided, keys: orderv1.NewIntakeServiceClient(client(t, nowhere)), inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger,
 	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})

@@ -1,7 +1,7 @@
 package edge
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,13 +11,16 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/MicahParks/jwkset"
 	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
 	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/metric"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 
@@ -25,18 +28,32 @@ import (
 )
 
 const (
-	// fetchTimeout bounds one question to the issuer, fetchEvery and fetchBurst their number: unknown keys, which anyone
-	// can name, make us ask.
+	// refreshEvery is how often the issuer's keys are fetched. A key that it withdraws is good for that much longer, and
+	// a token that was verified with it for trustFor more.
+	refreshEvery = 5 * time.Minute
+	// retryEvery is the wait after the issuer did not answer.
+	retryEvery = 30 * time.Second
+	// keysLast is how long keys stay good while the issuer does not answer: accepting orders needs nothing but the broker.
+	keysLast = time.Hour
+	// fetchTimeout bounds asking the issuer for its keys, fetchEvery and fetchBurst how often tokens make us ask: keys that
+	// are not known, which anyone can name, do.
 	fetchTimeout = 3 * time.Second
 	fetchEvery   = 2 * time.Second
 	fetchBurst   = 5
-	// largestDocument bounds what the issuer may answer.
+	// largestDocument bounds what the issuer may answer, in bytes, and mostRedirects how often it may send us elsewhere.
 	largestDocument = 1 << 20
+	mostRedirects   = 5
 	// mostTokens is how many verified tokens are remembered, and trustFor for how long at most: a signature costs more
 	// than all else that is done with a call, and a key that the issuer withdraws must not be good for long.
 	mostTokens = 1 << 12
 	trustFor   = time.Minute
 )
+
+// algorithms are those that tokens may be signed with. Keys are public: an algorithm that signs with a shared secret would
+// take one for the secret.
+var algorithms = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
+}
 
 // OIDC says whose tokens (JWTs of OpenID Connect) are accepted beside the operator token.
 type OIDC struct {
@@ -52,35 +69,29 @@ type OIDC struct {
 	RequireCustomer bool `env:"OIDC_REQUIRE_CUSTOMER" envDefault:"false"`
 }
 
-const (
-	customer = "customer"
-	operator = "operator"
-)
-
-// principal is whom a token is for.
-type principal struct {
-	subject string
-	roles   []string
-	until   time.Time
-}
-
-// may says whether the principal has a role. Operators may do what customers may.
-func (p principal) may(role string) bool {
-	return slices.Contains(p.roles, role) || slices.Contains(p.roles, operator)
-}
-
-// issuer verifies tokens. It needs the real issuer only when it meets a key for the first time. It is safe for
-// concurrent use.
-type issuer struct {
+// tokenVerifier verifies tokens with keys that run keeps fresh. It asks the issuer itself only if it meets a key that it
+// does not know. It is safe for concurrent use.
+type tokenVerifier struct {
 	OIDC
-	verifier *oidc.Config
-	client   *http.Client
-	finding  chan struct{} // held by the one who looks for the keys
-	keys     atomic.Pointer[oidc.RemoteKeySet]
-	known    *lru.Cache[[sha256.Size]byte, principal] // by the token's hash
+	log    *slog.Logger
+	now    func() time.Time
+	client *http.Client
+
+	keys     atomic.Pointer[keySet] // nil before the first answer
+	failing  atomic.Bool            // the issuer did not answer when it was asked last
+	fetching singleflight.Group
+	allowed  *rate.Limiter // of what tokens make us ask
+	jwksURL  string        // "" if the issuer has to be asked for it; changed by who is fetching
+	verified *lru.Cache[[sha256.Size]byte, verifiedToken]
 }
 
-func newIssuer(cfg OIDC, log *slog.Logger) (*issuer, error) {
+// verifiedToken is whom a token is for, until it has to be verified again.
+type verifiedToken struct {
+	*principal
+	until time.Time
+}
+
+func newTokenVerifier(cfg OIDC, log *slog.Logger) (*tokenVerifier, error) {
 	if cfg.Audience == "" {
 		return nil, errors.New("OIDC_AUDIENCE is needed with OIDC_ISSUER: tokens for others must not be accepted")
 	}
@@ -89,85 +100,101 @@ func newIssuer(cfg OIDC, log *slog.Logger) (*issuer, error) {
 			return nil, fmt.Errorf("%s must be a URL such as https://login.example.org", variable)
 		}
 	}
-	known, err := lru.New[[sha256.Size]byte, principal](mostTokens)
+	known, err := lru.New[[sha256.Size]byte, verifiedToken](mostTokens)
 	if err != nil {
-		return nil, fmt.Errorf("known tokens: %w", err)
+		return nil, fmt.Errorf("verified tokens: %w", err)
 	}
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
-	fetch := &fetcher{base: transport, log: log, allowed: rate.NewLimiter(rate.Every(fetchEvery), fetchBurst)}
-	fetch.failing.Store(true) // nothing is known yet
-	i := &issuer{
-		OIDC: cfg, client: &http.Client{Transport: fetch, Timeout: fetchTimeout}, finding: make(chan struct{}, 1), known: known,
-		// Keys are public: an algorithm that signs with a shared secret would take one for the secret.
-		verifier: &oidc.Config{ClientID: cfg.Audience, SupportedSigningAlgs: []string{
-			oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA,
-		}},
-	}
-	if cfg.JWKSURL != "" {
-		i.useKeys(cfg.JWKSURL)
-	}
-	return i, nil
+	return &tokenVerifier{
+		OIDC: cfg, log: log, now: time.Now, jwksURL: cfg.JWKSURL, verified: known,
+		allowed: rate.NewLimiter(rate.Every(fetchEvery), fetchBurst),
+		client: &http.Client{
+			Transport:     boundedTransport{&http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}},
+			CheckRedirect: staysWithHost,
+		},
+	}, nil
 }
 
-func (i *issuer) useKeys(address string) {
-	i.keys.Store(oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), i.client), address))
+// observe adds the metric by which one is told in time that the keys will not be good for much longer.
+func (v *tokenVerifier) observe(meter metric.Meter) error {
+	_, err := meter.Float64ObservableGauge("gateway.issuer.keys.age", metric.WithUnit("s"),
+		metric.WithDescription("Time since the issuer of tokens has told its keys; they are good for an hour."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			if k := v.keys.Load(); k != nil {
+				o.Observe(v.now().Sub(k.at).Seconds())
+			}
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("registering the metric of the issuer's keys: %w", err)
+	}
+	return nil
+}
+
+// run keeps the keys fresh until ctx ends. It returns nil.
+func (v *tokenVerifier) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		wait := refreshEvery
+		if v.fetch(ctx) != nil {
+			wait = retryEvery
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	return nil
 }
 
 // verify returns whom the token is for. Nobody is let in while the keys cannot be had: that is UNAVAILABLE.
-func (i *issuer) verify(ctx context.Context, token string) (principal, error) {
-	if p, ok := i.remembered(token); ok {
+func (v *tokenVerifier) verify(ctx context.Context, token string) (*principal, error) {
+	if p, ok := v.remembered(token); ok {
 		return p, nil
 	}
-	keys, err := i.keySet(ctx)
-	if err != nil {
-		return principal{}, issuerUnavailable(err)
-	}
-	s := &signature{keys: keys}
-	verified, err := oidc.NewVerifier(i.Issuer, s, i.verifier).Verify(ctx, token)
+	s := &signature{verifier: v}
+	parsed, err := oidc.NewVerifier(v.Issuer, s, &oidc.Config{ClientID: v.Audience, SupportedSigningAlgs: names(algorithms), Now: v.now}).
+		Verify(ctx, token)
 	var expired *oidc.TokenExpiredError
 	switch {
 	case err == nil:
 	case errors.Is(s.err, errIssuer):
-		return principal{}, issuerUnavailable(s.err)
+		return nil, apierror.Unavailable("ISSUER_UNAVAILABLE", fetchEvery, "the token cannot be verified: its issuer's keys are not available").
+			WithCause(s.err)
 	case ctx.Err() != nil:
-		return principal{}, apierror.Status(ctx.Err()).Err()
+		return nil, apierror.Status(ctx.Err()).Err()
 	case errors.As(err, &expired):
-		return principal{}, apierror.New(codes.Unauthenticated, "TOKEN_EXPIRED", "the token has expired: get a new one from its issuer").WithCause(err)
+		return nil, apierror.New(codes.Unauthenticated, "TOKEN_EXPIRED", "the token has expired: get a new one from its issuer").WithCause(err)
 	default:
-		return principal{}, tokenInvalid.WithCause(err)
+		return nil, tokenInvalid.WithCause(err)
 	}
-	p, err := i.principalOf(verified)
-	if err != nil {
-		return principal{}, tokenInvalid.WithCause(err)
+	p := &principal{issuer: parsed.Issuer, subject: parsed.Subject, expires: parsed.Expiry}
+	var claims map[string]json.RawMessage
+	if err := parsed.Claims(&claims); err != nil {
+		return nil, tokenInvalid.WithCause(err)
 	}
-	i.known.Add(sha256.Sum256([]byte(token)), p)
+	p.roles = rolesIn(claims, v.RolesClaim)
+	until := v.now().Add(trustFor)
+	if p.expires.Before(until) {
+		until = p.expires
+	}
+	v.verified.Add(sha256.Sum256([]byte(token)), verifiedToken{p, until})
 	return p, nil
 }
 
 var tokenInvalid = apierror.New(codes.Unauthenticated, "TOKEN_INVALID",
 	"the token is not valid here: its signature, issuer, audience or times are wrong")
 
-func issuerUnavailable(cause error) error {
-	return apierror.Unavailable("ISSUER_UNAVAILABLE", fetchEvery, "the token cannot be verified: its issuer's keys are not available").WithCause(cause)
+func names(algorithms []jose.SignatureAlgorithm) []string {
+	all := make([]string, len(algorithms))
+	for i, a := range algorithms {
+		all[i] = string(a)
+	}
+	return all
 }
 
 // remembered returns whom a token is for that was verified a short time ago.
-func (i *issuer) remembered(token string) (principal, bool) {
-	p, ok := i.known.Get(sha256.Sum256([]byte(token)))
-	return p, ok && time.Now().Before(p.until)
-}
-
-func (i *issuer) principalOf(token *oidc.IDToken) (principal, error) {
-	p := principal{subject: token.Subject, until: time.Now().Add(trustFor)}
-	if token.Expiry.Before(p.until) {
-		p.until = token.Expiry
-	}
-	var claims map[string]json.RawMessage
-	if err := token.Claims(&claims); err != nil {
-		return p, err
-	}
-	p.roles = rolesIn(claims, i.RolesClaim)
-	return p, nil
+func (v *tokenVerifier) remembered(token string) (*principal, bool) {
+	known, ok := v.verified.Get(sha256.Sum256([]byte(token)))
+	return known.principal, ok && v.now().Before(known.until)
 }
 
 // rolesIn reads a claim that is a list of roles or one role. Its name may have dots; else they lead into objects.
@@ -192,97 +219,185 @@ func rolesIn(claims map[string]json.RawMessage, claim string) []string {
 	return nil
 }
 
-// keySet returns the issuer's keys, having asked it where they are if need be.
-func (i *issuer) keySet(ctx context.Context) (oidc.KeySet, error) {
-	if keys := i.keys.Load(); keys != nil {
-		return keys, nil
-	}
-	select {
-	case i.finding <- struct{}{}:
-		defer func() { <-i.finding }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if keys := i.keys.Load(); keys != nil {
-		return keys, nil
-	}
-	// The answer is for all who wait: it does not depend on the patience of the one who asks.
-	provider, err := oidc.NewProvider(oidc.ClientContext(context.WithoutCancel(ctx), i.client), i.Issuer)
+var (
+	errIssuer     = errors.New("the issuer does not answer")
+	errAskedOften = errors.New("the issuer was asked a moment ago")
+	errUnknownKey = errors.New("the issuer has no key that has signed the token")
+)
+
+// signature checks that of one token. It keeps the error, of which the verifier of package oidc passes on the text only.
+type signature struct {
+	verifier *tokenVerifier
+	err      error
+}
+
+// VerifySignature implements oidc.KeySet.
+func (s *signature) VerifySignature(ctx context.Context, token string) (payload []byte, err error) {
+	payload, s.err = s.verifier.payload(ctx, token)
+	return payload, s.err
+}
+
+// payload returns what the token says if one of the issuer's keys has signed it.
+func (v *tokenVerifier) payload(ctx context.Context, token string) ([]byte, error) {
+	signed, err := jose.ParseSigned(token, algorithms)
 	if err != nil {
 		return nil, err
+	}
+	known := v.goodKeys()
+	payload, err := known.verify(signed)
+	if !errors.Is(err, errUnknownKey) {
+		return payload, err
+	}
+	asked := v.fetchForToken(ctx)
+	if newest := v.goodKeys(); newest != known {
+		return newest.verify(signed)
+	}
+	return nil, cmp.Or(asked, err)
+}
+
+// keySet are the issuer's keys as it answered once. It does not change.
+type keySet struct {
+	keys []jwkset.JWK
+	at   time.Time
+}
+
+// goodKeys returns the keys that are in use; nil if there are none, or if they are too old.
+func (v *tokenVerifier) goodKeys() *keySet {
+	k := v.keys.Load()
+	if k == nil || v.now().Sub(k.at) > keysLast {
+		return nil
+	}
+	return k
+}
+
+// verify returns what was signed. A token that names no key may be signed by any. The error is errUnknownKey if another
+// answer of the issuer may have the key.
+func (k *keySet) verify(signed *jose.JSONWebSignature) ([]byte, error) {
+	if k == nil {
+		return nil, errUnknownKey
+	}
+	name := signed.Signatures[0].Header.KeyID // a compact token has one signature
+	err := errUnknownKey
+	for _, key := range k.keys {
+		if name != "" && key.Marshal().KID != name {
+			continue
+		}
+		payload, wrong := signed.Verify(key.Key())
+		if wrong == nil {
+			return payload, nil
+		}
+		if name != "" {
+			err = wrong
+		}
+	}
+	return nil, err
+}
+
+// fetchForToken asks the issuer because of a token, not too often.
+func (v *tokenVerifier) fetchForToken(ctx context.Context) error {
+	return v.once(func() error {
+		if !v.allowed.Allow() {
+			if v.failing.Load() || v.goodKeys() == nil {
+				return errIssuer
+			}
+			return errAskedOften
+		}
+		// The answer is for all who wait: it does not depend on the patience of the one who asks.
+		return v.ask(context.WithoutCancel(ctx))
+	})
+}
+
+// fetch asks the issuer.
+func (v *tokenVerifier) fetch(ctx context.Context) error {
+	return v.once(func() error { return v.ask(ctx) })
+}
+
+// once runs f, or waits for the one that runs already.
+func (v *tokenVerifier) once(f func() error) error {
+	_, err, _ := v.fetching.Do("", func() (any, error) { return nil, f() })
+	return err
+}
+
+// ask fetches the keys. One caller does at a time. Its error is an errIssuer.
+func (v *tokenVerifier) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	keys, err := v.answer(ctx)
+	v.failing.Store(err != nil)
+	if err == nil {
+		v.keys.Store(&keySet{keys, v.now()})
+		return nil
+	}
+	v.jwksURL = v.JWKSURL // it may have moved
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		v.log.WarnContext(ctx, "the issuer of tokens does not answer", "issuer", v.Issuer, "error", err, "keys_are_good", v.goodKeys() != nil)
+	}
+	return fmt.Errorf("%w: %w", errIssuer, err)
+}
+
+func (v *tokenVerifier) answer(ctx context.Context) ([]jwkset.JWK, error) {
+	if v.jwksURL == "" {
+		var err error
+		if v.jwksURL, err = v.discover(ctx); err != nil {
+			return nil, err
+		}
+	}
+	fetched, err := jwkset.NewStorageFromHTTP(v.jwksURL, jwkset.HTTPClientStorageOptions{Client: v.client, Ctx: ctx})
+	if err != nil {
+		return nil, err
+	}
+	keys, err := fetched.KeyReadAll(ctx)
+	if err == nil && len(keys) == 0 {
+		err = errors.New("the answer has no keys") // of a proxy in maintenance, for example
+	}
+	return keys, err
+}
+
+// discover asks the issuer where its keys are.
+func (v *tokenVerifier) discover(ctx context.Context) (jwksURL string, err error) {
+	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, v.client), v.Issuer)
+	if err != nil {
+		return "", err
 	}
 	var found struct {
 		JWKSURL string `json:"jwks_uri"`
 	}
 	if err := provider.Claims(&found); err != nil || found.JWKSURL == "" {
-		return nil, errors.Join(errors.New("the issuer does not say where its keys are"), err)
+		return "", errors.Join(errors.New("the issuer does not say where its keys are"), err)
 	}
-	i.useKeys(found.JWKSURL)
-	return i.keys.Load(), nil
+	if strings.HasPrefix(v.Issuer, "https:") && !strings.HasPrefix(found.JWKSURL, "https:") {
+		return "", fmt.Errorf("the issuer says that its keys are at %s, which is not https", found.JWKSURL)
+	}
+	return found.JWKSURL, nil
 }
 
-// signature is the keys as one verification sees them. It keeps the error, of which the verifier passes on the text only.
-type signature struct {
-	keys oidc.KeySet
-	err  error
+// staysWithHost is an http.Client's CheckRedirect: whoever can send us elsewhere, or to where others can write along,
+// would choose the keys.
+func staysWithHost(r *http.Request, via []*http.Request) error {
+	from, to := via[len(via)-1].URL, r.URL
+	switch {
+	case len(via) > mostRedirects:
+		return errors.New("the issuer redirects too often")
+	case from.Scheme == to.Scheme && from.Host == to.Host:
+		return nil
+	case from.Scheme == "http" && to.Scheme == "https" && from.Hostname() == to.Hostname():
+		return nil
+	}
+	return fmt.Errorf("the issuer redirects to %s, which is not followed: set OIDC_JWKS_URL to where the keys are", to.Redacted())
 }
 
-// VerifySignature implements oidc.KeySet.
-func (s *signature) VerifySignature(ctx context.Context, token string) (payload []byte, err error) {
-	payload, s.err = s.keys.VerifySignature(ctx, token)
-	return payload, s.err
-}
-
-var (
-	errIssuer      = errors.New("the issuer does not answer")
-	errAskedEnough = errors.New("the issuer was asked a moment ago")
-)
-
-// fetcher asks the issuer, not too often. Its errors are errIssuer where no good answer is to be had.
-type fetcher struct {
-	base    http.RoundTripper
-	log     *slog.Logger
-	allowed *rate.Limiter
-	failing atomic.Bool // the keys were not had when they were asked for last
-}
+// boundedTransport bounds the answers, which the libraries do not.
+type boundedTransport struct{ http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
-func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
-	if !f.allowed.Allow() {
-		if f.failing.Load() {
-			return nil, errIssuer
-		}
-		return nil, errAskedEnough
-	}
-	answer, keys, err := f.ask(r)
-	if keys || err != nil {
-		f.failing.Store(err != nil)
-	}
+func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := t.RoundTripper.RoundTrip(r)
 	if err != nil {
-		f.log.WarnContext(r.Context(), "the issuer of tokens does not answer", "url", r.URL.Redacted(), "err", err)
-		return nil, fmt.Errorf("%w: %w", errIssuer, err)
+		return nil, err
 	}
+	answer.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(answer.Body, largestDocument), answer.Body}
 	return answer, nil
-}
-
-// ask returns an answer that is JSON and has been read, and whether it has keys.
-func (f *fetcher) ask(r *http.Request) (answer *http.Response, keys bool, err error) {
-	if answer, err = f.base.RoundTrip(r); err != nil {
-		return nil, false, err
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(answer.Body, largestDocument))
-	var document struct {
-		Keys []json.RawMessage `json:"keys"`
-	}
-	switch {
-	case err != nil:
-		return nil, false, err
-	case answer.StatusCode != http.StatusOK:
-		return nil, false, errors.New(answer.Status)
-	case json.Unmarshal(body, &document) != nil:
-		return nil, false, errors.New("the answer is not the JSON that was expected, or too large")
-	}
-	answer.Body = io.NopCloser(bytes.NewReader(body))
-	return answer, document.Keys != nil, nil
 }

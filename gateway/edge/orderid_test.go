@@ -41,7 +41,7 @@ func newShop(secrets ...string) *aShop {
 		return nil, status.Error(codes.Unavailable, "the order service is away")
 	}}
 	s.orders = orders{
-		caller: newAccess(operatorToken, nil).placerOf, keys: s, inFlight: semaphore.NewWeighted(1), log: slog.New(slog.DiscardHandler),
+		keys: s, inFlight: semaphore.NewWeighted(1), log: slog.New(slog.DiscardHandler),
 		publish: func(_ context.Context, m proto.Message) error {
 			s.published = append(s.published, m.(*eventsv1.OrderPlaced))
 			return nil
@@ -55,8 +55,9 @@ func newShop(secrets ...string) *aShop {
 
 // request is a call that places an order.
 type request struct {
-	key, token, name, email string
-	lines                   []*eventsv1.RequestedLine
+	by               *principal
+	key, name, email string
+	lines            []*eventsv1.RequestedLine
 }
 
 func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
@@ -65,16 +66,13 @@ func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
 	if r.key != "" {
 		md.Set(idempotencyKey, r.key)
 	}
-	if r.token != "" {
-		md.Set("authorization", "Bearer "+r.token)
-	}
 	if r.lines == nil {
 		r.lines = []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 2}}
 	}
 	if r.name == "" {
 		r.name, r.email = "Ada", "ada@example.org"
 	}
-	return s.orders.place(metadata.NewIncomingContext(t.Context(), md), r.name, r.email, r.lines)
+	return s.orders.place(withPrincipal(metadata.NewIncomingContext(t.Context(), md), r.by), r.name, r.email, r.lines)
 }
 
 func (s *aShop) mustPlace(t *testing.T, r request) *eventsv1.OrderPlaced {
@@ -98,7 +96,9 @@ func TestIdempotencyKey_TwoCustomersWithOneKeyGotOneOrder(t *testing.T) {
 	seen := map[string]string{ada.GetOrderId(): "Ada's"}
 	for what, r := range map[string]request{
 		"another e-mail address": {key: "1", name: "Ada", email: "bob@example.org"},
-		"an operator":            {key: "1", token: operatorToken},
+		"an operator":            {key: "1", by: tokenOperator},
+		"a token's subject":      {key: "1", by: &principal{issuer: "https://login.example.org", subject: "4711"}},
+		"another subject":        {key: "1", by: &principal{issuer: "https://login.example.org", subject: "4712"}},
 		"another quantity":       {key: "1", lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 3}}},
 		"another name":           {key: "1", name: "Eve", email: "ada@example.org"},
 		"another key":            {key: "2"},
@@ -126,16 +126,18 @@ func TestIdempotencyKey_TwoCustomersWithOneKeyGotOneOrder(t *testing.T) {
 	}
 }
 
-func TestIdempotencyKey_ATokenThatIsNotValidIsNobodysOrder(t *testing.T) {
+func TestPlaceOrder_BelongsToTheSubjectOfTheToken(t *testing.T) {
 	t.Parallel()
 	s := newShop("a secret")
-	for _, token := range []string{"wrong", "a.b.c"} {
-		if _, err := s.place(t, request{key: "1", token: token}); status.Code(err) != codes.Unauthenticated {
-			t.Errorf("token %q: %v", token, err)
+	for want, by := range map[string]*principal{
+		"https://login.example.org 4711": {issuer: "https://login.example.org", subject: "4711"}, "": tokenOperator,
+	} {
+		if m := s.mustPlace(t, request{by: by}); m.GetOwner() != want {
+			t.Errorf("the order of %v belongs to %q", by, m.GetOwner())
 		}
 	}
-	if len(s.published) > 0 {
-		t.Errorf("published %v", s.published)
+	if m := s.mustPlace(t, request{}); m.GetOwner() != "" {
+		t.Errorf("the order of nobody belongs to %q", m.GetOwner())
 	}
 }
 

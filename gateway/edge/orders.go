@@ -31,7 +31,6 @@ const lookupTimeout = 500 * time.Millisecond
 // orders takes orders, whichever API they come through. It is safe for concurrent use.
 type orders struct {
 	secrets []idSecret                                 // the one in use, and perhaps the one before it
-	caller  func(context.Context) (placer, error)      // who calls
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
 	keys    orderv1.IntakeServiceClient                // knows whose idempotency keys are
@@ -60,10 +59,7 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 	if err := checkPrices(lines); err != nil {
 		return nil, err
 	}
-	by, err := o.caller(ctx)
-	if err != nil {
-		return nil, err
-	}
+	by := principalIn(ctx)
 	key, keyed, err := keyOf(ctx)
 	if err != nil {
 		return nil, err
@@ -72,7 +68,7 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 		CustomerName:  normal(customerName),
 		CustomerEmail: normal(customerEmail),
 		Lines:         lines,
-		Owner:         by.owner,
+		Owner:         by.owner(),
 		PlacedAt:      timestamppb.Now(),
 	}
 	for _, line := range lines {
@@ -80,7 +76,7 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 	}
 	order.Fingerprint = fingerprint(order)
 	if keyed {
-		known, err := o.identify(ctx, order, requestKey{by.scopeOf(order.GetCustomerEmail()), key})
+		known, err := o.identify(ctx, order, requestKey{by.keyScope(order.GetCustomerEmail()), key})
 		if known != nil || err != nil {
 			return known, err
 		}
