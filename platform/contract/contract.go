@@ -112,6 +112,17 @@ func MethodOf(fullMethod string) (Method, error) {
 	return Method{Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), Queue: opt.GetQueue()}, nil
 }
 
+// Callers returns the services that may call a gRPC method, given as "/package.Service/Method", on the port of the
+// service that implements it; none if its contract does not say. The error is that it has no contract.
+func Callers(fullMethod string) ([]string, error) {
+	md, err := methodDescriptor(fullMethod)
+	if err != nil {
+		return nil, err
+	}
+	callers, _ := proto.GetExtension(md.Options(), optionsv1.E_Callers).([]string)
+	return callers, nil
+}
+
 func methodDescriptor(fullMethod string) (protoreflect.MethodDescriptor, error) {
 	name := []byte(fullMethod[min(1, len(fullMethod)):])
 	if i := slices.Index(name, '/'); i >= 0 {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -22,12 +23,19 @@ import (
 // defaultMaxRequest is gRPC's own bound.
 const defaultMaxRequest = 4 << 20
 
-// GRPC returns the server on which the service registers what it implements, before Run. It validates requests,
-// completes errors, measures and traces calls, and answers reflection and health.
+// GRPC returns the server on which the service registers what it implements, before Run. It checks which service calls,
+// if there is mutual TLS, validates requests, completes errors, measures and traces calls, and answers reflection and
+// health.
 func (s *Service) GRPC() *grpc.Server { return s.grpc }
 
 func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Config, t *telemetry.Telemetry) *grpc.Server {
 	errs := apierror.NewInterceptor(t.Logger, cfg.Transient...)
+	unary := []grpc.UnaryServerInterceptor{errs.Unary}
+	stream := []grpc.StreamServerInterceptor{s.endWhenStopping, errs.Stream}
+	if cfg.TLS.Enabled() { // else nobody knows who calls, and all are on this machine
+		unary = slices.Insert(unary, 0, s.checkUnaryCaller)
+		stream = slices.Insert(stream, 0, s.checkStreamCaller)
+	}
 	server := grpc.NewServer(
 		grpc.Creds(creds),
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
@@ -36,8 +44,8 @@ func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Conf
 			otelgrpc.WithPropagators(t.Propagator),
 			otelgrpc.WithFilter(filters.Not(filters.ServicePrefix("grpc."))), // health and reflection
 		)),
-		grpc.ChainUnaryInterceptor(errs.Unary),
-		grpc.ChainStreamInterceptor(s.endWhenStopping, errs.Stream),
+		grpc.ChainUnaryInterceptor(unary...),
+		grpc.ChainStreamInterceptor(stream...),
 		// Clients look for new replicas when a connection ends.
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 10 * time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

@@ -59,6 +59,7 @@ type Service struct {
 	logger      *slog.Logger
 	grpc        *grpc.Server
 	grpcLis     net.Listener
+	callers     map[string][]string // who may call a method of the shop's, by its full name; read by Run
 	adminLis    net.Listener
 	listeners   []net.Listener
 	parts       []*part
@@ -176,6 +177,11 @@ func (s *Service) Stopping() <-chan struct{} { return s.stopping.Done() }
 // Run starts the parts and returns when ctx has ended, or a part has failed, and all of them have stopped. The error
 // is that part's, or tells of one that did not stop well; nil after an orderly stop.
 func (s *Service) Run(ctx context.Context) error {
+	if s.grpcLis != nil {
+		if err := s.readCallers(); err != nil {
+			return errors.Join(err, s.Close())
+		}
+	}
 	if !s.used.CompareAndSwap(false, true) {
 		return errors.New("the service was run or closed before")
 	}
