@@ -24,6 +24,10 @@ type Event struct {
 	Name       protoreflect.FullName
 	Exchange   string
 	RoutingKey string
+	// PublishedBy are the services that publish it. Empty if others do, operators and programs of theirs.
+	PublishedBy []string
+	// HandledBy are the services whose queues take it.
+	HandledBy []string
 
 	identity []protoreflect.FieldDescriptor
 	kind     protoreflect.MessageType
@@ -37,6 +41,8 @@ type Method struct {
 	Exchange   string
 	RoutingKey string
 	Queue      string
+	CalledBy   []string // the services that may call it
+	AnsweredBy string   // the service that answers it
 }
 
 type registry struct {
@@ -73,7 +79,10 @@ func eventOf(mt protoreflect.MessageType) (Event, bool) {
 	if opt == nil {
 		return Event{}, false
 	}
-	e := Event{Name: md.FullName(), Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), kind: mt}
+	e := Event{
+		Name: md.FullName(), Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(),
+		PublishedBy: opt.GetPublishedBy(), HandledBy: opt.GetHandledBy(), kind: mt,
+	}
 	for _, name := range opt.GetIdentity() {
 		// A name that is no field leaves nil here, which the package's test refuses.
 		e.identity = append(e.identity, md.Fields().ByName(protoreflect.Name(name)))
@@ -109,7 +118,10 @@ func MethodOf(fullMethod string) (Method, error) {
 	if opt == nil {
 		return Method{}, fmt.Errorf("method %s has no route over the broker (option shop.options.v1.rpc)", fullMethod)
 	}
-	return Method{Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), Queue: opt.GetQueue()}, nil
+	return Method{
+		Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), Queue: opt.GetQueue(),
+		CalledBy: opt.GetCalledBy(), AnsweredBy: opt.GetAnsweredBy(),
+	}, nil
 }
 
 // Callers returns the services that may call a gRPC method, given as "/package.Service/Method", on the port of the

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"reflect"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -82,7 +83,8 @@ func TestEvents_RoutesStayAsTheyWerePublished(t *testing.T) {
 		t.Errorf("%s is gone", name)
 	}
 	m, err := MethodOf(inventoryv1.StockService_CheckStock_FullMethodName)
-	if err != nil || m != (Method{"shop.direct", "shop.inventory.check", "inventory-rpc-queue"}) {
+	stock := Method{"shop.direct", "shop.inventory.check", "inventory-rpc-queue", []string{"order"}, "inventory"}
+	if err != nil || !reflect.DeepEqual(m, stock) {
 		t.Errorf("CheckStock travels as %+v, %v", m, err)
 	}
 }

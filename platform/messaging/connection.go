@@ -44,12 +44,15 @@ type Options struct {
 // wait that grows with each failure. Use one for publishing and another for consuming, so that a broker which holds
 // publishers back does not hold back acknowledgements.
 type Connection struct {
-	url     string
-	service string
-	role    string
-	log     *slog.Logger
-	tracer  trace.Tracer
-	metrics *metrics
+	url      string
+	service  string
+	identity identity
+	role     string
+	log      *slog.Logger
+	tracer   trace.Tracer
+	metrics  *metrics
+
+	warnMissing sync.Once
 
 	connected bool // once at least; Run's alone
 
@@ -66,7 +69,8 @@ type Connection struct {
 // Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
 // amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and keyfile that RabbitMQ defines for URLs.
 func Dial(address string, o Options) (*Connection, error) {
-	if err := checkURL(address); err != nil {
+	uri, err := checkURL(address)
+	if err != nil {
 		return nil, fmt.Errorf("AMQP_URL: %w", err)
 	}
 	if o.Meter == nil {
@@ -84,7 +88,7 @@ func Dial(address string, o Options) (*Connection, error) {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		url: address, service: o.Service, role: o.Role, log: o.Logger.With("connection", o.Role),
+		url: address, service: o.Service, identity: identityOf(uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
@@ -92,32 +96,32 @@ func Dial(address string, o Options) (*Connection, error) {
 	return c, nil
 }
 
-// checkURL refuses what would fail with every connection, or be no TLS although files for it are named. The files are
+// checkURL reads a URL. It refuses what would fail with every connection, or be no TLS although files for it are named. The files are
 // read again for each connection.
-func checkURL(address string) error {
+func checkURL(address string) (amqp.URI, error) {
 	uri, err := amqp.ParseURI(address)
 	if parse, ok := errors.AsType[*url.Error](err); ok {
 		err = parse.Err // without the URL, which holds a password
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w (it has the form amqp://user:password@host:5672/vhost)", err)
+		return uri, fmt.Errorf("%w (it has the form amqp://user:password@host:5672/vhost)", err)
 	case uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.KeyFile != ""):
-		return errors.New("it names files for TLS, which amqp:// does not use: write amqps://")
+		return uri, errors.New("it names files for TLS, which amqp:// does not use: write amqps://")
 	case (uri.CertFile == "") != (uri.KeyFile == ""):
-		return errors.New("certfile and keyfile go together")
+		return uri, errors.New("certfile and keyfile go together")
 	}
 	if uri.CACertFile != "" {
 		if _, err := transport.Authorities(uri.CACertFile); err != nil {
-			return fmt.Errorf("cacertfile: %w", err)
+			return uri, fmt.Errorf("cacertfile: %w", err)
 		}
 	}
 	if uri.CertFile != "" {
 		if _, err := tls.LoadX509KeyPair(uri.CertFile, uri.KeyFile); err != nil {
-			return fmt.Errorf("certfile and keyfile: %w", err)
+			return uri, fmt.Errorf("certfile and keyfile: %w", err)
 		}
 	}
-	return nil
+	return uri, nil
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before

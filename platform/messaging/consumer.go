@@ -50,7 +50,9 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	if o.Batch == 0 {
 		o.Batch = 200
 	}
-	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: newDispatcher(handlers)}
+	dispatch := newDispatcher(handlers)
+	dispatch.admit = func(d *amqp.Delivery) error { return conn.admit(d, queue) }
+	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: dispatch}
 }
 
 // Ready is nil while it is attached to the queue and no dependency of the handlers is down.

@@ -24,7 +24,8 @@ type Meta struct {
 	RoutingKey    string // likewise
 	CorrelationID string
 	ReplyTo       string
-	AppID         string    // the service that published it
+	AppID         string    // the service that published it, by its own word
+	User          string    // the broker's user who published it first; "" if that is not known
 	Attempt       int       // 0 for the first
 	Timestamp     time.Time // when it was published; zero where it does not say
 	Trace         trace.SpanContext
@@ -120,6 +121,14 @@ func rawDelivery(d *amqp.Delivery) Delivery {
 	return out
 }
 
+// sourceQueue is the queue that a dead letter comes from, "" if it does not say.
+func sourceQueue(d *amqp.Delivery) string {
+	if queue := stringHeader(d.Headers, headerSourceQueue); queue != "" {
+		return queue
+	}
+	return stringHeader(lastDeath(d.Headers), "queue")
+}
+
 // lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil where it never was.
 func lastDeath(headers amqp.Table) amqp.Table {
 	deaths, _ := headers["x-death"].([]any)
@@ -132,7 +141,7 @@ func lastDeath(headers amqp.Table) amqp.Table {
 
 func metaOf(d *amqp.Delivery) Meta {
 	m := Meta{
-		CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, AppID: d.AppId, Attempt: attemptOf(d), Timestamp: d.Timestamp,
+		CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, AppID: d.AppId, User: publisherOf(d), Attempt: attemptOf(d), Timestamp: d.Timestamp,
 		Trace: spanContext(stringHeader(d.Headers, headerTraceParent)),
 	}
 	m.Exchange, m.RoutingKey = firstRoute(d)
@@ -188,7 +197,7 @@ func again(d *amqp.Delivery) Outgoing {
 	out := Outgoing{
 		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, Timestamp: m.Timestamp,
 		TraceParent: stringHeader(d.Headers, headerTraceParent), AppID: d.AppId,
-		Headers: map[string]any{HeaderExchange: m.Exchange, HeaderRoutingKey: m.RoutingKey},
+		Headers: map[string]any{HeaderExchange: m.Exchange, HeaderRoutingKey: m.RoutingKey, HeaderUser: m.User},
 		Body:    d.Body,
 	}
 	if m.Timestamp.IsZero() {
@@ -232,12 +241,13 @@ func (g group) one(i int) group {
 }
 
 type dispatcher struct {
+	admit  func(*amqp.Delivery) error // says who may publish what; before all else
 	all    *Handler
 	events map[protoreflect.FullName]Handler
 }
 
 func newDispatcher(handlers []Handler) dispatcher {
-	d := dispatcher{events: map[protoreflect.FullName]Handler{}}
+	d := dispatcher{admit: func(*amqp.Delivery) error { return nil }, events: map[protoreflect.FullName]Handler{}}
 	for _, h := range handlers {
 		if h.event == "" {
 			d.all = &h
@@ -271,8 +281,11 @@ func (d dispatcher) groups(batch []amqp.Delivery) []group {
 	return out
 }
 
-// handler finds who takes a delivery: the routing key says what it is, and the type property must not contradict it.
+// handler finds who takes a delivery that may be taken: the routing key says what it is, and the type property must not contradict it.
 func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
+	if err := d.admit(delivery); err != nil {
+		return Handler{}, err
+	}
 	if d.all != nil {
 		return *d.all, nil
 	}

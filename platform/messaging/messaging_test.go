@@ -34,6 +34,11 @@ type party struct {
 
 func join(t testing.TB, url, service string) *party {
 	t.Helper()
+	return joinAs(t, url, messaging.Options{Service: service, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+}
+
+func joinAs(t testing.TB, url string, o messaging.Options) *party {
+	t.Helper()
 	p := &party{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -43,14 +48,15 @@ func join(t testing.TB, url, service string) *party {
 		wg.Go(func() {
 			defer close(done)
 			if err := f(ctx); err != nil {
-				t.Errorf("%s: %v", service, err)
+				t.Errorf("%s: %v", o.Service, err)
 			}
 		})
 		return func() { stop(); <-done }
 	}
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(url, messaging.Options{Service: service, Role: role, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		o.Role = role
+		c, err := messaging.Dial(url, o)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,8 @@ type metrics struct {
 	handleSeconds  metric.Float64Histogram
 	rpcSeconds     metric.Float64Histogram
 	rpcUnknown     metric.Int64Counter
+	wrongUser      metric.Int64Counter
+	missingUser    metric.Int64Counter
 
 	publishings sync.Map // publishing → metric.MeasurementOption
 }
@@ -38,7 +40,7 @@ func (m *metrics) countPublished(ctx context.Context, n int64, routingKey, outco
 var secondsBuckets = metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)
 
 func newMetrics(m metric.Meter) (*metrics, error) {
-	var errs [8]error
+	var errs [10]error
 	out := &metrics{}
 	out.reconnects, errs[0] = m.Int64Counter("messaging.reconnects", metric.WithDescription("Connections to the broker that were lost or could not be made."))
 	out.published, errs[1] = m.Int64Counter("messaging.published", metric.WithDescription("Messages published, by routing key and outcome."))
@@ -48,6 +50,8 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 	out.handleSeconds, errs[5] = m.Float64Histogram("messaging.handle.duration", metric.WithUnit("s"), secondsBuckets, metric.WithDescription("Time to handle a batch, by queue."))
 	out.rpcSeconds, errs[6] = m.Float64Histogram("messaging.rpc.duration", metric.WithUnit("s"), secondsBuckets, metric.WithDescription("Time of a call over the broker, by method and status."))
 	out.rpcUnknown, errs[7] = m.Int64Counter("messaging.rpc.unknown_replies", metric.WithDescription("Replies that came when nobody waited for them any more."))
+	out.wrongUser, errs[8] = m.Int64Counter("messaging.user.wrong", metric.WithDescription("Messages from a user of the broker who may not send them, by queue and user."))
+	out.missingUser, errs[9] = m.Int64Counter("messaging.user.missing", metric.WithDescription("Messages that do not say which user of the broker has sent them, by queue."))
 	return out, errors.Join(errs[:]...)
 }
 

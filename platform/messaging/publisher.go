@@ -180,8 +180,9 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 
 	confirms := make([]*amqp.DeferredConfirmation, len(messages))
 	for i := range messages {
-		confirms[i], err = s.confirmed.PublishWithDeferredConfirm(
-			messages[i].Exchange, messages[i].RoutingKey, true, false, messages[i].publishing(p.conn.service))
+		msg := messages[i].publishing(p.conn.service)
+		msg.UserId = p.conn.identity.user
+		confirms[i], err = s.confirmed.PublishWithDeferredConfirm(messages[i].Exchange, messages[i].RoutingKey, true, false, msg)
 		if errors.Is(err, amqp.ErrClosed) || confirms[i] == nil {
 			break // this one and the rest go over the next session
 		}
@@ -221,7 +222,7 @@ func (p *Publisher) post(ctx context.Context, exchange, key string, msg amqp.Pub
 		// The broker says no more about a message that found its queue.
 		context.AfterFunc(ctx, func() { s.onReturn.Delete(msg.MessageId) })
 	}
-	msg.AppId = p.conn.service
+	msg.AppId, msg.UserId = p.conn.service, p.conn.identity.user
 	msg.ContentType = contentType
 	msg.Timestamp = time.Now()
 	return s.plain.PublishWithContext(ctx, exchange, key, onReturn != nil, false, msg)

@@ -50,7 +50,13 @@ type RPCClient struct {
 	mu      sync.Mutex
 	queue   string        // the reply queue; "" while there is none
 	changed chan struct{} // closed and replaced when queue changes
-	waiting map[string]chan<- reply
+	waiting map[string]waiter
+}
+
+// waiter is who waits for a reply, and the services that may give it.
+type waiter struct {
+	replies chan<- reply
+	from    []string
 }
 
 type reply struct {
@@ -60,7 +66,7 @@ type reply struct {
 
 // NewRPCClient returns a client that takes replies over conn and sends requests through pub. It works while Run runs.
 func NewRPCClient(conn *Connection, pub *Publisher) *RPCClient {
-	return &RPCClient{conn: conn, pub: pub, id: rand.Text(), changed: make(chan struct{}), waiting: map[string]chan<- reply{}}
+	return &RPCClient{conn: conn, pub: pub, id: rand.Text(), changed: make(chan struct{}), waiting: map[string]waiter{}}
 }
 
 // Run takes replies until ctx ends. Calls in flight fail with Unavailable when the connection goes.
@@ -89,6 +95,9 @@ func (c *RPCClient) Run(ctx context.Context) error {
 				if !ok {
 					return errors.New("the reply queue is gone")
 				}
+				if from, waiting := c.answerers(d.CorrelationId); waiting && !c.conn.sentBy(&d, "replies", from...) {
+					continue // the call goes on waiting for one who may answer it
+				}
 				if !c.finish(d.CorrelationId, reply{d.Body, statusOf(d.Headers)}) {
 					c.conn.metrics.rpcUnknown.Add(ctx, 1)
 				}
@@ -114,14 +123,14 @@ func (c *RPCClient) setQueue(name string) {
 	c.changed = make(chan struct{})
 	waiting := c.waiting
 	if name == "" {
-		c.waiting = map[string]chan<- reply{}
+		c.waiting = map[string]waiter{}
 	}
 	c.mu.Unlock()
 	if name != "" {
 		return
 	}
 	for _, w := range waiting {
-		w <- reply{err: status.Error(codes.Unavailable, "the connection to the broker was lost during the call")}
+		w.replies <- reply{err: status.Error(codes.Unavailable, "the connection to the broker was lost during the call")}
 	}
 }
 
@@ -131,20 +140,28 @@ func (c *RPCClient) finish(call string, r reply) bool {
 	delete(c.waiting, call)
 	c.mu.Unlock()
 	if ok {
-		w <- r // has room for the one reply
+		w.replies <- r // has room for the one reply
 	}
 	return ok
 }
 
-// begin registers a call before its request is sent: a reply cannot come too early.
-func (c *RPCClient) begin(ctx context.Context) (call, queue string, replies <-chan reply, err error) {
+// answerers are the services that may answer a call, and whether anybody waits for that.
+func (c *RPCClient) answerers(call string) (from []string, waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w, waiting := c.waiting[call]
+	return w.from, waiting
+}
+
+// begin registers a call before its request is sent: a reply cannot come too early. from are the services that may reply.
+func (c *RPCClient) begin(ctx context.Context, from []string) (call, queue string, replies <-chan reply, err error) {
 	for {
 		c.mu.Lock()
 		queue, changed := c.queue, c.changed
 		if queue != "" {
 			call = c.id + "-" + strconv.FormatUint(c.next.Add(1), 36)
 			w := make(chan reply, 1)
-			c.waiting[call] = w
+			c.waiting[call] = waiter{w, from}
 			c.mu.Unlock()
 			return call, queue, w, nil
 		}
@@ -174,7 +191,7 @@ func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ 
 			request.Headers[headerMetadataPrefix+k] = strings.Join(v, ",")
 		}
 	}
-	return c.call(ctx, method, route.Exchange, route.RoutingKey, request, args.(proto.Message), out.(proto.Message), true)
+	return c.call(ctx, method, route.Exchange, route.RoutingKey, []string{route.AnsweredBy}, request, args.(proto.Message), out.(proto.Message), true)
 }
 
 // NewStream is not supported: a call over the broker is one request and one reply.
@@ -190,10 +207,10 @@ func (c *RPCClient) Request(ctx context.Context, m, out proto.Message) error {
 		return status.Errorf(codes.Unimplemented, "%s has no routing key", m.ProtoReflect().Descriptor().FullName())
 	}
 	request := amqp.Publishing{Headers: amqp.Table{headerTimestamp: time.Now().UnixMilli()}, DeliveryMode: amqp.Persistent, Type: string(e.Name)}
-	return c.call(ctx, e.RoutingKey, e.Exchange, e.RoutingKey, request, m, out, false)
+	return c.call(ctx, e.RoutingKey, e.Exchange, e.RoutingKey, e.HandledBy, request, m, out, false)
 }
 
-func (c *RPCClient) call(ctx context.Context, name, exchange, key string, request amqp.Publishing, args, out proto.Message, expires bool) (err error) {
+func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from []string, request amqp.Publishing, args, out proto.Message, expires bool) (err error) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
 	defer cancel()
@@ -204,7 +221,7 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, reques
 			metric.WithAttributes(label("method", name), label("code", status.Code(err).String())))
 	}()
 
-	call, queue, replies, err := c.begin(ctx)
+	call, queue, replies, err := c.begin(ctx, from)
 	if err != nil {
 		return err
 	}
@@ -340,6 +357,9 @@ func (s *RPCServer) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if len(route.CalledBy) == 0 {
+			return fmt.Errorf("nothing says which services may call %s: give it called_by in the option shop.options.v1.rpc", m.full)
+		}
 		g.Go(func() error {
 			return s.conn.each(ctx, "server of "+route.Queue, func(ctx context.Context, conn *amqp.Connection) error {
 				return s.serve(ctx, conn, m, route)
@@ -383,7 +403,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 				return errors.New("the broker has ended the consumer")
 			}
 			calls.Go(func() error {
-				s.answer(work, m, d)
+				s.answer(work, m, route, d)
 				return nil
 			})
 		}
@@ -392,7 +412,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 
 // answer runs one call, replies and acknowledges. Where the process dies in between, another server answers the call
 // again; methods are idempotent.
-func (s *RPCServer) answer(ctx context.Context, m method, d amqp.Delivery) {
+func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method, d amqp.Delivery) {
 	ctx = withTraceParent(ctx, stringHeader(d.Headers, headerTraceParent))
 	if ms, ok := intHeader(d.Headers, headerTimeout); ok {
 		var cancel context.CancelFunc
@@ -403,7 +423,11 @@ func (s *RPCServer) answer(ctx context.Context, m method, d amqp.Delivery) {
 	ctx, span := s.conn.tracer.Start(ctx, m.full, trace.WithSpanKind(trace.SpanKindServer))
 	defer span.End()
 
-	answer, err := s.call(ctx, m, d.Body)
+	var answer any
+	err := s.conn.admitCall(&d, route)
+	if err == nil {
+		answer, err = s.call(ctx, m, d.Body)
+	}
 	if d.ReplyTo == "" {
 		err = errors.Join(err, errNoReplyTo)
 	} else {

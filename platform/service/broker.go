@@ -1,6 +1,9 @@
 package service
 
 import (
+	"log/slog"
+	"sync"
+
 	"shop.example/platform/messaging"
 	"shop.example/platform/telemetry"
 )
@@ -19,10 +22,22 @@ func (s *Service) Broker(url, name string, t *telemetry.Telemetry) (*messaging.P
 	if err != nil {
 		return nil, nil, err
 	}
+	if !publish.KnowsUsers() {
+		warnSharedUser(t.Logger)
+	}
 	publisher := messaging.NewPublisher(publish)
 	s.Go("broker, publishing", publish.Run)
 	s.Go("broker, consuming", consume.Run)
 	s.Go("publisher", publisher.Run)
 	s.Check("broker", publish.Ready)
 	return publisher, consume, nil
+}
+
+var sharedUserWarned sync.Once
+
+// warnSharedUser says once a process, which may run all services, that messages are believed by their own word.
+func warnSharedUser(log *slog.Logger) {
+	sharedUserWarned.Do(func() {
+		log.Warn("who publishes a message is not checked: the user in AMQP_URL is not named as the service (see docs/configuration.md)")
+	})
 }

@@ -41,7 +41,7 @@ type deadLetter struct {
 	TraceID       string    `db:"trace_id"`
 	Type          string    `db:"type"`
 	Attempts      int       `db:"attempts"`
-	Headers       string    `db:"headers"` // JSON; only written
+	Headers       string    `db:"headers"` // JSON, see headersJSON; "" where the body was not asked for
 	Body          []byte    `db:"body"`    // nil where it was not asked for
 	PublishedAt   time.Time `db:"published_at"`
 	CreatedAt     time.Time `db:"created_at"`
@@ -76,14 +76,15 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 	}, r.problem
 }
 
-// headersJSON writes what can be written of the headers.
+// headersJSON writes what can be written of the headers, and who published the message first, for when it is redriven.
 func headersJSON(d messaging.Delivery) string {
-	headers := make(map[string]json.RawMessage, len(d.Headers))
+	headers := make(map[string]json.RawMessage, len(d.Headers)+1)
 	for name, value := range d.Headers {
 		if text, err := json.Marshal(value); err == nil {
 			headers[name] = text
 		}
 	}
+	headers[messaging.HeaderUser], _ = json.Marshal(d.User) // text can always be written
 	text, err := json.Marshal(headers)
 	if err != nil {
 		return "{}"
@@ -145,9 +146,9 @@ SELECT id, state, reason, source_queue, exchange, routing_key, message_id, coale
        (SELECT min(created_at) FROM dead_letter AS same
         WHERE same.message_id = dead_letter.message_id AND same.source_queue = dead_letter.source_queue) AS first_at`
 
-// getDeadLetter reads one with its body. lock is "" or FOR UPDATE.
+// getDeadLetter reads one with its headers and body. lock is "" or FOR UPDATE.
 func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock string) (letter deadLetter, err error) {
-	err = sqlx.GetContext(ctx, db, &letter, selectDeadLetter+", body FROM dead_letter WHERE id = $1 "+lock, id)
+	err = sqlx.GetContext(ctx, db, &letter, selectDeadLetter+", headers, body FROM dead_letter WHERE id = $1 "+lock, id)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return letter, apierror.New(codes.NotFound, "DEAD_LETTER_NOT_FOUND", "there is no dead letter %d", id)
@@ -217,7 +218,8 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 }
 
 // outgoing is the message as a first attempt, straight to the queue it came from: through its exchange everyone else would
-// see it again. The headers tell the consumer what the way itself does not: where the message was published first.
+// see it again. The headers tell the consumer what the way itself does not: where and by whom the message was published
+// first.
 func (l *deadLetter) outgoing() messaging.Outgoing {
 	return messaging.Outgoing{
 		RoutingKey:    l.SourceQueue,
@@ -226,9 +228,21 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 		CorrelationID: l.CorrelationID,
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,
-		Headers:       map[string]any{messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey},
-		Body:          l.Body,
+		Headers: map[string]any{
+			messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey, messaging.HeaderUser: l.publisher(),
+		},
+		Body: l.Body,
 	}
+}
+
+// publisher is the broker's user who published the message first, "" if that is not known.
+func (l *deadLetter) publisher() string {
+	var headers map[string]json.RawMessage // a struct would take other spellings of the name, too
+	var user string
+	if json.Unmarshal([]byte(l.Headers), &headers) != nil || json.Unmarshal(headers[messaging.HeaderUser], &user) != nil {
+		return ""
+	}
+	return user
 }
 
 func publishError(letter deadLetter, err error) error {

@@ -197,7 +197,7 @@ func (s *Service) decide(ctx context.Context, placements []placement) error {
 // in it for good.
 func stockError(err error) error {
 	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.PermissionDenied: // the last is for people to put right
 		return messaging.Down(err)
 	case codes.InvalidArgument, codes.FailedPrecondition:
 		return messaging.Permanent(err)
