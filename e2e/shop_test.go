@@ -191,7 +191,7 @@ func (s *shop) decided(t *testing.T, location string) order {
 	t.Helper()
 	var o order
 	eventually(t, func() error {
-		a := s.get(t, location)
+		a := s.call(t, http.MethodGet, location, "")
 		if a.code != http.StatusOK {
 			return fmt.Errorf("GET %s: %d %s", location, a.code, a.body)
 		}
@@ -214,7 +214,7 @@ func (s *shop) place(t *testing.T, productID, quantity int) (location string) {
 
 func (s *shop) stock(t *testing.T) map[string]item {
 	t.Helper()
-	a := s.get(t, "/v1/inventory?page_size=1000")
+	a := s.call(t, http.MethodGet, "/v1/inventory?page_size=1000", "")
 	if a.code != http.StatusOK {
 		t.Fatalf("GET /v1/inventory: %d %s", a.code, a.body)
 	}

@@ -158,7 +158,7 @@ func (g *gateway) explain(err error) error {
 	case reason == "OPERATOR_TOKEN_REQUIRED":
 		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (shop up prints it and keeps it in .shop/up/operator-token)"
 	case reason == "OPERATOR_TOKEN_INVALID":
-		message = fmt.Sprintf("the shop at %s does not know this operator token: shop up prints the right one; check --token and SHOP_OPERATOR_TOKEN", g.addr)
+		message = fmt.Sprintf("the shop at %s does not know this operator token: shop up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token", g.addr)
 	case reason == "" && s.Code() == codes.Unavailable:
 		message = fmt.Sprintf("no shop answers at %s: start one with make up, or name it with --server", g.addr)
 	case reason == "" && s.Code() == codes.DeadlineExceeded:

@@ -20,7 +20,9 @@ const (
 const about = `What travels over the broker. A body is a protobuf message, whose full name is the property type; the schemas
 here are those of its JSON form. An event is published as mandatory and persistent, waits for the broker's
 confirm, and can come twice: then the property message_id is the same, and what is done about it is done once.
-The property correlation_id is the order's id, app_id the service that said it, timestamp when it did.
+The property correlation_id is the order's id, app_id the service that said it, timestamp when it did, user_id the
+user of the broker who published it, if each service has its own: what comes from another user than the event's
+publishers is not handled.
 Who wants to listen binds a queue of their own to the exchange; every key begins with shop.
 `
 
@@ -59,6 +61,7 @@ func everyMessage() trait {
 		ContentType: contentType,
 		Headers: &schema{Type: "object", Properties: properties{
 			{"traceparent", &schema{Type: "string", Description: "The trace it belongs to, as W3C Trace Context says."}},
+			{"shop-user", &schema{Type: "string", Description: "Of what is tried or sent again: the user of the broker who published it first."}},
 			{"shop-attempt", &schema{Type: "integer", Description: "How often it was tried before; absent the first time."}},
 		}},
 		CorrelationID: correlation{

@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+)
+
+// Whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
+// service that may.
+func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	ch := s.confirming(t)
+	uri, err := amqp.ParseURI(s.broker.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.stock(t)
+	id := uuid.Must(uuid.NewV7()).String()
+	forged := &eventsv1.OrderPlaced{
+		OrderId: id, CustomerName: "Eve", CustomerEmail: "eve@example.org", PlacedAt: timestamppb.Now(),
+		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 1}},
+	}
+	s.send(t, ch, "shop.topic", "shop.order.placed", amqp.Publishing{
+		MessageId: uuid.NewString(), CorrelationId: id, UserId: uri.Username, AppId: "gateway", Body: encode(t, forged),
+	})
+	refused := func(n int) []letter {
+		t.Helper()
+		letters := s.open(t, n)
+		for _, l := range letters {
+			if want := fmt.Sprintf("the broker's user %q may not publish shop.events.v1.OrderPlaced", uri.Username); l.Reason != want {
+				t.Errorf("queue %s: %s, want %s", l.SourceQueue, l.Reason, want)
+			}
+		}
+		return letters
+	}
+	first := refused(2) // of the order service and of the log
+	for _, l := range first {
+		if a := s.post(t, l.path()+":redrive"); a.code != http.StatusOK {
+			t.Errorf("redriving: %d %s", a.code, a.body)
+		}
+	}
+	eventually(t, func() error {
+		var again []string
+		for _, l := range s.letters(t, "OPEN") {
+			if l.ID != first[0].ID && l.ID != first[1].ID {
+				again = append(again, l.SourceQueue)
+			}
+		}
+		if len(again) != 2 {
+			return fmt.Errorf("refused again by %v", again)
+		}
+		return nil
+	})
+	refused(2)
+	if a := s.get(t, "/v1/orders/"+id); a.code != http.StatusNotFound {
+		t.Errorf("the order is there: %d %s", a.code, a.body)
+	}
+	if a := s.get(t, "/v1/orders/"+id+"/events"); strings.Contains(string(a.body), id) {
+		t.Errorf("the log has it: %s", a.body)
+	}
+
+	// The shop itself is let through everywhere.
+	if o := s.decided(t, s.place(t, 1, 1)); o.State != "CONFIRMED" {
+		t.Errorf("the shop's own order: %+v", o)
+	}
+	product := ""
+	for name, i := range before {
+		if i.ID == 1 {
+			product = name
+		}
+	}
+	if after := s.settled(t)[product]; after.OnHand != before[product].OnHand-1 {
+		t.Errorf("%d pieces of %s, want one less than %d", after.OnHand, product, before[product].OnHand)
+	}
+	s.open(t, 2)
+}
+
+// What the shop does itself must not raise the alarm: orders, calls over the broker, dead letters, redrives.
+func TestUsers_TheShopIsNeverTakenForAStranger(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	ch := s.confirming(t)
+	location := s.place(t, 1, 1)
+	s.decided(t, location)
+	s.settled(t)
+	if a := s.post(t, location+":cancel"); a.code != http.StatusOK {
+		t.Errorf("cancelling: %d %s", a.code, a.body)
+	}
+	if a := s.get(t, "/intermediary/inventory"); a.code != http.StatusOK {
+		t.Errorf("listing over the broker: %d %s", a.code, a.body)
+	}
+	chairs := products("Chair", 1)
+	s.send(t, ch, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, chairs)})
+	chairs.RequestId = uuid.NewString()
+	s.send(t, ch, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, chairs)}) // there is one already
+	letter := s.open(t, 1)[0]
+	if a := s.post(t, letter.path()+":redrive"); a.code != http.StatusOK {
+		t.Errorf("redriving: %d %s", a.code, a.body)
+	}
+	eventually(t, func() error {
+		if open := s.letters(t, "OPEN"); len(open) != 1 || open[0].ID == letter.ID {
+			return fmt.Errorf("open: %+v", open)
+		}
+		return nil
+	})
+	for _, admin := range []string{s.Gateway.AdminAddr(), s.Order.AdminAddr(), s.Inventory.AdminAddr(), s.Logging.AdminAddr()} {
+		res, err := http.Get("http://" + admin + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "messaging_user_") {
+				t.Errorf("%s counts: %s", admin, line)
+			}
+		}
+	}
+}
