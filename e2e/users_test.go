@@ -3,15 +3,25 @@ package e2e
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/db/dbtest"
 	eventsv1 "shop.example/gen/shop/events/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/transport"
+	"shop.example/shop/local"
 )
 
 // Whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
@@ -83,6 +93,43 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 		t.Errorf("%d pieces of %s, want one less than %d", after.OnHand, product, before[product].OnHand)
 	}
 	s.open(t, 2)
+}
+
+// All services in one process have one certificate, which names one of them or none.
+func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := transport.WriteFiles(dir, time.Hour, "shop", "inventory"); err != nil {
+		t.Fatal(err)
+	}
+	broker, database := brokertest.New(t), dbtest.New(t)
+	cfg := config(t, database, broker.Services(t))
+	cfg.TLS = transport.FilesIn(dir, "shop")
+	built, err := local.New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{Shop: built, url: "http://" + built.Gateway.HTTPAddr(), database: database, broker: broker}
+	run(t, s.Shop)
+	location := s.place(t, 1, 1)
+	if o := s.decided(t, location); o.State != "CONFIRMED" {
+		t.Errorf("the order: %+v", o)
+	}
+	if a := s.get(t, "/v1/dead-letters"); a.code != http.StatusOK {
+		t.Errorf("the dead letters: %d %s", a.code, a.body)
+	}
+	creds, err := transport.FilesIn(dir, "inventory").Client(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(s.Logging.GRPCAddr(), grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := loggingv1.NewDeadLetterServiceClient(conn).ListDeadLetters(t.Context(), &loggingv1.ListDeadLettersRequest{}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("inventory, from another machine: %v", err)
+	}
 }
 
 // What the shop does itself must not raise the alarm: orders, calls over the broker, dead letters, redrives.

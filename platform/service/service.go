@@ -60,6 +60,7 @@ type Service struct {
 	grpc        *grpc.Server
 	grpcLis     net.Listener
 	callers     map[string][]string // who may call a method of the shop's, by its full name; read by Run
+	allNames    []string            // in the certificate that all services share, if they do: see transport.MutualTLS
 	adminLis    net.Listener
 	listeners   []net.Listener
 	parts       []*part
@@ -92,6 +93,11 @@ func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	creds, err := cfg.TLS.Server(t.Logger)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.TLS.Enabled() && cfg.TLS.OfAllServices {
+		if s.allNames, err = cfg.TLS.Names(); err != nil {
+			return nil, err
+		}
 	}
 	s.grpc = s.newGRPCServer(creds, cfg, t)
 	if err := s.openListeners(cfg, t); err != nil {

@@ -25,10 +25,21 @@ type MutualTLS struct {
 	KeyFile  string `env:"GRPC_TLS_KEY_FILE"`
 	// CAFile has the authorities whose certificates are accepted, of servers and of clients.
 	CAFile string `env:"GRPC_TLS_CA_FILE"`
+	// OfAllServices says that one process runs all services with this certificate, which then may make every call.
+	OfAllServices bool `env:"-"`
 }
 
 // Enabled says whether files are named. Server and Client refuse a name that is missing.
-func (m MutualTLS) Enabled() bool { return m != MutualTLS{} }
+func (m MutualTLS) Enabled() bool { return m.CertFile != "" || m.KeyFile != "" || m.CAFile != "" }
+
+// Names returns the DNS names in the certificate.
+func (m MutualTLS) Names() ([]string, error) {
+	own, err := m.load()
+	if err != nil {
+		return nil, err
+	}
+	return own.certificate.Leaf.DNSNames, nil
+}
 
 // Server returns what gRPC is served with: TLS that demands a certificate of the CA from each client, or plain text
 // where no files are named. The files are read again when they have changed; a change that cannot be read is logged,

@@ -47,7 +47,7 @@ type Config struct {
 	// the gateway is built; the calls come when the shop runs.
 	Controls func(*Shop) []edge.Control
 
-	// TLS is for the services' addresses to be open to other machines.
+	// TLS is for the services' addresses to be open to other machines. All services have the one certificate.
 	TLS transport.MutualTLS
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
@@ -90,6 +90,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	if err := cfg.checkAddrs(admin[0]); err != nil {
 		return nil, err
 	}
+	cfg.TLS.OfAllServices = true
 	s := &Shop{}
 	defer func() {
 		if err != nil {
