@@ -22,7 +22,7 @@ func startDemo(t *testing.T) *shop {
 		*addr = freeAddr(t)
 	}
 	cfg.Controls = controls.New(controls.Config{
-		AMQPURL: broker.URL, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: operatorToken, Currency: cfg.Currency,
+		AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: operatorToken, Currency: cfg.Currency,
 	})
 	s, err := local.New(t.Context(), cfg)
 	if err != nil {

@@ -291,8 +291,9 @@ func allowClipboard(origin string) action {
 func TestPage_AWrongTokenMakesNobodyAnOperator(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	b := browse(t, s.url+"/#token=guess")
+	b := browse(t, "about:blank")
 	b.mayComplain("status of 401")
+	b.do(chromedp.Navigate(s.url + "/#token=guess"))
 	b.text("#operator-hint", "not valid here")
 	b.text("#role", "customer")
 	if kept := eval[any](b, "sessionStorage.getItem('shop.token')"); kept != nil {

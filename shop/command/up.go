@@ -41,10 +41,10 @@ It is configured by these variables; docs/configuration.md says what each of the
 				return err
 			}
 			out := cmd.ErrOrStderr()
-			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(cfg *local.Config, servers *stack.Stack) {
+			return withShop(cmd.Context(), filepath.Join(base, "up"), false, out, func(cfg *local.Config, _ *stack.Stack) {
 				if demo {
 					cfg.Controls = controls.New(controls.Config{
-						AMQPURL: servers.AMQPURL, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency,
+						AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency,
 					})
 				}
 			}, func(ctx context.Context, s *running) error {

@@ -38,7 +38,7 @@ const (
 
 // Config says what experiments do their work with.
 type Config struct {
-	AMQPURL       string            // of a user who may publish whatever services publish
+	AMQPURLs      map[string]string // by service
 	DatabaseURLs  map[string]string // by schema, of roles that may read it
 	OperatorToken string
 	Currency      string // the catalogue's

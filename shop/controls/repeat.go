@@ -176,9 +176,27 @@ func (l *lab) poison(ctx context.Context, body []byte) (any, error) {
 	return answer, err
 }
 
-// publish publishes messages over a connection of its own and returns when the broker has them.
-func (l *lab) publish(ctx context.Context, messages []messaging.Outgoing) error {
-	conn, err := messaging.Dial(l.AMQPURL, messaging.Options{Service: "demo", Role: "publish"})
+// publish publishes events, each as the service that does, and returns when the broker has them.
+func (l *lab) publish(ctx context.Context, events []messaging.Outgoing) error {
+	by := map[string][]messaging.Outgoing{}
+	for _, e := range events {
+		event, ok := contract.ByRoutingKey(e.RoutingKey)
+		if !ok || len(event.PublishedBy) == 0 {
+			return fmt.Errorf("no service publishes %s", e.RoutingKey)
+		}
+		by[event.PublishedBy[0]] = append(by[event.PublishedBy[0]], e)
+	}
+	for service, events := range by {
+		if err := l.publishAs(ctx, service, events); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publishAs publishes over a connection of its own.
+func (l *lab) publishAs(ctx context.Context, service string, messages []messaging.Outgoing) error {
+	conn, err := messaging.Dial(l.AMQPURLs[service], messaging.Options{Service: service, Role: "publish"})
 	if err != nil {
 		return err
 	}
