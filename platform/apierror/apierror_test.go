@@ -121,7 +121,7 @@ func TestFromViolations_NamesEveryFieldAsTheClientSpellsIt(t *testing.T) {
 		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
 			{Field: "customer_email", Description: "must be a valid email address"},
 			{Field: "order_items[0].quantity", Description: "must be greater than 0 and less than or equal to 100000"},
-			{Field: "order_items[1].expected_unit_price.nanos", Description: "must be a multiple of 10000000: an amount has at most two decimals"},
+			{Field: "order_items[1].expected_unit_price.nanos", Description: "must be a multiple of 100000: no currency has more than four decimals"},
 		}})
 	if text := got.String(); strings.Contains(text, "ada(at)") {
 		t.Errorf("the status repeats personal data: %s", text)

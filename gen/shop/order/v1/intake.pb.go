@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
+	_ "shop.example/gen/shop/options/v1"
 	sync "sync"
 	unsafe "unsafe"
 )
@@ -136,7 +137,7 @@ var File_shop_order_v1_intake_proto protoreflect.FileDescriptor
 
 const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\n" +
-	"\x1ashop/order/v1/intake.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x19shop/order/v1/order.proto\"|\n" +
+	"\x1ashop/order/v1/intake.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"|\n" +
 	"\x0eFindKeyRequest\x12/\n" +
 	"\n" +
 	"key_hashes\x18\x01 \x03(\fB\x10\xbaH\r\x92\x01\n" +
@@ -144,9 +145,9 @@ const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\x10former_order_ids\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x02\"\x05r\x03\xb0\x01\x01R\x0eformerOrderIds\"X\n" +
 	"\x0fFindKeyResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12*\n" +
-	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2[\n" +
-	"\rIntakeService\x12J\n" +
-	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\x00B(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
+	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2f\n" +
+	"\rIntakeService\x12U\n" +
+	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\v\xe2\xb5\x18\agatewayB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
 
 var (
 	file_shop_order_v1_intake_proto_rawDescOnce sync.Once
