@@ -243,7 +243,7 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"events list --status lost", 2, "--status lost: there are success and error"},
 		{"inventory create Webcam --quantity 1", 2, `required flag(s) "price" not set`},
 		{"inventory create Webcam --quantity -1 --price 1", 2, "--quantity: must be"},
-		{"inventory create Webcam --quantity 1 --price 1.234", 2, "--price 1.234: 1.234 has more than two decimals"},
+		{"inventory create Webcam --quantity 1 --price 1.234", 2, "--price 1.234: must have at most 2 decimals"},
 		{"inventory create Webcam --quantity 1 --price cheap", 2, "--price cheap: give an amount like 12.50"},
 		{"inventory create Webcam --quantity 1 --price 1 --currency usd", 2, "--currency: "},
 		{"inventory create Laptop --quantity 1 --price 1", 1, `there is an item "Laptop" already`},
