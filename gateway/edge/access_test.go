@@ -146,7 +146,7 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC()}, tel.Logger))
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), callers: callers{access: newAccess("", nil)}}, tel.Logger))
 	run(t, s.Run)
 	orders := orderv1.NewOrderServiceClient(client(t, lis.Addr().String()))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a.b.c")

@@ -46,7 +46,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 		r := request.WithContext(b.Context())
 		r.Body = io.NopCloser(strings.NewReader(order))
 		w := httptest.NewRecorder()
-		if rest.ServeHTTP(w, r); w.Code != http.StatusAccepted {
+		if rest.serve(w, r, held{}, nil); w.Code != http.StatusAccepted {
 			b.Fatal(w.Code, w.Body)
 		}
 	}

@@ -31,13 +31,26 @@ func (c callers) of(r *http.Request) caller {
 func (c callers) address(r *http.Request) netip.Addr {
 	if c.trustedProxies > 0 {
 		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-		hop := strings.TrimSpace(hops[max(0, len(hops)-c.trustedProxies)])
-		if addr, err := netip.ParseAddr(hop); err == nil {
+		if addr, ok := parseHop(strings.TrimSpace(hops[max(0, len(hops)-c.trustedProxies)])); ok {
 			return subscriber(addr)
 		}
 	}
-	from, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero address where the connection has none
+	return remote(r.RemoteAddr)
+}
+
+// remote is the client at the other end of a connection, the zero address where that has none.
+func remote(addr string) netip.Addr {
+	from, _ := netip.ParseAddrPort(addr)
 	return subscriber(from.Addr())
+}
+
+// parseHop reads an address as proxies write it: some add the port, and put an IPv6 address in brackets then.
+func parseHop(hop string) (netip.Addr, bool) {
+	if with, err := netip.ParseAddrPort(hop); err == nil {
+		return with.Addr(), true
+	}
+	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(hop, "["), "]"))
+	return addr, err == nil
 }
 
 // subscriber is the address that stands for all that one subscriber has: a network of 64 bits in IPv6.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -23,101 +24,171 @@ type DoorConfig struct {
 	OIDC      OIDC
 	// OrdersInFlight is how many orders may wait for the broker at a time; 2000 where it is 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
+	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 where it is 0. One client may have two
+	// thirds of them.
+	MaxCalls int `env:"SHOP_MAX_CALLS"`
+	// MaxConnections is how many connections may be open at a time; 3000 where it is 0. One address may have two thirds of
+	// them, or all where the addresses are those of proxies.
+	MaxConnections int `env:"SHOP_MAX_CONNECTIONS"`
 }
 
 // door is what every call comes through, whichever API it is for. It is an http.Handler.
 type door struct {
-	grpc    http.Handler
-	rest    *rest
-	callers callers
-	limits  *rateLimiter // nil for no limit
+	grpc     http.Handler
+	rest     *rest
+	callers  callers
+	rate     *rateLimiter // of all calls; nil for no limit
+	listings *rateLimiter // of ListInventory; nil for no limit
+	limits   limits
 	// patience is how long a client of a gRPC stream may leave a message unread.
 	patience time.Duration
 }
 
-func newDoor(cfg DoorConfig, a *api, rest *rest, t *telemetry.Telemetry) (*door, error) {
-	limits, err := newRateLimiter(cfg.RateLimit, t.Meter.Meter("shop.example/gateway/edge"))
+func newDoor(cfg DoorConfig, a *api, rest *rest, l limits, t *telemetry.Telemetry) (*door, error) {
+	meter := t.Meter.Meter("shop.example/gateway/edge")
+	rate, err := newRateLimiter(cfg.RateLimit, meter)
 	if err != nil {
 		return nil, err
 	}
-	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, limits: limits, patience: readerPatience}, nil
+	listings, err := newRateLimiter(listingRate, meter)
+	if err != nil {
+		return nil, err
+	}
+	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, rate: rate, listings: listings, limits: l, patience: readerPatience}, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var refusal error
-	if d.limits != nil {
-		refusal = d.limits.check(r, d.callers.of(r))
+	call := held{memory: d.limits.memory, from: d.callers.of(r)}
+	refusal := d.admit(r, call.from)
+	if refusal == nil {
+		defer d.limits.calls.release(call.from, 1)
 	}
 	if isGRPC(r) {
-		d.serveGRPC(w, r, refusal)
+		d.serveGRPC(w, r, call, refusal)
 		return
 	}
 	setSecurityHeaders(w.Header(), r.TLS != nil)
-	if refusal != nil {
-		d.rest.refuse(w, r, refusal)
-		return
-	}
-	d.rest.ServeHTTP(w, r)
+	d.rest.serve(w, r, call, refusal)
 }
 
-func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, refusal error) {
+// otherSites tells what a browser sends because a page of another site told it to, by its Sec-Fetch-Site and Origin.
+var otherSites http.CrossOriginProtection
+
+// admit returns an error where the call does not come in. One that comes in counts as open.
+func (d *door) admit(r *http.Request, from caller) error {
+	if d.rate != nil {
+		if err := d.rate.check(r, from); err != nil {
+			return err
+		}
+	}
+	if d.listings != nil && isListing(r.URL.Path) {
+		if err := d.listings.check(r, from); err != nil {
+			return err
+		}
+	}
+	if err := otherSites.Check(r); err != nil && !isGRPC(r) { // which no browser sends before it has asked
+		return apierror.New(codes.PermissionDenied, "CROSS_ORIGIN", "a page of another site may not make this call").WithCause(err)
+	}
+	if e := d.limits.calls.acquire(from, 1); e != nil {
+		return tooManyCalls(e)
+	}
+	return nil
+}
+
+// serveGRPC leaves a call to gRPC within the server's limits: a request has to arrive within readTimeout, and the call to
+// end within writeTimeout. What lasts longer is bounded by what its client leaves unread.
+func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, h held, refusal error) {
+	if refusal == nil && r.URL.Path == healthv1.Health_Watch_FullMethodName { // others take their place when access is checked
+		if e := d.limits.streams.acquire(h.from, 1); e != nil {
+			refusal = tooManyStreams(e)
+		} else {
+			defer d.limits.streams.release(h.from, 1)
+		}
+	}
 	if refusal != nil {
 		w.Header().Set("Content-Type", "application/grpc")
 		setTrailers(w.Header(), apierror.Status(refusal)) // an answer without messages has them as its headers
 		return
 	}
-	unbounded(w)
-	if r.URL.Path == streamEvents {
-		d.serveStream(w, r)
-	} else {
-		d.grpc.ServeHTTP(w, r)
+	call := &grpcCall{ResponseWriter: w, held: h}
+	defer call.held.release()
+	call.request = requestReader{ReadCloser: r.Body, held: &call.held, max: maxBody + grpcPrefix, keepsBuffers: true}
+	r.Body = &call.request
+	switch r.URL.Path {
+	case streamEvents, healthv1.Health_Watch_FullMethodName:
+		ctx, cancel := context.WithCancel(withCaller(r.Context(), h.from))
+		defer cancel()
+		call.clearDeadline(d.patience, cancel)
+		r = r.WithContext(ctx)
 	}
-	completeTrailers(w.Header())
+	d.grpc.ServeHTTP(call, r)
+	if call.failed {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
+	}
+	completeTrailers(w.Header(), call.request.refusal)
 }
 
-func (d *door) serveStream(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithCancel(withCaller(r.Context(), d.callers.of(r)))
-	defer cancel()
-	messages := &messageWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: d.patience, cancel: cancel}
-	d.grpc.ServeHTTP(messages, r.WithContext(ctx))
-}
+// grpcPrefix is what stands before a message of gRPC, in bytes.
+const grpcPrefix = 5
 
-// messageWriter is the answer to a gRPC stream. A client that does not take a message in time has lost the stream: gRPC
-// itself would wait for as long as the connection lasts.
-type messageWriter struct {
+// grpcCall is the answer to a gRPC call, with its request.
+type grpcCall struct {
 	http.ResponseWriter
-	control  *http.ResponseController
+	request requestReader
+	held    held
+	failed  bool
+
+	// Of a call that lasts: a client that does not take a message in time has lost it. gRPC itself would wait for as long as
+	// the connection lasts.
+	control  *http.ResponseController // nil for others
 	patience time.Duration
 	cancel   context.CancelFunc // gRPC does not look at what becomes of a write
 	writing  bool
 }
 
+// clearDeadline takes the server's limit off a call.
+func (c *grpcCall) clearDeadline(patience time.Duration, cancel context.CancelFunc) {
+	c.control, c.patience, c.cancel = http.NewResponseController(c.ResponseWriter), patience, cancel
+	_ = c.control.SetWriteDeadline(time.Time{})
+}
+
 // Write writes a part of a message.
-func (w *messageWriter) Write(part []byte) (int, error) {
-	w.begin()
-	n, err := w.ResponseWriter.Write(part)
+func (c *grpcCall) Write(part []byte) (int, error) {
+	c.begin()
+	n, err := c.held.write(c.ResponseWriter, part)
 	if err != nil {
-		w.cancel()
+		c.fail()
 	}
 	return n, err
 }
 
 // Flush ends a message. Until the next one comes the client may take its time.
-func (w *messageWriter) Flush() {
-	w.begin()
-	if err := w.control.Flush(); err != nil {
-		w.cancel()
+func (c *grpcCall) Flush() {
+	if c.control == nil {
+		c.ResponseWriter.(http.Flusher).Flush()
 		return
 	}
-	w.writing = false
-	_ = w.control.SetWriteDeadline(time.Time{})
+	c.begin()
+	if err := c.control.Flush(); err != nil {
+		c.fail()
+		return
+	}
+	c.writing = false
+	_ = c.control.SetWriteDeadline(time.Time{})
 }
 
-func (w *messageWriter) begin() {
-	if !w.writing {
-		w.writing = true
-		_ = w.control.SetWriteDeadline(time.Now().Add(w.patience))
+func (c *grpcCall) begin() {
+	if c.control != nil && !c.writing {
+		c.writing = true
+		_ = c.control.SetWriteDeadline(time.Now().Add(c.patience))
+	}
+}
+
+func (c *grpcCall) fail() {
+	c.failed = true
+	if c.cancel != nil {
+		c.cancel()
 	}
 }
 
@@ -138,8 +209,8 @@ const unreadableMessage = "grpc: failed to unmarshal the received message"
 
 // completeTrailers gives a refusal of the gRPC library itself, which no interceptor sees, what every other has: an
 // ErrorInfo, and no text of our inside. The library answers by itself where the request is too large or cannot be read,
-// and where the method is not known.
-func completeTrailers(trailer http.Header) {
+// and where the method is not known. unread is why the request was not read to its end, nil where it was.
+func completeTrailers(trailer http.Header, unread error) {
 	code, err := strconv.ParseUint(trailer.Get(grpcStatus), 10, 32)
 	if err != nil || code == uint64(codes.OK) || trailer.Get(grpcDetails) != "" {
 		return
@@ -149,7 +220,10 @@ func completeTrailers(trailer http.Header) {
 		message = ""
 	}
 	refusal := status.Error(codes.Code(code), message)
-	if strings.HasPrefix(message, unreadableMessage) { // there is no error of the library's to compare with
+	switch {
+	case unread != nil:
+		refusal = unread
+	case strings.HasPrefix(message, unreadableMessage): // there is no error of the library's to compare with
 		refusal = apierror.New(codes.InvalidArgument, "INVALID_PROTOBUF", "the request is not a message of the type that the call takes")
 	}
 	setTrailers(trailer, apierror.Status(refusal))

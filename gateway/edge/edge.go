@@ -42,15 +42,21 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	// readTimeout and writeTimeout bound a REST call; streams have no such bound.
+	// readTimeout bounds how long a request takes to arrive, and writeTimeout a call all in all; streams have no such bound.
 	readTimeout  = 30 * time.Second
 	writeTimeout = 60 * time.Second
 	idleTimeout  = 2 * time.Minute
-	maxHeaders   = 64 << 10
+	maxHeaders   = 16 << 10
 	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
 	maxStreams = 1000
-	// defaultStreams is how many event streams may be open where nothing else is configured.
-	defaultStreams = 1000
+	// maxUnread and maxUnreadCall are how many bytes an HTTP/2 connection, or one of its calls, may send ahead of what is read.
+	maxUnread     = 256 << 10
+	maxUnreadCall = 64 << 10
+	// What may be open where nothing else is configured. A call costs up to 30 KB while it waits, a connection about as much:
+	// all of them together stay below 200 MB.
+	defaultStreams     = 1000
+	defaultCalls       = 3000
+	defaultConnections = 3000
 	// mostReply is how large an answer of a service may be: a dead letter comes with its body, which RabbitMQ lets be
 	// 16 MiB large.
 	mostReply = 17 << 20
@@ -102,8 +108,8 @@ type Service struct {
 // New opens the gateway's listeners and returns a gateway that does nothing until Run. It needs no other service, nor
 // the broker, to be there. A gateway that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
-	if cfg.MaxStreams < 0 {
-		return nil, errors.New("SHOP_MAX_STREAMS is negative: give how many event streams may be open at a time")
+	if min(cfg.MaxStreams, cfg.Door.MaxCalls, cfg.Door.MaxConnections) < 0 {
+		return nil, errors.New("SHOP_MAX_STREAMS, SHOP_MAX_CALLS and SHOP_MAX_CONNECTIONS must be 1 or more, or 0 for the default")
 	}
 	if !money.Valid(cfg.Currency) {
 		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
@@ -156,27 +162,33 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
-	if err := forwardAll(a, upstreams, newPlaces(cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
+	proxies := cfg.Door.RateLimit.TrustedProxies
+	l, err := newLimits(cmp.Or(cfg.Door.MaxConnections, defaultConnections), cmp.Or(cfg.Door.MaxCalls, defaultCalls),
+		cmp.Or(cfg.MaxStreams, defaultStreams), proxies > 0, t.Meter.Meter("shop.example/gateway/edge"))
+	if err != nil {
+		return nil, err
+	}
+	if err := forwardAll(a, upstreams, l.streams); err != nil {
 		return nil, err
 	}
 	if err := checkRules(s.GRPC().GetServiceInfo()); err != nil {
 		return nil, err
 	}
-	rest, err := newREST(a.local, callers{a.access, cfg.Door.RateLimit.TrustedProxies}, s.Stopping(), t)
+	rest, err := newREST(a.local, callers{a.access, proxies}, s.Stopping(), t)
 	if err != nil {
 		return nil, err
 	}
 	if err := rest.addControls(cfg.Controls, a.access, s.Stopping()); err != nil {
 		return nil, err
 	}
-	d, err := newDoor(cfg.Door, a, rest, t)
+	d, err := newDoor(cfg.Door, a, rest, l, t)
 	if err != nil {
 		return nil, err
 	}
 	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
 		return nil, err
 	}
-	lis, err := cfg.HTTPTLS.secure(s.lis, t.Logger)
+	lis, err := cfg.HTTPTLS.secure(boundedListener{s.lis, l.connections}, t.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +250,7 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream,
 }
 
 // forwardAll registers the services of the upstreams as if they were the gateway's own.
-func forwardAll(a *api, upstreams []upstream, open *places) error {
+func forwardAll(a *api, upstreams []upstream, open *limiter) error {
 	for _, u := range upstreams {
 		for _, sd := range u.services {
 			desc, err := forward(sd, u.name, u.conn, open)
@@ -311,9 +323,14 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler:           handler,
-		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Handler:   handler,
+		Protocols: protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerConnection: maxUnread,
+			MaxReceiveBufferPerStream:     maxUnreadCall,
+			WriteByteTimeout:              readerPatience,
+		},
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -321,12 +338,4 @@ func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
 		MaxHeaderBytes:    maxHeaders,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-}
-
-// unbounded takes the time limits off a call that may stream.
-func unbounded(w http.ResponseWriter) {
-	c := http.NewResponseController(w)
-	// A connection that knows no deadlines has none to take off.
-	_ = c.SetReadDeadline(time.Time{})
-	_ = c.SetWriteDeadline(time.Time{})
 }

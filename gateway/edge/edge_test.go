@@ -116,8 +116,8 @@ func (b *logBuffer) String() string {
 }
 
 // serveAPI serves checkout, the demo's interface and an order service, with publish in place of the broker and an
-// inventory service that is away. It returns the address, too.
-func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, server orderv1.OrderServiceServer) (*api, string) {
+// inventory service that is away. It returns the address, too. changes are made before it serves.
+func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, server orderv1.OrderServiceServer, changes ...func(*door, *http.Server)) (*api, string) {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
 	s, err := service.New(service.Config{MaxRequest: maxBody}, tel)
@@ -146,7 +146,12 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: readerPatience}, tel.Logger))
+	d := &door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: readerPatience}
+	httpServer := newHTTPServer(d, tel.Logger)
+	for _, change := range changes {
+		change(d, httpServer)
+	}
+	s.ServeHTTP("http", lis, httpServer)
 	run(t, s.Run)
 	return a, lis.Addr().String()
 }

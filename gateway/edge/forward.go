@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	// callTimeout bounds a unary call whose client set no deadline.
+	// callTimeout bounds a unary call whose client set no deadline, and longestCall one that has: it must be answered before
+	// writeTimeout.
 	callTimeout = 10 * time.Second
+	longestCall = 50 * time.Second
 	// retryAfter is what clients are told to wait when something behind the gateway is not there.
 	retryAfter = 2 * time.Second
 )
@@ -28,8 +30,8 @@ const (
 // service like any other: its messages are the generated types. name is what clients are told is not available.
 //
 // Deadlines and the trace context go on to the backend, metadata do not: none of these services reads any, and the
-// operator's token is the gateway's to check. Each stream takes one of the places of open while it lasts.
-func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *places) (*grpc.ServiceDesc, error) {
+// operator's token is the gateway's to check. Each stream counts as open while it lasts.
+func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *limiter) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
 		HandlerType: (*any)(nil),
@@ -58,10 +60,10 @@ type forwarding struct {
 	streams  bool
 	name     string // of the service behind it
 	backend  grpc.ClientConnInterface
-	open     *places // for streams
+	open     *limiter // for streams
 }
 
-func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open *places) (*forwarding, error) {
+func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open *limiter) (*forwarding, error) {
 	if md.IsStreamingClient() {
 		return nil, fmt.Errorf("%s streams from the client, which is not forwarded", md.Name())
 	}
@@ -92,11 +94,12 @@ func (f *forwarding) unary(server any, ctx context.Context, decode func(any) err
 }
 
 func (f *forwarding) call(ctx context.Context, request any) (any, error) {
-	if _, set := ctx.Deadline(); !set {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
+	timeout := callTimeout
+	if _, set := ctx.Deadline(); set {
+		timeout = longestCall
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	reply := f.reply.New().Interface()
 	if err := f.backend.Invoke(ctx, f.fullName, request, reply); err != nil {
 		return nil, backendError(f.name, err)
@@ -111,10 +114,10 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 		return err
 	}
 	from := callerIn(client.Context())
-	if err := f.open.take(from); err != nil {
-		return err
+	if e := f.open.acquire(from, 1); e != nil {
+		return tooManyStreams(e)
 	}
-	defer f.open.giveBack(from)
+	defer f.open.release(from, 1)
 	replies, err := f.begin(client.Context(), request)
 	if err != nil {
 		return backendError(f.name, err)

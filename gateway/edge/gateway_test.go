@@ -22,6 +22,7 @@ import (
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
+	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -341,6 +342,67 @@ func TestListInventory_IsAskedOverTheBroker(t *testing.T) {
 		if got.status != http.StatusOK || !sameJSON(t, got.body, want) {
 			t.Errorf("answered with %d %s\nwant %s", got.status, got.body, want)
 		}
+	}
+}
+
+func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	g := startGateway(t, Config{AMQPURL: broker.URL})
+	inventory := joinBroker(t, broker.URL)
+	logged := inventory.take(t, "logging")
+	run(t, messaging.NewConsumer(inventory.conn, inventory.pub, "inventory", messaging.ConsumerOptions{}, messaging.Handle(
+		func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
+			for _, m := range batch {
+				if err := inventory.pub.Reply(ctx, m.Meta, &eventsv1.InventoryListed{}); err != nil {
+					t.Errorf("answering: %v", err)
+				}
+			}
+			return nil
+		})).Run)
+	base, lists := "http://"+g.HTTPAddr(), intermediaryv1.NewIntermediaryServiceClient(client(t, g.HTTPAddr()))
+	overGRPC := func() error {
+		_, err := lists.ListInventory(t.Context(), &intermediaryv1.ListInventoryRequest{})
+		return err
+	}
+	begin := time.Now()
+	answered := 0
+	for i := range 4 * listingRate.Burst {
+		path := []string{"/intermediary/inventory", "/intermediary/inventory?", "/%69ntermediary/inventory"}[i%3]
+		got := send(t, http.MethodGet, base+path, "")
+		switch {
+		case got.status == http.StatusOK:
+			answered++
+		case got.status != http.StatusTooManyRequests || got.failure(t).reason() != "RATE_LIMITED" || got.header.Get("Retry-After") != "1":
+			t.Fatalf("answered with %d %s", got.status, got.body)
+		}
+	}
+	if most := listingRate.Burst + int(time.Since(begin).Seconds()) + 1; answered < listingRate.Burst || answered > most {
+		t.Errorf("%d calls were answered in %s", answered, time.Since(begin))
+	}
+	if err := overGRPC(); err == nil {
+		answered++
+	} else if reasonOf(err) != "RATE_LIMITED" {
+		t.Errorf("over gRPC: %v", err)
+	}
+	if got := send(t, http.MethodGet, base+"/intermediary/inventory", "", asOperator); got.status != http.StatusOK {
+		t.Errorf("the operator from the same address: %d %s", got.status, got.body)
+	}
+	if got := send(t, http.MethodGet, base+"/openapi.json", ""); got.status != http.StatusOK {
+		t.Errorf("another call: %d %s", got.status, got.body)
+	}
+	// What was answered is logged, and nothing else.
+	for range answered + 1 {
+		select {
+		case <-logged:
+		case <-time.After(patience):
+			t.Fatal("a call that was answered is not logged")
+		}
+	}
+	select {
+	case d := <-logged:
+		t.Errorf("a call that was refused is logged: %s", d.RoutingKey)
+	default:
 	}
 }
 

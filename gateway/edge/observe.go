@@ -41,12 +41,13 @@ func newObserver(t *telemetry.Telemetry) (*observer, error) {
 
 var serverSpan = trace.WithSpanKind(trace.SpanKindServer)
 
-// serve has next answer the call.
-func (o *observer) serve(w http.ResponseWriter, r *http.Request, next func(*response, *http.Request)) {
+// serve has next answer the call, which holds h.
+func (o *observer) serve(w http.ResponseWriter, r *http.Request, h held, next func(*response, *http.Request)) {
 	start := time.Now()
 	ctx := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx, span := o.tracer.Start(ctx, "REST", serverSpan)
-	answer := &response{ResponseWriter: w}
+	answer := &response{ResponseWriter: w, held: h}
+	defer answer.held.release()
 	defer func() { o.finish(ctx, span, time.Since(start), outcomeOf(r.Method, answer)) }()
 	next(answer, r.WithContext(ctx))
 }
@@ -115,6 +116,8 @@ type response struct {
 	route  *route // nil until the call is routed
 	head   bool   // whether the client wants no body
 	status int
+	held   held
+	broken bool // whether a part of the answer was not written
 }
 
 func (w *response) WriteHeader(status int) {
@@ -128,7 +131,9 @@ func (w *response) Write(body []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	return w.ResponseWriter.Write(body)
+	n, err := w.held.write(w.ResponseWriter, body)
+	w.broken = w.broken || err != nil
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach the connection.

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -117,6 +118,75 @@ func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
 		got := send(t, method, server.URL+path, form, "Content-Type: application/x-www-form-urlencoded")
 		if got.status != http.StatusUnauthorized || !strings.Contains(got.body, "this call is for customers") {
 			t.Errorf("%s: %d\n%s", call, got.status, got.body)
+		}
+	}
+}
+
+func TestPage_AFormOfMadeUpFieldsIsRefusedAndNotShownAgain(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, published, orderServer{})
+	post := func(lines int, more string) answer {
+		t.Helper()
+		form := strings.Builder{}
+		form.WriteString("customer_name=Ada&customer_email=ada@example.org" + more)
+		for i := range lines {
+			fmt.Fprintf(&form, "&quantity.%d=1", 1000+i)
+		}
+		return send(t, http.MethodPost, "http://"+addr+"/orders", form.String(), "Content-Type: application/x-www-form-urlencoded")
+	}
+	for name, test := range map[string]struct {
+		lines int
+		more  string
+		want  int
+	}{
+		"an order":                  {100, "", http.StatusSeeOther},
+		"more than an order has":    {101, "", http.StatusUnprocessableEntity},
+		"thousands of lines":        {9_990, "", http.StatusRequestEntityTooLarge},
+		"something that is refused": {100, "&quantity.5=%26%26", http.StatusUnprocessableEntity},
+		"a long name":               {1, "&customer_name=" + strings.Repeat("%26", 5_000), http.StatusSeeOther}, // the first one counts
+		"a very long name":          {1, strings.Repeat("&customer_name=%26", 1_000), http.StatusRequestEntityTooLarge},
+	} {
+		got := post(test.lines, test.more)
+		if got.status != test.want || len(got.body) > 100_000 {
+			t.Errorf("%s: %d with %d bytes\n%.200s", name, got.status, len(got.body), got.body)
+		}
+	}
+}
+
+func TestPage_AFormOfAnotherSiteIsRefused(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, published, orderServer{})
+	const form = "customer_name=Ada&customer_email=ada@example.org&quantity.5=3"
+	for _, test := range []struct {
+		headers []string
+		comesIn bool
+	}{
+		{nil, true}, // no browser
+		{[]string{"Sec-Fetch-Site: same-origin", "Origin: https://shop.example"}, true}, // whatever a proxy has made of Host
+		{[]string{"Sec-Fetch-Site: none"}, true},
+		{[]string{"Origin: http://" + addr}, true},
+		{[]string{"Sec-Fetch-Site: cross-site", "Origin: https://elsewhere.example"}, false},
+		{[]string{"Sec-Fetch-Site: same-site", "Origin: https://blog.shop.example"}, false},
+		{[]string{"Origin: https://elsewhere.example"}, false}, // an older browser
+		{[]string{"Origin: null"}, false},
+	} {
+		for _, call := range []struct{ path, body, kind string }{
+			{"/orders", form, "application/x-www-form-urlencoded"},
+			{"/v1/orders", order, "application/json"},
+			{"/v1/orders", order, ""}, // which a browser sends without asking first
+			{"/intermediary/order", sampleOrder, ""},
+		} {
+			headers := test.headers
+			if call.kind != "" {
+				headers = append([]string{"Content-Type: " + call.kind}, headers...)
+			}
+			got := send(t, http.MethodPost, "http://"+addr+call.path, call.body, headers...)
+			if test.comesIn != (got.status < 400) || !test.comesIn && (got.status != http.StatusForbidden || got.failure(t).reason() != "CROSS_ORIGIN") {
+				t.Errorf("POST %s with %q: %d %s", call.path, headers, got.status, got.body)
+			}
+		}
+		if got := send(t, http.MethodGet, "http://"+addr+"/orders/"+storedOrder, "", test.headers...); got.status != http.StatusOK {
+			t.Errorf("following a link with %q: %d", test.headers, got.status)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 
+	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	"shop.example/platform/apierror"
 )
 
@@ -31,6 +32,14 @@ type RateLimit struct {
 	// TrustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For. Where there are none
 	// that header is anyone's to write, and not looked at.
 	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
+}
+
+// listingRate bounds ListInventory for each client, whatever RATE_LIMIT says: each call is kept in the log of events.
+var listingRate = RateLimit{PerSecond: 1, Burst: 10}
+
+// isListing says whether a path is that of ListInventory, over REST or gRPC.
+func isListing(path string) bool {
+	return path == "/intermediary/inventory" || path == intermediaryv1.IntermediaryService_ListInventory_FullMethodName
 }
 
 // rateLimiter gives each client a token bucket. It is safe for concurrent use.

@@ -39,7 +39,7 @@ var methods = []string{
 	http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut,
 }
 
-// rest serves the REST form of the API. It is an http.Handler.
+// rest serves the REST form of the API.
 type rest struct {
 	mux      *runtime.ServeMux
 	routes   map[string]*route // by method and path template: "POST /v1/orders"
@@ -130,9 +130,13 @@ func (s *rest) handleStreams() error {
 	return nil
 }
 
-// ServeHTTP implements http.Handler.
-func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.observer.serve(w, r, func(w *response, r *http.Request) {
+// serve answers a call, or the refusal to let it in.
+func (s *rest) serve(w http.ResponseWriter, r *http.Request, h held, refusal error) {
+	s.observer.serve(w, r, h, func(w *response, r *http.Request) {
+		if refusal != nil {
+			s.writeError(r.Context(), nil, nil, w, r, refusal)
+			return
+		}
 		defer s.recovered(w, r)
 		w.head = r.Method == http.MethodHead
 		r.Method = routedAs(r.Method) // of this copy; the server knows to leave the body of an answer to HEAD out
@@ -140,18 +144,15 @@ func (s *rest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// refuse answers a call that does not come in.
-func (s *rest) refuse(w http.ResponseWriter, r *http.Request, refusal error) {
-	s.observer.serve(w, r, func(w *response, r *http.Request) {
-		s.writeError(r.Context(), nil, nil, w, r, refusal)
-	})
-}
-
-// recovered answers in place of code that panicked. gRPC's handlers do not get here: their panics are recovered sooner.
+// recovered answers in place of code that panicked, and cuts a call off whose answer could not be written. gRPC's handlers
+// do not get here: their panics are recovered sooner.
 func (s *rest) recovered(w *response, r *http.Request) {
 	panicked := recover()
-	if panicked == nil {
+	if panicked == nil && !w.broken {
 		return
+	}
+	if panicked == nil {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
 	}
 	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "err", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 	if w.status != 0 {
@@ -310,12 +311,15 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var data bytes.Buffer
-	if r.ContentLength > 0 {
-		data.Grow(int(min(r.ContentLength, maxBody)) + bytes.MinRead)
+	if r.ContentLength > 0 { // which is only what the client says
+		data.Grow(int(min(r.ContentLength, freeRequest)) + bytes.MinRead)
 	}
-	_, err := data.ReadFrom(r.Body)
+	body := requestReader{ReadCloser: r.Body, held: &w.(*response).held}
+	_, err := data.ReadFrom(&body)
 	var large *http.MaxBytesError
 	switch {
+	case body.refusal != nil:
+		return body.refusal
 	case errors.As(err, &large):
 		return httpError{http.StatusRequestEntityTooLarge, apierror.New(codes.InvalidArgument, "BODY_TOO_LARGE",
 			"the body is larger than %d bytes", maxBody)}

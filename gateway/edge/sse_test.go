@@ -60,13 +60,13 @@ type streaming struct {
 	done chan error // has the result of Run
 }
 
-func startStreaming(t *testing.T, places *places, heartbeat, patience time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
+func startStreaming(t *testing.T, streams *limiter, heartbeat, patience time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
 	t.Helper()
 	addr := backend(t, func(s grpc.ServiceRegistrar) { loggingv1.RegisterEventLogServiceServer(s, logServer{stream: stream}) })
-	return startStreamingTo(t, addr, places, heartbeat, patience)
+	return startStreamingTo(t, addr, streams, heartbeat, patience)
 }
 
-func startStreamingTo(t *testing.T, logging string, places *places, heartbeat, patience time.Duration) *streaming {
+func startStreamingTo(t *testing.T, logging string, streams *limiter, heartbeat, patience time.Duration) *streaming {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
 	s, err := service.New(service.Config{}, tel)
@@ -80,7 +80,7 @@ func startStreamingTo(t *testing.T, logging string, places *places, heartbeat, p
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	upstreams := []upstream{{name: "logging", services: services(loggingv1.File_shop_logging_v1_event_log_proto), conn: conn}}
-	if err := forwardAll(a, upstreams, places); err != nil {
+	if err := forwardAll(a, upstreams, streams); err != nil {
 		t.Fatal(err)
 	}
 	rest, err := newREST(a.local, callers{access: a.access, trustedProxies: 1}, s.Stopping(), tel)
@@ -192,7 +192,7 @@ const asOperator = "Authorization: Bearer " + operatorToken
 func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 	t.Parallel()
 	goOn := make(chan struct{})
-	s := startStreaming(t, newPlaces(8), 20*time.Millisecond, time.Second, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(8, 2), 20*time.Millisecond, time.Second, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
 		if err := stream.Send(&loggingv1.StreamEventsResponse{Position: 6}); err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 func TestSSE_BeginsWhereTheClientSays(t *testing.T) {
 	t.Parallel()
 	asked := make(chan *loggingv1.StreamEventsRequest, 1)
-	s := startStreaming(t, newPlaces(1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, _ logStream) error {
+	s := startStreaming(t, newLimiter(1, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, _ logStream) error {
 		asked <- req
 		return apierror.New(codes.OutOfRange, "ENOUGH", "enough\nof it")
 	})
@@ -300,7 +300,7 @@ func TestSSE_IsRefusedBeforeItBegins(t *testing.T) {
 func TestSSE_AClientThatDoesNotReadIsCutOffAndHoldsNothing(t *testing.T) {
 	t.Parallel()
 	ended := make(chan int, 1)
-	s := startStreaming(t, newPlaces(1), 100*time.Millisecond, 300*time.Millisecond, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(1, 1), 100*time.Millisecond, 300*time.Millisecond, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
 		e := &loggingv1.StreamEventsResponse{Event: &loggingv1.Event{Id: 1, ErrorMessage: strings.Repeat("x", 10_000)}}
 		sent := 0
 		for ; stream.Send(e) == nil; sent += 10_000 {
@@ -333,7 +333,7 @@ func TestStream_AGRPCClientThatDoesNotReadIsCutOffAndOneThatIsSentNothingIsNot(t
 	t.Parallel()
 	const limit = 300 * time.Millisecond
 	ended, more := make(chan struct{}), make(chan struct{})
-	s := startStreaming(t, newPlaces(8), time.Minute, limit, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(8, 2), time.Minute, limit, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		e := &loggingv1.StreamEventsResponse{Event: &loggingv1.Event{Id: 1, ErrorMessage: strings.Repeat("x", 10_000)}}
 		if req.GetOrderId() != "" {
 			if err := stream.Send(e); err != nil {
@@ -381,7 +381,7 @@ func TestStream_AGRPCClientThatDoesNotReadIsCutOffAndOneThatIsSentNothingIsNot(t
 
 func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 	t.Parallel()
-	s := startStreaming(t, newPlaces(1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(1, 1), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		return sendFrom(req.GetAfterId(), 1, stream)
 	})
 	url := s.url + "/v1/orders/" + storedOrder + "/events:stream"
@@ -412,7 +412,7 @@ func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 
 func TestSSE_OneClientMayHaveAQuarterOfTheStreams(t *testing.T) {
 	t.Parallel()
-	s := startStreaming(t, newPlaces(8), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(8, 2), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		return sendFrom(req.GetAfterId(), 1, stream)
 	})
 	url := s.url + "/v1/orders/" + storedOrder + "/events:stream"
@@ -452,7 +452,7 @@ func TestSSE_OneClientMayHaveAQuarterOfTheStreams(t *testing.T) {
 
 func TestSSE_EndsInOrderWhenTheGatewayStops(t *testing.T) {
 	t.Parallel()
-	s := startStreaming(t, newPlaces(8), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
+	s := startStreaming(t, newLimiter(8, 2), time.Minute, time.Minute, func(req *loggingv1.StreamEventsRequest, stream logStream) error {
 		return sendFrom(req.GetAfterId(), 1, stream)
 	})
 	var readers []*sseReader
@@ -492,7 +492,7 @@ func TestSSE_WhoResumesWaitsForAServiceThatRestarts(t *testing.T) {
 		return server
 	}
 	first := serve(lis)
-	s := startStreamingTo(t, logging, newPlaces(1), time.Minute, time.Minute)
+	s := startStreamingTo(t, logging, newLimiter(1, 1), time.Minute, time.Minute)
 	r := follow(t, protocolOf(1), s.url+"/v1/events:stream", asOperator)
 	r.expect(t, "1", "2")
 	first.Stop()

@@ -3,6 +3,7 @@ package page
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -29,6 +30,14 @@ const (
 	keyField      = "idempotency_key"
 	quantityField = "quantity."
 	priceField    = "price."
+)
+
+const (
+	// maxForm bounds a form, in bytes: with all fields of all products filled in it has 12 KB.
+	maxForm = 16 << 10
+	// maxLines is how many products an order may have, see PlaceOrderRequest. What is wrong with a form is shown in the form:
+	// with a row for each field that somebody made up it could become a page of megabytes.
+	maxLines = 100
 )
 
 // form is what the front page shows: the catalogue, and the order as far as it has been filled in.
@@ -72,8 +81,12 @@ func (*form) Blank() product { return product{} }
 
 func newForm() *form { return &form{Key: rand.Text()} }
 
+// errTooManyLines is a form that no page of ours makes.
+var errTooManyLines = fmt.Errorf("an order has %d products at most", maxLines)
+
 // readForm reads what was posted. What is wrong with it is said in the form.
-func readForm(r *http.Request) (*form, error) {
+func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		return nil, fmt.Errorf("reading the form: %w", err)
 	}
@@ -99,6 +112,9 @@ func readForm(r *http.Request) (*form, error) {
 			l.problem = "must be a whole number"
 		}
 		f.lines = append(f.lines, l)
+	}
+	if len(f.lines) > maxLines {
+		return nil, errTooManyLines
 	}
 	slices.SortFunc(f.lines, func(a, b line) int { return int(a.id) - int(b.id) })
 	return f, nil
@@ -179,8 +195,16 @@ func (f *form) misread() bool {
 
 // placeOrder takes the form and goes on to the page of the order, or shows the form again with what is wrong.
 func (p *Page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
-	f, err := readForm(r)
-	if err != nil {
+	f, err := readForm(w, r)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		http.Error(w, fmt.Sprintf("the form is larger than %d bytes", maxForm), http.StatusRequestEntityTooLarge)
+		return
+	case errors.Is(err, errTooManyLines):
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	case err != nil:
 		http.Error(w, "the form could not be read", http.StatusBadRequest)
 		return
 	}

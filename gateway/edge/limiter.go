@@ -1,0 +1,130 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc/codes"
+
+	"shop.example/platform/apierror"
+)
+
+const (
+	// streamRetry is what clients are told to wait when too many streams are open: streams last.
+	streamRetry = 10 * time.Second
+	// callRetry is the same for calls, which do not.
+	callRetry = time.Second
+)
+
+// limiter bounds how much is in use at a time, in all and by one client, so that nobody can keep the others out alone.
+// It is safe for concurrent use; nil has no bound.
+type limiter struct {
+	max, maxPerClient int
+	refused           func() // counts; nil where nobody does
+
+	mu   sync.Mutex // guards what follows
+	used int
+	by   map[caller]int // without those who use nothing
+}
+
+func newLimiter(most, mostPerClient int) *limiter {
+	return &limiter{max: most, maxPerClient: max(1, mostPerClient), by: map[caller]int{}}
+}
+
+// exceeded says which bound a client has come to.
+type exceeded struct {
+	max   int
+	ofOne bool // it is that of one client
+}
+
+// acquire takes n for the client, or says why not. What was acquired must be released, with the same n. More than one
+// client may use counts as just that: alone, it comes through.
+func (l *limiter) acquire(from caller, n int) *exceeded {
+	if l == nil {
+		return nil
+	}
+	n = min(n, l.maxPerClient)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	mine := l.by[from]
+	switch {
+	case l.used+n > l.max:
+		return l.refuse(exceeded{max: l.max})
+	case mine+n > l.maxPerClient:
+		return l.refuse(exceeded{max: l.maxPerClient, ofOne: true})
+	}
+	l.used += n
+	l.by[from] = mine + n
+	return nil
+}
+
+func (l *limiter) refuse(e exceeded) *exceeded {
+	if l.refused != nil {
+		l.refused()
+	}
+	return &e
+}
+
+func (l *limiter) release(from caller, n int) {
+	if l == nil {
+		return
+	}
+	n = min(n, l.maxPerClient)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.used -= n
+	if l.by[from] -= n; l.by[from] == 0 {
+		delete(l.by, from)
+	}
+}
+
+// limits are the bounds of one gateway.
+type limits struct {
+	connections *limiter
+	calls       *limiter
+	streams     *limiter
+	memory      *limiter // bytes of requests and answers, see held
+}
+
+// newLimits returns limits that count what they refuse. behindProxies says that connections come from proxies, which are
+// no clients: one of them may have as many as there are.
+func newLimits(connections, calls, streams int, behindProxies bool, meter metric.Meter) (limits, error) {
+	refused, err := meter.Int64Counter("gateway.refused", metric.WithDescription("Refused or cut off because a limit was reached."))
+	if err != nil {
+		return limits{}, fmt.Errorf("metrics of the limits: %w", err)
+	}
+	all := limits{
+		connections: newLimiter(connections, connections*2/3),
+		calls:       newLimiter(calls, calls*2/3),
+		streams:     newLimiter(streams, streams/4),
+		memory:      newLimiter(maxHeld, maxHeld/4),
+	}
+	if behindProxies {
+		all.connections.maxPerClient = connections
+	}
+	for name, l := range map[string]*limiter{"connections": all.connections, "calls": all.calls, "streams": all.streams, "memory": all.memory} {
+		limit := metric.WithAttributeSet(attribute.NewSet(attribute.String("limit", name)))
+		l.refused = func() { refused.Add(context.Background(), 1, limit) }
+	}
+	return all, nil
+}
+
+func tooManyStreams(e *exceeded) error {
+	format := "%d streams are open, which is the most; try again later"
+	if e.ofOne {
+		format = "this client has %d streams open, which is the most that one may have: close some"
+	}
+	return apierror.New(codes.ResourceExhausted, "TOO_MANY_STREAMS", format, e.max).WithRetryAfter(streamRetry)
+}
+
+func tooManyCalls(e *exceeded) error {
+	format := "%d calls are open, which is the most; try again"
+	if e.ofOne {
+		format = "this client has %d calls open, which is the most that one may have: wait for some of them"
+	}
+	return apierror.New(codes.ResourceExhausted, "TOO_MANY_CALLS", format, e.max).WithRetryAfter(callRetry)
+}
