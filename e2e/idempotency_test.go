@@ -3,10 +3,14 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"shop.example/db/dbtest"
+	"shop.example/platform/messaging/brokertest"
 )
 
 func orderOf(productID, quantity int) string {
@@ -28,10 +32,44 @@ func TestPreferWait_AnswersWithTheOutcome(t *testing.T) {
 	}
 }
 
-func TestPreferWait_EndsWithAPendingOrderWhereNobodyDecides(t *testing.T) {
+// The answer is made of what was placed and of the event of the decision; nobody has read the order.
+func TestPreferWait_AnswersWithTheOrderAsItIsStored(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	alone := gatewayAlone(t, s)
+	const body = `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[%s]}`
+	for what, items := range map[string]string{
+		"confirmed":         `{"product_id":5,"quantity":3,"expected_unit_price":{"currency_code":"USD","units":"35"}},{"product_id":6,"quantity":4},{"product_id":5,"quantity":1}`,
+		"out of stock":      `{"product_id":5,"quantity":3},{"product_id":6,"quantity":99999}`,
+		"an unknown one":    `{"product_id":5,"quantity":3},{"product_id":1000,"quantity":1}`,
+		"at another price":  `{"product_id":5,"quantity":3,"expected_unit_price":{"currency_code":"USD","units":"1"}}`,
+		"with a price of 0": `{"product_id":6,"quantity":3,"expected_unit_price":{"currency_code":"USD"}}`,
+	} {
+		a := s.call(t, http.MethodPost, "/v1/orders", fmt.Sprintf(body, items), "Prefer", "wait=20")
+		if a.code != http.StatusOK {
+			t.Errorf("%s: %d %s", what, a.code, a.body)
+			continue
+		}
+		var answered, stored map[string]any
+		a.json(t, &answered)
+		s.get(t, a.header.Get("Location")).json(t, &stored)
+		if !reflect.DeepEqual(answered, stored) {
+			t.Errorf("%s: answered with\n%v\nbut stored is\n%v", what, answered, stored)
+		}
+	}
+}
+
+func TestPreferWait_NeedsNothingButTheBroker(t *testing.T) {
+	t.Parallel()
+	alone := gatewayAlone(t, start(t)) // the others decide its orders, but it cannot call them
+	a := alone.call(t, http.MethodPost, "/v1/orders", orderOf(1, 1), "Prefer", "wait=20")
+	if a.code != http.StatusOK || !strings.Contains(string(a.body), `"CONFIRMED"`) {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+}
+
+func TestPreferWait_EndsWithAPendingOrderWhereNobodyDecides(t *testing.T) {
+	t.Parallel()
+	alone := gatewayAlone(t, &shop{database: dbtest.New(t), broker: brokertest.New(t)})
 	begin := time.Now()
 	a := alone.call(t, http.MethodPost, "/v1/orders", orderOf(1, 1), "Prefer", "wait=1")
 	if took := time.Since(begin); a.code != http.StatusAccepted || !strings.Contains(string(a.body), `"PENDING"`) || took < time.Second || took > patience/2 {

@@ -13,19 +13,11 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 )
 
-const (
-	// longestWait bounds what a client may wait for the outcome of its order.
-	longestWait = 30 * time.Second
-	// An order is usually decided within some ten milliseconds: it is looked for often at first, then less and less.
-	firstLook = 5 * time.Millisecond
-	lastLook  = 200 * time.Millisecond
-)
-
 // checkout implements CheckoutService.
 type checkout struct {
 	checkoutv1.UnimplementedCheckoutServiceServer
-	orders   *orders
-	stopping <-chan struct{} // closed when the gateway stops: nobody waits then
+	orders    *orders
+	decisions *decisions
 }
 
 // PlaceOrder publishes the order and answers with it: as PENDING, or as it was decided where the client prefers to wait
@@ -39,35 +31,22 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 			ExpectedUnitPrice: item.GetExpectedUnitPrice(),
 		}
 	}
-	order, err := c.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines)
+	announce := func(string) {}
+	atMost := preferredWait(ctx)
+	var w *wait
+	if atMost > 0 {
+		w = c.decisions.await(ctx)
+		defer w.leave()
+		announce = w.expect
+	}
+	order, err := c.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines, announce)
 	if err != nil {
 		return nil, err
 	}
-	if wait := preferredWait(ctx); wait > 0 && order.GetState() == orderv1.Order_PENDING {
-		order = c.outcome(ctx, order, wait)
+	if w != nil && order.GetState() == orderv1.Order_PENDING && order.GetId() == w.orderID {
+		order = w.outcome(ctx, order, atMost)
 	}
 	return &checkoutv1.PlaceOrderResponse{Order: order}, nil
-}
-
-// outcome returns the order once it has been decided, or as it is when the wait is over.
-func (c checkout) outcome(ctx context.Context, order *orderv1.Order, wait time.Duration) *orderv1.Order {
-	over := time.NewTimer(wait)
-	defer over.Stop()
-	for pause := firstLook; ; pause = min(2*pause, lastLook) {
-		look := time.NewTimer(pause)
-		select {
-		case <-look.C:
-		case <-over.C:
-			return order
-		case <-c.stopping:
-			return order
-		case <-ctx.Done():
-			return order
-		}
-		if decided := c.orders.lookup(ctx, order.GetId()); decided != nil {
-			return decided
-		}
-	}
 }
 
 // preferredWait is how long the client prefers to wait: the preference "wait" of RFC 7240, in seconds. A preference
@@ -83,7 +62,7 @@ func preferredWait(ctx context.Context) time.Duration {
 			if err != nil {
 				return 0
 			}
-			return min(time.Duration(seconds)*time.Second, longestWait)
+			return min(time.Duration(seconds)*time.Second, maxWait)
 		}
 	}
 	return 0

@@ -24,7 +24,7 @@ func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
 		"respond-async, wait=5":     5 * time.Second,
 		` WAIT = "2" , return=full`: 2 * time.Second,
 		"wait=0":                    0,
-		"wait=100000":               longestWait,
+		"wait=100000":               maxWait,
 		"wait=-1":                   0,
 		"wait=soon":                 0,
 		"wait":                      0,

@@ -159,7 +159,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		stored: orderv1.NewOrderServiceClient(upstreams[0].conn), keys: orderv1.NewIntakeServiceClient(upstreams[0].conn),
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
+	awaited := newDecisions(consume, taken.lookup, s.Stopping())
+	s.Go("decisions", awaited.events.Run)
+	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, decisions: awaited})
 	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
 	proxies := cfg.Door.RateLimit.TrustedProxies

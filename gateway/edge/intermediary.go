@@ -26,7 +26,7 @@ func (s intermediary) CreateOrder(ctx context.Context, req *intermediaryv1.Creat
 	if err != nil {
 		return nil, err
 	}
-	order, err := s.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines)
+	order, err := s.orders.place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines, func(string) {})
 	if err != nil {
 		return nil, err
 	}

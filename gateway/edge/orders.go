@@ -42,7 +42,8 @@ type orders struct {
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
 
-// place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed.
+// place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
+// with the order's id before anybody else can know it.
 //
 // An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
 // it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
@@ -51,7 +52,9 @@ const defaultOrdersInFlight = 2000
 //
 // After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
 // idempotency key it is taken once.
-func (o *orders) place(ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine) (*orderv1.Order, error) {
+func (o *orders) place(
+	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
+) (*orderv1.Order, error) {
 	if !o.inFlight.TryAcquire(1) {
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
@@ -69,16 +72,17 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 		CustomerEmail: normal(customerEmail),
 		Lines:         lines,
 		Owner:         by.owner(),
-		PlacedAt:      timestamppb.Now(),
+		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
 	}
 	for _, line := range lines {
 		line.ProductName = normal(line.GetProductName())
 	}
 	order.Fingerprint = fingerprint(order)
 	if keyed {
-		known, err := o.identify(ctx, order, requestKey{by.keyScope(order.GetCustomerEmail()), key})
-		if known != nil || err != nil {
-			return known, err
+		known := o.identify(order, requestKey{by.keyScope(order.GetCustomerEmail()), key})
+		announce(order.GetOrderId())
+		if found, err := known(ctx); found != nil || err != nil {
+			return found, err
 		}
 	} else {
 		id, err := uuid.NewV7() // 74 bits of it are random: it cannot be guessed
@@ -86,6 +90,7 @@ func (o *orders) place(ctx context.Context, customerName, customerEmail string, 
 			return nil, err
 		}
 		order.OrderId = id.String()
+		announce(order.GetOrderId())
 	}
 	if err := o.publish(ctx, order); err != nil {
 		return nil, publishError(err)
@@ -129,33 +134,41 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 // normal is text in the normal form that Unicode has for comparing (NFC): what looks the same is the same.
 func normal(text string) string { return norm.NFC.String(text) }
 
-// identify gives the order the id and the hashes that follow from its key, and returns the order as it is stored if it
-// has come before. It is an error if the key belongs to another order.
-func (o *orders) identify(ctx context.Context, order *eventsv1.OrderPlaced, k requestKey) (known *orderv1.Order, err error) {
+// identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it
+// is: it returns the order as it stands if it has come before, nil if it is to be published, and an error if the key
+// belongs to another order.
+func (o *orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func(context.Context) (*orderv1.Order, error)) {
 	order.OrderId = o.secrets[0].orderID(k, order.GetFingerprint()).String()
 	order.KeyHash = o.secrets[0].keyHash(k)
 	if len(o.secrets) > 1 {
 		order.PreviousKeyHash = o.secrets[1].keyHash(k)
 	}
-	ids, find := []string{}, &orderv1.FindKeyRequest{}
-	for _, secret := range slices.Backward(o.secrets) { // what came under the previous secret came first
-		ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
-		find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
-		find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
+	return func(ctx context.Context) (*orderv1.Order, error) {
+		ids, find := []string{}, &orderv1.FindKeyRequest{}
+		for _, secret := range slices.Backward(o.secrets) { // what came under the previous secret came first
+			ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
+			find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
+			find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
+		}
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		defer cancel()
+		found, err := o.keys.FindKey(ctx, find)
+		switch id := found.GetOrderId(); {
+		case err != nil || id == "":
+			return nil, nil // nobody says that the key is taken
+		case found.Order == nil && id == order.GetOrderId():
+			return nil, nil // it is being decided: it is published again, and the order service finds its own claim
+		case found.Order == nil && slices.Contains(ids, id):
+			before := proto.CloneOf(order) // it is being decided, under the id that the previous secret gave it
+			before.OrderId = id
+			return pending(before), nil
+		case slices.Contains(ids, id):
+			return found.GetOrder(), nil
+		case slices.Contains(find.GetFormerOrderIds(), id):
+			return formerOrder(found.GetOrder(), order)
+		}
+		return nil, errKeyReused
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
-	found, err := o.keys.FindKey(ctx, find)
-	switch id := found.GetOrderId(); {
-	case err != nil || id == "":
-		return nil, nil // nobody says that the key is taken
-	case slices.Contains(ids, id):
-		// Perhaps it has not been decided. Then it is published again, and the order service finds its own claim.
-		return found.GetOrder(), nil
-	case slices.Contains(find.GetFormerOrderIds(), id):
-		return formerOrder(found.GetOrder(), order)
-	}
-	return nil, errKeyReused
 }
 
 var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",

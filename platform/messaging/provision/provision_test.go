@@ -132,6 +132,16 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 	bind := func(queue, key, exchange string) func(*amqp.Channel) error {
 		return func(ch *amqp.Channel) error { return ch.QueueBind(queue, key, exchange, false, nil) }
 	}
+	// listen binds a queue that only the connection has.
+	listen := func(key string) func(*amqp.Channel) error {
+		return func(ch *amqp.Channel) error {
+			q, err := ch.QueueDeclare("", false, true, true, false, nil)
+			if err != nil {
+				return err
+			}
+			return ch.QueueBind(q.Name, key, "shop.topic", false, nil)
+		}
+	}
 	publish := func(exchange, key string) func(*amqp.Channel) error {
 		return func(ch *amqp.Channel) error {
 			if err := ch.Confirm(false); err != nil {
@@ -175,6 +185,7 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 			{"call the stock check", publish("shop.direct", "shop.inventory.check")},
 			{"put into the order queue past the exchange", publish("", "order")}, {"make a dead letter", publish("shop.dlx", "")},
 			{"take a copy of all events", bind("order", "shop.#", "shop.topic")},
+			{"listen to all events", listen("shop.#")}, {"listen to placed orders, with the customers' names", listen("shop.order.placed")},
 			{"change an exchange", exchange}, {"delete an exchange", deleteExchange},
 		},
 		"order": {
@@ -205,7 +216,7 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 		}
 	}
 	granted := map[string][]attempt{
-		"gateway":   {{"place an order", publish("shop.topic", "shop.order.placed")}, {"ask for the catalogue", publish("shop.topic", "shop.inventory.list")}},
+		"gateway":   {{"place an order", publish("shop.topic", "shop.order.placed")}, {"ask for the catalogue", publish("shop.topic", "shop.inventory.list")}, {"listen to decisions", listen("shop.order.confirmed")}},
 		"order":     {{"confirm an order", publish("shop.topic", "shop.order.confirmed")}, {"call the stock check", publish("shop.direct", "shop.inventory.check")}, {"retry", publish("", "order.retry.1s")}},
 		"inventory": {{"say that stock changed", publish("shop.topic", "shop.stock.changed")}, {"read its queue", read("inventory")}},
 		"logging":   {{"redrive", publish("", "order")}, {"read the dead letters", read("dead-letter")}},

@@ -1,0 +1,189 @@
+package messaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"shop.example/platform/contract"
+)
+
+const (
+	// subscriptionPrefetch is how many events are on the way to a subscription at a time.
+	subscriptionPrefetch = 200
+	// subscriptionLinger is how long a subscription stays bound when nobody wants it any more: binding takes the broker more
+	// work than the few events that come until then.
+	subscriptionLinger = 10 * time.Second
+)
+
+// subscriptionQueue is what a subscription's queue may hold, the newest events, while its process does not keep up.
+var subscriptionQueue = amqp.Table{
+	amqp.QueueTypeArg:    amqp.QueueTypeClassic,
+	"x-max-length":       int64(10_000),
+	"x-max-length-bytes": int64(16 << 20),
+}
+
+// Subscription hands events to whoever in this process waits for them, and only while somebody does: its queue is the
+// process's own, and bound to nothing otherwise, so that nobody else pays for it. It keeps nothing: what is published
+// while it is not bound, or lost with the connection, does not come. Bound tells of such gaps. Its methods may be called
+// concurrently.
+type Subscription struct {
+	conn     *Connection
+	events   []contract.Event
+	wanted   func(orderID string) bool
+	dispatch dispatcher
+	linger   time.Duration
+
+	mu      sync.Mutex
+	users   int
+	bound   bool
+	times   uint64        // how often it has been bound
+	changed chan struct{} // closed and replaced when one of these changes
+}
+
+// NewSubscription returns a subscription to the events of handlers, each made with Handle. Only those of orders that are
+// wanted are decoded. A handler that fails is not called again. It works while Run runs.
+func NewSubscription(conn *Connection, wanted func(orderID string) bool, handlers ...Handler) *Subscription {
+	s := &Subscription{
+		conn: conn, wanted: wanted, dispatch: newDispatcher(handlers), linger: subscriptionLinger, changed: make(chan struct{}),
+	}
+	for _, h := range handlers {
+		event, _ := contract.ByName(h.event)
+		s.events = append(s.events, event)
+	}
+	return s
+}
+
+// Want has events come until release is called, as soon as Bound says so.
+func (s *Subscription) Want() (release func()) {
+	s.update(func() { s.users++ })
+	return sync.OnceFunc(func() { s.update(func() { s.users-- }) })
+}
+
+// Bound says whether events come: 0 for no, otherwise a number that is another one after each gap. changed is closed when
+// that may have changed.
+func (s *Subscription) Bound() (generation uint64, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.bound {
+		return 0, s.changed
+	}
+	return s.times, s.changed
+}
+
+// Run serves until ctx ends.
+func (s *Subscription) Run(ctx context.Context) error {
+	return s.conn.each(ctx, "subscription", s.session)
+}
+
+func (s *Subscription) update(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// session has a queue on one channel until that fails or ctx ends.
+func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error {
+	ch, err := conn.Channel()
+	if err != nil {
+		return fmt.Errorf("opening a channel: %w", err)
+	}
+	defer func() { _ = ch.Close() }()
+	if err := ch.Qos(subscriptionPrefetch, 0, false); err != nil {
+		return fmt.Errorf("setting the prefetch: %w", err)
+	}
+	q, err := ch.QueueDeclare("", false, true, true, false, subscriptionQueue)
+	if err != nil {
+		return fmt.Errorf("declaring the queue: %w", err)
+	}
+	deliveries, err := ch.Consume(q.Name, "", false, true, false, false, nil)
+	if err != nil {
+		return fmt.Errorf("consuming %s: %w", q.Name, err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	taken := make(chan error, 1)
+	go func() { taken <- s.take(ctx, ch, buffered(deliveries, subscriptionPrefetch)) }()
+	defer s.update(func() { s.bound = false })
+	err = s.bindWhileWanted(ctx, ch, q.Name, taken)
+	stop()
+	return errors.Join(err, <-taken)
+}
+
+// bindWhileWanted binds the queue when somebody wants it and unbinds it some time after nobody does. It returns when ctx
+// has ended or there is something in failed, which it leaves there.
+func (s *Subscription) bindWhileWanted(ctx context.Context, ch *amqp.Channel, queue string, failed chan error) error {
+	for {
+		s.mu.Lock()
+		wanted, bound, changed := s.users > 0, s.bound, s.changed
+		s.mu.Unlock()
+		if wanted && !bound {
+			for _, e := range s.events {
+				if err := ch.QueueBind(queue, e.RoutingKey, e.Exchange, false, nil); err != nil {
+					return fmt.Errorf("binding a queue to %s: %w", e.RoutingKey, err)
+				}
+			}
+			s.update(func() {
+				s.bound = true
+				s.times++
+			})
+			continue
+		}
+		var idle <-chan time.Time
+		if !wanted && bound {
+			idle = time.After(s.linger)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			failed <- err
+			return nil
+		case <-changed:
+		case <-idle:
+			s.update(func() { s.bound = s.users > 0 })
+			if generation, _ := s.Bound(); generation != 0 {
+				continue // somebody was quicker
+			}
+			for _, e := range s.events {
+				if err := ch.QueueUnbind(queue, e.RoutingKey, e.Exchange, nil); err != nil {
+					return fmt.Errorf("unbinding a queue from %s: %w", e.RoutingKey, err)
+				}
+			}
+		}
+	}
+}
+
+// take hands over what comes until ctx ends.
+func (s *Subscription) take(ctx context.Context, ch *amqp.Channel, deliveries <-chan amqp.Delivery) error {
+	room := make([]amqp.Delivery, 0, subscriptionPrefetch)
+	for {
+		batch := gather(ctx, deliveries, room, 0)
+		if len(batch) == 0 {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.New("the broker has ended the subscription")
+		}
+		last := batch[len(batch)-1].DeliveryTag
+		batch = slices.DeleteFunc(batch, func(d amqp.Delivery) bool { return !s.wanted(d.CorrelationId) })
+		for _, g := range s.dispatch.groups(batch) {
+			err := g.err
+			if err == nil {
+				err = g.run(ctx)
+			}
+			if err != nil {
+				s.conn.log.Warn("an event was not handed to who waits for it", "error", err)
+			}
+		}
+		if err := ch.Ack(last, true); err != nil {
+			return fmt.Errorf("acknowledging: %w", err)
+		}
+	}
+}
