@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -274,6 +275,41 @@ func TestExample_PlacesAnOrderAndSeesItConfirmed(t *testing.T) {
 		if strings.Count(string(out), key) != 1 {
 			t.Errorf("%s is not once in\n%s", key, out)
 		}
+	}
+}
+
+func TestExample_GoesOnWhereItWasWhenItsConnectionIsCut(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	through := newLine(t, s.url)
+	order := s.Services()["order"]
+	if err := order.Stop(); err != nil { // nothing is decided until the connection has been cut
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "run", "./example")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER="+strings.TrimPrefix(through.url, "http://"))
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		out = append(out, lines.Text())
+		if len(out) > 1 {
+			continue
+		}
+		through.cut(t)
+		if err := order.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.logged(t, "shop.order.confirmed", 1)
+		through.repair(t)
+	}
+	if err := cmd.Wait(); err != nil || len(out) != 2 || !strings.Contains(out[0], "shop.order.placed") || !strings.Contains(out[1], "shop.order.confirmed") {
+		t.Errorf("%v\n%s", err, strings.Join(out, "\n"))
 	}
 }
 

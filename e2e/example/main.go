@@ -6,6 +6,7 @@ import (
 	"context"
 	"log"
 	"os"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -23,14 +24,34 @@ func main() {
 		OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 5, Quantity: 3}, {ProductId: 6, Quantity: 4}},
 	})
 	check(err)
-	stream, err := loggingv1.NewEventLogServiceClient(conn).StreamEvents(ctx, &loggingv1.StreamEventsRequest{OrderId: placed.GetOrder().GetId()})
+	request := &loggingv1.StreamEventsRequest{OrderId: placed.GetOrder().GetId()}
+	for range 30 {
+		if err = watch(ctx, loggingv1.NewEventLogServiceClient(conn), request); err == nil {
+			return
+		}
+		<-time.After(time.Second) // the connection was cut, or the shop restarts
+	}
 	check(err)
-	for decided := false; !decided; {
+}
+
+// watch returns nil when the order has been decided. After an error request says where to go on.
+func watch(ctx context.Context, events loggingv1.EventLogServiceClient, request *loggingv1.StreamEventsRequest) error {
+	stream, err := events.StreamEvents(ctx, request)
+	if err != nil {
+		return err
+	}
+	for {
 		reply, err := stream.Recv()
-		check(err)
-		if event := reply.GetEvent(); event != nil { // the first reply says only where the stream begins
+		if err != nil {
+			return err
+		}
+		request.AfterId = reply.GetPosition()
+		event := reply.GetEvent() // some replies say only how far the stream has come
+		if event != nil {
 			log.Println(event.GetOrderId(), event.GetRoutingKey(), event.GetPayload().GetFields()["reason"].GetStringValue())
-			decided = event.GetRoutingKey() == "shop.order.confirmed" || event.GetRoutingKey() == "shop.order.rejected"
+		}
+		if key := event.GetRoutingKey(); key == "shop.order.confirmed" || key == "shop.order.rejected" {
+			return nil
 		}
 	}
 }

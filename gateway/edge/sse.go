@@ -32,8 +32,8 @@ const (
 	reconnectDelay = "1000"
 	// reopenDelay is the wait between two tries to resume a stream while the service behind it is away.
 	reopenDelay = 200 * time.Millisecond
-	// mostKept is how large a stream's buffer stays after a large event.
-	mostKept = 64 << 10
+	// mostKept is how large a stream's buffer stays after a large event. Most streams have a handful of events, and wait.
+	mostKept = 8 << 10
 )
 
 const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
@@ -188,8 +188,8 @@ func (s *eventStream) SendHeader(metadata.MD) error { return nil }
 // SetTrailer does nothing.
 func (s *eventStream) SetTrailer(metadata.MD) {}
 
-// SendMsg writes one response. The first one opens the stream; without an event it tells the client its place, so that
-// one which connects again before anything has come misses nothing.
+// SendMsg writes one response. The first one opens the stream. Without an event it tells the client its place, so that one
+// which connects again before anything has come misses nothing.
 func (s *eventStream) SendMsg(m any) error {
 	response, ok := m.(*loggingv1.StreamEventsResponse)
 	if !ok {

@@ -222,6 +222,36 @@ func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 	}
 }
 
+func TestStreams_SayWhereTheyAreThoughNothingHappens(t *testing.T) {
+	t.Parallel()
+	s := startStreaming(t, newLimiter(8, 8), time.Minute, time.Minute, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
+		for _, position := range []int64{6, 9} {
+			if err := stream.Send(&loggingv1.StreamEventsResponse{Position: position}); err != nil {
+				return err
+			}
+		}
+		return sendFrom(11, 1, stream)
+	})
+	r := follow(t, protocolOf(1), s.url+"/v1/events:stream", asOperator)
+	var text []string
+	for len(text) < 9 && r.lines.Scan() {
+		text = append(text, strings.SplitN(r.lines.Text(), "{", 2)[0])
+	}
+	if got := strings.Join(text, "|"); got != "retry: 1000|id: 6||id: 9||id: 11||id: 12|data: " {
+		t.Errorf("the stream begins with %s", got)
+	}
+	overGRPC, err := loggingv1.NewEventLogServiceClient(client(t, strings.TrimPrefix(s.url, "http://"))).StreamEvents(
+		metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken), &loggingv1.StreamEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int64{6, 9, 11, 12} {
+		if reply, err := overGRPC.Recv(); err != nil || reply.GetPosition() != want || (reply.GetEvent() != nil) != (want == 12) {
+			t.Fatalf("over gRPC: %v (%v), want position %d", reply, err, want)
+		}
+	}
+}
+
 func TestSSE_BeginsWhereTheClientSays(t *testing.T) {
 	t.Parallel()
 	asked := make(chan *loggingv1.StreamEventsRequest, 1)

@@ -95,6 +95,14 @@ func parseKeyPattern(pattern string) keyPattern {
 	return keyPattern{re: regexp.MustCompile(re.String())}
 }
 
+// String tells one pattern from another.
+func (p keyPattern) String() string {
+	if p.re != nil {
+		return p.re.String()
+	}
+	return p.literal
+}
+
 func (p keyPattern) matches(key string) bool {
 	if p.re != nil {
 		return p.re.MatchString("." + key)

@@ -94,7 +94,8 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	return reply, nil
 }
 
-// StreamEvents settles the place where it begins and says so: what is logged after that is in the stream.
+// StreamEvents settles the place where it begins and says so: what is logged after that is in the stream. It says again
+// where it is when nothing has happened for a while.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	s.tail.join()
@@ -104,7 +105,8 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 		return err
 	}
 	begin := startOf(req, head)
-	if err := stream.Send(&loggingv1.StreamEventsResponse{Position: begin}); err != nil {
+	sayWhere := func(position int64) error { return stream.Send(&loggingv1.StreamEventsResponse{Position: position}) }
+	if err := sayWhere(begin); err != nil {
 		return err
 	}
 	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
@@ -114,7 +116,7 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 			return err
 		}
 		return stream.Send(&loggingv1.StreamEventsResponse{Event: event, Position: r.ID})
-	})
+	}, sayWhere)
 }
 
 // startOf is the id behind which a stream begins when the log ends at head. A client may have seen more than there is

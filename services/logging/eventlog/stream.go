@@ -22,28 +22,67 @@ const (
 	tailRows = 4096
 	// readRows is how many rows are read at once.
 	readRows = 500
+	// heartbeat is how often a stream says where it is although nothing has happened: proxies close what is silent for a
+	// minute.
+	heartbeat = 15 * time.Second
+	// maxRemembered is how many routing keys a pattern remembers whether it matches.
+	maxRemembered = 1000
 )
 
 // tail reads the end of the log, once for all streams of this process, while there is any. It asks the database, so
-// rows that other replicas have written are there too.
+// rows that other replicas have written are there too. A row costs the streams that want it, and no others: it is handed to
+// those that want its order, and to those that want its routing key.
 type tail struct {
 	db   *sqlx.DB
 	log  *slog.Logger
 	wake chan struct{} // tells run that someone listens
 	news chan struct{} // tells run that this replica has written
 	wait time.Duration // tailInterval
+	beat time.Duration // heartbeat
 
 	mu        sync.Mutex
 	listeners int
-	changed   chan struct{} // closed and replaced when what follows changes
 	warm      bool          // whether run follows the log
+	warmed    chan struct{} // closed while it does
 	rows      []*row        // every row with from < id <= head, in the order of the ids. Never changed in place.
 	from      int64
 	head      int64
+	byOrder   map[string]map[*listener]bool // those that are attached and want one order
+	byKey     map[string]*keyListeners      // the others that are attached, by what they want
+}
+
+// keyListeners are the listeners that want the same routing keys.
+type keyListeners struct {
+	pattern   keyPattern
+	matches   map[string]bool // by routing key, as far as it has been seen
+	listeners map[*listener]bool
+}
+
+func (k *keyListeners) want(key string) bool {
+	matches, seen := k.matches[key]
+	if !seen {
+		if len(k.matches) == maxRemembered {
+			clear(k.matches)
+		}
+		matches = k.pattern.matches(key)
+		k.matches[key] = matches
+	}
+	return matches
+}
+
+// listener is a stream. What changes of it is guarded by the tail's mutex.
+type listener struct {
+	filter   filter
+	news     chan struct{} // says that something has changed
+	attached bool          // whether it is handed rows
+	queue    []*row        // those that it has not taken yet
 }
 
 func newTail(db *sqlx.DB, log *slog.Logger) *tail {
-	return &tail{db: db, log: log, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), wait: tailInterval, changed: make(chan struct{})}
+	return &tail{
+		db: db, log: log, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), wait: tailInterval, beat: heartbeat,
+		warmed: make(chan struct{}), byOrder: map[string]map[*listener]bool{}, byKey: map[string]*keyListeners{},
+	}
 }
 
 // run follows the log while someone listens, until ctx ends.
@@ -99,7 +138,7 @@ func (t *tail) advance(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t.update(func() { t.warm, t.from, t.head = true, head, head })
+		t.warmUp(head)
 	}
 	for more := true; more; {
 		rows, others, err := after(ctx, t.db, filter{}, t.head, readRows)
@@ -107,22 +146,98 @@ func (t *tail) advance(ctx context.Context) error {
 			return err
 		}
 		if len(rows) > 0 {
-			t.update(func() { t.grow(rows) })
+			t.grow(rows)
 		}
 		more = others
 	}
 	return nil
 }
 
-// grow adds rows and forgets the oldest beyond tailRows. Listeners may still hold slices of the rows: what they see is
-// never overwritten.
+// warmUp begins to follow the log behind head.
+func (t *tail) warmUp(head int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.warm, t.from, t.head = true, head, head
+	close(t.warmed)
+}
+
+// grow adds rows, forgets the oldest beyond tailRows, and hands the new ones to those that want them.
 func (t *tail) grow(rows []*row) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.rows = append(t.rows, rows...)
 	if surplus := len(t.rows) - tailRows; surplus > 0 {
 		t.from = t.rows[surplus-1].ID
 		t.rows = t.rows[surplus:]
 	}
 	t.head = rows[len(rows)-1].ID
+	for _, r := range rows {
+		for l := range t.byOrder[r.OrderID] {
+			if l.filter.matches(r) {
+				t.hand(l, r)
+			}
+		}
+		for _, same := range t.byKey {
+			if same.want(r.RoutingKey) {
+				for l := range same.listeners {
+					t.hand(l, r)
+				}
+			}
+		}
+	}
+}
+
+// hand gives a row to a listener. One that has not taken what the tail is forgetting has to read from the database: so
+// nobody holds more than the tail does.
+func (t *tail) hand(l *listener, r *row) {
+	l.queue = append(l.queue, r)
+	if l.queue[0].ID <= t.from {
+		t.detach(l)
+	}
+	select {
+	case l.news <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// attach has a listener be handed rows, first those behind cursor, which the tail holds.
+func (t *tail) attach(l *listener, cursor int64) {
+	i, _ := slices.BinarySearchFunc(t.rows, cursor+1, func(r *row, id int64) int { return cmp.Compare(r.ID, id) })
+	for _, r := range t.rows[i:] {
+		if l.filter.matches(r) {
+			l.queue = append(l.queue, r)
+		}
+	}
+	l.attached = true
+	if order := l.filter.orderID; order != "" {
+		if t.byOrder[order] == nil {
+			t.byOrder[order] = map[*listener]bool{}
+		}
+		t.byOrder[order][l] = true
+		return
+	}
+	pattern := l.filter.key.String()
+	if t.byKey[pattern] == nil {
+		t.byKey[pattern] = &keyListeners{pattern: l.filter.key, matches: map[string]bool{}, listeners: map[*listener]bool{}}
+	}
+	t.byKey[pattern].listeners[l] = true
+}
+
+// detach is the opposite of attach.
+func (t *tail) detach(l *listener) {
+	l.attached, l.queue = false, nil
+	if order := l.filter.orderID; order != "" {
+		if delete(t.byOrder[order], l); len(t.byOrder[order]) == 0 {
+			delete(t.byOrder, order)
+		}
+		return
+	}
+	pattern := l.filter.key.String()
+	if same := t.byKey[pattern]; same != nil {
+		if delete(same.listeners, l); len(same.listeners) == 0 {
+			delete(t.byKey, pattern)
+		}
+	}
 }
 
 // cool lets go of the rows where nobody listens any more.
@@ -132,16 +247,8 @@ func (t *tail) cool() bool {
 	if t.listeners > 0 {
 		return false
 	}
-	t.warm, t.rows = false, nil
+	t.warm, t.warmed, t.rows = false, make(chan struct{}), nil
 	return true
-}
-
-func (t *tail) update(change func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	change()
-	close(t.changed)
-	t.changed = make(chan struct{})
 }
 
 func (t *tail) join() {
@@ -168,61 +275,71 @@ func (t *tail) leave() {
 	t.mu.Unlock()
 }
 
-// view is what the tail holds behind a cursor.
-type view struct {
-	warm    bool   // whether the tail follows the log
-	holds   bool   // whether it holds everything from the cursor to next
-	rows    []*row // the next ones, where holds
-	next    int64  // where the tail is, or the cursor behind rows
+// step is what a listener does next.
+type step struct {
+	row    *row  // send it
+	behind bool  // read from the database what the tail does not hold
+	head   int64 // where the tail is
+	// Otherwise wait: there is nothing for the listener up to cursor.
+	cursor  int64
 	changed <-chan struct{}
 }
 
-func (t *tail) view(cursor int64) view {
+// next returns what a listener that is at cursor does next.
+func (t *tail) next(l *listener, cursor int64) step {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	v := view{warm: t.warm, holds: t.warm && cursor >= t.from, next: t.head, changed: t.changed}
-	if !v.holds {
-		return v
+	if !t.warm {
+		return step{cursor: cursor, changed: t.warmed}
 	}
-	i, _ := slices.BinarySearchFunc(t.rows, cursor+1, func(r *row, id int64) int { return cmp.Compare(r.ID, id) })
-	v.rows = t.rows[i:]
-	if len(v.rows) > readRows {
-		v.rows = v.rows[:readRows]
-		v.next = v.rows[readRows-1].ID
+	if !l.attached {
+		if cursor < t.from {
+			return step{behind: true, head: t.head}
+		}
+		t.attach(l, cursor)
 	}
-	// A copy: a slow listener must not keep all that the tail has held.
-	v.rows = slices.Clone(v.rows)
-	v.next = max(v.next, cursor)
-	return v
+	for len(l.queue) > 0 {
+		r := l.queue[0]
+		l.queue[0], l.queue = nil, l.queue[1:]
+		if r.ID > cursor { // a stream may begin ahead of the tail
+			return step{row: r}
+		}
+	}
+	return step{cursor: max(cursor, t.head), changed: l.news}
 }
 
 // listen sends the rows behind cursor that match f, in the order of their ids, each once, as they are added, until ctx
-// ends or send fails. The caller has joined.
-func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*row) error) error {
+// ends or a send fails. Where there is nothing to send it calls idle now and then with the id up to which that is so. The
+// caller has joined.
+func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*row) error, idle func(cursor int64) error) error {
+	l := &listener{filter: f, news: make(chan struct{}, 1)}
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.detach(l)
+	}()
+	beat := time.NewTicker(t.beat)
+	defer beat.Stop()
 	for {
-		v := t.view(cursor)
+		do := t.next(l, cursor)
+		var err error
 		switch {
-		case v.holds && v.next > cursor:
-			for _, r := range v.rows {
-				if f.matches(r) {
-					if err := send(r); err != nil {
-						return err
-					}
-				}
-			}
-			cursor = v.next
-		case v.warm && !v.holds:
-			next, err := t.catchUp(ctx, f, cursor, v.next, send)
-			if err != nil {
-				return err
-			}
-			cursor = next
+		case do.row != nil:
+			cursor, err = do.row.ID, send(do.row)
+		case do.behind:
+			cursor, err = t.catchUp(ctx, f, cursor, do.head, send)
 		default:
+			cursor = do.cursor
 			select {
 			case <-ctx.Done():
-				return ctx.Err()
-			case <-v.changed:
+				err = ctx.Err()
+			case <-do.changed:
+			case <-beat.C:
+				err = idle(cursor)
 			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 }

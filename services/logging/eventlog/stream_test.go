@@ -3,7 +3,9 @@ package eventlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -55,6 +57,15 @@ func TestTail_MissesNothingWhileTwoWrite(t *testing.T) {
 	}
 }
 
+func (t *tail) isWarm() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.warm
+}
+
+// ignore is for listeners that do not want to know where they are.
+func ignore(int64) error { return nil }
+
 // listenInPieces listens from the beginning until it has seen want rows, and begins anew after every piece.
 func listenInPieces(ctx context.Context, tail *tail, piece, want int) (ids []int64) {
 	enough := errors.New("enough")
@@ -68,7 +79,7 @@ func listenInPieces(ctx context.Context, tail *tail, piece, want int) (ids []int
 				return enough
 			}
 			return nil
-		})
+		}, ignore)
 		tail.leave()
 		if !errors.Is(err, enough) {
 			return ids
@@ -84,7 +95,7 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 	runUntilDone(t, tail.run)
 	tail.join()
 	defer tail.leave()
-	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+	eventually(t, "the tail to follow", tail.isWarm)
 
 	rejectedOnly := filter{key: parseKeyPattern("shop.*.rejected")}
 	var got []int64
@@ -100,7 +111,7 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 				return enough
 			}
 			return nil
-		})
+		}, ignore)
 	}()
 	var want []int64
 	for i := range 12 {
@@ -116,7 +127,11 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 			<-busy
 		}
 	}
-	eventually(t, "the tail to forget what the listener has not seen", func() bool { return !tail.view(want[0]).holds })
+	eventually(t, "the tail to forget what the listener has not seen", func() bool {
+		tail.mu.Lock()
+		defer tail.mu.Unlock()
+		return tail.from > want[1]
+	})
 	close(goOn)
 	if err := <-done; !errors.Is(err, enough) || !slices.Equal(got, want) {
 		t.Errorf("saw %v, want %v (%v)", got, want, err)
@@ -131,13 +146,17 @@ func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
 	runUntilDone(t, tail.run)
 	tail.join()
 	defer tail.leave()
-	eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+	eventually(t, "the tail to follow", tail.isWarm)
 	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: tail}
 	for want := range 3 {
 		if err := s.logEvents(within(t), []messaging.Delivery{deliveryOf(t, placed(newOrderID()))}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the tail to have the row", func() bool { return len(tail.view(0).rows) == want+1 })
+		eventually(t, "the tail to have the row", func() bool {
+			tail.mu.Lock()
+			defer tail.mu.Unlock()
+			return len(tail.rows) == want+1
+		})
 	}
 }
 
@@ -148,9 +167,167 @@ func TestTail_AsksNothingWhereNobodyListens(t *testing.T) {
 	runUntilDone(t, tail.run)
 	for range 2 {
 		tail.join()
-		eventually(t, "the tail to follow", func() bool { return tail.view(0).warm })
+		eventually(t, "the tail to follow", tail.isWarm)
 		tail.leave()
-		eventually(t, "the tail to rest", func() bool { return !tail.view(0).warm })
+		eventually(t, "the tail to rest", func() bool { return !tail.isWarm() })
+	}
+}
+
+func TestTail_ARowIsHandedToThoseWhoWantItAndNobodyElseWakesUp(t *testing.T) {
+	t.Parallel()
+	tail := newTail(nil, slog.New(slog.DiscardHandler))
+	tail.warmUp(0)
+	attached := func(f filter) *listener {
+		l := &listener{filter: f, news: make(chan struct{}, 1)}
+		if do := tail.next(l, 0); do.row != nil || do.behind {
+			t.Fatalf("a listener at the end of the log: %+v", do)
+		}
+		return l
+	}
+	ids := func(l *listener) (got []int64) {
+		for cursor := int64(0); ; {
+			do := tail.next(l, cursor)
+			if do.row == nil {
+				return got
+			}
+			cursor = do.row.ID
+			got = append(got, cursor)
+		}
+	}
+	const orders = 1000
+	ofOrder := make([]*listener, orders)
+	for i := range ofOrder {
+		ofOrder[i] = attached(filter{orderID: fmt.Sprint("order ", i)})
+	}
+	confirmed := attached(filter{orderID: "order 7", key: parseKeyPattern("*.order.confirmed")})
+	rejections := []*listener{attached(filter{key: parseKeyPattern("#.rejected")}), attached(filter{key: parseKeyPattern("#.rejected")})}
+	stock, all := attached(filter{key: parseKeyPattern("shop.stock.changed")}), attached(filter{})
+	var rows []*row
+	for i, r := range []row{
+		{OrderID: "order 7", RoutingKey: "shop.order.placed"}, {OrderID: "order 5000", RoutingKey: "shop.order.placed"},
+		{RoutingKey: "shop.stock.changed"}, {OrderID: "order 7", RoutingKey: "shop.order.confirmed"}, {OrderID: "order 5000", RoutingKey: "shop.order.rejected"},
+	} {
+		r.ID = int64(i + 1)
+		rows = append(rows, &r)
+	}
+	tail.grow(rows)
+	for what, test := range map[string]struct {
+		l    *listener
+		want []int64
+	}{
+		"of order 7": {ofOrder[7], []int64{1, 4}}, "confirmed of order 7": {confirmed, []int64{4}}, "rejections": {rejections[0], []int64{5}},
+		"rejections again": {rejections[1], []int64{5}}, "of stock": {stock, []int64{3}}, "all": {all, []int64{1, 2, 3, 4, 5}},
+	} {
+		if got := ids(test.l); len(test.l.news) != 1 || !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", what, got, test.want)
+		}
+	}
+	if len(tail.byKey) != 3 {
+		t.Errorf("%d patterns are looked at, want 3", len(tail.byKey))
+	}
+	for i, l := range ofOrder {
+		if i != 7 && (len(l.news) > 0 || len(l.queue) > 0) {
+			t.Fatalf("listener %d is told of what it does not want", i)
+		}
+		if do := tail.next(l, 0); do.cursor != 5 {
+			t.Fatalf("listener %d is at %d, although nothing up to 5 is for it", i, do.cursor)
+		}
+	}
+	for _, l := range append(ofOrder, confirmed, rejections[0], rejections[1], stock, all) {
+		tail.detach(l)
+		tail.detach(l) // changes nothing more
+	}
+	if len(tail.byOrder) > 0 || len(tail.byKey) > 0 {
+		t.Errorf("%d orders and %d patterns are left although nobody listens", len(tail.byOrder), len(tail.byKey))
+	}
+}
+
+func TestTail_AStreamThatBeginsAheadOfTheTailSeesNothingBeforeItsBeginning(t *testing.T) {
+	t.Parallel()
+	tail := newTail(nil, slog.New(slog.DiscardHandler))
+	tail.warmUp(3)
+	l := &listener{news: make(chan struct{}, 1)}
+	if do := tail.next(l, 5); do.cursor != 5 {
+		t.Fatalf("at 5: %+v", do)
+	}
+	tail.grow([]*row{{ID: 4}, {ID: 5}, {ID: 6}})
+	if do := tail.next(l, 5); do.row == nil || do.row.ID != 6 {
+		t.Errorf("behind 5: %+v", do)
+	}
+}
+
+func TestTail_AListenerThatTakesNothingHoldsNoMoreThanTheTail(t *testing.T) {
+	t.Parallel()
+	tail := newTail(nil, slog.New(slog.DiscardHandler))
+	tail.warmUp(0)
+	slow := &listener{news: make(chan struct{}, 1)}
+	tail.next(slow, 0)
+	for id := int64(1); id <= 3*tailRows; id++ {
+		tail.grow([]*row{{ID: id}})
+		if held := len(slow.queue); held > tailRows {
+			t.Fatalf("it holds %d rows", held)
+		}
+	}
+	if do := tail.next(slow, 0); !do.behind || do.head != 3*tailRows {
+		t.Errorf("%+v, want it to read from the database", do)
+	}
+}
+
+func TestTail_SaysNowAndThenWhereAStreamIs(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	tail.beat = 10 * time.Millisecond
+	runUntilDone(t, tail.run)
+	tail.join()
+	defer tail.leave()
+	eventually(t, "the tail to follow", tail.isWarm)
+	last := write(t, db, deliveryOf(t, placed(newOrderID())), deliveryOf(t, placed(newOrderID())))[1].id
+	enough := errors.New("enough")
+	err := tail.listen(within(t), filter{orderID: newOrderID()}, 0, func(r *row) error {
+		t.Errorf("row %d came", r.ID)
+		return nil
+	}, func(cursor int64) error {
+		if cursor == last { // that of others' rows: nothing before it has to be looked at again
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// BenchmarkTail_OrdersThatSomebodyWatches is what 1,000 rows cost that are not for any of the streams.
+func BenchmarkTail_OrdersThatSomebodyWatches(b *testing.B) {
+	for _, streams := range []int{1, 1000} {
+		b.Run(fmt.Sprint(streams, " streams"), func(b *testing.B) {
+			tail := newTail(nil, slog.New(slog.DiscardHandler))
+			tail.warmUp(0)
+			ctx, stop := context.WithCancel(context.Background())
+			var listening sync.WaitGroup
+			for range streams {
+				listening.Go(func() {
+					_ = tail.listen(ctx, filter{orderID: newOrderID()}, 0, func(*row) error { return nil }, ignore)
+				})
+			}
+			for attached := 0; attached < streams; runtime.Gosched() {
+				tail.mu.Lock()
+				attached = len(tail.byOrder)
+				tail.mu.Unlock()
+			}
+			id := int64(0)
+			for b.Loop() {
+				rows := make([]*row, 1000)
+				for i := range rows {
+					id++
+					rows[i] = &row{ID: id, OrderID: "another", RoutingKey: "shop.order.placed"}
+				}
+				tail.grow(rows)
+			}
+			stop()
+			listening.Wait()
+		})
 	}
 }
 

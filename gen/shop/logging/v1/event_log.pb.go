@@ -457,10 +457,10 @@ func (x *StreamEventsRequest) GetFromBeginning() bool {
 
 type StreamEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Not there in the first response.
+	// Not there in a response that says only where the stream is.
 	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
-	// The after_id with which another stream goes on from here, on any replica: the id of the event, or where the stream
-	// begins. It is 0 for an empty log: then from_beginning has to be set too.
+	// The after_id with which another stream goes on from here, on any replica: the id of the event, or one up to which
+	// there is no other event for this stream. It is 0 for an empty log: then from_beginning has to be set too.
 	Position      int64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

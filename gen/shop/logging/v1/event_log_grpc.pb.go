@@ -32,8 +32,9 @@ type EventLogServiceClient interface {
 	// ListEvents lists events, the newest first; those of one order come in the order they were logged.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 	// StreamEvents sends events as they are logged, each once and in the order of their ids, until the client leaves. The
-	// first response comes at once and says where the stream begins; it has no event. Over REST the responses are
-	// Server-Sent Events: the id is the event's, the data is the event; the header Last-Event-ID stands for after_id.
+	// first response comes at once and says where the stream begins; it has no event, as one that comes every 15 seconds
+	// and says how far the stream has come. Over REST the responses are Server-Sent Events: the id is the event's, the data is
+	// the event; the header Last-Event-ID stands for after_id.
 	StreamEvents(ctx context.Context, in *StreamEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEventsResponse], error)
 }
 
@@ -83,8 +84,9 @@ type EventLogServiceServer interface {
 	// ListEvents lists events, the newest first; those of one order come in the order they were logged.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	// StreamEvents sends events as they are logged, each once and in the order of their ids, until the client leaves. The
-	// first response comes at once and says where the stream begins; it has no event. Over REST the responses are
-	// Server-Sent Events: the id is the event's, the data is the event; the header Last-Event-ID stands for after_id.
+	// first response comes at once and says where the stream begins; it has no event, as one that comes every 15 seconds
+	// and says how far the stream has come. Over REST the responses are Server-Sent Events: the id is the event's, the data is
+	// the event; the header Last-Event-ID stands for after_id.
 	StreamEvents(*StreamEventsRequest, grpc.ServerStreamingServer[StreamEventsResponse]) error
 	mustEmbedUnimplementedEventLogServiceServer()
 }
