@@ -2,14 +2,18 @@ package eventlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/contract"
 	"shop.example/platform/postgres"
 )
 
@@ -19,7 +23,18 @@ const (
 	// before rows go to the default partition.
 	daysAhead      = 7
 	upkeepInterval = time.Hour
+	// requestsKept is how long requests stay in the log, whatever its retention is: anyone can make them, and they change
+	// nothing. Those that ended as dead letters stay.
+	requestsKept = day
+	// expireBatch is how many are deleted at once.
+	expireBatch = 10_000
 )
+
+// requests is the routing key of the one event that asks for something and changes nothing.
+var requests = sync.OnceValue(func() string {
+	event, _ := contract.EventOf(&eventsv1.ListInventory{})
+	return event.RoutingKey
+})
 
 // partitions keeps the daily partitions of event_log. Days are those of UTC.
 type partitions struct {
@@ -45,7 +60,8 @@ func (p *partitions) run(ctx context.Context) error {
 // tryUpkeep logs a failure, and the next time does what was left undone: rows always have a place, in the default
 // partition if nowhere else.
 func (p *partitions) tryUpkeep(ctx context.Context) {
-	if err := p.upkeep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+	now := time.Now()
+	if err := errors.Join(p.upkeep(ctx, now), p.expireRequests(ctx, now)); err != nil && ctx.Err() == nil {
 		p.log.WarnContext(ctx, "the upkeep of the partitions of event_log failed, will be tried again", "in", upkeepInterval, "err", err)
 	}
 }
@@ -105,6 +121,37 @@ func (p *partitions) upkeep(ctx context.Context, now time.Time) error {
 	return err
 }
 
+// expireRequests deletes the requests that are older than requestsKept, some at a time, from the partitions in which there
+// can be any. It finds them by the index on the routing key, which leads past all other rows.
+func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
+	before := now.Add(-requestsKept)
+	existing, err := existingPartitions(ctx, p.db)
+	if err != nil {
+		return err
+	}
+	tables := []string{"event_log_default"}
+	for at := range existing {
+		if at.Before(before) {
+			tables = append(tables, partitionName(at))
+		}
+	}
+	for _, table := range tables {
+		for {
+			result, err := p.db.ExecContext(ctx, fmt.Sprintf(`
+				DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(
+				    SELECT ctid FROM %[1]s WHERE routing_key = $1 AND published_at < $2 AND status = 'success' LIMIT %[2]d))`,
+				table, expireBatch), requests(), before)
+			if err != nil {
+				return fmt.Errorf("deleting old requests from %s: %w", table, err)
+			}
+			if n, err := result.RowsAffected(); err != nil || n < expireBatch {
+				break
+			}
+		}
+	}
+	return nil
+}
+
 // lockEventLog keeps everyone out of event_log until the transaction ends, for the moment that rows take to move or a
 // table to go. A reader that had planned its query before would look for moved rows where they were and miss them. It
 // gives up after two seconds: whoever comes after this lock waits for it too.
@@ -138,9 +185,9 @@ const partitionPrefix = "event_log_"
 func partitionName(at time.Time) string { return partitionPrefix + at.Format("20060102") }
 
 // existingPartitions are the days that have one.
-func existingPartitions(ctx context.Context, tx *sqlx.Tx) (map[time.Time]bool, error) {
+func existingPartitions(ctx context.Context, q sqlx.QueryerContext) (map[time.Time]bool, error) {
 	var names []string
-	err := tx.SelectContext(ctx, &names, `
+	err := sqlx.SelectContext(ctx, q, &names, `
 		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'event_log'::regclass`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the partitions: %w", err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
@@ -77,6 +78,41 @@ func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
 	}
 	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
 		t.Errorf("%d rows are left where everything is kept, want 2", n)
+	}
+}
+
+func TestPartitions_RequestsAreKeptADayHoweverLongTheLogIs(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
+	now := time.Now()
+	if err := p.upkeep(t.Context(), now.Add(-6*day)); err != nil { // makes the partitions of those days
+		t.Fatal(err)
+	}
+	for _, age := range []time.Duration{0, day - time.Hour, day + time.Hour, 5 * day, 400 * day} {
+		request, event := deliveryOf(t, &eventsv1.ListInventory{}), deliveryOf(t, placed(newOrderID()))
+		request.Timestamp, event.Timestamp = now.Add(-age), now.Add(-age)
+		write(t, db, request, event)
+	}
+	dead := deliveryOf(t, &eventsv1.ListInventory{})
+	dead.Timestamp, dead.Body = now.Add(-5*day), []byte("no protobuf")
+	write(t, db, dead)
+	// As many as somebody may have made before there was a limit.
+	const many = expireBatch + 1
+	if _, err := db.Exec(`
+		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
+		SELECT 'shop.inventory.list', 'shop.topic', '{}', 'success', gen_random_uuid(), $1 FROM generate_series(1, $2)`,
+		now.Add(-3*day), many); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		p.tryUpkeep(t.Context())
+		if n := count(t, db, "SELECT count(*) FROM event_log WHERE routing_key = 'shop.inventory.list' AND status = 'success'"); n != 2 {
+			t.Errorf("%d requests are left, want the 2 of a day", n)
+		}
+		if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2+5+1 {
+			t.Errorf("%d rows are left, want 2 requests, 5 events and a request that could not be read", n)
+		}
 	}
 }
 
