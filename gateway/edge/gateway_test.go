@@ -596,6 +596,9 @@ func TestNew_SaysWhatIsWrongWithTheConfiguration(t *testing.T) {
 		"set HTTP_ADDR":               func(c *Config) { c.HTTPAddr = taken.Addr().String() },
 		"set ADMIN_ADDR":              func(c *Config) { c.AdminAddr = taken.Addr().String() },
 		"SHOP_ID_SECRET is too short": func(c *Config) { c.IDSecret = "short" },
+		"SHOP_MAX_STREAMS":            func(c *Config) { c.MaxStreams = -1 },
+		"SHOP_MAX_CALLS":              func(c *Config) { c.Door.MaxCalls = -1 },
+		"SHOP_MAX_CONNECTIONS must":   func(c *Config) { c.Door.MaxConnections = -1 },
 	} {
 		cfg := good
 		change(&cfg)

@@ -117,7 +117,8 @@ type response struct {
 	head   bool   // whether the client wants no body
 	status int
 	held   held
-	broken bool // whether a part of the answer was not written
+	body   requestReader // of the request, where it is read
+	broken bool          // whether a part of the answer was not written
 }
 
 func (w *response) WriteHeader(status int) {

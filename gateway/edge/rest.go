@@ -314,12 +314,13 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 	if r.ContentLength > 0 { // which is only what the client says
 		data.Grow(int(min(r.ContentLength, freeRequest)) + bytes.MinRead)
 	}
-	body := requestReader{ReadCloser: r.Body, held: &w.(*response).held}
-	_, err := data.ReadFrom(&body)
+	call := w.(*response)
+	call.body = requestReader{ReadCloser: r.Body, held: &call.held}
+	_, err := data.ReadFrom(&call.body)
 	var large *http.MaxBytesError
 	switch {
-	case body.refusal != nil:
-		return body.refusal
+	case call.body.refusal != nil:
+		return call.body.refusal
 	case errors.As(err, &large):
 		return httpError{http.StatusRequestEntityTooLarge, apierror.New(codes.InvalidArgument, "BODY_TOO_LARGE",
 			"the body is larger than %d bytes", maxBody)}
