@@ -28,6 +28,7 @@ import (
 type aShop struct {
 	orders
 	published []*eventsv1.OrderPlaced
+	announced string // the id of the order that is being placed
 	find      func(*orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error)
 }
 
@@ -72,7 +73,12 @@ func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
 	if r.name == "" {
 		r.name, r.email = "Ada", "ada@example.org"
 	}
-	return s.orders.place(withPrincipal(metadata.NewIncomingContext(t.Context(), md), r.by), r.name, r.email, r.lines)
+	s.announced = ""
+	return s.orders.place(withPrincipal(metadata.NewIncomingContext(t.Context(), md), r.by), r.name, r.email, r.lines, func(id string) {
+		if s.announced = id; len(s.published) > 0 && s.published[len(s.published)-1].GetOrderId() == id && r.key == "" {
+			t.Error("the id is told after the order was published")
+		}
+	})
 }
 
 func (s *aShop) mustPlace(t *testing.T, r request) *eventsv1.OrderPlaced {
@@ -82,7 +88,7 @@ func (s *aShop) mustPlace(t *testing.T, r request) *eventsv1.OrderPlaced {
 		t.Fatal(err)
 	}
 	m := s.published[len(s.published)-1]
-	if m.GetOrderId() != order.GetId() || contract.Validate(m) != nil {
+	if m.GetOrderId() != order.GetId() || s.announced != order.GetId() || contract.Validate(m) != nil {
 		t.Fatalf("answered with order %s and published %v: %v", order.GetId(), m, contract.Validate(m))
 	}
 	return m
