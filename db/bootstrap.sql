@@ -1,5 +1,5 @@
 -- Gives each service a login role and a schema that it alone can enter, in the database this runs in. Runs as an
--- administrator, any number of times: by db.Bootstrap, by psql, or from the /docker-entrypoint-initdb.d of the
+-- administrator, any number of times: by db.Bootstrap, by `shop migrate`, by psql, or from the /docker-entrypoint-initdb.d of the
 -- postgres image. A role gets the password in the setting shop.<role>_password, where that is set:
 --   PGOPTIONS='-c shop.orders_password=… -c shop.inventory_password=… -c shop.logging_password=…' psql -f bootstrap.sql
 DO $$
@@ -13,7 +13,11 @@ BEGIN
     REVOKE ALL ON SCHEMA public FROM PUBLIC;
     FOREACH service IN ARRAY ARRAY ['orders', 'inventory', 'logging'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = service) THEN
-            EXECUTE format('CREATE ROLE %I LOGIN', service);
+            BEGIN
+                EXECUTE format('CREATE ROLE %I LOGIN', service);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL; -- made meanwhile, for another database: roles are the server's, the lock is not
+            END;
         END IF;
         password := current_setting('shop.' || service || '_password', true);
         IF password <> '' THEN

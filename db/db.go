@@ -1,5 +1,6 @@
-// Package db holds the migrations of every service's schema and brings a database to them: Bootstrap makes database,
-// roles and schemas as an administrator, Migrate the tables of one schema as the service that owns it.
+// Package db holds the migrations of every service's schema and applies them: Bootstrap makes database, roles and
+// schemas as an administrator, Migrate the tables of one schema as the role that owns it, MigrateAll whatever the user
+// may migrate.
 package db
 
 import (
@@ -47,9 +48,53 @@ func Fingerprint() string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
+// MigrateAll is Migrate of every schema as an administrator, who first gets the roles and schemas that are missing (see
+// Bootstrap); as the role of a service it is Migrate of that service's schema. applied is called for each schema, with
+// the names of the files.
+func MigrateAll(ctx context.Context, url string, applied func(schema string, files []string)) error {
+	database, user, missing, err := inspect(ctx, url)
+	if err != nil {
+		return err
+	}
+	schemas := Schemas()
+	switch {
+	case slices.Contains(schemas, user):
+		schemas = []string{user}
+	case missing:
+		if err := bootstrap(ctx, url, database, nil); err != nil {
+			return fmt.Errorf("creating roles and schemas as %s (the role of a service migrates its own schema alone): %w", user, err)
+		}
+	}
+	for _, schema := range schemas {
+		files, err := Migrate(ctx, url, schema)
+		if err != nil {
+			return err
+		}
+		applied(schema, files)
+	}
+	return nil
+}
+
+// inspect returns the database and the user of url, and whether a schema is missing.
+func inspect(ctx context.Context, url string) (database, user string, missing bool, err error) {
+	config, err := Config(url, "")
+	if err != nil {
+		return "", "", false, err
+	}
+	pool, err := connect(ctx, config)
+	if err != nil {
+		return "", "", false, err
+	}
+	defer pool.Close()
+	err = pool.QueryRowContext(ctx, "SELECT current_database(), current_user, count(*) < $2 FROM pg_namespace WHERE nspname = ANY ($1)",
+		pq.Array(Schemas()), len(Schemas())).Scan(&database, &user, &missing)
+	return database, user, missing, err
+}
+
 // Migrate applies the migrations of the schema that the database at url does not have yet, and returns their file
-// names. It makes the schema where it is missing and the user may make it. Replicas that start at once may all call
-// it: one works, the others wait for it.
+// names. It makes the schema if it is missing and the user may make it; what it makes in it belongs to the schema's owner,
+// whose role the user has to be allowed to take. Replicas that start at once may all call it: one works, the others wait
+// for it. A pooler that gives each transaction another connection is an error.
 func Migrate(ctx context.Context, url, schema string) (applied []string, err error) {
 	files, err := migrationsOf(schema)
 	if err != nil {
@@ -61,23 +106,47 @@ func Migrate(ctx context.Context, url, schema string) (applied []string, err err
 	}
 	// A migration that waits for a lock makes every query behind it wait too: better to give up and be run again.
 	config.Runtime["lock_timeout"] = "30s"
-	pool, err := open(config)
+	if config.Runtime["role"], err = prepare(ctx, config, schema); err != nil {
+		return nil, err
+	}
+	pool, err := connect(ctx, config)
 	if err != nil {
 		return nil, err
 	}
 	defer pool.Close()
-
-	if err := pool.PingContext(ctx); err != nil {
-		return nil, fmt.Errorf("cannot use the database that DATABASE_URL names, start it or correct the URL: %w", err)
-	}
-	if err := createSchema(ctx, pool, schema); err != nil {
-		return nil, fmt.Errorf("creating schema %s: %w", schema, err)
-	}
 	applied, err = migrate(ctx, pool, schema, files)
 	if err != nil {
 		return applied, fmt.Errorf("migrating schema %s: %w", schema, err)
 	}
 	return applied, nil
+}
+
+// prepare finds out whether the connection is fit for a service, makes the schema if it is missing, and returns its
+// owner.
+func prepare(ctx context.Context, config pq.Config, schema string) (owner string, err error) {
+	pool, err := connect(ctx, config)
+	if err != nil {
+		return "", err
+	}
+	defer pool.Close()
+	if err := refuseTransactionPooling(ctx, pool); err != nil {
+		return "", err
+	}
+	if err := createSchema(ctx, pool, schema); err != nil {
+		return "", fmt.Errorf("creating schema %s: %w", schema, err)
+	}
+	var user string
+	var member bool
+	err = pool.QueryRowContext(ctx, `
+		SELECT owner.rolname, current_user, pg_has_role(current_user, owner.oid, 'MEMBER')
+		FROM pg_namespace n JOIN pg_roles owner ON owner.oid = n.nspowner WHERE nspname = $1`, schema).Scan(&owner, &user, &member)
+	if err == nil && !member {
+		err = fmt.Errorf("it belongs to role %[1]s, and user %[2]s may not take that role: connect as %[1]s or as an administrator, or GRANT %[1]s TO %[2]s", owner, user)
+	}
+	if err != nil {
+		return "", fmt.Errorf("finding the owner of schema %s: %w", schema, err)
+	}
+	return owner, nil
 }
 
 func migrationsOf(schema string) (fs.FS, error) {
@@ -148,6 +217,7 @@ func bootstrap(ctx context.Context, adminURL, database string, passwords map[str
 		return err
 	}
 	config.Database = database
+	// As the login's own parameters: statements are written to the server's log.
 	for role, password := range passwords {
 		config.Runtime["shop."+role+"_password"] = password
 	}
@@ -234,10 +304,24 @@ func parseURL(databaseURL string) (*url.URL, error) {
 	return u, nil
 }
 
+// open returns a pool of connections that have config.Runtime as parameters of the login.
 func open(config pq.Config) (*sql.DB, error) {
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
 		return nil, err
 	}
 	return sql.OpenDB(connector), nil
+}
+
+// connect returns a pool of a Connector's connections, of which one has answered.
+func connect(ctx context.Context, config pq.Config) (*sql.DB, error) {
+	connector, err := NewConnector(config)
+	if err != nil {
+		return nil, err
+	}
+	pool := sql.OpenDB(connector)
+	if err := pool.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot use the database that DATABASE_URL names, start it or correct the URL: %w", err), pool.Close())
+	}
+	return pool, nil
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"io/fs"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -118,7 +119,42 @@ func TestSeed_IsTheDemosCatalogueWithItsMovements(t *testing.T) {
 	}
 }
 
-// Roles belong to the whole server, so everything about them is one test.
+func TestMigrateAll_AsAdministratorMakesTablesThatTheServicesRolesCanUse(t *testing.T) {
+	t.Parallel()
+	url := dbtest.NewEmpty(t)
+	for range 2 { // the second time nothing is missing
+		if err := db.MigrateAll(t.Context(), url, func(string, []string) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	admin := open(t, url)
+	foreign := queryStrings(t, admin, `
+		SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname IN ('orders', 'inventory', 'logging') AND c.relowner::regrole::text <> n.nspname`)
+	if foreign != nil {
+		t.Errorf("not of the role of their schema: %v", foreign)
+	}
+	admin.SetMaxOpenConns(1)
+	exec(t, admin, "SET ROLE orders")
+	exec(t, admin, "SELECT FROM orders.orders")
+	exec(t, admin, "DELETE FROM orders.outbox")
+	refused(t, admin, "SELECT FROM inventory.product")
+}
+
+func TestMigrate_ASchemaThatBelongsToAnotherIsAnErrorThatSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t) // all of it is the administrator's
+	admin := open(t, url)
+	name := queryStrings(t, admin, "SELECT current_database()")[0]
+	exec(t, admin, "CREATE ROLE "+name+"_stranger LOGIN PASSWORD 'stranger'")
+	t.Cleanup(func() { exec(t, admin, "DROP ROLE "+name+"_stranger") })
+	_, err := db.Migrate(t.Context(), asRole(t, url, name+"_stranger", "stranger"), "orders")
+	if err == nil || !strings.Contains(err.Error(), "connect as postgres or as an administrator, or GRANT postgres TO "+name+"_stranger") {
+		t.Errorf("Migrate = %v", err)
+	}
+}
+
+// The passwords of roles belong to the whole server, so everything about them is one test.
 func TestBootstrap_GivesEachServiceARoleThatSeesItsOwnSchemaAlone(t *testing.T) {
 	t.Parallel()
 	url, adminURL := dbtest.NewEmpty(t), dbtest.AdminURL(t)
@@ -156,6 +192,11 @@ func TestBootstrap_GivesEachServiceARoleThatSeesItsOwnSchemaAlone(t *testing.T) 
 			t.Fatalf("Migrate as %s: %v", role, err)
 		}
 		roles[role] = open(t, roleURL)
+	}
+	var migrated []string
+	err := db.MigrateAll(t.Context(), asRole(t, url, "inventory", passwords["inventory"]), func(schema string, _ []string) { migrated = append(migrated, schema) })
+	if err != nil || !slices.Equal(migrated, []string{"inventory"}) {
+		t.Errorf("MigrateAll as inventory: %v, %v, want its own schema alone", migrated, err)
 	}
 	exec(t, roles["orders"], "SELECT FROM orders.orders")
 	exec(t, roles["orders"], "SELECT FROM outbox") // a role's search path begins with the schema of its name

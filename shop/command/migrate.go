@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,9 +14,13 @@ import (
 func migrateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",
-		Short: "Bring the schemas of DATABASE_URL to their newest form",
-		Long: `Applies the migrations that the database at DATABASE_URL does not have yet, schema by schema. Every
-service does this for its own schema when it starts; this is for those who want it done before.`,
+		Short: "Apply pending migrations to the database of DATABASE_URL",
+		Long: `Applies the migrations that the database at DATABASE_URL does not have yet. Every service does this for
+its own schema when it starts; this is for those who want it done before.
+
+As an administrator it migrates all schemas. Roles and schemas that are missing are created before, as
+db/bootstrap.sql says, and everything belongs to the service's role. PGOPTIONS gives new roles their
+passwords. As the role of a service it migrates the schema of that service alone.`,
 		Example: "  DATABASE_URL=postgres://postgres@localhost/shopdb shop migrate",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -23,19 +28,13 @@ service does this for its own schema when it starts; this is for those who want 
 			if url == "" {
 				return errors.New("DATABASE_URL is not set: it names the database to migrate, postgres://user:password@host/shopdb")
 			}
-			for _, schema := range db.Schemas() {
-				applied, err := db.Migrate(cmd.Context(), url, schema)
-				for _, name := range applied {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: applied %s\n", schema, name)
+			return db.MigrateAll(cmd.Context(), url, func(schema string, files []string) {
+				if len(files) == 0 {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: up to date\n", schema)
+					return
 				}
-				if err != nil {
-					return err
-				}
-				if len(applied) == 0 {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to do\n", schema)
-				}
-			}
-			return nil
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: applied %s\n", schema, strings.Join(files, ", "))
+			})
 		},
 	}
 }
