@@ -12,7 +12,6 @@ import (
 
 	"github.com/XSAM/otelsql"
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
@@ -33,6 +32,9 @@ const (
 	// IdleInTransactionTimeout is how long a transaction may pause between two statements before the server ends it
 	// and lets go of its locks.
 	IdleInTransactionTimeout = 30 * time.Second
+	// maxLifetime is how long a connection is used: names that lead to another server by now, and credentials, are looked
+	// up again.
+	maxLifetime = 30 * time.Minute
 )
 
 // Options are what a service says about its connections. The zero value works.
@@ -65,13 +67,13 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	config.Runtime["idle_in_transaction_session_timeout"] = milliseconds(IdleInTransactionTimeout)
 	// See Prepared. Where there is no index the penalty of a scan would look like work that is worth compiling.
 	config.Runtime["enable_seqscan"], config.Runtime["jit"] = "off", "off"
-	connector, err := pq.NewConnectorConfig(config)
+	connector, err := db.NewConnector(config)
 	if err != nil {
 		return nil, err
 	}
 	connector.Dialer(dialer{answer: answerTimeout})
 
-	pool, err := instrumented(preparing{connector}, o)
+	pool, err := instrumented(&preparing{Connector: connector}, o)
 	if err != nil {
 		return nil, err
 	}
@@ -82,10 +84,32 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
+	pool.SetConnMaxLifetime(maxLifetime)
 	if err := pool.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting to database %s at %s:%d: %w", config.Database, config.Host, config.Port, Classify(err)), pool.Close())
 	}
 	return pool, nil
+}
+
+// Ready returns a check of readiness: an error if the server does not answer, or is a standby. In that case the next call
+// may meet another server.
+func Ready(pool *sqlx.DB) func(context.Context) error {
+	return func(ctx context.Context) error {
+		conn, err := pool.Connx(ctx)
+		if err != nil {
+			return Classify(err)
+		}
+		defer conn.Close()
+		var standby bool
+		if err := conn.GetContext(ctx, &standby, "SELECT pg_is_in_recovery()"); err != nil {
+			return Classify(err)
+		}
+		if standby {
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool drops it
+			return fmt.Errorf("%w: the server is a standby, which takes no writes until it is promoted", ErrUnavailable)
+		}
+		return nil
+	}
 }
 
 func instrumented(connector driver.Connector, o Options) (*sqlx.DB, error) {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -308,9 +309,13 @@ func TestClassify_SaysWhatTheServersErrorsMean(t *testing.T) {
 	}{
 		{"INSERT INTO inventory.product (name, unit_price, currency, on_hand) VALUES ('Desk', 1, 'USD', 1)", "product_name", postgres.ErrUnique},
 		{"UPDATE inventory.product SET reserved = 2 WHERE id = 100", "product_stock", postgres.ErrCheck},
-		{"SET LOCAL statement_timeout = 20; SELECT pg_sleep(5)", "", postgres.ErrUnavailable},
+		{"SET LOCAL statement_timeout = 20; SELECT pg_sleep(5)", "", postgres.ErrExhausted},
 		{"SELECT pg_terminate_backend(pg_backend_pid())", "", postgres.ErrUnavailable},
 		{"SET LOCAL transaction_read_only = on; DELETE FROM inbox", "", postgres.ErrUnavailable},
+		{"SELECT FROM dropped_by_a_newer_version", "", postgres.ErrUnavailable},
+		{"SELECT dropped_by_a_newer_version FROM inbox", "", postgres.ErrUnavailable},
+		{"SET LOCAL ROLE pg_monitor; SELECT FROM inventory.inbox", "", postgres.ErrUnavailable},
+		{"EXECUTE of_another_connection", "", postgres.ErrUnavailable},
 	} {
 		err := postgres.InTx(t.Context(), pool, func(tx *sqlx.Tx) error {
 			_, err := tx.Exec(c.statement)
@@ -320,7 +325,7 @@ func TestClassify_SaysWhatTheServersErrorsMean(t *testing.T) {
 			t.Errorf("%s: %v (constraint %q), want %v (%q)", c.statement, err, postgres.Constraint(err), c.want, c.constraint)
 		}
 	}
-	_, err := pool.Exec("SELECT no_such_column")
+	_, err := pool.Exec("SELECT 1 / 0")
 	if got := postgres.Classify(err); got != err { //nolint:errorlint // the very same error
 		t.Errorf("Classify of an error that means none of them = %v", got)
 	}
@@ -369,7 +374,9 @@ func TestClassify_TheLoserOfALockMayTryAgain(t *testing.T) {
 func TestClassify_CodesThatNeedAnotherServerToHappen(t *testing.T) {
 	t.Parallel()
 	for code, want := range map[pqerror.Code]error{
+		"53200": postgres.ErrExhausted,   // out of memory
 		"53300": postgres.ErrUnavailable, // too many connections
+		"57P05": postgres.ErrUnavailable, // idle for too long
 		"57P03": postgres.ErrUnavailable, // starting up
 		"58030": postgres.ErrUnavailable, // I/O error
 		"28P01": postgres.ErrUnavailable, // wrong password
@@ -386,6 +393,48 @@ func TestClassify_AgainChangesNothing(t *testing.T) {
 	once := postgres.Classify(io.ErrUnexpectedEOF)
 	if twice := postgres.Classify(once); twice != once { //nolint:errorlint // the very same error
 		t.Errorf("Classify(%v) = %v", once, twice)
+	}
+}
+
+// A primary that was demoted answers reads as before, on connections that nothing cuts.
+func TestPool_AfterAServerThatTakesNoWritesAllConnectionsAreNew(t *testing.T) {
+	t.Parallel()
+	pool := open(t, dbtest.New(t), postgres.Options{MaxConns: 2})
+	processes := func() (pids [2]int) {
+		t.Helper()
+		for i := range pids {
+			conn, err := pool.Connx(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if err := conn.GetContext(t.Context(), &pids[i], "SELECT pg_backend_pid()"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		slices.Sort(pids[:])
+		return pids
+	}
+	before := processes()
+	if now := processes(); now != before {
+		t.Fatalf("processes %v, then %v: the pool keeps nothing", before, now)
+	}
+	for _, write := range []string{"DELETE FROM inbox", postgres.Prepared + "DELETE FROM inbox"} {
+		err := postgres.InTx(t.Context(), pool, func(tx *sqlx.Tx) error {
+			tx.MustExec("SET LOCAL transaction_read_only = on")
+			_, err := tx.Exec(write)
+			return err
+		})
+		if !errors.Is(err, postgres.ErrUnavailable) {
+			t.Errorf("a write that is not taken: %v, want ErrUnavailable", err)
+		}
+		now := processes()
+		for _, pid := range now {
+			if slices.Contains(before[:], pid) {
+				t.Errorf("%s: processes %v, then %v", write, before, now)
+			}
+		}
+		before = now
 	}
 }
 

@@ -4,6 +4,10 @@ import (
 	"context"
 	"database/sql/driver"
 	"strings"
+	"sync/atomic"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // Prepared begins statements that are prepared once on each connection and planned for good, which is worth it for what
@@ -11,15 +15,20 @@ import (
 // are empty: pools plan by index wherever there is one. Others are planned each time.
 const Prepared = "/* prepared */ "
 
-// preparing connects like its Connector; the connections keep the statements that they have prepared.
-type preparing struct{ driver.Connector }
+// preparing connects like its Connector; the connections keep the statements that they have prepared. If one of them
+// meets a server that takes no writes, none of those that exist is used again: their successors find the new primary.
+type preparing struct {
+	driver.Connector
+	generation atomic.Int64 // of the connections that may be used
+}
 
-func (p preparing) Connect(ctx context.Context) (driver.Conn, error) {
+func (p *preparing) Connect(ctx context.Context) (driver.Conn, error) {
+	generation := p.generation.Load()
 	conn, err := p.Connector.Connect(ctx)
 	if err != nil {
-		return nil, err
+		return nil, unavailable(ctx, err)
 	}
-	return &preparedConn{pqConn: conn.(pqConn), statements: map[string]preparedStatement{}}, nil
+	return &preparedConn{pqConn: conn.(pqConn), statements: map[string]preparedStatement{}, pool: p, generation: generation}, nil
 }
 
 // pqConn is what a connection of lib/pq can do.
@@ -45,7 +54,37 @@ type preparedStatement interface {
 type preparedConn struct {
 	pqConn
 	statements map[string]preparedStatement // by their text
+	pool       *preparing
+	generation int64
 }
+
+// ResetSession implements driver.SessionResetter.
+func (c *preparedConn) ResetSession(ctx context.Context) error {
+	if !c.IsValid() {
+		return driver.ErrBadConn
+	}
+	return c.pqConn.ResetSession(ctx)
+}
+
+// IsValid implements driver.Validator.
+func (c *preparedConn) IsValid() bool {
+	return c.generation == c.pool.generation.Load() && c.pqConn.IsValid()
+}
+
+// BeginTx implements driver.ConnBeginTx.
+func (c *preparedConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.pqConn.BeginTx(ctx, opts)
+	if err == nil {
+		return tx, nil
+	}
+	if pq.As(err, pqerror.FeatureNotSupported) != nil { // BEGIN READ WRITE on a standby
+		c.retire()
+	}
+	return nil, unavailable(ctx, err)
+}
+
+// retire makes the pool give up its connections, if that has not happened since this one was made.
+func (c *preparedConn) retire() { c.pool.generation.CompareAndSwap(c.generation, c.generation+1) }
 
 // QueryContext implements driver.QueryerContext.
 func (c *preparedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
@@ -62,7 +101,12 @@ func (c *preparedConn) ExecContext(ctx context.Context, query string, args []dri
 func run[R any](ctx context.Context, c *preparedConn, query string, args []driver.NamedValue,
 	asItIs func(context.Context, string, []driver.NamedValue) (R, error),
 	prepared func(preparedStatement, context.Context, []driver.NamedValue) (R, error),
-) (none R, _ error) {
+) (result R, err error) {
+	defer func() {
+		if isReadOnly(err) {
+			c.retire()
+		}
+	}()
 	if !strings.HasPrefix(query, Prepared) {
 		return asItIs(ctx, query, args)
 	}
@@ -70,12 +114,12 @@ func run[R any](ctx context.Context, c *preparedConn, query string, args []drive
 	if s == nil {
 		stmt, err := c.PrepareContext(ctx, query)
 		if err != nil {
-			return none, err
+			return result, err
 		}
 		s = stmt.(preparedStatement)
 		c.statements[query] = s
 	}
-	result, err := prepared(s, ctx, args)
+	result, err = prepared(s, ctx, args)
 	if err != nil {
 		_ = s.Close() // the connection may be gone
 		delete(c.statements, query)

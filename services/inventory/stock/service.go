@@ -84,7 +84,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(applied) > 0 {
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
-	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: transient}, t)
+	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: postgres.Transient}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -95,9 +95,6 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	return s, nil
 }
 
-// transient are the errors after which the same call can succeed.
-var transient = []error{postgres.ErrUnavailable, postgres.ErrRetry}
-
 // build adds the parts of the service in the order in which they need each other.
 func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry) error {
 	pool, err := postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: name, Tracer: t.Tracer, Meter: t.Meter})
@@ -105,7 +102,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	s.OnStop("database", pool.Close)
-	s.Check("database", pool.PingContext)
+	s.Check("database", postgres.Ready(pool))
 	if err := checkCurrency(ctx, pool, cfg.Currency); err != nil {
 		return err
 	}
@@ -132,7 +129,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
-	calls := messaging.NewRPCServer(consume, publisher, callers, apierror.NewInterceptor(t.Logger, transient...).Unary)
+	calls := messaging.NewRPCServer(consume, publisher, callers, apierror.NewInterceptor(t.Logger, postgres.Transient...).Unary)
 	inventoryv1.RegisterStockServiceServer(calls, checker{warehouse: w})
 	s.Go("stock checks", calls.Run)
 	s.Check("stock checks", calls.Ready)

@@ -80,7 +80,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: postgres.Transient,
 	}, t)
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	s.OnStop("database", s.db.Close)
-	s.Check("database", s.db.PingContext)
+	s.Check("database", postgres.Ready(s.db))
 
 	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention}
 	s.partitions.tryUpkeep(ctx)
@@ -153,7 +153,7 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 
 // refused says whether err is about what was to be written, and not about the state of the database or the end of ctx.
 func refused(err error) bool {
-	return err != nil && !errors.Is(err, postgres.ErrUnavailable) && !errors.Is(err, postgres.ErrRetry) && !errors.Is(err, context.Canceled)
+	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
 }
 
 func logRows(log *slog.Logger, rows []logged) {

@@ -77,7 +77,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: postgres.Transient,
 	}, t)
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	s.OnStop("database", s.db.Close)
-	s.Check("database", s.db.PingContext)
+	s.Check("database", postgres.Ready(s.db))
 
 	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
 	if err != nil {

@@ -1,0 +1,72 @@
+package postgres
+
+import (
+	"context"
+	"crypto/x509"
+	"database/sql/driver"
+	"errors"
+	"net"
+	"testing"
+
+	"github.com/lib/pq"
+)
+
+// connector fails to connect.
+type connector struct {
+	driver.Connector
+	err error
+}
+
+func (c connector) Connect(context.Context) (driver.Conn, error) { return nil, c.err }
+
+// Whatever keeps a transaction from beginning is no fault of what was to be stored in it.
+func TestConnect_AnyFailureIsUnavailable(t *testing.T) {
+	t.Parallel()
+	timedOut, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	_, dial := new(net.Dialer).DialContext(timedOut, "tcp", "192.0.2.1:5432")
+	if !errors.Is(dial, context.DeadlineExceeded) {
+		t.Fatalf("a dial that timed out is no longer taken for a deadline of the caller: %v", dial)
+	}
+	for _, cause := range []error{
+		dial,
+		errors.New("pq: could not connect to any of the hosts: session is read-only"), // target_session_attrs
+		x509.UnknownAuthorityError{},
+		&pq.Error{Code: "08P01", Message: "unsupported startup parameter"},
+	} {
+		_, err := (&preparing{Connector: connector{err: cause}}).Connect(t.Context())
+		if !errors.Is(Classify(err), ErrUnavailable) || !errors.Is(err, cause) {
+			t.Errorf("Connect = %v, want ErrUnavailable for %v", err, cause)
+		}
+		if _, err := (&preparing{Connector: connector{err: cause}}).Connect(timedOut); errors.Is(err, ErrUnavailable) {
+			t.Errorf("Connect = %v, after the caller's own deadline", err)
+		}
+	}
+}
+
+// standby begins nothing.
+type standby struct{ pqConn }
+
+func (standby) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	return nil, &pq.Error{Code: "0A000", Message: "cannot set transaction read-write mode during recovery"}
+}
+func (standby) IsValid() bool { return true }
+
+func TestBegin_OnAStandbyIsUnavailableAndItsConnectionsAreGivenUpOnce(t *testing.T) {
+	t.Parallel()
+	pool := &preparing{}
+	first, second := &preparedConn{pqConn: standby{}, pool: pool}, &preparedConn{pqConn: standby{}, pool: pool}
+	for range 2 {
+		for _, c := range []*preparedConn{first, second} {
+			if _, err := c.BeginTx(t.Context(), driver.TxOptions{}); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("BeginTx = %v, want ErrUnavailable", err)
+			}
+			if err := c.ResetSession(t.Context()); c.IsValid() || !errors.Is(err, driver.ErrBadConn) {
+				t.Errorf("the connection is used again (%v)", err)
+			}
+		}
+	}
+	if fresh := (&preparedConn{pqConn: standby{}, pool: pool, generation: 1}); !fresh.IsValid() {
+		t.Error("one that was made after the first refusal is given up too")
+	}
+}
