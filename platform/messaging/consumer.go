@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/platform/crash"
+	"shop.example/platform/postgres"
 )
 
 // drainTimeout is how long a batch in hand may take to finish after the consumer was told to stop.
@@ -43,6 +44,7 @@ type Consumer struct {
 	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
 	ch       *amqp.Channel         // of the session, nil when it has left the queue; Run's alone
+	slow     bool                  // the database gave up on the message that failed last, and none was handled since; Run's alone
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -226,6 +228,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	c.down.Store(nil)
 	switch {
 	case err == nil:
+		c.slow = false
 		c.count(work, g, "handled")
 		return nil
 	case work.Err() != nil:
@@ -263,13 +266,17 @@ func (c *Consumer) call(ctx context.Context, g group) (err error) {
 
 // fail sends one message to the retry queue of its attempt, or to the dead letters.
 func (c *Consumer) fail(ctx context.Context, d *amqp.Delivery, cause error) error {
-	attempt := attemptOf(d)
-	if isPermanent(cause) || attempt >= len(retryDelays) {
+	attempt, next := attemptOf(d), attemptOf(d)+1
+	if c.isSlow(cause) {
+		c.down.Store(&cause)
+		next = attempt
+	}
+	if isPermanent(cause) || next > len(retryDelays) {
 		return c.deadLetter(ctx, d, cause)
 	}
-	delay := retryDelays[attempt]
+	delay := retryDelays[min(attempt, len(retryDelays)-1)]
 	out := again(d)
-	out.Headers[headerAttempt] = int32(attempt + 1)
+	out.Headers[headerAttempt] = int32(next)
 	out.Headers[headerReason] = clip(cause.Error())
 	out.RoutingKey = retryQueue(c.queue, delay)
 	c.log(d).Warn("message failed, will be tried again", "attempt", attempt, "in", delay, "error", cause)
@@ -279,6 +286,14 @@ func (c *Consumer) fail(ctx context.Context, d *amqp.Delivery, cause error) erro
 	crash.Point("consumer.retried")
 	c.countOne(ctx, "retried")
 	return nil
+}
+
+// isSlow says whether the database is slow for everybody, and so it is no fault of the message that a statement about it
+// alone was given up: one before it failed for the same reason, and nothing has been handled since.
+func (c *Consumer) isSlow(cause error) bool {
+	before := c.slow
+	c.slow = errors.Is(cause, postgres.ErrExhausted)
+	return before && c.slow
 }
 
 func (c *Consumer) deadLetter(ctx context.Context, d *amqp.Delivery, cause error) error {

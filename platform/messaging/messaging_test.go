@@ -20,6 +20,7 @@ import (
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/postgres"
 )
 
 // patience bounds every wait of these tests; none of them waits that long unless something is broken.
@@ -367,6 +368,102 @@ func TestConsumer_ADependencyThatIsDownBurnsNoAttempt(t *testing.T) {
 			t.Errorf("try %d is attempt %d", i, n)
 		}
 	}
+}
+
+func TestConsumer_ABatchThatTakesTheDatabaseTooLongIsHandledInSmallerOnes(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t).URL, "order")
+	const orders = 20
+	for range orders {
+		publish(t, p, placed())
+	}
+	handled := make(chan messaging.Meta, orders)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		if len(batch) > 3 {
+			return fmt.Errorf("storing %d orders: %w", len(batch), postgres.ErrExhausted)
+		}
+		for _, m := range batch {
+			handled <- m.Meta
+		}
+		return nil
+	})
+	for range orders {
+		if m := next(t, handled, "an order"); m.Attempt != 0 {
+			t.Errorf("an order was handled at attempt %d", m.Attempt)
+		}
+	}
+}
+
+func TestConsumer_AMessageThatTakesTheDatabaseTooLongHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t).URL, "order")
+	heavy := placed()
+	attempts, others := make(chan int, 10), make(chan string, 10)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			if m.Body.GetOrderId() == heavy.GetOrderId() {
+				if len(batch) == 1 {
+					attempts <- m.Attempt
+				}
+				return fmt.Errorf("storing it: %w", postgres.ErrExhausted)
+			}
+		}
+		for _, m := range batch {
+			others <- m.Body.GetOrderId()
+		}
+		return nil
+	})
+	publish(t, p, heavy)
+	if n := next(t, attempts, "the heavy one"); n != 0 {
+		t.Errorf("it begins with attempt %d", n)
+	}
+	light := placed()
+	publish(t, p, light)
+	if id := next(t, others, "the one behind it"); id != light.GetOrderId() {
+		t.Errorf("handled %s, want %s", id, light.GetOrderId())
+	}
+	if n := next(t, attempts, "the heavy one again"); n != 1 {
+		t.Errorf("it comes again as attempt %d", n)
+	}
+}
+
+// The first one is held for the culprit; that it is the database shows with the second.
+func TestConsumer_ADatabaseThatIsSlowForEverybodyBurnsNoAttempt(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t).URL, "order")
+	var slow atomic.Bool
+	slow.Store(true)
+	orders := []*eventsv1.OrderPlaced{placed(), placed(), placed()}
+	tries, handled := make(chan messaging.Meta, 100), make(chan messaging.Meta, 100)
+	c := messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: 1},
+		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+			if slow.Load() {
+				tries <- batch[0].Meta
+				return fmt.Errorf("storing it: %w", postgres.ErrExhausted)
+			}
+			handled <- batch[0].Meta
+			return nil
+		}))
+	p.run(c.Run)
+	for _, m := range orders {
+		publish(t, p, m)
+	}
+	for range 6 { // the first of them waits for 10 s meanwhile
+		m := next(t, tries, "a try")
+		if first := m.CorrelationID == orders[0].GetOrderId(); m.Attempt > 0 && !first {
+			t.Errorf("an order behind the first one is at attempt %d", m.Attempt)
+		}
+	}
+	eventually(t, func() error {
+		if err := c.Ready(t.Context()); !errors.Is(err, postgres.ErrExhausted) {
+			return fmt.Errorf("ready: %w, want that the database is slow", err)
+		}
+		return nil
+	})
+	slow.Store(false)
+	next(t, handled, "an order")
+	next(t, handled, "another order")
+	eventually(t, func() error { return c.Ready(t.Context()) })
 }
 
 // replica is a consumer of the order queue, and what it has handled.
