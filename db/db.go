@@ -13,9 +13,11 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -263,21 +265,25 @@ func URL(adminURL, role, password string) (string, error) {
 	return u.String(), nil
 }
 
-// Config reads a postgres:// URL for a connection whose names are resolved in schema ("" leaves the server's search
-// path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
+// Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
+// the server's search path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
 func Config(databaseURL, schema string) (pq.Config, error) {
-	if _, err := parseURL(databaseURL); err != nil {
+	u, err := parseURL(databaseURL)
+	if err != nil {
 		return pq.Config{}, err
 	}
-	config, err := pq.NewConfig(databaseURL)
+	if strings.Contains(u.Host, ",") {
+		spreadHosts(u)
+	}
+	config, err := pq.NewConfig(u.String())
 	if err != nil {
 		return pq.Config{}, fmt.Errorf("reading the database URL: %w", err)
 	}
 	if config.SSLMode == "" {
 		// Not "prefer": lib/pq 1.12 forgets to close the connection on which the server declined TLS.
-		config.SSLMode = pq.SSLModeRequire
-		if ip, err := netip.ParseAddr(config.Host); config.Host == "localhost" || err == nil && ip.IsLoopback() {
-			config.SSLMode = pq.SSLModeDisable
+		config.SSLMode = pq.SSLModeDisable
+		if !isThisMachine(config.Host) || slices.ContainsFunc(config.Multi, func(m pq.ConfigMultihost) bool { return !isThisMachine(m.Host) }) {
+			config.SSLMode = pq.SSLModeRequire
 		}
 	}
 	if config.Runtime == nil {
@@ -287,6 +293,27 @@ func Config(databaseURL, schema string) (pq.Config, error) {
 		config.Runtime["search_path"] = schema
 	}
 	return config, nil
+}
+
+func isThisMachine(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// spreadHosts writes several hosts, a:5432,b:5433, as lib/pq reads them: in its own form they all have one port.
+func spreadHosts(u *url.URL) {
+	var hosts, ports []string
+	for address := range strings.SplitSeq(u.Host, ",") {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil { // it has no port
+			host, port = address, "5432"
+		}
+		hosts, ports = append(hosts, host), append(ports, port)
+	}
+	query := u.Query()
+	query.Set("host", strings.Join(hosts, ","))
+	query.Set("port", strings.Join(ports, ","))
+	u.Host, u.RawQuery = "", query.Encode()
 }
 
 // parseURL keeps the URL, which holds a password, out of the error.

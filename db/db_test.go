@@ -3,6 +3,7 @@ package db_test
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"slices"
@@ -250,6 +251,29 @@ func TestConfig_RequiresTLSExceptOnThisMachineOrWhereToldOtherwise(t *testing.T)
 		config, err := db.Config(url, "orders")
 		if err != nil || config.SSLMode != want || config.Runtime["search_path"] != "orders" {
 			t.Errorf("Config(%q) = sslmode %q, search_path %q, %v; want %q", url, config.SSLMode, config.Runtime["search_path"], err, want)
+		}
+	}
+}
+
+func TestConfig_SeveralHostsHaveEachTheirPort(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"postgres://u:p@a:5433,b:5434/shopdb?target_session_attrs=read-write": "a:5433 b:5434",
+		"postgres://u@a,b/shopdb":       "a:5432 b:5432",
+		"postgres://u@/shopdb?host=a,b": "a:5432 b:5432",
+		"postgres://u@a:6432/shopdb":    "a:6432",
+	} {
+		config, err := db.Config(url, "orders")
+		if err != nil {
+			t.Errorf("Config(%q): %v", url, err)
+			continue
+		}
+		got := fmt.Sprintf("%s:%d", config.Host, config.Port)
+		for _, m := range config.Multi {
+			got += fmt.Sprintf(" %s:%d", m.Host, m.Port)
+		}
+		if got != want || config.Database != "shopdb" || config.SSLMode != pq.SSLModeRequire {
+			t.Errorf("Config(%q) = %s, database %s, sslmode %s; want %s", url, got, config.Database, config.SSLMode, want)
 		}
 	}
 }

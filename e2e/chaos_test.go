@@ -162,6 +162,7 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 			{"broker killed", time.Second, func(t *testing.T) { c.own.kill(t, "rabbitmq") }, c.own.start},
 			{"database killed", time.Second, func(t *testing.T) { c.own.kill(t, "postgres") }, c.own.start},
 			{"both servers restarted", time.Millisecond, c.own.stop, c.own.start},
+			{"database turned standby and promoted", 3 * time.Second, c.own.demote, c.own.promote},
 		})
 	}
 	for _, name := range services {

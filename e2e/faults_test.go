@@ -196,19 +196,28 @@ func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
 // long as its command waits for the end of its input.
 type servers struct {
 	program, dir               string
+	env                        []string // of shop exec, to be added
 	database, amqp, management string
 	holder                     *exec.Cmd
 	hold                       io.Closer // the command's input
 	held                       chan struct{}
 }
 
-func newServers(t *testing.T) *servers {
+// newServers starts servers without data. env is added to the environment of shop exec, which then takes from it what
+// it is not to start.
+func newServers(t *testing.T, env ...string) *servers {
+	t.Helper()
+	return startServers(t, filepath.Join(t.TempDir(), "servers"), env...)
+}
+
+// startServers is newServers over the data in dir, where there is any.
+func startServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	bin, err := binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &servers{program: filepath.Join(bin, "shop"), dir: filepath.Join(t.TempDir(), "servers")}
+	s := &servers{program: filepath.Join(bin, "shop"), dir: dir, env: env}
 	t.Cleanup(func() {
 		if s.hold != nil {
 			s.release(t, syscall.SIGKILL)
@@ -226,7 +235,7 @@ func (s *servers) start(t *testing.T) {
 	t.Helper()
 	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--",
 		"sh", "-c", `echo "$DATABASE_URL" && echo "$AMQP_URL" && echo "$AMQP_MANAGEMENT_URL" && cat`)
-	s.holder.Env = append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL=")
+	s.holder.Env = append(append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL="), s.env...)
 	s.holder.Stderr = t.Output()
 	out, err := s.holder.StdoutPipe()
 	if err != nil {
@@ -275,15 +284,7 @@ func (s *servers) stop(t *testing.T) { s.release(t, 0) }
 func (s *servers) kill(t *testing.T, name string) {
 	t.Helper()
 	s.release(t, syscall.SIGKILL)
-	record, err := os.ReadFile(filepath.Join(s.dir, name, "process"))
-	if err != nil {
-		t.Fatalf("finding %s: %v", name, err)
-	}
-	pid, err := strconv.Atoi(strings.Fields(string(record))[0])
-	if err != nil {
-		t.Fatalf("finding %s: %v", name, err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(s.pid(t, name), syscall.SIGKILL); err != nil {
 		t.Fatalf("killing %s: %v", name, err)
 	}
 }
