@@ -79,6 +79,14 @@ chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_D
 	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shop exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: upgrade
+upgrade: .bin/shop ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
+	@.bin/shop exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=30m ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: pgbouncer
+pgbouncer: .bin/shop ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
+	@.bin/shop exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=30m ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: bench
 bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
 	@.bin/shop bench $${BENCH:---floor --runs 3}

@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"bytes"
+	"cmp"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"shop.example/db"
+	"shop.example/db/dbtest"
+)
+
+// firstRelease stands for the release before this one as long as there is no tag.
+const firstRelease = "60e6876f34e871abd7432b010843550010a6c57f"
+
+// Migrations first, then each replica: until the last one, those of the release before are at work on the same schema and
+// the same queues. UPGRADE_FROM names another commit to begin with.
+func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
+	t.Parallel()
+	before, this := olderBinaries(t), mustBinaries(t)
+	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	f.database = dbtest.NewEmpty(t)
+	f.servers(t, f.broker.URL, f.database)
+	f.each(func(r *replica, name string) { r.binary = filepath.Join(before, name) })
+	f.up(t)
+	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr.flows(t, 50)
+
+	err := db.MigrateAll(t.Context(), f.database, func(schema string, files []string) { t.Logf("%s: applied %v", schema, files) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.flows(t, 50)
+	for _, name := range services { // one of the release before that starts now finds a schema that it does not know
+		f.replicas[name][0].end(syscall.SIGKILL)
+		f.replicas[name][0].start(t)
+		f.replicas[name][0].waitReady(t)
+	}
+	tr.flows(t, 50)
+
+	for i := range 2 {
+		for _, name := range []string{"logging", "inventory", "order", "gateway"} { // as docs/operations.md says
+			r := f.replicas[name][i]
+			r.term(t)
+			r.binary = filepath.Join(this, name)
+			r.start(t)
+			r.waitReady(t)
+			tr.flows(t, 20)
+		}
+	}
+
+	f.burntNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+func (f *fleet) each(do func(r *replica, service string)) {
+	for name, replicas := range f.replicas {
+		for _, r := range replicas {
+			do(r, name)
+		}
+	}
+}
+
+func mustBinaries(t *testing.T) string {
+	t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// olderBinaries builds the services of the release before this one and returns the folder that they are in.
+func olderBinaries(t *testing.T) string {
+	t.Helper()
+	commit := cmp.Or(os.Getenv("UPGRADE_FROM"), newestTag(t), firstRelease)
+	if _, err := git("cat-file", "-e", commit+"^{commit}"); err != nil { // a shallow clone
+		if said, err := git("fetch", "--quiet", "--depth=1", "origin", commit); err != nil {
+			t.Fatalf("commit %s, the release to upgrade from, is neither in this clone nor at its origin: "+
+				"git fetch --unshallow, or name another one in UPGRADE_FROM\n%v: %s", commit, err, said)
+		}
+	}
+	dir := t.TempDir()
+	archive, tar := exec.Command("git", "archive", commit), exec.Command("tar", "-x", "-C", dir)
+	archive.Dir = ".." // all of it, not this folder
+	var said bytes.Buffer
+	archive.Stderr, tar.Stderr = &said, &said
+	var err error
+	if tar.Stdin, err = archive.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err = archive.Start(); err == nil {
+		err = cmp.Or(tar.Run(), archive.Wait())
+	}
+	if err != nil {
+		t.Fatalf("unpacking commit %s: %v\n%s", commit, err, said.Bytes())
+	}
+	bin := filepath.Join(dir, ".bin")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "./gateway", "./services/order", "./services/inventory", "./services/logging")
+	build.Dir, build.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=", "GOFLAGS=")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building commit %s: %v\n%s", commit, err, out)
+	}
+	t.Logf("the release before this one is %s", commit)
+	return bin
+}
+
+// newestTag is the newest release that this commit follows, "" if there is none.
+func newestTag(t *testing.T) string {
+	t.Helper()
+	tags, err := git("tag", "--merged", "HEAD", "--no-contains", "HEAD", "--sort=-version:refname", "--list", "v*")
+	if err != nil {
+		t.Fatalf("listing the releases: %v: %s", err, tags)
+	}
+	newest, _, _ := strings.Cut(tags, "\n")
+	return newest
+}
+
+func git(args ...string) (said string, err error) {
+	cmd := exec.Command("git", args...)
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
