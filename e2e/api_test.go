@@ -254,7 +254,7 @@ func checkGRPCurl(t *testing.T, r apiRow, args []string, conn *grpc.ClientConn) 
 		t.Errorf("the row of %s calls %s", r.call, md.Name())
 	}
 	in, out := dynamicpb.NewMessage(md.Input()), dynamicpb.NewMessage(md.Output())
-	if err := protojson.Unmarshal([]byte(body), in); err != nil {
+	if err := protojson.Unmarshal(fromGRPCurl(body), in); err != nil {
 		t.Fatalf("%s: %v", r.grpcurl, err)
 	}
 	if md.IsStreamingServer() {

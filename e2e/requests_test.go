@@ -234,6 +234,18 @@ func TestGRPCurlSheet_IsWhatTheContractsSay(t *testing.T) {
 	})
 }
 
+var fieldMask = regexp.MustCompile(`\{"paths": \["(\w+)"\]\}`)
+
+// fromGRPCurl is a request for grpcurl as package protojson reads it, to which a field mask is a text.
+func fromGRPCurl(body string) []byte {
+	return []byte(fieldMask.ReplaceAllStringFunc(body, func(mask string) string {
+		path := fieldMask.FindStringSubmatch(mask)[1]
+		return `"` + underscore.ReplaceAllStringFunc(path, func(s string) string { return strings.ToUpper(s[1:]) }) + `"`
+	}))
+}
+
+var underscore = regexp.MustCompile(`_[a-z]`)
+
 // checkCall compares a call of grpcurl with the contract of its method.
 func checkCall(md protoreflect.MethodDescriptor, line string) error {
 	mt, err := protoregistry.GlobalTypes.FindMessageByName(md.Input().FullName())
@@ -245,7 +257,7 @@ func checkCall(md protoreflect.MethodDescriptor, line string) error {
 		if !json.Valid([]byte(data[1])) {
 			return fmt.Errorf("%s is no JSON", data[1])
 		}
-		if err := protojson.Unmarshal([]byte(data[1]), m); err != nil {
+		if err := protojson.Unmarshal(fromGRPCurl(data[1]), m); err != nil {
 			return err
 		}
 	}

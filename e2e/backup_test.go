@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"slices"
+	"testing"
+
+	"shop.example/db"
+	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/messaging/provision"
+)
+
+// The blocks of docs/operations.md, from servers that are new to servers whose data is lost. The services have the roles
+// and users that the documents give them.
+func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
+	t.Parallel()
+	own := newServers(t)
+	passwords := map[string]string{}
+	for _, role := range db.Schemas() {
+		passwords[role] = "password0of0" + role
+	}
+	adminURL, err := db.URL(own.database, "postgres", passwordOf(t, own.database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := scenesOf(t, append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
+		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"]))
+	run("install")
+
+	f := newFleet(t, fleetOptions{})
+	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOf(t, own), adminURL
+	f.servers(t, own.amqp, adminURL)
+	for service, role := range map[string]string{"order": "orders", "inventory": "inventory", "logging": "logging"} {
+		databaseURL, err := db.URL(own.database, role, passwords[role])
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.replicas[service][0].env = append(f.replicas[service][0].env, "DATABASE_URL="+databaseURL)
+	}
+	f.up(t)
+	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr.flows(t, 40)
+	orders := tr.end(t)
+	f.comesToRest(t, orders)
+	run("backup")
+
+	// Some orders are decided after the backup and lost with the database; of some the broker alone knows.
+	f.up(t)
+	lost := f.place(t, 1, 1)
+	f.decided(t, lost)
+	for _, name := range services[1:] {
+		f.replicas[name][0].term(t)
+	}
+	const waiting = 5
+	for range waiting {
+		f.place(t, 1, 1)
+	}
+	server := shop{database: own.database}
+	if _, err := server.openDatabase(t).ExecContext(t.Context(), "DROP DATABASE shopdb WITH (FORCE)"); err != nil {
+		t.Fatal(err)
+	}
+	run("restore")
+	for _, name := range []string{"inventory", "order", "logging"} {
+		f.replicas[name][0].start(t)
+		f.replicas[name][0].waitReady(t)
+	}
+	f.decides(t, orders+waiting)
+	if a := f.get(t, lost); a.code != http.StatusNotFound {
+		t.Errorf("the order that was lost: %d %s", a.code, a.body)
+	}
+	f.comesToRest(t, orders+waiting)
+	run("audit")
+
+	for _, step := range []string{"stop_app", "reset", "start_app"} {
+		own.control(t, step)
+	}
+	run("restore-broker")
+	f.up(t)
+	f.place(t, 1, 1)
+	f.comesToRest(t, orders+waiting+1)
+	run("audit")
+}
+
+// scenesOf returns what executes the blocks of docs/operations.md that have a name, all in one folder.
+func scenesOf(t *testing.T, env []string) func(scene string) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal := &terminal{dir: workspace(t), env: env}
+	return func(scene string) {
+		t.Helper()
+		blocks := slices.DeleteFunc(blocksOf("docs/operations.md", string(text)), func(b block) bool { return b.tag != executed || b.rest != scene })
+		if len(blocks) == 0 {
+			t.Fatalf("docs/operations.md has no block %q", scene)
+		}
+		for _, b := range blocks {
+			terminal.do(t, b)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+}
+
+// usersOf makes the users of the services on a broker, and returns the URLs with them.
+func usersOf(t *testing.T, s *servers) map[string]string {
+	t.Helper()
+	logins := map[string]provision.Login{}
+	for _, service := range provision.Services() {
+		logins[service] = provision.Login{User: service, Password: "password of " + service}
+	}
+	if err := provision.Users(t.Context(), s.management, "/", logins); err != nil {
+		t.Fatal(err)
+	}
+	urls := map[string]string{}
+	for service, login := range logins {
+		url, err := login.URL(s.amqp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		urls[service] = url
+	}
+	return urls
+}
+
+func passwordOf(t *testing.T, url string) string {
+	t.Helper()
+	password, _ := parseURL(t, url).User.Password()
+	return password
+}
