@@ -57,11 +57,11 @@ const poolingTimeout = 10 * time.Second
 // refuseTransactionPooling is an error if a pooler stands between us and the server that gives each transaction another
 // connection. Parameters, prepared statements and advisory locks are then somebody else's, and nothing says so. Two
 // connections tell: of the server process that the first one has just used, the second one gets hold, or it stays the
-// first one's for good. Who else uses the pooler may hide it, so it is asked three times.
+// first one's for good. Who else uses the pooler may hide it, so it is asked several times.
 func refuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, poolingTimeout, fmt.Errorf("no second connection within %s", poolingTimeout))
 	defer cancel()
-	for range 3 {
+	for range 5 {
 		shared, err := sharesProcess(ctx, pool)
 		if err != nil {
 			if ctx.Err() != nil {

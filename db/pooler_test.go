@@ -39,7 +39,7 @@ type transactionPooler struct {
 	idle    []*serverConn // the last one first to go
 }
 
-// serverConn is a connection to the server; what it says is read up to the next ReadyForQuery.
+// serverConn is a connection to the server.
 type serverConn struct{ net.Conn }
 
 // newTransactionPooler returns the URL of a pooler before the server of databaseURL.
@@ -112,13 +112,16 @@ func (p *transactionPooler) serve(client net.Conn) error {
 		if kind != 'Q' && kind != 'S' { // the answer comes with that to the Sync
 			continue
 		}
-		status, err := server.answer(client)
+		last, err := server.answer(client)
 		if err != nil {
 			return err
 		}
-		if status == 'I' {
-			p.release(server)
+		if last[5] == 'I' {
+			p.release(server) // before the client knows
 			server = nil
+		}
+		if _, err := client.Write(last); err != nil {
+			return err
 		}
 	}
 }
@@ -143,11 +146,14 @@ func (p *transactionPooler) login(client net.Conn) (*serverConn, error) {
 		if _, err := server.Write(message); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
-		kind, err := server.answer(client)
+		last, err := server.answer(client)
+		if err == nil {
+			_, err = client.Write(last)
+		}
 		if err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
-		if kind != 'R' {
+		if last[0] == 'Z' {
 			return server, nil
 		}
 		if _, message, err = readMessage(client); err != nil { // the password
@@ -156,23 +162,23 @@ func (p *transactionPooler) login(client net.Conn) (*serverConn, error) {
 	}
 }
 
-// answer passes on what the server says, up to the status of a ReadyForQuery, or 'R' where it asks for a password.
-func (s *serverConn) answer(client net.Conn) (status byte, err error) {
+// answer passes on what the server says, but for the last message: a ReadyForQuery, or one that asks for a password.
+func (s *serverConn) answer(client net.Conn) (last []byte, err error) {
 	for {
 		kind, message, err := readMessage(s)
 		if err != nil {
-			return 0, err
+			return nil, err
+		}
+		if kind == 'Z' {
+			return message, nil
+		}
+		if kind == 'R' {
+			if code := binary.BigEndian.Uint32(message[5:]); code != 0 && code != 12 { // neither done nor the server's last word
+				return message, nil
+			}
 		}
 		if _, err := client.Write(message); err != nil {
-			return 0, err
-		}
-		switch {
-		case kind == 'Z':
-			return message[5], nil
-		case kind == 'R':
-			if code := binary.BigEndian.Uint32(message[5:]); code != 0 && code != 12 { // neither done nor the server's last word
-				return 'R', nil
-			}
+			return nil, err
 		}
 	}
 }
