@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
 	"os"
 	"os/exec"
@@ -86,19 +85,12 @@ func olderBinaries(t *testing.T) string {
 		}
 	}
 	dir := t.TempDir()
-	archive, tar := exec.Command("git", "archive", commit), exec.Command("tar", "-x", "-C", dir)
+	archive := exec.Command("git", "archive", "--output", filepath.Join(dir, "archive.tar"), commit)
 	archive.Dir = ".." // all of it, not this folder
-	var said bytes.Buffer
-	archive.Stderr, tar.Stderr = &said, &said
-	var err error
-	if tar.Stdin, err = archive.StdoutPipe(); err != nil {
-		t.Fatal(err)
-	}
-	if err = archive.Start(); err == nil {
-		err = cmp.Or(tar.Run(), archive.Wait())
-	}
-	if err != nil {
-		t.Fatalf("unpacking commit %s: %v\n%s", commit, err, said.Bytes())
+	for _, cmd := range []*exec.Cmd{archive, exec.Command("tar", "-x", "-C", dir, "-f", filepath.Join(dir, "archive.tar"))} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("unpacking commit %s: %s: %v\n%s", commit, cmd.Path, err, out)
+		}
 	}
 	bin := filepath.Join(dir, ".bin")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "./gateway", "./services/order", "./services/inventory", "./services/logging")

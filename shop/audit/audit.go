@@ -16,8 +16,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/lib/pq"
-
 	"shop.example/db"
 )
 
@@ -159,7 +157,7 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	// read it goes through the whole table for each page, with all processors, which the services need.
 	config.Runtime["random_page_cost"] = "1.1"
 	config.Runtime["max_parallel_workers_per_gather"] = "0"
-	connector, err := pq.NewConnectorConfig(config)
+	connector, err := db.NewConnector(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", schema, err)
 	}
