@@ -3,7 +3,6 @@ package stock
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -19,24 +18,34 @@ const seedCurrency = "USD"
 // both, and nobody could say what it is worth. A catalogue that is as the migrations made it takes the service's currency,
 // with the same numbers as prices. Replicas that start at once may all call it.
 func checkCurrency(ctx context.Context, db *sqlx.DB, currency string) error {
+	others, err := otherCurrencies(ctx, db, currency) // asked without a transaction, for which a standby is no good
+	if err != nil || len(others) == 0 {
+		return err
+	}
 	return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtext('inventory.currency'))`); err != nil {
 			return fmt.Errorf("waiting to look at the catalogue's currency: %w", err)
 		}
-		var currencies []string
-		if err := tx.SelectContext(ctx, &currencies, `SELECT DISTINCT currency FROM product WHERE deleted_at IS NULL`); err != nil {
-			return fmt.Errorf("reading the catalogue's currency: %w", err)
-		}
-		if len(slices.DeleteFunc(slices.Clone(currencies), func(c string) bool { return c == currency })) == 0 {
-			return nil
+		others, err := otherCurrencies(ctx, tx, currency)
+		if err != nil || len(others) == 0 {
+			return err
 		}
 		adopted, err := adoptCurrency(ctx, tx, currency)
 		if err != nil || adopted {
 			return err
 		}
 		return fmt.Errorf("SHOP_CURRENCY is %s, but the catalogue is priced in %s: start with that currency, or delete these products first",
-			currency, strings.Join(currencies, " and "))
+			currency, strings.Join(others, " and "))
 	})
+}
+
+// otherCurrencies are those that products are priced in, without currency.
+func otherCurrencies(ctx context.Context, q sqlx.QueryerContext, currency string) (others []string, err error) {
+	err = sqlx.SelectContext(ctx, q, &others, `SELECT DISTINCT currency FROM product WHERE deleted_at IS NULL AND currency <> $1`, currency)
+	if err != nil {
+		return nil, fmt.Errorf("reading the catalogue's currency: %w", postgres.Classify(err))
+	}
+	return others, nil
 }
 
 // adoptCurrency prices the seeded products in currency, if nobody has used or changed the catalogue yet.
