@@ -265,7 +265,7 @@ func checkCall(md protoreflect.MethodDescriptor, line string) error {
 		return err
 	}
 	access, _ := proto.GetExtension(md.Options(), optionsv1.E_Access).(optionsv1.Access)
-	needed := access == optionsv1.Access_ACCESS_OPERATOR || access == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) == ""
+	needed := access == optionsv1.Access_ACCESS_OPERATOR || access == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER || access == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) == ""
 	if strings.Contains(line, "Bearer $TOKEN") != needed {
 		return fmt.Errorf("the operator token is needed: %v", needed)
 	}

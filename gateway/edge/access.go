@@ -19,9 +19,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	accessv1 "shop.example/gen/shop/access/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
+	"shop.example/platform/enduser"
 )
 
 // access lets calls through that the option shop.options.v1.access of their method allows. Who sends a token that is not
@@ -56,6 +58,8 @@ func (a *access) configureOIDC(cfg OIDC, log *slog.Logger) (err error) {
 const (
 	customer = "customer"
 	operator = "operator"
+	// owner is the role of whoever has a token of the issuer: what belongs to its subject is theirs.
+	owner = "owner"
 )
 
 // principal is who makes a call, by a token that is valid. It does not change.
@@ -69,17 +73,26 @@ type principal struct {
 // tokenOperator is whoever has the operator token.
 var tokenOperator = &principal{roles: []string{operator}}
 
-// hasRole says whether the principal has a role. Operators may do what customers may. Nobody, nil, has none.
+// hasRole says whether the principal has a role. Operators may do what others may. Nobody, nil, has none.
 func (p *principal) hasRole(role string) bool {
-	return p != nil && (slices.Contains(p.roles, role) || slices.Contains(p.roles, operator))
+	return p != nil && (role == owner && p.issuer != "" || slices.Contains(p.roles, role) || slices.Contains(p.roles, operator))
 }
 
 // owner is what an order keeps of whom placed it: issuer and subject of the token; "" if that is nobody, or an operator.
 func (p *principal) owner() string {
-	if p == nil || p.issuer == "" {
+	if p == nil {
 		return ""
 	}
-	return p.issuer + " " + p.subject
+	return enduser.Owner(p.issuer, p.subject)
+}
+
+// onBehalfOf returns ctx for calls of other services that are made for whoever makes the call that ctx is of.
+func onBehalfOf(ctx context.Context) context.Context {
+	c := &accessv1.EndUser{}
+	if p := principalIn(ctx); p != nil {
+		c.Issuer, c.Subject, c.Operator = p.issuer, p.subject, p.hasRole(operator)
+	}
+	return enduser.With(ctx, c)
 }
 
 // keyScope is whose idempotency keys the principal uses: its own, or those of whoever gives this e-mail address.
@@ -277,7 +290,7 @@ func (a *access) isOperatorToken(token string) bool {
 
 func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
 
-// roleFor is the role that a request needs, "" for none.
+// roleFor is the role that a request needs, "" for none. An owner has to be a customer if customers are required.
 func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
 		if m, ok := request.(proto.Message); ok && contract.OrderID(m) != "" {
@@ -285,6 +298,10 @@ func (a *access) roleFor(rule optionsv1.Access, request any) string {
 		}
 	}
 	switch {
+	case rule == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER && a.tokens != nil && a.customers:
+		return customer
+	case rule == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER && a.tokens != nil:
+		return owner
 	case rule != optionsv1.Access_ACCESS_PUBLIC:
 		return operator
 	case a.customers:
@@ -305,7 +322,7 @@ func (a *access) requireRole(ctx context.Context, role string, given []string) (
 	case caller != nil:
 		return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "the token is valid, but does not give the role %s", role).
 			WithMetadata("role", role)
-	case role == customer:
+	case role == customer || role == owner:
 		return nil, apierror.New(codes.Unauthenticated, "CUSTOMER_TOKEN_REQUIRED",
 			"this call is for customers: send the token of the issuer as authorization: Bearer <token>")
 	}

@@ -29,8 +29,8 @@ const (
 // forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
 // service like any other: its messages are the generated types. name is what clients are told is not available.
 //
-// Deadlines and the trace context go on to the backend, metadata do not: none of these services reads any, and the
-// operator's token is the gateway's to check. Each stream counts as open while it lasts.
+// Deadlines, the trace context and who calls go on to the backend, the client's metadata do not: tokens are the gateway's
+// to check. Each stream counts as open while it lasts.
 func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *limiter) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
@@ -101,7 +101,7 @@ func (f *forwarding) call(ctx context.Context, request any) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	reply := f.reply.New().Interface()
-	if err := f.backend.Invoke(ctx, f.fullName, request, reply); err != nil {
+	if err := f.backend.Invoke(onBehalfOf(ctx), f.fullName, request, reply); err != nil {
 		return nil, backendError(f.name, err)
 	}
 	return reply, nil
@@ -137,7 +137,7 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 }
 
 func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.ClientStream, error) {
-	stream, err := f.backend.NewStream(ctx, &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
+	stream, err := f.backend.NewStream(onBehalfOf(ctx), &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -27,7 +28,9 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/enduser"
 )
 
 // testIssuer issues tokens, and says where its keys are unless it is down.
@@ -136,13 +139,13 @@ func signed(t *testing.T, algorithm jose.SignatureAlgorithm, key any, claims map
 	return token
 }
 
-// tryOperatorCall lists orders over REST and over gRPC, and checks that both are answered alike. It returns the code and
+// tryOperatorCall asks for the status over REST and over gRPC, and checks that both are answered alike. It returns the code and
 // the reason.
 func tryOperatorCall(t *testing.T, g *gateway, token string) (codes.Code, string) {
 	t.Helper()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
-	_, err := orderv1.NewOrderServiceClient(client(t, g.HTTPAddr())).ListOrders(ctx, &orderv1.ListOrdersRequest{})
-	got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Authorization: Bearer "+token)
+	_, err := statusv1.NewStatusServiceClient(client(t, g.HTTPAddr())).GetStatus(ctx, &statusv1.GetStatusRequest{})
+	got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/status", "", "Authorization: Bearer "+token)
 	if err == nil {
 		if got.status != http.StatusOK {
 			t.Errorf("allowed over gRPC, over REST: %d %s", got.status, got.body)
@@ -326,7 +329,7 @@ func TestOIDC_CallsCanBeForCustomersAlone(t *testing.T) {
 		}
 	}
 	if code, reason := tryOperatorCall(t, g, strings.TrimPrefix(roles("customer"), "Bearer ")); code != codes.PermissionDenied || reason != "ROLE_REQUIRED" {
-		t.Errorf("a customer lists all orders: %v %s", code, reason)
+		t.Errorf("a customer asks for the status: %v %s", code, reason)
 	}
 }
 
@@ -440,5 +443,59 @@ func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
 		case <-ended.Done():
 			t.Fatal("the stream goes on although its token has expired")
 		}
+	}
+}
+
+// saysWhoCalls is an order service that answers with whom it is called for.
+type saysWhoCalls struct {
+	orderv1.UnimplementedOrderServiceServer
+}
+
+func (saysWhoCalls) GetOrder(ctx context.Context, _ *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	u, external := enduser.Of(ctx)
+	return &orderv1.GetOrderResponse{Order: &orderv1.Order{CustomerName: fmt.Sprintf("%s operator=%v external=%v", u.GetSubject(), u.GetOperator(), external)}}, nil
+}
+
+func (s saysWhoCalls) ListOrders(ctx context.Context, _ *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	got, err := s.GetOrder(ctx, nil)
+	return &orderv1.ListOrdersResponse{Orders: []*orderv1.Order{got.GetOrder()}}, err
+}
+
+func TestOIDC_ServicesKnowWhoCalls(t *testing.T) {
+	t.Parallel()
+	i := startIssuer(t)
+	g := startGateway(t, Config{
+		OrderAddr: backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, saysWhoCalls{}) }),
+		Door:      DoorConfig{OIDC: OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}},
+	})
+	get := func(path string, headers ...string) answer {
+		return send(t, http.MethodGet, "http://"+g.HTTPAddr()+path, "", headers...)
+	}
+	customer := "Authorization: Bearer " + i.token(t, map[string]any{"sub": "4711", "roles": []string{}})
+	op := "Authorization: Bearer " + i.token(t, map[string]any{"sub": "4712"})
+	for what, c := range map[string]struct {
+		headers []string
+		said    string
+		list    int // the status of a list of orders
+	}{
+		"nobody":                       {nil, " operator=false external=true", http.StatusUnauthorized},
+		"a token without a role":       {[]string{customer}, "4711 operator=false external=true", http.StatusOK},
+		"an operator of the issuer":    {[]string{op}, "4712 operator=true external=true", http.StatusOK},
+		"the operator token":           {[]string{"Authorization: Bearer " + operatorToken}, " operator=true external=true", http.StatusOK},
+		"a client that says it itself": {[]string{"Shop-End-User-Bin: EAE=", "Grpc-Metadata-Shop-End-User-Bin: GAE="}, " operator=false external=true", http.StatusUnauthorized},
+	} {
+		if got := get("/v1/orders/"+storedOrder, c.headers...); !strings.Contains(got.body, `"`+c.said+`"`) {
+			t.Errorf("%s: the order service was told %s, want %s", what, got.body, c.said)
+		}
+		got := get("/v1/orders", c.headers...)
+		if got.status != c.list || c.list == http.StatusOK && !strings.Contains(got.body, `"`+c.said+`"`) {
+			t.Errorf("%s: the list is answered with %d %s", what, got.status, got.body)
+		}
+	}
+	// Over gRPC what a client sends as metadata does not get through either.
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "shop-end-user-bin", "\x18\x01")
+	got, err := orderv1.NewOrderServiceClient(client(t, g.HTTPAddr())).GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: storedOrder})
+	if err != nil || got.GetOrder().GetCustomerName() != " operator=false external=true" {
+		t.Errorf("over gRPC: %v, %v", got, err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 	"shop.example/platform/money"
+	"shop.example/platform/telemetry"
 )
 
 // lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
@@ -95,7 +96,7 @@ func (o *orders) place(
 	if err := o.publish(ctx, order); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", "order_id", order.GetOrderId(), "lines", len(lines))
+	o.log.InfoContext(ctx, "order published", telemetry.OrderID(order.GetOrderId()), slog.Int("lines", len(lines)))
 	return pending(order), nil
 }
 
@@ -200,7 +201,7 @@ func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
 func (o *orders) lookup(ctx context.Context, id string) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	got, err := o.stored.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
+	got, err := o.stored.GetOrder(onBehalfOf(ctx), &orderv1.GetOrderRequest{OrderId: id})
 	if err != nil {
 		return nil
 	}

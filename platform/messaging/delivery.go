@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/platform/contract"
+	"shop.example/platform/telemetry"
 )
 
 // Meta is what a message says about itself besides its body.
@@ -307,7 +308,7 @@ func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
 func (c *Consumer) log(d *amqp.Delivery) *slog.Logger {
 	m := metaOf(d)
 	return c.conn.log.With("queue", c.queue, "routing_key", m.RoutingKey, "message_id", d.MessageId,
-		"order_id", d.CorrelationId, "trace_id", m.Trace.TraceID().String())
+		"order_id", telemetry.ShortID(d.CorrelationId), "trace_id", m.Trace.TraceID().String())
 }
 
 var errNoReplyTo = errors.New("the request has no reply_to: nobody waits for an answer")

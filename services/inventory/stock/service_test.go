@@ -166,8 +166,8 @@ func TestService_AnOrderIsCheckedSettledAndCancelled(t *testing.T) {
 	if no.GetOrderId() != poor || no.GetRejection().GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK {
 		t.Errorf("the second decision is %v", no)
 	}
-	r.log.await(t, "stock available", "order_id="+id, "pieces=7")
-	r.log.await(t, "stock refused", "order_id="+poor, "Laptop: 51 asked, 50 left")
+	r.log.await(t, "stock available", "order_id="+telemetry.ShortID(id), "pieces=7")
+	r.log.await(t, "stock refused", "order_id="+telemetry.ShortID(poor), "Laptop: 51 asked, 50 left")
 	r.log.await(t, "stock updated", "Laptop Stand", "on_hand=150", "reserved=3", "quantity=147")
 
 	if err := r.pub.Publish(ctx, &eventsv1.DecrementQuantity{OrderId: id, Lines: yes.GetLines()}); err != nil {

@@ -22,6 +22,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
 )
 
 // orderService is the order service as far as the sweeper meets it: it knows the orders that the test says, and before
@@ -416,7 +417,7 @@ func TestSweeper_HoldsThatStayDoNotHideOthers(t *testing.T) {
 		t.Errorf("asked %d times about %d orders", len(service.asked), len(stuck)+1)
 	}
 	for id, outcome := range map[uuid.UUID]string{lost.id: "forgotten", stuck[0].id: "kept"} {
-		if !strings.Contains(log.String(), "order_id="+id.String()+" outcome="+outcome) {
+		if !strings.Contains(log.String(), "order_id="+telemetry.ShortID(id.String())+" outcome="+outcome) {
 			t.Errorf("the log does not say that order %s was %s", id, outcome)
 		}
 	}

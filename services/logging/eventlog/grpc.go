@@ -8,10 +8,12 @@ import (
 	"log/slog"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/enduser"
 	"shop.example/platform/telemetry"
 )
 
@@ -65,6 +67,9 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 		return nil, err
 	}
 	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
+	if err := s.checkOwner(ctx, f.orderID); err != nil {
+		return nil, err
+	}
 	if req.GetStatus() != loggingv1.Event_STATUS_UNSPECIFIED {
 		f.status = req.GetStatus().String()
 	}
@@ -98,6 +103,9 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 // where it is when nothing has happened for a while.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
+	if err := s.checkOwner(ctx, canonicalUUID(req.GetOrderId())); err != nil {
+		return err
+	}
 	s.tail.join()
 	defer s.tail.leave()
 	head, err := lastID(ctx, s.db)
@@ -115,8 +123,28 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 		if err != nil {
 			return err
 		}
+		if !enduser.MayAccess(ctx, event.GetPayload().GetFields()["owner"].GetStringValue()) {
+			return orderNotFound(r.OrderID) // it had not been logged yet when the stream began
+		}
 		return stream.Send(&loggingv1.StreamEventsResponse{Event: event, Position: r.ID})
 	}, sayWhere)
+}
+
+// checkOwner returns an error if the order belongs to somebody else than the caller. Whose it is, OrderPlaced says; no
+// other event has anything about a customer.
+func (s eventLogServer) checkOwner(ctx context.Context, orderID string) error {
+	if orderID == "" {
+		return nil
+	}
+	owner, err := ownerOf(ctx, s.db, orderID)
+	if err == nil && !enduser.MayAccess(ctx, owner) {
+		err = orderNotFound(orderID)
+	}
+	return err
+}
+
+func orderNotFound(id string) error {
+	return apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 }
 
 // startOf is the id behind which a stream begins when the log ends at head. A client may have seen more than there is

@@ -2,6 +2,8 @@ package eventlog
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,7 +13,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/contract"
 	"shop.example/platform/postgres"
 )
 
@@ -234,4 +238,16 @@ func lastID(ctx context.Context, db *sqlx.DB) (id int64, err error) {
 		return 0, fmt.Errorf("reading the last id: %w", postgres.Classify(err))
 	}
 	return id, nil
+}
+
+// ownerOf is whom the order belongs to, as its OrderPlaced says; "" if that does not say, or is not logged.
+func ownerOf(ctx context.Context, db *sqlx.DB, orderID string) (owner string, err error) {
+	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+	err = db.GetContext(ctx, &owner, `
+		SELECT coalesce(payload ->> 'owner', '') FROM event_log WHERE order_id = $1 AND routing_key = $2 ORDER BY id LIMIT 1`,
+		orderID, placed.RoutingKey)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("reading whom order %s belongs to: %w", orderID, postgres.Classify(err))
+	}
+	return owner, nil
 }

@@ -15,6 +15,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
+	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
@@ -29,6 +30,9 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 		return nil, err
 	}
 	o, err := get(ctx, s.db, id, false)
+	if err == nil && !enduser.MayAccess(ctx, o.Owner) {
+		err = errNotFound
+	}
 	if err != nil {
 		return nil, apiError(err, id)
 	}
@@ -42,7 +46,14 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
 		state = State(req.GetState().String())
 	}
-	after, ok := parsePosition(req.GetPageToken(), string(state))
+	var owner string
+	if c, external := enduser.Of(ctx); external && !c.GetOperator() {
+		if owner = enduser.Owner(c.GetIssuer(), c.GetSubject()); owner == "" {
+			return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "a list of orders is for operators, and for whom they belong to")
+		}
+	}
+	filter := string(state) + " " + owner
+	after, ok := parsePosition(req.GetPageToken(), filter)
 	if !ok {
 		return nil, apierror.InvalidArgument(apierror.Violation{
 			Field: "page_token", Description: "is not a next_page_token of the list with this state; leave it out to start at the first page",
@@ -53,14 +64,14 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 		size = defaultPageSize
 	}
 	// One more than the page tells whether another follows.
-	orders, err := list(ctx, s.db, state, after, size+1)
+	orders, err := list(ctx, s.db, state, owner, after, size+1)
 	if err != nil {
 		return nil, err
 	}
 	resp := &orderv1.ListOrdersResponse{}
 	if len(orders) > size {
 		orders = orders[:size]
-		resp.NextPageToken = positionAfter(orders[size-1]).token(string(state))
+		resp.NextPageToken = positionAfter(orders[size-1]).token(filter)
 	}
 	for _, o := range orders {
 		resp.Orders = append(resp.Orders, o.message())
@@ -89,8 +100,14 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 // cancel cancels a confirmed order and says so in the outbox. An order that is cancelled already stays as it is.
 func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed bool, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-		if o, err = get(ctx, tx, id, true); err != nil || o.State == Cancelled {
+		if o, err = get(ctx, tx, id, true); err != nil {
 			return err
+		}
+		if !enduser.MayAccess(ctx, o.Owner) {
+			return errNotFound
+		}
+		if o.State == Cancelled {
+			return nil
 		}
 		if err := o.move(Cancelled, time.Now().Truncate(time.Microsecond)); err != nil {
 			return err

@@ -202,13 +202,14 @@ func get(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*
 	return &o, nil
 }
 
-// list reads up to limit orders with their lines that follow after, the newest first; all states where state is "".
-func list(ctx context.Context, q sqlx.QueryerContext, state State, after position, limit int) ([]*Order, error) {
+// list reads up to limit orders with their lines that follow after, the newest first; of all states if state is "", and
+// of all owners if owner is "".
+func list(ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int) ([]*Order, error) {
 	var orders []*Order
 	err := sqlx.SelectContext(ctx, q, &orders, selectOrders+`
-		WHERE ($1 = '' OR state = $1) AND (created_at, id) < ($2::timestamptz, $3::uuid)
+		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
 		ORDER BY created_at DESC, id DESC
-		LIMIT $4`, string(state), after.sqlTime(), after.id, limit)
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}

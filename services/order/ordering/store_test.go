@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -126,9 +127,14 @@ func mustGet(t testing.TB, s *Service, id string) *orderv1.Order {
 // assertError checks the code and the reason that a client branches on.
 func assertError(t *testing.T, err error, code codes.Code, reason string) {
 	t.Helper()
-	var e *apierror.Error
-	if !errors.As(err, &e) || status.Code(err) != code || e.Reason() != reason {
-		t.Errorf("error is %v, want %s %s", err, code, reason)
+	got := ""
+	for _, d := range apierror.Status(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			got = info.GetReason()
+		}
+	}
+	if status.Code(err) != code || got != reason {
+		t.Errorf("error is %v (%s), want %s %s", err, got, code, reason)
 	}
 }
 

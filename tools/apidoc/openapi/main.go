@@ -76,7 +76,7 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 		if option, said := contracts.Option(md, "access"); said {
 			access = option.Enum()
 		}
-		said := operation(contract.Comment(md), access == operator || access == operatorOrOrderID)
+		said := operation(contract.Comment(md), access == operator || access == operatorOrOrderID || access == operatorOrOwner)
 		method := descriptors[md.FullName()].(*descriptorpb.MethodDescriptorProto)
 		if access == operatorOrOrderID {
 			ofOrder, err := separate(descriptors[md.Parent().FullName()].(*descriptorpb.ServiceDescriptorProto), method)
@@ -84,7 +84,7 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 				return err
 			}
 			explainMethod(ofOrder, operation(contract.Comment(md), false))
-			said.Description = contract.Comment(md) + "\n\nWhere order_id is given, the call is for anyone who has it."
+			said.Description = contract.Comment(md) + "\n\nIf order_id is given, the call is for anyone who has it; an order that was placed with a token of the issuer is its owner's alone."
 		}
 		explainMethod(method, said)
 	}
@@ -95,6 +95,7 @@ func explain(request *pluginpb.CodeGeneratorRequest) error {
 const (
 	operator          protoreflect.EnumNumber = 1
 	operatorOrOrderID protoreflect.EnumNumber = 2
+	operatorOrOwner   protoreflect.EnumNumber = 4
 )
 
 // separate makes a method of its own of the REST calls that have the order's id in their path: the generator knows one

@@ -33,11 +33,14 @@ const (
 	Access_ACCESS_UNSPECIFIED Access = 0
 	// Holders of the operator token.
 	Access_ACCESS_OPERATOR Access = 1
-	// Holders of the operator token; anyone where the request names an order by its unguessable id.
+	// Operators; anyone if the request names an order by its unguessable id. An order that was placed with a token of an
+	// issuer is its owner's alone.
 	Access_ACCESS_OPERATOR_OR_ORDER_ID Access = 2
 	// Anyone who has the identifiers that the request names; only customers and operators if the gateway is configured to
 	// require a customer.
 	Access_ACCESS_PUBLIC Access = 3
+	// Operators; holders of a token of an issuer too, who get what belongs to them.
+	Access_ACCESS_OPERATOR_OR_OWNER Access = 4
 )
 
 // Enum value maps for Access.
@@ -47,12 +50,14 @@ var (
 		1: "ACCESS_OPERATOR",
 		2: "ACCESS_OPERATOR_OR_ORDER_ID",
 		3: "ACCESS_PUBLIC",
+		4: "ACCESS_OPERATOR_OR_OWNER",
 	}
 	Access_value = map[string]int32{
 		"ACCESS_UNSPECIFIED":          0,
 		"ACCESS_OPERATOR":             1,
 		"ACCESS_OPERATOR_OR_ORDER_ID": 2,
 		"ACCESS_PUBLIC":               3,
+		"ACCESS_OPERATOR_OR_OWNER":    4,
 	}
 )
 
@@ -339,12 +344,13 @@ const file_shop_options_v1_options_proto_rawDesc = "" +
 	"\x05queue\x18\x03 \x01(\tR\x05queue\x12\x1b\n" +
 	"\tcalled_by\x18\x04 \x03(\tR\bcalledBy\x12\x1f\n" +
 	"\vanswered_by\x18\x05 \x01(\tR\n" +
-	"answeredBy*i\n" +
+	"answeredBy*\x87\x01\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fACCESS_OPERATOR\x10\x01\x12\x1f\n" +
 	"\x1bACCESS_OPERATOR_OR_ORDER_ID\x10\x02\x12\x11\n" +
-	"\rACCESS_PUBLIC\x10\x03:R\n" +
+	"\rACCESS_PUBLIC\x10\x03\x12\x1c\n" +
+	"\x18ACCESS_OPERATOR_OR_OWNER\x10\x04:R\n" +
 	"\x05event\x12\x1f.google.protobuf.MessageOptions\x18چ\x03 \x01(\v2\x16.shop.options.v1.EventR\x05event\x88\x01\x01:K\n" +
 	"\x03rpc\x12\x1e.google.protobuf.MethodOptions\x18چ\x03 \x01(\v2\x14.shop.options.v1.RpcR\x03rpc\x88\x01\x01:T\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18ۆ\x03 \x01(\x0e2\x17.shop.options.v1.AccessR\x06access\x88\x01\x01::\n" +

@@ -639,7 +639,7 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\fOrderService\x12\x8d\x01\n" +
 	"\bGetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1f.shop.order.v1.GetOrderResponse\"@ص\x18\x03\xe2\xb5\x18\agateway\xe2\xb5\x18\tinventory\x82\xd3\xe4\x93\x02\x1eb\x05order\x12\x15/v1/orders/{order_id}\x12t\n" +
 	"\n" +
-	"ListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"!ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"ListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"!ص\x18\x04\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/orders\x12\x93\x01\n" +
 	"\vCancelOrder\x12!.shop.order.v1.CancelOrderRequest\x1a\".shop.order.v1.CancelOrderResponse\"=ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02(:\x01*b\x05order\"\x1c/v1/orders/{order_id}:cancelB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
 

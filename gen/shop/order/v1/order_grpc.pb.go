@@ -32,7 +32,7 @@ const (
 type OrderServiceClient interface {
 	// GetOrder reads an order. An order is there once it has been decided, usually within a second of being placed.
 	GetOrder(ctx context.Context, in *GetOrderRequest, opts ...grpc.CallOption) (*GetOrderResponse, error)
-	// ListOrders lists orders, the newest first.
+	// ListOrders lists orders, the newest first: all for operators, their own for others.
 	ListOrders(ctx context.Context, in *ListOrdersRequest, opts ...grpc.CallOption) (*ListOrdersResponse, error)
 	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing.
 	CancelOrder(ctx context.Context, in *CancelOrderRequest, opts ...grpc.CallOption) (*CancelOrderResponse, error)
@@ -84,7 +84,7 @@ func (c *orderServiceClient) CancelOrder(ctx context.Context, in *CancelOrderReq
 type OrderServiceServer interface {
 	// GetOrder reads an order. An order is there once it has been decided, usually within a second of being placed.
 	GetOrder(context.Context, *GetOrderRequest) (*GetOrderResponse, error)
-	// ListOrders lists orders, the newest first.
+	// ListOrders lists orders, the newest first: all for operators, their own for others.
 	ListOrders(context.Context, *ListOrdersRequest) (*ListOrdersResponse, error)
 	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing.
 	CancelOrder(context.Context, *CancelOrderRequest) (*CancelOrderResponse, error)
