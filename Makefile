@@ -19,7 +19,7 @@ help: ## List the targets
 # --- Run -------------------------------------------------------------------------------------------------------------
 
 .PHONY: up
-up: .bin/shop ## Run the whole shop on this machine, on :3000, until Ctrl-C
+up: .bin/shop ## Run the whole shop on this machine, on localhost:3000, until Ctrl-C
 	@.bin/shop up
 
 .PHONY: demo

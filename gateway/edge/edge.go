@@ -65,6 +65,7 @@ type Config struct {
 	AMQPURL       string `env:"AMQP_URL,required,notEmpty"`
 	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:":3000"`
 	AdminAddr     string `env:"ADMIN_ADDR"     envDefault:":3100"`
+	PprofAddr     string `env:"PPROF_ADDR"     envDefault:"127.0.0.1:0"`
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
@@ -112,7 +113,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
 	}
-	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, MaxRequest: maxBody}, t)
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, MaxRequest: maxBody}, t)
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,8 @@ type Config struct {
 	// TLS is for GRPCAddr to be open to other machines.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
+	// PprofAddr is where Go's profiles are served, for this machine alone.
+	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 	Telemetry telemetry.Config
 }
 
@@ -69,7 +71,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, Transient: []error{postgres.ErrUnavailable, postgres.ErrRetry},
 	}, t)
 	if err != nil {
 		return nil, err
