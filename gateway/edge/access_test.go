@@ -117,7 +117,7 @@ func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		err := newAccess("", nil).check(ctx, optionsv1.Access_ACCESS_OPERATOR, &orderv1.ListOrdersRequest{})
+		err := newAccess(nil, nil).check(ctx, optionsv1.Access_ACCESS_OPERATOR, &orderv1.ListOrdersRequest{})
 		if reasonOf(err) != "OPERATOR_TOKEN_INVALID" {
 			t.Errorf("%q: %v", token, err)
 		}
@@ -132,7 +132,7 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAPI(s.GRPC(), operatorToken, tel)
+	a := newAPI(s.GRPC(), testOperators, tel)
 	a.access.issuer = &issuer{} // it has nothing to verify a token with
 	orderv1.RegisterOrderServiceServer(a, orderServer{})
 	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")

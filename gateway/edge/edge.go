@@ -71,8 +71,10 @@ type Config struct {
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
 	// TLS is what the gateway calls the other services with.
 	TLS transport.MutualTLS
-	// OperatorToken is what operators send. Without one nobody is an operator.
-	OperatorToken string `env:"SHOP_OPERATOR_TOKEN"`
+	// OperatorToken is what an operator without a name sends, OperatorTokens what those with one do: entries name:token,
+	// where a name may have several. A token has 16 characters or more. Without any nobody is an operator.
+	OperatorToken  string   `env:"SHOP_OPERATOR_TOKEN"`
+	OperatorTokens []string `env:"SHOP_OPERATOR_TOKENS"`
 	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
 	// Without one an idempotency key is good until the gateway restarts.
 	IDSecret string `env:"SHOP_ID_SECRET"`
@@ -110,8 +112,12 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.Door.OrdersInFlight < 0 {
 		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
 	}
-	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
-		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
+	operators, err := newOperators(cfg.OperatorToken, cfg.OperatorTokens)
+	if err != nil {
+		return nil, err
+	}
+	if len(operators) == 0 && cfg.Door.OIDC.Issuer == "" {
+		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKENS)")
 	}
 	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, MaxRequest: maxBody}, t)
 	if err != nil {
@@ -137,7 +143,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		ids: orderIDs{secret: secret}, publish: pub.Publish, stored: orderv1.NewOrderServiceClient(upstreams[0].conn),
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}
-	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
+	a := newAPI(s.GRPC(), operators, t)
 	if err := a.access.trust(cfg.Door.OIDC, t.Logger); err != nil {
 		return nil, err
 	}
@@ -268,9 +274,9 @@ type api struct {
 	access *access
 }
 
-func newAPI(server *grpc.Server, operatorToken string, t *telemetry.Telemetry) *api {
+func newAPI(server *grpc.Server, operators operators, t *telemetry.Telemetry) *api {
 	interceptor := apierror.NewInterceptor(t.Logger)
-	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operatorToken, interceptor)}
+	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operators, interceptor)}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.

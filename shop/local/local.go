@@ -54,6 +54,7 @@ type Config struct {
 	TLS transport.MutualTLS
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
+	OperatorTokens    []string      `env:"SHOP_OPERATOR_TOKENS"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
@@ -123,7 +124,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	front := edge.Config{
 		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
+		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
 	}
 	if cfg.Controls != nil {
 		front.Controls = cfg.Controls(s)
