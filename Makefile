@@ -27,8 +27,8 @@ demo: .bin/shop ## The same, then send the sample order, show its way, and stop
 	@.bin/shop demo
 
 .PHONY: down
-down: .bin/shop ## Stop and remove what make up started, its data too
-	@.bin/shop down
+down: .bin/shop ## Stop and remove what make up started, its data too (YES=1: without asking)
+	@.bin/shop down $(if $(YES),--yes)
 
 # --- Check -----------------------------------------------------------------------------------------------------------
 
