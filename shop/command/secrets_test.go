@@ -35,7 +35,7 @@ func makeSecrets(t *testing.T, file string, args ...string) (values map[string]s
 		}
 	}
 	for name, value := range values {
-		if name != "COMPOSE_FILE" && strings.Contains(out.String(), value) {
+		if len(value) >= 16 && name != "COMPOSE_FILE" && strings.Contains(out.String(), value) {
 			t.Errorf("%s is shown on the screen: %s", name, out.String())
 		}
 	}

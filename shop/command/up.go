@@ -34,7 +34,7 @@ Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),
-		Example: "  shop up\n  shop up --demo\n  HTTP_ADDR=:8080 LOG_LEVEL=debug shop up",
+		Example: "  shop up\n  shop up --demo\n  HTTP_ADDR=127.0.0.1:8080 LOG_LEVEL=debug shop up",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			base, err := dataDir()
