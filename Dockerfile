@@ -4,22 +4,24 @@
 #   docker build --target shop -t shop .                       the command: migrate, audit, …
 #
 # BuildKit is needed, for the caches; Docker has had it since 18.09 and uses it by itself since 23.0.
-FROM golang:1.26 AS build
+FROM golang:1.26.8 AS build
 WORKDIR /src
 COPY . .
 # All programs at once, since they share most of what is compiled.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ \
     ./gateway ./services/order ./services/inventory ./services/logging ./shop && \
-    mkdir -p /out/certs
+    cd /out && mkdir -p certs all/gateway all/order all/inventory all/logging all/audit all/db all/rabbitmq
 
 FROM scratch AS base
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-# A volume that is mounted here is the user's, so that `shop certs` can write to it.
+# A volume that is mounted on a folder of the image becomes its owner's.
 COPY --from=build --chown=65532:65532 /out/certs /certs
 USER 65532:65532
 
 FROM base AS shop
+# Where `shop certs` finds the volumes of all that it makes certificates for.
+COPY --from=build --chown=65532:65532 /out/all /certs
 COPY --from=build /out/shop /shop
 ENTRYPOINT ["/shop"]
 

@@ -8,6 +8,10 @@ export CGO_ENABLED := 0
 MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
 # gen is written by protoc's plugins and linted as proto/.
 LINTED = $(filter-out ./gen,$(MODULES))
+# What is shipped, and the licences that what it links may have. The MPL asks for its own files to stay open: they are used
+# as they are.
+PROGRAMS = ./gateway ./services/order ./services/inventory ./services/logging ./shop
+LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
 GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
@@ -19,7 +23,7 @@ help: ## List the targets
 # --- Run -------------------------------------------------------------------------------------------------------------
 
 .PHONY: up
-up: .bin/shop ## Run the whole shop on this machine, on :3000, until Ctrl-C
+up: .bin/shop ## Run the whole shop on this machine, on localhost:3000, until Ctrl-C
 	@.bin/shop up
 
 .PHONY: demo
@@ -27,8 +31,8 @@ demo: .bin/shop ## The same, then send the sample order, show its way, and stop
 	@.bin/shop demo
 
 .PHONY: down
-down: .bin/shop ## Stop and remove what make up started, its data too
-	@.bin/shop down
+down: .bin/shop ## Stop and remove what make up started, its data too (YES=1: without asking)
+	@.bin/shop down $(if $(YES),--yes)
 
 # --- Check -----------------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,19 @@ modules: # Each module has to do without the workspace too, and its go.mod has t
 race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
 	CGO_ENABLED=1 .bin/shop exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 	    -race -shuffle=on -count=1 -timeout=15m $(MODULES:%=%/...)
+
+.PHONY: sbom
+sbom: .bin/cyclonedx-gomod .bin/go-licenses ## List what the programs link: versions, licences, CycloneDX files; fail on a licence that is not allowed
+	@mkdir -p .bin/sbom
+	@go build -trimpath -o .bin/sbom/ $(PROGRAMS)
+	@for program in $(notdir $(PROGRAMS)); do \
+	    .bin/cyclonedx-gomod bin -json -std -noserial -notimestamp -output .bin/sbom/$$program.cdx.json .bin/sbom/$$program 2>.bin/sbom/cyclonedx.log || \
+	        { cat .bin/sbom/cyclonedx.log >&2; exit 1; }; \
+	done
+	@.bin/go-licenses report $(PROGRAMS) --ignore shop.example --template tools/go-licenses/list.tmpl 2>.bin/sbom/report.log | sort -u | tee .bin/sbom/licences.txt
+	@.bin/go-licenses check $(PROGRAMS) --ignore shop.example --allowed_licenses=$(LICENCES) >.bin/sbom/check.log 2>&1 || \
+	    { grep -v 'that can.t be inspected\|\.s$$' .bin/sbom/check.log >&2; echo 'Use another library, or allow the licence in the Makefile.' >&2; exit 1; }
+	@echo 'for each program a CycloneDX file: .bin/sbom/*.cdx.json'
 
 .PHONY: chaos
 chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_DURATION=1h, CHAOS_SEED=42)

@@ -42,7 +42,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 	if out, errs := s.mustDLQ(t, "list"); out != "" || errs != "No dead letters (--state open).\n" {
 		t.Errorf("nothing is listed as %q, %q", out, errs)
 	}
-	if _, errs := s.mustDLQ(t, "redrive", "--all"); errs != "No dead letter is open.\n" {
+	if _, errs := s.mustDLQ(t, "redrive", "--all", "--yes"); errs != "No dead letter is open.\n" {
 		t.Errorf("nothing is redriven as %q", errs)
 	}
 
@@ -112,7 +112,13 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		}
 		return nil
 	})
-	s.mustDLQ(t, "discard", "--all")
+	for _, what := range []string{"redrive", "discard"} { // a script that nobody can be asked by
+		if out, _, err := s.dlq(t, what, "--all"); command.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--yes") || out != "" {
+			t.Errorf("shop dlq %s --all without a terminal: %v, %q", what, err, out)
+		}
+	}
+	s.open(t, 1) // it is left alone
+	s.mustDLQ(t, "discard", "--all", "--yes")
 	s.open(t, 0)
 	if out, _ = s.mustDLQ(t, "list", "--state", "discarded"); strings.Count(out, "DISCARDED") != 2 {
 		t.Errorf("discarded:\n%s", out)

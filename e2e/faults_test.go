@@ -213,6 +213,14 @@ func newServers(t *testing.T, env ...string) *servers {
 // startServers is newServers over the data in dir, where there is any.
 func startServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
+	s := stoppedServers(t, dir, env...)
+	s.start(t)
+	return s
+}
+
+// stoppedServers are servers that were not started yet. They go with the test.
+func stoppedServers(t *testing.T, dir string, env ...string) *servers {
+	t.Helper()
 	bin, err := binaries()
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +234,6 @@ func startServers(t *testing.T, dir string, env ...string) *servers {
 			t.Errorf("removing the servers: %v", err)
 		}
 	})
-	s.start(t)
 	return s
 }
 
@@ -292,6 +299,16 @@ func (s *servers) kill(t *testing.T, name string) {
 // control runs rabbitmqctl on the broker.
 func (s *servers) control(t *testing.T, args ...string) {
 	t.Helper()
+	command := s.controlCommand(t)
+	cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("rabbitmqctl %v: %v\n%s", args, err, out)
+	}
+}
+
+// controlCommand is how rabbitmqctl is run to reach the broker.
+func (s *servers) controlCommand(t *testing.T) []string {
+	t.Helper()
 	dir := filepath.Join(s.dir, "rabbitmq")
 	var settings struct{ Ports []int }
 	data, err := os.ReadFile(filepath.Join(dir, "settings.json"))
@@ -305,11 +322,7 @@ func (s *servers) control(t *testing.T, args ...string) {
 	if inside := "/usr/lib/rabbitmq/bin/rabbitmqctl"; err != nil || exists(inside) { // the one on the path changes to another user
 		program = inside
 	}
-	cmd := exec.CommandContext(t.Context(), program, append([]string{"--node", "shop@localhost"}, args...)...)
-	cmd.Env = append(os.Environ(), "HOME="+dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", settings.Ports[3]))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("rabbitmqctl %v: %v\n%s", args, err, out)
-	}
+	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", settings.Ports[3]), program, "--node", "shop@localhost"}
 }
 
 func exists(path string) bool {

@@ -72,6 +72,7 @@ type fleet struct {
 type fleetOptions struct {
 	replicas          map[string]int // by service
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
+	host              string         // where the services listen; loopback where it is empty
 }
 
 // newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
@@ -88,7 +89,7 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {
 		for i := range max(1, o.replicas[name]) {
-			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddr(t)}
+			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddrOf(t, cmp.Or(o.host, loopback))}
 			r.env = append(env[:len(env):len(env)], "AMQP_URL="+f.login(t, name, cmp.Or(o.amqpURL, f.broker.URL)), "ADMIN_ADDR="+r.admin, "GRPC_ADDR="+r.addr, "HTTP_ADDR="+r.addr)
 			f.replicas[name] = append(f.replicas[name], r)
 		}
@@ -140,11 +141,17 @@ var loopback = func() string {
 // that the system gives to connections, and given once.
 func freeAddr(t *testing.T) string {
 	t.Helper()
+	return freeAddrOf(t, loopback)
+}
+
+// freeAddrOf is freeAddr of a host.
+func freeAddrOf(t *testing.T, host string) string {
+	t.Helper()
 	givenMu.Lock()
 	defer givenMu.Unlock()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000) //nolint:gosec // no secret
-		addr := fmt.Sprintf("%s:%d", loopback, port)
+		addr := fmt.Sprintf("%s:%d", host, port)
 		if given[port] {
 			continue
 		}

@@ -2,8 +2,6 @@ package edge
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,8 +27,7 @@ import (
 // access lets calls through that the option shop.options.v1.access of their method allows. Who sends a token that is not
 // valid is refused, whatever is called: a client that means to be somebody must not be taken for nobody.
 type access struct {
-	token [sha256.Size]byte // the operator token's hash: comparing hashes tells nothing about the token's length
-	unset bool              // there is no token, so nobody is an operator by it
+	operators operators // by their tokens; empty where nobody is one
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
 	interceptor *apierror.Interceptor
 
@@ -38,8 +35,8 @@ type access struct {
 	customers bool           // public calls are for customers
 }
 
-func newAccess(token string, interceptor *apierror.Interceptor) *access {
-	return &access{token: sha256.Sum256([]byte(token)), unset: token == "", interceptor: interceptor}
+func newAccess(operators operators, interceptor *apierror.Interceptor) *access {
+	return &access{operators: operators, interceptor: interceptor}
 }
 
 // configureOIDC lets holders of an issuer's tokens in, before any service is guarded.
@@ -64,14 +61,11 @@ const (
 
 // principal is who makes a call, by a token that is valid. It does not change.
 type principal struct {
-	issuer  string // as it stands in the token; "" for the operator token
-	subject string // whom the issuer gave the token; "" for the operator token
+	issuer  string // as it stands in the token; "" for an operator's own token
+	subject string // whom the issuer gave the token; the operator's name if the token is an operator's own
 	roles   []string
-	expires time.Time // zero for the operator token, which does not expire
+	expires time.Time // zero for an operator's own token, which does not expire
 }
-
-// tokenOperator is whoever has the operator token.
-var tokenOperator = &principal{roles: []string{operator}}
 
 // hasRole says whether the principal has a role. Operators may do what others may. Nobody, nil, has none.
 func (p *principal) hasRole(role string) bool {
@@ -101,7 +95,7 @@ func (p *principal) keyScope(email string) string {
 	case p == nil:
 		return "anybody " + strings.ToLower(email)
 	case p.issuer == "":
-		return operator
+		return operator + " " + p.subject
 	}
 	return "subject " + p.owner()
 }
@@ -262,8 +256,8 @@ func (a *access) knownSubject(header http.Header) string {
 		return ""
 	}
 	token := bearer(given[0])
-	if a.isOperatorToken(token) {
-		return operator
+	if name, ok := a.operators.find(token); ok {
+		return "operator " + name
 	}
 	if a.tokens != nil && isJWT(token) {
 		if p, ok := a.tokens.remembered(token); ok {
@@ -280,12 +274,6 @@ func bearer(authorization string) string {
 		return ""
 	}
 	return token
-}
-
-// isOperatorToken takes the same time whatever the token is.
-func (a *access) isOperatorToken(token string) bool {
-	sum := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(sum[:], a.token[:]) == 1 && !a.unset
 }
 
 func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
@@ -337,8 +325,8 @@ func (a *access) authenticate(ctx context.Context, given []string) (*principal, 
 	}
 	if len(given) == 1 {
 		token := bearer(given[0])
-		if a.isOperatorToken(token) {
-			return tokenOperator, nil
+		if name, ok := a.operators.find(token); ok {
+			return &principal{subject: name, roles: []string{operator}}, nil
 		}
 		if a.tokens != nil && isJWT(token) {
 			return a.tokens.verify(ctx, token)

@@ -124,7 +124,7 @@ func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		_, err := newAccess("", nil).requireRole(ctx, operator, authorizationIn(ctx))
+		_, err := newAccess(nil, nil).requireRole(ctx, operator, authorizationIn(ctx))
 		if reasonOf(err) != "OPERATOR_TOKEN_INVALID" {
 			t.Errorf("%q: %v", token, err)
 		}
@@ -139,14 +139,14 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAPI(s.GRPC(), operatorToken, tel)
+	a := newAPI(s.GRPC(), testOperators, tel)
 	a.access.tokens = &tokenVerifier{} // it has nothing to verify a token with
 	orderv1.RegisterOrderServiceServer(a, orderServer{})
 	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), callers: callers{access: newAccess("", nil)}}, tel.Logger))
+	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), callers: callers{access: newAccess(nil, nil)}}, tel.Logger))
 	run(t, s.Run)
 	orders := orderv1.NewOrderServiceClient(client(t, lis.Addr().String()))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a.b.c")

@@ -32,7 +32,7 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 		published++
 		return nil
 	}
-	a := newAPI(grpc.NewServer(), operatorToken, tel)
+	a := newAPI(grpc.NewServer(), testOperators, tel)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: &orders{publish: publish, inFlight: semaphore.NewWeighted(1), log: tel.Logger}})
 	rest, err := newREST(a.local, callers{}, nil, tel)
 	if err != nil {

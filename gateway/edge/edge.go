@@ -72,13 +72,16 @@ type Config struct {
 	AMQPURL       string `env:"AMQP_URL,required,notEmpty"`
 	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:":3000"`
 	AdminAddr     string `env:"ADMIN_ADDR"     envDefault:":3100"`
+	PprofAddr     string `env:"PPROF_ADDR"     envDefault:"127.0.0.1:0"`
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
 	// TLS is what the gateway calls the other services with.
 	TLS transport.MutualTLS
-	// OperatorToken is what operators send. Without one nobody is an operator.
-	OperatorToken string `env:"SHOP_OPERATOR_TOKEN"`
+	// OperatorToken is what an operator without a name sends, OperatorTokens what those with one do: entries name:token,
+	// where a name may have several. A token has 16 characters or more. Without any nobody is an operator.
+	OperatorToken  string   `env:"SHOP_OPERATOR_TOKEN"`
+	OperatorTokens []string `env:"SHOP_OPERATOR_TOKENS"`
 	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
 	// Without one an idempotency key is good until the gateway restarts.
 	IDSecret string `env:"SHOP_ID_SECRET"`
@@ -121,10 +124,14 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.Door.OrdersInFlight < 0 {
 		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
 	}
-	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
-		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")
+	operators, err := newOperators(cfg.OperatorToken, cfg.OperatorTokens)
+	if err != nil {
+		return nil, err
 	}
-	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, MaxRequest: maxBody}, t)
+	if len(operators) == 0 && cfg.Door.OIDC.Issuer == "" {
+		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKENS)")
+	}
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, MaxRequest: maxBody}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +151,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	a := newAPI(s.GRPC(), cfg.OperatorToken, t)
+	a := newAPI(s.GRPC(), operators, t)
 	if err := a.access.configureOIDC(cfg.Door.OIDC, t.Logger); err != nil {
 		return nil, err
 	}
@@ -306,9 +313,9 @@ type api struct {
 	access *access
 }
 
-func newAPI(server *grpc.Server, operatorToken string, t *telemetry.Telemetry) *api {
+func newAPI(server *grpc.Server, operators operators, t *telemetry.Telemetry) *api {
 	interceptor := apierror.NewInterceptor(t.Logger)
-	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operatorToken, interceptor)}
+	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operators, interceptor)}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.

@@ -40,6 +40,9 @@ const (
 	ordersInFlight = 50 // of serveAPI
 )
 
+// testOperators are those who know the tests' token.
+var testOperators = operators{}.with(unnamedOperator, operatorToken)
+
 // gateway is a gateway that runs until its test ends.
 type gateway struct {
 	*Service
@@ -124,7 +127,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAPI(s.GRPC(), operatorToken, tel)
+	a := newAPI(s.GRPC(), testOperators, tel)
 	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
 	taken := &orders{
 		secrets: []idSecret{idSecret("secret")}, publish: publish,

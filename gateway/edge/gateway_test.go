@@ -524,7 +524,7 @@ func TestForward_StreamsPassAndOutliveTheLimitsOfRESTCalls(t *testing.T) {
 
 	// The same, behind a server whose limits are short enough to wait for.
 	const limit = 200 * time.Millisecond
-	server := newHTTPServer(&door{grpc: g.GRPC(), callers: callers{access: newAccess("", nil)}, patience: readerPatience}, slog.New(slog.DiscardHandler))
+	server := newHTTPServer(&door{grpc: g.GRPC(), callers: callers{access: newAccess(nil, nil)}, patience: readerPatience}, slog.New(slog.DiscardHandler))
 	server.ReadTimeout, server.WriteTimeout = limit, limit
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

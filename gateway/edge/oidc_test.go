@@ -366,7 +366,7 @@ func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
 		"OIDC_ISSUER is not set":     {RequireCustomer: true},
 		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
 	} {
-		if err := newAccess("", nil).configureOIDC(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err := newAccess(nil, nil).configureOIDC(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("want an error that begins with %q, got: %v", want, err)
 		}
 	}
@@ -413,7 +413,7 @@ func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	i := startIssuer(t)
 	log := slog.New(slog.DiscardHandler)
-	a := newAccess(operatorToken, apierror.NewInterceptor(log))
+	a := newAccess(testOperators, apierror.NewInterceptor(log))
 	if err := a.configureOIDC(OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, log); err != nil {
 		t.Fatal(err)
 	}

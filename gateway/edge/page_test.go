@@ -103,7 +103,7 @@ func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
 func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
 	t.Parallel()
 	tel := newTelemetry(t, io.Discard)
-	a := newAPI(grpc.NewServer(), operatorToken, tel)
+	a := newAPI(grpc.NewServer(), testOperators, tel)
 	a.access.customers = true
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{})
 	orderv1.RegisterOrderServiceServer(a, orderServer{})

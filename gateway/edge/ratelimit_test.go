@@ -109,7 +109,7 @@ func TestRateLimit_BucketsFillAgain(t *testing.T) {
 		take := func(addr string, want int) {
 			t.Helper()
 			taken := 0
-			for l.check(callFrom(addr), callers{access: newAccess("", nil)}.of(callFrom(addr))) == nil {
+			for l.check(callFrom(addr), callers{access: newAccess(nil, nil)}.of(callFrom(addr))) == nil {
 				taken++
 			}
 			if taken != want {
@@ -196,7 +196,7 @@ func BenchmarkRateLimit(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		r := callFrom("192.0.2.1:1000")
 		for pb.Next() {
-			if err := l.check(r, callers{access: newAccess("", nil)}.of(r)); err != nil {
+			if err := l.check(r, callers{access: newAccess(nil, nil)}.of(r)); err != nil {
 				b.Error(err)
 			}
 		}

@@ -73,7 +73,7 @@ func startStreamingTo(t *testing.T, logging string, streams *limiter, heartbeat,
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAPI(s.GRPC(), operatorToken, tel)
+	a := newAPI(s.GRPC(), testOperators, tel)
 	conn, err := dial(logging, insecure.NewCredentials(), tel)
 	if err != nil {
 		t.Fatal(err)

@@ -42,8 +42,11 @@ type Config struct {
 	GRPCAddr string
 	// TLS is what gRPC is served with on GRPCAddr. Without files the address has to be this machine's alone.
 	TLS transport.MutualTLS
-	// AdminAddr is where health, metrics and profiles are served; empty for nowhere.
+	// AdminAddr is where health and metrics are served; empty for nowhere.
 	AdminAddr string
+	// PprofAddr is where Go's profiles are served, a loopback address: they show what is in memory, and take CPU. Empty
+	// for nowhere.
+	PprofAddr string
 	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
 	// MaxRequest bounds a gRPC request, in bytes; 4 MiB where it is 0.
@@ -62,6 +65,7 @@ type Service struct {
 	callers     map[string][]string // who may call a method of the shop's, by its full name; read by Run
 	allNames    []string            // in the certificate that all services share, if they do: see transport.MutualTLS
 	adminLis    net.Listener
+	pprofLis    net.Listener
 	listeners   []net.Listener
 	parts       []*part
 	checks      []check
@@ -113,6 +117,11 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 		}
 		s.ServeHTTP("admin", s.adminLis, s.newAdminServer(t))
 	}
+	if cfg.PprofAddr != "" {
+		if err := s.servePprof(cfg.PprofAddr); err != nil {
+			return err
+		}
+	}
 	if cfg.GRPCAddr != "" {
 		if s.grpcLis, err = s.Listen("GRPC_ADDR", cfg.GRPCAddr); err != nil {
 			return err
@@ -153,6 +162,9 @@ func (s *Service) GRPCAddr() string { return address(s.grpcLis) }
 
 // AdminAddr returns the address health and metrics are served on, or "".
 func (s *Service) AdminAddr() string { return address(s.adminLis) }
+
+// PprofAddr returns the address Go's profiles are served on, or "".
+func (s *Service) PprofAddr() string { return address(s.pprofLis) }
 
 func address(lis net.Listener) string {
 	if lis == nil {
@@ -223,6 +235,9 @@ func (s *Service) addresses() []any {
 	}
 	if s.adminLis != nil {
 		attrs = append(attrs, "admin", s.AdminAddr())
+	}
+	if s.pprofLis != nil {
+		attrs = append(attrs, "pprof", s.PprofAddr())
 	}
 	return attrs
 }

@@ -3,6 +3,7 @@ package service_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -97,7 +98,7 @@ func TestTLS_AClientBelievesOnlyTheHostItDialled(t *testing.T) {
 		t.Errorf("by the name of another service: %v", err)
 	}
 	stranger := transport.FilesIn(ours, "gateway")
-	stranger.CAFile = transport.FilesIn(others, "").CAFile
+	stranger.CAFile = transport.FilesIn(others, "gateway").CAFile
 	if err := ask(t, s.GRPCAddr(), client(t, stranger)); status.Code(err) != codes.Unavailable {
 		t.Errorf("with a CA that did not sign it: %v", err)
 	}
@@ -121,11 +122,12 @@ func TestTLS_ChangedFilesAreUsedWithTheNextConnection(t *testing.T) {
 	if err := ask(t, s.GRPCAddr(), long); err != nil {
 		t.Errorf("with credentials from before the change: %v", err)
 	}
+	certificates(t, dir) // the first ones were good until now
 	if err := ask(t, s.GRPCAddr(), client(t, transport.FilesIn(before, "gateway"))); status.Code(err) != codes.Unavailable {
-		t.Errorf("the old certificate is still good: %v", err)
+		t.Errorf("the certificate before the last is still good: %v", err)
 	}
 
-	if err := os.WriteFile(filepath.Join(dir, "order-key.pem"), []byte("half a k"), 0o600); err != nil {
+	if err := os.WriteFile(transport.FilesIn(dir, "order").KeyFile, []byte("half a k"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := ask(t, s.GRPCAddr(), long); err != nil {
@@ -133,6 +135,32 @@ func TestTLS_ChangedFilesAreUsedWithTheNextConnection(t *testing.T) {
 	}
 	if want := "the changed certificates cannot be used, the old ones stay in use"; !strings.Contains(s.logs.String(), want) {
 		t.Errorf("the log does not say so: %s", s.logs)
+	}
+}
+
+// Files get to machines one after the other: first each ca.pem, then certificates and keys.
+func TestTLS_OldCertificatesAreGoodForThoseWhoHaveTheNewCA(t *testing.T) {
+	t.Parallel()
+	ours, theirs := t.TempDir(), t.TempDir()
+	certificates(t, ours)
+	if err := os.CopyFS(theirs, os.DirFS(ours)); err != nil {
+		t.Fatal(err)
+	}
+	certificates(t, ours)
+	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
+	if err := ask(t, s.GRPCAddr(), client(t, transport.FilesIn(ours, "gateway"))); err != nil {
+		t.Errorf("both have the new ones: %v", err)
+	}
+	behind := transport.FilesIn(theirs, "gateway")
+	behind.CAFile = transport.FilesIn(ours, "gateway").CAFile
+	if err := ask(t, s.GRPCAddr(), client(t, behind)); err != nil {
+		t.Errorf("the caller has an old certificate, and knows the new CA: %v", err)
+	}
+	old := run(t, service.Config{TLS: transport.FilesIn(theirs, "order")}, serveOrders)
+	ahead := transport.FilesIn(ours, "gateway")
+	ahead.CertFile, ahead.KeyFile = transport.FilesIn(theirs, "gateway").CertFile, transport.FilesIn(theirs, "gateway").KeyFile
+	if err := ask(t, old.GRPCAddr(), client(t, ahead)); err != nil {
+		t.Errorf("the service has an old certificate: %v", err)
 	}
 }
 
@@ -185,6 +213,31 @@ func TestNew_TLSFilesThatAreWrongAreOneLineThatNamesThem(t *testing.T) {
 	}
 }
 
+func TestWriteFiles_WritesNothingOutsideItsFolder(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	dir := filepath.Join(base, "certs")
+	for _, name := range []string{"../order", "..", ".", "", "a/b", "/tmp/order", "a/../../order", "order\x00", "*", "ord er", ".order", "a..b"} {
+		if err := transport.WriteFiles(dir, time.Hour, "order", name); err == nil || !strings.Contains(err.Error(), "is no name for a certificate") {
+			t.Errorf("%q: got %v", name, err)
+		}
+	}
+	if there, err := os.ReadDir(base); err != nil || len(there) != 0 {
+		t.Errorf("a name that was refused has left %v, %v", there, err)
+	}
+
+	// Nor does a link lead out of it, where somebody else can write to the folder.
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Mkdir(filepath.Join(base, "theirs"), 0o755), os.Symlink("../theirs", filepath.Join(dir, "order"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := transport.WriteFiles(dir, time.Hour, "order"); err == nil {
+		t.Error("it has followed a link")
+	}
+	if there, err := os.ReadDir(filepath.Join(base, "theirs")); err != nil || len(there) != 0 {
+		t.Errorf("it has written %v, %v", there, err)
+	}
+}
+
 func TestCheck_TellsWhichCertificateIsNotGood(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -200,5 +253,11 @@ func TestCheck_TellsWhichCertificateIsNotGood(t *testing.T) {
 	}
 	if err := transport.Check(dir, time.Now().Add(2*time.Hour), "order"); err == nil || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("got %v", err)
+	}
+	if err := transport.WriteFiles(dir, time.Hour, "order"); err != nil {
+		t.Fatal(err)
+	}
+	if err := transport.Check(dir, time.Now(), "gateway", "order"); err == nil || !strings.Contains(err.Error(), "has other CAs") {
+		t.Errorf("one was made without the other: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,45 +10,113 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"time"
 )
 
-// FilesIn returns where WriteFiles puts the files of the service name.
+// hostName is what a certificate can be for: it is the name of a folder too, and never a way out of one.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
+
+// FilesIn returns where WriteFiles puts the files of the service name: in a folder of its own, which is all that the
+// service has to be given.
 func FilesIn(dir, name string) MutualTLS {
-	return MutualTLS{
-		CertFile: filepath.Join(dir, name+".pem"), KeyFile: filepath.Join(dir, name+"-key.pem"), CAFile: filepath.Join(dir, "ca.pem"),
+	in := func(file string) string { return filepath.Join(dir, name, file) }
+	return MutualTLS{CertFile: in("cert.pem"), KeyFile: in("key.pem"), CAFile: in("ca.pem")}
+}
+
+// CheckNames returns an error that says which of the names no certificate can be for.
+func CheckNames(names ...string) error {
+	for _, name := range names {
+		if !hostName.MatchString(name) {
+			return fmt.Errorf("%q is no name for a certificate: give a host's name, of letters, digits, dashes, underscores and dots", name)
+		}
 	}
+	return nil
 }
 
 // WriteFiles makes a CA and a certificate of it for each name, valid from now on for as long as given, and writes them
-// to dir: see FilesIn. A certificate is for its name as a host and for this machine. The CA's key is forgotten, so nobody
-// can add a certificate; what was there before is replaced.
+// to dir, and nowhere else: see FilesIn. A certificate is for its name as a host and for this machine. The CA's key is
+// forgotten, so nobody can add a certificate.
+//
+// Certificates that were there are replaced, and their CA stays among those that are accepted, until the next time. So on
+// several machines nothing is cut off if all get their ca.pem first, and certificates and keys after that.
 func WriteFiles(dir string, valid time.Duration, names ...string) error {
-	ca, err := newAuthority(valid)
-	if err != nil {
+	if err := CheckNames(names...); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("creating the folder of the certificates: %w", err)
 	}
+	root, err := os.OpenRoot(dir) // a link in it leads nowhere else either
+	if err != nil {
+		return fmt.Errorf("opening the folder of the certificates: %w", err)
+	}
+	defer root.Close()
+	ca, err := newAuthority(valid)
+	if err != nil {
+		return err
+	}
+	accepted := encode("CERTIFICATE", append([][]byte{ca.certificate.Raw}, authoritiesInUse(dir, names)...)...)
+	// First all CAs, then the certificates: nobody meets one whose CA they do not know.
 	for _, name := range names {
-		if err := ca.issue(FilesIn(dir, name), name); err != nil {
+		if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("creating the folder of %s: %w", name, err)
+		}
+		if err := write(root, FilesIn("", name).CAFile, 0o644, accepted); err != nil {
 			return err
 		}
 	}
-	return write(FilesIn(dir, "").CAFile, 0o644, pemBlock{"CERTIFICATE", ca.certificate.Raw})
+	for _, name := range names {
+		if err := ca.issue(root, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// Check returns an error where one of the names has no certificate in dir that is good at the time.
+// authoritiesInUse returns the CAs of the certificates that the names have now. What cannot be read is not in use.
+func authoritiesInUse(dir string, names []string) (authorities [][]byte) {
+	for _, name := range names {
+		files := FilesIn(dir, name)
+		i, err := files.load()
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile(files.CAFile)
+		if err != nil {
+			continue
+		}
+		for _, der := range decode(text) {
+			ca, err := x509.ParseCertificate(der)
+			if err == nil && i.certificate.Leaf.CheckSignatureFrom(ca) == nil && time.Now().Before(ca.NotAfter) &&
+				!slices.ContainsFunc(authorities, func(known []byte) bool { return bytes.Equal(known, der) }) {
+				authorities = append(authorities, der)
+			}
+		}
+	}
+	return authorities
+}
+
+// Check returns an error where one of the names has no certificate in dir that is good at the time, or accepts other CAs
+// than the rest.
 func Check(dir string, at time.Time, names ...string) error {
+	var accepted *x509.CertPool
 	for _, name := range names {
 		files := FilesIn(dir, name)
 		i, err := files.load()
 		if err != nil {
 			return err
+		}
+		if accepted == nil {
+			accepted = i.authorities
+		}
+		if !i.authorities.Equal(accepted) {
+			return fmt.Errorf("%s has other CAs than the file of %s", files.CAFile, names[0])
 		}
 		options := x509.VerifyOptions{DNSName: name, Roots: i.authorities, CurrentTime: at}
 		if _, err := i.certificate.Leaf.Verify(options); err != nil {
@@ -69,7 +138,8 @@ func newAuthority(valid time.Duration) (*authority, error) {
 		return nil, fmt.Errorf("making the key of the CA: %w", err)
 	}
 	a := &authority{key: key, until: time.Now().Add(valid)}
-	template := a.template("shop CA")
+	// The name tells one CA from another: a bundle may hold two.
+	template := a.template("shop CA " + time.Now().UTC().Format(time.RFC3339Nano))
 	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
 	template.KeyUsage = x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -88,7 +158,7 @@ func (a *authority) template(name string) *x509.Certificate {
 	}
 }
 
-func (a *authority) issue(files MutualTLS, name string) error {
+func (a *authority) issue(root *os.Root, name string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("making the key of %s: %w", name, err)
@@ -106,25 +176,34 @@ func (a *authority) issue(files MutualTLS, name string) error {
 	if err != nil {
 		return fmt.Errorf("encoding the key of %s: %w", name, err)
 	}
+	files := FilesIn("", name)
 	return errors.Join(
-		write(files.KeyFile, 0o600, pemBlock{"PRIVATE KEY", private}),
-		write(files.CertFile, 0o644, pemBlock{"CERTIFICATE", der}),
+		write(root, files.KeyFile, 0o600, encode("PRIVATE KEY", private)),
+		write(root, files.CertFile, 0o644, encode("CERTIFICATE", der)),
 	)
 }
 
-type pemBlock struct {
-	kind string
-	der  []byte
+func encode(kind string, blocks ...[]byte) (text []byte) {
+	for _, der := range blocks {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})...)
+	}
+	return text
+}
+
+func decode(text []byte) (blocks [][]byte) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		blocks = append(blocks, block.Bytes)
+	}
+	return blocks
 }
 
 // write replaces the file at once, for those that read it at this moment.
-func write(file string, mode os.FileMode, block pemBlock) error {
+func write(root *os.Root, file string, mode os.FileMode, text []byte) error {
 	unfinished := file + ".new"
-	text := pem.EncodeToMemory(&pem.Block{Type: block.kind, Bytes: block.der})
-	if err := os.WriteFile(unfinished, text, mode); err != nil {
+	if err := root.WriteFile(unfinished, text, mode); err != nil {
 		return fmt.Errorf("writing a certificate: %w", err)
 	}
-	if err := os.Rename(unfinished, file); err != nil {
+	if err := root.Rename(unfinished, file); err != nil {
 		return fmt.Errorf("writing a certificate: %w", err)
 	}
 	return nil

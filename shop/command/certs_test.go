@@ -27,7 +27,7 @@ func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
 	}
 	ca := func() string {
 		t.Helper()
-		text, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+		text, err := os.ReadFile(transport.FilesIn(dir, "order").CAFile)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,7 +39,7 @@ func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
 	if err := transport.Check(dir, time.Now(), "gateway", "order", "inventory", "logging"); err != nil {
 		t.Error(err)
 	}
-	key, err := os.Stat(filepath.Join(dir, "order-key.pem"))
+	key, err := os.Stat(transport.FilesIn(dir, "order").KeyFile)
 	if err != nil || key.Mode() != 0o600 {
 		t.Errorf("the key is open to others: %v, %v", key, err)
 	}
@@ -50,7 +50,22 @@ func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
 	if certs("--valid", "100000h"); ca() == first {
 		t.Error("certificates that are good for less than a third of the time were kept")
 	}
-	if first = ca(); certs("billing") == "" || ca() == first {
+	if first = ca(); certs("billing", "order") == "" || ca() == first {
 		t.Error("a name without a certificate was overlooked")
+	}
+}
+
+func TestCerts_NothingIsWrittenOutsideTheFolder(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	for _, name := range []string{"../order", "/tmp/order", "a/../../order", ".."} {
+		cmd := Root()
+		cmd.SetArgs([]string{"certs", "--dir", filepath.Join(base, "certs"), "order", name})
+		if err := cmd.ExecuteContext(t.Context()); ExitStatus(err) != 2 || !strings.Contains(err.Error(), "is no name for a certificate") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if there, err := os.ReadDir(base); err != nil || len(there) != 0 {
+		t.Errorf("there are %v, %v", there, err)
 	}
 }

@@ -268,6 +268,9 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if all && !yes && !canAsk(cmd) { // before it depends on what is open
+				return wrongUsage("--all decides about every dead letter that is open, and nobody can be asked here: add --yes (see %s --help)", cmd.CommandPath())
+			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
 				if all {
 					if ids, err = openIDs(cmd.Context(), c); err != nil {
@@ -278,7 +281,7 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 					fmt.Fprintln(cmd.ErrOrStderr(), "No dead letter is open.")
 					return nil
 				}
-				if !yes {
+				if !yes && canAsk(cmd) { // else the script says which ones it means
 					if err := confirm(cmd, fmt.Sprintf("%s%s %s?", strings.ToUpper(what.name[:1]), what.name[1:], amount(len(ids)))); err != nil {
 						return err
 					}
@@ -287,7 +290,7 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "all that are open now, the oldest first")
+	cmd.Flags().BoolVar(&all, "all", false, "all that are open now, the oldest first; without a terminal to ask on it needs --yes")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
 }

@@ -242,7 +242,7 @@ func (i *inventory) deleteCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if !yes {
+				if !yes && canAsk(cmd) { // else the script says which one it means
 					if err := confirm(cmd, fmt.Sprintf("Delete product %s?", printable(args[0]))); err != nil {
 						return err
 					}

@@ -35,7 +35,7 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 	const run, use, maintain = "run", "use", "maintain"
 	root.AddGroup(&cobra.Group{ID: run, Title: "Run the shop:"}, &cobra.Group{ID: use, Title: "Use it:"}, &cobra.Group{ID: maintain, Title: "Look after it:"})
 	for group, commands := range map[string][]*cobra.Command{
-		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand()},
+		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand(), secretsCommand()},
 		use:      {orderCommand(), inventoryCommand(), eventsCommand()},
 		maintain: {statusCommand(), auditCommand(), dlqCommand(), benchCommand()},
 	} {

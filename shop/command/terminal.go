@@ -28,13 +28,19 @@ func terminalWidth(f any) (columns int, isTerminal bool) {
 // errDeclined is the answer no to a question of a command.
 var errDeclined = errors.New("nothing was done")
 
-// confirm asks a question on the terminal and returns nil after a yes. Where the input is no terminal, nobody can
-// answer, and whoever wrote the script meant it.
+// canAsk says whether the input is a terminal, where somebody can answer.
+func canAsk(cmd *cobra.Command) bool {
+	_, isTerminal := terminalWidth(cmd.InOrStdin())
+	return isTerminal
+}
+
+// confirm asks a question and returns nil after a yes. When the input is no terminal nobody can answer, and the error
+// asks for --yes.
 func confirm(cmd *cobra.Command, question string) error {
-	in := cmd.InOrStdin()
-	if _, isTerminal := terminalWidth(in); !isTerminal {
-		return nil
+	if !canAsk(cmd) {
+		return wrongUsage("%s Nobody can answer here, because the input is no terminal: --yes does it without asking", question)
 	}
+	in := cmd.InOrStdin()
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
 	answer, err := bufio.NewReader(in).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -60,7 +60,7 @@ func TestConfirm_AsksOnATerminalAndTakesAYesOnly(t *testing.T) {
 	cmd := &cobra.Command{}
 	cmd.SetIn(&bytes.Buffer{})
 	cmd.SetErr(&asked)
-	if err := confirm(cmd, "Discard?"); err != nil || asked.Len() > 0 {
+	if err := confirm(cmd, "Discard?"); ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--yes") || asked.Len() > 0 {
 		t.Errorf("without a terminal: %v, %q", err, asked.String())
 	}
 }

@@ -28,12 +28,13 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
-		Long: `Runs gateway, order, inventory and logging in one process on :3000, on a PostgreSQL and a
-RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
+		Long: `Runs gateway, order, inventory and logging in one process on localhost:3000, on a PostgreSQL
+and a RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
+Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),
-		Example: "  shop up\n  shop up --demo\n  HTTP_ADDR=:8080 LOG_LEVEL=debug shop up",
+		Example: "  shop up\n  shop up --demo\n  HTTP_ADDR=127.0.0.1:8080 LOG_LEVEL=debug shop up",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			base, err := dataDir()

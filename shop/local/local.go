@@ -32,13 +32,16 @@ type Config struct {
 	// DatabaseURLs are by schema: each service has a role of its own.
 	DatabaseURLs map[string]string
 
-	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:":3000"`
+	// HTTPAddr is this machine's alone unless it says otherwise: whoever reaches it can order.
+	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:"127.0.0.1:3000"`
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"127.0.0.1:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"127.0.0.1:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"127.0.0.1:3003"`
 	// AdminAddr is the gateway's; order, inventory and logging take the three ports that follow it. With port 0 each
 	// takes a free one.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
+	// PprofAddr is where the profiles of the process are served.
+	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 
 	// Door is the gateway's.
 	Door edge.DoorConfig
@@ -51,6 +54,7 @@ type Config struct {
 	TLS transport.MutualTLS
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
+	OperatorTokens    []string      `env:"SHOP_OPERATOR_TOKENS"`
 	IDSecret          string        `env:"SHOP_ID_SECRET"`
 	PreviousIDSecret  string        `env:"SHOP_ID_SECRET_PREVIOUS"`
 	KeyRetention      time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
@@ -121,9 +125,9 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		return nil, err
 	}
 	front := edge.Config{
-		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0],
+		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
+		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
 		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
 	}
 	if cfg.Controls != nil {

@@ -5,8 +5,26 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caarlos0/env/v11"
+
 	"shop.example/shop/local"
 )
+
+// Whoever only wants to see the shop does not expect to open it to the network.
+func TestConfig_NothingIsServedToOtherMachinesUnlessTold(t *testing.T) {
+	for _, variable := range []string{"HTTP_ADDR", "ORDER_ADDR", "INVENTORY_ADDR", "LOGGING_ADDR", "ADMIN_ADDR", "PPROF_ADDR"} {
+		t.Setenv(variable, "") // as if it were not set
+	}
+	var cfg local.Config
+	if err := env.Parse(&cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{cfg.HTTPAddr, cfg.OrderAddr, cfg.InventoryAddr, cfg.LoggingAddr, cfg.AdminAddr, cfg.PprofAddr} {
+		if host, _, err := net.SplitHostPort(addr); err != nil || !net.ParseIP(host).IsLoopback() {
+			t.Errorf("it listens on %s: %v", addr, err)
+		}
+	}
+}
 
 // In one process each service has its address from a variable of its own.
 func TestNew_AnAddressThatCannotBeServedIsNamedByTheVariableThatMovesIt(t *testing.T) {

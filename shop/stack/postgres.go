@@ -22,7 +22,7 @@ import (
 	_ "github.com/lib/pq"
 )
 
-var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17", pkg: "postgresql", patience: 15 * time.Second}
+var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17.12", pkg: "postgresql", patience: 15 * time.Second}
 
 // oldestPostgres is the oldest major version that the shop is tested on.
 const oldestPostgres = 15

@@ -23,7 +23,7 @@ import (
 // A node has stopped its queues in a fraction of a second, but then its management plugin asks the process that waits
 // for it, and gives up after 5 s. We wait just long enough for the tables that name the quorum queues, which RabbitMQ
 // writes up to 3 s late; whatever the broker has confirmed is on disk before.
-var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4-management", pkg: "rabbitmq-server",
+var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4.0.9-management", pkg: "rabbitmq-server",
 	patience: 4 * time.Second}
 
 const (

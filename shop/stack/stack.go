@@ -125,9 +125,14 @@ func (s *Stack) finish(end func() error) error {
 	return s.err
 }
 
-// Down stops and removes everything that was started for dir, also after a crash. A process that runs the stack now is
-// asked to end first, and has half a minute to do so.
-func Down(dir string) error {
+// Down stops and removes everything that was started for dir, also after a crash. When a process runs the stack now, it
+// does nothing and returns an InUseError.
+func Down(dir string) error { return down(dir, acquire) }
+
+// EndAndDown is Down that asks a process that runs the stack now to end first, which has half a minute to do so.
+func EndAndDown(dir string) error { return down(dir, takeOver) }
+
+func down(dir string, lock func(dir string) (*os.File, error)) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return fmt.Errorf("finding folder %s: %w", dir, err)
@@ -135,11 +140,14 @@ func Down(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	lock, err := takeOver(dir)
+	if _, err := os.Stat(filepath.Join(dir, lockFile)); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s is no folder of a stack, so it is left alone: it has no file %s", dir, lockFile)
+	}
+	held, err := lock(dir)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer held.Close()
 	return remove(thisHost(), dir)
 }
 
@@ -167,14 +175,14 @@ func stopServers(h host, dir string, atOnce bool) error {
 
 const lockFile = "lock"
 
-// errInUse is what acquire returns while another process holds the folder.
-type errInUse struct {
-	dir string
-	pid int
+// InUseError says that another process holds a folder.
+type InUseError struct {
+	Dir string
+	PID int // 0 when it is not known
 }
 
-func (e errInUse) Error() string {
-	return fmt.Sprintf("%s is in use by process %d: stop that one first, or choose another folder with --dir", e.dir, e.pid)
+func (e InUseError) Error() string {
+	return fmt.Sprintf("%s is in use by process %d: stop that one first, or choose another folder with --dir", e.Dir, e.PID)
 }
 
 // acquire makes dir ours until the returned file is closed or the process ends, however it ends. The servers do not
@@ -194,7 +202,7 @@ func acquire(dir string) (*os.File, error) {
 			_, _ = fmt.Fscan(f, &pid) // 0 where it does not say
 			_ = f.Close()
 			if errors.Is(err, syscall.EWOULDBLOCK) {
-				return nil, errInUse{dir, pid}
+				return nil, InUseError{dir, pid}
 			}
 			return nil, fmt.Errorf("locking %s: %w", dir, err)
 		}
@@ -230,13 +238,13 @@ func takeOver(dir string) (*os.File, error) {
 	asked := false
 	for {
 		lock, err := acquire(dir)
-		var used errInUse
-		if !errors.As(err, &used) || used.pid == os.Getpid() {
+		var used InUseError
+		if !errors.As(err, &used) || used.PID == os.Getpid() {
 			return lock, err
 		}
-		if !asked && used.pid > 0 {
-			if err := syscall.Kill(used.pid, syscall.SIGTERM); err != nil {
-				return nil, fmt.Errorf("ending process %d, which uses %s: %w", used.pid, dir, err)
+		if !asked && used.PID > 0 {
+			if err := syscall.Kill(used.PID, syscall.SIGTERM); err != nil {
+				return nil, fmt.Errorf("ending process %d, which uses %s: %w", used.PID, dir, err)
 			}
 			asked = true
 		}

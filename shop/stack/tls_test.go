@@ -63,8 +63,8 @@ func startWithTLS(t *testing.T, certs string) (s *Stack, amqpsPort int) {
 			}
 		}
 	}
-	query(t, s, "ALTER SYSTEM SET ssl_cert_file = 'server.pem'")
-	query(t, s, "ALTER SYSTEM SET ssl_key_file = 'server-key.pem'")
+	query(t, s, "ALTER SYSTEM SET ssl_cert_file = 'cert.pem'")
+	query(t, s, "ALTER SYSTEM SET ssl_key_file = 'key.pem'")
 	query(t, s, "ALTER SYSTEM SET ssl = on")
 	query(t, s, "SELECT pg_reload_conf()")
 	waitUntil(t, "PostgreSQL serves TLS", func() bool { return query(t, s, "SHOW ssl") == "on" })

@@ -34,6 +34,8 @@ type Config struct {
 	// TLS is for GRPCAddr to be open to other machines.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
+	// PprofAddr is where Go's profiles are served, for this machine alone.
+	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
 	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
 	// Messages says how long dead letters can be redriven.
@@ -80,7 +82,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: postgres.Transient,
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, Transient: postgres.Transient,
 	}, t)
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ type EndUser struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuer of the end user's token; empty if the token is the shop's own or there is none.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Whom the issuer gave the token.
+	// Whom the issuer gave the token; if there is no issuer, the name of the operator whose token it is.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Whether it is an operator, who may see and do everything.
 	Operator      bool `protobuf:"varint,3,opt,name=operator,proto3" json:"operator,omitempty"`

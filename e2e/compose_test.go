@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"shop.example/shop/command"
+)
+
+const (
+	demoFile       = "../compose.yaml"
+	productionFile = "../deploy/compose/production.yaml"
+)
+
+// composeFile is what the tests look at in a compose file.
+type composeFile struct {
+	Name     string
+	Services map[string]struct {
+		Image   string
+		Ports   []string
+		Volumes []string
+		Command any
+	}
+}
+
+func readCompose(t *testing.T, path string) (file composeFile, text string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(data, &file); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if len(file.Services) < 7 {
+		t.Fatalf("%s has the services %v: it was not read", path, file.Services)
+	}
+	return file, string(data)
+}
+
+var (
+	fullVersion = regexp.MustCompile(`^(postgres:\d+\.\d+|(rabbitmq|golang):\d+\.\d+\.\d+)(-\w+)?(@sha256:[0-9a-f]{64})?$`)
+	fromLine    = regexp.MustCompile(`(?m)^FROM (\S+)`)
+	stackImage  = regexp.MustCompile(`\bimage: "([^"]+)"`)
+	required    = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
+	withDefault = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
+)
+
+// A tag that moves is another program on the next machine.
+func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
+	t.Parallel()
+	images := map[string]string{} // where they stand
+	for _, path := range []string{demoFile, productionFile} {
+		file, _ := readCompose(t, path)
+		for name, service := range file.Services {
+			if service.Image != "" && service.Image != "shop" && !strings.HasPrefix(service.Image, "shop-") {
+				images[service.Image] = path + ": " + name
+			}
+		}
+	}
+	used := len(images)
+	for path, pattern := range map[string]*regexp.Regexp{"../Dockerfile": fromLine, "../shop/stack/postgres.go": stackImage, "../shop/stack/rabbitmq.go": stackImage} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := pattern.FindAllStringSubmatch(string(text), -1)
+		if len(found) == 0 {
+			t.Errorf("%s names no image", path)
+		}
+		for _, m := range found {
+			switch where, known := images[m[1]]; {
+			case m[1] == "scratch", m[1] == "base":
+			case pattern == stackImage && !known:
+				t.Errorf("%s starts %s, the compose files do not: one version for all", path, m[1])
+			case where == "":
+				images[m[1]] = path
+			}
+		}
+	}
+	if used != 2 || len(images) != 3 {
+		t.Errorf("images %v: one of PostgreSQL, of RabbitMQ and of Go are expected", images)
+	}
+	for image, where := range images {
+		if !fullVersion.MatchString(image) {
+			t.Errorf("%s: %s is no full version", where, image)
+		}
+	}
+}
+
+func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
+	t.Parallel()
+	published := 0
+	for _, path := range []string{demoFile, productionFile} {
+		file, _ := readCompose(t, path)
+		for name, service := range file.Services {
+			for _, port := range service.Ports {
+				published++
+				if !strings.HasPrefix(port, "127.0.0.1:") {
+					t.Errorf("%s: %s is published on %s", path, name, port)
+				}
+			}
+		}
+		if path == productionFile && published != 4 {
+			t.Errorf("%d ports are published, 4 are expected, all by %s", published, demoFile)
+		}
+	}
+	production, text := readCompose(t, productionFile)
+	for _, name := range []string{"db", "rabbitmq"} {
+		if production.Services[name].Ports == nil || strings.Count(text, "ports: !reset []") != 2 {
+			t.Errorf("%s: %s keeps the ports of %s", productionFile, name, demoFile)
+		}
+	}
+}
+
+// Whose variables have no value does not start. What has a default in the demonstration is known to all.
+func TestCompose_ProductionStartsWithTheSecretsOfShopSecretsAlone(t *testing.T) {
+	t.Parallel()
+	_, demo := readCompose(t, demoFile)
+	_, production := readCompose(t, productionFile)
+	needs := map[string]bool{}
+	for _, m := range required.FindAllStringSubmatch(production, -1) {
+		needs[m[1]] = true
+	}
+	for _, m := range withDefault.FindAllStringSubmatch(demo, -1) {
+		if !needs[m[1]] {
+			t.Errorf("%s has a default for %s, and %s starts with it", demoFile, m[1], productionFile)
+		}
+	}
+	file := filepath.Join(t.TempDir(), ".env")
+	root := command.Root()
+	root.SetOut(&bytes.Buffer{})
+	root.SetArgs([]string{"secrets", "--file", file})
+	if err := root.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		switch {
+		case !ok:
+		case name == "COMPOSE_FILE":
+			for _, path := range strings.Split(value, ":") {
+				if !exists(filepath.Join("..", path)) {
+					t.Errorf("%s names %s, which does not exist", name, path)
+				}
+			}
+		case !needs[name]:
+			t.Errorf("shop secrets makes %s, without which production starts", name)
+		default:
+			delete(needs, name)
+		}
+	}
+	for name := range needs {
+		t.Errorf("production needs %s, which shop secrets does not make", name)
+	}
+}
+
+func TestCompose_ProductionSpeaksTLSWithBrokerAndDatabase(t *testing.T) {
+	t.Parallel()
+	_, text := readCompose(t, productionFile)
+	if n := strings.Count(text, "AMQP_URL: "); n != 4 || strings.Count(text, "AMQP_URL: amqps://") != n || strings.Count(text, ":5671/?cacertfile=/certs/ca.pem\n") != n {
+		t.Errorf("%d services have a broker, not all of them with TLS", n)
+	}
+	if n := strings.Count(text, "DATABASE_URL: "); n != 4 || strings.Count(text, "?sslmode=verify-full&sslrootcert=/certs/ca.pem\n") != n {
+		t.Errorf("%d services have a database, not all of them know whose it is", n)
+	}
+	for _, want := range []string{"listeners.tcp = none\n", "hostssl  all  all"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the servers speak without TLS too: %q is missing", want)
+		}
+	}
+}
+
+func TestCompose_EachContainerHasItsOwnKeyAlone(t *testing.T) {
+	t.Parallel()
+	var made []string // what certs makes, by volume
+	mounts := map[string][]string{}
+	for _, path := range []string{demoFile, productionFile} {
+		file, _ := readCompose(t, path)
+		for name, service := range file.Services {
+			for _, volume := range service.Volumes {
+				source, target, _ := strings.Cut(volume, ":")
+				owner, isCertificate := strings.CutSuffix(source, "-certs")
+				switch {
+				case !isCertificate:
+				case name == "certs":
+					made = append(made, owner)
+					if target != "/certs/"+owner {
+						t.Errorf("%s: certs writes those of %s to %s", path, owner, target)
+					}
+				case owner != name || target != "/certs:ro":
+					t.Errorf("%s: %s has the certificate of %s, as %s", path, name, owner, target)
+				default:
+					mounts[name] = append(mounts[name], path)
+				}
+			}
+		}
+	}
+	production, _ := readCompose(t, productionFile)
+	names, _ := production.Services["certs"].Command.([]any)
+	dockerfile, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range made {
+		if len(mounts[owner]) != 1 {
+			t.Errorf("%s has its certificate %d times: %v", owner, len(mounts[owner]), mounts[owner])
+		}
+		if !slices.Contains(names, any(owner)) {
+			t.Errorf("%s: certs does not make a certificate of %s", productionFile, owner)
+		}
+		if !strings.Contains(string(dockerfile), " all/"+owner) {
+			t.Errorf("Dockerfile: `shop certs` cannot write to the volume of %s: make a folder all/%s", owner, owner)
+		}
+	}
+	if len(made) != 7 {
+		t.Errorf("certificates are made for %v", made)
+	}
+}

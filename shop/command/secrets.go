@@ -1,0 +1,163 @@
+package command
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	idSecret         = "SHOP_ID_SECRET"
+	previousIDSecret = "SHOP_ID_SECRET_PREVIOUS"
+	operatorTokens   = "SHOP_OPERATOR_TOKENS"
+)
+
+// secretNames are the variables that deploy/compose/production.yaml does not start without, beside the operators'.
+var secretNames = []string{
+	idSecret,
+	"POSTGRES_PASSWORD", "ORDERS_PASSWORD", "INVENTORY_PASSWORD", "LOGGING_PASSWORD",
+	"RABBITMQ_PASSWORD", "GATEWAY_AMQP_PASSWORD", "ORDER_AMQP_PASSWORD", "INVENTORY_AMQP_PASSWORD", "LOGGING_AMQP_PASSWORD",
+}
+
+// secretsHeader is how a new file begins. From then on `docker compose` alone means production in this folder: with the
+// demonstration's own file it would start a demonstration with these secrets.
+const secretsHeader = `# The secrets of this shop, made by shop secrets. Whoever has them has the shop: keep the file to yourself, and a copy of
+# it safe.
+COMPOSE_FILE=compose.yaml:deploy/compose/production.yaml
+`
+
+func secretsCommand() *cobra.Command {
+	var (
+		file             string
+		operators, renew []string
+	)
+	cmd := &cobra.Command{
+		Use:   "secrets",
+		Short: "Make the secrets of a shop in production",
+		Long: `Makes every secret that deploy/compose/production.yaml needs and that the file does not have yet: passwords,
+the secret of order ids, a token for each operator. They are written to the file alone, which its owner
+alone can read; docker compose reads it by itself when it is .env beside compose.yaml.
+
+--renew replaces a secret, and --operator adds a token, also for an operator who has one: then both are
+good until the old one is taken out of the file. docs/production.md has the procedure for each secret.`,
+		Example: "  shop secrets --operator ada --operator bob\n  shop secrets --renew ORDERS_PASSWORD",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSecrets(file)
+			if err != nil {
+				return err
+			}
+			if _, known := s.get(operatorTokens); !known && len(operators) == 0 {
+				operators = []string{"admin"}
+			}
+			made, err := s.complete(operators, renew)
+			if err != nil {
+				return err
+			}
+			if len(made) == 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s has all secrets.\n", file)
+				return nil
+			}
+			if err := s.write(file); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "Made, in %s:\n  %s\n", file, strings.Join(made, "\n  "))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&file, "file", ".env", "where they are kept, a line NAME=value each")
+	cmd.Flags().StringArrayVar(&operators, "operator", nil, "make a token for the operator of this name (the first one is called admin if nobody is named)")
+	cmd.Flags().StringArrayVar(&renew, "renew", nil, "replace the secret of this name")
+	completeFlag(cmd, "renew", cobra.FixedCompletions(secretNames, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// secretFile is a file of lines NAME=value. What else stands in it stays.
+type secretFile struct{ lines []string }
+
+func readSecrets(file string) (*secretFile, error) {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = []byte(secretsHeader), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the secrets: %w", err)
+	}
+	return &secretFile{strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")}, nil
+}
+
+// write replaces the file as a whole.
+func (s *secretFile) write(file string) error {
+	unfinished := file + ".new"
+	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) { // its mode would stay
+		return fmt.Errorf("writing the secrets: %w", err)
+	}
+	if err := os.WriteFile(unfinished, []byte(strings.Join(s.lines, "\n")+"\n"), 0o600); err != nil {
+		return fmt.Errorf("writing the secrets: %w", err)
+	}
+	if err := os.Rename(unfinished, file); err != nil {
+		return fmt.Errorf("writing the secrets: %w", err)
+	}
+	return nil
+}
+
+// get returns the value of a name; one that is empty is as good as none.
+func (s *secretFile) get(name string) (value string, ok bool) {
+	for _, line := range slices.Backward(s.lines) { // the last one counts
+		if value, ok := strings.CutPrefix(line, name+"="); ok {
+			value = strings.Trim(value, `"'`)
+			return value, value != ""
+		}
+	}
+	return "", false
+}
+
+func (s *secretFile) set(name, value string) {
+	s.lines = slices.DeleteFunc(s.lines, func(line string) bool { return strings.HasPrefix(line, name+"=") })
+	s.lines = append(s.lines, name+"="+value)
+}
+
+// operatorName is what the gateway takes for a name.
+var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
+
+// complete makes what is missing, a token for each of the operators, and what is to be renewed. It returns a line for
+// each secret that it has made, without the secret.
+func (s *secretFile) complete(operators, renew []string) (made []string, err error) {
+	for _, name := range renew {
+		if !slices.Contains(secretNames, name) {
+			return nil, wrongUsage("--renew %q: there are %s; a new token of an operator is made by --operator", printable(name), strings.Join(secretNames, ", "))
+		}
+	}
+	for _, name := range secretNames {
+		old, known := s.get(name)
+		again := slices.Contains(renew, name)
+		if known && !again {
+			continue
+		}
+		if known && name == idSecret {
+			s.set(previousIDSecret, old)
+			made = append(made, previousIDSecret+", which was "+idSecret)
+		}
+		s.set(name, rand.Text()) // letters and digits: it stands in URLs
+		made = append(made, name)
+	}
+	for _, name := range operators {
+		if !operatorName.MatchString(name) {
+			return nil, wrongUsage("--operator %q: a name has 1 to 64 letters, digits, dots, dashes, underscores or @", printable(name))
+		}
+		tokens, known := s.get(operatorTokens)
+		if known {
+			tokens += ","
+		}
+		s.set(operatorTokens, tokens+name+":"+rand.Text())
+		made = append(made, "a token of "+name+", in "+operatorTokens)
+	}
+	return made, nil
+}
