@@ -43,7 +43,7 @@ const (
 )
 
 // scenes are the names of blocks that a test of their own executes.
-var scenes = []string{"install", "backup", "restore", "restore-broker", "audit"}
+var scenes = []string{"install", "backup", "restore", "restore-broker", "audit", "rotation"}
 
 // block is a block of code in a document.
 type block struct {
@@ -137,7 +137,7 @@ func TestDocuments_NameCommandsAndFilesThatExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile(`(?m)^([a-z]+):`).FindAllSubmatch(makefile, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^([a-z./]+):`).FindAllSubmatch(makefile, -1) {
 		targets[string(m[1])] = true
 	}
 	top, err := os.ReadDir("..")

@@ -189,7 +189,7 @@ func TestAccess_AMethodThatSaysNothingIsNotServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAPI(s.GRPC(), operatorToken, tel)
+	a := newAPI(s.GRPC(), testOperators, tel)
 	orderv1.RegisterOrderServiceServer(a, orderServer{})
 	if err := checkRules(s.GRPC().GetServiceInfo()); err != nil {
 		t.Errorf("orders, health and reflection all say who may call them: %v", err)
@@ -275,7 +275,7 @@ func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
 	i := startIssuer(t)
 	log := slog.New(slog.DiscardHandler)
 	interceptor := apierror.NewInterceptor(log)
-	a := newAccess(operatorToken, interceptor)
+	a := newAccess(testOperators, interceptor)
 	if err := a.configureOIDC(OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, log); err != nil {
 		t.Fatal(err)
 	}
