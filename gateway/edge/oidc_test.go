@@ -481,7 +481,7 @@ func TestOIDC_ServicesKnowWhoCalls(t *testing.T) {
 		"nobody":                       {nil, " operator=false external=true", http.StatusUnauthorized},
 		"a token without a role":       {[]string{customer}, "4711 operator=false external=true", http.StatusOK},
 		"an operator of the issuer":    {[]string{op}, "4712 operator=true external=true", http.StatusOK},
-		"the operator token":           {[]string{"Authorization: Bearer " + operatorToken}, " operator=true external=true", http.StatusOK},
+		"the operator token":           {[]string{"Authorization: Bearer " + operatorToken}, "operator token operator=true external=true", http.StatusOK},
 		"a client that says it itself": {[]string{"Shop-End-User-Bin: EAE=", "Grpc-Metadata-Shop-End-User-Bin: GAE="}, " operator=false external=true", http.StatusUnauthorized},
 	} {
 		if got := get("/v1/orders/"+storedOrder, c.headers...); !strings.Contains(got.body, `"`+c.said+`"`) {
