@@ -28,6 +28,7 @@ const patience = 30 * time.Second
 // party is a process of the shop as far as messaging goes: two connections and a publisher, all running.
 type party struct {
 	consume *messaging.Connection
+	publish *messaging.Connection
 	pub     *messaging.Publisher
 	run     func(func(context.Context) error) (stop func())
 }
@@ -58,7 +59,8 @@ func join(t testing.TB, url, service string) *party {
 		return c
 	}
 	p.consume = dial("consume")
-	p.pub = messaging.NewPublisher(dial("publish"))
+	p.publish = dial("publish")
+	p.pub = messaging.NewPublisher(p.publish)
 	p.run(p.pub.Run)
 	return p
 }
@@ -369,7 +371,8 @@ type replica struct {
 	stop   func()
 }
 
-// replicas are two consumers of the order queue that are attached to it. Before they handle an order they ask allow.
+// replicas are two consumers of the order queue that are attached to it, with the whole of their prefetch. Before they
+// handle an order they ask allow.
 func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(replica int) error) (publisher *party, both [2]replica) {
 	t.Helper()
 	for i := range both {
@@ -388,6 +391,9 @@ func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(
 		both[i] = replica{orders, p.run(c.Run)}
 		eventually(t, func() error { return c.Ready(t.Context()) })
 		publisher = p
+	}
+	for range 40 { // with each of its first batches a consumer takes a larger prefetch, and leaves one message to the other
+		first(t, publisher, both)
 	}
 	return publisher, both
 }
