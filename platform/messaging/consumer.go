@@ -35,9 +35,9 @@ type ConsumerOptions struct {
 // prefetch has room for, and the next what is left (https://www.rabbitmq.com/docs/consumer-priority). While a dependency
 // is down for one of them it leaves the queue to the others.
 //
-// The prefetch is one batch in hand and one on the way. AMQP counts messages, not bytes, and what was sent cannot be sent
-// back without counting as a delivery, so it is smaller while messages are large, see maxHeld. It begins with one message
-// and grows with each batch: a process that could not hold what waits for it, and died of it, can when it comes back.
+// The prefetch is one batch in hand and one on the way. AMQP counts messages, not bytes, so it is smaller while messages
+// are large, see maxHeld. It begins with one message and doubles as long as that is too few: a process that died of what
+// it was given at once does not when it comes back.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
@@ -51,11 +51,13 @@ type Consumer struct {
 
 	// Run's alone:
 	ch       *amqp.Channel // of the session
-	leaving  bool          // the session ends behind what it was given
-	resizing bool          // it goes on with another prefetch behind that
-	halvings int           // of the prefetch
-	largest  int           // of the messages of late, in bytes
-	size     int           // messages handed to a handler at once: fewer than batch after a failure
+	tag      string        // of its subscription
+	tags     int
+	leaving  bool // the session ends behind what it was given
+	resizing bool // it goes on with another prefetch behind that
+	halvings int  // of the prefetch
+	largest  int  // of the messages of late, in bytes
+	size     int  // messages handed to a handler at once: fewer than batch after a failure
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -119,11 +121,11 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if err := c.settle(ctx, work, batch); err != nil {
 				return err // what was not acknowledged goes back to the queue with the channel
 			}
+			if err := c.resize(batch, len(ready)); err != nil {
+				return err
+			}
 			if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
 				return fmt.Errorf("acknowledging: %w", err)
-			}
-			if err := c.resize(batch); err != nil {
-				return err
 			}
 		case c.leaving:
 			return errors.New("it had left the queue while a dependency was down")
@@ -137,13 +139,16 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	}
 }
 
-// subscribe has the broker deliver, as much as the prefetch allows.
+// subscribe has the broker deliver, as much as the prefetch allows. Each subscription has a name of its own: RabbitMQ 3.10
+// takes another of the same name for the first, misses messages of it, and dies looking for them.
 func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 	c.resizing = false
+	c.tags++
+	c.tag = fmt.Sprintf("%s.%d", c.queue, c.tags)
 	if err := c.ch.Qos(c.prefetch(), 0, false); err != nil {
 		return nil, fmt.Errorf("setting the prefetch: %w", err)
 	}
-	deliveries, err := c.ch.Consume(c.queue, c.queue, false, false, false, false, amqp.Table{"x-priority": c.priority})
+	deliveries, err := c.ch.Consume(c.queue, c.tag, false, false, false, false, amqp.Table{"x-priority": c.priority})
 	if err != nil {
 		return nil, fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
@@ -153,29 +158,32 @@ func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 // prefetch is how many messages the broker hands out before it waits for acknowledgements.
 func (c *Consumer) prefetch() int { return 2 * c.batch >> c.halvings }
 
-// resize looks at what came, and where the prefetch should be another one has the broker deliver no more: the consumer
-// subscribes again behind what it was given, so that the order stays. A channel's prefetch is that of its consumers to come.
-func (c *Consumer) resize(came []amqp.Delivery) error {
+// resize ends the subscription if another prefetch is better, before batch is acknowledged; the next one begins behind
+// what was handed out. That is when all the prefetch is here, in batch and behind it: then it may be too small, and nothing
+// is on its way, which the broker would take back and count as delivered once more.
+func (c *Consumer) resize(batch []amqp.Delivery, behind int) error {
 	c.largest -= c.largest / 8
-	for i := range came {
-		c.largest = max(c.largest, len(came[i].Body))
+	for i := range batch {
+		c.largest = max(c.largest, len(batch[i].Body))
 	}
-	before := c.prefetch()
-	if c.resizing || c.leaving {
+	if c.resizing || c.leaving || len(batch)+behind < c.prefetch() || !c.refit() {
 		return nil
 	}
+	if err := c.ch.Cancel(c.tag, false); err != nil {
+		return fmt.Errorf("changing the prefetch: %w", err)
+	}
+	c.resizing = true
+	return nil
+}
+
+// refit doubles the prefetch, or halves it until it holds no more than it may, and says whether it is another one.
+func (c *Consumer) refit() bool {
+	before := c.prefetch()
 	c.halvings = max(0, c.halvings-1)
 	for c.prefetch() > 1 && c.prefetch()*c.largest > maxHeld {
 		c.halvings++
 	}
-	if c.prefetch() == before {
-		return nil
-	}
-	c.resizing = true
-	if err := c.ch.Cancel(c.queue, false); err != nil {
-		return fmt.Errorf("changing the prefetch: %w", err)
-	}
-	return nil
+	return c.prefetch() != before
 }
 
 // leave leaves the queue to the other replicas. What is handed out already stays, and is handled when the dependency is
@@ -184,7 +192,7 @@ func (c *Consumer) leave() {
 	if c.leaving {
 		return
 	}
-	if err := c.ch.Cancel(c.queue, false); err != nil {
+	if err := c.ch.Cancel(c.tag, false); err != nil {
 		return // the channel is gone, and the session with it
 	}
 	c.leaving = true

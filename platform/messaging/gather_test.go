@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -56,5 +57,31 @@ func TestGather_WaitsForMoreAsLongAsItLingers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestConsumer_ThePrefetchGrowsAndShrinksWithTheSizeOfMessages(t *testing.T) {
+	t.Parallel()
+	c := NewConsumer(nil, nil, "order", ConsumerOptions{Batch: 500})
+	sizes := func(largest int) (all []int) {
+		c.largest = largest
+		for all = []int{c.prefetch()}; c.refit(); {
+			all = append(all, c.prefetch())
+		}
+		return all
+	}
+	for _, c := range []struct {
+		largest int
+		want    []int
+	}{
+		{300, []int{1, 3, 7, 15, 31, 62, 125, 250, 500, 1000}},
+		{84_000, []int{1000, 125}},
+		{16 << 20, []int{125, 1}},
+		{84_000, []int{1, 3, 7, 15, 31, 62, 125}},
+		{20_000, []int{125, 250, 500}},
+	} {
+		if got := sizes(c.largest); !slices.Equal(got, c.want) {
+			t.Errorf("while the largest message has %d bytes: %v, want %v", c.largest, got, c.want)
+		}
 	}
 }

@@ -371,8 +371,7 @@ type replica struct {
 	stop   func()
 }
 
-// replicas are two consumers of the order queue that are attached to it, with the whole of their prefetch. Before they
-// handle an order they ask allow.
+// replicas are two consumers of the order queue that are attached to it. Before they handle an order they ask allow.
 func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(replica int) error) (publisher *party, both [2]replica) {
 	t.Helper()
 	for i := range both {
@@ -392,7 +391,7 @@ func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(
 		eventually(t, func() error { return c.Ready(t.Context()) })
 		publisher = p
 	}
-	for range 40 { // with each of its first batches a consumer takes a larger prefetch, and leaves one message to the other
+	for range 10 { // with their first orders they find that one is too small a prefetch, and leave one to the other meanwhile
 		first(t, publisher, both)
 	}
 	return publisher, both
@@ -436,19 +435,30 @@ func TestConsumer_OneReplicaIsGivenWhatItHasRoomForAndTheNextWhatIsLeft(t *testi
 		}
 	}
 
-	held := make(chan struct{})
-	block.Store(&held)
-	leader.Store(int32(one))
 	const room, left = 2 * batch, 5
-	for range room + left {
-		publish(t, p, placed())
-	}
-	for range left {
-		next(t, both[other].orders, "an order that the first replica has no room for")
-	}
-	close(held)
-	for range room {
-		next(t, both[one].orders, "an order that the first replica had in hand")
+	leader.Store(int32(one))
+	for prefetch := 2; ; prefetch *= 2 { // it is doubled each time that all of it waits behind an order in hand
+		held := make(chan struct{})
+		block.Store(&held)
+		for range prefetch + left {
+			publish(t, p, placed())
+		}
+		for range left {
+			next(t, both[other].orders, "an order that the first replica has no room for")
+		}
+		close(held)
+		for range prefetch {
+			next(t, both[one].orders, "an order that the first replica had in hand")
+		}
+		if prefetch == room {
+			break
+		}
+		eventually(t, func() error { // it has subscribed again
+			if first(t, p, both) != one {
+				return errors.New("the first replica is not given an order")
+			}
+			return nil
+		})
 	}
 
 	both[one].stop()

@@ -19,7 +19,7 @@ const (
 	MaxCall = 4 << 20
 	// maxBatch bounds the messages that a handler is given at once; a message that is larger comes alone. For messages
 	// that say so it bounds what comes of them, see HandleWeighed.
-	maxBatch = MaxCall
+	maxBatch = 2 << 20
 	// maxHeld bounds what a consumer has been given and has not acknowledged, by the size of the messages of late.
 	maxHeld = 16 << 20
 	// slotBytes is what a publisher counts as one message of its window.

@@ -264,6 +264,40 @@ func TestConsumer_IsGivenFewerMessagesWhileTheyAreLarge(t *testing.T) {
 	}
 }
 
+// To change the prefetch the subscription has to end. What was handed out must not be handed out again, and nothing may
+// overtake it.
+func TestConsumer_AnotherPrefetchCostsNoMessageItsPlace(t *testing.T) {
+	t.Parallel()
+	p := join(t, brokertest.New(t).URL, "order")
+	var want []string
+	for range 3 {
+		for size, n := range map[int]int{1: 600, 200_000: 120} {
+			messages := make([]messaging.Outgoing, n)
+			for i := range messages {
+				messages[i] = large(size)
+				want = append(want, messages[i].MessageID)
+			}
+			if err := p.pub.Send(within(t), messages); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	handled := make(chan messaging.Delivery, len(want))
+	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: 100},
+		messaging.HandleRaw(func(ctx context.Context, batch []messaging.Delivery) error {
+			for _, d := range batch {
+				handled <- d
+			}
+			return p.pub.Publish(ctx, confirmedOrder()) // takes a moment, in which all that may come has come
+		})).Run)
+	for i, id := range want {
+		d := next(t, handled, fmt.Sprintf("message %d", i))
+		if d.MessageID != id || d.Redelivered {
+			t.Fatalf("message %d: redelivered %v, it is %s, want %s", i, d.Redelivered, d.MessageID, id)
+		}
+	}
+}
+
 func TestSend_ALeftoverReturnDoesNotFailTheSameMessageLater(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
