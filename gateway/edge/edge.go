@@ -141,7 +141,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		return nil, err
 	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, stopping: s.Stopping()})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
+	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{
+		orders: taken, request: replies.Request, lists: semaphore.NewWeighted(maxLists), currency: cfg.Currency,
+	})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
 	if err := forwardAll(a, upstreams, newPlaces(cmp.Or(cfg.MaxStreams, defaultStreams))); err != nil {
 		return nil, err

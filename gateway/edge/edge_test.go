@@ -128,7 +128,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
 	taken := &orders{ids: orderIDs{secret: []byte("secret")}, publish: publish, stored: undecided, inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
+	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, lists: semaphore.NewWeighted(maxLists), currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)
 	desc, err := forward(services(inventoryv1.File_shop_inventory_v1_inventory_proto)[0], "inventory", client(t, nowhere), nil)
 	if err != nil {

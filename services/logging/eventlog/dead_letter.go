@@ -41,7 +41,7 @@ type deadLetter struct {
 	TraceID       string    `db:"trace_id"`
 	Type          string    `db:"type"`
 	Attempts      int       `db:"attempts"`
-	Headers       string    `db:"headers"` // JSON; only written
+	Headers       string    `db:"headers"` // JSON
 	Body          []byte    `db:"body"`    // nil where it was not asked for
 	PublishedAt   time.Time `db:"published_at"`
 	CreatedAt     time.Time `db:"created_at"`
@@ -58,6 +58,10 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 		reason = "it does not say why it could not be handled"
 	}
 	traceParent, _ := d.Headers["traceparent"].(string)
+	body := d.Body
+	if body == nil {
+		body = []byte{} // which is not NULL
+	}
 	return deadLetter{
 		Reason:        reason,
 		SourceQueue:   storable(d.SourceQueue),
@@ -71,18 +75,24 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 		Type:          storable(d.Type),
 		Attempts:      d.Attempt + 1,
 		Headers:       headersJSON(d),
-		Body:          append([]byte{}, d.Body...), // an empty one is not NULL
+		Body:          body,
 		PublishedAt:   r.publishedAt,
 	}, r.problem
 }
 
-// headersJSON writes what can be written of the headers.
+// appIDKey is where headersJSON has the property that names the service which published the message.
+const appIDKey = "app_id"
+
+// headersJSON writes what can be written of the headers, and the app_id with them.
 func headersJSON(d messaging.Delivery) string {
-	headers := make(map[string]json.RawMessage, len(d.Headers))
+	headers := make(map[string]json.RawMessage, len(d.Headers)+1)
 	for name, value := range d.Headers {
 		if text, err := json.Marshal(value); err == nil {
 			headers[name] = text
 		}
+	}
+	if text, err := json.Marshal(d.AppID); err == nil {
+		headers[appIDKey] = text
 	}
 	text, err := json.Marshal(headers)
 	if err != nil {
@@ -145,9 +155,9 @@ SELECT id, state, reason, source_queue, exchange, routing_key, message_id, coale
        (SELECT min(created_at) FROM dead_letter AS same
         WHERE same.message_id = dead_letter.message_id AND same.source_queue = dead_letter.source_queue) AS first_at`
 
-// getDeadLetter reads one with its body. lock is "" or FOR UPDATE.
+// getDeadLetter reads one with its headers and its body. lock is "" or FOR UPDATE.
 func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock string) (letter deadLetter, err error) {
-	err = sqlx.GetContext(ctx, db, &letter, selectDeadLetter+", body FROM dead_letter WHERE id = $1 "+lock, id)
+	err = sqlx.GetContext(ctx, db, &letter, selectDeadLetter+", headers, body FROM dead_letter WHERE id = $1 "+lock, id)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return letter, apierror.New(codes.NotFound, "DEAD_LETTER_NOT_FOUND", "there is no dead letter %d", id)
@@ -226,14 +236,29 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 		CorrelationID: l.CorrelationID,
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,
+		AppID:         l.appID(),
 		Headers:       map[string]any{messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey},
 		Body:          l.Body,
 	}
 }
 
+// appID is the service that published the message first, "" if it did not say so or the letter is from before that was kept.
+func (l *deadLetter) appID() string {
+	var headers map[string]json.RawMessage
+	var id string
+	if json.Unmarshal([]byte(l.Headers), &headers) != nil || json.Unmarshal(headers[appIDKey], &id) != nil {
+		return ""
+	}
+	return id
+}
+
 func publishError(letter deadLetter, err error) error {
-	if errors.Is(err, messaging.ErrUnroutable) {
+	switch {
+	case errors.Is(err, messaging.ErrUnroutable):
 		return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_GONE", "queue %q does not exist any more", letter.SourceQueue)
+	case errors.Is(err, messaging.ErrTooLarge):
+		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
+			"the broker takes no message as large as dead letter %d: raise its max_message_size, or discard the letter", letter.ID)
 	}
 	return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message; try again").WithCause(err)
 }
@@ -258,9 +283,6 @@ func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-// mostPayload is how large a body may be, in bytes, to be shown as JSON as well.
-const mostPayload = 4 << 20
-
 // message is the letter as it is shown, with its body where that was read.
 func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
@@ -281,7 +303,7 @@ func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, erro
 
 		RedrivableUntil: timestamppb.New(l.FirstAt.Add(horizon)),
 	}
-	if l.Body == nil || len(l.Body) > mostPayload {
+	if l.Body == nil {
 		return m, nil
 	}
 	payload, _ := decodeJSON(l.delivery())

@@ -17,10 +17,11 @@ const (
 	tailInterval = 100 * time.Millisecond
 	// tailPause is the least time between two questions, however fast this replica writes.
 	tailPause = 5 * time.Millisecond
-	// tailRows is how many of the newest rows the tail holds for all listeners together. Who is slower than that reads
-	// from the database.
-	tailRows = 4096
-	// readRows is how many rows are read at once.
+	// tailRows and tailBytes are how many of the newest rows the tail holds for all listeners together, and how large
+	// their payloads may be. Who is slower than that reads from the database.
+	tailRows  = 4096
+	tailBytes = 16 << 20
+	// readRows is how many rows are read at once, or are at hand for one listener, and mostBytes how large their payloads.
 	readRows = 500
 )
 
@@ -37,7 +38,8 @@ type tail struct {
 	listeners int
 	changed   chan struct{} // closed and replaced when what follows changes
 	warm      bool          // whether run follows the log
-	rows      []*row        // every row with from < id <= head, in the order of the ids. Never changed in place.
+	rows      []*row        // every row with from < id <= head, in the order of the ids
+	size      int           // of the payloads of rows
 	from      int64
 	head      int64
 }
@@ -114,12 +116,19 @@ func (t *tail) advance(ctx context.Context) error {
 	return nil
 }
 
-// grow adds rows and forgets the oldest beyond tailRows. Listeners may still hold slices of the rows: what they see is
-// never overwritten.
+// grow adds rows and forgets the oldest beyond tailRows and tailBytes.
 func (t *tail) grow(rows []*row) {
 	t.rows = append(t.rows, rows...)
-	if surplus := len(t.rows) - tailRows; surplus > 0 {
+	for _, r := range rows {
+		t.size += len(r.Payload)
+	}
+	surplus := 0
+	for ; len(t.rows)-surplus > tailRows || t.size > tailBytes; surplus++ {
+		t.size -= len(t.rows[surplus].Payload)
+	}
+	if surplus > 0 {
 		t.from = t.rows[surplus-1].ID
+		clear(t.rows[:surplus]) // for the memory; listeners have copies
 		t.rows = t.rows[surplus:]
 	}
 	t.head = rows[len(rows)-1].ID
@@ -132,7 +141,7 @@ func (t *tail) cool() bool {
 	if t.listeners > 0 {
 		return false
 	}
-	t.warm, t.rows = false, nil
+	t.warm, t.rows, t.size = false, nil, 0
 	return true
 }
 
@@ -186,9 +195,12 @@ func (t *tail) view(cursor int64) view {
 	}
 	i, _ := slices.BinarySearchFunc(t.rows, cursor+1, func(r *row, id int64) int { return cmp.Compare(r.ID, id) })
 	v.rows = t.rows[i:]
-	if len(v.rows) > readRows {
-		v.rows = v.rows[:readRows]
-		v.next = v.rows[readRows-1].ID
+	size := 0
+	for n, r := range v.rows {
+		if size += len(r.Payload); n == readRows || n > 0 && size > mostBytes {
+			v.rows, v.next = v.rows[:n], v.rows[n-1].ID
+			break
+		}
 	}
 	// A copy: a slow listener must not keep all that the tail has held.
 	v.rows = slices.Clone(v.rows)
@@ -203,11 +215,10 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 		v := t.view(cursor)
 		switch {
 		case v.holds && v.next > cursor:
-			for _, r := range v.rows {
-				if f.matches(r) {
-					if err := send(r); err != nil {
-						return err
-					}
+			// A listener that is slow to take them holds no others.
+			for _, r := range slices.DeleteFunc(v.rows, func(r *row) bool { return !f.matches(r) }) {
+				if err := send(r); err != nil {
+					return err
 				}
 			}
 			cursor = v.next

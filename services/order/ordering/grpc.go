@@ -52,15 +52,13 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
 		state = State(req.GetState().String())
 	}
-	// One more than the page tells whether another follows.
-	orders, err := list(ctx, s.db, state, after, size+1)
+	orders, more, err := list(ctx, s.db, state, after, size)
 	if err != nil {
 		return nil, err
 	}
 	resp := &orderv1.ListOrdersResponse{}
-	if len(orders) > size {
-		orders = orders[:size]
-		resp.NextPageToken = positionAfter(orders[size-1]).token()
+	if more {
+		resp.NextPageToken = positionAfter(orders[len(orders)-1]).token()
 	}
 	for _, o := range orders {
 		resp.Orders = append(resp.Orders, o.message())

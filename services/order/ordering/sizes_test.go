@@ -1,6 +1,7 @@
 package ordering
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,5 +67,43 @@ func TestOrderPlaced_WhatIsTooLargeIsNotTakenForInventoryBeingDown(t *testing.T)
 		if got := mustGet(t, s, m.GetOrderId()); got.GetState() != orderv1.Order_CONFIRMED {
 			t.Errorf("order is %v", got)
 		}
+	}
+}
+
+// A page of the largest orders would be larger than a gateway takes, and in memory several times over.
+func TestListOrders_APageIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	lines := make([]*eventsv1.RequestedLine, 100)
+	for i := range lines {
+		lines[i] = &eventsv1.RequestedLine{ProductName: strings.Repeat("\U0001F6D2", 200), Quantity: 1}
+	}
+	var want []string
+	for range 30 {
+		placed := newPlaced(lines...)
+		mustStore(t, s, decidedPlacements(t, held, placed))
+		want = append(want, placed.GetOrderId())
+	}
+	slices.Reverse(want)
+	var got []string
+	for req := (&orderv1.ListOrdersRequest{PageSize: 1000}); ; {
+		page, err := s.ListOrders(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size := proto.Size(page); size > 3<<19 {
+			t.Errorf("a page of %d orders has %d bytes", len(page.GetOrders()), size)
+		}
+		for _, o := range page.GetOrders() {
+			if got = append(got, o.GetId()); len(o.GetOrderItems()) != len(lines) {
+				t.Errorf("order %s has %d lines", o.GetId(), len(o.GetOrderItems()))
+			}
+		}
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the pages have\n%v, want\n%v", got, want)
 	}
 }
