@@ -21,7 +21,7 @@ import (
 type DoorConfig struct {
 	RateLimit RateLimit
 	OIDC      OIDC
-	// OrdersInFlight is how many orders may wait for the broker at a time; 2000 where it is 0.
+	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 where it is 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
 }
 

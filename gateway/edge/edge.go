@@ -106,8 +106,8 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Door.OrdersInFlight < 0 {
-		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
+	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxRoom {
+		return nil, fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxRoom)
 	}
 	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")

@@ -27,7 +27,8 @@ type orders struct {
 	ids     orderIDs
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
-	// inFlight has one for each order that waits for the broker: while the broker is away, what comes could not be held.
+	// inFlight has room for the orders that wait for the broker, a large one counting as several: while the broker is away,
+	// what comes could not be held.
 	inFlight *semaphore.Weighted
 	log      *slog.Logger
 }
@@ -35,15 +36,29 @@ type orders struct {
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
 
+// roomOf is how many orders of the usual size an order counts as, maxRoom at most, with all that the gateway has of it
+// while it waits: one of 100 lines with names of 200 characters takes 350 kB.
+func roomOf(lines []*eventsv1.RequestedLine) int64 {
+	const line, usual = 100, 8 << 10
+	size := line * len(lines)
+	for _, l := range lines {
+		size += len(l.GetProductName())
+	}
+	return int64(1 + size/usual)
+}
+
+const maxRoom = 11
+
 // place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. An order whose
 // idempotency key has brought an order before is that order: as it stands, where it has been decided. After UNAVAILABLE
 // the order may have been taken all the same, but not where the reason is OVERLOADED; sent again with its idempotency key
 // it is taken once.
 func (o *orders) place(ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine) (*orderv1.Order, error) {
-	if !o.inFlight.TryAcquire(1) {
+	room := roomOf(lines)
+	if !o.inFlight.TryAcquire(room) {
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
-	defer o.inFlight.Release(1)
+	defer o.inFlight.Release(room)
 	id, keyed, err := o.ids.next(ctx)
 	if err != nil {
 		return nil, err
