@@ -56,7 +56,7 @@ func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
 	large := `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[` + line + strings.Repeat(","+line, 99) + `]}`
 	place := func(body string) answer { return send(t, http.MethodPost, "http://"+addr+"/intermediary/order", body) }
 	calls := errgroup.Group{}
-	for range ordersInFlight / maxRoom {
+	for range ordersInFlight / maxWeight {
 		calls.Go(func() error {
 			if got := place(large); got.status != http.StatusOK {
 				return fmt.Errorf("an order that waited: %d %s", got.status, got.body)
@@ -91,7 +91,7 @@ func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
 
 func TestNew_RoomForLessThanTheLargestOrderIsRefused(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int64{-1, 1, maxRoom - 1} {
+	for _, n := range []int64{-1, 1, maxWeight - 1} {
 		_, err := New(t.Context(), Config{Door: DoorConfig{OrdersInFlight: n}}, newTelemetry(t, io.Discard))
 		if err == nil || !strings.Contains(err.Error(), "ORDERS_IN_FLIGHT must be 11 or more") {
 			t.Errorf("%d: %v", n, err)

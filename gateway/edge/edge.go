@@ -106,8 +106,8 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxRoom {
-		return nil, fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxRoom)
+	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxWeight {
+		return nil, fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxWeight)
 	}
 	if cfg.OperatorToken == "" && cfg.Door.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKEN)")

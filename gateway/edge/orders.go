@@ -36,9 +36,9 @@ type orders struct {
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
 
-// roomOf is how many orders of the usual size an order counts as, maxRoom at most, with all that the gateway has of it
+// weightOf is how many orders of the usual size an order counts as, maxWeight at most, with all that the gateway has of it
 // while it waits: one of 100 lines with names of 200 characters takes 350 kB.
-func roomOf(lines []*eventsv1.RequestedLine) int64 {
+func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	const line, usual = 100, 8 << 10
 	size := line * len(lines)
 	for _, l := range lines {
@@ -47,18 +47,18 @@ func roomOf(lines []*eventsv1.RequestedLine) int64 {
 	return int64(1 + size/usual)
 }
 
-const maxRoom = 11
+const maxWeight = 11
 
 // place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. An order whose
 // idempotency key has brought an order before is that order: as it stands, where it has been decided. After UNAVAILABLE
 // the order may have been taken all the same, but not where the reason is OVERLOADED; sent again with its idempotency key
 // it is taken once.
 func (o *orders) place(ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine) (*orderv1.Order, error) {
-	room := roomOf(lines)
-	if !o.inFlight.TryAcquire(room) {
+	weight := weightOf(lines)
+	if !o.inFlight.TryAcquire(weight) {
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
-	defer o.inFlight.Release(room)
+	defer o.inFlight.Release(weight)
 	id, keyed, err := o.ids.next(ctx)
 	if err != nil {
 		return nil, err
@@ -137,6 +137,10 @@ func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
 
 // publishError is what the client is told about an order that was not published.
 func publishError(err error) error {
+	if errors.Is(err, messaging.ErrTooLarge) {
+		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
+			"the order is larger than the message broker takes: order fewer lines at once").WithCause(err)
+	}
 	for _, sentinel := range []error{messaging.ErrNotConnected, messaging.ErrBlocked, messaging.ErrUnconfirmed, messaging.ErrUnroutable} {
 		if errors.Is(err, sentinel) {
 			return apierror.Unavailable("BROKER_UNAVAILABLE", retryAfter,

@@ -50,14 +50,14 @@ type Consumer struct {
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
 
 	// Run's alone:
-	ch       *amqp.Channel // of the session
-	tag      string        // of its subscription
-	tags     int
-	leaving  bool // the session ends behind what it was given
-	resizing bool // it goes on with another prefetch behind that
-	halvings int  // of the prefetch
-	largest  int  // of the messages of late, in bytes
-	size     int  // messages handed to a handler at once: fewer than batch after a failure
+	ch            *amqp.Channel // of the session
+	tag           string        // of its subscription
+	tags          int           // that were given so far
+	yielding      bool          // the session ends behind what was handed out
+	resubscribing bool          // it goes on behind that with another prefetch
+	halvings      int           // of the prefetch
+	largest       int           // message of late, in bytes
+	size          int           // messages handed to a handler at once: fewer than batch after a failure
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -95,7 +95,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		return fmt.Errorf("opening a channel: %w", err)
 	}
 	defer func() { _ = ch.Close() }()
-	c.ch, c.leaving = ch, false
+	c.ch, c.yielding = ch, false
 	ready, err := c.subscribe()
 	if err != nil {
 		return err
@@ -121,15 +121,15 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if err := c.settle(ctx, work, batch); err != nil {
 				return err // what was not acknowledged goes back to the queue with the channel
 			}
-			if err := c.resize(batch, len(ready)); err != nil {
+			if err := c.changePrefetch(batch, len(ready)); err != nil {
 				return err
 			}
 			if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
 				return fmt.Errorf("acknowledging: %w", err)
 			}
-		case c.leaving:
+		case c.yielding:
 			return errors.New("it had left the queue while a dependency was down")
-		case c.resizing:
+		case c.resubscribing:
 			if ready, err = c.subscribe(); err != nil {
 				return err
 			}
@@ -142,7 +142,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 // subscribe has the broker deliver, as much as the prefetch allows. Each subscription has a name of its own: RabbitMQ 3.10
 // takes another of the same name for the first, misses messages of it, and dies looking for them.
 func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
-	c.resizing = false
+	c.resubscribing = false
 	c.tags++
 	c.tag = fmt.Sprintf("%s.%d", c.queue, c.tags)
 	if err := c.ch.Qos(c.prefetch(), 0, false); err != nil {
@@ -158,26 +158,26 @@ func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 // prefetch is how many messages the broker hands out before it waits for acknowledgements.
 func (c *Consumer) prefetch() int { return 2 * c.batch >> c.halvings }
 
-// resize ends the subscription if another prefetch is better, before batch is acknowledged; the next one begins behind
-// what was handed out. That is when all the prefetch is here, in batch and behind it: then it may be too small, and nothing
-// is on its way, which the broker would take back and count as delivered once more.
-func (c *Consumer) resize(batch []amqp.Delivery, behind int) error {
+// changePrefetch ends the subscription if another prefetch is better, before batch is acknowledged; the next one begins
+// behind what was handed out. It does so only when all the prefetch is here, in batch and behind it: the prefetch may be too
+// small then, and nothing is on its way, which the broker would take back and count as delivered once more.
+func (c *Consumer) changePrefetch(batch []amqp.Delivery, behind int) error {
 	c.largest -= c.largest / 8
 	for i := range batch {
 		c.largest = max(c.largest, len(batch[i].Body))
 	}
-	if c.resizing || c.leaving || len(batch)+behind < c.prefetch() || !c.refit() {
+	if c.resubscribing || c.yielding || len(batch)+behind < c.prefetch() || !c.adjustPrefetch() {
 		return nil
 	}
 	if err := c.ch.Cancel(c.tag, false); err != nil {
 		return fmt.Errorf("changing the prefetch: %w", err)
 	}
-	c.resizing = true
+	c.resubscribing = true
 	return nil
 }
 
-// refit doubles the prefetch, or halves it until it holds no more than it may, and says whether it is another one.
-func (c *Consumer) refit() bool {
+// adjustPrefetch doubles the prefetch, or halves it until it holds no more than it may, and says whether it is another one.
+func (c *Consumer) adjustPrefetch() bool {
 	before := c.prefetch()
 	c.halvings = max(0, c.halvings-1)
 	for c.prefetch() > 1 && c.prefetch()*c.largest > maxHeld {
@@ -186,16 +186,16 @@ func (c *Consumer) refit() bool {
 	return c.prefetch() != before
 }
 
-// leave leaves the queue to the other replicas. What is handed out already stays, and is handled when the dependency is
-// back.
-func (c *Consumer) leave() {
-	if c.leaving {
+// yieldQueue leaves the queue to the other replicas. What is handed out already stays, and is handled when the dependency
+// is back.
+func (c *Consumer) yieldQueue() {
+	if c.yielding {
 		return
 	}
 	if err := c.ch.Cancel(c.tag, false); err != nil {
 		return // the channel is gone, and the session with it
 	}
-	c.leaving = true
+	c.yielding = true
 	c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 }
 
@@ -285,12 +285,12 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		if isDown(err) {
 			failures++
 			if failures == 2 { // the first may be a transaction that has lost against another one
-				c.leave()
+				c.yieldQueue()
 			}
 			if failures%2 == 0 {
 				c.size = max(1, n/2)
 			}
-			if err := c.hold(ctx, wait, "a dependency is down, the queue waits", n, err); err != nil {
+			if err := c.pause(ctx, wait, "a dependency is down, the queue waits", n, err); err != nil {
 				return err
 			}
 			continue
@@ -321,8 +321,8 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	return nil
 }
 
-// hold waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
-func (c *Consumer) hold(ctx context.Context, wait *backoff, what string, messages int, cause error) error {
+// pause waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
+func (c *Consumer) pause(ctx context.Context, wait *backoff, what string, messages int, cause error) error {
 	c.down.Store(&cause)
 	c.conn.log.Warn(what, "queue", c.queue, "messages", messages, "error", cause)
 	wait.sleep(ctx)
@@ -372,8 +372,8 @@ func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error
 	return nil
 }
 
-// deadLetter sends one message to the dead letters. Where the broker takes only smaller ones by now, they get as much of
-// its body as the broker takes.
+// deadLetter sends one message to the dead letters. If the broker takes only smaller ones by now, they get as much of its
+// body as the broker takes.
 func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause error) error {
 	out := again(d)
 	out.Headers[headerAttempt] = int32(attemptOf(d))
@@ -410,7 +410,7 @@ func (c *Consumer) park(ctx, work context.Context, out Outgoing) error {
 			return err
 		}
 		err = fmt.Errorf("sending a message to %s: %w", cmp.Or(out.Exchange, out.RoutingKey), err)
-		if stop := c.hold(ctx, wait, "a message cannot be parked, the queue waits", 1, err); stop != nil {
+		if stop := c.pause(ctx, wait, "a message cannot be parked, the queue waits", 1, err); stop != nil {
 			return errors.Join(stop, err)
 		}
 	}

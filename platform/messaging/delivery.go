@@ -60,7 +60,7 @@ type Handler struct {
 	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
 	decode func(*amqp.Delivery) (any, error)
 	run    func(context.Context, []any) error
-	weigh  func(any) int // what comes of a decoded message, in bytes; nil where that is about the message itself
+	weigh  func(any) int // what a decoded message causes, in bytes; nil if that is no more than the message
 }
 
 // Handle makes a handler for messages of type T, which must be an event of the contracts.
@@ -72,7 +72,7 @@ type Handler struct {
 // any other one has it tried again after 1 s, 10 s and 60 s before it becomes one. The context has the time to finish a
 // batch even while the consumer stops.
 //
-// The bodies of a batch have 4 MiB together, or it is one message. One of more than MaxEvent is a dead letter unread.
+// The bodies of a batch have 2 MiB together, or it is one message. One of more than MaxEvent is a dead letter unread.
 func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]) error) Handler {
 	var zero T
 	return Handler{
@@ -100,8 +100,8 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 	}
 }
 
-// HandleWeighed is Handle for messages of which more comes than they are large: weigh returns how much, in bytes, and the
-// messages of a batch come to 4 MiB together, or it is one message.
+// HandleWeighed is Handle for messages that cause more than they are large: weigh returns how much, in bytes, and what the
+// messages of a batch cause has 2 MiB together, or it is one message.
 func HandleWeighed[T proto.Message](weigh func(T) int, handle func(ctx context.Context, batch []Message[T]) error) Handler {
 	h := Handle(handle)
 	h.weigh = func(m any) int { return weigh(m.(Message[T]).Body) }

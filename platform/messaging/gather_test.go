@@ -65,7 +65,7 @@ func TestConsumer_ThePrefetchGrowsAndShrinksWithTheSizeOfMessages(t *testing.T) 
 	c := NewConsumer(nil, nil, "order", ConsumerOptions{Batch: 500})
 	sizes := func(largest int) (all []int) {
 		c.largest = largest
-		for all = []int{c.prefetch()}; c.refit(); {
+		for all = []int{c.prefetch()}; c.adjustPrefetch(); {
 			all = append(all, c.prefetch())
 		}
 		return all

@@ -208,7 +208,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	defer p.slots.Release(slots)
 	blocked := p.conn.unblocked().Done()
 
-	f := s.depart(messages)
+	f := s.register(messages)
 	for i := range messages {
 		f.confirms[i], err = s.confirmed.PublishWithDeferredConfirm(
 			messages[i].Exchange, messages[i].RoutingKey, true, false, messages[i].publishing(p.conn.service))
@@ -229,7 +229,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			return 0, ErrUnconfirmed
 		}
 	}
-	s.arrive(f)
+	s.finish(f)
 	for i, confirm := range f.confirms {
 		if !confirm.Acked() {
 			return i, nil
@@ -292,25 +292,25 @@ type publishSession struct {
 	confirmed *amqp.Channel       // in confirm mode, for messages that must arrive
 	plain     *amqp.Channel       // for requests and replies
 	closed    [2]chan *amqp.Error // of confirmed and of plain
-	returns   chan amqp.Return    // of confirmed; drained by sortReturns
+	returns   chan amqp.Return    // of confirmed; drained by assignReturns
 	discarded chan amqp.Return    // of plain
 	onReturn  sync.Map            // message id → func()
 
 	mu        sync.Mutex
-	flights   map[*flight]struct{} // what the broker may still return or confirm
-	number    uint64               // of the last flight
-	abandoned int                  // how many of the flights are
+	windows   map[*inFlight]struct{} // what the broker may still return or confirm
+	number    uint64                 // of the last window
+	abandoned int                    // how many of the windows are
 }
 
-// flight is a window of messages between its publishing and its last confirm.
-type flight struct {
+// inFlight is a window of messages between its publishing and its last confirm.
+type inFlight struct {
 	number    uint64 // in the order of publishing
 	messages  []Outgoing
 	confirms  []*amqp.DeferredConfirmation
-	returned  map[int]string // why messages came back, by their place
+	returned  map[int]string // why messages were returned, by their place
 	abandoned bool           // nobody waits for it any more
 
-	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a flight has
+	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a window has
 }
 
 func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
@@ -318,7 +318,7 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		// The library waits for room, and with it all its reader does: a window's worth never makes it wait.
 		returns:   make(chan amqp.Return, window),
 		discarded: make(chan amqp.Return, window),
-		flights:   map[*flight]struct{}{},
+		windows:   map[*inFlight]struct{}{},
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -361,9 +361,9 @@ func (s *publishSession) wait(ctx context.Context) error {
 	}
 }
 
-// depart registers messages that are about to be published.
-func (s *publishSession) depart(messages []Outgoing) *flight {
-	f := &flight{messages: messages}
+// register notes messages that are about to be published.
+func (s *publishSession) register(messages []Outgoing) *inFlight {
+	f := &inFlight{messages: messages}
 	if f.confirms = f.one[:]; len(messages) != 1 {
 		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
 	}
@@ -371,22 +371,22 @@ func (s *publishSession) depart(messages []Outgoing) *flight {
 	defer s.mu.Unlock()
 	s.number++
 	f.number = s.number
-	s.flights[f] = struct{}{}
+	s.windows[f] = struct{}{}
 	return f
 }
 
-// arrive notes which messages of a flight came back. All its confirms are there: the broker returns a message before it
-// confirms it, and the library hands over in that order, so the returns are in the channel.
-func (s *publishSession) arrive(f *flight) {
+// finish notes which messages of a window were returned. All its confirms are there: the broker returns a message before
+// it confirms it, and the library hands over in that order, so the returns are in the channel.
+func (s *publishSession) finish(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sortReturns()
-	delete(s.flights, f)
+	s.assignReturns()
+	delete(s.windows, f)
 }
 
-// abandon leaves a flight whose confirms nobody waits for. It is remembered until they come, so that what the broker
-// returns of it is not taken for the same message when that is sent again.
-func (s *publishSession) abandon(f *flight) {
+// abandon leaves a window whose confirms nobody waits for any more. It is remembered until they come, so that what the
+// broker returns of it is not taken for the same message when that is sent again.
+func (s *publishSession) abandon(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.abandoned = true
@@ -397,12 +397,12 @@ func (s *publishSession) abandon(f *flight) {
 	}
 }
 
-// sortReturns gives each message that came back to the first flight that it can be of: they come back in the order in
+// assignReturns gives each returned message to the first window that it can be of: messages are returned in the order in
 // which they were published.
-func (s *publishSession) sortReturns() {
-	var over []*flight // their returns, if any, are in the channel
+func (s *publishSession) assignReturns() {
+	var over []*inFlight // their returns, if any, are in the channel
 	if s.abandoned > 0 {
-		for f := range s.flights {
+		for f := range s.windows {
 			if f.abandoned && f.confirmed() {
 				over = append(over, f)
 			}
@@ -410,19 +410,19 @@ func (s *publishSession) sortReturns() {
 	}
 	for len(s.returns) > 0 {
 		if r, open := <-s.returns; open {
-			s.sortReturn(&r)
+			s.assignReturn(&r)
 		}
 	}
 	for _, f := range over {
-		delete(s.flights, f)
+		delete(s.windows, f)
 		s.abandoned--
 	}
 }
 
-func (s *publishSession) sortReturn(r *amqp.Return) {
-	var first *flight
+func (s *publishSession) assignReturn(r *amqp.Return) {
+	var first *inFlight
 	var place int
-	for f := range s.flights {
+	for f := range s.windows {
 		if i := f.find(r); i >= 0 && (first == nil || f.number < first.number) {
 			first, place = f, i
 		}
@@ -436,8 +436,8 @@ func (s *publishSession) sortReturn(r *amqp.Return) {
 	first.returned[place] = strings.ToLower(r.ReplyText)
 }
 
-// find returns the place of the first message that r can be and that has not come back yet, or -1.
-func (f *flight) find(r *amqp.Return) int {
+// find returns the place of the first message that r can be and that has not been returned yet, or -1.
+func (f *inFlight) find(r *amqp.Return) int {
 	for i := range f.messages {
 		m := &f.messages[i]
 		if _, back := f.returned[i]; !back && m.MessageID == r.MessageId && m.RoutingKey == r.RoutingKey && m.Exchange == r.Exchange {
@@ -447,7 +447,7 @@ func (f *flight) find(r *amqp.Return) int {
 	return -1
 }
 
-func (f *flight) confirmed() bool {
+func (f *inFlight) confirmed() bool {
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():

@@ -12,21 +12,21 @@ import (
 // the memory that it was given.
 const (
 	// MaxEvent is how large an event may be. The largest that the contracts allow, 1,000 new products with names of 200
-	// characters of four bytes each, has 840 kB. What is larger is refused where it is made, and a dead letter unread where
-	// it comes from somebody else: reading it can take a hundred times its size.
+	// characters of four bytes each, has 840 kB. What is larger is refused by NewOutgoing, and a dead letter unread if it
+	// comes from somebody else: reading it can take a hundred times its size.
 	MaxEvent = 1 << 20
 	// MaxCall is how large the request and the reply of a call may be, each.
 	MaxCall = 4 << 20
-	// maxBatch bounds the messages that a handler is given at once; a message that is larger comes alone. For messages
-	// that say so it bounds what comes of them, see HandleWeighed.
+	// maxBatch bounds the messages that a handler is given at once, or what they cause, see HandleWeighed; a message that
+	// is larger comes alone. Twice as much takes twice the memory and is no faster.
 	maxBatch = 2 << 20
-	// maxHeld bounds what a consumer has been given and has not acknowledged, by the size of the messages of late.
+	// maxHeld bounds what a consumer has been given and has not acknowledged, reckoned from the largest message of late.
 	maxHeld = 16 << 20
 	// slotBytes is what a publisher counts as one message of its window.
 	slotBytes = 16 << 10
 )
 
-// refusedSize returns the largest body that the broker takes, where cause is its refusal of a larger one: "message size
+// refusedSize returns the largest body that the broker takes, if cause is its refusal of a larger one: "message size
 // 20971520 is larger than configured max size 16777216".
 func refusedSize(cause *amqp.Error) (limit int64, ok bool) {
 	if cause == nil || cause.Code != amqp.PreconditionFailed || !strings.Contains(cause.Reason, "is larger than") {

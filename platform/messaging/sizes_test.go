@@ -111,7 +111,7 @@ func TestRPC_WhatIsTooLargeIsRefusedAndCostsNoOtherCall(t *testing.T) {
 func TestConsumer_ABatchIsBoundedInBytes(t *testing.T) {
 	t.Parallel()
 	p := join(t, brokertest.New(t).URL, "order")
-	const messages, size, bound = 30, 700_000, 4 << 20
+	const messages, size, bound = 30, 300_000, 2 << 20
 	for range messages {
 		if err := p.pub.Send(within(t), []messaging.Outgoing{large(size)}); err != nil {
 			t.Fatal(err)
@@ -150,7 +150,7 @@ func TestConsumer_ABatchIsBoundedByWhatComesOfIt(t *testing.T) {
 			})).Run)
 	for handled := 0; handled < orders; {
 		n := next(t, sizes, "a batch")
-		if handled += n; n > 4 {
+		if handled += n; n > 2 {
 			t.Errorf("a batch of %d orders comes to %d MiB", n, n)
 		}
 	}
@@ -355,7 +355,7 @@ func TestSend_WhatFollowsANackedMessageIsSentAgainAfterIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		if acked, err := confirm.WaitContext(within(t)); err != nil || acked {
-			return fmt.Errorf("the queue is not full: %v", err)
+			return fmt.Errorf("the queue is not full: %w", err)
 		}
 		return nil
 	})
@@ -443,7 +443,7 @@ func TestConsumer_AMessageThatCannotBeParkedWhileTheBrokerIsBlockedHoldsTheQueue
 	}
 	eventually(t, func() error {
 		if err := consumer.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "shop.dlx") {
-			return fmt.Errorf("it is not said that the queue waits: %v", err)
+			return fmt.Errorf("it is not said that the queue waits: %w", err)
 		}
 		return nil
 	})

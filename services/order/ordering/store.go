@@ -134,15 +134,15 @@ func list(ctx context.Context, q sqlx.QueryerContext, state State, after positio
 	if err != nil {
 		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}
-	fit, err := fitting(ctx, q, orders, most)
+	fit, err := countFitting(ctx, q, orders, most)
 	if err != nil {
 		return nil, false, err
 	}
 	return orders[:fit], fit < len(orders), addLines(ctx, q, orders[:fit])
 }
 
-// fitting returns how many of the orders, at most and at least one, have lines of no more than maxPage bytes.
-func fitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, most int) (n int, err error) {
+// countFitting returns how many of the orders, at most and at least one, have lines of no more than maxPage bytes.
+func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, most int) (n int, err error) {
 	var sizes []struct {
 		OrderID uuid.UUID `db:"order_id"`
 		Size    int       `db:"size"`
