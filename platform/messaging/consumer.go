@@ -36,8 +36,8 @@ type ConsumerOptions struct {
 // is down for one of them it leaves the queue to the others.
 //
 // The prefetch is one batch in hand and one on the way. AMQP counts messages, not bytes, so it is smaller while messages
-// are large, see maxHeld. It begins with one message and doubles as long as that is too few: a process that died of what
-// it was given at once does not when it comes back.
+// are large, see maxHeld. It begins with one message and grows as long as that is too few: a process that died of what it
+// was given at once does not when it comes back.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
@@ -176,10 +176,11 @@ func (c *Consumer) changePrefetch(batch []amqp.Delivery, behind int) error {
 	return nil
 }
 
-// adjustPrefetch doubles the prefetch, or halves it until it holds no more than it may, and says whether it is another one.
+// adjustPrefetch makes the prefetch eight times as large, or as much as holds no more than it may, and says whether it is
+// another one.
 func (c *Consumer) adjustPrefetch() bool {
 	before := c.prefetch()
-	c.halvings = max(0, c.halvings-1)
+	c.halvings = max(0, c.halvings-3)
 	for c.prefetch() > 1 && c.prefetch()*c.largest > maxHeld {
 		c.halvings++
 	}
