@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -13,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/platform/messaging/brokertest"
 )
@@ -40,7 +44,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
-	tr := f.traffic(t, f.plenty(t), impatience, f.gateways()...)
+	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, impatience, f.gateways()...)
 	begin := time.Now()
 	for _, step := range schedule {
 		<-time.After(time.Until(begin.Add(step.at)))
@@ -52,6 +56,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	refused, longest := tr.figures()
 	took := time.Since(begin)
 	orders := tr.end(t)
+	c.discardPoison(t)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 
@@ -67,6 +72,7 @@ type chaos struct {
 	own              *servers          // that may be killed; nil where they belong to others too
 	away             map[*replica]bool // killed or stopped, to be started again
 	gaveUp           int
+	poison           int // messages that nobody can read, put into the order queue
 }
 
 // supervise starts again what has ended by itself, as whoever runs services does: one that finds no database at its
@@ -131,6 +137,58 @@ type step struct {
 	do   func(*testing.T)
 }
 
+// block has the broker take no messages, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
+// queue gets a message that nobody can read, and that cannot be a dead letter yet.
+func (c *chaos) block(t *testing.T) {
+	ch := c.openChannel(t)
+	if err := ch.Confirm(false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for _, queue := range []string{"order.retry.1s", "order.retry.10s"} {
+		confirm, err := ch.PublishWithDeferredConfirm("", queue, true, false,
+			amqp.Publishing{MessageId: uuid.NewString(), DeliveryMode: amqp.Persistent, Body: []byte("poison")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if acked, err := confirm.WaitContext(ctx); err != nil || !acked {
+			t.Fatalf("the broker did not take the message for %s: %v", queue, err)
+		}
+		c.poison++
+	}
+	c.own.control(t, "set_vm_memory_high_watermark", "0")
+}
+
+func (c *chaos) unblock(t *testing.T) { c.own.control(t, "set_vm_memory_high_watermark", "0.25") }
+
+// discardPoison waits until what block has sent is a dead letter, each once, and gives it up.
+func (c *chaos) discardPoison(t *testing.T) {
+	t.Helper()
+	var list struct {
+		DeadLetters []struct{ ID, Reason string } `json:"dead_letters"`
+	}
+	eventually(t, func() error {
+		a := c.get(t, "/v1/dead-letters?state=OPEN&page_size=1000")
+		if a.code != http.StatusOK {
+			return fmt.Errorf("listing dead letters: %d %s", a.code, a.body)
+		}
+		if a.json(t, &list); len(list.DeadLetters) != c.poison {
+			return fmt.Errorf("%d dead letters of %d messages that nobody can read: %v", len(list.DeadLetters), c.poison, list)
+		}
+		return nil
+	})
+	for _, letter := range list.DeadLetters {
+		if !strings.Contains(letter.Reason, `no message has the routing key "order.retry.`) {
+			t.Errorf("a good message is a dead letter: %s", letter.Reason)
+		}
+		a := c.call(t, http.MethodPost, "/v1/dead-letters/"+letter.ID+":discard", "{}", "Authorization", "Bearer "+operatorToken)
+		if a.code != http.StatusOK {
+			t.Errorf("discarding dead letter %s: %d %s", letter.ID, a.code, a.body)
+		}
+	}
+}
+
 // schedule has the faults of each victim one after the other, and those of different victims at the same time. The same
 // seed gives the same schedule.
 func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
@@ -163,6 +221,7 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 			{"database killed", time.Second, func(t *testing.T) { c.own.kill(t, "postgres") }, c.own.start},
 			{"both servers restarted", time.Millisecond, c.own.stop, c.own.start},
 			{"database turned standby and promoted", 3 * time.Second, c.own.demote, c.own.promote},
+			{"broker blocked, with poison in a queue", 12 * time.Second, c.block, c.unblock},
 		})
 	}
 	for _, name := range services {

@@ -198,9 +198,9 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 	s := start(t)
 	ch := s.confirming(t)
 
-	nameless, long, mistyped := placed(), placed(), placed()
+	nameless, long, longer, mistyped := placed(), placed(), placed(), placed()
 	nameless.CustomerName = ""
-	long.CustomerName = strings.Repeat("A", mebibyte)
+	long.CustomerName, longer.CustomerName = strings.Repeat("A", mebibyte-1000), strings.Repeat("A", mebibyte)
 	const trace = "0af7651916cd43dd8448eb211c80319c"
 	traced := amqp.Table{"traceparent": "00-" + trace + "-b7ad6b7169203331-01"}
 	withID := func(m amqp.Publishing) amqp.Publishing {
@@ -223,8 +223,10 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 			withID(amqp.Publishing{Body: encode(t, nameless), Headers: traced}), nameless.GetOrderId(), true},
 		{"an order that says it is something else", "shop.topic", "shop.order.placed", "order", "the type property says shop.events.v1.CreateItems",
 			withID(amqp.Publishing{Body: encode(t, mistyped), Type: "shop.events.v1.CreateItems"}), "", false},
-		{"an order whose name has a mebibyte", "shop.topic", "shop.order.placed", "order", "customer_name",
+		{"an order whose name has nearly a mebibyte", "shop.topic", "shop.order.placed", "order", "customer_name",
 			withID(amqp.Publishing{Body: encode(t, long)}), long.GetOrderId(), true},
+		{"an order that is larger than an event may be", "shop.topic", "shop.order.placed", "order", "and an event 1048576 at most",
+			withID(amqp.Publishing{Body: encode(t, longer), CorrelationId: longer.GetOrderId()}), longer.GetOrderId(), false},
 		{"a mebibyte of garbage", "shop.topic", "shop.order.placed", "order", "the body is not a shop.events.v1.OrderPlaced",
 			withID(amqp.Publishing{Body: bytes.Repeat([]byte{0xff}, mebibyte)}), "", false},
 		{"an order past the exchange", "", "order", "order", `no message has the routing key "order"`,

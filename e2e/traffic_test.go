@@ -35,6 +35,7 @@ type traffic struct {
 	gateways []string
 	client   *http.Client
 	products [2]int        // that there is enough of
+	large    string        // the lines of the largest order, of which some are placed; "" for none
 	next     atomic.Int64  // number of the next order
 	turn     atomic.Int64  // of the gateways
 	ids      atomic.Int64  // of calls
@@ -54,9 +55,15 @@ type traffic struct {
 // traffic begins to send orders of products to gateways; limit bounds each call.
 func (s *shop) traffic(t *testing.T, products [2]int, limit time.Duration, gateways ...string) *traffic {
 	t.Helper()
+	return s.mixedTraffic(t, products, "", limit, gateways...)
+}
+
+// mixedTraffic is traffic that has some orders with the lines large.
+func (s *shop) mixedTraffic(t *testing.T, products [2]int, large string, limit time.Duration, gateways ...string) *traffic {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	tr := &traffic{
-		gateways: gateways, products: products, closed: make(chan struct{}), giveUp: cancel,
+		gateways: gateways, products: products, large: large, closed: make(chan struct{}), giveUp: cancel,
 		client:   &http.Client{Timeout: limit, Transport: &http.Transport{MaxIdleConnsPerHost: buyers}},
 		accepted: map[string]string{}, refused: map[string]int{}, calls: map[int64]bool{}, last: time.Now(),
 	}
@@ -103,8 +110,11 @@ func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
 	}
 }
 
-// lines are both products in any order, or one that runs out.
+// lines are both products in any order, or one that runs out, or now and then the most that an order can have.
 func (tr *traffic) lines(random *rand.Rand) string {
+	if tr.large != "" && random.IntN(50) == 0 {
+		return tr.large
+	}
 	const line = `{"product_id":%d,"quantity":%d}`
 	if random.IntN(5) == 0 {
 		return fmt.Sprintf(line, 1+random.IntN(8), 1)

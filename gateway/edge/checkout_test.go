@@ -3,7 +3,9 @@ package edge
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,6 +35,66 @@ func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("prefer", header))
 		if got := preferredWait(ctx); got != want {
 			t.Errorf("%q: %s, want %s", header, got, want)
+		}
+	}
+}
+
+// What waits is held in memory, so the largest orders are fewer.
+func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
+	t.Parallel()
+	waiting, confirm := make(chan struct{}, ordersInFlight), make(chan struct{})
+	_, addr := serveAPI(t, func(ctx context.Context, _ proto.Message) error {
+		waiting <- struct{}{}
+		select {
+		case <-confirm:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, orderServer{})
+	line := `{"product_name":"` + strings.Repeat("\U0001F6D2", 200) + `","quantity":1,"price":5}`
+	large := `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[` + line + strings.Repeat(","+line, 99) + `]}`
+	place := func(body string) answer { return send(t, http.MethodPost, "http://"+addr+"/intermediary/order", body) }
+	calls := errgroup.Group{}
+	for range ordersInFlight / maxWeight {
+		calls.Go(func() error {
+			if got := place(large); got.status != http.StatusOK {
+				return fmt.Errorf("an order that waited: %d %s", got.status, got.body)
+			}
+			return nil
+		})
+		select {
+		case <-waiting:
+		case <-time.After(patience):
+			t.Fatal("an order does not reach the broker")
+		}
+	}
+	if got := place(large); got.status != http.StatusServiceUnavailable {
+		t.Errorf("one large order more: %d %s", got.status, got.body)
+	}
+	calls.Go(func() error {
+		if got := place(sampleOrder); got.status != http.StatusOK {
+			return fmt.Errorf("a small order, for which there is room: %d %s", got.status, got.body)
+		}
+		return nil
+	})
+	select {
+	case <-waiting:
+	case <-time.After(patience):
+		t.Error("the small order does not reach the broker")
+	}
+	close(confirm)
+	if err := calls.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNew_RoomForLessThanTheLargestOrderIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int64{-1, 1, maxWeight - 1} {
+		_, err := New(t.Context(), Config{Door: DoorConfig{OrdersInFlight: n}}, newTelemetry(t, io.Discard))
+		if err == nil || !strings.Contains(err.Error(), "ORDERS_IN_FLIGHT must be 11 or more") {
+			t.Errorf("%d: %v", n, err)
 		}
 	}
 }

@@ -22,7 +22,7 @@ import (
 type DoorConfig struct {
 	RateLimit RateLimit
 	OIDC      OIDC
-	// OrdersInFlight is how many orders may wait for the broker at a time; 2000 where it is 0.
+	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 where it is 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
 	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 where it is 0. One client may have two
 	// thirds of them.

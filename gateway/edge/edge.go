@@ -121,8 +121,8 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Door.OrdersInFlight < 0 {
-		return nil, errors.New("ORDERS_IN_FLIGHT must be 1 or more orders, or 0 for the default")
+	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxWeight {
+		return nil, fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxWeight)
 	}
 	operators, err := newOperators(cfg.OperatorToken, cfg.OperatorTokens)
 	if err != nil {
@@ -169,7 +169,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	awaited := newDecisions(consume, taken.lookup, s.Stopping())
 	s.Go("decisions", awaited.events.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, decisions: awaited})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, request: replies.Request, currency: cfg.Currency})
+	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{
+		orders: taken, request: replies.Request, lists: semaphore.NewWeighted(maxLists), currency: cfg.Currency,
+	})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
 	proxies := cfg.Door.RateLimit.TrustedProxies
 	l, err := newLimits(cmp.Or(cfg.Door.MaxConnections, defaultConnections), cmp.Or(cfg.Door.MaxCalls, defaultCalls),

@@ -134,7 +134,7 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 		stored: undecided, keys: orderv1.NewIntakeServiceClient(client(t, nowhere)), inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger,
 	}
 	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, currency: "USD"})
+	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, lists: semaphore.NewWeighted(maxLists), currency: "USD"})
 	orderv1.RegisterOrderServiceServer(a, server)
 	desc, err := forward(services(inventoryv1.File_shop_inventory_v1_inventory_proto)[0], "inventory", client(t, nowhere), nil)
 	if err != nil {

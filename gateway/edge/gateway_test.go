@@ -329,7 +329,7 @@ func TestListInventory_IsAskedOverTheBroker(t *testing.T) {
 	run(t, messaging.NewConsumer(inventory.conn, inventory.pub, "inventory", messaging.ConsumerOptions{}, messaging.Handle(
 		func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
 			for _, m := range batch {
-				if err := inventory.pub.Reply(ctx, m.Meta, listed); err != nil {
+				if err := inventory.pub.Reply(ctx, m.Meta, listed, nil); err != nil {
 					t.Errorf("answering: %v", err)
 				}
 				listed = &eventsv1.InventoryListed{}
@@ -355,7 +355,7 @@ func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T
 	run(t, messaging.NewConsumer(inventory.conn, inventory.pub, "inventory", messaging.ConsumerOptions{}, messaging.Handle(
 		func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
 			for _, m := range batch {
-				if err := inventory.pub.Reply(ctx, m.Meta, &eventsv1.InventoryListed{}); err != nil {
+				if err := inventory.pub.Reply(ctx, m.Meta, &eventsv1.InventoryListed{}, nil); err != nil {
 					t.Errorf("answering: %v", err)
 				}
 			}

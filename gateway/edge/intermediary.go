@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -17,8 +18,12 @@ type intermediary struct {
 	intermediaryv1.UnimplementedIntermediaryServiceServer
 	orders   *orders
 	request  func(ctx context.Context, request, reply proto.Message) error // asks over the broker
+	lists    *semaphore.Weighted                                           // bounds what is asked for the whole catalogue at a time
 	currency string                                                        // of the prices
 }
+
+// maxLists is how many lists of the whole catalogue are asked for at a time: an answer of 1 MiB takes some 20 MB.
+const maxLists = 2
 
 // CreateOrder publishes an order whose prices are numbers and must be the catalogue's.
 func (s intermediary) CreateOrder(ctx context.Context, req *intermediaryv1.CreateOrderRequest) (*intermediaryv1.CreateOrderResponse, error) {
@@ -56,6 +61,12 @@ func (s intermediary) requestedLines(items []*intermediaryv1.CreateOrderRequest_
 
 // ListInventory asks inventory over the broker, as the demo did, so the request is in the event log.
 func (s intermediary) ListInventory(ctx context.Context, _ *intermediaryv1.ListInventoryRequest) (*intermediaryv1.ListInventoryResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := s.lists.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer s.lists.Release(1)
 	var listed eventsv1.InventoryListed
 	if err := s.request(ctx, &eventsv1.ListInventory{}, &listed); err != nil {
 		return nil, backendError("inventory", err)

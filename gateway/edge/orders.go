@@ -35,13 +35,27 @@ type orders struct {
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
 	keys    orderv1.IntakeServiceClient                // knows whose idempotency keys are
-	// inFlight has one for each order that waits for the broker: while the broker is away, what comes could not be held.
+	// inFlight has room for the orders that wait for the broker, a large one counting as several: while the broker is away,
+	// what comes could not be held.
 	inFlight *semaphore.Weighted
 	log      *slog.Logger
 }
 
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
+
+// weightOf is how many orders of the usual size an order counts as, maxWeight at most, with all that the gateway has of it
+// while it waits: one of 100 lines with names of 200 characters takes 350 kB.
+func weightOf(lines []*eventsv1.RequestedLine) int64 {
+	const line, usual = 100, 8 << 10
+	size := line * len(lines)
+	for _, l := range lines {
+		size += len(l.GetProductName())
+	}
+	return int64(1 + size/usual)
+}
+
+const maxWeight = 11
 
 // place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
 // with the order's id before anybody else can know it.
@@ -56,10 +70,11 @@ const defaultOrdersInFlight = 2000
 func (o *orders) place(
 	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
 ) (*orderv1.Order, error) {
-	if !o.inFlight.TryAcquire(1) {
+	weight := weightOf(lines)
+	if !o.inFlight.TryAcquire(weight) {
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
-	defer o.inFlight.Release(1)
+	defer o.inFlight.Release(weight)
 	if err := checkPrices(lines); err != nil {
 		return nil, err
 	}
@@ -230,6 +245,10 @@ func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
 
 // publishError is what the client is told about an order that was not published.
 func publishError(err error) error {
+	if errors.Is(err, messaging.ErrTooLarge) {
+		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
+			"the order is larger than the message broker takes: order fewer lines at once").WithCause(err)
+	}
 	for _, sentinel := range []error{messaging.ErrNotConnected, messaging.ErrBlocked, messaging.ErrUnconfirmed, messaging.ErrUnroutable} {
 		if errors.Is(err, sentinel) {
 			return apierror.Unavailable("BROKER_UNAVAILABLE", retryAfter,

@@ -1,9 +1,11 @@
 package messaging
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"runtime/debug"
 	"sync/atomic"
@@ -33,6 +35,10 @@ type ConsumerOptions struct {
 // replicas of a service do not take turns at its queue. Each draws a priority: the broker gives the first as much as its
 // prefetch has room for, and the next what is left (https://www.rabbitmq.com/docs/consumer-priority). While a dependency
 // is down for one of them it leaves the queue to the others.
+//
+// The prefetch is one batch in hand and one on the way. AMQP counts messages, not bytes, so it is smaller while messages
+// are large, see maxHeld. It begins with one message and grows as long as that is too few: a process that died of what it
+// was given at once does not when it comes back.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
@@ -43,8 +49,17 @@ type Consumer struct {
 	dispatch dispatcher
 	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
-	ch       *amqp.Channel         // of the session, nil when it has left the queue; Run's alone
-	slow     bool                  // the database gave up on the message that failed last, and none was handled since; Run's alone
+
+	// Run's alone:
+	ch            *amqp.Channel // of the session
+	tag           string        // of its subscription
+	tags          int           // that were given so far
+	yielding      bool          // the session ends behind what was handed out
+	resubscribing bool          // it goes on behind that with another prefetch
+	halvings      int           // of the prefetch
+	largest       int           // message of late, in bytes
+	size          int           // messages handed to a handler at once: fewer than batch after a failure
+	slow          bool          // the database gave up on the message that failed last, and none was handled since
 }
 
 // NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
@@ -54,7 +69,10 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	}
 	dispatch := newDispatcher(handlers)
 	dispatch.admit = func(d *amqp.Delivery) error { return conn.admit(d, queue) }
-	return &Consumer{conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: dispatch}
+	return &Consumer{
+		conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: dispatch,
+		halvings: bits.Len(uint(2*o.Batch)) - 1, size: o.Batch,
+	}
 }
 
 // Ready is nil while it is attached to the queue and no dependency of the handlers is down.
@@ -81,15 +99,11 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		return fmt.Errorf("opening a channel: %w", err)
 	}
 	defer func() { _ = ch.Close() }()
-	// One batch in hand and one on the way.
-	if err := ch.Qos(2*c.batch, 0, false); err != nil {
-		return fmt.Errorf("setting the prefetch: %w", err)
-	}
-	deliveries, err := ch.Consume(c.queue, c.queue, false, false, false, false, amqp.Table{"x-priority": c.priority})
+	c.ch, c.yielding = ch, false
+	ready, err := c.subscribe()
 	if err != nil {
-		return fmt.Errorf("consuming %s: %w", c.queue, err)
+		return err
 	}
-	c.ch = ch
 	c.attached.Store(true)
 	defer c.attached.Store(false)
 
@@ -98,39 +112,95 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })
 	defer stop()
 
-	ready := buffered(deliveries, 2*c.batch)
 	room := make([]amqp.Delivery, 0, c.batch) // for one batch after the other: no handler keeps it
 	for {
-		batch := gather(ctx, ready, room, c.linger)
-		if len(batch) == 0 {
-			if ctx.Err() != nil {
-				return nil
+		batch := gather(ctx, ready, room[:0:min(c.batch, c.prefetch())], c.linger)
+		switch {
+		case len(batch) == 0 && ctx.Err() != nil:
+			return nil
+		case ch.IsClosed():
+			return errors.New("the broker has closed the channel") // and with it ended the right to acknowledge
+		case len(batch) > 0:
+			crash.Point("consumer.received")
+			if err := c.settle(ctx, work, batch); err != nil {
+				return err // what was not acknowledged goes back to the queue with the channel
 			}
-			if c.ch == nil {
-				return errors.New("it had left the queue while a dependency was down")
+			if err := c.changePrefetch(batch, len(ready)); err != nil {
+				return err
 			}
+			if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
+				return fmt.Errorf("acknowledging: %w", err)
+			}
+		case c.yielding:
+			return errors.New("it had left the queue while a dependency was down")
+		case c.resubscribing:
+			if ready, err = c.subscribe(); err != nil {
+				return err
+			}
+		default:
 			return errors.New("the broker has ended the consumer")
-		}
-		crash.Point("consumer.received")
-		if err := c.settle(ctx, work, batch); err != nil {
-			return err // what was not acknowledged goes back to the queue with the channel
-		}
-		if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
-			return fmt.Errorf("acknowledging: %w", err)
 		}
 	}
 }
 
-// stepBack leaves the queue to the other replicas. What is handed out already stays; the session ends behind the batch in
-// hand, and what was not begun goes back to the queue.
-func (c *Consumer) stepBack() {
-	if c.ch == nil {
+// subscribe has the broker deliver, as much as the prefetch allows. Each subscription has a name of its own: RabbitMQ 3.10
+// takes another of the same name for the first, misses messages of it, and dies looking for them.
+func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
+	c.resubscribing = false
+	c.tags++
+	c.tag = fmt.Sprintf("%s.%d", c.queue, c.tags)
+	if err := c.ch.Qos(c.prefetch(), 0, false); err != nil {
+		return nil, fmt.Errorf("setting the prefetch: %w", err)
+	}
+	deliveries, err := c.ch.Consume(c.queue, c.tag, false, false, false, false, amqp.Table{"x-priority": c.priority})
+	if err != nil {
+		return nil, fmt.Errorf("consuming %s: %w", c.queue, err)
+	}
+	return buffered(deliveries, c.prefetch()), nil
+}
+
+// prefetch is how many messages the broker hands out before it waits for acknowledgements.
+func (c *Consumer) prefetch() int { return 2 * c.batch >> c.halvings }
+
+// changePrefetch ends the subscription if another prefetch is better, before batch is acknowledged; the next one begins
+// behind what was handed out. It does so only when all the prefetch is here, in batch and behind it: the prefetch may be too
+// small then, and nothing is on its way, which the broker would take back and count as delivered once more.
+func (c *Consumer) changePrefetch(batch []amqp.Delivery, behind int) error {
+	c.largest -= c.largest / 8
+	for i := range batch {
+		c.largest = max(c.largest, len(batch[i].Body))
+	}
+	if c.resubscribing || c.yielding || len(batch)+behind < c.prefetch() || !c.adjustPrefetch() {
+		return nil
+	}
+	if err := c.ch.Cancel(c.tag, false); err != nil {
+		return fmt.Errorf("changing the prefetch: %w", err)
+	}
+	c.resubscribing = true
+	return nil
+}
+
+// adjustPrefetch makes the prefetch eight times as large, or as much as holds no more than it may, and says whether it is
+// another one.
+func (c *Consumer) adjustPrefetch() bool {
+	before := c.prefetch()
+	c.halvings = max(0, c.halvings-3)
+	for c.prefetch() > 1 && c.prefetch()*c.largest > maxHeld {
+		c.halvings++
+	}
+	return c.prefetch() != before
+}
+
+// yieldQueue leaves the queue to the other replicas. What is handed out already stays, and is handled when the dependency
+// is back.
+func (c *Consumer) yieldQueue() {
+	if c.yielding {
 		return
 	}
-	if err := c.ch.Cancel(c.queue, false); err != nil {
+	if err := c.ch.Cancel(c.tag, false); err != nil {
 		return // the channel is gone, and the session with it
 	}
-	c.ch = nil
+	c.yielding = true
 	c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 }
 
@@ -149,7 +219,7 @@ func buffered(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
 }
 
 // gather waits for one delivery and takes what else is there or comes within linger, as far as batch, which is empty, has
-// room. It returns nothing when ctx has ended or the channel has closed.
+// room, and up to maxBatch bytes and one delivery. It returns nothing when ctx has ended or deliveries is closed.
 func gather(ctx context.Context, deliveries <-chan amqp.Delivery, batch []amqp.Delivery, linger time.Duration) []amqp.Delivery {
 	if ctx.Err() != nil {
 		return nil
@@ -167,14 +237,14 @@ func gather(ctx context.Context, deliveries <-chan amqp.Delivery, batch []amqp.D
 	if linger > 0 {
 		enough = time.After(linger)
 	}
-	for len(batch) < cap(batch) {
+	for size := len(batch[0].Body); len(batch) < cap(batch) && size < maxBatch; size += len(batch[len(batch)-1].Body) {
 		if linger <= 0 && len(deliveries) == 0 {
 			break
 		}
 		select {
 		case d, ok := <-deliveries:
 			if !ok {
-				return nil // the channel is gone, and with it the right to acknowledge
+				return batch
 			}
 			batch = append(batch, d)
 		case <-enough:
@@ -192,7 +262,7 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 	for _, group := range c.dispatch.groups(batch) {
 		start := time.Now()
 		if group.err != nil {
-			if err := c.deadLetter(work, &group.deliveries[0], group.err); err != nil {
+			if err := c.deadLetter(ctx, work, &group.deliveries[0], group.err); err != nil {
 				return err
 			}
 			continue
@@ -207,42 +277,62 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 	return nil
 }
 
-// handle gives a group to its handler. While a dependency is down it holds the group and tries again; any other failure
-// of several messages is retried one by one, so that each meets its own verdict.
+// handle gives a group to its handler. While a dependency is down it holds the group and tries again: with half as many
+// messages after each second failure, in case it is their number that is too much for it, and with a quarter more after
+// each success. After any other failure of several messages each is tried alone, so that it meets its own verdict.
 func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	wait := newBackoff()
-	err := c.call(work, g)
-	for tries := 1; isDown(err); tries++ {
-		cause := err // Ready reads it while err changes
-		c.down.Store(&cause)
-		c.conn.log.Warn("a dependency is down, the queue waits", "queue", c.queue, "messages", len(g.deliveries), "error", err)
-		if tries == 2 { // the first may be a transaction that has lost against another one
-			c.stepBack()
+	failures := 0 // in a row
+	for len(g.deliveries) > 0 {
+		n := min(c.size, len(g.deliveries))
+		part := g.part(0, n)
+		err := c.call(work, part)
+		if isDown(err) {
+			failures++
+			if failures == 2 { // the first may be a transaction that has lost against another one
+				c.yieldQueue()
+			}
+			if failures%2 == 0 {
+				c.size = max(1, n/2)
+			}
+			if err := c.pause(ctx, wait, "a dependency is down, the queue waits", n, err); err != nil {
+				return err
+			}
+			continue
 		}
-		wait.sleep(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
+		c.down.Store(nil)
+		failures = 0
+		wait.reset()
+		switch {
+		case err == nil:
+			c.slow = false
+			c.count(work, part, "handled")
+			c.size = min(c.batch, c.size+max(1, c.size/4))
+		case work.Err() != nil:
+			return fmt.Errorf("stopped before the batch was finished: %w", err)
+		case n == 1:
+			if err := c.fail(ctx, work, &part.deliveries[0], err); err != nil {
+				return err
+			}
+		default:
+			c.conn.log.Warn("a batch failed, trying its messages one by one", "queue", c.queue, "messages", n, "error", err)
+			for i := range n {
+				if err := c.handle(ctx, work, part.part(i, i+1)); err != nil {
+					return err
+				}
+			}
 		}
-		err = c.call(work, g)
-	}
-	c.down.Store(nil)
-	switch {
-	case err == nil:
-		c.slow = false
-		c.count(work, g, "handled")
-		return nil
-	case work.Err() != nil:
-		return fmt.Errorf("stopped before the batch was finished: %w", err)
-	case len(g.deliveries) == 1:
-		return c.fail(work, &g.deliveries[0], err)
-	}
-	c.conn.log.Warn("a batch failed, trying its messages one by one", "queue", c.queue, "messages", len(g.deliveries), "error", err)
-	for i := range g.deliveries {
-		if err := c.handle(ctx, work, g.one(i)); err != nil {
-			return err
-		}
+		g = g.part(n, len(g.deliveries))
 	}
 	return nil
+}
+
+// pause waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
+func (c *Consumer) pause(ctx context.Context, wait *backoff, what string, messages int, cause error) error {
+	c.down.Store(&cause)
+	c.conn.log.Warn(what, "queue", c.queue, "messages", messages, "error", cause)
+	wait.sleep(ctx)
+	return ctx.Err()
 }
 
 // call runs the handler; a panic is an error of the messages, not the end of the process.
@@ -265,14 +355,14 @@ func (c *Consumer) call(ctx context.Context, g group) (err error) {
 }
 
 // fail sends one message to the retry queue of its attempt, or to the dead letters.
-func (c *Consumer) fail(ctx context.Context, d *amqp.Delivery, cause error) error {
+func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error) error {
 	attempt, next := attemptOf(d), attemptOf(d)+1
 	if c.isSlow(cause) {
 		c.down.Store(&cause)
 		next = attempt
 	}
 	if isPermanent(cause) || next > len(retryDelays) {
-		return c.deadLetter(ctx, d, cause)
+		return c.deadLetter(ctx, work, d, cause)
 	}
 	delay := retryDelays[min(attempt, len(retryDelays)-1)]
 	out := again(d)
@@ -280,11 +370,15 @@ func (c *Consumer) fail(ctx context.Context, d *amqp.Delivery, cause error) erro
 	out.Headers[headerReason] = clip(cause.Error())
 	out.RoutingKey = retryQueue(c.queue, delay)
 	c.log(d).Warn("message failed, will be tried again", "attempt", attempt, "in", delay, "error", cause)
-	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
-		return fmt.Errorf("sending a message to %s: %w", out.RoutingKey, err)
+	err := c.park(ctx, work, out)
+	if errors.Is(err, ErrTooLarge) {
+		return c.deadLetter(ctx, work, d, cause)
+	}
+	if err != nil {
+		return err
 	}
 	crash.Point("consumer.retried")
-	c.countOne(ctx, "retried")
+	c.countOne(work, "retried")
 	return nil
 }
 
@@ -296,19 +390,50 @@ func (c *Consumer) isSlow(cause error) bool {
 	return before && c.slow
 }
 
-func (c *Consumer) deadLetter(ctx context.Context, d *amqp.Delivery, cause error) error {
+// deadLetter sends one message to the dead letters. If the broker takes only smaller ones by now, they get as much of its
+// body as the broker takes.
+func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause error) error {
 	out := again(d)
 	out.Headers[headerAttempt] = int32(attemptOf(d))
 	out.Headers[headerReason] = clip(cause.Error())
 	out.Headers[headerSourceQueue] = c.queue
 	out.Exchange, out.RoutingKey = deadLetterExchange, c.queue
 	c.log(d).Error("message is a dead letter", "attempt", attemptOf(d), "error", cause)
-	if err := c.pub.Send(ctx, []Outgoing{out}); err != nil {
-		return fmt.Errorf("sending a message to the dead letters: %w", err)
+	err := c.park(ctx, work, out)
+	if errors.Is(err, ErrTooLarge) {
+		out.Headers[headerReason] = clip(fmt.Sprintf("%v; the end of its body is cut off: %v", cause, err))
+		out.Body = out.Body[:c.pub.maxBody.Load()]
+		err = c.park(ctx, work, out)
+	}
+	if err != nil {
+		return err
 	}
 	crash.Point("consumer.dead-lettered")
-	c.countOne(ctx, "dead")
+	c.countOne(work, "dead")
 	return nil
+}
+
+// park publishes what the consumer cannot handle, and holds the queue until the broker has taken it: with an error the
+// session would end, and all messages that wait behind this one would go back and be one delivery nearer to the broker's
+// limit. Its errors are ErrTooLarge, and that the consumer has to stop.
+func (c *Consumer) park(ctx, work context.Context, out Outgoing) error {
+	wait := newBackoff()
+	for tries := 0; ; tries++ {
+		err := c.pub.Send(work, []Outgoing{out})
+		if err == nil {
+			if tries > 0 {
+				c.down.Store(nil)
+			}
+			return nil
+		}
+		if errors.Is(err, ErrTooLarge) {
+			return err
+		}
+		err = fmt.Errorf("sending a message to %s: %w", cmp.Or(out.Exchange, out.RoutingKey), err)
+		if stop := c.pause(ctx, wait, "a message cannot be parked, the queue waits", 1, err); stop != nil {
+			return errors.Join(stop, err)
+		}
+	}
 }
 
 func (c *Consumer) count(ctx context.Context, g group, verdict string) {

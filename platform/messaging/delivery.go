@@ -62,20 +62,27 @@ type Handler struct {
 	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
 	decode func(*amqp.Delivery) (any, error)
 	run    func(context.Context, []any) error
+	weigh  func(any) int // what a decoded message causes, in bytes; nil if that is no more than the message
 }
 
 // Handle makes a handler for messages of type T, which must be an event of the contracts.
 //
 // handle gets messages that follow each other in the queue, and handles all of them or none: after nil they are
 // acknowledged, after an error none of its effects may remain. It may get a message that was handled before. An error
-// marked Down holds the batch until the dependency is back. After any other error each message is handed over alone;
-// then an error marked Permanent makes it a dead letter, and any other one has it tried again after 1 s, 10 s and 60 s
-// before it becomes one. The context has the time to finish a batch even while the consumer stops.
+// marked Down holds the batch until the dependency is back; a batch that it fails twice comes again as smaller ones.
+// After any other error each message is handed over alone; then an error marked Permanent makes it a dead letter, and
+// any other one has it tried again after 1 s, 10 s and 60 s before it becomes one. The context has the time to finish a
+// batch even while the consumer stops.
+//
+// The bodies of a batch have 2 MiB together, or it is one message. One of more than MaxEvent is a dead letter unread.
 func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]) error) Handler {
 	var zero T
 	return Handler{
 		event: zero.ProtoReflect().Descriptor().FullName(),
 		decode: func(d *amqp.Delivery) (any, error) {
+			if len(d.Body) > MaxEvent {
+				return nil, fmt.Errorf("the body has %d bytes, and an event %d at most", len(d.Body), MaxEvent)
+			}
 			body := zero.ProtoReflect().New().Interface().(T)
 			if err := proto.Unmarshal(d.Body, body); err != nil {
 				return nil, fmt.Errorf("the body is not a %s: %w", zero.ProtoReflect().Descriptor().FullName(), err)
@@ -95,7 +102,16 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 	}
 }
 
-// HandleRaw makes a handler for every message of the queue, known or not. Handle says what handle may do.
+// HandleWeighed is Handle for messages that cause more than they are large: weigh returns how much, in bytes, and what the
+// messages of a batch cause has 2 MiB together, or it is one message.
+func HandleWeighed[T proto.Message](weigh func(T) int, handle func(ctx context.Context, batch []Message[T]) error) Handler {
+	h := Handle(handle)
+	h.weigh = func(m any) int { return weigh(m.(Message[T]).Body) }
+	return h
+}
+
+// HandleRaw makes a handler for every message of the queue, known or not. Handle says what handle may do; it is given
+// bodies of any size.
 func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler {
 	return Handler{
 		decode: func(d *amqp.Delivery) (any, error) { return rawDelivery(d), nil },
@@ -237,8 +253,9 @@ type group struct {
 
 func (g group) run(ctx context.Context) error { return g.handler.run(ctx, g.decoded) }
 
-func (g group) one(i int) group {
-	return group{deliveries: g.deliveries[i : i+1], decoded: g.decoded[i : i+1], handler: g.handler}
+// part is the messages from first up to end.
+func (g group) part(first, end int) group {
+	return group{deliveries: g.deliveries[first:end], decoded: g.decoded[first:end], handler: g.handler}
 }
 
 type dispatcher struct {
@@ -259,10 +276,12 @@ func newDispatcher(handlers []Handler) dispatcher {
 	return d
 }
 
-// groups splits a batch into runs of one type, in the order of the queue. They share the batch's memory.
+// groups splits a batch into runs of one type and of no more than maxBatch bytes, in the order of the queue. They share
+// the batch's memory.
 func (d dispatcher) groups(batch []amqp.Delivery) []group {
 	var out []group
 	decoded := make([]any, len(batch))
+	size := 0 // of the last run
 	for i := range batch {
 		h, err := d.handler(&batch[i])
 		if err == nil {
@@ -272,9 +291,15 @@ func (d dispatcher) groups(batch []amqp.Delivery) []group {
 			out = append(out, group{deliveries: batch[i : i+1], err: err})
 			continue
 		}
-		if n := len(out); n == 0 || out[n-1].err != nil || out[n-1].handler.event != h.event {
-			out = append(out, group{deliveries: batch[i:i], decoded: decoded[i:i], handler: h})
+		weight := len(batch[i].Body)
+		if h.weigh != nil {
+			weight = max(weight, h.weigh(decoded[i]))
 		}
+		if n := len(out); n == 0 || out[n-1].err != nil || out[n-1].handler.event != h.event || size+weight > maxBatch {
+			out = append(out, group{deliveries: batch[i:i], decoded: decoded[i:i], handler: h})
+			size = 0
+		}
+		size += weight
 		last := &out[len(out)-1]
 		last.deliveries = last.deliveries[:len(last.deliveries)+1]
 		last.decoded = last.decoded[:len(last.decoded)+1]

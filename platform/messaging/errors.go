@@ -15,6 +15,8 @@ var (
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
 	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
+	// ErrTooLarge means that a message is larger than the shop or the broker lets it be.
+	ErrTooLarge = errors.New("the message is too large")
 )
 
 type verdict struct {
@@ -31,9 +33,10 @@ func Permanent(err error) error { return verdict{err, true} }
 // again until the dependency is back; no attempt of the messages is used up.
 func Down(err error) error { return verdict{err, false} }
 
+// isPermanent also knows that a message does not shrink.
 func isPermanent(err error) bool {
 	var v verdict
-	return errors.As(err, &v) && v.permanent
+	return errors.As(err, &v) && v.permanent || errors.Is(err, ErrTooLarge)
 }
 
 // isDown also knows the database's own words for it, so that no handler can forget to mark them. A transaction that

@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,12 +22,13 @@ func TestGather_WaitsForMoreAsLongAsItLingers(t *testing.T) {
 		want       int
 		took       time.Duration
 	}{
-		"from the first one on":              {20 * ms, 10, []time.Duration{15 * ms, 30 * ms, 45 * ms}, never, never, 2, 35 * ms},
-		"until the batch is full":            {20 * ms, 2, []time.Duration{0, 5 * ms, 10 * ms}, never, never, 2, 5 * ms},
-		"not at all":                         {0, 10, []time.Duration{5 * ms, 10 * ms}, never, never, 1, 5 * ms},
-		"until it is to stop":                {20 * ms, 10, []time.Duration{5 * ms, 15 * ms}, 10 * ms, never, 1, 10 * ms},
-		"in vain where it is to stop":        {20 * ms, 10, nil, 10 * ms, never, 0, 10 * ms},
-		"in vain where nothing can be acked": {20 * ms, 10, []time.Duration{5 * ms}, never, 10 * ms, 0, 10 * ms},
+		"from the first one on":           {20 * ms, 10, []time.Duration{15 * ms, 30 * ms, 45 * ms}, never, never, 2, 35 * ms},
+		"until the batch is full":         {20 * ms, 2, []time.Duration{0, 5 * ms, 10 * ms}, never, never, 2, 5 * ms},
+		"not at all":                      {0, 10, []time.Duration{5 * ms, 10 * ms}, never, never, 1, 5 * ms},
+		"until it is to stop":             {20 * ms, 10, []time.Duration{5 * ms, 15 * ms}, 10 * ms, never, 1, 10 * ms},
+		"in vain where it is to stop":     {20 * ms, 10, nil, 10 * ms, never, 0, 10 * ms},
+		"until nothing can come any more": {20 * ms, 10, []time.Duration{5 * ms}, never, 10 * ms, 1, 10 * ms},
+		"in vain where nothing can come":  {20 * ms, 10, nil, never, 10 * ms, 0, 10 * ms},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -55,5 +57,31 @@ func TestGather_WaitsForMoreAsLongAsItLingers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestConsumer_ThePrefetchGrowsAndShrinksWithTheSizeOfMessages(t *testing.T) {
+	t.Parallel()
+	c := NewConsumer(nil, nil, "order", ConsumerOptions{Batch: 500})
+	sizes := func(largest int) (all []int) {
+		c.largest = largest
+		for all = []int{c.prefetch()}; c.adjustPrefetch(); {
+			all = append(all, c.prefetch())
+		}
+		return all
+	}
+	for _, c := range []struct {
+		largest int
+		want    []int
+	}{
+		{300, []int{1, 15, 125, 1000}},
+		{84_000, []int{1000, 125}},
+		{16 << 20, []int{125, 1}},
+		{84_000, []int{1, 15, 125}},
+		{20_000, []int{125, 500}},
+	} {
+		if got := sizes(c.largest); !slices.Equal(got, c.want) {
+			t.Errorf("while the largest message has %d bytes: %v, want %v", c.largest, got, c.want)
+		}
 	}
 }

@@ -29,6 +29,7 @@ const patience = 30 * time.Second
 // party is a process of the shop as far as messaging goes: two connections and a publisher, all running.
 type party struct {
 	consume *messaging.Connection
+	publish *messaging.Connection
 	pub     *messaging.Publisher
 	run     func(func(context.Context) error) (stop func())
 }
@@ -65,7 +66,8 @@ func joinAs(t testing.TB, url string, o messaging.Options) *party {
 		return c
 	}
 	p.consume = dial("consume")
-	p.pub = messaging.NewPublisher(dial("publish"))
+	p.publish = dial("publish")
+	p.pub = messaging.NewPublisher(p.publish)
 	p.run(p.pub.Run)
 	return p
 }
@@ -491,6 +493,9 @@ func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(
 		both[i] = replica{orders, p.run(c.Run)}
 		eventually(t, func() error { return c.Ready(t.Context()) })
 		publisher = p
+	}
+	for range 10 { // with their first orders they find that one is too small a prefetch, and leave one to the other meanwhile
+		first(t, publisher, both)
 	}
 	return publisher, both
 }

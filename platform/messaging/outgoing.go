@@ -27,7 +27,8 @@ type Outgoing struct {
 	Body          []byte
 }
 
-// NewOutgoing encodes the event m once, with the trace context of ctx. It fails where m is no event of the contracts.
+// NewOutgoing encodes the event m once, with the trace context of ctx. It fails if m is no event of the contracts, and
+// with ErrTooLarge if it is larger than MaxEvent.
 func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
 	e, ok := contract.EventOf(m)
 	if !ok {
@@ -36,6 +37,9 @@ func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
 	body, err := proto.Marshal(m)
 	if err != nil {
 		return Outgoing{}, fmt.Errorf("encoding %s: %w", e.Name, err)
+	}
+	if len(body) > MaxEvent {
+		return Outgoing{}, fmt.Errorf("%w: the %s has %d bytes, an event %d at most", ErrTooLarge, e.Name, len(body), MaxEvent)
 	}
 	return Outgoing{
 		Exchange:      e.Exchange,

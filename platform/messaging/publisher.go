@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -19,8 +22,9 @@ import (
 )
 
 const (
-	// window is how many messages of a publisher may wait for their confirm. An acknowledgement of many scans all that
-	// wait, so it is bounded; quorum queues reach their rate with a few hundred.
+	// window is how many messages of a publisher may wait for their confirm, each counted once more for each slotBytes of
+	// its body. An acknowledgement of many scans all that wait, so it is bounded; quorum queues reach their rate with a few
+	// hundred.
 	window = 1000
 	// confirmTimeout bounds the wait for one confirm where the caller's context does not.
 	confirmTimeout = 10 * time.Second
@@ -46,7 +50,8 @@ const contentType = "application/protobuf"
 // Publisher publishes over one connection. Its methods may be called concurrently.
 type Publisher struct {
 	conn    *Connection
-	slots   *semaphore.Weighted // one for each message that waits for its confirm
+	slots   *semaphore.Weighted // a window, of what waits for its confirm
+	maxBody atomic.Int64        // what the broker has refused is larger than this; it does not say before
 	mu      sync.Mutex
 	current *publishSession
 	changed chan struct{} // closed and replaced when current changes
@@ -54,7 +59,9 @@ type Publisher struct {
 
 // NewPublisher returns a publisher on conn. It works while Run runs.
 func NewPublisher(conn *Connection) *Publisher {
-	return &Publisher{conn: conn, slots: semaphore.NewWeighted(window), changed: make(chan struct{})}
+	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), changed: make(chan struct{})}
+	p.maxBody.Store(math.MaxInt64)
+	return p
 }
 
 // Run keeps the publisher's channels open until ctx ends.
@@ -66,7 +73,14 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		return s.wait(ctx)
+		cause := s.wait(ctx)
+		var refusal *amqp.Error
+		if errors.As(cause, &refusal) {
+			if limit, ok := refusedSize(refusal); ok {
+				p.maxBody.Store(limit) // before another session begins, whose publishers look at it
+			}
+		}
+		return cause
 	})
 }
 
@@ -115,36 +129,36 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 }
 
 // Send publishes messages in their order and returns nil once the broker has confirmed all of them. What is not
-// confirmed because the connection went is published again on the next one, under the same message id, until ctx ends
-// (10 s where ctx has no deadline). Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published),
-// ErrUnconfirmed (outcome unknown), ErrUnroutable (no queue takes one of them). After an error any of the messages may
-// have been published.
+// confirmed because the connection went, or because the broker did not take it, is published again, under the same
+// message id, until ctx ends (10 s if ctx has no deadline); so is what followed it, which has overtaken it otherwise.
+// Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published), ErrUnconfirmed (outcome unknown),
+// ErrUnroutable (no queue takes one of them), ErrTooLarge (the broker refuses one of them for its size). After an error
+// any of the messages may have been published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	start := time.Now()
 	wait := newBackoff()
-	pending := messages
-	for {
+	for pending := messages; ; {
 		s, err := p.session(ctx)
 		if err != nil {
 			p.count(ctx, pending, "refused")
 			return err
 		}
-		for rest := pending; len(rest) > 0; {
-			n := min(len(rest), window)
-			failed, err := p.publishWindow(ctx, s, rest[:n])
+		for len(pending) > 0 {
+			next, slots, err := p.nextWindow(pending)
+			confirmed := 0
+			if err == nil {
+				confirmed, err = p.publishWindow(ctx, s, next, slots)
+			}
 			if err != nil {
-				p.count(ctx, rest, "failed")
+				p.count(ctx, pending, "failed")
 				return err
 			}
-			rest = rest[n:]
-			if len(failed) > 0 {
-				// The order of what follows must not overtake what failed.
-				pending = append(failed, rest...)
+			pending = pending[confirmed:]
+			if confirmed < len(next) {
 				break
 			}
-			pending = rest
 		}
 		if len(pending) == 0 {
 			p.count(ctx, messages, "confirmed")
@@ -169,50 +183,71 @@ func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome stri
 	}
 }
 
-// publishWindow publishes at most a window of messages and waits for their confirms, which do not come while the broker
-// is blocked. It returns those that must be published again.
-func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing) (failed []Outgoing, err error) {
-	if err := p.slots.Acquire(ctx, int64(len(messages))); err != nil {
-		return nil, ErrUnconfirmed
+// nextWindow returns the first of the messages, as many as the window has room for, and what they take of it.
+func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int64, err error) {
+	for i := range messages {
+		size := int64(len(messages[i].Body))
+		if size > p.maxBody.Load() {
+			return nil, 0, fmt.Errorf("%w: %s has %d bytes, the broker takes %d", ErrTooLarge, messages[i].Type, size, p.maxBody.Load())
+		}
+		takes := min(1+size/slotBytes, window)
+		if slots+takes > window {
+			return messages[:i], slots, nil
+		}
+		slots += takes
 	}
-	defer p.slots.Release(int64(len(messages)))
+	return messages, slots, nil
+}
+
+// publishWindow publishes a window of messages and waits for their confirms, which do not come while the broker is
+// blocked. It returns how many of the messages are confirmed before the first that is not.
+func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing, slots int64) (confirmed int, err error) {
+	if err := p.slots.Acquire(ctx, slots); err != nil {
+		return 0, ErrUnconfirmed
+	}
+	defer p.slots.Release(slots)
 	blocked := p.conn.unblocked().Done()
 
-	confirms := make([]*amqp.DeferredConfirmation, len(messages))
+	f := s.register(messages)
 	for i := range messages {
 		msg := messages[i].publishing(p.conn.service)
 		msg.UserId = p.conn.identity.user
-		confirms[i], err = s.confirmed.PublishWithDeferredConfirm(messages[i].Exchange, messages[i].RoutingKey, true, false, msg)
-		if errors.Is(err, amqp.ErrClosed) || confirms[i] == nil {
-			break // this one and the rest go over the next session
+		f.confirms[i], err = s.confirmed.PublishWithDeferredConfirm(messages[i].Exchange, messages[i].RoutingKey, true, false, msg)
+		if errors.Is(err, amqp.ErrClosed) || f.confirms[i] == nil {
+			f.confirms = f.confirms[:i] // this one and the rest go over the next session
+			break
 		}
 	}
 	crash.Point("publisher.sent")
-	for i, confirm := range confirms {
-		if confirm == nil {
-			return append(failed, messages[i:]...), nil
-		}
+	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
 		case <-blocked:
-			return nil, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
+			s.abandon(f)
+			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
 		case <-ctx.Done():
-			return nil, ErrUnconfirmed
-		}
-		if !confirm.Acked() {
-			failed = append(failed, messages[i])
-			continue
-		}
-		if reason, returned := s.returned(messages[i].MessageID); returned {
-			return nil, fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
+			s.abandon(f)
+			return 0, ErrUnconfirmed
 		}
 	}
-	return failed, nil
+	s.finish(f)
+	for i, confirm := range f.confirms {
+		if !confirm.Acked() {
+			return i, nil
+		}
+		if reason, returned := f.returned[i]; returned {
+			return i, fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
+		}
+	}
+	return len(f.confirms), nil
 }
 
 // post publishes without a confirm, for requests and replies that are worth no more than their caller's patience.
 // Where the message is mandatory and no queue takes it, onReturn is called from another goroutine.
 func (p *Publisher) post(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
+	if limit := min(MaxCall, p.maxBody.Load()); int64(len(msg.Body)) > limit {
+		return fmt.Errorf("%w: %d bytes, a call carries %d at most", ErrTooLarge, len(msg.Body), limit)
+	}
 	s, err := p.session(ctx)
 	if err != nil {
 		return err
@@ -258,12 +293,25 @@ type publishSession struct {
 	confirmed *amqp.Channel       // in confirm mode, for messages that must arrive
 	plain     *amqp.Channel       // for requests and replies
 	closed    [2]chan *amqp.Error // of confirmed and of plain
-	returns   chan amqp.Return    // of confirmed; drained by returned and by wait
+	returns   chan amqp.Return    // of confirmed; drained by assignReturns
 	discarded chan amqp.Return    // of plain
 	onReturn  sync.Map            // message id → func()
 
-	mu      sync.Mutex
-	unknown map[string]string // message id → why it was returned; taken by returned
+	mu        sync.Mutex
+	windows   map[*inFlight]struct{} // what the broker may still return or confirm
+	number    uint64                 // of the last window
+	abandoned int                    // how many of the windows are
+}
+
+// inFlight is a window of messages between its publishing and its last confirm.
+type inFlight struct {
+	number    uint64 // in the order of publishing
+	messages  []Outgoing
+	confirms  []*amqp.DeferredConfirmation
+	returned  map[int]string // why messages were returned, by their place
+	abandoned bool           // nobody waits for it any more
+
+	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a window has
 }
 
 func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
@@ -271,7 +319,7 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		// The library waits for room, and with it all its reader does: a window's worth never makes it wait.
 		returns:   make(chan amqp.Return, window),
 		discarded: make(chan amqp.Return, window),
-		unknown:   map[string]string{},
+		windows:   map[*inFlight]struct{}{},
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -314,19 +362,99 @@ func (s *publishSession) wait(ctx context.Context) error {
 	}
 }
 
-// returned says whether the broker has sent the message back. The broker returns a message before it confirms it, and
-// the library hands over in that order, so after the confirm the return, if there is one, is in the channel.
-func (s *publishSession) returned(messageID string) (reason string, ok bool) {
+// register notes messages that are about to be published.
+func (s *publishSession) register(messages []Outgoing) *inFlight {
+	f := &inFlight{messages: messages}
+	if f.confirms = f.one[:]; len(messages) != 1 {
+		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.returns) > 0 {
-		r, open := <-s.returns
-		if !open {
-			break
-		}
-		s.unknown[r.MessageId] = strings.ToLower(r.ReplyText)
+	s.number++
+	f.number = s.number
+	s.windows[f] = struct{}{}
+	return f
+}
+
+// finish notes which messages of a window were returned. All its confirms are there: the broker returns a message before
+// it confirms it, and the library hands over in that order, so the returns are in the channel.
+func (s *publishSession) finish(f *inFlight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.assignReturns()
+	delete(s.windows, f)
+}
+
+// abandon leaves a window whose confirms nobody waits for any more. It is remembered until they come, so that what the
+// broker returns of it is not taken for the same message when that is sent again.
+func (s *publishSession) abandon(f *inFlight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.abandoned = true
+	s.abandoned++
+	f.messages = slices.Clone(f.messages)
+	for i := range f.messages {
+		f.messages[i].Body = nil
 	}
-	reason, ok = s.unknown[messageID]
-	delete(s.unknown, messageID)
-	return reason, ok
+}
+
+// assignReturns gives each returned message to the first window that it can be of: messages are returned in the order in
+// which they were published.
+func (s *publishSession) assignReturns() {
+	var over []*inFlight // their returns, if any, are in the channel
+	if s.abandoned > 0 {
+		for f := range s.windows {
+			if f.abandoned && f.confirmed() {
+				over = append(over, f)
+			}
+		}
+	}
+	for len(s.returns) > 0 {
+		if r, open := <-s.returns; open {
+			s.assignReturn(&r)
+		}
+	}
+	for _, f := range over {
+		delete(s.windows, f)
+		s.abandoned--
+	}
+}
+
+func (s *publishSession) assignReturn(r *amqp.Return) {
+	var first *inFlight
+	var place int
+	for f := range s.windows {
+		if i := f.find(r); i >= 0 && (first == nil || f.number < first.number) {
+			first, place = f, i
+		}
+	}
+	if first == nil {
+		return
+	}
+	if first.returned == nil {
+		first.returned = map[int]string{}
+	}
+	first.returned[place] = strings.ToLower(r.ReplyText)
+}
+
+// find returns the place of the first message that r can be and that has not been returned yet, or -1.
+func (f *inFlight) find(r *amqp.Return) int {
+	for i := range f.messages {
+		m := &f.messages[i]
+		if _, back := f.returned[i]; !back && m.MessageID == r.MessageId && m.RoutingKey == r.RoutingKey && m.Exchange == r.Exchange {
+			return i
+		}
+	}
+	return -1
+}
+
+func (f *inFlight) confirmed() bool {
+	for _, confirm := range f.confirms {
+		select {
+		case <-confirm.Done():
+		default:
+			return false
+		}
+	}
+	return true
 }

@@ -174,8 +174,9 @@ func (c *RPCClient) begin(ctx context.Context, from []string) (call, queue strin
 	}
 }
 
-// Invoke makes a unary call. Errors are gRPC statuses: the server's own; Unavailable where no server is there or the
-// connection went; DeadlineExceeded.
+// Invoke makes a unary call. Errors are gRPC statuses: the server's own; Unavailable if no server is there or the
+// connection went; DeadlineExceeded; ResourceExhausted if the request or the reply is larger than MaxCall, or than the
+// broker takes: the same call never succeeds.
 func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ ...grpc.CallOption) error {
 	route, err := contract.MethodOf(method)
 	if err != nil {
@@ -246,7 +247,11 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 		c.finish(call, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
 	}
 	if err := c.pub.post(ctx, exchange, key, request, nobody); err != nil {
-		return status.Errorf(codes.Unavailable, "sending the request: %v", err)
+		code := codes.Unavailable
+		if errors.Is(err, ErrTooLarge) {
+			code = codes.ResourceExhausted
+		}
+		return status.Errorf(code, "sending the request: %v", err)
 	}
 	crash.Point("rpc.called")
 	select {
@@ -263,36 +268,54 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	}
 }
 
-// Reply answers the request that m describes. Nobody waiting is no error of the answer; it is returned as one so that
-// the caller may log it.
-func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message) error {
+// Reply answers the request that m describes: with failure where that is not nil. An answer that is too large to be sent
+// becomes ResourceExhausted. Nobody waiting is no error of the answer; it is returned as one so that the caller may log it.
+func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message, failure error) error {
 	if m.ReplyTo == "" {
 		return errNoReplyTo
 	}
-	return p.reply(ctx, m.ReplyTo, m.CorrelationID, answer, nil)
+	return p.reply(ctx, m.ReplyTo, m.CorrelationID, answer, failure)
 }
 
 func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer proto.Message, failure error) error {
-	st := status.Convert(failure)
-	msg := amqp.Publishing{
-		Headers:       amqp.Table{headerStatus: int32(st.Code())}, //nolint:gosec // codes are below 17
+	if failure != nil {
+		return p.replyFailure(ctx, replyTo, call, failure)
+	}
+	body, err := proto.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("encoding the answer: %w", err)
+	}
+	err = p.post(ctx, "", replyTo, amqp.Publishing{
+		Headers:       amqp.Table{headerStatus: int32(codes.OK)},
 		DeliveryMode:  amqp.Transient,
 		CorrelationId: call,
+		Type:          string(answer.ProtoReflect().Descriptor().FullName()),
+		Body:          body,
+	}, nil)
+	if errors.Is(err, ErrTooLarge) {
+		// The broker would close the channel, and with it lose the answers to other calls.
+		return errors.Join(err, p.replyFailure(ctx, replyTo, call, status.Errorf(codes.ResourceExhausted, "the answer: %v", err)))
 	}
-	if failure == nil {
-		body, err := proto.Marshal(answer)
-		if err != nil {
-			return fmt.Errorf("encoding the answer: %w", err)
-		}
-		msg.Body, msg.Type = body, string(answer.ProtoReflect().Descriptor().FullName())
-	} else {
-		details, err := proto.Marshal(st.Proto())
-		if err != nil {
-			return fmt.Errorf("encoding the status: %w", err)
-		}
-		msg.Headers[headerStatusDetails] = details
+	return err
+}
+
+// maxStatus bounds the details of a failure, in bytes: headers have to fit into one frame, of 128 KiB as a rule.
+const maxStatus = 32 << 10
+
+func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, failure error) error {
+	st := status.Convert(failure)
+	details, err := proto.Marshal(st.Proto())
+	if err == nil && len(details) > maxStatus {
+		details, err = proto.Marshal(status.New(st.Code(), clip(st.Message())).Proto())
 	}
-	return p.post(ctx, "", replyTo, msg, nil)
+	if err != nil {
+		return fmt.Errorf("encoding the status: %w", err)
+	}
+	return p.post(ctx, "", replyTo, amqp.Publishing{
+		Headers:       amqp.Table{headerStatus: int32(st.Code()), headerStatusDetails: details}, //nolint:gosec // codes are below 17
+		DeliveryMode:  amqp.Transient,
+		CorrelationId: call,
+	}, nil)
 }
 
 // statusOf is the error that a reply carries, nil for success.

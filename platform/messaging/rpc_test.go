@@ -201,7 +201,7 @@ func TestRequest_TopicRequestIsAnsweredToTheAskerAlone(t *testing.T) {
 		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
 			for _, m := range batch {
 				answer := &eventsv1.InventoryListed{Items: []*eventsv1.InventoryListed_Item{{Id: 1, ProductName: "Laptop"}}}
-				if err := inventory.pub.Reply(ctx, m.Meta, answer); err != nil {
+				if err := inventory.pub.Reply(ctx, m.Meta, answer, nil); err != nil {
 					return err
 				}
 			}

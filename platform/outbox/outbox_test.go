@@ -192,6 +192,56 @@ func TestRelay_PublishesInTheOrderOfCommitsAndEmptiesTheOutbox(t *testing.T) {
 	}
 }
 
+// A round is held in memory: what it takes of the largest messages must not be what it takes of the usual ones.
+func TestRelay_ARoundIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	const large, small, size, bound = 23, 40, 900_000, 4 << 20
+	var want []string
+	for i := range large + small {
+		m := confirmed(uuid.New())
+		if i < large {
+			m.Lines = []*eventsv1.PricedLine{{ProductName: strings.Repeat("x", size)}}
+		}
+		want = append(want, m.GetOrderId())
+		add(t, pool, outbox.Entry{Message: m})
+	}
+	r := &recorder{}
+	begin := time.Now()
+	runUntil(t, pool, r, len(want))
+	took := time.Since(begin)
+	if diff := cmp.Diff(want, r.orders()); diff != "" {
+		t.Errorf("published (-want +got):\n%s", diff)
+	}
+	for sent, i := r.sent, 0; i < len(r.sizes); i++ {
+		bytes := 0
+		for _, m := range sent[:r.sizes[i]] {
+			bytes += len(m.Body)
+		}
+		if last := len(sent[r.sizes[i]-1].Body); bytes-last > bound {
+			t.Errorf("round %d has %d bytes before its last message", i, bytes-last)
+		}
+		sent = sent[r.sizes[i]:]
+	}
+	// It goes on at once: what is left is no reason to wait for the next look, a second later.
+	if rounds := len(r.sizes); rounds < 5+4 || took > time.Duration(rounds-1)*time.Second {
+		t.Errorf("%d rounds took %s", rounds, took)
+	}
+}
+
+func TestAdd_WhatIsTooLargeIsRefusedForGood(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	m := confirmed(uuid.New())
+	m.Lines = []*eventsv1.PricedLine{{ProductName: strings.Repeat("x", messaging.MaxEvent)}}
+	err := postgres.InTx(t.Context(), pool, func(tx *sqlx.Tx) error {
+		return outbox.Add(t.Context(), tx, []outbox.Entry{{Message: m}})
+	})
+	if !errors.Is(err, messaging.ErrTooLarge) {
+		t.Errorf("Add = %v, want ErrTooLarge", err)
+	}
+}
+
 func TestRelay_IsWokenByACommitAndFindsWhatNobodyWokeItFor(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
@@ -386,6 +436,7 @@ type recorder struct {
 	mu    sync.Mutex
 	calls int
 	sent  []messaging.Outgoing
+	sizes []int // how many messages each call that published had
 }
 
 func (r *recorder) Send(ctx context.Context, messages []messaging.Outgoing) error {
@@ -401,6 +452,7 @@ func (r *recorder) Send(ctx context.Context, messages []messaging.Outgoing) erro
 		r.during(ctx)
 	}
 	r.sent = append(r.sent, messages...)
+	r.sizes = append(r.sizes, len(messages))
 	if r.after != nil {
 		r.after(r.calls)
 	}

@@ -44,9 +44,13 @@ type Sender interface {
 	Send(ctx context.Context, messages []messaging.Outgoing) error
 }
 
+// maxRound bounds the bodies that are published in one transaction, in bytes, and the memory that it takes with them. A
+// message that is larger is published alone.
+const maxRound = 2 << 20
+
 // Options of a relay. The zero value works.
 type Options struct {
-	// Batch is how many messages are published in one transaction, 700 where it is 0.
+	// Batch is how many messages are published in one transaction, 700 where it is 0. They are fewer where they are large.
 	Batch int
 	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
 	// how late messages are.
@@ -167,11 +171,11 @@ func (r *Relay) Run(ctx context.Context) error {
 
 	backoff := firstBackoff
 	for ctx.Err() == nil {
-		n, err := r.round(ctx)
+		more, err := r.round(ctx)
 		switch {
 		case err == nil:
 			backoff = firstBackoff
-			if n < r.batch { // whoever has committed since has called Wake, on this replica or on its own
+			if !more { // whoever has committed since has called Wake, on this replica or on its own
 				r.sleep(ctx, pollInterval, r.wake)
 				r.sleep(ctx, r.linger, nil)
 			}
@@ -197,8 +201,9 @@ func (r *Relay) sleep(ctx context.Context, d time.Duration, wake <-chan struct{}
 	}
 }
 
-// round publishes the oldest messages of the outbox and returns how many there were.
-func (r *Relay) round(ctx context.Context) (n int, err error) {
+// round publishes the oldest messages of the outbox, and says whether there may be more than it could take.
+func (r *Relay) round(ctx context.Context) (more bool, err error) {
+	var n, size int
 	var sendErr error // kept apart: what the broker says is no error of the database
 	err = postgres.InTx(ctx, r.pool, func(tx *sqlx.Tx) error {
 		messages, err := take(ctx, tx, r.batch)
@@ -206,6 +211,9 @@ func (r *Relay) round(ctx context.Context) (n int, err error) {
 			return err
 		}
 		n = len(messages)
+		for i := range messages {
+			size += len(messages[i].Body)
+		}
 		crash.Point("relay.taken")
 		if sendErr = r.send(ctx, messages); sendErr != nil {
 			return sendErr
@@ -215,12 +223,12 @@ func (r *Relay) round(ctx context.Context) (n int, err error) {
 	})
 	switch {
 	case sendErr != nil:
-		return 0, fmt.Errorf("publishing the outbox: %w", sendErr)
+		return false, fmt.Errorf("publishing the outbox: %w", sendErr)
 	case err != nil:
-		return 0, err
+		return false, err
 	}
 	r.published.Add(ctx, int64(n))
-	return n, nil
+	return n == r.batch || size >= maxRound, nil
 }
 
 // send sees through what was taken also when ctx ends: otherwise a shutdown would publish many messages twice.
@@ -237,11 +245,21 @@ const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
 	       set_config('synchronous_commit', 'off', true)`
 
-// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes.
+// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. Where the $1 oldest have more
+// than $2 bytes, a message is taken if those before it have less: to sum up row by row, which takes ten times as long as
+// all of the rest, is left to that case. How long a body is can be told without reading it.
 const deleteOutbox = postgres.Prepared + `
 	WITH taken AS (
 		DELETE FROM outbox
-		WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox ORDER BY id LIMIT $1))
+		WHERE ctid = ANY ((
+			SELECT CASE WHEN size <= $2 THEN all_oldest ELSE ARRAY(
+				SELECT ctid FROM (
+					SELECT ctid, sum(octet_length(body)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(body) AS before
+					FROM outbox ORDER BY id LIMIT $1) AS oldest
+				WHERE before < $2) END
+			FROM (
+				SELECT array_agg(ctid) AS all_oldest, sum(octet_length(body)) AS size
+				FROM (SELECT ctid, body FROM outbox ORDER BY id LIMIT $1) AS oldest) AS together)::tid[])
 		RETURNING *
 	)
 	SELECT message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at FROM taken ORDER BY id`
@@ -250,7 +268,7 @@ func take(ctx context.Context, tx *sqlx.Tx, limit int) ([]messaging.Outgoing, er
 	if _, err := tx.ExecContext(ctx, lockOutbox); err != nil {
 		return nil, fmt.Errorf("locking the outbox: %w", err)
 	}
-	rows, err := tx.QueryContext(ctx, deleteOutbox, limit)
+	rows, err := tx.QueryContext(ctx, deleteOutbox, limit, maxRound)
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}

@@ -78,6 +78,9 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := provision.DeliveryLimit(ctx, r.management, "/"); err != nil {
+		return "", err
+	}
 	return about, provision.Topology(ctx, r.management, "/")
 }
 
@@ -155,7 +158,8 @@ func (r *rabbitMQ) launch(ctx context.Context, log string) (version string, err 
 
 // configure writes the node's configuration and its cookie, by which Erlang tools log in.
 func (r *rabbitMQ) configure() error {
-	// Messages may take 40 % of the memory by default, which is the server's share on a machine of its own.
+	// Messages may take 40 % of the memory by default, which is the server's share on a machine of its own. A message may be
+	// as large as RabbitMQ 4 lets it be; before, 128 MiB were the limit.
 	config := fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
 management.tcp.ip = 127.0.0.1
 management.tcp.port = %d
@@ -164,6 +168,7 @@ default_pass = %s
 vm_memory_high_watermark.relative = 0.25
 disk_free_limit.absolute = 50MB
 management.rates_mode = none
+max_message_size = 16777216
 `, r.settings.Ports[0], r.settings.Ports[1], r.settings.Password)
 	cookie := filepath.Join(r.dir, ".erlang.cookie")
 	if _, err := os.Stat(cookie); err != nil {

@@ -12,6 +12,8 @@ import (
 	rabbithole "github.com/michaelklishin/rabbit-hole/v3"
 
 	"github.com/google/uuid"
+
+	"shop.example/platform/messaging/provision"
 )
 
 // Broker is a virtual host that lives as long as its test.
@@ -63,6 +65,9 @@ func New(t testing.TB) *Broker {
 	}
 	res, err = client.UpdatePermissionsIn(vhost, broker.User.Username(), rabbithole.Permissions{Configure: ".*", Write: ".*", Read: ".*"})
 	must("permitting the test's user", res, err)
+	if err := provision.DeliveryLimit(t.Context(), manageURL, vhost); err != nil {
+		t.Fatal(err)
+	}
 	broker.Path = "/" + vhost
 	return &Broker{URL: broker.String(), Vhost: vhost, Manage: client}
 }

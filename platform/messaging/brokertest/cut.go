@@ -2,9 +2,11 @@ package brokertest
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
@@ -38,6 +40,15 @@ func (l *Line) Mute(t testing.TB) {
 	t.Helper()
 	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"type":"timeout","stream":"downstream","attributes":{"timeout":0}}`)); err != nil {
 		t.Fatalf("muting the broker: %v", err)
+	}
+}
+
+// Delay has what the broker says arrive so much later. Up ends it.
+func (l *Line) Delay(t testing.TB, by time.Duration) {
+	t.Helper()
+	toxic := fmt.Sprintf(`{"type":"latency","stream":"downstream","attributes":{"latency":%d}}`, by.Milliseconds())
+	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
+		t.Fatalf("delaying the broker: %v", err)
 	}
 }
 

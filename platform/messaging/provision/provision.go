@@ -120,6 +120,17 @@ func Users(ctx context.Context, managementURL, vhost string, logins map[string]L
 	return nil
 }
 
+// DeliveryLimit gives the quorum queues of a virtual host that no other policy speaks of the limit of 20 deliveries that
+// they have by default from RabbitMQ 4.0 on, and not before: what is tried on an older broker then meets it too.
+func DeliveryLimit(ctx context.Context, managementURL, vhost string) error {
+	const policy = `{"pattern": "", "apply-to": "queues", "priority": -1, "definition": {"delivery-limit": 20}}`
+	address := managementURL + "/api/policies/" + url.PathEscape(vhost) + "/default-of-rabbitmq-4"
+	if _, err := Call(ctx, http.MethodPut, address, []byte(policy)); err != nil {
+		return fmt.Errorf("limiting the deliveries in virtual host %s: %w", vhost, err)
+	}
+	return nil
+}
+
 // in puts the definitions into a virtual host, with the users of logins and the rights of those alone.
 func (d *definitions) in(vhost string, logins map[string]Login) {
 	for _, service := range slices.Sorted(maps.Keys(logins)) {

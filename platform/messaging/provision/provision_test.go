@@ -271,3 +271,51 @@ func TestCompare_NamesEachDifferenceAndWhatToDo(t *testing.T) {
 		t.Errorf("%d differences: %v", n+1, err)
 	}
 }
+
+// What works on the broker of the tests has to work on RabbitMQ 4, whose limits are tighter than those before.
+func TestBroker_HasTheLimitsOfRabbitMQ4(t *testing.T) {
+	t.Parallel()
+	ch := channel(t, brokertest.New(t).URL)
+	consume := func(queue string, args amqp.Table) <-chan amqp.Delivery {
+		args[amqp.QueueTypeArg] = amqp.QueueTypeQuorum
+		if _, err := ch.QueueDeclare(queue, true, false, false, false, args); err != nil {
+			t.Fatal(err)
+		}
+		deliveries, err := ch.ConsumeWithContext(t.Context(), queue, "", false, false, false, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return deliveries
+	}
+	givenUp := consume("given-up", amqp.Table{})
+	deliveries := consume("any", amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "given-up"})
+	if err := ch.PublishWithContext(t.Context(), "", "any", true, false, amqp.Publishing{Body: []byte("again and again")}); err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		for {
+			select {
+			case d := <-deliveries:
+				n++
+				if err := d.Reject(true); err != nil {
+					t.Fatal(err)
+				}
+			case <-givenUp:
+				return n
+			case <-time.After(30 * time.Second):
+				t.Fatalf("after %d deliveries it neither comes again nor is given up", n)
+			}
+		}
+	}
+	if n := count(); n != 1+20 {
+		t.Errorf("a message was delivered %d times before it was given up, want once and 20 times again", n)
+	}
+
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	if err := ch.PublishWithContext(t.Context(), "", "any", true, false, amqp.Publishing{Body: make([]byte, 16<<20+1)}); err != nil {
+		t.Fatal(err)
+	}
+	if cause := <-closed; cause == nil || cause.Code != amqp.PreconditionFailed {
+		t.Errorf("a message of more than 16 MiB: %v", cause)
+	}
+}

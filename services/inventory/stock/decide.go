@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/google/uuid"
 
@@ -187,8 +186,22 @@ func unpayable(lines []pricedLine) (why reason, detail string) {
 	return "", ""
 }
 
-func refuse(o order, why reason, details []string) decision {
-	return decision{order: o, reason: why, detail: strings.Join(details, "; ")}
+// maxDetail bounds the detail of a refusal, in bytes: it is stored, answered and published with the order, and nobody
+// reads a hundred of them. One problem alone, with a name of 200 characters that all have to be escaped, has up to 2,050.
+const maxDetail = 2100
+
+// refuse names the problems as far as they fit, and says how many more there are.
+func refuse(o order, why reason, problems []string) decision {
+	detail := problems[0]
+	for i, p := range problems[1:] {
+		more := fmt.Sprintf("; and %d more", len(problems)-1-i)
+		if len(detail)+len("; ")+len(p)+len(more) > maxDetail {
+			detail += more
+			break
+		}
+		detail += "; " + p
+	}
+	return decision{order: o, reason: why, detail: detail}
 }
 
 func (l line) describeUnknown() string {

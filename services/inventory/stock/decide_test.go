@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -28,6 +29,27 @@ func byID(id, quantity int32) line { return line{productID: id, quantity: quanti
 func expecting(l line, minor int64, currency string) line {
 	l.expected = &price{minor, currency}
 	return l
+}
+
+// The detail of a refusal goes into the database, into an answer and into an event.
+func TestDecide_ADetailIsBounded(t *testing.T) {
+	t.Parallel()
+	unprintable := strings.Repeat("\U000E0001", 200) // ten characters for each of them
+	for name, lines := range map[string][]line{
+		"unknown":        slices.Repeat([]line{byName(unprintable, 1)}, 100),
+		"one of them":    {byName(unprintable, 1)},
+		"prices":         slices.Repeat([]line{expecting(byName("Laptop", 1), 1, "USD")}, 100),
+		"some, and more": slices.Repeat([]line{byID(9, 1)}, 100),
+	} {
+		d := decide(testCatalogue(), []order{orderFor(lines...)})[0]
+		if d.reason == "" || d.detail == "" || len(d.detail) > maxDetail {
+			t.Errorf("%s: %q with %d bytes", name, d.reason, len(d.detail))
+		}
+		named := strings.Count(d.detail, ": the price is") + strings.Count(d.detail, "there is no product")
+		if more := len(lines) - named; more > 0 && !strings.HasSuffix(d.detail, fmt.Sprintf("; and %d more", more)) {
+			t.Errorf("%s: %d of %d problems are named: …%s", name, named, len(lines), d.detail[max(0, len(d.detail)-80):])
+		}
+	}
 }
 
 func TestDecide_OneOrder(t *testing.T) {

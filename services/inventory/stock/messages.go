@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -145,21 +145,47 @@ func (w *warehouse) onDeleteItems(ctx context.Context, batch []messaging.Message
 
 // onListInventory answers whoever asked. An asker that is not there any more is no reason to try again.
 func (w *warehouse) onListInventory(ctx context.Context, pub *messaging.Publisher, batch []messaging.Message[*eventsv1.ListInventory]) error {
-	products, err := listItems(ctx, w.db, 0, math.MaxInt32)
-	if err != nil {
-		return err
-	}
-	answer := &eventsv1.InventoryListed{Items: make([]*eventsv1.InventoryListed_Item, len(products))}
-	for i, p := range products {
-		answer.Items[i] = &eventsv1.InventoryListed_Item{
-			Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),
-			CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt),
-		}
+	answer, failure := w.listInventory(ctx)
+	if own := (*apierror.Error)(nil); failure != nil && !errors.As(failure, &own) {
+		return failure
 	}
 	for _, m := range batch {
-		if err := pub.Reply(m.Context(ctx), m.Meta, answer); err != nil {
+		if err := pub.Reply(m.Context(ctx), m.Meta, answer, failure); err != nil {
 			w.log.WarnContext(ctx, "a list of the inventory was not answered", "message_id", m.ID, "error", err)
 		}
 	}
 	return nil
+}
+
+const (
+	// maxListed bounds the answer to ListInventory, in bytes: some 15,000 products with names of 20 characters. It has no
+	// pages, because the demo's interface has none, and whoever asks holds it in memory several times over.
+	maxListed = 1 << 20
+	listPage  = 1000 // products read at once
+)
+
+// listInventory reads the catalogue; CATALOGUE_TOO_LARGE if that is more than one answer can have.
+func (w *warehouse) listInventory(ctx context.Context) (*eventsv1.InventoryListed, error) {
+	answer, size := &eventsv1.InventoryListed{}, 0
+	for after := int32(0); ; {
+		products, err := listItems(ctx, w.db, after, listPage)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range products {
+			item := &eventsv1.InventoryListed_Item{
+				Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),
+				CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt),
+			}
+			if size += proto.Size(item); size > maxListed {
+				return nil, apierror.New(codes.FailedPrecondition, "CATALOGUE_TOO_LARGE",
+					"the catalogue has too many products to be listed at once: GET /v1/inventory has pages")
+			}
+			answer.Items = append(answer.Items, item)
+		}
+		if len(products) < listPage {
+			return answer, nil
+		}
+		after = products[listPage-1].ID
+	}
 }

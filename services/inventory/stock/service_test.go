@@ -235,3 +235,34 @@ func TestService_TheCatalogueByMessagesAndCalls(t *testing.T) {
 	}
 	r.log.await(t, "dead letter", "ITEM_EXISTS", "Tablet")
 }
+
+// The demo's interface has no pages. A list that is too large for one message costs its asker an error and nobody else
+// anything: the broker would close the channel that answers to all go over.
+func TestListInventory_ACatalogueThatIsTooLargeIsRefused(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for range 2 {
+		items := make([]*eventsv1.CreateItems_Item, 1000) // the largest event that there is
+		for i := range items {
+			name := strings.Repeat("\U0001F6D2", 164) + uuid.NewString()
+			items[i] = &eventsv1.CreateItems_Item{ProductName: name, Quantity: 1_000_000_000, Price: usd(10)}
+		}
+		if err := r.pub.Publish(ctx, createOf(items...)); err != nil {
+			t.Fatal(err)
+		}
+		r.log.await(t, "stock updated", items[len(items)-1].GetProductName())
+	}
+	err := r.asker.Request(ctx, &eventsv1.ListInventory{}, &eventsv1.InventoryListed{})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "/v1/inventory has pages") {
+		t.Errorf("got %v", err)
+	}
+	id := uuid.NewString()
+	resp, err := r.stock.CheckStock(ctx, &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{
+		{OrderId: id, Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 1}}},
+	}})
+	if err != nil || resp.GetDecisions()[0].GetOrderId() != id {
+		t.Errorf("another call: %v, %v", resp, err)
+	}
+}

@@ -58,6 +58,10 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 		reason = "it does not say why it could not be handled"
 	}
 	traceParent, _ := d.Headers["traceparent"].(string)
+	body := d.Body
+	if body == nil {
+		body = []byte{} // which is not NULL
+	}
 	return deadLetter{
 		Reason:        reason,
 		SourceQueue:   storable(d.SourceQueue),
@@ -71,12 +75,16 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 		Type:          storable(d.Type),
 		Attempts:      d.Attempt + 1,
 		Headers:       headersJSON(d),
-		Body:          append([]byte{}, d.Body...), // an empty one is not NULL
+		Body:          body,
 		PublishedAt:   r.publishedAt,
 	}, r.problem
 }
 
-// headersJSON writes what can be written of the headers, and who published the message first, for when it is redriven.
+// appIDKey is where headersJSON has the property that names the service which published the message.
+const appIDKey = "app_id"
+
+// headersJSON writes what can be written of the headers, who published the message first and the app_id with them, for
+// when it is redriven.
 func headersJSON(d messaging.Delivery) string {
 	headers := make(map[string]json.RawMessage, len(d.Headers)+1)
 	for name, value := range d.Headers {
@@ -85,6 +93,9 @@ func headersJSON(d messaging.Delivery) string {
 		}
 	}
 	headers[messaging.HeaderUser], _ = json.Marshal(d.User) // text can always be written
+	if text, err := json.Marshal(d.AppID); err == nil {
+		headers[appIDKey] = text
+	}
 	text, err := json.Marshal(headers)
 	if err != nil {
 		return "{}"
@@ -228,26 +239,31 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 		CorrelationID: l.CorrelationID,
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,
+		AppID:         l.header(appIDKey),
 		Headers: map[string]any{
-			messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey, messaging.HeaderUser: l.publisher(),
+			messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey, messaging.HeaderUser: l.header(messaging.HeaderUser),
 		},
 		Body: l.Body,
 	}
 }
 
-// publisher is the broker's user who published the message first, "" if that is not known.
-func (l *deadLetter) publisher() string {
+// header is a text among the headers that are stored, "" if it is missing or the letter is from before it was kept.
+func (l *deadLetter) header(name string) string {
 	var headers map[string]json.RawMessage // a struct would take other spellings of the name, too
-	var user string
-	if json.Unmarshal([]byte(l.Headers), &headers) != nil || json.Unmarshal(headers[messaging.HeaderUser], &user) != nil {
+	var text string
+	if json.Unmarshal([]byte(l.Headers), &headers) != nil || json.Unmarshal(headers[name], &text) != nil {
 		return ""
 	}
-	return user
+	return text
 }
 
 func publishError(letter deadLetter, err error) error {
-	if errors.Is(err, messaging.ErrUnroutable) {
+	switch {
+	case errors.Is(err, messaging.ErrUnroutable):
 		return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_GONE", "queue %q does not exist any more", letter.SourceQueue)
+	case errors.Is(err, messaging.ErrTooLarge):
+		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
+			"the broker takes no message as large as dead letter %d: raise its max_message_size, or discard the letter", letter.ID)
 	}
 	return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message; try again").WithCause(err)
 }
@@ -272,9 +288,6 @@ func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-// mostPayload is how large a body may be, in bytes, to be shown as JSON as well.
-const mostPayload = 4 << 20
-
 // message is the letter as it is shown, with its body where that was read.
 func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
@@ -295,7 +308,7 @@ func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, erro
 
 		RedrivableUntil: timestamppb.New(l.FirstAt.Add(horizon)),
 	}
-	if l.Body == nil || len(l.Body) > mostPayload {
+	if l.Body == nil {
 		return m, nil
 	}
 	payload, _ := decodeJSON(l.delivery())

@@ -307,3 +307,41 @@ func TestRedrive_AMessageThatDiesMeanwhileIsALetterOfItsOwn(t *testing.T) {
 		t.Errorf("%d letters are open, want 1", n)
 	}
 }
+
+// What a message says about where it comes from, and where it died, is the same however often it is sent again.
+func TestRedrive_TheMessageKeepsItsSource(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	o := f.orders(t)
+	o.decide(messaging.Permanent(errors.New("not today")))
+	m := placed(newOrderID())
+	f.publish(t, m)
+	first := o.next(t)
+	for range 2 {
+		letter := f.openLetters(t, 1)[0]
+		if letter.GetSourceQueue() != messaging.OrderQueue || letter.GetRoutingKey() != "shop.order.placed" || letter.GetExchange() != "shop.topic" {
+			t.Errorf("the letter is %v", letter)
+		}
+		if _, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: letter.GetId()}); err != nil {
+			t.Fatal(err)
+		}
+		if again := o.next(t); again.AppID != first.AppID || again.AppID == "" {
+			t.Errorf("it comes from %q, and came from %q first", again.AppID, first.AppID)
+		}
+	}
+}
+
+func TestRedrive_WhatTheBrokerRefusesForItsSizeIsSaid(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	d := deadDelivery(t)
+	d.Body = make([]byte, 16<<20+1) // from a broker that let messages be larger
+	id := storeLetter(t, f.db, d)
+	_, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: id})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "max_message_size") {
+		t.Errorf("got %v", err)
+	}
+	if got := f.openLetters(t, 1)[0]; got.GetId() != id {
+		t.Errorf("%v is open", got)
+	}
+}

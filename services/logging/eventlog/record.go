@@ -63,7 +63,7 @@ func (r record) unstorable(d messaging.Delivery, cause error) record {
 }
 
 // decode reads the body as the message that the routing key stands for. A message that breaks the rules of its contract
-// comes with the error that says so.
+// comes with the error that says so. What is larger than an event may be is not read.
 func decode(d messaging.Delivery) (proto.Message, error) {
 	event, ok := contract.ByRoutingKey(d.RoutingKey)
 	if !ok {
@@ -71,6 +71,9 @@ func decode(d messaging.Delivery) (proto.Message, error) {
 	}
 	if d.Type != "" && d.Type != string(event.Name) {
 		return nil, fmt.Errorf("the type property says %s, but %s carries %s", d.Type, d.RoutingKey, event.Name)
+	}
+	if len(d.Body) > messaging.MaxEvent {
+		return nil, fmt.Errorf("the body has %d bytes, and an event %d at most", len(d.Body), messaging.MaxEvent)
 	}
 	m := event.New()
 	if err := proto.Unmarshal(d.Body, m); err != nil {

@@ -17,10 +17,11 @@ const (
 	tailInterval = 100 * time.Millisecond
 	// tailPause is the least time between two questions, however fast this replica writes.
 	tailPause = 5 * time.Millisecond
-	// tailRows is how many of the newest rows the tail holds for all listeners together. Who is slower than that reads
-	// from the database.
-	tailRows = 4096
-	// readRows is how many rows are read at once.
+	// tailRows and tailBytes are how many of the newest rows the tail holds for all listeners together, and how large
+	// their payloads may be. Who is slower than that reads from the database.
+	tailRows  = 4096
+	tailBytes = 16 << 20
+	// readRows is how many rows are read at once, or are at hand for one listener, and mostBytes how large their payloads.
 	readRows = 500
 	// heartbeat is how often a stream says where it is although nothing has happened: proxies close what is silent for a
 	// minute.
@@ -45,6 +46,7 @@ type tail struct {
 	warm      bool          // whether run follows the log
 	warmed    chan struct{} // closed while it does
 	rows      []*row        // every row with from < id <= head, in the order of the ids. Never changed in place.
+	size      int           // of the payloads of rows
 	from      int64
 	head      int64
 	byOrder   map[string]map[*listener]bool // those that are attached and want one order
@@ -161,13 +163,21 @@ func (t *tail) warmUp(head int64) {
 	close(t.warmed)
 }
 
-// grow adds rows, forgets the oldest beyond tailRows, and hands the new ones to those that want them.
+// grow adds rows, forgets the oldest beyond tailRows and tailBytes, and hands the new ones to those that want them.
 func (t *tail) grow(rows []*row) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rows = append(t.rows, rows...)
-	if surplus := len(t.rows) - tailRows; surplus > 0 {
+	for _, r := range rows {
+		t.size += len(r.Payload)
+	}
+	surplus := 0
+	for ; len(t.rows)-surplus > tailRows || t.size > tailBytes; surplus++ {
+		t.size -= len(t.rows[surplus].Payload)
+	}
+	if surplus > 0 {
 		t.from = t.rows[surplus-1].ID
+		clear(t.rows[:surplus]) // for the memory; listeners have copies
 		t.rows = t.rows[surplus:]
 	}
 	t.head = rows[len(rows)-1].ID
@@ -247,7 +257,7 @@ func (t *tail) cool() bool {
 	if t.listeners > 0 {
 		return false
 	}
-	t.warm, t.warmed, t.rows = false, make(chan struct{}), nil
+	t.warm, t.warmed, t.rows, t.size = false, make(chan struct{}), nil, 0
 	return true
 }
 

@@ -63,15 +63,13 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	if size == 0 {
 		size = defaultPageSize
 	}
-	// One more than the page tells whether another follows.
-	orders, err := list(ctx, s.db, state, owner, after, size+1)
+	orders, more, err := list(ctx, s.db, state, owner, after, size)
 	if err != nil {
 		return nil, err
 	}
 	resp := &orderv1.ListOrdersResponse{}
-	if len(orders) > size {
-		orders = orders[:size]
-		resp.NextPageToken = positionAfter(orders[size-1]).token(filter)
+	if more {
+		resp.NextPageToken = positionAfter(orders[len(orders)-1]).token(filter)
 	}
 	for _, o := range orders {
 		resp.Orders = append(resp.Orders, o.message())

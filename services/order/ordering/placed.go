@@ -36,6 +36,20 @@ const (
 	answerLasts = time.Minute
 )
 
+// The most that inventory's decision about an order can have, in bytes: it has the catalogue's name for each line, 200
+// characters of up to four bytes, however short the order was that asked for it; or else why it is refused.
+const (
+	maxDecidedLine = 900
+	maxRejection   = 2500
+	decidedOrder   = 100 // beside its lines
+)
+
+// decisionSize bounds what is decided about an order: a batch of orders, which is one call to inventory, has a reply that
+// a call can carry.
+func decisionSize(m *eventsv1.OrderPlaced) int {
+	return decidedOrder + max(maxRejection, maxDecidedLine*len(m.GetLines()))
+}
+
 // placement is a placed order on its way to being stored.
 type placement struct {
 	trace     trace.SpanContext
@@ -194,12 +208,12 @@ func (s *Service) decide(ctx context.Context, placements []placement) error {
 }
 
 // stockError says what a failed call to inventory means for the batch: whether inventory is down, or refuses something
-// in it for good.
+// in it for good, which its size can be.
 func stockError(err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.PermissionDenied: // the last is for people to put right
 		return messaging.Down(err)
-	case codes.InvalidArgument, codes.FailedPrecondition:
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
 		return messaging.Permanent(err)
 	}
 	return err

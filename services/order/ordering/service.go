@@ -121,7 +121,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("replies", calls.Ready)
 
 	consumer := messaging.NewConsumer(consume, publisher, messaging.OrderQueue,
-		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.Handle(s.place))
+		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.place))
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 

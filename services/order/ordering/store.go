@@ -202,18 +202,51 @@ func get(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*
 	return &o, nil
 }
 
-// list reads up to limit orders with their lines that follow after, the newest first; of all states if state is "", and
-// of all owners if owner is "".
-func list(ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int) ([]*Order, error) {
-	var orders []*Order
-	err := sqlx.SelectContext(ctx, q, &orders, selectOrders+`
+// maxPage bounds the lines of a page of orders, in bytes: 1,000 of the largest have 90 MB.
+const maxPage = 1 << 20
+
+// list reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
+// states if state is "", and of all owners if owner is "". more says whether others follow.
+func list(
+	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, most int,
+) (orders []*Order, more bool, err error) {
+	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
 		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit)
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, most+1) // one more tells whether another page follows
 	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", postgres.Classify(err))
+		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}
-	return orders, addLines(ctx, q, orders)
+	fit, err := countFitting(ctx, q, orders, most)
+	if err != nil {
+		return nil, false, err
+	}
+	return orders[:fit], fit < len(orders), addLines(ctx, q, orders[:fit])
+}
+
+// countFitting returns how many of the orders, at most and at least one, have lines of no more than maxPage bytes.
+func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, most int) (n int, err error) {
+	var sizes []struct {
+		OrderID uuid.UUID `db:"order_id"`
+		Size    int       `db:"size"`
+	}
+	err = sqlx.SelectContext(ctx, q, &sizes, `
+		SELECT order_id, sum(octet_length(product_name) + 50) AS size
+		FROM order_item WHERE order_id = ANY ($1::uuid[]) GROUP BY order_id`,
+		postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }))
+	if err != nil {
+		return 0, fmt.Errorf("reading the sizes of %d orders: %w", len(orders), postgres.Classify(err))
+	}
+	size := make(map[uuid.UUID]int, len(sizes))
+	for _, s := range sizes {
+		size[s.OrderID] = s.Size
+	}
+	for page := 0; n < min(most, len(orders)); n++ {
+		if page += size[orders[n].ID]; n > 0 && page > maxPage {
+			break
+		}
+	}
+	return n, nil
 }
 
 // addLines reads the lines of orders. Lines are written with their order and never change, so a second statement sees

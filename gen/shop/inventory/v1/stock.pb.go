@@ -233,7 +233,7 @@ func (x *CheckStockRequest_Order) GetLines() []*v1.RequestedLine {
 type StockDecision_Rejection struct {
 	state  protoimpl.MessageState  `protogen:"open.v1"`
 	Reason v1.OrderRejected_Reason `protobuf:"varint,1,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason" json:"reason,omitempty"`
-	// What is wrong with which line, for a person.
+	// What is wrong with which line, for a person; 2,100 bytes at most, which say how much more there is.
 	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
