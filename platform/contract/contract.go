@@ -36,6 +36,9 @@ type Event struct {
 // New returns an empty message of the event's type.
 func (e Event) New() proto.Message { return e.kind.New().Interface() }
 
+// IsRequest says whether somebody waits for an answer to the message. One has no identity: it is new each time.
+func (e Event) IsRequest() bool { return len(e.identity) == 0 }
+
 // Method is a gRPC method that is called over the broker.
 type Method struct {
 	Exchange   string
