@@ -269,7 +269,6 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 		if err := decide(ctx, &letter); err != nil {
 			return err
 		}
-		crash.Point("logging.decided")
 		return setState(ctx, tx, &letter, discarded)
 	})
 	return letter, err
