@@ -223,6 +223,22 @@ func TestTopology_WhatAUserMayNotDeclareIsRefusedWithOneClearLine(t *testing.T) 
 	}
 }
 
+// A publisher tried for ten seconds, and whoever waited for it as long.
+func TestPublish_WithoutItsExchangeIsAnErrorAtOnce(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	gateway := join(t, broker.Services(t)["gateway"], "gateway")
+	publish(t, gateway, placed())
+	deletions["exchange shop.topic"](t, broker)
+	begin := time.Now()
+	err := gateway.pub.Publish(within(t), placed())
+	if took := time.Since(begin); !errors.Is(err, messaging.ErrUnroutable) || !strings.Contains(err.Error(), "no exchange 'shop.topic'") || took > 5*time.Second {
+		t.Errorf("after %s: %v", took, err)
+	}
+	provisioned(t, broker)
+	publish(t, gateway, placed())
+}
+
 // Somebody deletes a queue and declares it with other arguments: the service does not fight over it.
 func TestTopology_AQueueThatWasDeclaredWithOtherArgumentsIsLeftAlone(t *testing.T) {
 	t.Parallel()

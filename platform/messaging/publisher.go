@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -117,8 +118,8 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 // Send publishes messages in their order and returns nil once the broker has confirmed all of them. What is not
 // confirmed because the connection went is published again on the next one, under the same message id, until ctx ends
 // (10 s where ctx has no deadline). Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published),
-// ErrUnconfirmed (outcome unknown), ErrUnroutable (no queue takes one of them). After an error any of the messages may
-// have been published.
+// ErrUnconfirmed (outcome unknown), ErrUnroutable (no queue takes one of them, or there is no such exchange). After an error
+// any of the messages may have been published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
@@ -152,6 +153,10 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			return nil
 		}
 		wait.sleep(ctx)
+		if err := s.missing(pending[0].Exchange); err != nil {
+			p.count(ctx, pending, "failed")
+			return err
+		}
 		if ctx.Err() != nil {
 			p.count(ctx, pending, "unconfirmed")
 			return ErrUnconfirmed
@@ -188,9 +193,10 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 		}
 	}
 	crash.Point("publisher.sent")
+	var unroutable error // the first; what else was returned is taken note of, or it would be held against the same message later
 	for i, confirm := range confirms {
 		if confirm == nil {
-			return append(failed, messages[i:]...), nil
+			return append(failed, messages[i:]...), unroutable
 		}
 		select {
 		case <-confirm.Done():
@@ -203,11 +209,11 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			failed = append(failed, messages[i])
 			continue
 		}
-		if reason, returned := s.returned(messages[i].MessageID); returned {
-			return nil, fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
+		if reason, returned := s.returned(messages[i].MessageID); returned && unroutable == nil {
+			unroutable = fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
 		}
 	}
-	return failed, nil
+	return failed, unroutable
 }
 
 // post publishes without a confirm, for requests and replies that are worth no more than their caller's patience.
@@ -255,12 +261,13 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 
 // publishSession is one life of the publisher's channels.
 type publishSession struct {
-	confirmed *amqp.Channel       // in confirm mode, for messages that must arrive
-	plain     *amqp.Channel       // for requests and replies
-	closed    [2]chan *amqp.Error // of confirmed and of plain
-	returns   chan amqp.Return    // of confirmed; drained by returned and by wait
-	discarded chan amqp.Return    // of plain
-	onReturn  sync.Map            // message id → func()
+	confirmed *amqp.Channel              // in confirm mode, for messages that must arrive
+	plain     *amqp.Channel              // for requests and replies
+	closed    [2]chan *amqp.Error        // of confirmed and of plain
+	returns   chan amqp.Return           // of confirmed; drained by returned and by wait
+	discarded chan amqp.Return           // of plain
+	onReturn  sync.Map                   // message id → func()
+	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
 
 	mu      sync.Mutex
 	unknown map[string]string // message id → why it was returned; taken by returned
@@ -299,6 +306,7 @@ func (s *publishSession) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case cause := <-s.closed[0]:
+			s.cause.Store(cause)
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
@@ -312,6 +320,15 @@ func (s *publishSession) wait(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// missing is an error if the broker has closed the channel because there is no such exchange: it can be long until there is
+// one again.
+func (s *publishSession) missing(exchange string) error {
+	if cause := s.cause.Load(); cause != nil && cause.Code == amqp.NotFound && strings.Contains(cause.Reason, "'"+exchange+"'") {
+		return fmt.Errorf("%w: %s", ErrUnroutable, strings.ToLower(cause.Reason))
+	}
+	return nil
 }
 
 // returned says whether the broker has sent the message back. The broker returns a message before it confirms it, and
