@@ -30,43 +30,47 @@ type deletion struct {
 	name string
 	// provisioned says that no service may declare it again: whoever runs the broker has to.
 	provisioned bool
-	do          func(*testing.T, *shop)
+	do          func(*amqp.Channel) error
 }
 
 var deletions = []deletion{
-	{"the binding of queue order", false, func(t *testing.T, s *shop) { s.unbind(t, "order") }},
-	{"the bindings of queue inventory", false, func(t *testing.T, s *shop) { s.unbind(t, "inventory") }},
-	{"queue order", false, func(t *testing.T, s *shop) { s.deleteQueue(t, "order") }},
-	{"queue inventory", false, func(t *testing.T, s *shop) { s.deleteQueue(t, "inventory") }},
-	{"queue dead-letter", false, func(t *testing.T, s *shop) { s.deleteQueue(t, "dead-letter") }},
-	{"a retry queue", false, func(t *testing.T, s *shop) { s.deleteQueue(t, "order.retry.1s") }},
-	{"exchange shop.topic", true, func(t *testing.T, s *shop) { s.deleteExchange(t, "shop.topic") }},
-	{"exchange shop.direct", true, func(t *testing.T, s *shop) { s.deleteExchange(t, "shop.direct") }},
-	{"exchange shop.dlx", true, func(t *testing.T, s *shop) { s.deleteExchange(t, "shop.dlx") }},
+	{"the binding of queue order", false, unbind("order", "shop.order.placed")},
+	{"the bindings of queue inventory", false, unbind("inventory", "shop.inventory.#", "shop.order.cancelled")},
+	{"queue order", false, deleteQueue("order")},
+	{"queue inventory", false, deleteQueue("inventory")},
+	{"queue dead-letter", false, deleteQueue("dead-letter")},
+	{"a retry queue", false, deleteQueue("order.retry.1s")},
+	{"exchange shop.topic", true, deleteExchange("shop.topic")},
+	{"exchange shop.direct", true, deleteExchange("shop.direct")},
+	{"exchange shop.dlx", true, deleteExchange("shop.dlx")},
 }
 
-func (s *shop) deleteQueue(t *testing.T, name string) {
-	t.Helper()
-	if _, err := s.openChannel(t).QueueDelete(name, false, false, false); err != nil {
-		t.Fatal(err)
+func deleteQueue(name string) func(*amqp.Channel) error {
+	return func(ch *amqp.Channel) error {
+		_, err := ch.QueueDelete(name, false, false, false)
+		return err
 	}
 }
 
-func (s *shop) deleteExchange(t *testing.T, name string) {
-	t.Helper()
-	if err := s.openChannel(t).ExchangeDelete(name, false, false); err != nil {
-		t.Fatal(err)
-	}
+func deleteExchange(name string) func(*amqp.Channel) error {
+	return func(ch *amqp.Channel) error { return ch.ExchangeDelete(name, false, false) }
 }
 
-// unbind takes the bindings of a work queue away.
-func (s *shop) unbind(t *testing.T, queue string) {
-	t.Helper()
-	ch := s.openChannel(t)
-	for _, key := range map[string][]string{"order": {"shop.order.placed"}, "inventory": {"shop.inventory.#", "shop.order.cancelled"}}[queue] {
-		if err := ch.QueueUnbind(queue, key, "shop.topic", nil); err != nil {
-			t.Fatal(err)
+// unbind takes bindings of a queue away.
+func unbind(queue string, keys ...string) func(*amqp.Channel) error {
+	return func(ch *amqp.Channel) error {
+		var errs []error
+		for _, key := range keys {
+			errs = append(errs, ch.QueueUnbind(queue, key, "shop.topic", nil))
 		}
+		return errors.Join(errs...)
+	}
+}
+
+func (s *shop) deletes(t *testing.T, do func(*amqp.Channel) error) {
+	t.Helper()
+	if err := do(s.openChannel(t)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -118,19 +122,13 @@ func (s *shop) allDecided(t *testing.T, tr *traffic) {
 	t.Helper()
 	orders := tr.end(t)
 	begin := time.Now()
-	database := s.openDatabase(t)
-	eventuallyWithin(t, resendLimit, func() error {
-		if n := texts(t, database, `SELECT count(*)::text FROM orders.orders`)[0]; n != fmt.Sprint(orders) {
-			return fmt.Errorf("%s orders are decided of %d", n, orders)
-		}
-		return nil
-	})
+	s.decidesWithin(t, orders, resendLimit)
 	tr.isDecided(t, s)
 	r, err := auditor(t, s).RunWhenQuiet(t.Context(), resendLimit)
 	if err != nil || r.Count() > 0 || r.InFlight() > 0 {
 		t.Errorf("%v: %d violations, %d on their way: %v %+v", err, r.Count(), r.InFlight(), r.Violations, r.Checks)
 	}
-	sent := texts(t, database, `SELECT routing_key || ': ' || count(*) || ', sent ' || sum(sent) || ' times' FROM logging.unhandled_event GROUP BY routing_key`)
+	sent := texts(t, s.openDatabase(t), `SELECT routing_key || ': ' || count(*) || ', sent ' || sum(sent) || ' times' FROM logging.unhandled_event GROUP BY routing_key`)
 	refused, longest := tr.figures()
 	t.Logf("%d orders, refused meanwhile: %v, longest time without an order: %s; all decided after %s; lost: %v",
 		orders, refused, longest.Round(time.Millisecond), time.Since(begin).Round(time.Second), sent)
@@ -144,7 +142,7 @@ func TestTopology_WhatIsDeletedUnderLoadCostsNoAcceptedOrder(t *testing.T) {
 	tr.flows(t, 20)
 	for _, d := range deletions {
 		begin := time.Now()
-		d.do(t, s)
+		s.deletes(t, d.do)
 		if d.provisioned {
 			if d.name == "exchange shop.topic" {
 				s.refuses(t, tr, begin)
@@ -169,7 +167,7 @@ func TestTopology_OrdersThatWaitedInADeletedQueueAreDecided(t *testing.T) {
 	}
 	tr.flows(t, 50)
 	begin := time.Now()
-	s.deleteQueue(t, "order")
+	s.deletes(t, deleteQueue("order"))
 	s.refuses(t, tr, begin)
 	if err := s.Order.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -191,7 +189,7 @@ func TestTopology_ServicesWithAllRightsDeclareExchangesAgain(t *testing.T) {
 	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	for _, d := range deletions {
-		d.do(t, s)
+		s.deletes(t, d.do)
 		s.isWhole(t)
 		tr.flows(t, 20)
 	}
