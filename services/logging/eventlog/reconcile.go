@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,12 +27,12 @@ import (
 )
 
 const (
-	reconcileInterval = 5 * time.Second
+	reconcileInterval = 3 * time.Second
 	// reconcileBatch is how many events are looked at together, and asked about in one call.
 	reconcileBatch = 1000
 	askTimeout     = 5 * time.Second
 	// settleTime is how long an event is left alone that has just been logged or sent: it is being handled.
-	settleTime = 5 * time.Second
+	settleTime = 3 * time.Second
 	// inHandTime is how long a message may be in the hands of a consumer whose queue is empty.
 	inHandTime = 8 * time.Second
 	// maxSends is how often an event is sent again that is lost each time.
@@ -56,7 +58,14 @@ type reconciler struct {
 	log    *slog.Logger
 	routes []*route
 	events metric.Int64Counter
-	failed string // the error of the pass before, "" if it had none
+	head   head   // where the log ended at the pass before
+	failed string // the error of that pass, "" if it had none
+}
+
+// head is where the log ended at some time: what was logged up to there is older.
+type head struct {
+	mark
+	at time.Time // by the clock of this process
 }
 
 // route is the way of an event to the service that handles it.
@@ -107,11 +116,11 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 	return r, nil
 }
 
-// run compares every five seconds until ctx ends. What fails is done the next time.
+// run compares every three seconds until ctx ends. What fails is done the next time.
 func (r *reconciler) run(ctx context.Context) error {
 	for cleaned := time.Now(); ; {
 		// Replicas that were started together do not ask together.
-		pause := time.NewTimer(reconcileInterval/2 + rand.N(reconcileInterval)) //nolint:gosec // jitter needs no secret
+		pause := time.NewTimer(reconcileInterval + rand.N(reconcileInterval/3)) //nolint:gosec // jitter needs no secret
 		select {
 		case <-ctx.Done():
 			pause.Stop()
@@ -162,83 +171,80 @@ func (r *reconciler) pass(ctx context.Context) (err error) {
 		_, unlockErr := conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(hashtext('logging.reconciler'))`)
 		err = errors.Join(err, postgres.Classify(unlockErr))
 	}()
+	upTo := r.head
+	if time.Since(upTo.at) < settleTime {
+		return nil
+	}
+	if r.head, err = headOf(ctx, r.db); err != nil {
+		return err
+	}
 	var errs []error
 	for _, rt := range r.routes {
-		if err := r.reconcile(ctx, rt); err != nil {
+		if err := r.reconcile(ctx, rt, upTo.mark); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", rt.event.RoutingKey, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// reconcile finds the events of a route that are lost, and sends them.
-func (r *reconciler) reconcile(ctx context.Context, rt *route) error {
+// reconcile finds the events of a route that are lost, of those that were logged up to a mark, and sends them.
+func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo mark) (err error) {
 	e := &evidence{reconciler: r, route: rt}
 	if rt.suspects != nil {
-		if err := r.suspect(ctx, e); err != nil {
-			return err
-		}
+		err = r.suspect(ctx, e, upTo)
 	} else {
-		for more := true; more; {
-			var err error
-			if more, err = r.compare(ctx, e); err != nil {
-				return err
-			}
+		for more := true; more && err == nil; {
+			more, err = r.compare(ctx, e, upTo)
 		}
 	}
-	for more := true; more; {
-		var err error
-		if more, err = r.follow(ctx, e); err != nil {
-			return err
-		}
+	for more := true; more && err == nil; {
+		more, err = r.follow(ctx, e)
 	}
-	return nil
+	return err
 }
 
 // compare compares the next events of the log with what the service has handled. more says that others may follow.
-func (r *reconciler) compare(ctx context.Context, e *evidence) (more bool, err error) {
+func (r *reconciler) compare(ctx context.Context, e *evidence, upTo mark) (more bool, err error) {
 	from, err := checkedUpTo(ctx, r.db, e.event.RoutingKey)
+	if err != nil || from.EventID >= upTo.EventID {
+		return false, err
+	}
+	orders, last, err := ordersBehind(ctx, r.db, e.event.RoutingKey, from, upTo, reconcileBatch)
 	if err != nil {
 		return false, err
 	}
-	entries, err := entriesBehind(ctx, r.db, e.event.RoutingKey, from, reconcileBatch)
+	if more = len(orders) == reconcileBatch; more {
+		upTo = last
+	}
+	open, err := e.ask(ctx, orders)
 	if err != nil {
 		return false, err
 	}
-	more = len(entries) == reconcileBatch
-	for i := range entries {
-		if entries[i].age() < settleTime {
-			entries, more = entries[:i], false
-			break
-		}
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), from, upTo)
+	if err != nil {
+		return false, err
 	}
 	done, lost, err := r.judge(ctx, e, entries)
-	if err != nil || done == 0 {
+	if err != nil {
 		return false, err
 	}
-	return more && done == len(entries), saveChecked(ctx, r.db, e.event.RoutingKey, entries[done-1], e.queue, lost)
+	if done < len(entries) {
+		more, upTo = false, mark{EventID: entries[done].EventID - 1, LoggedAt: entries[done].Since}
+	}
+	return more, saveChecked(ctx, r.db, e.event.RoutingKey, upTo, e.queue, lost)
 }
 
 // suspect looks at the events of orders that the service still waits for.
-func (r *reconciler) suspect(ctx context.Context, e *evidence) error {
+func (r *reconciler) suspect(ctx context.Context, e *evidence, upTo mark) error {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	orders, err := e.suspects(asking)
 	if err != nil {
 		return fmt.Errorf("asking which orders wait for it: %w", err)
 	}
-	if len(orders) == 0 {
-		return nil
-	}
-	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders))
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders), mark{}, upTo)
 	if err != nil {
 		return err
-	}
-	for i := range entries {
-		if entries[i].age() < settleTime {
-			entries = entries[:i]
-			break
-		}
 	}
 	_, lost, err := r.judge(ctx, e, entries)
 	if err != nil {
@@ -247,27 +253,19 @@ func (r *reconciler) suspect(ctx context.Context, e *evidence) error {
 	return insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING")
 }
 
-// judge returns how many of the entries, which are in the order of the log, need not be looked at again, and which of those
-// the service has not handled: they are lost, or dead letters. The one behind may still be waiting.
+// judge looks at events that the service has not handled, in the order of the log. It returns how many of them are lost or
+// dead letters, and those. The one behind may still be waiting.
 func (r *reconciler) judge(ctx context.Context, e *evidence, entries []entry) (done int, unhandled []entry, err error) {
-	open, err := e.ask(ctx, entries)
-	if err != nil || len(open) == 0 {
-		return len(entries), nil, err
-	}
-	letters, err := deadLetterStates(ctx, r.db, e.queue, entries, open)
+	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
 	if err != nil {
 		return 0, nil, err
 	}
 	for i, entry := range entries {
-		if !open[entry.OrderID] {
-			continue
-		}
 		switch letters[entry.MessageID] {
 		case discarded: // a person has decided
 			continue
 		case "":
-			lost, err := e.lost(ctx, entry)
-			if err != nil || !lost {
+			if lost, err := e.lost(ctx, entry); err != nil || !lost {
 				return i, unhandled, err
 			}
 		}
@@ -282,11 +280,11 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
-	entries := make([]entry, len(rows))
+	orders := make([]uuid.UUID, len(rows))
 	for i := range rows {
-		entries[i] = rows[i].entry
+		orders[i] = rows[i].OrderID
 	}
-	open, err := e.ask(ctx, entries)
+	open, err := e.ask(ctx, orders)
 	if err != nil {
 		return false, err
 	}
@@ -338,14 +336,14 @@ type evidence struct {
 	front  *time.Time
 }
 
-// ask returns the orders whose events the service has not handled.
-func (e *evidence) ask(ctx context.Context, entries []entry) (open map[uuid.UUID]bool, err error) {
-	if len(entries) == 0 {
+// ask returns those of the orders whose events the service has not handled.
+func (e *evidence) ask(ctx context.Context, orders []uuid.UUID) (open map[uuid.UUID]bool, err error) {
+	if len(orders) == 0 {
 		return nil, nil
 	}
-	ids := make([][]byte, len(entries))
-	for i := range entries {
-		ids[i] = entries[i].OrderID[:]
+	ids := make([][]byte, len(orders))
+	for i := range orders {
+		ids[i] = orders[i][:]
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -429,12 +427,16 @@ func (e *evidence) frontier(ctx context.Context, from int64) (front time.Time, e
 	if err != nil {
 		return front, err
 	}
-	open, err := e.ask(ctx, samples)
+	orders := make([]uuid.UUID, len(samples))
+	for i := range samples {
+		orders[i] = samples[i].OrderID
+	}
+	open, err := e.ask(ctx, orders)
 	if err != nil {
 		return front, err
 	}
 	for _, s := range samples {
-		if !open[s.OrderID] && s.Since.After(front) {
+		if s.Since.After(front) && !open[s.OrderID] {
 			front = s.Since
 		}
 	}

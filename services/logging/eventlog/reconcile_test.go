@@ -190,6 +190,10 @@ func (f *resending) logs(t *testing.T, events ...proto.Message) {
 	if rows := write(t, f.db, deliveries...); len(rows) != len(events) {
 		t.Fatalf("%d of %d events were logged", len(rows), len(events))
 	}
+	var err error
+	if f.head, err = headOf(t.Context(), f.db); err != nil {
+		t.Fatal(err)
+	}
 	f.ages(10 * time.Second)
 }
 
@@ -199,6 +203,7 @@ func (f *resending) ages(d time.Duration, others ...*reconciler) {
 	f.db.MustExec(`UPDATE unhandled_event SET noticed_at = noticed_at - $1 * interval '1 second', sent_at = sent_at - $1 * interval '1 second'`, d.Seconds())
 	f.db.MustExec(`UPDATE dead_letter SET updated_at = updated_at - $1 * interval '1 second'`, d.Seconds())
 	for _, r := range append(others, f.reconciler) {
+		r.head.at = r.head.at.Add(-d)
 		for _, rt := range r.routes {
 			for i := range rt.idle {
 				rt.idle[i] = rt.idle[i].Add(-d)

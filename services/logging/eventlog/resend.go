@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -148,18 +151,15 @@ func (r *reconciler) resendOrders(ctx context.Context, orders []uuid.UUID) (resu
 }
 
 func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
-	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, orders)
-	if err != nil {
-		return nil, err
-	}
-	open, err := e.ask(ctx, entries)
+	open, err := e.ask(ctx, orders)
 	if err != nil {
 		return nil, apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second, "the %s service does not say which events it has handled; try again", e.queue).WithCause(err)
 	}
-	if len(open) == 0 {
-		return nil, nil
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), mark{}, mark{EventID: math.MaxInt64})
+	if err != nil {
+		return nil, err
 	}
-	letters, err := deadLetterStates(ctx, r.db, e.queue, entries, open)
+	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
 	if err != nil {
 		return nil, err
 	}
@@ -168,12 +168,9 @@ func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid
 		result := &loggingv1.ResentEvent{
 			OrderId: entry.OrderID.String(), RoutingKey: e.event.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
 		}
-		switch {
-		case !open[entry.OrderID]:
-			continue
-		case letters[entry.MessageID] != "" && letters[entry.MessageID] != redriven:
+		if state := letters[entry.MessageID]; state != "" && state != redriven {
 			result.Problem = "it is a dead letter: redrive or discard that"
-		default:
+		} else {
 			due = append(due, entry)
 		}
 		results = append(results, result)

@@ -1,8 +1,10 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,13 +34,20 @@ type entry struct {
 
 func (e entry) age() time.Duration { return e.Now.Sub(e.Since) }
 
-const selectEntries = postgres.Prepared + `
-SELECT id AS event_id, message_id, order_id, published_at, created_at AS since, clock_timestamp() AS now FROM event_log `
-
-// mark is a place in the log up to which its events were compared.
+// mark is a place in the log.
 type mark struct {
 	EventID  int64     `db:"event_id"`
 	LoggedAt time.Time `db:"logged_at"`
+}
+
+// headOf is where the log ends.
+func headOf(ctx context.Context, db *sqlx.DB) (h head, err error) {
+	h.at = time.Now() // before: what is added meanwhile is younger
+	err = db.GetContext(ctx, &h.mark, `SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
+	if err != nil {
+		return h, fmt.Errorf("reading the end of the log: %w", postgres.Classify(err))
+	}
+	return h, nil
 }
 
 // checkedUpTo is where the comparison of the events with the routing key goes on.
@@ -51,26 +60,45 @@ func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m mark, err erro
 	return m, nil
 }
 
-// entriesBehind reads the next events, in the order of the log. What was published long before the events at m were logged
-// is not looked for: partitions of old days are not touched.
-func entriesBehind(ctx context.Context, db *sqlx.DB, key string, m mark, most int) (entries []entry, err error) {
-	err = db.SelectContext(ctx, &entries, selectEntries+`
-		WHERE routing_key = $1 AND id > $2 AND published_at >= $3 AND order_id IS NOT NULL ORDER BY id LIMIT $4`,
-		key, m.EventID, m.LoggedAt.Add(-day), most)
-	if err != nil {
-		return nil, fmt.Errorf("reading the log: %w", postgres.Classify(err))
+// published bounds the partitions that are looked at for what was logged behind m: what was published long before is not
+// looked for. The zero mark looks at all.
+func (m mark) published() time.Time {
+	if m.LoggedAt.IsZero() {
+		return m.LoggedAt
 	}
-	return entries, nil
+	return m.LoggedAt.Add(-day)
 }
 
-// entriesOf reads the events of orders, each once, in the order of the log.
-func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID) (entries []entry, err error) {
-	err = db.SelectContext(ctx, &entries, selectEntries+`
-		WHERE id IN (SELECT min(id) FROM event_log WHERE routing_key = $1 AND order_id = ANY ($2::uuid[]) GROUP BY message_id)
-		ORDER BY id`, key, postgres.ArrayOf(orders))
+// ordersBehind reads the orders of the next events between two marks, most of them at most, and where the last one is.
+func ordersBehind(ctx context.Context, db *sqlx.DB, key string, from, upTo mark, most int) (orders []uuid.UUID, last mark, err error) {
+	var ids []byte // in one value, because there may be many
+	err = db.QueryRowxContext(ctx, postgres.Prepared+`
+		SELECT coalesce(string_agg(uuid_send(order_id), '' ORDER BY id), ''), coalesce(max(id), 0), coalesce(max(created_at), now()) FROM (
+		    SELECT id, order_id, created_at FROM event_log
+		    WHERE routing_key = $1 AND id > $2 AND id <= $3 AND published_at >= $4 AND order_id IS NOT NULL ORDER BY id LIMIT $5) AS next`,
+		key, from.EventID, upTo.EventID, from.published(), most).Scan(&ids, &last.EventID, &last.LoggedAt)
+	if err != nil {
+		return nil, last, fmt.Errorf("reading the log: %w", postgres.Classify(err))
+	}
+	for id := range slices.Chunk(ids, len(uuid.UUID{})) {
+		orders = append(orders, uuid.UUID(id))
+	}
+	return orders, last, nil
+}
+
+// entriesOf reads the events of orders between two marks, each once, in the order of the log.
+func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID, from, upTo mark) (entries []entry, err error) {
+	if len(orders) == 0 {
+		return nil, nil
+	}
+	err = db.SelectContext(ctx, &entries, `
+		SELECT DISTINCT ON (message_id) id AS event_id, message_id, order_id, published_at, created_at AS since, clock_timestamp() AS now FROM event_log
+		WHERE order_id = ANY ($1::uuid[]) AND routing_key = $2 AND id > $3 AND id <= $4 AND published_at >= $5 ORDER BY message_id, id`,
+		postgres.ArrayOf(orders), key, from.EventID, upTo.EventID, from.published())
 	if err != nil {
 		return nil, fmt.Errorf("reading the log of %d orders: %w", len(orders), postgres.Classify(err))
 	}
+	slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.EventID, b.EventID) })
 	return entries, nil
 }
 
@@ -92,13 +120,10 @@ func samplesBehind(ctx context.Context, db *sqlx.DB, key string, from int64) (en
 	return entries, nil
 }
 
-// deadLetterStates are the states of the newest dead letters of those of the entries whose orders are open.
-func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []entry, open map[uuid.UUID]bool) (map[uuid.UUID]string, error) {
-	var ids []uuid.UUID
-	for i := range entries {
-		if open[entries[i].OrderID] {
-			ids = append(ids, entries[i].MessageID)
-		}
+// deadLetterStates are the states of the newest dead letters of those of the entries that have any.
+func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []entry) (map[uuid.UUID]string, error) {
+	if len(entries) == 0 {
+		return nil, nil
 	}
 	var rows []struct {
 		MessageID uuid.UUID `db:"message_id"`
@@ -106,7 +131,8 @@ func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []
 	}
 	err := db.SelectContext(ctx, &rows, `
 		SELECT DISTINCT ON (message_id) message_id, state FROM dead_letter
-		WHERE message_id = ANY ($1::uuid[]) AND source_queue = $2 ORDER BY message_id, id DESC`, postgres.ArrayOf(ids), queue)
+		WHERE message_id = ANY ($1::uuid[]) AND source_queue = $2 ORDER BY message_id, id DESC`,
+		postgres.Array(entries, func(e entry) uuid.UUID { return e.MessageID }), queue)
 	if err != nil {
 		return nil, fmt.Errorf("reading dead letters: %w", postgres.Classify(err))
 	}
@@ -117,15 +143,15 @@ func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []
 	return states, nil
 }
 
-// saveChecked notes that the log was compared up to an entry, and which events were found not to be handled.
-func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo entry, queue string, unhandled []entry) error {
+// saveChecked notes that the log was compared up to a mark, and which events were found not to be handled.
+func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo mark, queue string, unhandled []entry) error {
 	return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if err := insertUnhandled(ctx, tx, key, queue, unhandled, "NOTHING"); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, postgres.Prepared+`
 			INSERT INTO event_check (routing_key, event_id, logged_at) VALUES ($1, $2, $3)
-			ON CONFLICT (routing_key) DO UPDATE SET event_id = excluded.event_id, logged_at = excluded.logged_at`, key, upTo.EventID, upTo.Since)
+			ON CONFLICT (routing_key) DO UPDATE SET event_id = excluded.event_id, logged_at = excluded.logged_at`, key, upTo.EventID, upTo.LoggedAt)
 		if err != nil {
 			return fmt.Errorf("noting up to where the log was compared: %w", err)
 		}
