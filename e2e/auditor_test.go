@@ -14,9 +14,6 @@ import (
 	"github.com/google/uuid"
 
 	"shop.example/db"
-	eventsv1 "shop.example/gen/shop/events/v1"
-	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	"shop.example/platform/messaging"
 	"shop.example/platform/telemetry"
 	"shop.example/services/inventory/stock"
 	"shop.example/shop/audit"
@@ -105,23 +102,8 @@ func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 func TestSweeper_GivesBackWhatTheOrderServiceDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Service: "test", Role: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pub := messaging.NewPublisher(conn)
-	calls := messaging.NewRPCClient(conn, pub)
-	keepRunning(t, conn.Run)
-	keepRunning(t, pub.Run)
-	keepRunning(t, calls.Run)
 	lost := uuid.Must(uuid.NewV7()).String()
-	checks := inventoryv1.NewStockServiceClient(calls)
-	eventually(t, func() error {
-		_, err := checks.CheckStock(t.Context(), &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{
-			{OrderId: lost, Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 50}}},
-		}})
-		return err
-	})
+	s.holds(t, lost, 1, 50)
 	if o := s.decided(t, s.place(t, 1, 1)); o.Reason != "OUT_OF_STOCK" {
 		t.Errorf("all is held, and the order is %s %s", o.State, o.Reason)
 	}

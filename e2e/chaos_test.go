@@ -56,10 +56,13 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	refused, longest := tr.figures()
 	took := time.Since(begin)
 	orders := tr.end(t)
+	f.decidesWithin(t, orders, resendLimit)
 	c.discardPoison(t)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 
+	lost := texts(t, f.openDatabase(t), `SELECT coalesce(sum(sent), 0)::text FROM logging.unhandled_event`)
+	t.Logf("events that were lost with the topology and sent again: %s", lost[0])
 	t.Logf("%d orders accepted in %s; faults: %s; services that gave up their start and were started again: %d; "+
 		"calls that had to be repeated: %v; longest time without an accepted order: %s",
 		orders, took.Round(time.Second), count(schedule), c.gaveUp, refused, longest.Round(time.Millisecond))
@@ -192,7 +195,7 @@ func (c *chaos) discardPoison(t *testing.T) {
 // schedule has the faults of each victim one after the other, and those of different victims at the same time. The same
 // seed gives the same schedule.
 func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
-	const lineRests, serverRests, replicaRests = 6 * time.Second, 30 * time.Second, 12 * time.Second
+	const lineRests, serverRests, replicaRests, topologyRests = 6 * time.Second, 30 * time.Second, 12 * time.Second, 15 * time.Second
 	var steps []step
 	victims := uint64(0)
 	add := func(rest time.Duration, faults []fault) {
@@ -224,6 +227,7 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 			{"broker blocked, with poison in a queue", 12 * time.Second, c.block, c.unblock},
 		})
 	}
+	add(topologyRests, c.topologyFaults())
 	for _, name := range services {
 		for _, r := range c.replicas[name] {
 			leave := func(signal syscall.Signal) func(*testing.T) {
@@ -247,6 +251,41 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 	}
 	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.at, b.at) })
 	return steps
+}
+
+// topologyFaults delete parts of the topology. A service declares its own again; whoever runs the broker has to help where
+// the services may not do everything.
+func (c *chaos) topologyFaults() (faults []fault) {
+	for _, d := range deletions {
+		f := fault{"topology deleted: " + d.name, time.Millisecond, func(t *testing.T) { c.remove(t, d) }, func(*testing.T) {}}
+		if d.provisioned {
+			f.longest = 3 * time.Second
+			f.end = func(t *testing.T) {
+				if c.amqp != nil { // each service has a user of its own
+					c.provision(t)
+				}
+			}
+		}
+		faults = append(faults, f)
+	}
+	return faults
+}
+
+// remove deletes a part of the topology, unless the broker is down or that part is gone already.
+func (c *chaos) remove(t *testing.T, d deletion) {
+	conn, err := amqp.DialConfig(c.fleet.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
+	if err != nil {
+		t.Logf("%s cannot be deleted: %v", d.name, err)
+		return
+	}
+	defer func() { _ = conn.CloseDeadline(time.Now().Add(time.Second)) }()
+	ch, err := conn.Channel()
+	if err == nil {
+		err = d.do(ch)
+	}
+	if err != nil {
+		t.Logf("%s was not deleted: %v", d.name, err)
+	}
 }
 
 // send sends a signal to a process that may have ended meanwhile.

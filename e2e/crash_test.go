@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -53,6 +54,7 @@ var crashCases = []crashCase{
 	{point: "consumer.dead-lettered", service: "order", passing: 1, before: sendGarbage, after: discardTheGarbage},
 	{point: "logging.letter-stored", service: "logging", passing: 1, before: sendGarbage, after: discardTheGarbage},
 	{point: "logging.redriven", service: "logging", passing: 1, before: redriveARefusedProduct, after: redriveItAgain},
+	{point: "logging.resent", service: "logging", passing: 1, before: resendALostOrder},
 }
 
 func TestCrash_EveryPointIsTried(t *testing.T) {
@@ -166,6 +168,33 @@ func redriveARefusedProduct(t *testing.T, f *fleet) {
 	}
 	if a := f.operator(t, letter+":redrive"); a.code != http.StatusServiceUnavailable {
 		t.Errorf("redriving with a service that dies of it: %d %s", a.code, a.body)
+	}
+}
+
+// resendALostOrder has the first order lost with the queue that it waited in, and sent again by an operator: the service
+// dies of that.
+func resendALostOrder(t *testing.T, f *fleet) {
+	order := f.replicas["order"][0]
+	order.kill()
+	location, err := f.order(t, "order-1", linesOf(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.openChannel(t).QueueDelete("order", false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	order.start(t)
+	order.waitReady(t)
+	id := strings.TrimPrefix(location, "/v1/orders/")
+	eventually(t, func() error {
+		if rows := texts(t, f.openDatabase(t), `SELECT id::text FROM logging.event_log WHERE order_id = $1`, id); len(rows) != 1 {
+			return errors.New("the order is not in the log")
+		}
+		return nil
+	})
+	a := f.call(t, http.MethodPost, "/v1/events:resend", `{"order_ids":["`+id+`"]}`, "Authorization", "Bearer "+operatorToken)
+	if a.code != http.StatusServiceUnavailable {
+		t.Errorf("sending it with a service that dies of it: %d %s", a.code, a.body)
 	}
 }
 

@@ -94,7 +94,7 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 			f.replicas[name] = append(f.replicas[name], r)
 		}
 	}
-	for name, others := range map[string][]string{"gateway": services[1:], "inventory": {"order"}} {
+	for name, others := range map[string][]string{"gateway": services[1:], "inventory": {"order"}, "logging": {"order", "inventory"}} {
 		for i, r := range f.replicas[name] {
 			for _, other := range others {
 				r.env = append(r.env, strings.ToUpper(other)+"_ADDR="+f.replicas[other][i%len(f.replicas[other])].addr)

@@ -44,8 +44,13 @@ func (f *fleet) load(t *testing.T, orders int) *sync.WaitGroup {
 // decides waits until so many orders are decided.
 func (f *fleet) decides(t *testing.T, orders int) {
 	t.Helper()
-	db := f.openDatabase(t)
-	eventually(t, func() error {
+	f.decidesWithin(t, orders, patience)
+}
+
+func (s *shop) decidesWithin(t *testing.T, orders int, limit time.Duration) {
+	t.Helper()
+	db := s.openDatabase(t)
+	eventuallyWithin(t, limit, func() error {
 		if n := texts(t, db, `SELECT count(*)::text FROM orders.orders`)[0]; n != strconv.Itoa(orders) {
 			return fmt.Errorf("%s orders are decided of %d", n, orders)
 		}

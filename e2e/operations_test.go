@@ -13,7 +13,7 @@ var (
 	// instrument is where a metric is made: its kind, its name, and its unit if it has one.
 	instrument = regexp.MustCompile(`(?s)(?:Int64|Float64)(?:Observable)?(Counter|Gauge|Histogram)\("([a-z_.]+)",\s*(?:metric\.WithUnit\("(\w+)"\))?`)
 	// namedMetric is one on a page; RabbitMQ's plugin is not.
-	namedMetric = regexp.MustCompile(`\b(?:http_server|gateway|messaging|outbox|inbox|inventory|shop_audit)_[a-z_]+`)
+	namedMetric = regexp.MustCompile(`\b(?:http_server|gateway|messaging|outbox|inbox|inventory|logging|shop_audit)_[a-z_]+`)
 )
 
 // metricNames are the metrics of the sources, as Prometheus gets to see them.

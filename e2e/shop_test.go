@@ -140,6 +140,11 @@ func (s *shop) get(t *testing.T, path string) answer {
 // eventually calls f until it returns nil.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
+	eventuallyWithin(t, patience, f)
+}
+
+func eventuallyWithin(t *testing.T, patience time.Duration, f func() error) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

@@ -30,10 +30,7 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	ch := s.confirming(t)
-	uri, err := amqp.ParseURI(s.broker.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
+	administrator := s.administrator(t)
 	before := s.stock(t)
 	id := uuid.Must(uuid.NewV7()).String()
 	forged := &eventsv1.OrderPlaced{
@@ -41,13 +38,13 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 1}},
 	}
 	s.send(t, ch, "shop.topic", "shop.order.placed", amqp.Publishing{
-		MessageId: uuid.NewString(), CorrelationId: id, UserId: uri.Username, AppId: "gateway", Body: encode(t, forged),
+		MessageId: uuid.NewString(), CorrelationId: id, UserId: administrator, AppId: "gateway", Body: encode(t, forged),
 	})
 	refused := func(n int) []letter {
 		t.Helper()
 		letters := s.open(t, n)
 		for _, l := range letters {
-			if want := fmt.Sprintf("the broker's user %q may not publish shop.events.v1.OrderPlaced", uri.Username); l.Reason != want {
+			if want := fmt.Sprintf("the broker's user %q may not publish shop.events.v1.OrderPlaced", administrator); l.Reason != want {
 				t.Errorf("queue %s: %s, want %s", l.SourceQueue, l.Reason, want)
 			}
 		}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -147,6 +148,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	}
 	replies := messaging.NewRPCClient(consume, pub)
 	s.Go("replies", replies.Run)
+	queues := messaging.NewQueueWatch(consume, &eventsv1.OrderPlaced{})
+	s.Go("watch of the queues", queues.Run)
+	s.Check("queues of orders", queues.Ready)
 	upstreams, err := s.dialUpstreams(cfg, t)
 	if err != nil {
 		return nil, err
@@ -162,7 +166,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		s.Go("keys of the token issuer", tokens.run)
 	}
 	taken := &orders{
-		secrets: secrets, publish: pub.Publish,
+		secrets: secrets, publish: ifQueued(queues, pub.Publish),
 		stored: orderv1.NewOrderServiceClient(upstreams[0].conn), keys: orderv1.NewIntakeServiceClient(upstreams[0].conn),
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
 	}

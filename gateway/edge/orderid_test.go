@@ -26,6 +26,7 @@ import (
 // aShop takes orders with the two things beside it that matter here: a broker that keeps what it gets, and an order
 // service that knows some keys.
 type aShop struct {
+	orderv1.IntakeServiceClient // nil: orders ask for nothing but FindKey
 	orders
 	published []*eventsv1.OrderPlaced
 	announced string // the id of the order that is being placed

@@ -259,5 +259,17 @@ func publishError(err error) error {
 	return err
 }
 
+// ifQueued publishes orders while the queues are there that they wait in. Without the order service's queue the broker would
+// confirm them all the same, because the log takes them too, and nobody would decide them until they are found in the log.
+func ifQueued(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
+	return func(ctx context.Context, order proto.Message) error {
+		if err := queues.Ready(ctx); err != nil {
+			return apierror.Unavailable("ORDER_QUEUE_UNAVAILABLE", retryAfter,
+				"the queue that orders wait in is not there; this order was not taken, send it again").WithCause(err)
+		}
+		return publish(ctx, order)
+	}
+}
+
 // location is where the order can be read over REST.
 func location(orderID string) string { return "/v1/orders/" + orderID }

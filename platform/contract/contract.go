@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -35,6 +36,22 @@ type Event struct {
 
 // New returns an empty message of the event's type.
 func (e Event) New() proto.Message { return e.kind.New().Interface() }
+
+// FromJSON reads the event from the JSON that the log keeps of it. It is an error if that is no such event or breaks its
+// contract: events whose personal data were erased, for example, cannot be read any more.
+func (e Event) FromJSON(payload []byte) (proto.Message, error) {
+	m := e.New()
+	if err := protojson.Unmarshal(payload, m); err != nil {
+		return nil, fmt.Errorf("it is not a %s: %w", e.Name, err)
+	}
+	if err := Validate(m); err != nil {
+		return nil, fmt.Errorf("it breaks its contract: %w", err)
+	}
+	return m, nil
+}
+
+// IsRequest says whether somebody waits for an answer to the message. One has no identity: it is new each time.
+func (e Event) IsRequest() bool { return len(e.identity) == 0 }
 
 // Method is a gRPC method that is called over the broker.
 type Method struct {

@@ -26,4 +26,5 @@ var Points = []string{
 	"logging.inserted",
 	"logging.letter-stored",
 	"logging.redriven",
+	"logging.resent",
 }

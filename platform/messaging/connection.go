@@ -2,7 +2,6 @@ package messaging
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,8 +16,6 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
-
-	"shop.example/platform/transport"
 )
 
 const (
@@ -35,9 +32,12 @@ const (
 type Options struct {
 	Service string // app_id of what is published
 	Role    string // "publish" or "consume", part of the connection's name in the broker
-	Logger  *slog.Logger
-	Meter   metric.MeterProvider // nil: no metrics
-	Tracer  trace.TracerProvider // nil: no traces
+	// KeepTopology has the connection look after the service's own queues as long as it lives, not only when it is made. One
+	// connection of a service is enough for that.
+	KeepTopology bool
+	Logger       *slog.Logger
+	Meter        metric.MeterProvider // nil: no metrics
+	Tracer       trace.TracerProvider // nil: no traces
 }
 
 // Connection is one supervised connection to the broker. It never gives up: a lost connection is replaced after a
@@ -54,7 +54,8 @@ type Connection struct {
 
 	warnMissing sync.Once
 
-	connected bool // once at least; Run's alone
+	connected bool    // once at least; Run's alone
+	keeper    *keeper // nil if this connection looks after no queues
 
 	mu      sync.Mutex
 	taking  context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
@@ -93,11 +94,13 @@ func Dial(address string, o Options) (*Connection, error) {
 		lastErr: errors.New("not connected yet"),
 	}
 	c.setBlocked(false)
+	if queues := ownQueues(c.service); o.KeepTopology && len(queues) > 0 {
+		c.keeper = newKeeper(c.service, queues, c.log)
+	}
 	return c, nil
 }
 
-// checkURL reads a URL. It refuses what would fail with every connection, or be no TLS although files for it are named. The files are
-// read again for each connection.
+// checkURL reads a URL. It refuses what would fail with every connection, or be no TLS although files for it are named.
 func checkURL(address string) (amqp.URI, error) {
 	uri, err := amqp.ParseURI(address)
 	if parse, ok := errors.AsType[*url.Error](err); ok {
@@ -111,17 +114,8 @@ func checkURL(address string) (amqp.URI, error) {
 	case (uri.CertFile == "") != (uri.KeyFile == ""):
 		return uri, errors.New("certfile and keyfile go together")
 	}
-	if uri.CACertFile != "" {
-		if _, err := transport.Authorities(uri.CACertFile); err != nil {
-			return uri, fmt.Errorf("cacertfile: %w", err)
-		}
-	}
-	if uri.CertFile != "" {
-		if _, err := tls.LoadX509KeyPair(uri.CertFile, uri.KeyFile); err != nil {
-			return uri, fmt.Errorf("certfile and keyfile: %w", err)
-		}
-	}
-	return uri, nil
+	_, err = tlsConfig(uri)
+	return uri, err
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
@@ -150,25 +144,14 @@ func (c *Connection) Run(ctx context.Context) error {
 
 // once dials, declares and holds one connection until it closes or ctx ends.
 func (c *Connection) once(ctx context.Context) error {
-	var socket net.Conn
-	conn, err := amqp.DialConfig(c.url, amqp.Config{
-		Heartbeat:  heartbeat,
-		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
-		Dial: func(network, addr string) (_ net.Conn, err error) {
-			socket, err = dial(network, addr)
-			return socket, err
-		},
-	})
+	conn, err := c.open()
 	if err != nil {
-		if socket != nil {
-			_ = socket.Close() // the library leaves it open where the files for TLS cannot be read
-		}
 		c.set(nil, err)
 		return err
 	}
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	if err := prepare(conn, c.service); err != nil {
+	if err := bounded(ctx, conn, func() error { return ensureTopology(conn, c.service) }); err != nil {
 		_ = conn.CloseDeadline(time.Now().Add(time.Second))
 		c.set(nil, err)
 		return err
@@ -177,6 +160,13 @@ func (c *Connection) once(ctx context.Context) error {
 	c.set(conn, nil)
 	c.connected = true
 	c.log.Debug("broker connected", "server", conn.Properties["version"])
+	if c.keeper != nil {
+		keeping, stop := context.WithCancel(ctx)
+		var kept sync.WaitGroup
+		kept.Go(func() { c.keeper.run(keeping, conn) })
+		defer kept.Wait() // what it asks ends with the connection, which is closed by then
+		defer stop()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -198,6 +188,33 @@ func (c *Connection) once(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// open makes a connection.
+func (c *Connection) open() (*amqp.Connection, error) {
+	uri, plain, err := withoutTLS(c.url)
+	if err != nil {
+		return nil, err
+	}
+	var socket net.Conn
+	conn, err := amqp.DialConfig(plain, amqp.Config{
+		Heartbeat:  heartbeat,
+		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
+		Dial: func(network, addr string) (_ net.Conn, err error) {
+			socket, err = dial(network, addr, uri)
+			return socket, err
+		},
+	})
+	if err == nil {
+		return conn, nil
+	}
+	if socket != nil {
+		_ = socket.Close() // the library may leave it open
+	}
+	if secured, ok := socket.(*tlsConn); ok && secured.refusal.Load() != nil {
+		return nil, *secured.refusal.Load()
+	}
+	return nil, err
 }
 
 // closeError turns what a close notification carried into an error: the library sends nil on an orderly close.
@@ -266,8 +283,26 @@ func (c *Connection) Ready(context.Context) error {
 	return nil
 }
 
+// Topology is nil if the service's own queues and the exchanges that they are bound to were there when the connection last
+// looked. A connection that does not keep the topology does not know.
+func (c *Connection) Topology(context.Context) error {
+	if c.keeper == nil {
+		return nil
+	}
+	return c.keeper.state()
+}
+
+// keepBound keeps a queue of a running server bound until forget is called.
+func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
+	if c.keeper == nil {
+		return func() {}
+	}
+	return c.keeper.keepBound(binding{queue, key, exchange})
+}
+
 // each runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
-// on the connection and returns when that has failed; it starts over on the same connection where that still lives.
+// on the connection and returns when that has failed; it starts over on the same connection where that still lives, at
+// once if it returns nil.
 func (c *Connection) each(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
@@ -280,11 +315,17 @@ func (c *Connection) each(ctx context.Context, name string, session func(context
 		if ctx.Err() != nil {
 			break
 		}
+		if err == nil {
+			continue
+		}
 		if time.Since(start) > sessionLasted {
 			wait.reset()
 		}
 		if !conn.IsClosed() { // else Run says so
 			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
+			if c.keeper != nil {
+				c.keeper.lookNow()
+			}
 		}
 		wait.sleep(ctx)
 	}
@@ -298,11 +339,17 @@ func newBackoff() *backoff { return &backoff{next: backoffFirst} }
 
 func (b *backoff) reset() { b.next = backoffFirst }
 
-// sleep waits at least half a step, so that full jitter never becomes a busy loop, and doubles the step.
-func (b *backoff) sleep(ctx context.Context) {
-	t := time.NewTimer(b.next/2 + rand.N(b.next/2)) //nolint:gosec // jitter needs no secret
-	defer t.Stop()
+// step returns at least half a step, so that full jitter never becomes a busy loop, and doubles the next one.
+func (b *backoff) step() time.Duration {
+	wait := b.next/2 + rand.N(b.next/2) //nolint:gosec // jitter needs no secret
 	b.next = min(2*b.next, backoffMost)
+	return wait
+}
+
+// sleep waits for a step.
+func (b *backoff) sleep(ctx context.Context) {
+	t := time.NewTimer(b.step())
+	defer t.Stop()
 	select {
 	case <-ctx.Done():
 	case <-t.C:

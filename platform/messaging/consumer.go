@@ -22,6 +22,11 @@ import (
 // drainTimeout is how long a batch in hand may take to finish after the consumer was told to stop.
 const drainTimeout = 5 * time.Second
 
+// idleLimit is how long a consumer that gets nothing trusts its channel. If somebody deletes a quorum queue and declares it
+// again at once, RabbitMQ keeps the consumer and counts it, but what it hands out to it never arrives: to a new channel it
+// does, and what was handed out to the old one comes again.
+const idleLimit = 15 * time.Second
+
 // ConsumerOptions bound what a consumer holds.
 type ConsumerOptions struct {
 	Batch int // messages handed to a handler at once, at most; 200 where it is 0
@@ -94,6 +99,12 @@ func (c *Consumer) Run(ctx context.Context) error {
 // session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
 // delivery came from: delivery tags of another channel name other messages.
 func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
+	var idle atomic.Bool // it only changes its channel
+	defer func() {
+		if !idle.Load() {
+			c.attached.Store(false)
+		}
+	}()
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("opening a channel: %w", err)
@@ -105,7 +116,6 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		return err
 	}
 	c.attached.Store(true)
-	defer c.attached.Store(false)
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -114,9 +124,11 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 
 	room := make([]amqp.Delivery, 0, c.batch) // for one batch after the other: no handler keeps it
 	for {
+		distrust := time.AfterFunc(idleLimit, func() { idle.Store(true); _ = ch.Close() })
 		batch := gather(ctx, ready, room[:0:min(c.batch, c.prefetch())], c.linger)
+		trusted := distrust.Stop()
 		switch {
-		case len(batch) == 0 && ctx.Err() != nil:
+		case len(batch) == 0 && ctx.Err() != nil, !trusted:
 			return nil
 		case ch.IsClosed():
 			return errors.New("the broker has closed the channel") // and with it ended the right to acknowledge

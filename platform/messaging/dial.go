@@ -1,14 +1,24 @@
 package messaging
 
 import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
 	"net"
+	"net/url"
+	"os"
 	"runtime"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/platform/crash"
+	"shop.example/platform/transport"
 )
 
 const (
@@ -19,16 +29,80 @@ const (
 	closeTimeout = time.Second
 )
 
-// dial opens the socket.
-func dial(network, addr string) (net.Conn, error) {
+// dial opens the socket, with TLS if uri says so. The files for TLS are read each time.
+func dial(network, addr string, uri amqp.URI) (net.Conn, error) {
+	config, err := tlsConfig(uri)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := amqp.DefaultDial(dialTimeout)(network, addr)
 	if err != nil {
 		return nil, err
 	}
-	if crash.Armed() {
-		return conn, nil // what is written before a point has left the process when the point kills it
+	if !crash.Armed() { // what is written before a point has left the process when the point kills it
+		conn = coalesce(conn, writeTimeout)
 	}
-	return coalesce(conn, writeTimeout), nil
+	if config == nil {
+		return conn, nil
+	}
+	secured := &tlsConn{Conn: tls.Client(conn, config)}
+	if err := secured.HandshakeContext(context.Background()); err != nil { // in the time that DefaultDial leaves it
+		_ = conn.Close()
+		return nil, err
+	}
+	return secured, nil
+}
+
+// tlsConfig is how a client that was given uri secures its connection, nil if it does not. The parameters are those that
+// RabbitMQ defines for URLs.
+func tlsConfig(uri amqp.URI) (*tls.Config, error) {
+	if uri.Scheme != "amqps" {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(uri.ServerName, uri.Host)}
+	var err error
+	if uri.CACertFile != "" { // otherwise the system's
+		if config.RootCAs, err = transport.Authorities(uri.CACertFile); err != nil {
+			return nil, fmt.Errorf("cacertfile: %w", err)
+		}
+	}
+	if uri.CertFile != "" {
+		certificate, err := tls.LoadX509KeyPair(uri.CertFile, uri.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("certfile and keyfile: %w", err)
+		}
+		config.Certificates = []tls.Certificate{certificate}
+	}
+	return config, nil
+}
+
+// withoutTLS reads address and returns it as one for the library to use on a socket that is secured already.
+func withoutTLS(address string) (uri amqp.URI, plain string, err error) {
+	if uri, err = amqp.ParseURI(address); err != nil {
+		return uri, "", err
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return uri, "", err
+	}
+	u.Scheme, u.Host = "amqp", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	return uri, u.String(), nil
+}
+
+// tlsConn keeps what the broker says when it refuses the client. In TLS 1.3 it does so after the handshake, and the library
+// tells of whatever it was about to do then: that a connection is closed which it is writing to, for example.
+type tlsConn struct {
+	*tls.Conn
+	refusal atomic.Pointer[error]
+}
+
+// Read implements net.Conn.
+func (c *tlsConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if said, ok := errors.AsType[*net.OpError](err); ok && said.Op == "remote error" { // package tls's word for an alert
+		c.refusal.CompareAndSwap(nil, &err)
+	}
+	return n, err
 }
 
 // coalescedConn writes together what is written at the same time: the library writes each message by itself, which
@@ -36,8 +110,9 @@ func dial(network, addr string) (net.Conn, error) {
 // way as soon as the goroutines that can run now have run.
 //
 // Writes have a bound: a broker under a resource alarm stops reading, and a write without one would hold the library's
-// lock for ever. An error is that of the write after the one that failed; the socket is closed with it, so the
-// library's reader sees it at once.
+// lock for ever. An error is that of the write after the one that failed. The socket is closed with it, so that the
+// library's reader sees it; if the peer has closed it, a moment later, because what the peer has said last can still be
+// read.
 type coalescedConn struct {
 	net.Conn
 	timeout time.Duration // of one write to Conn
@@ -49,7 +124,7 @@ type coalescedConn struct {
 	closed  bool
 }
 
-// coalesce takes conn over: it is closed after Close, or with the first error, and not otherwise.
+// coalesce takes conn over: it is closed after Close, or because of the first error, and not otherwise.
 func coalesce(conn net.Conn, timeout time.Duration) *coalescedConn {
 	c := &coalescedConn{Conn: conn, timeout: timeout}
 	c.changed.L = &c.mu
@@ -90,10 +165,10 @@ func (c *coalescedConn) Close() error {
 
 // flush writes until the connection is closed or a write fails, and closes the socket.
 func (c *coalescedConn) flush() {
-	defer func() { _ = c.Conn.Close() }()
 	var writing []byte
 	for {
 		if writing = c.take(writing[:0]); len(writing) == 0 {
+			_ = c.Conn.Close()
 			return
 		}
 		if _, err := c.Conn.Write(writing); err != nil {
@@ -101,6 +176,11 @@ func (c *coalescedConn) flush() {
 			c.err = err
 			c.changed.Broadcast()
 			c.mu.Unlock()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				_ = c.Conn.Close()
+			} else {
+				time.AfterFunc(closeTimeout, func() { _ = c.Conn.Close() })
+			}
 			return
 		}
 	}

@@ -2,7 +2,7 @@ package messaging
 
 import (
 	"bytes"
-	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -191,7 +191,7 @@ func TestCoalescedConn_CloseEndsWritersThatWait(t *testing.T) {
 	}
 }
 
-// The files for TLS are read for each connection: while they cannot be read, no attempt may leave its socket behind.
+// The files for TLS are read for each connection: while they cannot be read, no attempt may leave a socket behind.
 func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -208,12 +208,58 @@ func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 	if err := os.Remove(authorities); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- c.once(context.Background()) }()
-	if got, err := io.ReadAll(accept(t, lis)); err != nil || len(got) > 0 {
-		t.Errorf("the server reads %q, %v, want the end of the connection", got, err)
-	}
-	if err := <-ended; !errors.Is(err, os.ErrNotExist) {
+	if err := c.once(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the attempt ends with %v, want that the file is not there", err)
+	}
+	if err := lis.(*net.TCPListener).SetDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if peer, err := lis.Accept(); err == nil {
+		_ = peer.Close()
+		t.Error("it has made a connection all the same")
+	}
+}
+
+// With TLS 1.3 a client has shaken hands, and is about to speak or has spoken, when the server refuses its certificate.
+func TestConnection_ACertificateThatTheBrokerRefusesIsTheReason(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := transport.WriteFiles(dir, time.Hour, "server"); err != nil {
+		t.Fatal(err)
+	}
+	files := transport.FilesIn(dir, "server")
+	own, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis := listen(t)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			socket, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			peer := tls.Server(socket, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAnyClientCert})
+			if err := peer.Handshake(); err == nil {
+				t.Error("the server takes a client without a certificate")
+			}
+			_ = socket.Close() // what the client has sent meanwhile is answered with a reset
+		}
+	}()
+	t.Cleanup(func() { _ = lis.Close(); <-ended })
+	_, port, err := net.SplitHostPort(lis.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Dial("amqps://localhost:"+port+"/?server_name_indication=server&cacertfile="+url.QueryEscape(filepath.ToSlash(files.CAFile)), Options{Service: "order", Role: "publish"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := c.once(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
+			t.Fatalf("the attempt ends with %v, want that the broker wants a certificate", err)
+		}
 	}
 }

@@ -53,6 +53,19 @@ func (i identity) service(user string) string {
 // KnowsUsers says whether the connection's user is the service's own, so that it is checked who has published what.
 func (c *Connection) KnowsUsers() bool { return c.identity.known() }
 
+// UserOf returns the broker's user of another service, "" if it is not checked who publishes what.
+func (c *Connection) UserOf(service string) string {
+	if !c.identity.known() {
+		return ""
+	}
+	return c.identity.prefix + service
+}
+
+// MayPublish says whether a user of the broker may publish event, as far as that is checked. One who is not known may.
+func (c *Connection) MayPublish(user string, event contract.Event) bool {
+	return !c.identity.known() || user == "" || len(event.PublishedBy) == 0 || slices.Contains(event.PublishedBy, c.identity.service(user))
+}
+
 // admit checks that d, which came from queue, was published by one who may publish it, and takes out of its headers what
 // that one may not say. After an error d is a dead letter, and the alarm was raised.
 func (c *Connection) admit(d *amqp.Delivery, queue string) error {

@@ -57,7 +57,7 @@ func joinAs(t testing.TB, url string, o messaging.Options) *party {
 	}
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	dial := func(role string) *messaging.Connection {
-		o.Role = role
+		o.Role, o.KeepTopology = role, role == "consume"
 		c, err := messaging.Dial(url, o)
 		if err != nil {
 			t.Fatal(err)

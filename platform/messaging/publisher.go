@@ -132,8 +132,8 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 // confirmed because the connection went, or because the broker did not take it, is published again, under the same
 // message id, until ctx ends (10 s if ctx has no deadline); so is what followed it, which has overtaken it otherwise.
 // Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published), ErrUnconfirmed (outcome unknown),
-// ErrUnroutable (no queue takes one of them), ErrTooLarge (the broker refuses one of them for its size). After an error
-// any of the messages may have been published.
+// ErrUnroutable (no queue takes one of them, or there is no such exchange), ErrTooLarge (the broker refuses one of them
+// for its size). After an error any of the messages may have been published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
@@ -166,6 +166,10 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			return nil
 		}
 		wait.sleep(ctx)
+		if err := s.missing(pending[0].Exchange); err != nil {
+			p.count(ctx, pending, "failed")
+			return err
+		}
 		if ctx.Err() != nil {
 			p.count(ctx, pending, "unconfirmed")
 			return ErrUnconfirmed
@@ -290,12 +294,13 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 
 // publishSession is one life of the publisher's channels.
 type publishSession struct {
-	confirmed *amqp.Channel       // in confirm mode, for messages that must arrive
-	plain     *amqp.Channel       // for requests and replies
-	closed    [2]chan *amqp.Error // of confirmed and of plain
-	returns   chan amqp.Return    // of confirmed; drained by assignReturns
-	discarded chan amqp.Return    // of plain
-	onReturn  sync.Map            // message id → func()
+	confirmed *amqp.Channel              // in confirm mode, for messages that must arrive
+	plain     *amqp.Channel              // for requests and replies
+	closed    [2]chan *amqp.Error        // of confirmed and of plain
+	returns   chan amqp.Return           // of confirmed; drained by assignReturns
+	discarded chan amqp.Return           // of plain
+	onReturn  sync.Map                   // message id → func()
+	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
 
 	mu        sync.Mutex
 	windows   map[*inFlight]struct{} // what the broker may still return or confirm
@@ -347,6 +352,7 @@ func (s *publishSession) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case cause := <-s.closed[0]:
+			s.cause.Store(cause)
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
@@ -360,6 +366,15 @@ func (s *publishSession) wait(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// missing is an error if the broker has closed the channel because there is no such exchange: it can be long until there is
+// one again.
+func (s *publishSession) missing(exchange string) error {
+	if cause := s.cause.Load(); cause != nil && cause.Code == amqp.NotFound && strings.Contains(cause.Reason, "'"+exchange+"'") {
+		return fmt.Errorf("%w: %s", ErrUnroutable, strings.ToLower(cause.Reason))
+	}
+	return nil
 }
 
 // register notes messages that are about to be published.

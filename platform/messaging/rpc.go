@@ -77,7 +77,7 @@ func (c *RPCClient) Run(ctx context.Context) error {
 			return fmt.Errorf("opening the channel for replies: %w", err)
 		}
 		defer func() { _ = ch.Close() }()
-		q, err := ch.QueueDeclare("", false, true, true, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic})
+		q, err := declareOwn(ctx, conn, ch, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic})
 		if err != nil {
 			return fmt.Errorf("declaring the reply queue: %w", err)
 		}
@@ -398,7 +398,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 		return fmt.Errorf("opening a channel: %w", err)
 	}
 	defer func() { _ = ch.Close() }()
-	if err := declareRPCQueue(ch, route.Queue, route.Exchange, route.RoutingKey); err != nil {
+	if err := declareRPCQueue(ctx, conn, ch, route.Queue, route.Exchange, route.RoutingKey); err != nil {
 		return err
 	}
 	if err := ch.Qos(s.workers, 0, false); err != nil {
@@ -410,6 +410,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 	}
 	s.attached.Add(1)
 	defer s.attached.Add(-1)
+	defer s.conn.keepBound(route.Queue, route.RoutingKey, route.Exchange)()
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()

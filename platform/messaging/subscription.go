@@ -99,7 +99,7 @@ func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error
 	if err := ch.Qos(subscriptionPrefetch, 0, false); err != nil {
 		return fmt.Errorf("setting the prefetch: %w", err)
 	}
-	q, err := ch.QueueDeclare("", false, true, true, false, subscriptionQueue)
+	q, err := declareOwn(ctx, conn, ch, subscriptionQueue)
 	if err != nil {
 		return fmt.Errorf("declaring the queue: %w", err)
 	}
@@ -111,23 +111,24 @@ func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error
 	taken := make(chan error, 1)
 	go func() { taken <- s.take(ctx, ch, buffered(deliveries, subscriptionPrefetch)) }()
 	defer s.update(func() { s.bound = false })
-	err = s.bindWhileWanted(ctx, ch, q.Name, taken)
+	err = s.bindWhileWanted(ctx, conn, ch, q.Name, taken)
 	stop()
 	return errors.Join(err, <-taken)
 }
 
 // bindWhileWanted binds the queue when somebody wants it and unbinds it some time after nobody does. It returns when ctx
-// has ended or there is something in failed, which it leaves there.
-func (s *Subscription) bindWhileWanted(ctx context.Context, ch *amqp.Channel, queue string, failed chan error) error {
+// has ended or there is something in failed, which it leaves there. While somebody wants it the queue is bound again every
+// second, because nobody tells when a binding is gone.
+func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue string, failed chan error) error {
+	again := time.NewTicker(keepInterval)
+	defer again.Stop()
 	for {
 		s.mu.Lock()
 		wanted, bound, changed := s.users > 0, s.bound, s.changed
 		s.mu.Unlock()
 		if wanted && !bound {
-			for _, e := range s.events {
-				if err := ch.QueueBind(queue, e.RoutingKey, e.Exchange, false, nil); err != nil {
-					return fmt.Errorf("binding a queue to %s: %w", e.RoutingKey, err)
-				}
+			if err := s.bind(ctx, conn, ch, queue); err != nil {
+				return err
 			}
 			s.update(func() {
 				s.bound = true
@@ -146,6 +147,13 @@ func (s *Subscription) bindWhileWanted(ctx context.Context, ch *amqp.Channel, qu
 			failed <- err
 			return nil
 		case <-changed:
+		case <-again.C:
+			if !wanted {
+				continue
+			}
+			if err := s.bind(ctx, conn, ch, queue); err != nil {
+				return err
+			}
 		case <-idle:
 			s.update(func() { s.bound = s.users > 0 })
 			if generation, _ := s.Bound(); generation != 0 {
@@ -158,6 +166,17 @@ func (s *Subscription) bindWhileWanted(ctx context.Context, ch *amqp.Channel, qu
 			}
 		}
 	}
+}
+
+func (s *Subscription) bind(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue string) error {
+	return bounded(ctx, conn, func() error {
+		for _, e := range s.events {
+			if err := ch.QueueBind(queue, e.RoutingKey, e.Exchange, false, nil); err != nil {
+				return fmt.Errorf("binding a queue to %s: %w", e.RoutingKey, err)
+			}
+		}
+		return nil
+	})
 }
 
 // take hands over what comes until ctx ends.

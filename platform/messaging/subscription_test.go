@@ -7,9 +7,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/messaging"
@@ -119,6 +119,34 @@ func TestSubscription_TellsOfTheGapAfterACut(t *testing.T) {
 	after := uuid.NewString()
 	publish(t, others, rejected(after))
 	if got := next(t, came, "the rejection after the cut"); got != after {
+		t.Errorf("the rejection of %s came, want %s", got, after)
+	}
+}
+
+// An exchange that is deleted and declared again takes the bindings with it, and the queue does not notice.
+func TestSubscription_ABindingThatIsGoneComesBack(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	p, others := join(t, broker.Services(t)["gateway"], "gateway"), join(t, broker.URL, "order")
+	s, came := subscribe(t, p, func(string) bool { return true })
+	defer s.Want()()
+	isBound(t, s, 0)
+	ch := openChannel(t, broker.URL)
+	if err := ch.ExchangeDelete("shop.topic", false, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.ExchangeDeclare("shop.topic", amqp.ExchangeTopic, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if keys := bindings(t, broker); len(keys) != 1 {
+			return fmt.Errorf("bound to %v", keys)
+		}
+		return nil
+	})
+	after := uuid.NewString()
+	publish(t, others, rejected(after))
+	if got := next(t, came, "the rejection"); got != after {
 		t.Errorf("the rejection of %s came, want %s", got, after)
 	}
 }

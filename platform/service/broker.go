@@ -9,15 +9,15 @@ import (
 )
 
 // Broker adds the service's two connections to the broker, which is at url, and the publisher on the first of them. On
-// the second one the service consumes: a broker that holds publishers back does not hold back acknowledgements. name is
-// the service's, and is told to the broker and in each message.
+// the second one the service consumes, and looks after its queues: a broker that holds publishers back does not hold back
+// acknowledgements. name is the service's, and is told to the broker and in each message.
 func (s *Service) Broker(url, name string, t *telemetry.Telemetry) (*messaging.Publisher, *messaging.Connection, error) {
 	options := messaging.Options{Service: name, Role: "publish", Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
 	publish, err := messaging.Dial(url, options)
 	if err != nil {
 		return nil, nil, err
 	}
-	options.Role = "consume"
+	options.Role, options.KeepTopology = "consume", true
 	consume, err := messaging.Dial(url, options)
 	if err != nil {
 		return nil, nil, err
@@ -30,6 +30,7 @@ func (s *Service) Broker(url, name string, t *telemetry.Telemetry) (*messaging.P
 	s.Go("broker, consuming", consume.Run)
 	s.Go("publisher", publisher.Run)
 	s.Check("broker", publish.Ready)
+	s.Check("topology", consume.Topology)
 	return publisher, consume, nil
 }
 

@@ -93,7 +93,26 @@ type Report struct {
 	Orders     int           `json:"orders"` // how many were looked at
 	Checks     []Result      `json:"checks"`
 	Violations []Violation   `json:"violations"`
+	// Resent are events that were lost on their way to a service and sent again, the last ones first.
+	Resent []Resent `json:"resent"`
+	// ResentCount counts all of them.
+	ResentCount int `json:"resent_count"`
+
+	lost []string
 }
+
+// Resent is an event that was lost on its way to a service: its queue or a binding was deleted.
+type Resent struct {
+	OrderID    string    `json:"order_id"`
+	RoutingKey string    `json:"routing_key"`
+	Times      int       `json:"times"` // how often it was sent
+	At         time.Time `json:"at"`    // when last
+	// Outcome is handled or, if it was not, what became of it; empty while it is on its way.
+	Outcome string `json:"outcome"`
+}
+
+// Lost are the orders whose violations are gone once their events are sent again.
+func (r *Report) Lost() []string { return r.lost }
 
 // Count is how many violations there are.
 func (r *Report) Count() (n int) {
@@ -121,18 +140,23 @@ type Config struct {
 	Late time.Duration
 	// Pause is how long what looks wrong may take to become right before it is read again; 1 s where it is 0.
 	Pause time.Duration
+	// HoldLimit is inventory's: how long stock stays held for an order that comes to nothing; 15 min if it is 0.
+	HoldLimit time.Duration
 }
 
 // Auditor reads the databases of a shop. It runs one audit at a time.
 type Auditor struct {
 	orders, inventory, logging *sql.DB
 
-	since, late, pause time.Duration
+	since, late, pause, holdLimit time.Duration
 }
 
 // Open connects to the databases, which have to be there. The sessions are read-only.
 func Open(ctx context.Context, cfg Config) (*Auditor, error) {
-	a := &Auditor{since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second)}
+	a := &Auditor{
+		since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second),
+		holdLimit: cmp.Or(cfg.HoldLimit, 15*time.Minute),
+	}
 	for schema, pool := range map[string]**sql.DB{"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging} {
 		var err error
 		if *pool, err = open(ctx, cfg.DatabaseURLs[schema], schema); err != nil {
@@ -192,6 +216,7 @@ func (a *Auditor) Close() error {
 type finding struct {
 	Violation
 	late bool
+	lost bool // an event of the order is missing that the log has
 }
 
 // Run audits the shop once.
@@ -213,6 +238,9 @@ func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 		}
 		all = append(all, found...)
 	}
+	if err := a.resent(ctx, r); err != nil {
+		return nil, err
+	}
 	r.Took = time.Since(r.At)
 	r.fill(all)
 	return r, nil
@@ -220,10 +248,19 @@ func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 
 // RunWhenQuiet repeats the audit until nothing is in flight, for at most patience, and returns the last report.
 func (a *Auditor) RunWhenQuiet(ctx context.Context, patience time.Duration) (*Report, error) {
+	return a.runUntil(ctx, patience, func(r *Report) bool { return r.InFlight() == 0 })
+}
+
+// RunWhenMended is RunWhenQuiet that also waits for what was lost and has just been sent again.
+func (a *Auditor) RunWhenMended(ctx context.Context, patience time.Duration) (*Report, error) {
+	return a.runUntil(ctx, patience, func(r *Report) bool { return r.InFlight() == 0 && len(r.Lost()) == 0 })
+}
+
+func (a *Auditor) runUntil(ctx context.Context, patience time.Duration, done func(*Report) bool) (*Report, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		r, err := a.Run(ctx)
-		if err != nil || r.InFlight() == 0 || time.Now().After(deadline) {
+		if err != nil || done(r) || time.Now().After(deadline) {
 			return r, err
 		}
 		if err := sleep(ctx, 200*time.Millisecond); err != nil {
@@ -244,6 +281,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 func (r *Report) fill(all []finding) {
+	seen := map[string]bool{}
+	for _, f := range all {
+		if f.late && f.lost && !seen[f.OrderID] {
+			seen[f.OrderID] = true
+			r.lost = append(r.lost, f.OrderID)
+		}
+	}
 	r.Violations = []Violation{} // an empty list in JSON
 	for _, c := range checks {
 		result := Result{Check: c.name, About: c.about}
@@ -283,9 +327,11 @@ func rows(ctx context.Context, pool *sql.DB, what, query string, args []any, sca
 // seconds is an age as the database tells it.
 type seconds float64
 
+func (s seconds) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
 // String is as exact as a person needs it.
 func (s seconds) String() string {
-	d := time.Duration(float64(s) * float64(time.Second))
+	d := s.duration()
 	if d > time.Minute {
 		return d.Truncate(time.Minute).String()
 	}

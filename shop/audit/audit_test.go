@@ -93,9 +93,16 @@ func (s *shop) store(t *testing.T, state string) (id string) {
 
 func (s *shop) log(t *testing.T, order, event string) {
 	t.Helper()
+	payload := `{}` // only that of OrderPlaced is read
+	if event == placed {
+		payload = `{"order_id": "` + order + `", "customer_name": "Ada", "customer_email": "ada@example.org", "lines": [{"product_id": 5, "quantity": 7}], "placed_at": "2026-01-01T00:00:00Z"}`
+	}
 	s.exec(t, `INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
-		VALUES ($2, 'shop.topic', '{}', 'success', gen_random_uuid(), $1, now() - interval '10 min')`, order, event)
+		VALUES ($2, 'shop.topic', $3, 'success', gen_random_uuid(), $1, now() - interval '10 min')`, order, event, payload)
 }
+
+const sent = `INSERT INTO logging.unhandled_event (message_id, event_id, routing_key, queue, order_id, published_at, sent, sent_at)
+	VALUES (gen_random_uuid(), 1, 'shop.order.placed', 'order', '%o', now(), 2, now() - interval '3 min')`
 
 func (s *shop) exec(t *testing.T, query string, args ...any) {
 	t.Helper()
@@ -150,7 +157,8 @@ func TestRun_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 		},
 		"an order that was placed and never decided": {
 			[]string{`INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
-				VALUES ('shop.order.placed', 'shop.topic', '{}', 'success', gen_random_uuid(), '%o', now() - interval '2 min')`},
+				VALUES ('shop.order.placed', 'shop.topic', '{"order_id": "%o", "customer_name": "Ada", "customer_email": "a@b", "lines": [{"product_id": 1, "quantity": 1}],
+				"placed_at": "2026-01-01T00:00:00Z"}', 'success', gen_random_uuid(), '%o', now() - interval '2 min')`},
 			[]string{"undecided order %o: it was placed 2m0s ago, but is neither decided nor stored"},
 		},
 		"a hold without an order": {
@@ -312,7 +320,7 @@ func TestRun_WhatIsRightTheSecondTimeIsNoViolation(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.exec(t, `UPDATE inventory.decision SET reason = 'UNKNOWN_PRODUCT' WHERE order_id = $1`, s.rejected)
-	suspect := func(check Check, order string) finding { return finding{Violation{Check: check, OrderID: order}, true} }
+	suspect := func(check Check, order string) finding { return finding{Violation: Violation{Check: check, OrderID: order}, late: true} }
 	found, err := s.confirm(t.Context(), []finding{suspect(Holds, s.confirmed), suspect(Decisions, s.rejected), suspect(Events, s.rejected)}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
@@ -334,6 +342,77 @@ func TestRun_AnOrderThatWasDiscardedIsNotUndecided(t *testing.T) {
 	s.exec(t, letter, id, "DISCARDED")
 	if r := s.audit(t); r.Count() != 0 {
 		t.Errorf("%+v", r.Violations)
+	}
+}
+
+// What was erased is no loss, and neither is what was refused before the log begins.
+func TestRun_AnOrderThatWasErasedIsNotUndecided(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	erased, old := uuid.NewString(), uuid.NewString()
+	s.log(t, erased, placed)
+	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, reason, answer, decided_at) VALUES ($1, '', 'OUT_OF_STOCK', '', '2026-01-01')`, old)
+	if r := s.audit(t); r.Count() != 2 || len(r.Lost()) != 2 {
+		t.Fatalf("before: %v, lost %v", r.Violations, r.Lost())
+	}
+	s.exec(t, `UPDATE logging.event_log SET payload = payload - 'customer_name' - 'customer_email' WHERE order_id = $1`, erased)
+	s.exec(t, `CREATE TABLE logging.event_log_20260601 PARTITION OF logging.event_log FOR VALUES FROM ('2026-06-01') TO ('2026-06-02')`)
+	if r := s.audit(t); r.Count() != 0 || len(r.Lost()) != 0 {
+		t.Errorf("%v, lost %v", r.Violations, r.Lost())
+	}
+	// What could not be read from the start is somebody's order.
+	s.exec(t, `UPDATE logging.event_log SET status = 'error' WHERE order_id = $1`, erased)
+	if r := s.audit(t); r.Count() != 1 {
+		t.Errorf("%v", r.Violations)
+	}
+}
+
+func TestRun_WhatADiscardedOrderHoldsIsOnItsWayUntilTheSweeperHasHadItsTime(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `UPDATE orders.orders SET reason = 'DISCARDED' WHERE id = $1`, s.rejected)
+	s.exec(t, `UPDATE inventory.decision SET reason = NULL WHERE order_id = $1`, s.rejected)
+	s.exec(t, `INSERT INTO inventory.hold (order_id, product_id, quantity, updated_at) VALUES ($1, 1, 2, now() - interval '16 min')`, s.rejected)
+	s.exec(t, `UPDATE inventory.product SET reserved = 2 WHERE id = 1`)
+	if r := s.audit(t); r.Count() != 0 || r.InFlight() != 1 {
+		t.Errorf("%d in flight, %v", r.InFlight(), r.Violations)
+	}
+	s.exec(t, `UPDATE inventory.hold SET updated_at = now() - interval '18 min' WHERE order_id = $1`, s.rejected)
+	if r := s.audit(t); r.Count() != 1 || r.Violations[0].Check != Holds {
+		t.Errorf("after the sweeper's time: %v", r.Violations)
+	}
+	s.holdLimit = time.Hour
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("with a limit of an hour: %v", r.Violations)
+	}
+}
+
+func TestRun_SaysWhatWasLostAndSentAgain(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	if r := s.audit(t); r.ResentCount != 0 || r.Resent == nil {
+		t.Errorf("%+v", r)
+	}
+	s.exec(t, strings.ReplaceAll(sent, "%o", s.rejected))
+	s.exec(t, `UPDATE logging.unhandled_event SET closed_at = now(), outcome = 'handled'`)
+	lost := uuid.NewString()
+	s.exec(t, strings.ReplaceAll(sent, "%o", lost))
+	s.log(t, lost, placed)
+	r := s.audit(t)
+	if r.ResentCount != 2 || len(r.Resent) != 2 {
+		t.Fatalf("%+v", r.Resent)
+	}
+	for _, e := range r.Resent {
+		if want := map[string]string{lost: "", s.rejected: "handled"}[e.OrderID]; e.Outcome != want || e.Times != 2 || e.RoutingKey != placed || time.Since(e.At) < 2*time.Minute {
+			t.Errorf("%+v", e)
+		}
+	}
+	if r.Count() != 1 || !strings.HasSuffix(r.Violations[0].Detail, "is neither decided nor stored; it was sent again 2 times, 3m0s ago last") {
+		t.Errorf("%v", r.Violations)
+	}
+	s.since = 2 * time.Minute
+	if r := s.audit(t); r.ResentCount != 0 {
+		t.Errorf("of the last two minutes: %+v", r.Resent)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -48,7 +49,7 @@ func (a *Auditor) judge(f *facts) []finding {
 	}
 	j.judgeDecision()
 	if f.order.state == "REJECTED" {
-		j.judgeRejectedHolds()
+		j.judgeRejectedHolds(a)
 	} else {
 		j.judgeHolds(a.isLate(f.order.age))
 		j.judgeLines()
@@ -65,7 +66,17 @@ type judgement struct {
 }
 
 func (j *judgement) add(late bool, check Check, format string, args ...any) {
-	j.found = append(j.found, finding{Violation{Check: check, OrderID: j.id, Detail: fmt.Sprintf(format, args...)}, late})
+	j.found = append(j.found, finding{Violation: Violation{Check: check, OrderID: j.id, Detail: fmt.Sprintf(format, args...)}, late: late})
+}
+
+// addLost is add about what an event of the log brings into order if it is sent again.
+func (j *judgement) addLost(late bool, check Check, format string, args ...any) {
+	j.add(late, check, format, args...)
+	last := &j.found[len(j.found)-1]
+	last.lost = true
+	if j.sent > 0 {
+		last.Detail += fmt.Sprintf("; it was sent again %d times, %s ago last", j.sent, j.sentAge)
+	}
 }
 
 // judgeUndecided is about an order that is not stored. It may still wait in a queue.
@@ -76,13 +87,13 @@ func (j *judgement) judgeUndecided(a *Auditor) {
 		}
 	}
 	switch {
-	case j.givenUp:
+	case j.givenUp || j.erased || !j.logged:
 	case j.decision != nil && j.decision.reason == "":
-		j.add(a.isLate(j.decision.age), Undecided, "its stock was held %s ago, but the order is not stored", j.decision.age)
+		j.addLost(a.isLate(j.decision.age), Undecided, "its stock was held %s ago, but the order is not stored", j.decision.age)
 	case j.decision != nil:
-		j.add(a.isLate(j.decision.age), Undecided, "it was refused (%s) %s ago, but the order is not stored", j.decision.reason, j.decision.age)
+		j.addLost(a.isLate(j.decision.age), Undecided, "it was refused (%s) %s ago, but the order is not stored", j.decision.reason, j.decision.age)
 	case len(j.events) > 0:
-		j.add(a.isLate(j.placedAge), Undecided, "it was placed %s ago, but is neither decided nor stored", j.placedAge)
+		j.addLost(a.isLate(j.placedAge), Undecided, "it was placed %s ago, but is neither decided nor stored", j.placedAge)
 	}
 }
 
@@ -101,10 +112,16 @@ func (j *judgement) judgeDecision() {
 	}
 }
 
-func (j *judgement) judgeRejectedHolds() {
+// sweepTime is how long the sweeper of inventory takes to find a hold that has become too old.
+const sweepTime = 2 * time.Minute
+
+// judgeRejectedHolds is about what a rejected order still holds. For one that was discarded inventory may have held stock
+// before: the sweeper releases it.
+func (j *judgement) judgeRejectedHolds(a *Auditor) {
 	for _, h := range j.holds {
 		if h.state != "RELEASED" {
-			j.add(true, Holds, "it is REJECTED, but %d pieces of product %d are %s", h.quantity, h.productID, h.state)
+			swept := j.order.reason == eventsv1.OrderRejected_DISCARDED.String() && h.state == "HELD" && float64(h.age) < (a.holdLimit+sweepTime).Seconds()
+			j.add(!swept, Holds, "it is REJECTED, but %d pieces of product %d are %s", h.quantity, h.productID, h.state)
 		}
 	}
 }
@@ -124,8 +141,10 @@ func (j *judgement) judgeHolds(late bool) {
 		delete(pieces, h.productID)
 		switch {
 		case h.state == want:
-		case h.state == "RELEASED" || late: // what is released never comes back
+		case h.state == "RELEASED": // which never comes back
 			j.add(true, Holds, "it is %s for %s, but %d pieces of product %d are %s", j.order.state, j.order.age, h.quantity, h.productID, h.state)
+		case late:
+			j.addLost(true, Holds, "it is %s for %s, but %d pieces of product %d are %s", j.order.state, j.order.age, h.quantity, h.productID, h.state)
 		default:
 			onTheWay = true
 		}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/contract"
 	"shop.example/platform/money"
 )
 
@@ -30,6 +31,11 @@ type facts struct {
 	placedAge seconds
 	// givenUp: its OrderPlaced is a dead letter that a person discarded.
 	givenUp bool
+	// erased: its OrderPlaced was logged, and cannot be read any more.
+	erased bool
+	// sent is how often an event of it was sent again, and sentAge how long ago last.
+	sent    int
+	sentAge seconds
 	// logged is false where the order is older than the log.
 	logged bool
 }
@@ -62,6 +68,7 @@ type decision struct {
 type hold struct {
 	productID, quantity int32
 	state               string
+	age                 seconds // of its state, or since it was last relied on
 }
 
 // allOrders judges every order that one of the services knows. What is late is judged once more after a pause, and
@@ -287,7 +294,7 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) 
 		byID[id] = &facts{id: id, events: map[string]int{}}
 	}
 	array := pq.Array(ids)
-	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp} {
+	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp, a.readErased, a.readSent} {
 		if err := read(ctx, byID, array); err != nil {
 			return nil, err
 		}
@@ -295,7 +302,14 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) 
 	var found []finding
 	for _, id := range ids {
 		f := byID[id]
-		f.logged = f.order == nil || !f.order.createdAt.Before(horizon)
+		switch {
+		case f.order != nil:
+			f.logged = !f.order.createdAt.Before(horizon)
+		case f.decision != nil:
+			f.logged = !time.Now().Add(-f.decision.age.duration()).Before(horizon)
+		default:
+			f.logged = true
+		}
 		found = append(found, a.judge(f)...)
 	}
 	return found, nil
@@ -358,11 +372,11 @@ func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*facts, ids
 
 func (a *Auditor) readHolds(ctx context.Context, byID map[string]*facts, ids any) error {
 	return rows(ctx, a.inventory, "holds", `
-		SELECT order_id, product_id, quantity, state FROM hold WHERE order_id = ANY($1::uuid[])
+		SELECT order_id, product_id, quantity, state, extract(epoch FROM clock_timestamp() - updated_at) FROM hold WHERE order_id = ANY($1::uuid[])
 		ORDER BY order_id, product_id`, []any{ids}, func(r *sql.Rows) error {
 		var id string
 		var h hold
-		if err := r.Scan(&id, &h.productID, &h.quantity, &h.state); err != nil {
+		if err := r.Scan(&id, &h.productID, &h.quantity, &h.state, &h.age); err != nil {
 			return err
 		}
 		byID[id].holds = append(byID[id].holds, h)
@@ -400,6 +414,62 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids an
 		}
 		byID[id].events[key] = n
 		byID[id].placedAge = max(byID[id].placedAge, age)
+		return nil
+	})
+}
+
+// readErased looks at what the log has of orders that are not stored.
+func (a *Auditor) readErased(ctx context.Context, byID map[string]*facts, _ any) error {
+	var ids []string
+	for id, f := range byID {
+		if f.order == nil && f.events[placed] > 0 {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	event, _ := contract.ByRoutingKey(placed)
+	return rows(ctx, a.logging, "placed orders", `
+		SELECT order_id, payload FROM event_log
+		WHERE order_id = ANY($1::uuid[]) AND routing_key = $2 AND status = 'success'`, []any{pq.Array(ids), placed}, func(r *sql.Rows) error {
+		var id string
+		var payload []byte
+		if err := r.Scan(&id, &payload); err != nil {
+			return err
+		}
+		_, err := event.FromJSON(payload)
+		byID[id].erased = err != nil
+		return nil
+	})
+}
+
+func (a *Auditor) readSent(ctx context.Context, byID map[string]*facts, ids any) error {
+	return rows(ctx, a.logging, "events that were sent again", `
+		SELECT order_id, sum(sent), extract(epoch FROM clock_timestamp() - max(sent_at)) FROM unhandled_event
+		WHERE order_id = ANY($1::uuid[]) AND sent > 0 GROUP BY order_id`, []any{ids}, func(r *sql.Rows) error {
+		var id string
+		var n int
+		var age seconds
+		if err := r.Scan(&id, &n, &age); err != nil {
+			return err
+		}
+		byID[id].sent, byID[id].sentAge = n, age
+		return nil
+	})
+}
+
+// resent adds to the report what was lost and sent again.
+func (a *Auditor) resent(ctx context.Context, r *Report) error {
+	r.Resent = []Resent{} // an empty list in JSON
+	return rows(ctx, a.logging, "events that were sent again", `
+		SELECT order_id, routing_key, sent, sent_at, coalesce(outcome, ''), count(*) OVER () FROM unhandled_event
+		WHERE sent > 0 AND sent_at >= $1 ORDER BY sent_at DESC, message_id LIMIT $2`, []any{a.begin(), MostListed}, func(row *sql.Rows) error {
+		var e Resent
+		if err := row.Scan(&e.OrderID, &e.RoutingKey, &e.Times, &e.At, &e.Outcome, &r.ResentCount); err != nil {
+			return err
+		}
+		r.Resent = append(r.Resent, e)
 		return nil
 	})
 }

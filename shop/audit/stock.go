@@ -30,7 +30,7 @@ func (a *Auditor) stock(ctx context.Context) (found []finding, err error) {
 		}
 		add := func(wrong bool, check Check, format string, args ...any) {
 			if wrong {
-				found = append(found, finding{Violation{Check: check, Product: product, Detail: fmt.Sprintf(format, args...)}, true})
+				found = append(found, finding{Violation: Violation{Check: check, Product: product, Detail: fmt.Sprintf(format, args...)}, late: true})
 			}
 		}
 		add(onHand != moved, OnHand, "%d on hand, its movements sum up to %d", onHand, moved)
@@ -50,8 +50,8 @@ func (a *Auditor) deadLetters(ctx context.Context) (found []finding, err error) 
 			if err := r.Scan(&id, &key, &queue, &attempts, &reason, &order); err != nil {
 				return err
 			}
-			found = append(found, finding{Violation{Check: DeadLetters, OrderID: order,
-				Detail: fmt.Sprintf("dead letter %d, %s of queue %q after %d attempts: %s", id, key, queue, attempts, reason)}, true})
+			found = append(found, finding{Violation: Violation{Check: DeadLetters, OrderID: order,
+				Detail: fmt.Sprintf("dead letter %d, %s of queue %q after %d attempts: %s", id, key, queue, attempts, reason)}, late: true})
 			return nil
 		})
 	return found, err
@@ -72,8 +72,8 @@ func (a *Auditor) outboxes(ctx context.Context) (found []finding, err error) {
 			if err := r.Scan(&late, &n, &oldest); err != nil {
 				return err
 			}
-			f := finding{Violation{Check: Outbox, Detail: fmt.Sprintf("the outbox of %s has %d messages that are older than %s, the oldest %s",
-				outbox.owner, n, a.late, oldest)}, late}
+			f := finding{Violation: Violation{Check: Outbox, Detail: fmt.Sprintf("the outbox of %s has %d messages that are older than %s, the oldest %s",
+				outbox.owner, n, a.late, oldest)}, late: late}
 			found = append(found, f)
 			return nil
 		})

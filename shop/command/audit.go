@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,8 +18,10 @@ import (
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
 
 	"shop.example/db"
+	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/shop/audit"
@@ -28,8 +32,10 @@ func auditCommand() *cobra.Command {
 	var (
 		cfg         audit.Config
 		asJSON      bool
+		repair      bool
 		wait, every time.Duration
 		listen      string
+		shop        gateway
 	)
 	cmd := &cobra.Command{
 		Use:   "audit",
@@ -37,15 +43,23 @@ func auditCommand() *cobra.Command {
 		Long: `Reads what the services have stored, changes nothing, and lists what does not add up. The shop may be
 running: what is on its way is counted apart. Exit code 0 means no violation.
 
+With --repair the events of orders that are lost on their way to a service, because somebody has deleted
+its queue for example, are sent again at once: what the log has of them, and the service has not handled.
+The shop does so by itself once it is sure that they cannot be waiting; an event that waits all the same
+comes twice then, and has one effect. That is a call for operators (--server, --token).
+
 The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
 of DATABASE_URL, with a role that may read the schemas; else those of the shop that runs here.
 
 With --every it goes on until it is ended, logs what it finds, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
-		Example: "  shop audit --wait 30s\n  shop audit --every 1m --since 24h --listen :3104",
+		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.DatabaseURLs, err = auditedDatabases(cmd.Context()); err != nil {
+				return err
+			}
+			if cfg.HoldLimit, err = holdLimit(); err != nil {
 				return err
 			}
 			a, err := audit.Open(cmd.Context(), cfg)
@@ -56,7 +70,14 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 			if every > 0 {
 				return auditEvery(cmd.Context(), a, every, listen)
 			}
-			report, err := a.RunWhenQuiet(cmd.Context(), wait)
+			run := a.RunWhenQuiet
+			if repair {
+				if err := resendLost(cmd, a, &shop); err != nil {
+					return err
+				}
+				wait, run = max(wait, repairTime), a.RunWhenMended
+			}
+			report, err := run(cmd.Context(), wait)
 			if err != nil {
 				return err
 			}
@@ -77,12 +98,65 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 	flags.DurationVar(&cfg.Since, "since", 0, "leave out orders that are older (0 leaves out none)")
 	flags.DurationVar(&cfg.Late, "late", time.Minute, "the age from which what is on its way is a violation")
 	flags.BoolVar(&asJSON, "json", false, "print the report as JSON")
+	flags.BoolVar(&repair, "repair", false, "send again what is lost on its way to a service, and wait at least 30 s for it")
 	flags.DurationVar(&wait, "wait", 0, "wait so long for everything that is on its way, and fail where something still is")
 	flags.DurationVar(&every, "every", 0, "repeat the audit in this interval")
 	flags.StringVar(&listen, "listen", ":3104", "where health and metrics are served, with --every")
 	cmd.MarkFlagsMutuallyExclusive("every", "wait")
 	cmd.MarkFlagsMutuallyExclusive("every", "json")
+	cmd.MarkFlagsMutuallyExclusive("every", "repair")
+	shop.flags(cmd)
 	return cmd
+}
+
+const (
+	// repairTime is how long what was sent again has to be handled.
+	repairTime = 30 * time.Second
+	// resendBatch is how many orders are named in one call.
+	resendBatch = 1000
+)
+
+// holdLimit is what inventory is told by the same variable, 0 if it is not set.
+func holdLimit() (time.Duration, error) {
+	cfg, err := env.ParseAs[struct {
+		HoldLimit time.Duration `env:"HOLD_LIMIT"`
+	}]()
+	if err != nil {
+		return 0, fmt.Errorf("reading the environment: %w", err)
+	}
+	return cfg.HoldLimit, nil
+}
+
+// resendLost audits once, and has the shop send the events of the orders that are lost.
+func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
+	report, err := a.Run(cmd.Context())
+	if err != nil {
+		return err
+	}
+	lost := report.Lost()
+	if len(lost) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "Nothing is lost.")
+		return nil
+	}
+	sent := 0
+	err = shop.with(func(conn *grpc.ClientConn) error {
+		for batch := range slices.Chunk(lost, resendBatch) {
+			reply, err := loggingv1.NewEventLogServiceClient(conn).ResendEvents(cmd.Context(), &loggingv1.ResendEventsRequest{OrderIds: batch})
+			if err != nil {
+				return err
+			}
+			for _, e := range reply.GetEvents() {
+				if e.GetProblem() == "" {
+					sent++
+					continue
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s of order %s is not sent again: %s\n", printable(e.GetRoutingKey()), printable(e.GetOrderId()), printable(e.GetProblem()))
+			}
+		}
+		return nil
+	})
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s sent again, of %s.\n", plural(sent, "event"), plural(len(lost), "order"))
+	return err
 }
 
 // auditedDatabases returns the URL of each schema: from the environment, or of the shop that runs in this workspace.
@@ -154,9 +228,21 @@ func printReport(out io.Writer, r *audit.Report) error {
 			fmt.Fprintf(out, "  and %d more\n", more)
 		}
 	}
+	if r.ResentCount > 0 {
+		fmt.Fprintf(out, "\n%s lost on the way to a service and sent again:\n", plural(r.ResentCount, "event"))
+		for _, e := range r.Resent[:min(len(r.Resent), mostResent)] {
+			fmt.Fprintf(out, "  order %s: %s, %s, %s\n", e.OrderID, e.RoutingKey, localTime(e.At), cmp.Or(e.Outcome, "on its way"))
+		}
+		if more := r.ResentCount - mostResent; more > 0 {
+			fmt.Fprintf(out, "  and %d more\n", more)
+		}
+	}
 	fmt.Fprintf(out, "\n%s, %s in %.1f s\n", plural(r.Count(), "violation"), plural(r.Orders, "order"), r.Took.Seconds())
 	return nil
 }
+
+// mostResent is how many events that were sent again are listed.
+const mostResent = 10
 
 func plural(n int, what string) string {
 	if n == 1 {

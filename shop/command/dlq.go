@@ -49,7 +49,8 @@ Exit code 0 means that all was done, 1 that something was not.`,
 		}),
 		d.decideCommand(decision{
 			name: "discard", did: "discarded", short: "Give dead letters up", call: discard,
-			long: "Gives dead letters up for good. They stay in the list, and in the log of events they stay errors.",
+			long: "Gives dead letters up for good. They stay in the list, and in the log of events they stay errors. An order that\n" +
+				"could not be decided is rejected, with the reason DISCARDED.",
 		}))
 	return cmd
 }

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"shop.example/gateway/edge"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/outbox"
@@ -101,22 +99,19 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	// First, because inventory has to know its address.
+	// Each has to know the addresses of those before it.
 	s.Order, err = newService(ctx, "order", cfg.Telemetry, addresses{cfg.OrderAddr, admin[1]}, cfg.order)
 	if err != nil {
 		return nil, err
 	}
 	cfg.OrderAddr = s.Order.GRPCAddr()
-	g, services := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		s.Inventory, err = newService(services, "inventory", cfg.Telemetry, addresses{cfg.InventoryAddr, admin[2]}, cfg.inventory)
-		return err
-	})
-	g.Go(func() (err error) {
-		s.Logging, err = newService(services, "logging", cfg.Telemetry, addresses{cfg.LoggingAddr, admin[3]}, cfg.logging)
-		return err
-	})
-	if err := g.Wait(); err != nil {
+	s.Inventory, err = newService(ctx, "inventory", cfg.Telemetry, addresses{cfg.InventoryAddr, admin[2]}, cfg.inventory)
+	if err != nil {
+		return nil, err
+	}
+	cfg.InventoryAddr = s.Inventory.GRPCAddr()
+	s.Logging, err = newService(ctx, "logging", cfg.Telemetry, addresses{cfg.LoggingAddr, admin[3]}, cfg.logging)
+	if err != nil {
 		return nil, err
 	}
 	report := cfg.Telemetry
@@ -154,7 +149,7 @@ func (cfg Config) inventory(ctx context.Context, at addresses, t *telemetry.Tele
 func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return eventlog.New(ctx, eventlog.Config{
 		AMQPURL: cfg.AMQPURLs["logging"], DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
-		Retention: cfg.EventLogRetention, Messages: cfg.Retention,
+		OrderAddr: cfg.OrderAddr, InventoryAddr: cfg.InventoryAddr, Retention: cfg.EventLogRetention, Messages: cfg.Retention,
 	}, t)
 }
 

@@ -100,17 +100,54 @@ func TestUsers_WithoutTheTopologyAServiceSaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	urls := broker.Services(t)
-	for _, queue := range []string{"order", "logging.retry.10s"} {
+	for queue, service := range map[string]string{"order": "gateway", "logging": "inventory", "dead-letter": "order"} {
 		if _, err := channel(t, broker.URL).QueueDelete(queue, false, false, false); err != nil {
 			t.Fatal(err)
 		}
-		err := connect(t, urls["gateway"], "gateway")
-		if err == nil || !strings.Contains(err.Error(), "queue "+queue+" is missing in the broker, and this service's user may not make it: import the shop's definitions") {
+		err := connect(t, urls[service], service)
+		if err == nil || !strings.Contains(err.Error(), "queue "+queue+" is missing in the broker, and this service's user may not declare it: import the shop's definitions") {
 			t.Errorf("without queue %s: %v", queue, err)
 		}
-		if err := connect(t, broker.URL, "test"); err != nil { // makes it again
+		if err := connect(t, broker.URL, "test"); err != nil { // declares it again
 			t.Fatal(err)
 		}
+	}
+}
+
+// A gateway takes orders while the other services are down, also when a queue is missing that takes none of its orders.
+func TestUsers_AMissingQueueThatAServiceDoesNotNeedKeepsItFromNothing(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	urls := broker.Services(t)
+	for _, queue := range []string{"inventory", "inventory.retry.10s", "dead-letter"} {
+		if _, err := channel(t, broker.URL).QueueDelete(queue, false, false, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := connect(t, urls["gateway"], "gateway"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two services whose queues went while neither was connected must not wait for each other.
+func TestUsers_AServiceDeclaresItsOwnQueuesWhateverElseIsMissing(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	urls := broker.Services(t)
+	for _, queue := range []string{"order", "order.retry.1s", "inventory", "inventory.retry.60s"} {
+		if _, err := channel(t, broker.URL).QueueDelete(queue, false, false, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = connect(t, urls["order"], "order") // which misses inventory's queue
+	if err := connect(t, urls["inventory"], "inventory"); err != nil {
+		t.Error(err)
+	}
+	if err := connect(t, urls["order"], "order"); err != nil {
+		t.Error(err)
+	}
+	if err := provision.Compare(t.Context(), management(), broker.Vhost); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -10,11 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"shop.example/db"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -137,33 +133,17 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("stock checks", calls.Ready)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
+	inventoryv1.RegisterSettlementServiceServer(s.GRPC(), settlement{warehouse: w})
 	s.ServeReport(relay.Report)
 
-	orders, err := dialOrders(cfg, t.Logger)
+	orders, err := s.DialService("ORDER_ADDR", cfg.OrderAddr, cfg.TLS)
 	if err != nil {
 		return err
 	}
-	s.OnStop("connection to the order service", orders.Close)
 	sweeper, err := newSweeper(w, orderv1.NewOrderServiceClient(orders), cfg.HoldLimit, t.Meter)
 	if err != nil {
 		return err
 	}
 	s.Go("sweeper", sweeper.run)
 	return nil
-}
-
-// dialOrders connects when the first question is asked: the order service may come later.
-func dialOrders(cfg Config, log *slog.Logger) (*grpc.ClientConn, error) {
-	creds, err := cfg.TLS.Client(log)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := grpc.NewClient(cfg.OrderAddr,
-		grpc.WithTransportCredentials(creds),
-		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
-	if err != nil {
-		return nil, fmt.Errorf("ORDER_ADDR %q: %w", cfg.OrderAddr, err)
-	}
-	return conn, nil
 }

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -95,6 +96,53 @@ func BenchmarkInsert(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/event")
+		})
+	}
+}
+
+// BenchmarkCompare is what it costs logging and its database to look whether orders were lost, with few and with many of
+// them stored.
+func BenchmarkCompare(b *testing.B) {
+	for _, stored := range []int{5_000, 50_000} {
+		b.Run(fmt.Sprintf("%d orders", stored), func(b *testing.B) {
+			db, err := postgres.Open(b.Context(), dbtest.New(b), schema, postgres.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer db.Close()
+			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryUpkeep(b.Context())
+			for range stored / 125 {
+				var records []record
+				for _, d := range eventsOfOrders(b, 125) {
+					records = append(records, readDelivery(d, time.Now()))
+				}
+				if _, err := insert(b.Context(), db, records); err != nil {
+					b.Fatal(err)
+				}
+			}
+			db.MustExec(`UPDATE event_log SET created_at = created_at - interval '1 min'`)
+			db.MustExec(`VACUUM ANALYZE event_log`)
+			event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+			rt := &route{event: event, queue: "order", unhandled: func(context.Context, [][]byte) ([][]byte, error) { return nil, nil }}
+			e := &evidence{reconciler: &reconciler{db: db}, route: rt}
+			end, err := headOf(b.Context(), db)
+			if err != nil {
+				b.Fatal(err)
+			}
+			compared := 0
+			for b.Loop() {
+				more, err := e.compare(b.Context(), e, end.mark)
+				if err != nil {
+					b.Fatal(err)
+				}
+				compared += reconcileBatch
+				if !more {
+					b.StopTimer()
+					db.MustExec(`DELETE FROM event_check WHERE routing_key <> ''`)
+					b.StartTimer()
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(compared), "ns/order")
 		})
 	}
 }

@@ -13,8 +13,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
@@ -268,8 +271,9 @@ func publishError(letter deadLetter, err error) error {
 	return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message; try again").WithCause(err)
 }
 
-// discard gives a dead letter up. One that is discarded already is returned as it is.
-func discard(ctx context.Context, db *sqlx.DB, id int64) (letter deadLetter, err error) {
+// discard gives a dead letter up, after decide has done what follows from that; the letter stays open if it fails. One that
+// is discarded already is returned as it is.
+func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Context, *deadLetter) error) (letter deadLetter, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
 		switch {
@@ -278,9 +282,41 @@ func discard(ctx context.Context, db *sqlx.DB, id int64) (letter deadLetter, err
 		case letter.State == redriven:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_REDRIVEN", "dead letter %d was redriven", id)
 		}
+		if err := decide(ctx, &letter); err != nil {
+			return err
+		}
 		return setState(ctx, tx, &letter, discarded)
 	})
 	return letter, err
+}
+
+// decideTimeout bounds the call to the order service. The transaction is idle meanwhile, so it has to be shorter than
+// postgres.IdleInTransactionTimeout.
+const decideTimeout = 5 * time.Second
+
+// maxOrderPlaced is more than any order has that the contracts allow, in bytes. What is larger is not worth reading.
+const maxOrderPlaced = 1 << 20
+
+// decideOrder has the order service reject the order of a letter that could not be decided: its customer would wait for ever.
+// Nobody's order is what somebody sent who may not place any.
+func (s *Service) decideOrder(ctx context.Context, letter *deadLetter) error {
+	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+	if letter.SourceQueue != messaging.OrderQueue || letter.RoutingKey != placed.RoutingKey || letter.OrderID == "" ||
+		!s.broker.MayPublish(letter.header(messaging.HeaderUser), placed) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	defer cancel()
+	body := letter.Body
+	if len(body) > maxOrderPlaced {
+		body = nil
+	}
+	_, err := s.orders.RejectDiscarded(ctx, &orderv1.RejectDiscardedRequest{OrderId: letter.OrderID, OrderPlaced: body})
+	if err != nil {
+		return apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second,
+			"the order service did not take the decision about order %s; dead letter %d stays open, try again", letter.OrderID, letter.ID).WithCause(err)
+	}
+	return nil
 }
 
 // delivery is the message as far as reading its body goes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -343,5 +344,56 @@ func TestRedrive_WhatTheBrokerRefusesForItsSizeIsSaid(t *testing.T) {
 	}
 	if got := f.openLetters(t, 1)[0]; got.GetId() != id {
 		t.Errorf("%v is open", got)
+	}
+}
+
+// An order whose OrderPlaced was discarded left its customer waiting for ever.
+func TestDiscard_AnOrderThatCouldNotBeHandledIsRejectedFirst(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	of := func(m proto.Message, queue string, change func(*messaging.Delivery)) (int64, messaging.Delivery) {
+		d := deliveryOf(t, m)
+		d.SourceQueue, d.Reason = queue, "for a test"
+		if change != nil {
+			change(&d)
+		}
+		return storeLetter(t, f.db, d), d
+	}
+	discard := func(id int64) error {
+		_, err := f.letters.DiscardDeadLetter(within(t), &loggingv1.DiscardDeadLetterRequest{Id: id})
+		return err
+	}
+	stateOf := func(id int64) (state string) {
+		if err := f.db.Get(&state, `SELECT state FROM dead_letter WHERE id = $1`, id); err != nil {
+			t.Fatal(err)
+		}
+		return state
+	}
+	id, whole := of(placed(newOrderID()), "order", nil)
+
+	f.others.fail(status.Error(codes.Unavailable, "not today"))
+	if err := discard(id); status.Code(err) != codes.Unavailable || stateOf(id) != "OPEN" {
+		t.Errorf("without the order service: %v, the letter is %s", err, stateOf(id))
+	}
+	f.others.fail(nil)
+	unreadable := newOrderID()
+	byCorrelation, _ := of(placed(unreadable), "order", func(d *messaging.Delivery) { d.Body = []byte("no protobuf") })
+	tooLarge := newOrderID()
+	large, _ := of(placed(tooLarge), "order", func(d *messaging.Delivery) { d.Body = make([]byte, maxOrderPlaced+1) })
+	nobodys, _ := of(placed(newOrderID()), "order", func(d *messaging.Delivery) { d.Body, d.CorrelationID = []byte("no protobuf"), "" })
+	ofTheLog, _ := of(placed(newOrderID()), "logging", nil)
+	another, _ := of(rejected(newOrderID()), "order", nil)
+	for _, id := range []int64{id, id, byCorrelation, large, nobodys, ofTheLog, another} { // twice is once
+		if err := discard(id); err != nil || stateOf(id) != "DISCARDED" {
+			t.Errorf("discarding %d: %v, it is %s", id, err, stateOf(id))
+		}
+	}
+	want := []string{whole.CorrelationID + " " + string(whole.Body), unreadable + " no protobuf", tooLarge + " "}
+	var got []string
+	for _, req := range f.others.rejected {
+		got = append(got, req.GetOrderId()+" "+string(req.GetOrderPlaced()))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("rejected were %q, want %q", got, want)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"log/slog"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -156,6 +157,18 @@ func startOf(req *loggingv1.StreamEventsRequest, head int64) int64 {
 	return min(req.GetAfterId(), head)
 }
 
+func (s eventLogServer) ResendEvents(ctx context.Context, req *loggingv1.ResendEventsRequest) (*loggingv1.ResendEventsResponse, error) {
+	orders := make([]uuid.UUID, len(req.GetOrderIds()))
+	for i, id := range req.GetOrderIds() {
+		orders[i] = uuid.MustParse(id) // as the contract says
+	}
+	events, err := s.reconciler.resendOrders(ctx, orders)
+	if err != nil {
+		return nil, err
+	}
+	return &loggingv1.ResendEventsResponse{Events: events}, nil
+}
+
 // deadLetterServer serves the dead letters.
 type deadLetterServer struct {
 	loggingv1.UnimplementedDeadLetterServiceServer
@@ -214,7 +227,7 @@ func (s deadLetterServer) RedriveDeadLetter(ctx context.Context, req *loggingv1.
 }
 
 func (s deadLetterServer) DiscardDeadLetter(ctx context.Context, req *loggingv1.DiscardDeadLetterRequest) (*loggingv1.DiscardDeadLetterResponse, error) {
-	letter, err := discard(ctx, s.db, req.GetId())
+	letter, err := discard(ctx, s.db, req.GetId(), s.decideOrder)
 	if err != nil {
 		return nil, err
 	}

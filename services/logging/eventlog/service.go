@@ -3,7 +3,8 @@
 //
 // Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
 // partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
-// read over gRPC (grpc.go), the log also as a stream (stream.go).
+// read over gRPC (grpc.go), the log also as a stream (stream.go). What the log has and the service that handles it has not
+// is found (reconcile.go, unhandled.go) and sent again (resend.go).
 package eventlog
 
 import (
@@ -16,7 +17,9 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
@@ -31,11 +34,14 @@ type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3003"`
-	// TLS is for GRPCAddr to be open to other machines.
+	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr and InventoryAddr to be on others.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
+	// OrderAddr and InventoryAddr are where order and inventory are asked which events they have handled.
+	OrderAddr     string `env:"ORDER_ADDR" envDefault:"localhost:3001"`
+	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
 	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
 	// Messages says how long dead letters can be redriven.
@@ -59,8 +65,11 @@ type Service struct {
 
 	db         *sqlx.DB
 	pub        *messaging.Publisher
+	broker     *messaging.Connection // that it consumes over
+	orders     orderv1.IntakeServiceClient
 	partitions *partitions
 	tail       *tail
+	reconciler *reconciler
 	horizon    time.Duration // for how long a dead letter can be redriven
 	log        *slog.Logger
 }
@@ -110,7 +119,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	if err != nil {
 		return err
 	}
-	s.pub = publisher
+	s.pub, s.broker = publisher, consume
 
 	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
 		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleRaw(s.logEvents))
@@ -121,11 +130,32 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer of dead letters", deadLetters.Run)
 	s.Check("consumer of dead letters", deadLetters.Ready)
 
+	if err := s.buildReconciler(cfg, t); err != nil {
+		return err
+	}
 	s.tail = newTail(s.db, t.Logger)
 	s.Go("tail", s.tail.run)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	s.ServeReport()
+	return nil
+}
+
+func (s *Service) buildReconciler(cfg Config, t *telemetry.Telemetry) error {
+	order, err := s.DialService("ORDER_ADDR", cfg.OrderAddr, cfg.TLS)
+	if err != nil {
+		return err
+	}
+	inventory, err := s.DialService("INVENTORY_ADDR", cfg.InventoryAddr, cfg.TLS)
+	if err != nil {
+		return err
+	}
+	s.orders = orderv1.NewIntakeServiceClient(order)
+	s.reconciler, err = newReconciler(s.db, s.pub, s.broker, s.orders, inventoryv1.NewSettlementServiceClient(inventory), t.Logger, t.Meter)
+	if err != nil {
+		return err
+	}
+	s.Go("reconciler", s.reconciler.run)
 	return nil
 }
 

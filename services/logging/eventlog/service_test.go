@@ -42,6 +42,7 @@ type fixture struct {
 	events  loggingv1.EventLogServiceClient
 	letters loggingv1.DeadLetterServiceClient
 	admin   string // address of the admin listener
+	others  *services
 	log     *lines
 }
 
@@ -97,7 +98,13 @@ func (f *fixture) replica(t *testing.T) (loggingv1.EventLogServiceClient, loggin
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(t.Context(), Config{AMQPURL: f.broker.URL, DatabaseURL: f.url, GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0"}, tel)
+	if f.others == nil {
+		f.others = startServices(t)
+	}
+	others := f.others.conn.Target()
+	s, err := New(t.Context(), Config{
+		AMQPURL: f.broker.URL, DatabaseURL: f.url, GRPCAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", OrderAddr: others, InventoryAddr: others,
+	}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

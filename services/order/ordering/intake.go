@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
@@ -59,6 +64,78 @@ func (s intake) find(ctx context.Context, id uuid.UUID) (*orderv1.FindKeyRespons
 		return nil, err
 	}
 	return &orderv1.FindKeyResponse{OrderId: id.String(), Order: o.message()}, nil
+}
+
+// FindUnknown is part of orderv1.IntakeServiceServer.
+func (s intake) FindUnknown(ctx context.Context, req *orderv1.FindUnknownRequest) (*orderv1.FindUnknownResponse, error) {
+	ids := make([]uuid.UUID, len(req.GetOrderIds()))
+	for i, id := range req.GetOrderIds() {
+		ids[i] = uuid.UUID(id) // 16 bytes, as the contract says
+	}
+	missing, err := unknown(ctx, s.db, ids)
+	if err != nil {
+		return nil, err
+	}
+	resp := &orderv1.FindUnknownResponse{OrderIds: make([][]byte, len(missing))}
+	for i := range missing {
+		resp.OrderIds[i] = missing[i][:]
+	}
+	return resp, nil
+}
+
+// RejectDiscarded is part of orderv1.IntakeServiceServer.
+func (s intake) RejectDiscarded(ctx context.Context, req *orderv1.RejectDiscardedRequest) (*orderv1.RejectDiscardedResponse, error) {
+	id, err := parseOrderID(req.GetOrderId())
+	if err != nil {
+		return nil, err
+	}
+	o := discardedOrder(id, req.GetOrderPlaced(), time.Now().Truncate(time.Microsecond))
+	var stored bool
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		fresh, err := insert(ctx, tx, []*Order{o})
+		if stored = fresh[id]; err != nil || !stored {
+			return err
+		}
+		return outbox.Add(ctx, tx, []outbox.Entry{{Message: decided(o)[0]}})
+	})
+	if err != nil {
+		return nil, err
+	}
+	if stored {
+		s.wake()
+		s.logDecided(ctx, []placement{{trace: trace.SpanContextFromContext(ctx), order: o}})
+	}
+	return &orderv1.RejectDiscardedResponse{}, nil
+}
+
+// discardedOrder is the order that a message would have placed which nobody could handle, as far as it can be read, and
+// rejected. The message may break every rule of its contract.
+func discardedOrder(id uuid.UUID, body []byte, now time.Time) *Order {
+	o := &Order{
+		ID: id, State: Rejected, Reason: eventsv1.OrderRejected_DISCARDED.String(),
+		Detail: "the order could not be handled, and an operator has discarded it", CreatedAt: now, UpdatedAt: now,
+	}
+	placed := &eventsv1.OrderPlaced{}
+	if err := proto.Unmarshal(body, placed); err != nil || !strings.EqualFold(placed.GetOrderId(), id.String()) {
+		return o
+	}
+	text := func(s string) string { return strings.ReplaceAll(s, "\x00", "\uFFFD") } // which the database does not take
+	o.CustomerName, o.CustomerEmail, o.Owner = text(placed.GetCustomerName()), text(placed.GetCustomerEmail()), text(placed.GetOwner())
+	o.Fingerprint = placed.GetFingerprint()
+	if at := placed.GetPlacedAt(); at.CheckValid() == nil && at.AsTime().Before(now) {
+		o.CreatedAt = at.AsTime()
+	}
+	for i, l := range placed.GetLines() {
+		if l.GetQuantity() > 0 {
+			o.Lines = append(o.Lines, Line{Number: int32(i + 1), ProductID: l.GetProductId(), ProductName: text(l.GetProductName()), Quantity: l.GetQuantity()})
+		}
+	}
+	items, _, err := totals(o.Lines)
+	if err != nil { // there are none, or they are too many to count
+		o.Lines = nil
+	}
+	o.TotalItems = items
+	return o
 }
 
 const (

@@ -175,6 +175,16 @@ func keyOwners(ctx context.Context, db *sqlx.DB, hashes []byte) (rows []keyOwner
 	return rows, nil
 }
 
+// unknown returns those of the ids under which no order is stored.
+func unknown(ctx context.Context, q sqlx.QueryerContext, ids []uuid.UUID) (missing []uuid.UUID, err error) {
+	err = sqlx.SelectContext(ctx, q, &missing, postgres.Prepared+`
+		SELECT id FROM unnest($1::uuid[]) AS asked (id) WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = asked.id)`, postgres.ArrayOf(ids))
+	if err != nil {
+		return nil, fmt.Errorf("looking for %d orders: %w", len(ids), postgres.Classify(err))
+	}
+	return missing, nil
+}
+
 const selectOrders = `
 SELECT id, customer_name, customer_email, state, COALESCE(reason, '') AS reason, detail, total_items,
        COALESCE(total_value, 0) AS total_value, COALESCE(currency, '') AS currency, created_at, updated_at,

@@ -461,3 +461,29 @@ func BenchmarkStore(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkUnknown is what it costs to say which of a thousand orders are stored.
+func BenchmarkUnknown(b *testing.B) {
+	s := newStore(b)
+	var ids []uuid.UUID
+	for range 20 {
+		var placed []*eventsv1.OrderPlaced
+		for range 500 {
+			placed = append(placed, newPlaced())
+		}
+		placements := decidedPlacements(b, held, placed...)
+		mustStore(b, s, placements)
+		if len(ids) < 1000 {
+			for _, p := range placements {
+				ids = append(ids, p.order.ID)
+			}
+		}
+	}
+	for b.Loop() {
+		missing, err := unknown(b.Context(), s.db, ids)
+		if err != nil || len(missing) > 0 {
+			b.Fatal(missing, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(ids)), "ns/order")
+}

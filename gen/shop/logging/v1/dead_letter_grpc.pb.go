@@ -37,7 +37,8 @@ type DeadLetterServiceClient interface {
 	GetDeadLetter(ctx context.Context, in *GetDeadLetterRequest, opts ...grpc.CallOption) (*GetDeadLetterResponse, error)
 	// RedriveDeadLetter sends one to the queue it came from, under the same message id and as a first attempt.
 	RedriveDeadLetter(ctx context.Context, in *RedriveDeadLetterRequest, opts ...grpc.CallOption) (*RedriveDeadLetterResponse, error)
-	// DiscardDeadLetter gives one up. It stays in the list.
+	// DiscardDeadLetter gives one up. It stays in the list. If it is an order that could not be decided, the order is
+	// rejected first, with the reason DISCARDED.
 	DiscardDeadLetter(ctx context.Context, in *DiscardDeadLetterRequest, opts ...grpc.CallOption) (*DiscardDeadLetterResponse, error)
 }
 
@@ -101,7 +102,8 @@ type DeadLetterServiceServer interface {
 	GetDeadLetter(context.Context, *GetDeadLetterRequest) (*GetDeadLetterResponse, error)
 	// RedriveDeadLetter sends one to the queue it came from, under the same message id and as a first attempt.
 	RedriveDeadLetter(context.Context, *RedriveDeadLetterRequest) (*RedriveDeadLetterResponse, error)
-	// DiscardDeadLetter gives one up. It stays in the list.
+	// DiscardDeadLetter gives one up. It stays in the list. If it is an order that could not be decided, the order is
+	// rejected first, with the reason DISCARDED.
 	DiscardDeadLetter(context.Context, *DiscardDeadLetterRequest) (*DiscardDeadLetterResponse, error)
 	mustEmbedUnimplementedDeadLetterServiceServer()
 }

@@ -230,6 +230,175 @@ func (x *Event) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type ResendEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The orders whose events are looked at.
+	OrderIds      []string `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResendEventsRequest) Reset() {
+	*x = ResendEventsRequest{}
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResendEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResendEventsRequest) ProtoMessage() {}
+
+func (x *ResendEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResendEventsRequest.ProtoReflect.Descriptor instead.
+func (*ResendEventsRequest) Descriptor() ([]byte, []int) {
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ResendEventsRequest) GetOrderIds() []string {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+type ResendEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that had not been handled, the oldest first.
+	Events        []*ResentEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResendEventsResponse) Reset() {
+	*x = ResendEventsResponse{}
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResendEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResendEventsResponse) ProtoMessage() {}
+
+func (x *ResendEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResendEventsResponse.ProtoReflect.Descriptor instead.
+func (*ResendEventsResponse) Descriptor() ([]byte, []int) {
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ResendEventsResponse) GetEvents() []*ResentEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// ResentEvent is an event that was sent again, or could not be.
+type ResentEvent struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	OrderId    string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	RoutingKey string                 `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
+	MessageId  string                 `protobuf:"bytes,3,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
+	// The queue that it was sent to.
+	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Why it was not sent; empty if it was. What was erased, for example, cannot be sent.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResentEvent) Reset() {
+	*x = ResentEvent{}
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResentEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResentEvent) ProtoMessage() {}
+
+func (x *ResentEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResentEvent.ProtoReflect.Descriptor instead.
+func (*ResentEvent) Descriptor() ([]byte, []int) {
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ResentEvent) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ResentEvent) GetRoutingKey() string {
+	if x != nil {
+		return x.RoutingKey
+	}
+	return ""
+}
+
+func (x *ResentEvent) GetMessageId() string {
+	if x != nil {
+		return x.MessageId
+	}
+	return ""
+}
+
+func (x *ResentEvent) GetQueue() string {
+	if x != nil {
+		return x.Queue
+	}
+	return ""
+}
+
+func (x *ResentEvent) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most so many; 50 where it is 0.
@@ -252,7 +421,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[1]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +433,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[1]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +446,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{1}
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListEventsRequest) GetPageSize() int32 {
@@ -340,7 +509,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[2]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +521,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[2]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +534,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{2}
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -399,7 +568,7 @@ type StreamEventsRequest struct {
 
 func (x *StreamEventsRequest) Reset() {
 	*x = StreamEventsRequest{}
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[3]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +580,7 @@ func (x *StreamEventsRequest) String() string {
 func (*StreamEventsRequest) ProtoMessage() {}
 
 func (x *StreamEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[3]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +593,7 @@ func (x *StreamEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamEventsRequest.ProtoReflect.Descriptor instead.
 func (*StreamEventsRequest) Descriptor() ([]byte, []int) {
-	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{3}
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StreamEventsRequest) GetAfterId() int64 {
@@ -468,7 +637,7 @@ type StreamEventsResponse struct {
 
 func (x *StreamEventsResponse) Reset() {
 	*x = StreamEventsResponse{}
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[4]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +649,7 @@ func (x *StreamEventsResponse) String() string {
 func (*StreamEventsResponse) ProtoMessage() {}
 
 func (x *StreamEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_logging_v1_event_log_proto_msgTypes[4]
+	mi := &file_shop_logging_v1_event_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +662,7 @@ func (x *StreamEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamEventsResponse.ProtoReflect.Descriptor instead.
 func (*StreamEventsResponse) Descriptor() ([]byte, []int) {
-	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{4}
+	return file_shop_logging_v1_event_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StreamEventsResponse) GetEvent() *Event {
@@ -536,7 +705,19 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\asuccess\x10\x01\x12\t\n" +
-	"\x05error\x10\x02\"\x8d\x03\n" +
+	"\x05error\x10\x02\"F\n" +
+	"\x13ResendEventsRequest\x12/\n" +
+	"\torder_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\f\b\x01\x10\xe8\a\"\x05r\x03\xb0\x01\x01R\borderIds\"L\n" +
+	"\x14ResendEventsResponse\x124\n" +
+	"\x06events\x18\x01 \x03(\v2\x1c.shop.logging.v1.ResentEventR\x06events\"\x98\x01\n" +
+	"\vResentEvent\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x1f\n" +
+	"\vrouting_key\x18\x02 \x01(\tR\n" +
+	"routingKey\x12\x1d\n" +
+	"\n" +
+	"message_id\x18\x03 \x01(\tR\tmessageId\x12\x14\n" +
+	"\x05queue\x18\x04 \x01(\tR\x05queue\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x8d\x03\n" +
 	"\x11ListEventsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
@@ -559,7 +740,7 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x0efrom_beginning\x18\x04 \x01(\bR\rfromBeginning\"`\n" +
 	"\x14StreamEventsResponse\x12,\n" +
 	"\x05event\x18\x01 \x01(\v2\x16.shop.logging.v1.EventR\x05event\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\x03R\bposition2\xde\x04\n" +
+	"\bposition\x18\x02 \x01(\x03R\bposition2\xe9\x05\n" +
 	"\x0fEventLogService\x12\x98\x01\n" +
 	"\n" +
 	"ListEvents\x12\".shop.logging.v1.ListEventsRequest\x1a#.shop.logging.v1.ListEventsResponse\"Aص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02,Z\x1e\x12\x1c/v1/orders/{order_id}/events\x12\n" +
@@ -569,7 +750,8 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	">Server-Sent Events without end; the data of each is one event.\x12\x1a\n" +
 	"\x18\x1a\x16.shop.logging.v1.Eventr\x81\x01\n" +
 	"\x7f\n" +
-	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01B,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x88\x01\n" +
+	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"+ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
 
 var (
 	file_shop_logging_v1_event_log_proto_rawDescOnce sync.Once
@@ -584,36 +766,42 @@ func file_shop_logging_v1_event_log_proto_rawDescGZIP() []byte {
 }
 
 var file_shop_logging_v1_event_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shop_logging_v1_event_log_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_shop_logging_v1_event_log_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_shop_logging_v1_event_log_proto_goTypes = []any{
 	(Event_Status)(0),             // 0: shop.logging.v1.Event.Status
 	(*Event)(nil),                 // 1: shop.logging.v1.Event
-	(*ListEventsRequest)(nil),     // 2: shop.logging.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 3: shop.logging.v1.ListEventsResponse
-	(*StreamEventsRequest)(nil),   // 4: shop.logging.v1.StreamEventsRequest
-	(*StreamEventsResponse)(nil),  // 5: shop.logging.v1.StreamEventsResponse
-	(*structpb.Struct)(nil),       // 6: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*ResendEventsRequest)(nil),   // 2: shop.logging.v1.ResendEventsRequest
+	(*ResendEventsResponse)(nil),  // 3: shop.logging.v1.ResendEventsResponse
+	(*ResentEvent)(nil),           // 4: shop.logging.v1.ResentEvent
+	(*ListEventsRequest)(nil),     // 5: shop.logging.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 6: shop.logging.v1.ListEventsResponse
+	(*StreamEventsRequest)(nil),   // 7: shop.logging.v1.StreamEventsRequest
+	(*StreamEventsResponse)(nil),  // 8: shop.logging.v1.StreamEventsResponse
+	(*structpb.Struct)(nil),       // 9: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 }
 var file_shop_logging_v1_event_log_proto_depIdxs = []int32{
-	6,  // 0: shop.logging.v1.Event.payload:type_name -> google.protobuf.Struct
+	9,  // 0: shop.logging.v1.Event.payload:type_name -> google.protobuf.Struct
 	0,  // 1: shop.logging.v1.Event.status:type_name -> shop.logging.v1.Event.Status
-	7,  // 2: shop.logging.v1.Event.published_at:type_name -> google.protobuf.Timestamp
-	7,  // 3: shop.logging.v1.Event.created_at:type_name -> google.protobuf.Timestamp
-	0,  // 4: shop.logging.v1.ListEventsRequest.status:type_name -> shop.logging.v1.Event.Status
-	7,  // 5: shop.logging.v1.ListEventsRequest.published_after:type_name -> google.protobuf.Timestamp
-	7,  // 6: shop.logging.v1.ListEventsRequest.published_before:type_name -> google.protobuf.Timestamp
-	1,  // 7: shop.logging.v1.ListEventsResponse.events:type_name -> shop.logging.v1.Event
-	1,  // 8: shop.logging.v1.StreamEventsResponse.event:type_name -> shop.logging.v1.Event
-	2,  // 9: shop.logging.v1.EventLogService.ListEvents:input_type -> shop.logging.v1.ListEventsRequest
-	4,  // 10: shop.logging.v1.EventLogService.StreamEvents:input_type -> shop.logging.v1.StreamEventsRequest
-	3,  // 11: shop.logging.v1.EventLogService.ListEvents:output_type -> shop.logging.v1.ListEventsResponse
-	5,  // 12: shop.logging.v1.EventLogService.StreamEvents:output_type -> shop.logging.v1.StreamEventsResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	10, // 2: shop.logging.v1.Event.published_at:type_name -> google.protobuf.Timestamp
+	10, // 3: shop.logging.v1.Event.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 4: shop.logging.v1.ResendEventsResponse.events:type_name -> shop.logging.v1.ResentEvent
+	0,  // 5: shop.logging.v1.ListEventsRequest.status:type_name -> shop.logging.v1.Event.Status
+	10, // 6: shop.logging.v1.ListEventsRequest.published_after:type_name -> google.protobuf.Timestamp
+	10, // 7: shop.logging.v1.ListEventsRequest.published_before:type_name -> google.protobuf.Timestamp
+	1,  // 8: shop.logging.v1.ListEventsResponse.events:type_name -> shop.logging.v1.Event
+	1,  // 9: shop.logging.v1.StreamEventsResponse.event:type_name -> shop.logging.v1.Event
+	5,  // 10: shop.logging.v1.EventLogService.ListEvents:input_type -> shop.logging.v1.ListEventsRequest
+	7,  // 11: shop.logging.v1.EventLogService.StreamEvents:input_type -> shop.logging.v1.StreamEventsRequest
+	2,  // 12: shop.logging.v1.EventLogService.ResendEvents:input_type -> shop.logging.v1.ResendEventsRequest
+	6,  // 13: shop.logging.v1.EventLogService.ListEvents:output_type -> shop.logging.v1.ListEventsResponse
+	8,  // 14: shop.logging.v1.EventLogService.StreamEvents:output_type -> shop.logging.v1.StreamEventsResponse
+	3,  // 15: shop.logging.v1.EventLogService.ResendEvents:output_type -> shop.logging.v1.ResendEventsResponse
+	13, // [13:16] is the sub-list for method output_type
+	10, // [10:13] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_shop_logging_v1_event_log_proto_init() }
@@ -627,7 +815,7 @@ func file_shop_logging_v1_event_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_logging_v1_event_log_proto_rawDesc), len(file_shop_logging_v1_event_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	EventLogService_ListEvents_FullMethodName   = "/shop.logging.v1.EventLogService/ListEvents"
 	EventLogService_StreamEvents_FullMethodName = "/shop.logging.v1.EventLogService/StreamEvents"
+	EventLogService_ResendEvents_FullMethodName = "/shop.logging.v1.EventLogService/ResendEvents"
 )
 
 // EventLogServiceClient is the client API for EventLogService service.
@@ -36,6 +37,11 @@ type EventLogServiceClient interface {
 	// and says how far the stream has come. Over REST the responses are Server-Sent Events: the id is the event's, the data is
 	// the event; the header Last-Event-ID stands for after_id.
 	StreamEvents(ctx context.Context, in *StreamEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEventsResponse], error)
+	// ResendEvents sends again, at once, the events of orders that the log has and that the service which handles them has
+	// not handled: straight to its queue, under the same message id and as a first attempt. The logging service does so by
+	// itself once an event is lost beyond doubt; this is also for those that may only be waiting. What is a dead letter is
+	// not sent: see RedriveDeadLetter.
+	ResendEvents(ctx context.Context, in *ResendEventsRequest, opts ...grpc.CallOption) (*ResendEventsResponse, error)
 }
 
 type eventLogServiceClient struct {
@@ -75,6 +81,16 @@ func (c *eventLogServiceClient) StreamEvents(ctx context.Context, in *StreamEven
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventLogService_StreamEventsClient = grpc.ServerStreamingClient[StreamEventsResponse]
 
+func (c *eventLogServiceClient) ResendEvents(ctx context.Context, in *ResendEventsRequest, opts ...grpc.CallOption) (*ResendEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResendEventsResponse)
+	err := c.cc.Invoke(ctx, EventLogService_ResendEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EventLogServiceServer is the server API for EventLogService service.
 // All implementations must embed UnimplementedEventLogServiceServer
 // for forward compatibility.
@@ -88,6 +104,11 @@ type EventLogServiceServer interface {
 	// and says how far the stream has come. Over REST the responses are Server-Sent Events: the id is the event's, the data is
 	// the event; the header Last-Event-ID stands for after_id.
 	StreamEvents(*StreamEventsRequest, grpc.ServerStreamingServer[StreamEventsResponse]) error
+	// ResendEvents sends again, at once, the events of orders that the log has and that the service which handles them has
+	// not handled: straight to its queue, under the same message id and as a first attempt. The logging service does so by
+	// itself once an event is lost beyond doubt; this is also for those that may only be waiting. What is a dead letter is
+	// not sent: see RedriveDeadLetter.
+	ResendEvents(context.Context, *ResendEventsRequest) (*ResendEventsResponse, error)
 	mustEmbedUnimplementedEventLogServiceServer()
 }
 
@@ -103,6 +124,9 @@ func (UnimplementedEventLogServiceServer) ListEvents(context.Context, *ListEvent
 }
 func (UnimplementedEventLogServiceServer) StreamEvents(*StreamEventsRequest, grpc.ServerStreamingServer[StreamEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method StreamEvents not implemented")
+}
+func (UnimplementedEventLogServiceServer) ResendEvents(context.Context, *ResendEventsRequest) (*ResendEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResendEvents not implemented")
 }
 func (UnimplementedEventLogServiceServer) mustEmbedUnimplementedEventLogServiceServer() {}
 func (UnimplementedEventLogServiceServer) testEmbeddedByValue()                         {}
@@ -154,6 +178,24 @@ func _EventLogService_StreamEvents_Handler(srv interface{}, stream grpc.ServerSt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type EventLogService_StreamEventsServer = grpc.ServerStreamingServer[StreamEventsResponse]
 
+func _EventLogService_ResendEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResendEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventLogServiceServer).ResendEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventLogService_ResendEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventLogServiceServer).ResendEvents(ctx, req.(*ResendEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EventLogService_ServiceDesc is the grpc.ServiceDesc for EventLogService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -164,6 +206,10 @@ var EventLogService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListEvents",
 			Handler:    _EventLogService_ListEvents_Handler,
+		},
+		{
+			MethodName: "ResendEvents",
+			Handler:    _EventLogService_ResendEvents_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

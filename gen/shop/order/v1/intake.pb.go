@@ -79,6 +79,185 @@ func (x *FindKeyRequest) GetFormerOrderIds() []string {
 	return nil
 }
 
+type FindUnknownRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each the 16 bytes of a UUID.
+	OrderIds      [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindUnknownRequest) Reset() {
+	*x = FindUnknownRequest{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindUnknownRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindUnknownRequest) ProtoMessage() {}
+
+func (x *FindUnknownRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindUnknownRequest.ProtoReflect.Descriptor instead.
+func (*FindUnknownRequest) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *FindUnknownRequest) GetOrderIds() [][]byte {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+type FindUnknownResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that are not stored, in any order.
+	OrderIds      [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindUnknownResponse) Reset() {
+	*x = FindUnknownResponse{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindUnknownResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindUnknownResponse) ProtoMessage() {}
+
+func (x *FindUnknownResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindUnknownResponse.ProtoReflect.Descriptor instead.
+func (*FindUnknownResponse) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FindUnknownResponse) GetOrderIds() [][]byte {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+type RejectDiscardedRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// The shop.events.v1.OrderPlaced that could not be handled, as it came. What can be read of it is stored.
+	OrderPlaced   []byte `protobuf:"bytes,2,opt,name=order_placed,json=orderPlaced,proto3" json:"order_placed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RejectDiscardedRequest) Reset() {
+	*x = RejectDiscardedRequest{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RejectDiscardedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RejectDiscardedRequest) ProtoMessage() {}
+
+func (x *RejectDiscardedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RejectDiscardedRequest.ProtoReflect.Descriptor instead.
+func (*RejectDiscardedRequest) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RejectDiscardedRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *RejectDiscardedRequest) GetOrderPlaced() []byte {
+	if x != nil {
+		return x.OrderPlaced
+	}
+	return nil
+}
+
+type RejectDiscardedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RejectDiscardedResponse) Reset() {
+	*x = RejectDiscardedResponse{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RejectDiscardedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RejectDiscardedResponse) ProtoMessage() {}
+
+func (x *RejectDiscardedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RejectDiscardedResponse.ProtoReflect.Descriptor instead.
+func (*RejectDiscardedResponse) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{4}
+}
+
 type FindKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The order that the key belongs to, empty if there is none.
@@ -91,7 +270,7 @@ type FindKeyResponse struct {
 
 func (x *FindKeyResponse) Reset() {
 	*x = FindKeyResponse{}
-	mi := &file_shop_order_v1_intake_proto_msgTypes[1]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -103,7 +282,7 @@ func (x *FindKeyResponse) String() string {
 func (*FindKeyResponse) ProtoMessage() {}
 
 func (x *FindKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_order_v1_intake_proto_msgTypes[1]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -116,7 +295,7 @@ func (x *FindKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindKeyResponse.ProtoReflect.Descriptor instead.
 func (*FindKeyResponse) Descriptor() ([]byte, []int) {
-	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{1}
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FindKeyResponse) GetOrderId() string {
@@ -142,12 +321,22 @@ const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\n" +
 	"key_hashes\x18\x01 \x03(\fB\x10\xbaH\r\x92\x01\n" +
 	"\b\x01\x10\x02\"\x04z\x02h R\tkeyHashes\x129\n" +
-	"\x10former_order_ids\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x02\"\x05r\x03\xb0\x01\x01R\x0eformerOrderIds\"X\n" +
+	"\x10former_order_ids\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x02\"\x05r\x03\xb0\x01\x01R\x0eformerOrderIds\"B\n" +
+	"\x12FindUnknownRequest\x12,\n" +
+	"\torder_ids\x18\x01 \x03(\fB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04z\x02h\x10R\borderIds\"2\n" +
+	"\x13FindUnknownResponse\x12\x1b\n" +
+	"\torder_ids\x18\x01 \x03(\fR\borderIds\"`\n" +
+	"\x16RejectDiscardedRequest\x12#\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12!\n" +
+	"\forder_placed\x18\x02 \x01(\fR\vorderPlaced\"\x19\n" +
+	"\x17RejectDiscardedResponse\"X\n" +
 	"\x0fFindKeyResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12*\n" +
-	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2f\n" +
+	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xb8\x02\n" +
 	"\rIntakeService\x12U\n" +
-	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\v\xe2\xb5\x18\agatewayB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
+	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\v\xe2\xb5\x18\agateway\x12a\n" +
+	"\vFindUnknown\x12!.shop.order.v1.FindUnknownRequest\x1a\".shop.order.v1.FindUnknownResponse\"\v\xe2\xb5\x18\alogging\x12m\n" +
+	"\x0fRejectDiscarded\x12%.shop.order.v1.RejectDiscardedRequest\x1a&.shop.order.v1.RejectDiscardedResponse\"\v\xe2\xb5\x18\aloggingB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
 
 var (
 	file_shop_order_v1_intake_proto_rawDescOnce sync.Once
@@ -161,18 +350,26 @@ func file_shop_order_v1_intake_proto_rawDescGZIP() []byte {
 	return file_shop_order_v1_intake_proto_rawDescData
 }
 
-var file_shop_order_v1_intake_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_shop_order_v1_intake_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_shop_order_v1_intake_proto_goTypes = []any{
-	(*FindKeyRequest)(nil),  // 0: shop.order.v1.FindKeyRequest
-	(*FindKeyResponse)(nil), // 1: shop.order.v1.FindKeyResponse
-	(*Order)(nil),           // 2: shop.order.v1.Order
+	(*FindKeyRequest)(nil),          // 0: shop.order.v1.FindKeyRequest
+	(*FindUnknownRequest)(nil),      // 1: shop.order.v1.FindUnknownRequest
+	(*FindUnknownResponse)(nil),     // 2: shop.order.v1.FindUnknownResponse
+	(*RejectDiscardedRequest)(nil),  // 3: shop.order.v1.RejectDiscardedRequest
+	(*RejectDiscardedResponse)(nil), // 4: shop.order.v1.RejectDiscardedResponse
+	(*FindKeyResponse)(nil),         // 5: shop.order.v1.FindKeyResponse
+	(*Order)(nil),                   // 6: shop.order.v1.Order
 }
 var file_shop_order_v1_intake_proto_depIdxs = []int32{
-	2, // 0: shop.order.v1.FindKeyResponse.order:type_name -> shop.order.v1.Order
+	6, // 0: shop.order.v1.FindKeyResponse.order:type_name -> shop.order.v1.Order
 	0, // 1: shop.order.v1.IntakeService.FindKey:input_type -> shop.order.v1.FindKeyRequest
-	1, // 2: shop.order.v1.IntakeService.FindKey:output_type -> shop.order.v1.FindKeyResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	1, // 2: shop.order.v1.IntakeService.FindUnknown:input_type -> shop.order.v1.FindUnknownRequest
+	3, // 3: shop.order.v1.IntakeService.RejectDiscarded:input_type -> shop.order.v1.RejectDiscardedRequest
+	5, // 4: shop.order.v1.IntakeService.FindKey:output_type -> shop.order.v1.FindKeyResponse
+	2, // 5: shop.order.v1.IntakeService.FindUnknown:output_type -> shop.order.v1.FindUnknownResponse
+	4, // 6: shop.order.v1.IntakeService.RejectDiscarded:output_type -> shop.order.v1.RejectDiscardedResponse
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -190,7 +387,7 @@ func file_shop_order_v1_intake_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_order_v1_intake_proto_rawDesc), len(file_shop_order_v1_intake_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

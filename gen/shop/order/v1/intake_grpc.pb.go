@@ -19,7 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	IntakeService_FindKey_FullMethodName = "/shop.order.v1.IntakeService/FindKey"
+	IntakeService_FindKey_FullMethodName         = "/shop.order.v1.IntakeService/FindKey"
+	IntakeService_FindUnknown_FullMethodName     = "/shop.order.v1.IntakeService/FindUnknown"
+	IntakeService_RejectDiscarded_FullMethodName = "/shop.order.v1.IntakeService/RejectDiscarded"
 )
 
 // IntakeServiceClient is the client API for IntakeService service.
@@ -30,6 +32,11 @@ const (
 type IntakeServiceClient interface {
 	// FindKey finds the order that an idempotency key belongs to.
 	FindKey(ctx context.Context, in *FindKeyRequest, opts ...grpc.CallOption) (*FindKeyResponse, error)
+	// FindUnknown finds those of the orders that are not stored: they wait to be decided, or were lost.
+	FindUnknown(ctx context.Context, in *FindUnknownRequest, opts ...grpc.CallOption) (*FindUnknownResponse, error)
+	// RejectDiscarded decides an order that could not be handled and that an operator has given up: it is REJECTED with the
+	// reason DISCARDED. An order that is stored already stays as it is.
+	RejectDiscarded(ctx context.Context, in *RejectDiscardedRequest, opts ...grpc.CallOption) (*RejectDiscardedResponse, error)
 }
 
 type intakeServiceClient struct {
@@ -50,6 +57,26 @@ func (c *intakeServiceClient) FindKey(ctx context.Context, in *FindKeyRequest, o
 	return out, nil
 }
 
+func (c *intakeServiceClient) FindUnknown(ctx context.Context, in *FindUnknownRequest, opts ...grpc.CallOption) (*FindUnknownResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindUnknownResponse)
+	err := c.cc.Invoke(ctx, IntakeService_FindUnknown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *intakeServiceClient) RejectDiscarded(ctx context.Context, in *RejectDiscardedRequest, opts ...grpc.CallOption) (*RejectDiscardedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RejectDiscardedResponse)
+	err := c.cc.Invoke(ctx, IntakeService_RejectDiscarded_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // IntakeServiceServer is the server API for IntakeService service.
 // All implementations must embed UnimplementedIntakeServiceServer
 // for forward compatibility.
@@ -58,6 +85,11 @@ func (c *intakeServiceClient) FindKey(ctx context.Context, in *FindKeyRequest, o
 type IntakeServiceServer interface {
 	// FindKey finds the order that an idempotency key belongs to.
 	FindKey(context.Context, *FindKeyRequest) (*FindKeyResponse, error)
+	// FindUnknown finds those of the orders that are not stored: they wait to be decided, or were lost.
+	FindUnknown(context.Context, *FindUnknownRequest) (*FindUnknownResponse, error)
+	// RejectDiscarded decides an order that could not be handled and that an operator has given up: it is REJECTED with the
+	// reason DISCARDED. An order that is stored already stays as it is.
+	RejectDiscarded(context.Context, *RejectDiscardedRequest) (*RejectDiscardedResponse, error)
 	mustEmbedUnimplementedIntakeServiceServer()
 }
 
@@ -70,6 +102,12 @@ type UnimplementedIntakeServiceServer struct{}
 
 func (UnimplementedIntakeServiceServer) FindKey(context.Context, *FindKeyRequest) (*FindKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindKey not implemented")
+}
+func (UnimplementedIntakeServiceServer) FindUnknown(context.Context, *FindUnknownRequest) (*FindUnknownResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindUnknown not implemented")
+}
+func (UnimplementedIntakeServiceServer) RejectDiscarded(context.Context, *RejectDiscardedRequest) (*RejectDiscardedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RejectDiscarded not implemented")
 }
 func (UnimplementedIntakeServiceServer) mustEmbedUnimplementedIntakeServiceServer() {}
 func (UnimplementedIntakeServiceServer) testEmbeddedByValue()                       {}
@@ -110,6 +148,42 @@ func _IntakeService_FindKey_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IntakeService_FindUnknown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindUnknownRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntakeServiceServer).FindUnknown(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IntakeService_FindUnknown_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntakeServiceServer).FindUnknown(ctx, req.(*FindUnknownRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _IntakeService_RejectDiscarded_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RejectDiscardedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntakeServiceServer).RejectDiscarded(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IntakeService_RejectDiscarded_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntakeServiceServer).RejectDiscarded(ctx, req.(*RejectDiscardedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // IntakeService_ServiceDesc is the grpc.ServiceDesc for IntakeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -120,6 +194,14 @@ var IntakeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FindKey",
 			Handler:    _IntakeService_FindKey_Handler,
+		},
+		{
+			MethodName: "FindUnknown",
+			Handler:    _IntakeService_FindUnknown_Handler,
+		},
+		{
+			MethodName: "RejectDiscarded",
+			Handler:    _IntakeService_RejectDiscarded_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,37 @@
+package service
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
+
+	"shop.example/platform/transport"
+)
+
+// DialService returns a connection to all replicas of another service at addr, secured with tls, which is closed when what
+// was added later has stopped. It is made with the first call, so the other service may come later. The error names the
+// environment variable that has the address.
+func (s *Service) DialService(variable, addr string, tls transport.MutualTLS) (*grpc.ClientConn, error) {
+	creds, err := tls.Client(s.logger)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		// A service that comes back is found again within a second or two; the default waits up to two minutes.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		// A replica that is gone without a word is noticed by the pings.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
+	}
+	s.OnStop("connection to "+addr, conn.Close)
+	return conn, nil
+}

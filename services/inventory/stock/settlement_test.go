@@ -1,0 +1,71 @@
+package stock
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+)
+
+func TestFindUnhandled_AHoldSaysWhichEventsOfItsOrderWereHandled(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	s := settlement{warehouse: w}
+	names := map[uuid.UUID]string{}
+	orders := map[string]order{}
+	var ids [][]byte
+	for _, name := range []string{"held", "settled", "released", "refused", "unknown"} {
+		quantity := int32(2)
+		if name == "refused" {
+			quantity = 1000
+		}
+		o := order{id: uuid.Must(uuid.NewV7()), lines: []line{{productID: laptop, quantity: quantity}, {productID: phone, quantity: 1}}}
+		orders[name], names[o.id] = o, name
+		if name != "unknown" {
+			w.mustCheck(t, o)
+		}
+		ids = append(ids, o.id[:])
+	}
+	w.settleNow(t, orders["settled"], orders["released"])
+	w.cancelNow(t, orders["released"])
+	namesOf := func(ids [][]byte) (found []string) {
+		for _, id := range ids {
+			found = append(found, names[uuid.UUID(id)])
+		}
+		slices.Sort(found)
+		return found
+	}
+	for key, want := range map[string][]string{
+		"shop.inventory.decrement.quantity": {"held"},
+		"shop.order.cancelled":              {"held", "settled"},
+	} {
+		resp, err := s.FindUnhandled(t.Context(), &inventoryv1.FindUnhandledRequest{RoutingKey: key, OrderIds: ids})
+		if got := namesOf(resp.GetOrderIds()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v, want %q", key, got, err, want)
+		}
+	}
+	if _, err := s.FindUnhandled(t.Context(), &inventoryv1.FindUnhandledRequest{RoutingKey: "shop.order.placed", OrderIds: ids}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("an event of others: %v", err)
+	}
+
+	held := func(age time.Duration) []string {
+		resp, err := s.FindHeld(t.Context(), &inventoryv1.FindHeldRequest{MinAge: durationpb.New(age)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return namesOf(resp.GetOrderIds())
+	}
+	if got := held(time.Minute); len(got) > 0 {
+		t.Errorf("held for a minute: %q", got)
+	}
+	w.db.MustExec(`UPDATE hold SET created_at = created_at - interval '2 min'`)
+	if got := held(time.Minute); !slices.Equal(got, []string{"held"}) {
+		t.Errorf("held for a minute: %q", got)
+	}
+}

@@ -1,0 +1,454 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
+)
+
+const (
+	reconcileInterval = 3 * time.Second
+	// reconcileBatch is how many events are looked at together, and asked about in one call.
+	reconcileBatch = 1000
+	askTimeout     = 5 * time.Second
+	// settleTime is how long an event is left alone that has just been logged or sent: it is being handled.
+	settleTime = 3 * time.Second
+	// inHandTime is how long a message may be in the hands of a consumer whose queue is empty.
+	inHandTime = 8 * time.Second
+	// maxSends is how often an event is sent again that is lost each time.
+	maxSends = 5
+	// closedRetention is how long it is remembered which events were sent again.
+	closedRetention = 90 * 24 * time.Hour
+)
+
+// overtakenAfter is how much later another event has to be logged, and be handled, for an event to be lost: a message that
+// is retried comes back behind those that were published meanwhile.
+var overtakenAfter = messaging.LongestRetry() + 49*time.Second
+
+// reconciler sends events again that were lost between the exchange and the service that handles them: somebody deleted
+// its queue or a binding. The log has them, because it has a queue of its own. See docs/adr/0013.
+//
+// Each event is compared once with what the service has handled, in the order of the log. The comparison stops at an event
+// that may still be waiting, so that a service that is down, with a long queue, costs one question now and then. What is
+// lost is written down before it is sent (unhandled_event), and looked at until it is handled.
+type reconciler struct {
+	db     *sqlx.DB
+	pub    *messaging.Publisher
+	broker *messaging.Connection // is asked how the queues stand
+	log    *slog.Logger
+	routes []*route
+	events metric.Int64Counter
+	head   head   // where the log ended at the pass before
+	failed string // the error of that pass, "" if it had none
+}
+
+// head is where the log ended at some time: what was logged up to there is older.
+type head struct {
+	mark
+	at time.Time // by the clock of this process
+}
+
+// route is the way of an event to the service that handles it.
+type route struct {
+	event contract.Event
+	queue string
+	user  string // of the broker, who publishes it
+	// unhandled asks the service for those of the orders whose event it has not handled.
+	unhandled func(ctx context.Context, orders [][]byte) ([][]byte, error)
+	// suspects asks the service for orders that wait for the event. If it is nil every event is asked about.
+	suspects func(context.Context) ([][]byte, error)
+	idle     []time.Time // when its queue was seen to be empty, since it was not
+}
+
+func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Connection, orders orderv1.IntakeServiceClient,
+	stock inventoryv1.SettlementServiceClient, log *slog.Logger, meters metric.MeterProvider,
+) (*reconciler, error) {
+	counter, err := meters.Meter("shop.example/services/logging").Int64Counter("logging.reconciler.events",
+		metric.WithDescription("Events that were lost on their way to a service, by queue and by what became of them: sent again or unreadable."))
+	if err != nil {
+		return nil, fmt.Errorf("registering the metrics of the reconciler: %w", err)
+	}
+	r := &reconciler{db: db, pub: pub, broker: broker, log: log, events: counter}
+	add := func(queue string, m proto.Message, unhandled func(context.Context, [][]byte) ([][]byte, error)) *route {
+		event, _ := contract.EventOf(m)
+		rt := &route{event: event, queue: queue, user: broker.UserOf(event.PublishedBy[0]), unhandled: unhandled}
+		r.routes = append(r.routes, rt)
+		return rt
+	}
+	add(messaging.OrderQueue, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+		resp, err := orders.FindUnknown(ctx, &orderv1.FindUnknownRequest{OrderIds: ids})
+		return resp.GetOrderIds(), err
+	})
+	for _, m := range []proto.Message{&eventsv1.DecrementQuantity{}, &eventsv1.OrderCancelled{}} {
+		event, _ := contract.EventOf(m)
+		rt := add(messaging.InventoryQueue, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+			resp, err := stock.FindUnhandled(ctx, &inventoryv1.FindUnhandledRequest{RoutingKey: event.RoutingKey, OrderIds: ids})
+			return resp.GetOrderIds(), err
+		})
+		if _, settles := m.(*eventsv1.DecrementQuantity); settles {
+			// Nearly every order has one; but what has not been settled is still held, and nothing is held for long.
+			rt.suspects = func(ctx context.Context) ([][]byte, error) {
+				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(settleTime)})
+				return resp.GetOrderIds(), err
+			}
+		}
+	}
+	return r, nil
+}
+
+// run compares every three seconds until ctx ends. What fails is done the next time.
+func (r *reconciler) run(ctx context.Context) error {
+	for cleaned := time.Now(); ; {
+		// Replicas that were started together do not ask together.
+		pause := time.NewTimer(reconcileInterval + rand.N(reconcileInterval/3)) //nolint:gosec // jitter needs no secret
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return nil
+		case <-pause.C:
+		}
+		err := r.pass(ctx)
+		if time.Since(cleaned) > time.Hour {
+			cleaned = time.Now()
+			_, cleanErr := postgres.DeleteOlder(ctx, r.db, "unhandled_event", "closed_at", closedRetention)
+			err = errors.Join(err, cleanErr)
+		}
+		if ctx.Err() == nil {
+			r.report(ctx, err)
+		}
+	}
+}
+
+// report logs a failure when it begins and when it ends.
+func (r *reconciler) report(ctx context.Context, err error) {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	switch {
+	case now == r.failed:
+	case err != nil:
+		r.log.WarnContext(ctx, "it cannot be told whether events were lost, will be tried again", "error", err)
+	default:
+		r.log.InfoContext(ctx, "it can be told again whether events were lost")
+	}
+	r.failed = now
+}
+
+// pass looks at all routes. If another replica is at it, it does nothing.
+func (r *reconciler) pass(ctx context.Context) (err error) {
+	conn, err := r.db.Connx(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting: %w", postgres.Classify(err))
+	}
+	defer conn.Close()
+	var mine bool
+	if err := conn.GetContext(ctx, &mine, `SELECT pg_try_advisory_lock(hashtext('logging.reconciler'))`); err != nil || !mine {
+		return postgres.Classify(err)
+	}
+	defer func() {
+		// If it fails the connection is lost, and the lock with it.
+		_, unlockErr := conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(hashtext('logging.reconciler'))`)
+		err = errors.Join(err, postgres.Classify(unlockErr))
+	}()
+	upTo := r.head
+	if time.Since(upTo.at) < settleTime {
+		return nil
+	}
+	if r.head, err = headOf(ctx, r.db); err != nil {
+		return err
+	}
+	var errs []error
+	for _, rt := range r.routes {
+		if err := r.reconcile(ctx, rt, upTo.mark); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", rt.event.RoutingKey, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reconcile finds the events of a route that are lost, of those that were logged up to a mark, and sends them.
+func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo mark) (err error) {
+	e := &evidence{reconciler: r, route: rt}
+	if rt.suspects != nil {
+		err = r.suspect(ctx, e, upTo)
+	} else {
+		for more := true; more && err == nil; {
+			more, err = r.compare(ctx, e, upTo)
+		}
+	}
+	for more := true; more && err == nil; {
+		more, err = r.follow(ctx, e)
+	}
+	return err
+}
+
+// compare compares the next events of the log with what the service has handled. more says that others may follow.
+func (r *reconciler) compare(ctx context.Context, e *evidence, upTo mark) (more bool, err error) {
+	from, err := checkedUpTo(ctx, r.db, e.event.RoutingKey)
+	if err != nil || from.EventID >= upTo.EventID {
+		return false, err
+	}
+	orders, last, err := ordersBehind(ctx, r.db, e.event.RoutingKey, from, upTo, reconcileBatch)
+	if err != nil {
+		return false, err
+	}
+	if more = len(orders) == reconcileBatch; more {
+		upTo = last
+	}
+	open, err := e.ask(ctx, orders)
+	if err != nil {
+		return false, err
+	}
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), from, upTo)
+	if err != nil {
+		return false, err
+	}
+	done, lost, err := r.judge(ctx, e, entries)
+	if err != nil {
+		return false, err
+	}
+	if done < len(entries) {
+		more, upTo = false, mark{EventID: entries[done].EventID - 1, LoggedAt: entries[done].Since}
+	}
+	return more, saveChecked(ctx, r.db, e.event.RoutingKey, upTo, e.queue, lost)
+}
+
+// suspect looks at the events of orders that the service still waits for.
+func (r *reconciler) suspect(ctx context.Context, e *evidence, upTo mark) error {
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	orders, err := e.suspects(asking)
+	if err != nil {
+		return fmt.Errorf("asking which orders wait for it: %w", err)
+	}
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders), mark{}, upTo)
+	if err != nil {
+		return err
+	}
+	_, lost, err := r.judge(ctx, e, entries)
+	if err != nil {
+		return err
+	}
+	return insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING")
+}
+
+// judge looks at events that the service has not handled, in the order of the log. It returns how many of them are lost or
+// dead letters, and those. The one behind may still be waiting.
+func (r *reconciler) judge(ctx context.Context, e *evidence, entries []entry) (done int, unhandled []entry, err error) {
+	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
+	if err != nil {
+		return 0, nil, err
+	}
+	for i, entry := range entries {
+		switch letters[entry.MessageID] {
+		case discarded: // a person has decided
+			continue
+		case "":
+			if lost, err := e.lost(ctx, entry); err != nil || !lost {
+				return i, unhandled, err
+			}
+		}
+		unhandled = append(unhandled, entry)
+	}
+	return len(entries), unhandled, nil
+}
+
+// follow looks at events that were not handled, and sends those that are lost. more says that others may follow.
+func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err error) {
+	rows, err := openUnhandled(ctx, r.db, e.event.RoutingKey, reconcileBatch)
+	if err != nil || len(rows) == 0 {
+		return false, err
+	}
+	orders := make([]uuid.UUID, len(rows))
+	for i := range rows {
+		orders[i] = rows[i].OrderID
+	}
+	open, err := e.ask(ctx, orders)
+	if err != nil {
+		return false, err
+	}
+	closed := map[string][]uuid.UUID{} // by outcome
+	var due []entry
+	for _, row := range rows {
+		switch {
+		case !open[row.OrderID]:
+			closed[handled] = append(closed[handled], row.MessageID)
+			continue
+		case row.Letter == discarded:
+			closed[discardedAsLetter] = append(closed[discardedAsLetter], row.MessageID)
+			continue
+		}
+		if row.Sent > 0 || row.Letter != "" { // else it was found to be lost
+			if lost, err := e.lost(ctx, row.entry); err != nil {
+				return false, err
+			} else if !lost {
+				continue
+			}
+		}
+		if row.Sent >= maxSends {
+			r.log.LogAttrs(ctx, slog.LevelError, "an event is lost each time that it is sent", telemetry.RoutingKey(e.event.RoutingKey),
+				telemetry.MessageID(row.MessageID), telemetry.OrderID(row.OrderID.String()), slog.Int("sent", row.Sent))
+			closed[lostForGood] = append(closed[lostForGood], row.MessageID)
+			continue
+		}
+		due = append(due, row.entry)
+	}
+	total := len(due)
+	for outcome, ids := range closed {
+		total += len(ids)
+		if err := closeUnhandled(ctx, r.db, outcome, ids); err != nil {
+			return false, err
+		}
+	}
+	_, err = r.send(ctx, e.route, due)
+	return total == reconcileBatch, err
+}
+
+// evidence says whether events of a route that the service has not handled are lost. What it needs to know it finds out once
+// a pass, when it is first asked.
+type evidence struct {
+	*reconciler
+	*route
+
+	looked bool
+	empty  time.Time // the queue was empty at this time, and is now; zero if it is not
+	front  *time.Time
+}
+
+// ask returns those of the orders whose events the service has not handled.
+func (e *evidence) ask(ctx context.Context, orders []uuid.UUID) (open map[uuid.UUID]bool, err error) {
+	if len(orders) == 0 {
+		return nil, nil
+	}
+	ids := make([][]byte, len(orders))
+	for i := range orders {
+		ids[i] = orders[i][:]
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	unhandled, err := e.unhandled(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("asking which of %d events are handled: %w", len(ids), err)
+	}
+	open = make(map[uuid.UUID]bool, len(unhandled))
+	for _, id := range parseIDs(unhandled) {
+		open[id] = true
+	}
+	return open, nil
+}
+
+// lost says whether an event that was not handled cannot be waiting any more. Either its queue is empty, and was so some time
+// ago when the event had to be in it: then nobody has it in hand either. Or others that came clearly later were handled. If
+// it is wrong, because a consumer held a message for very long, the event comes twice, and has one effect.
+func (e *evidence) lost(ctx context.Context, entry entry) (bool, error) {
+	if !e.looked {
+		if err := e.look(ctx); err != nil {
+			return false, err
+		}
+	}
+	if !e.empty.IsZero() && time.Now().Add(-entry.age()).Add(time.Second).Before(e.empty) {
+		return true, nil
+	}
+	if entry.age() < overtakenAfter {
+		return false, nil
+	}
+	if e.front == nil {
+		front, err := e.frontier(ctx, entry.EventID)
+		if err != nil {
+			return false, err
+		}
+		e.front = &front
+	}
+	return !entry.Since.Add(overtakenAfter).After(*e.front), nil
+}
+
+// look asks the broker whether the queue is empty and somebody consumes it, and nothing of it is on a detour.
+func (e *evidence) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	states, err := e.broker.Queues(ctx)
+	if err != nil {
+		return err
+	}
+	e.looked = true
+	now, empty := time.Now(), false
+	for _, q := range states {
+		switch {
+		case q.Name == e.queue:
+			empty = q.Consumers > 0
+			fallthrough
+		case strings.HasPrefix(q.Name, e.queue+".") || q.Name == messaging.DeadLetterQueue:
+			if q.Messages > 0 {
+				e.idle = nil
+				return nil
+			}
+		}
+	}
+	if !empty {
+		e.idle = nil
+		return nil
+	}
+	e.idle = append(e.idle, now)
+	// Of the times that are long enough ago the last one tells of the most events.
+	for len(e.idle) > 1 && now.Sub(e.idle[1]) >= inHandTime {
+		e.idle = e.idle[1:]
+	}
+	if first := e.idle[0]; now.Sub(first) >= inHandTime {
+		e.empty = first
+	}
+	return nil
+}
+
+// frontier is when the newest event was logged that is known to be handled, of samples of those behind an event; the zero
+// time if none is.
+func (e *evidence) frontier(ctx context.Context, from int64) (front time.Time, err error) {
+	samples, err := samplesBehind(ctx, e.db, e.event.RoutingKey, from)
+	if err != nil {
+		return front, err
+	}
+	orders := make([]uuid.UUID, len(samples))
+	for i := range samples {
+		orders[i] = samples[i].OrderID
+	}
+	open, err := e.ask(ctx, orders)
+	if err != nil {
+		return front, err
+	}
+	for _, s := range samples {
+		if s.Since.After(front) && !open[s.OrderID] {
+			front = s.Since
+		}
+	}
+	return front, nil
+}
+
+func parseIDs(ids [][]byte) []uuid.UUID {
+	out := make([]uuid.UUID, 0, len(ids))
+	for _, b := range ids {
+		if id, err := uuid.FromBytes(b); err == nil { // as the contract says
+			out = append(out, id)
+		}
+	}
+	return out
+}

@@ -1,0 +1,191 @@
+package eventlog
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/contract"
+	"shop.example/platform/crash"
+	"shop.example/platform/messaging"
+	"shop.example/platform/telemetry"
+)
+
+// sendBatch is how many events are read and sent together: the largest that the contracts allow are some 100 kB.
+const sendBatch = 50
+
+// errGone says that an event is not in the log any more.
+var errGone = errors.New("it is not in the log any more")
+
+// send sends events that are written down as unhandled again, straight to the queue of the service that handles them, and
+// notes that. problems are by message id, why events could not be sent: those are not tried again.
+func (r *reconciler) send(ctx context.Context, rt *route, entries []entry) (problems map[uuid.UUID]error, err error) {
+	problems = map[uuid.UUID]error{}
+	for len(entries) > 0 {
+		n := min(len(entries), sendBatch)
+		if err := r.sendSome(ctx, rt, entries[:n], problems); err != nil {
+			return problems, err
+		}
+		entries = entries[n:]
+	}
+	return problems, nil
+}
+
+func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, problems map[uuid.UUID]error) error {
+	events, err := loggedEvents(ctx, r.db, entries)
+	if err != nil {
+		return err
+	}
+	byID := make(map[uuid.UUID]loggedEvent, len(events))
+	for _, e := range events {
+		byID[e.MessageID] = e
+	}
+	var messages []messaging.Outgoing
+	var sent, failed []uuid.UUID
+	for _, e := range entries {
+		event, ok := byID[e.MessageID]
+		problem := errGone
+		if ok {
+			var m messaging.Outgoing
+			if m, problem = event.outgoing(rt); problem == nil {
+				messages, sent = append(messages, m), append(sent, e.MessageID)
+				continue
+			}
+		}
+		problems[e.MessageID], failed = problem, append(failed, e.MessageID)
+		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.event.RoutingKey),
+			telemetry.MessageID(e.MessageID), telemetry.OrderID(e.OrderID.String()), slog.Any("error", problem))
+	}
+	r.count(ctx, rt, "unreadable", len(failed))
+	if err := closeUnhandled(ctx, r.db, unreadable, failed); err != nil || len(messages) == 0 {
+		return err
+	}
+	if err := r.pub.Send(ctx, messages); err != nil {
+		return fmt.Errorf("sending %d events to %s: %w", len(messages), rt.queue, err)
+	}
+	crash.Point("logging.resent")
+	if err := markSent(ctx, r.db, sent); err != nil {
+		return err
+	}
+	r.count(ctx, rt, "sent", len(sent))
+	r.log.LogAttrs(ctx, slog.LevelWarn, "events were lost and are sent again", slog.String("queue", rt.queue),
+		telemetry.RoutingKey(rt.event.RoutingKey), slog.Int("events", len(sent)), slog.String("first", sent[0].String()))
+	return nil
+}
+
+func (r *reconciler) count(ctx context.Context, rt *route, outcome string, n int) {
+	if n > 0 {
+		r.events.Add(ctx, int64(n), metric.WithAttributes(attribute.String("queue", rt.queue), attribute.String("outcome", outcome)))
+	}
+}
+
+// outgoing is the event as the message that it was, a first attempt straight to the queue: through its exchange everyone
+// else would see it again.
+func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
+	if e.Payload == nil {
+		return messaging.Outgoing{}, errors.New("the log could not read it")
+	}
+	m, err := rt.event.FromJSON(e.Payload)
+	if err != nil {
+		return messaging.Outgoing{}, err
+	}
+	if id := contract.MessageID(m); id != e.MessageID {
+		return messaging.Outgoing{}, fmt.Errorf("its message id would be %s", id)
+	}
+	body, err := proto.Marshal(m)
+	if err != nil {
+		return messaging.Outgoing{}, fmt.Errorf("encoding it: %w", err)
+	}
+	return messaging.Outgoing{
+		RoutingKey:    rt.queue,
+		Type:          string(rt.event.Name),
+		MessageID:     e.MessageID.String(),
+		CorrelationID: e.OrderID.String(),
+		TraceParent:   traceParent(e.TraceID),
+		Timestamp:     e.PublishedAt,
+		AppID:         e.Source,
+		Headers: map[string]any{
+			messaging.HeaderExchange: rt.event.Exchange, messaging.HeaderRoutingKey: rt.event.RoutingKey, messaging.HeaderUser: rt.user,
+		},
+		Body: body,
+	}, nil
+}
+
+// traceParent continues a trace of which only the id is known, "" if there is none.
+func traceParent(id string) string {
+	traceID, err := trace.TraceIDFromHex(id)
+	if err != nil {
+		return ""
+	}
+	var span trace.SpanID // any one but zero
+	binary.BigEndian.PutUint64(span[:], rand.Uint64()|1)
+	parent := trace.NewSpanContext(trace.SpanContextConfig{TraceID: traceID, SpanID: span, TraceFlags: trace.FlagsSampled})
+	return messaging.TraceParent(trace.ContextWithRemoteSpanContext(context.Background(), parent))
+}
+
+// resendOrders sends the events of orders again that were not handled, whether they are lost or wait.
+func (r *reconciler) resendOrders(ctx context.Context, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
+	for _, rt := range r.routes {
+		some, err := r.resendRoute(ctx, &evidence{reconciler: r, route: rt}, orders)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, some...)
+	}
+	return results, nil
+}
+
+func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
+	open, err := e.ask(ctx, orders)
+	if err != nil {
+		return nil, apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second, "the %s service does not say which events it has handled; try again", e.queue).WithCause(err)
+	}
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), mark{}, mark{EventID: math.MaxInt64})
+	if err != nil {
+		return nil, err
+	}
+	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
+	if err != nil {
+		return nil, err
+	}
+	var due []entry
+	for _, entry := range entries {
+		result := &loggingv1.ResentEvent{
+			OrderId: entry.OrderID.String(), RoutingKey: e.event.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
+		}
+		if state := letters[entry.MessageID]; state != "" && state != redriven {
+			result.Problem = "it is a dead letter: redrive or discard that"
+		} else {
+			due = append(due, entry)
+		}
+		results = append(results, result)
+	}
+	if err := insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, due, "UPDATE SET closed_at = NULL, outcome = NULL"); err != nil {
+		return nil, err
+	}
+	problems, err := r.send(ctx, e.route, due)
+	if err != nil {
+		return nil, apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take all events; try again").WithCause(err)
+	}
+	for _, result := range results {
+		if problem := problems[uuid.MustParse(result.GetMessageId())]; problem != nil {
+			result.Problem = problem.Error()
+		}
+	}
+	return results, nil
+}
