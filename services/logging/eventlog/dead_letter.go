@@ -22,6 +22,7 @@ import (
 
 // The states of a dead letter, as the database and the contracts spell them.
 const (
+	open      = "OPEN"
 	redriven  = "REDRIVEN"
 	discarded = "DISCARDED"
 )
@@ -212,7 +213,10 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 			return err
 		}
 		_, problem := decodeJSON(letter.delivery())
-		return markEvent(ctx, tx, letter.MessageID, text(problem))
+		if err := markEvent(ctx, tx, letter.MessageID, text(problem)); err != nil {
+			return err
+		}
+		return recordDecision(ctx, tx, loggingv1.DeadLetterService_RedriveDeadLetter_FullMethodName, letter)
 	})
 	return letter, err
 }
@@ -262,7 +266,10 @@ func discard(ctx context.Context, db *sqlx.DB, id int64) (letter deadLetter, err
 		case letter.State == redriven:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_REDRIVEN", "dead letter %d was redriven", id)
 		}
-		return setState(ctx, tx, &letter, discarded)
+		if err := setState(ctx, tx, &letter, discarded); err != nil {
+			return err
+		}
+		return recordDecision(ctx, tx, loggingv1.DeadLetterService_DiscardDeadLetter_FullMethodName, letter)
 	})
 	return letter, err
 }

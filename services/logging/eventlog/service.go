@@ -3,7 +3,9 @@
 //
 // Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
 // partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
-// read over gRPC (grpc.go), the log also as a stream (stream.go).
+// read over gRPC (grpc.go), the log also as a stream (stream.go). What operators do is in a record of its own
+// (operator_action.go). All of it is deleted when it is old (retention.go), and what names a person when that person wants
+// it (personal.go).
 package eventlog
 
 import (
@@ -16,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
@@ -34,8 +37,9 @@ type Config struct {
 	// TLS is for GRPCAddr to be open to other machines.
 	TLS       transport.MutualTLS
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
-	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
-	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
+	// Retention is how long events are kept, in whole days (720h are 30), and dead letters that were decided about; 0 keeps
+	// them for ever. What operators did is kept for three years at least, and as long as events.
+	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	// Messages says how long dead letters can be redriven.
 	Messages  outbox.Retention
 	Telemetry telemetry.Config
@@ -100,7 +104,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.OnStop("database", s.db.Close)
 	s.Check("database", postgres.Ready(s.db))
 
-	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention}
+	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention, horizon: s.horizon}
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
 
@@ -123,6 +127,8 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("tail", s.tail.run)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
+	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
 	s.ServeReport()
 	return nil
 }
