@@ -64,6 +64,7 @@ const (
 
 // principal is who makes a call, by a token that is valid. It does not change.
 type principal struct {
+	name    string // of an operator with a token of the shop's own; "" for others
 	issuer  string // as it stands in the token; "" for the operator token
 	subject string // whom the issuer gave the token; "" for the operator token
 	roles   []string
@@ -71,7 +72,7 @@ type principal struct {
 }
 
 // tokenOperator is whoever has the operator token.
-var tokenOperator = &principal{roles: []string{operator}}
+var tokenOperator = &principal{name: "operator token", roles: []string{operator}}
 
 // hasRole says whether the principal has a role. Operators may do what others may. Nobody, nil, has none.
 func (p *principal) hasRole(role string) bool {
@@ -90,7 +91,7 @@ func (p *principal) owner() string {
 func onBehalfOf(ctx context.Context) context.Context {
 	c := &accessv1.EndUser{}
 	if p := principalIn(ctx); p != nil {
-		c.Issuer, c.Subject, c.Operator = p.issuer, p.subject, p.hasRole(operator)
+		c.Issuer, c.Subject, c.Operator, c.Name = p.issuer, p.subject, p.hasRole(operator), p.name
 	}
 	return enduser.With(ctx, c)
 }
@@ -244,7 +245,7 @@ func (s *guardedStream) RecvMsg(m any) error {
 // SendMsg sends a message if the caller's token is still good.
 func (s *guardedStream) SendMsg(m any) error {
 	if s.role != "" || len(s.given) > 0 { // else nobody calls, and nobody needs to be anybody
-		if _, err := s.access.requireRole(s.ServerStream.Context(), s.role, s.given); err != nil {
+		if _, err := s.access.checkRole(s.ServerStream.Context(), s.role, s.given); err != nil {
 			return err
 		}
 	}
@@ -310,9 +311,18 @@ func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	return ""
 }
 
-// requireRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
-// everybody, and still an error if what was sent is not one token that is valid.
+// requireRole is checkRole for a call that begins: a token that is refused is a failed login.
 func (a *access) requireRole(ctx context.Context, role string, given []string) (*principal, error) {
+	caller, err := a.checkRole(ctx, role, given)
+	if err != nil && len(given) > 0 {
+		loginFailed(ctx, err)
+	}
+	return caller, err
+}
+
+// checkRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
+// everybody, and still an error if what was sent is not one token that is valid.
+func (a *access) checkRole(ctx context.Context, role string, given []string) (*principal, error) {
 	caller, err := a.authenticate(ctx, given)
 	switch {
 	case err != nil:

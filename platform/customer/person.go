@@ -1,5 +1,4 @@
-// Package customer knows the people who order: which e-mail addresses they can have, and which of what the shop has kept
-// names one of them.
+// Package customer knows which of what the shop has kept names a person, and what may be left of it.
 package customer
 
 import (
@@ -13,6 +12,7 @@ import (
 
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/email"
 )
 
 // Erased stands where a name or an address was, once it has been erased.
@@ -38,44 +38,15 @@ func Of(p *customerv1.Person) Person {
 	if p.GetEmail() == "" {
 		return person
 	}
-	person.email = fold(p.GetEmail())
-	local, domain, _ := cutAddress(person.email)
-	written := []string{person.email, p.GetEmail()}
-	if domain != "" {
-		if spelled, err := domains.ToUnicode(domain); err == nil {
-			written = append(written, local+"@"+spelled)
-		}
-	}
-	for _, w := range written { // as it may have been stored
-		for _, form := range []string{norm.NFC.String(w), norm.NFD.String(w)} {
+	person.email = email.Fold(p.GetEmail())
+	for _, spelling := range email.Spellings(p.GetEmail()) {
+		for _, form := range []string{norm.NFC.String(spelling), norm.NFD.String(spelling)} {
 			if !slices.Contains(person.forms, form) {
 				person.forms = append(person.forms, form)
 			}
 		}
 	}
 	return person
-}
-
-// fold is what is the same for two spellings of one address: upper and lower case, Unicode's forms, and the domain in its
-// own script or in ASCII.
-func fold(email string) string {
-	email = strings.ToLower(norm.NFC.String(email))
-	local, domain, ok := cutAddress(email)
-	if !ok {
-		return email
-	}
-	if ascii, err := domains.ToASCII(domain); err == nil {
-		domain = ascii
-	}
-	return local + "@" + domain
-}
-
-func cutAddress(email string) (local, domain string, ok bool) {
-	at := strings.LastIndexByte(email, '@')
-	if at < 0 {
-		return email, "", false
-	}
-	return email[:at], email[at+1:], true
 }
 
 // Owner is the owner that is looked for, as orders have it; "" for none.
@@ -104,8 +75,8 @@ func (p Person) Patterns() []string {
 }
 
 // Matches says whether an address and an owner, as they are stored, are this person's.
-func (p Person) Matches(email, owner string) bool {
-	return p.email != "" && email != "" && fold(email) == p.email || p.owner != "" && owner == p.owner
+func (p Person) Matches(address, owner string) bool {
+	return p.email != "" && address != "" && email.Fold(address) == p.email || p.owner != "" && owner == p.owner
 }
 
 // NamedIn says whether bytes that nobody can read hold the person's address or owner.

@@ -1,4 +1,5 @@
-package customer
+// Package email knows which e-mail addresses there can be, in any script, and which of them are the same.
+package email
 
 import (
 	"strings"
@@ -18,21 +19,17 @@ const (
 // domains are names in any script as IDNA (RFC 5891, UTS 46) has them; in ASCII they are as long as DNS allows.
 var domains = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
 
-// ValidEmail says whether address is one that mail can be sent to, as far as its form tells. In ASCII that is what HTML's
+// Valid says whether address is one that mail can be sent to, as far as its form tells. In ASCII that is what HTML's
 // input fields take. Beyond ASCII (RFC 6531) what stands before the @ may have any characters that can be seen, and the
 // domain has to be one that IDNA allows. It does not look at upper and lower case.
-func ValidEmail(address string) bool {
-	at := strings.LastIndexByte(address, '@')
-	if at < 1 || len(address) > maxAddress || !text.Visible(address) {
-		return false
-	}
-	local, domain := address[:at], address[at+1:]
-	if strings.ContainsFunc(local, notLocal) {
+func Valid(address string) bool {
+	local, domain, ok := cut(address)
+	if !ok || local == "" || len(address) > maxAddress || !text.Visible(address) || strings.ContainsFunc(local, notLocal) {
 		return false
 	}
 	if !isASCII(domain) {
 		ascii, err := domains.ToASCII(domain)
-		if err != nil || at+1+len(ascii) > maxAddress {
+		if err != nil || len(local)+1+len(ascii) > maxAddress {
 			return false
 		}
 		domain = ascii
@@ -70,4 +67,38 @@ func isAlphanumeric(c byte) bool {
 
 func isASCII(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII })
+}
+
+func cut(address string) (local, domain string, ok bool) {
+	at := strings.LastIndexByte(address, '@')
+	if at < 0 {
+		return address, "", false
+	}
+	return address[:at], address[at+1:], true
+}
+
+// Fold is the same for all spellings of an address: upper and lower case, Unicode's forms, and the domain in its own
+// script or in ASCII. It takes any text for an address.
+func Fold(address string) string {
+	address = strings.ToLower(text.Normal(address))
+	local, domain, ok := cut(address)
+	if !ok {
+		return address
+	}
+	if ascii, err := domains.ToASCII(domain); err == nil {
+		domain = ascii
+	}
+	return local + "@" + domain
+}
+
+// Spellings are the ways to write an address that Fold makes the same, but for upper and lower case and Unicode's forms: as
+// it is given, and with the domain in ASCII and in its own script.
+func Spellings(address string) []string {
+	all := []string{address, Fold(address)}
+	if local, domain, ok := cut(all[1]); ok {
+		if own, err := domains.ToUnicode(domain); err == nil && own != domain {
+			all = append(all, local+"@"+own)
+		}
+	}
+	return all
 }

@@ -1,11 +1,11 @@
-package customer
+package email
 
 import (
 	"strings"
 	"testing"
 )
 
-func TestValidEmail_InternationalisedAddressesAreTaken(t *testing.T) {
+func TestValid_InternationalisedAddressesAreTaken(t *testing.T) {
 	t.Parallel()
 	label := strings.Repeat("a", 63)
 	for _, good := range []string{
@@ -14,7 +14,7 @@ func TestValidEmail_InternationalisedAddressesAreTaken(t *testing.T) {
 		".ada.@example.org", "ada@" + label + ".org", "ada@1.2.3.4", "محمد@مثال.إختبار", "שרה@דוגמה.טסט", "❤@example.org", "jose\u0301@example.org", "ada@exa\u0308mple.org",
 		strings.Repeat("a", 242) + "@example.org",
 	} {
-		if !ValidEmail(good) {
+		if !Valid(good) {
 			t.Errorf("%q is refused", good)
 		}
 	}
@@ -25,7 +25,7 @@ func TestValidEmail_InternationalisedAddressesAreTaken(t *testing.T) {
 		"ada\u3000l@example.org", "ada@ex\u00e4mple..org", "ada@-ex\u00e4mple.org", "ada@ex\u00e4m ple.org", "ada@" + strings.Repeat("ä", 60) + ".org", "ada@\u0661a.org", "josé", "josé@",
 		strings.Repeat("a", 243) + "@example.org", strings.Repeat("é", 122) + "@example.org", "ada@❤.org\u2028",
 	} {
-		if ValidEmail(bad) {
+		if Valid(bad) {
 			t.Errorf("%q is taken", bad)
 		}
 	}
