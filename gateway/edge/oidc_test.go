@@ -218,6 +218,8 @@ func TestOIDC_WhoseTokensAreLetIn(t *testing.T) {
 		{"wrong audience", i.token(t, map[string]any{"aud": "other"}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"no audience", i.token(t, map[string]any{"aud": nil}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"key of another", stranger.token(t, map[string]any{"iss": i.url}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"a subject that no order could keep", i.token(t, map[string]any{"sub": strings.Repeat("a", 1000)}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"a subject that nobody could tell", i.token(t, map[string]any{"sub": "ada\u200b"}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"claims that were changed", header + "." + payload + "." + signature, codes.Unauthenticated, "TOKEN_INVALID"},
 		{"no signature", header + "." + payload + ".", codes.Unauthenticated, "TOKEN_INVALID"},
 		{"alg none", none + "." + payload + ".", codes.Unauthenticated, "TOKEN_INVALID"},

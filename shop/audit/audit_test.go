@@ -337,6 +337,24 @@ func TestRun_AnOrderThatWasDiscardedIsNotUndecided(t *testing.T) {
 	}
 }
 
+func TestRun_ErasedOrdersAreNoViolations(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	erase := func(id string) {
+		s.exec(t, `UPDATE orders.orders SET customer_name = '(erased)', customer_email = '(erased)', owner = NULL, fingerprint = NULL WHERE id = $1`, id)
+		s.exec(t, `UPDATE logging.event_log SET payload = '{"customer_name": "(erased)"}' WHERE order_id = $1 AND routing_key = 'shop.order.placed'`, id)
+	}
+	undecided, lost := uuid.NewString(), uuid.NewString()
+	s.log(t, undecided, placed)
+	s.log(t, lost, placed)
+	for _, id := range []string{s.confirmed, s.cancelled, s.rejected, undecided} {
+		erase(id)
+	}
+	if r := s.audit(t); len(r.Violations) != 1 || r.Violations[0].OrderID != lost || r.Violations[0].Check != Undecided {
+		t.Errorf("%+v, want the one that was not erased", r.Violations)
+	}
+}
+
 func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

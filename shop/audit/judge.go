@@ -81,6 +81,7 @@ func (j *judgement) judgeUndecided(a *Auditor) {
 		j.add(a.isLate(j.decision.age), Undecided, "its stock was held %s ago, but the order is not stored", j.decision.age)
 	case j.decision != nil:
 		j.add(a.isLate(j.decision.age), Undecided, "it was refused (%s) %s ago, but the order is not stored", j.decision.reason, j.decision.age)
+	case j.erased: // before it was decided; nobody can decide it any more
 	case len(j.events) > 0:
 		j.add(a.isLate(j.placedAge), Undecided, "it was placed %s ago, but is neither decided nor stored", j.placedAge)
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/customer"
 	"shop.example/platform/money"
 )
 
@@ -30,6 +31,8 @@ type facts struct {
 	placedAge seconds
 	// givenUp: its OrderPlaced is a dead letter that a person discarded.
 	givenUp bool
+	// erased: its OrderPlaced does not say any more who has placed it, so that nobody can send it again.
+	erased bool
 	// logged is false where the order is older than the log.
 	logged bool
 }
@@ -389,16 +392,19 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids an
 	return rows(ctx, a.logging, "the log", `
 		SELECT order_id, routing_key,
 		       CASE WHEN routing_key = $3 AND max(published_at) - min(published_at) >= interval '1 day' THEN 1 ELSE count(*) END,
-		       extract(epoch FROM clock_timestamp() - min(published_at))
+		       extract(epoch FROM clock_timestamp() - min(published_at)),
+		       coalesce(bool_or(routing_key = $3 AND payload ->> 'customer_name' = $4 AND NOT payload ? 'customer_email'), false)
 		FROM event_log WHERE order_id = ANY($1::uuid[]) AND published_at >= $2
-		GROUP BY order_id, routing_key`, []any{ids, begin, placed}, func(r *sql.Rows) error {
+		GROUP BY order_id, routing_key`, []any{ids, begin, placed, customer.Erased}, func(r *sql.Rows) error {
 		var id, key string
 		var n int
 		var age seconds
-		if err := r.Scan(&id, &key, &n, &age); err != nil {
+		var erased bool
+		if err := r.Scan(&id, &key, &n, &age, &erased); err != nil {
 			return err
 		}
 		byID[id].events[key] = n
+		byID[id].erased = byID[id].erased || erased
 		byID[id].placedAge = max(byID[id].placedAge, age)
 		return nil
 	})
