@@ -105,6 +105,38 @@ func TestMigrations_GoDownAndUpAgain(t *testing.T) {
 	}
 }
 
+// Orders bring names in normal form, so a product whose name was not could not be ordered by it.
+func TestMigrations_NamesOfProductsAreInNormalForm(t *testing.T) {
+	t.Parallel()
+	url := dbtest.New(t)
+	files, err := db.MigrationsOf("inventory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := db.Config(url, "inventory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := openConfig(t, config)
+	provider, err := goose.NewProvider(goose.DialectPostgres, pool, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provider.DownTo(t.Context(), 4); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `INSERT INTO product (name, unit_price, currency, on_hand) VALUES
+		(U&'Cafe\0301', 1, 'USD', 0), (U&'Rene\0301', 1, 'USD', 0), (U&'Ren\00e9', 1, 'USD', 0), (U&'A\030a', 1, 'USD', 0), (U&'\212b', 1, 'USD', 0)`)
+	if _, err := provider.Up(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := queryStrings(t, pool, `SELECT name || ' ' || version FROM product WHERE id > 8 ORDER BY id`)
+	want := []string{"Caf\u00e9 2", "Rene\u0301 1", "Ren\u00e9 1", "A\u030a 1", "\u212b 1"} // those that would be the same stay
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+}
+
 func TestSeed_IsTheDemosCatalogueWithItsMovements(t *testing.T) {
 	t.Parallel()
 	pool := open(t, dbtest.New(t))

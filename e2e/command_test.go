@@ -44,7 +44,7 @@ func (s *shop) command(out, errs io.Writer, args ...string) *cobra.Command {
 	root.SetOut(out)
 	root.SetErr(errs)
 	switch args[0] {
-	case "order", "inventory", "events", "dlq":
+	case "order", "inventory", "events", "dlq", "actions", "customer":
 		args = append(args, "--server", s.url, "--token", operatorToken)
 	}
 	root.SetArgs(args)
@@ -249,6 +249,11 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"inventory create Laptop --quantity 1 --price 1", 1, `there is an item "Laptop" already`},
 		{"inventory set Laptop", 2, "at least one of the flags in the group [name quantity price] is required"},
 		{"inventory set 4711 --quantity 1", 1, "there is no item 4711"},
+		{"actions --limit -1", 2, "--limit -1: give how many to list, 0 for all"},
+		{"actions --since -1h", 2, "--since -1h0m0s: give how far to look back"},
+		{"actions --token wrong", 1, "does not know this operator token"},
+		{"customer export", 2, "say whose data are meant: --email or --subject, or both"},
+		{"customer erase --subject 4711 --yes", 2, "--issuer: must be given with a subject: this gateway knows no issuer of tokens"},
 		{"inventory delete Lapto", 2, `there is no product "Lapto"`},
 	} {
 		args := strings.Fields(c.args)

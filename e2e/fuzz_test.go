@@ -119,7 +119,7 @@ func (a attacker) value(of *jsonType, odds, depth int) string {
 	switch {
 	case len(of.Enum) > 0:
 		return fmt.Sprintf("%q", of.Enum[a.IntN(len(of.Enum))])
-	case of.Format == "email":
+	case of.Format == "email" || of.Format == "idn-email":
 		return `"ada@example.org"`
 	case of.Format == "uuid":
 		return fmt.Sprintf(`"0197a000-0000-7000-8000-%012d"`, a.IntN(1000))

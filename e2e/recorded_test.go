@@ -148,7 +148,7 @@ func TestRecorded_EveryEventIsHandledByTheShopOfNow(t *testing.T) {
 		t.Errorf("the inventory is %v, %v", listed.GetItems(), err)
 	}
 
-	for _, name := range []protoreflect.Name{"OrderConfirmed", "OrderRejected", "StockChanged", "StockDepleted"} { // which only the log takes
+	for _, name := range []protoreflect.Name{"OrderConfirmed", "OrderRejected", "StockChanged", "StockDepleted", "OperatorActed"} { // which only the log takes
 		send(byName[name], "")
 	}
 	db := s.openDatabase(t)

@@ -61,8 +61,9 @@ const (
 
 // principal is who makes a call, by a token that is valid. It does not change.
 type principal struct {
+	name    string // of an operator with a token of the shop's own; "" for others
 	issuer  string // as it stands in the token; "" for an operator's own token
-	subject string // whom the issuer gave the token; the operator's name if the token is an operator's own
+	subject string // whom the issuer gave the token; "" for an operator's own token
 	roles   []string
 	expires time.Time // zero for an operator's own token, which does not expire
 }
@@ -84,7 +85,7 @@ func (p *principal) owner() string {
 func onBehalfOf(ctx context.Context) context.Context {
 	c := &accessv1.EndUser{}
 	if p := principalIn(ctx); p != nil {
-		c.Issuer, c.Subject, c.Operator = p.issuer, p.subject, p.hasRole(operator)
+		c.Issuer, c.Subject, c.Operator, c.Name = p.issuer, p.subject, p.hasRole(operator), p.name
 	}
 	return enduser.With(ctx, c)
 }
@@ -95,7 +96,7 @@ func (p *principal) keyScope(email string) string {
 	case p == nil:
 		return "anybody " + strings.ToLower(email)
 	case p.issuer == "":
-		return operator + " " + p.subject
+		return operator + " " + p.name
 	}
 	return "subject " + p.owner()
 }
@@ -238,7 +239,7 @@ func (s *guardedStream) RecvMsg(m any) error {
 // SendMsg sends a message if the caller's token is still good.
 func (s *guardedStream) SendMsg(m any) error {
 	if s.role != "" || len(s.given) > 0 { // else nobody calls, and nobody needs to be anybody
-		if _, err := s.access.requireRole(s.ServerStream.Context(), s.role, s.given); err != nil {
+		if _, err := s.access.checkRole(s.ServerStream.Context(), s.role, s.given); err != nil {
 			return err
 		}
 	}
@@ -298,9 +299,18 @@ func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	return ""
 }
 
-// requireRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
-// everybody, and still an error if what was sent is not one token that is valid.
+// requireRole is checkRole for a call that begins: a token that is refused is a failed login.
 func (a *access) requireRole(ctx context.Context, role string, given []string) (*principal, error) {
+	caller, err := a.checkRole(ctx, role, given)
+	if err != nil && len(given) > 0 {
+		loginFailed(ctx, err)
+	}
+	return caller, err
+}
+
+// checkRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
+// everybody, and still an error if what was sent is not one token that is valid.
+func (a *access) checkRole(ctx context.Context, role string, given []string) (*principal, error) {
 	caller, err := a.authenticate(ctx, given)
 	switch {
 	case err != nil:
@@ -326,7 +336,7 @@ func (a *access) authenticate(ctx context.Context, given []string) (*principal, 
 	if len(given) == 1 {
 		token := bearer(given[0])
 		if name, ok := a.operators.find(token); ok {
-			return &principal{subject: name, roles: []string{operator}}, nil
+			return &principal{name: name, roles: []string{operator}}, nil
 		}
 		if a.tokens != nil && isJWT(token) {
 			return a.tokens.verify(ctx, token)

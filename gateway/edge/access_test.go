@@ -286,7 +286,7 @@ func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
 	ada := i.token(t, map[string]any{"roles": []string{"customer", "reader"}, "exp": expires.Unix()})
 	for authorization, want := range map[string]*principal{
 		"":                        nil,
-		"Bearer " + operatorToken: {subject: unnamedOperator, roles: []string{"operator"}},
+		"Bearer " + operatorToken: {name: unnamedOperator, roles: []string{"operator"}},
 		"Bearer " + ada:           {issuer: i.url, subject: "ada", roles: []string{"customer", "reader"}, expires: expires},
 	} {
 		md := metadata.MD{}

@@ -11,6 +11,9 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/email"
+	"shop.example/platform/text"
 )
 
 // checkout implements CheckoutService.
@@ -23,6 +26,9 @@ type checkout struct {
 // PlaceOrder publishes the order and answers with it: as PENDING, or as it was decided where the client prefers to wait
 // and that happens in time.
 func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
+	if !email.Valid(text.Normal(req.GetCustomerEmail())) {
+		return nil, invalidEmail
+	}
 	lines := make([]*eventsv1.RequestedLine, len(req.GetOrderItems()))
 	for i, item := range req.GetOrderItems() {
 		lines[i] = &eventsv1.RequestedLine{
@@ -48,6 +54,8 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 	}
 	return &checkoutv1.PlaceOrderResponse{Order: order}, nil
 }
+
+var invalidEmail = apierror.InvalidArgument(apierror.Violation{Field: "customer_email", Description: "must be a valid email address"})
 
 // preferredWait is how long the client prefers to wait: the preference "wait" of RFC 7240, in seconds. A preference
 // that cannot be understood is ignored, as that RFC says.

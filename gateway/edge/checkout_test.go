@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +17,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/contract"
 )
 
 func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
@@ -150,5 +153,62 @@ func TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce(t *testing.T) {
 	}
 	if got := place(); got != http.StatusAccepted {
 		t.Errorf("when the broker is back: %d", got)
+	}
+}
+
+func TestPlaceOrder_TextsThatDeceiveAreRefusedAndOthersNormalised(t *testing.T) {
+	t.Parallel()
+	published := make(chan *eventsv1.OrderPlaced, 1)
+	_, addr := serveAPI(t, func(_ context.Context, m proto.Message) error {
+		published <- m.(*eventsv1.OrderPlaced)
+		return nil
+	}, orderServer{})
+	v1 := func(name, email string) answer {
+		body, _ := json.Marshal(map[string]any{"customer_name": name, "customer_email": email, "order_items": []map[string]any{{"product_id": 5, "quantity": 1}}})
+		return send(t, http.MethodPost, "http://"+addr+"/v1/orders", string(body))
+	}
+	demo := func(name, email, product string) answer {
+		body, _ := json.Marshal(map[string]any{"customer_name": name, "customer_email": email, "order_items": []map[string]any{{"product_name": product, "quantity": 1, "price": 1}}})
+		return send(t, http.MethodPost, "http://"+addr+"/intermediary/order", string(body))
+	}
+	long := strings.Repeat("\u0958", 101) // 101 characters, 202 in the normal form
+	for name, c := range map[string]struct {
+		got   answer
+		field string
+	}{
+		"a name with a line feed":             {v1("Ada\nTotal: 0", "ada@example.org"), "customer_name"},
+		"a name that turns the text around":   {v1("Ada\u202e", "ada@example.org"), "customer_name"},
+		"a name with what nobody sees":        {v1("A\u200bda", "ada@example.org"), "customer_name"},
+		"a name that is too long as it is":    {v1(long, "ada@example.org"), "customer_name"},
+		"an address with what nobody sees":    {v1("Ada", "ada@exam\u200bple.org"), "customer_email"},
+		"an address without a domain":         {v1("Ada", "ada@"), "customer_email"},
+		"an address with an empty label":      {v1("Ada", "ada@exämple..org"), "customer_email"},
+		"no address":                          {v1("Ada", "ada"), "customer_email"},
+		"the demo's name":                     {demo("Ada\u202e", "any text", "Phone"), "customer_name"},
+		"the demo's address":                  {demo("Ada", "any\ttext", "Phone"), "customer_email"},
+		"the demo's product":                  {demo("Ada", "any text", "Pho\u200bne"), "order_items[0].product_name"},
+		"the demo's product, that grows long": {demo("Ada", "any text", long), "order_items[0].product_name"},
+	} {
+		if f := c.got.failure(t); c.got.status != http.StatusBadRequest || !strings.Contains(c.got.body, `"field":"`+c.field+`"`) {
+			t.Errorf("%s: %d %v", name, c.got.status, f)
+		}
+	}
+	if len(published) != 0 {
+		t.Fatal("what was refused is published")
+	}
+	for _, email := range []string{"ada@exämple.org", "josé@example.org", "用户@例子.广告", "Ada@Example.org"} {
+		if got := v1("René Žižek 田中", email); got.status != http.StatusAccepted {
+			t.Errorf("%s: %d %s", email, got.status, got.body)
+			continue
+		}
+		if m := <-published; m.GetCustomerEmail() != email || contract.Validate(m) != nil {
+			t.Errorf("%s: published %v", email, m)
+		}
+	}
+	if got := demo("Rene\u0301", "any text", "Cafe\u0301"); got.status != http.StatusOK {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if m := <-published; m.GetCustomerName() != "Ren\u00e9" || m.GetLines()[0].GetProductName() != "Caf\u00e9" {
+		t.Errorf("published %v", m)
 	}
 }

@@ -39,6 +39,7 @@ type door struct {
 	callers  callers
 	rate     *rateLimiter // of all calls; nil for no limit
 	listings *rateLimiter // of ListInventory; nil for no limit
+	logins   *logins      // nil if nobody watches
 	limits   limits
 	// patience is how long a client of a gRPC stream may leave a message unread.
 	patience time.Duration
@@ -54,7 +55,13 @@ func newDoor(cfg DoorConfig, a *api, rest *rest, l limits, t *telemetry.Telemetr
 	if err != nil {
 		return nil, err
 	}
-	return &door{grpc: a.grpc, rest: rest, callers: rest.sse.callers, rate: rate, listings: listings, limits: l, patience: readerPatience}, nil
+	logins, err := newLogins(meter, t.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return &door{
+		grpc: a.grpc, rest: rest, callers: rest.sse.callers, rate: rate, listings: listings, logins: logins, limits: l, patience: readerPatience,
+	}, nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -63,6 +70,9 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refusal := d.admit(r, call.from)
 	if refusal == nil {
 		defer d.limits.calls.release(call.from, 1)
+		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
+			r = r.WithContext(withLogin(r.Context(), &login{d.logins, d.callers.address(r)}))
+		}
 	}
 	if isGRPC(r) {
 		d.serveGRPC(w, r, call, refusal)
@@ -84,6 +94,11 @@ func (d *door) admit(r *http.Request, from caller) error {
 	}
 	if d.listings != nil && isListing(r.URL.Path) {
 		if err := d.listings.check(r, from); err != nil {
+			return err
+		}
+	}
+	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
+		if err := d.logins.check(r.Context(), from.subject, d.callers.address(r)); err != nil {
 			return err
 		}
 	}

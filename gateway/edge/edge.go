@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -177,6 +178,11 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		orders: taken, request: replies.Request, lists: semaphore.NewWeighted(maxLists), currency: cfg.Currency,
 	})
 	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
+	// The log first: what it has of dead letters is discarded before the orders are erased.
+	customerv1.RegisterCustomerServiceServer(a, &customers{issuer: cfg.Door.OIDC.Issuer, keepers: []keeper{
+		{upstreams[2].name, customerv1.NewPersonalDataServiceClient(upstreams[2].conn)},
+		{upstreams[0].name, customerv1.NewPersonalDataServiceClient(upstreams[0].conn)},
+	}})
 	proxies := cfg.Door.RateLimit.TrustedProxies
 	l, err := newLimits(cmp.Or(cfg.Door.MaxConnections, defaultConnections), cmp.Or(cfg.Door.MaxCalls, defaultCalls),
 		cmp.Or(cfg.MaxStreams, defaultStreams), proxies > 0, t.Meter.Meter("shop.example/gateway/edge"))
@@ -252,7 +258,8 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream,
 	upstreams := []upstream{
 		{name: "order", addr: cfg.OrderAddr, services: services(orderv1.File_shop_order_v1_order_proto)},
 		{name: "inventory", addr: cfg.InventoryAddr, services: services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
-		{name: "logging", addr: cfg.LoggingAddr, services: services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto)},
+		{name: "logging", addr: cfg.LoggingAddr, services: services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+			loggingv1.File_shop_logging_v1_operator_action_proto)},
 	}
 	for i := range upstreams {
 		u := &upstreams[i]

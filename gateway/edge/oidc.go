@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"shop.example/platform/apierror"
+	"shop.example/platform/text"
 )
 
 const (
@@ -167,6 +168,9 @@ func (v *tokenVerifier) verify(ctx context.Context, token string) (*principal, e
 		return nil, tokenInvalid.WithCause(err)
 	}
 	p := &principal{issuer: parsed.Issuer, subject: parsed.Subject, expires: parsed.Expiry}
+	if owner := p.owner(); len(owner) > maxOwner || !text.Visible(owner) {
+		return nil, tokenInvalid.WithCause(errors.New("its subject is too long, or has characters that cannot be seen"))
+	}
 	var claims map[string]json.RawMessage
 	if err := parsed.Claims(&claims); err != nil {
 		return nil, tokenInvalid.WithCause(err)
@@ -179,6 +183,9 @@ func (v *tokenVerifier) verify(ctx context.Context, token string) (*principal, e
 	v.verified.Add(sha256.Sum256([]byte(token)), verifiedToken{p, until})
 	return p, nil
 }
+
+// maxOwner is how long issuer and subject may be for an order to keep them, in bytes. OpenID Connect allows 255 of a subject.
+const maxOwner = 1000
 
 var tokenInvalid = apierror.New(codes.Unauthenticated, "TOKEN_INVALID",
 	"the token is not valid here: its signature, issuer, audience or times are wrong")

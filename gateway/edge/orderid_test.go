@@ -103,9 +103,9 @@ func TestIdempotencyKey_TwoCustomersWithOneKeyGotOneOrder(t *testing.T) {
 	seen := map[string]string{ada.GetOrderId(): "Ada's"}
 	for what, r := range map[string]request{
 		"another e-mail address": {key: "1", name: "Ada", email: "bob@example.org"},
-		"an operator":            {key: "1", by: &principal{subject: "ada", roles: []string{operator}}},
+		"an operator":            {key: "1", by: &principal{name: "ada", roles: []string{operator}}},
 		"a token's subject":      {key: "1", by: &principal{issuer: "https://login.example.org", subject: "4711"}},
-		"another operator":       {key: "1", by: &principal{subject: "bob", roles: []string{operator}}},
+		"another operator":       {key: "1", by: &principal{name: "bob", roles: []string{operator}}},
 		"another subject":        {key: "1", by: &principal{issuer: "https://login.example.org", subject: "4712"}},
 		"another quantity":       {key: "1", lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 3}}},
 		"another name":           {key: "1", name: "Eve", email: "ada@example.org"},
@@ -138,7 +138,7 @@ func TestPlaceOrder_BelongsToTheSubjectOfTheToken(t *testing.T) {
 	t.Parallel()
 	s := newShop("a secret")
 	for want, by := range map[string]*principal{
-		"https://login.example.org 4711": {issuer: "https://login.example.org", subject: "4711"}, "": {subject: "ada", roles: []string{operator}},
+		"https://login.example.org 4711": {issuer: "https://login.example.org", subject: "4711"}, "": {name: "ada", roles: []string{operator}},
 	} {
 		if m := s.mustPlace(t, request{by: by}); m.GetOwner() != want {
 			t.Errorf("the order of %v belongs to %q", by, m.GetOwner())

@@ -9,10 +9,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/text/unicode/norm"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,6 +23,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/money"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/text"
 )
 
 // lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
@@ -75,6 +76,13 @@ func (o *orders) place(
 		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
 	}
 	defer o.inFlight.Release(weight)
+	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
+	for _, line := range lines {
+		line.ProductName = text.Normal(line.GetProductName())
+	}
+	if err := checkTexts(customerName, customerEmail, lines); err != nil {
+		return nil, err
+	}
 	if err := checkPrices(lines); err != nil {
 		return nil, err
 	}
@@ -84,14 +92,11 @@ func (o *orders) place(
 		return nil, err
 	}
 	order := &eventsv1.OrderPlaced{
-		CustomerName:  normal(customerName),
-		CustomerEmail: normal(customerEmail),
+		CustomerName:  customerName,
+		CustomerEmail: customerEmail,
 		Lines:         lines,
 		Owner:         by.owner(),
 		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
-	}
-	for _, line := range lines {
-		line.ProductName = normal(line.GetProductName())
 	}
 	order.Fingerprint = fingerprint(order)
 	if keyed {
@@ -113,6 +118,37 @@ func (o *orders) place(
 	}
 	o.log.InfoContext(ctx, "order published", telemetry.OrderID(order.GetOrderId()), slog.Int("lines", len(lines)))
 	return pending(order), nil
+}
+
+// The bounds of OrderPlaced, in characters.
+const (
+	maxName  = 200
+	maxEmail = 254
+)
+
+// checkTexts refuses texts that deceive whoever reads them, and those that are too long in their normal form: that may be
+// longer than what was sent.
+func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedLine) error {
+	var wrong []apierror.Violation
+	check := func(field, value string, most int) {
+		switch {
+		case !text.Visible(value):
+			wrong = append(wrong, apierror.Violation{Field: field, Description: text.Rule})
+		case len(value) > most && utf8.RuneCountInString(value) > most:
+			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", most)})
+		}
+	}
+	check("customer_name", customerName, maxName)
+	check("customer_email", customerEmail, maxEmail)
+	for i, line := range lines {
+		if name := line.GetProductName(); name != "" {
+			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
+		}
+	}
+	if len(wrong) > 0 {
+		return apierror.InvalidArgument(wrong...)
+	}
+	return nil
 }
 
 // checkPrices refuses an order that could not be decided, as far as its expected prices tell: prices that are no amounts of
@@ -146,9 +182,6 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 	}
 	return nil
 }
-
-// normal is text in the normal form that Unicode has for comparing (NFC): what looks the same is the same.
-func normal(text string) string { return norm.NFC.String(text) }
 
 // identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it
 // is: it returns the order as it stands if it has come before, nil if it is to be published, and an error if the key

@@ -22,6 +22,7 @@ import (
 
 	"shop.example/gateway/page"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -81,6 +82,7 @@ func newREST(conn *localConn, callers callers, stopping <-chan struct{}, t *tele
 		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
 		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
 		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+		loggingv1.File_shop_logging_v1_operator_action_proto, customerv1.File_shop_customer_v1_customer_proto,
 		statusv1.File_shop_status_v1_status_proto,
 	) {
 		if err := s.addRoutes(sd); err != nil {
@@ -99,6 +101,8 @@ func newREST(conn *localConn, callers callers, stopping <-chan struct{}, t *tele
 		inventoryv1.RegisterInventoryServiceHandlerClient(ctx, s.mux, inventoryv1.NewInventoryServiceClient(conn)),
 		loggingv1.RegisterEventLogServiceHandlerClient(ctx, s.mux, loggingv1.NewEventLogServiceClient(conn)),
 		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
+		loggingv1.RegisterOperatorActionServiceHandlerClient(ctx, s.mux, loggingv1.NewOperatorActionServiceClient(conn)),
+		customerv1.RegisterCustomerServiceHandlerClient(ctx, s.mux, customerv1.NewCustomerServiceClient(conn)),
 		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
 		s.front.Register(s.mux),
 		handleDocs(s.mux),

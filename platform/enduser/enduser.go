@@ -1,15 +1,19 @@
 // Package enduser carries on whose behalf the gateway calls another service. The gateway knows who calls, by their token;
-// the services know whose an order is.
+// the services know whose an order is, and record what operators do.
 package enduser
 
 import (
 	"context"
 	"slices"
+	"strings"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessv1 "shop.example/gen/shop/access/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/transport"
 )
 
@@ -62,4 +66,57 @@ func Owner(issuer, subject string) string {
 func MayAccess(ctx context.Context, owner string) bool {
 	c, external := Of(ctx)
 	return !external || owner == "" || c.GetOperator() || Owner(c.GetIssuer(), c.GetSubject()) == owner
+}
+
+// IsOperator says whether the call that ctx is of is made on behalf of an operator.
+func IsOperator(ctx context.Context) bool {
+	c, external := Of(ctx)
+	return external && c.GetOperator()
+}
+
+// Operator is who the operator is on whose behalf the call is made that ctx is of: the name that belongs to the token, or
+// issuer and subject.
+func Operator(ctx context.Context) string {
+	c, _ := Of(ctx)
+	switch {
+	case c.GetName() != "":
+		return c.GetName()
+	case c.GetIssuer() != "":
+		return Owner(c.GetIssuer(), c.GetSubject())
+	case c.GetOperator():
+		return "operator token" // a gateway that knows no names
+	}
+	return "unknown" // a gateway of the release before
+}
+
+// The bounds of OperatorActed, in characters.
+const (
+	maxOperator = 1100
+	maxTarget   = 200
+	maxDetail   = 2000
+)
+
+// Acted is the event by which a deed is recorded, published in its transaction. operator is who did it; method the full
+// name of the call, with or without a slash before it, or of the message; target what it was done to, and detail what has
+// changed. Texts that are too long are cut.
+func Acted(operator, method, target, detail string) *eventsv1.OperatorActed {
+	return &eventsv1.OperatorActed{
+		ActionId: uuid.Must(uuid.NewV7()).String(),
+		Operator: cut(operator, maxOperator),
+		Method:   strings.TrimPrefix(method, "/"),
+		Target:   cut(target, maxTarget),
+		Detail:   cut(detail, maxDetail),
+		ActedAt:  timestamppb.Now(),
+	}
+}
+
+// cut is s as a text field of at most n characters takes it.
+func cut(s string, n int) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	for i := range s {
+		if n--; n < 0 {
+			return s[:i]
+		}
+	}
+	return s
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/credentials"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	accessv1 "shop.example/gen/shop/access/v1"
+	"shop.example/platform/contract"
 	"shop.example/platform/enduser"
 )
 
@@ -75,5 +77,38 @@ func TestOf_WhatCannotBeReadIsNobody(t *testing.T) {
 		if user, external := enduser.Of(received(ctx)); !external || user.GetOperator() || user.GetIssuer() != "" {
 			t.Errorf("%s: %v, external %v", what, user, external)
 		}
+	}
+}
+
+func TestOperator_IsNamedByTokenOrSubject(t *testing.T) {
+	t.Parallel()
+	const issuer = "https://login.example.org"
+	for want, user := range map[string]*accessv1.EndUser{
+		"ada":                            {Operator: true, Name: "ada"},
+		"operator token":                 {Operator: true},
+		"https://login.example.org 4711": {Operator: true, Issuer: issuer, Subject: "4711"},
+		"unknown":                        {},
+	} {
+		ctx := received(enduser.With(t.Context(), user))
+		if got := enduser.Operator(ctx); got != want || enduser.IsOperator(ctx) != user.GetOperator() {
+			t.Errorf("%v is %q, an operator %v", user, got, enduser.IsOperator(ctx))
+		}
+	}
+	if ctx := received(t.Context()); enduser.IsOperator(ctx) {
+		t.Error("a service that asks for itself is taken for an operator")
+	}
+}
+
+// What is recorded has to fit the contract, whatever the names are: else the deed could not be done.
+func TestActed_IsAValidEventWhateverTheTextsAre(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"a", "\x00\xff", strings.Repeat("é", 5000), strings.Repeat("😀", 5000)} {
+		m := enduser.Acted(text, "/shop.inventory.v1.InventoryService/UpdateItem", text, text)
+		if err := contract.Validate(m); err != nil {
+			t.Errorf("%.10q: %v", text, err)
+		}
+	}
+	if m := enduser.Acted("ada", "/a/b", "item 5", ""); m.GetMethod() != "a/b" || m.GetDetail() != "" || m.GetTarget() != "item 5" {
+		t.Errorf("%v", m)
 	}
 }

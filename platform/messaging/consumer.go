@@ -99,9 +99,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 // session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
 // delivery came from: delivery tags of another channel name other messages.
 func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
-	var idle atomic.Bool // it only changes its channel
+	idle := false // it only changes its channel
 	defer func() {
-		if !idle.Load() {
+		if !idle {
 			c.attached.Store(false)
 		}
 	}()
@@ -124,12 +124,15 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 
 	room := make([]amqp.Delivery, 0, c.batch) // for one batch after the other: no handler keeps it
 	for {
-		distrust := time.AfterFunc(idleLimit, func() { idle.Store(true); _ = ch.Close() })
+		distrust := time.AfterFunc(idleLimit, func() { _ = ch.Close() })
 		batch := gather(ctx, ready, room[:0:min(c.batch, c.prefetch())], c.linger)
 		trusted := distrust.Stop()
 		switch {
-		case len(batch) == 0 && ctx.Err() != nil, !trusted:
+		case len(batch) == 0 && ctx.Err() != nil:
 			return nil
+		case !trusted:
+			idle = true
+			return nil // what has come at the last moment comes again
 		case ch.IsClosed():
 			return errors.New("the broker has closed the channel") // and with it ended the right to acknowledge
 		case len(batch) > 0:

@@ -320,7 +320,9 @@ func TestRun_WhatIsRightTheSecondTimeIsNoViolation(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.exec(t, `UPDATE inventory.decision SET reason = 'UNKNOWN_PRODUCT' WHERE order_id = $1`, s.rejected)
-	suspect := func(check Check, order string) finding { return finding{Violation: Violation{Check: check, OrderID: order}, late: true} }
+	suspect := func(check Check, order string) finding {
+		return finding{Violation: Violation{Check: check, OrderID: order}, late: true}
+	}
 	found, err := s.confirm(t.Context(), []finding{suspect(Holds, s.confirmed), suspect(Decisions, s.rejected), suspect(Events, s.rejected)}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
@@ -355,7 +357,7 @@ func TestRun_AnOrderThatWasErasedIsNotUndecided(t *testing.T) {
 	if r := s.audit(t); r.Count() != 2 || len(r.Lost()) != 2 {
 		t.Fatalf("before: %v, lost %v", r.Violations, r.Lost())
 	}
-	s.exec(t, `UPDATE logging.event_log SET payload = payload - 'customer_name' - 'customer_email' WHERE order_id = $1`, erased)
+	s.exec(t, `UPDATE logging.event_log SET payload = '{"customer_name": "(erased)"}' WHERE order_id = $1`, erased)
 	s.exec(t, `CREATE TABLE logging.event_log_20260601 PARTITION OF logging.event_log FOR VALUES FROM ('2026-06-01') TO ('2026-06-02')`)
 	if r := s.audit(t); r.Count() != 0 || len(r.Lost()) != 0 {
 		t.Errorf("%v, lost %v", r.Violations, r.Lost())
@@ -413,6 +415,24 @@ func TestRun_SaysWhatWasLostAndSentAgain(t *testing.T) {
 	s.since = 2 * time.Minute
 	if r := s.audit(t); r.ResentCount != 0 {
 		t.Errorf("of the last two minutes: %+v", r.Resent)
+	}
+}
+
+func TestRun_ErasedOrdersAreNoViolations(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	erase := func(id string) {
+		s.exec(t, `UPDATE orders.orders SET customer_name = '(erased)', customer_email = '(erased)', owner = NULL, fingerprint = NULL WHERE id = $1`, id)
+		s.exec(t, `UPDATE logging.event_log SET payload = '{"customer_name": "(erased)"}' WHERE order_id = $1 AND routing_key = 'shop.order.placed'`, id)
+	}
+	undecided, lost := uuid.NewString(), uuid.NewString()
+	s.log(t, undecided, placed)
+	s.log(t, lost, placed)
+	for _, id := range []string{s.confirmed, s.cancelled, s.rejected, undecided} {
+		erase(id)
+	}
+	if r := s.audit(t); len(r.Violations) != 1 || r.Violations[0].OrderID != lost || r.Violations[0].Check != Undecided {
+		t.Errorf("%+v, want the one that was not erased", r.Violations)
 	}
 }
 

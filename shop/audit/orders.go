@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	"shop.example/platform/contract"
+	"shop.example/platform/customer"
 	"shop.example/platform/money"
 )
 
@@ -31,7 +31,7 @@ type facts struct {
 	placedAge seconds
 	// givenUp: its OrderPlaced is a dead letter that a person discarded.
 	givenUp bool
-	// erased: its OrderPlaced was logged, and cannot be read any more.
+	// erased: its OrderPlaced does not say any more who has placed it, so that nobody can send it again.
 	erased bool
 	// sent is how often an event of it was sent again, and sentAge how long ago last.
 	sent    int
@@ -294,7 +294,7 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) 
 		byID[id] = &facts{id: id, events: map[string]int{}}
 	}
 	array := pq.Array(ids)
-	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp, a.readErased, a.readSent} {
+	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp, a.readSent} {
 		if err := read(ctx, byID, array); err != nil {
 			return nil, err
 		}
@@ -403,43 +403,20 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids an
 	return rows(ctx, a.logging, "the log", `
 		SELECT order_id, routing_key,
 		       CASE WHEN routing_key = $3 AND max(published_at) - min(published_at) >= interval '1 day' THEN 1 ELSE count(*) END,
-		       extract(epoch FROM clock_timestamp() - min(published_at))
+		       extract(epoch FROM clock_timestamp() - min(published_at)),
+		       coalesce(bool_or(routing_key = $3 AND payload ->> 'customer_name' = $4 AND NOT payload ? 'customer_email'), false)
 		FROM event_log WHERE order_id = ANY($1::uuid[]) AND published_at >= $2
-		GROUP BY order_id, routing_key`, []any{ids, begin, placed}, func(r *sql.Rows) error {
+		GROUP BY order_id, routing_key`, []any{ids, begin, placed, customer.Erased}, func(r *sql.Rows) error {
 		var id, key string
 		var n int
 		var age seconds
-		if err := r.Scan(&id, &key, &n, &age); err != nil {
+		var erased bool
+		if err := r.Scan(&id, &key, &n, &age, &erased); err != nil {
 			return err
 		}
 		byID[id].events[key] = n
+		byID[id].erased = byID[id].erased || erased
 		byID[id].placedAge = max(byID[id].placedAge, age)
-		return nil
-	})
-}
-
-// readErased looks at what the log has of orders that are not stored.
-func (a *Auditor) readErased(ctx context.Context, byID map[string]*facts, _ any) error {
-	var ids []string
-	for id, f := range byID {
-		if f.order == nil && f.events[placed] > 0 {
-			ids = append(ids, id)
-		}
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	event, _ := contract.ByRoutingKey(placed)
-	return rows(ctx, a.logging, "placed orders", `
-		SELECT order_id, payload FROM event_log
-		WHERE order_id = ANY($1::uuid[]) AND routing_key = $2 AND status = 'success'`, []any{pq.Array(ids), placed}, func(r *sql.Rows) error {
-		var id string
-		var payload []byte
-		if err := r.Scan(&id, &payload); err != nil {
-			return err
-		}
-		_, err := event.FromJSON(payload)
-		byID[id].erased = err != nil
 		return nil
 	})
 }

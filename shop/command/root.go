@@ -22,7 +22,7 @@ private instances are started, on ports of their own and with their data under .
 workspace: from the installed servers, else with Docker, else from Debian's packages, which are
 then installed.
 
-To talk to one, order, inventory, events, dlq and status call localhost:3000, or where --server or
+To talk to one, order, inventory, events, dlq, actions, customer and status call localhost:3000, or where --server or
 SHOP_SERVER says. Operators show SHOP_OPERATOR_TOKEN, or the token that shop up keeps on this machine.
 
 Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wrong.`,
@@ -37,7 +37,7 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 	for group, commands := range map[string][]*cobra.Command{
 		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand(), secretsCommand()},
 		use:      {orderCommand(), inventoryCommand(), eventsCommand()},
-		maintain: {statusCommand(), auditCommand(), dlqCommand(), benchCommand()},
+		maintain: {statusCommand(), auditCommand(), dlqCommand(), actionsCommand(), customerCommand(), benchCommand()},
 	} {
 		for _, cmd := range commands {
 			cmd.GroupID = group

@@ -59,7 +59,7 @@ type Config struct {
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
-	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION"`
+	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	Retention         outbox.Retention
 	Telemetry         telemetry.Config
 }

@@ -222,6 +222,7 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 			{"call the stock check", publish("shop.direct", "shop.inventory.check")},
 			{"put into the order queue past the exchange", publish("", "order")}, {"make a dead letter", publish("shop.dlx", "")},
 			{"take a copy of all events", bind("order", "shop.#", "shop.topic")},
+			{"say what an operator did", publish("shop.topic", "shop.operator.acted")},
 			{"listen to all events", listen("shop.#")}, {"listen to placed orders, with the customers' names", listen("shop.order.placed")},
 			{"change an exchange", exchange}, {"delete an exchange", deleteExchange},
 		},
@@ -254,8 +255,8 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 	}
 	granted := map[string][]attempt{
 		"gateway":   {{"place an order", publish("shop.topic", "shop.order.placed")}, {"ask for the catalogue", publish("shop.topic", "shop.inventory.list")}, {"listen to decisions", listen("shop.order.confirmed")}},
-		"order":     {{"confirm an order", publish("shop.topic", "shop.order.confirmed")}, {"call the stock check", publish("shop.direct", "shop.inventory.check")}, {"retry", publish("", "order.retry.1s")}},
-		"inventory": {{"say that stock changed", publish("shop.topic", "shop.stock.changed")}, {"read its queue", read("inventory")}},
+		"order":     {{"confirm an order", publish("shop.topic", "shop.order.confirmed")}, {"say what an operator did", publish("shop.topic", "shop.operator.acted")}, {"call the stock check", publish("shop.direct", "shop.inventory.check")}, {"retry", publish("", "order.retry.1s")}},
+		"inventory": {{"say that stock changed", publish("shop.topic", "shop.stock.changed")}, {"say what an operator did", publish("shop.topic", "shop.operator.acted")}, {"read its queue", read("inventory")}},
 		"logging":   {{"redrive", publish("", "order")}, {"read the dead letters", read("dead-letter")}},
 	}
 	for service, attempts := range granted {

@@ -17,7 +17,9 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
+	"shop.example/platform/enduser"
 	"shop.example/platform/money"
+	"shop.example/platform/text"
 )
 
 // checker serves StockService.
@@ -122,10 +124,10 @@ func readPageToken(token string) (after int32, err error) {
 	if token == "" {
 		return 0, nil
 	}
-	text, err := base64.RawURLEncoding.DecodeString(token)
+	decoded, err := base64.RawURLEncoding.DecodeString(token)
 	if err == nil {
 		var id int64
-		id, err = strconv.ParseInt(string(text), 10, 32)
+		id, err = strconv.ParseInt(string(decoded), 10, 32)
 		after = int32(id)
 	}
 	if err != nil {
@@ -147,15 +149,13 @@ func (c catalogue) CreateItems(ctx context.Context, req *inventoryv1.CreateItems
 	if err != nil {
 		return nil, err
 	}
-	var made []product
-	err = c.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
-		made, changes, err = createItems(ctx, tx, items)
-		return changes, err
+	done, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_CreateItems_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+		return createItems(ctx, tx, items)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &inventoryv1.CreateItemsResponse{Items: itemsOf(made)}, nil
+	return &inventoryv1.CreateItemsResponse{Items: itemsOf(done.products)}, nil
 }
 
 func (c catalogue) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRequest) (*inventoryv1.UpdateItemResponse, error) {
@@ -163,20 +163,18 @@ func (c catalogue) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRe
 	if err != nil {
 		return nil, err
 	}
-	var updated []product
-	err = c.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
-		updated, changes, err = updateItems(ctx, tx, []itemUpdate{update})
-		return changes, err
+	done, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_UpdateItem_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+		return updateItems(ctx, tx, []itemUpdate{update})
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &inventoryv1.UpdateItemResponse{Item: updated[0].item()}, nil
+	return &inventoryv1.UpdateItemResponse{Item: done.products[0].item()}, nil
 }
 
 func (c catalogue) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
-	err := c.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
-		return nil, deleteItems(ctx, tx, []int32{req.GetId()})
+	_, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_DeleteItem_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+		return deleteItems(ctx, tx, []int32{req.GetId()})
 	})
 	if err != nil {
 		return nil, err
@@ -200,10 +198,11 @@ func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, err
 		switch field {
 		case "id", "etag":
 		case "product_name":
-			if n := utf8.RuneCountInString(m.GetProductName()); n == 0 || n > longestName {
-				return u, invalidItem(field, "must be 1 to %d characters long", longestName)
+			name, problem := productName(m.GetProductName())
+			if problem != "" {
+				return u, invalidItem(field, "%s", problem)
 			}
-			u.name = &m.ProductName
+			u.name = &name
 		case "on_hand":
 			if m.GetOnHand() < 0 || m.GetOnHand() > mostOnHand {
 				return u, invalidItem(field, "must be from 0 to %d", mostOnHand)
@@ -228,6 +227,19 @@ func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, err
 	return u, nil
 }
 
+// productName is a name as the catalogue has it, or says what is wrong with it: orders find products by their names, so
+// two that look the same must be the same.
+func productName(given string) (name, problem string) {
+	name = text.Normal(given)
+	if n := utf8.RuneCountInString(name); n == 0 || n > longestName {
+		return "", fmt.Sprintf("must be 1 to %d characters long", longestName)
+	}
+	if !text.Visible(name) {
+		return "", text.Rule
+	}
+	return name, ""
+}
+
 func invalidItem(field, format string, args ...any) error {
 	return apierror.InvalidArgument(apierror.Violation{Field: "item." + field, Description: fmt.Sprintf(format, args...)})
 }
@@ -240,11 +252,15 @@ func newItems[T interface {
 }](w *warehouse, messages []T) ([]newItem, error) {
 	items := make([]newItem, len(messages))
 	for i, m := range messages {
+		name, problem := productName(m.GetProductName())
+		if problem != "" {
+			return nil, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: problem})
+		}
 		p, err := w.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
 		if err != nil {
 			return nil, err
 		}
-		items[i] = newItem{name: m.GetProductName(), onHand: m.GetQuantity(), price: p}
+		items[i] = newItem{name: name, onHand: m.GetQuantity(), price: p}
 	}
 	return items, nil
 }

@@ -9,11 +9,13 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
 
 	"shop.example/platform/apierror"
+	"shop.example/platform/money"
 	"shop.example/platform/postgres"
 )
 
@@ -68,8 +70,21 @@ func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error)
 	return p, nil
 }
 
+// maintenance is what was done to the catalogue.
+type maintenance struct {
+	products []product // as they are now
+	changes  []change  // of their stock
+	deeds    []deed
+}
+
+// deed is what was done to one product, for the record.
+type deed struct {
+	product int32
+	detail  string
+}
+
 // createItems adds products with their stock, all or none.
-func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, []change, error) {
+func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (maintenance, error) {
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
 		INSERT INTO product AS p (name, unit_price, currency, on_hand)
@@ -84,18 +99,19 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) ([]product, 
 		postgres.Array(items, func(i newItem) string { return i.price.currency }),
 		postgres.Array(items, func(i newItem) int32 { return i.onHand }))
 	if err != nil {
-		return nil, nil, fmt.Errorf("creating %d items: %w", len(items), err)
+		return maintenance{}, fmt.Errorf("creating %d items: %w", len(items), err)
 	}
 	if len(products) < len(items) {
-		return nil, nil, itemExists(items, products)
+		return maintenance{}, itemExists(items, products)
 	}
-	changes := make([]change, len(products))
+	done := maintenance{products: products}
 	stocked := deltas{}
-	for i, p := range products {
-		changes[i] = change{product: p}
+	for _, p := range products {
+		done.changes = append(done.changes, change{product: p})
+		done.deeds = append(done.deeds, deed{p.ID, fmt.Sprintf("created: name %q, price %s, on hand %d", p.Name, money.Format(p.UnitPrice, p.Currency), p.OnHand)})
 		stocked[p.ID] = delta{onHand: p.OnHand}
 	}
-	return products, changes, writeMovements(ctx, tx, stocked, created)
+	return done, writeMovements(ctx, tx, stocked, created)
 }
 
 // itemExists names the first item that could not be created beside the ones that were.
@@ -109,36 +125,54 @@ func itemExists(items []newItem, inserted []product) error {
 }
 
 // updateItems changes products, all or none, one update after the other.
-func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) ([]product, []change, error) {
+func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) (maintenance, error) {
 	ids := make([]int32, len(updates))
 	for i, u := range updates {
 		ids[i] = u.id
 	}
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
-		return nil, nil, err
+		return maintenance{}, err
 	}
 	wanted := maps.Clone(stored)
 	for _, u := range updates {
 		if wanted[u.id], err = u.apply(wanted[u.id]); err != nil {
-			return nil, nil, err
+			return maintenance{}, err
 		}
 	}
 	products, err := writeItems(ctx, tx, slices.Collect(maps.Values(wanted)))
 	if err != nil {
-		return nil, nil, err
+		return maintenance{}, err
 	}
-	var changes []change
+	done := maintenance{products: products}
 	restocked := deltas{}
 	for _, p := range products {
 		before := stored[p.ID]
+		done.deeds = append(done.deeds, deed{p.ID, p.differences(before)})
 		if p.OnHand == before.OnHand {
 			continue
 		}
-		changes = append(changes, change{p, before.available()})
+		done.changes = append(done.changes, change{p, before.available()})
 		restocked[p.ID] = delta{onHand: p.OnHand - before.OnHand}
 	}
-	return products, changes, writeMovements(ctx, tx, restocked, adjusted)
+	return done, writeMovements(ctx, tx, restocked, adjusted)
+}
+
+// differences says in words what of a product is not as it was before.
+func (p product) differences(before product) string {
+	var all []string
+	differs := func(what, now, was string) {
+		if now != was {
+			all = append(all, fmt.Sprintf("%s %s, was %s", what, now, was))
+		}
+	}
+	differs("name", strconv.Quote(p.Name), strconv.Quote(before.Name))
+	differs("price", money.Format(p.UnitPrice, p.Currency), money.Format(before.UnitPrice, before.Currency))
+	differs("on hand", strconv.Itoa(int(p.OnHand)), strconv.Itoa(int(before.OnHand)))
+	if len(all) == 0 {
+		return "nothing changed"
+	}
+	return strings.Join(all, "; ")
 }
 
 // apply returns the product with the update's values.
@@ -192,23 +226,25 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 }
 
 // deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them.
-func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) error {
+func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (done maintenance, err error) {
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
-		return err
+		return done, err
 	}
 	for _, id := range ids {
-		if p := stored[id]; p.Reserved > 0 {
-			return apierror.New(codes.FailedPrecondition, "ITEM_HELD", "%s: %d pieces are held for orders", p.Name, p.Reserved)
+		p := stored[id]
+		if p.Reserved > 0 {
+			return done, apierror.New(codes.FailedPrecondition, "ITEM_HELD", "%s: %d pieces are held for orders", p.Name, p.Reserved)
 		}
+		done.deeds = append(done.deeds, deed{id, fmt.Sprintf("deleted: name %q", p.Name)})
 	}
 	_, err = tx.ExecContext(ctx, `
 		UPDATE product SET deleted_at = statement_timestamp(), updated_at = statement_timestamp(), version = version + 1
 		WHERE id = ANY($1::int[])`, postgres.ArrayOf(ids))
 	if err != nil {
-		return fmt.Errorf("deleting %d items: %w", len(ids), err)
+		return done, fmt.Errorf("deleting %d items: %w", len(ids), err)
 	}
-	return nil
+	return done, nil
 }
 
 // lockItems locks and reads products of the catalogue, every one of which must be there.

@@ -1,25 +1,149 @@
 package stock
 
 import (
+	"context"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	accessv1 "shop.example/gen/shop/access/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/enduser"
 )
 
 // inTx runs a change of the catalogue as calls and messages do.
-func inTx(t testing.TB, w *warehouse, f func(tx *sqlx.Tx) ([]product, []change, error)) (products []product, changes []change, err error) {
+func inTx(t testing.TB, w *warehouse, f func(tx *sqlx.Tx) (maintenance, error)) error {
 	t.Helper()
-	err = w.change(t.Context(), func(tx *sqlx.Tx) ([]change, error) {
-		products, changes, err = f(tx)
-		return changes, err
+	_, err := w.maintain(t.Context(), "somebody", "something", f)
+	return err
+}
+
+// byOperator is the context of a call that the gateway makes for an operator.
+func byOperator(t testing.TB, name string) context.Context {
+	t.Helper()
+	md, _ := metadata.FromOutgoingContext(enduser.With(t.Context(), &accessv1.EndUser{Operator: true, Name: name}))
+	return metadata.NewIncomingContext(t.Context(), md)
+}
+
+// recorded takes out of the outbox what operators have done.
+func (w *warehouse) recorded(t testing.TB) (all []string) {
+	t.Helper()
+	for _, m := range w.published(t) {
+		if acted, ok := m.(*eventsv1.OperatorActed); ok {
+			all = append(all, strings.Join([]string{acted.GetOperator(), acted.GetMethod(), acted.GetTarget(), acted.GetDetail()}, " | "))
+		}
+	}
+	return all
+}
+
+func TestCatalogue_EachChangeIsRecordedWithWhoMadeIt(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	ctx := byOperator(t, "ada")
+	_, err := c.CreateItems(ctx, &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{
+		{ProductName: "Watch", Quantity: 5, Price: usd(99)}, {ProductName: "Tablet", Price: usd(300)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.UpdateItem(ctx, &inventoryv1.UpdateItemRequest{
+		Item:       &inventoryv1.Item{Id: laptop, ProductName: "Notebook", OnHand: 40, Price: usd(900)},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"product_name", "on_hand", "price"}},
 	})
-	return products, changes, err
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.DeleteItem(ctx, &inventoryv1.DeleteItemRequest{Id: phone}); err != nil {
+		t.Fatal(err)
+	}
+	// What is refused was not done.
+	if _, err := c.DeleteItem(ctx, &inventoryv1.DeleteItemRequest{Id: phone}); reasonOf(err) != "ITEM_NOT_FOUND" {
+		t.Fatal(err)
+	}
+	const service = "ada | shop.inventory.v1.InventoryService/"
+	want := []string{
+		service + `CreateItems | item 9 | created: name "Watch", price 99.00 USD, on hand 5`,
+		service + `CreateItems | item 10 | created: name "Tablet", price 300.00 USD, on hand 0`,
+		service + `UpdateItem | item 1 | name "Notebook", was "Laptop"; price 900.00 USD, was 1000.00 USD; on hand 40, was 50`,
+		service + `DeleteItem | item 2 | deleted: name "Phone"`,
+	}
+	if got := w.recorded(t); !slices.Equal(got, want) {
+		t.Errorf("recorded %q, want %q", got, want)
+	}
+}
+
+// A message is recorded once, as that of the broker's user who published it.
+func TestCatalogue_ChangesByMessageAreRecordedToo(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	batch := delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: laptop, Price: usd(1)}, {Id: phone}}})
+	batch[0].User = "backoffice"
+	for range 2 {
+		if err := w.onUpdateItems(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"user of the broker backoffice | shop.events.v1.UpdateItems | item 1 | price 1.00 USD, was 1000.00 USD",
+		"user of the broker backoffice | shop.events.v1.UpdateItems | item 2 | nothing changed",
+		`unknown user of the broker | shop.events.v1.DeleteItems | item 2 | deleted: name "Phone"`,
+	}
+	if got := w.recorded(t); !slices.Equal(got, want) {
+		t.Errorf("recorded %q, want %q", got, want)
+	}
+}
+
+func TestCatalogue_NamesThatDeceiveAreRefusedAndOthersNormalised(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	c := catalogue{warehouse: w}
+	create := func(name string) (*inventoryv1.Item, error) {
+		made, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{{ProductName: name, Quantity: 1, Price: usd(1)}}})
+		if err != nil {
+			return nil, err
+		}
+		return made.GetItems()[0], nil
+	}
+	rename := func(name string) error {
+		return w.onUpdateItems(t.Context(), delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: keyboard, ProductName: &name}}}))
+	}
+	for _, bad := range []string{"Lap\u200btop", "Laptop\u202e", "Laptop\n", "\u3164", strings.Repeat("\u0958", 101)} { // which is 202 characters in its normal form
+		if _, err := create(bad); reasonOf(err) != "INVALID_ARGUMENT" {
+			t.Errorf("created %q: %v", bad, err)
+		}
+		if err := rename(bad); reasonOf(err) != "INVALID_ARGUMENT" {
+			t.Errorf("renamed to %q: %v", bad, err)
+		}
+		_, err := c.UpdateItem(t.Context(), &inventoryv1.UpdateItemRequest{
+			Item: &inventoryv1.Item{Id: keyboard, ProductName: bad}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"product_name"}},
+		})
+		if reasonOf(err) != "INVALID_ARGUMENT" {
+			t.Errorf("updated to %q: %v", bad, err)
+		}
+	}
+	if item, err := create("Cafe\u0301"); err != nil || item.GetProductName() != "Caf\u00e9" {
+		t.Errorf("created %v, %v", item, err)
+	}
+	if _, err := create("Caf\u00e9"); reasonOf(err) != "ITEM_EXISTS" {
+		t.Errorf("the same name, as it looks: %v", err)
+	}
+	if err := rename("Souris a\u0300 fil"); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.mustCheck(t, orderFor(byName("Souris \u00e0 fil", 1))); got[0].GetRejection() != nil {
+		t.Errorf("ordered by its name: %v", got)
+	}
 }
 
 func usd(units int64) *moneyv1.Money { return &moneyv1.Money{CurrencyCode: "USD", Units: units} }

@@ -35,13 +35,14 @@ func (w *warehouse) handlers(pub *messaging.Publisher) []messaging.Handler {
 
 // once runs f with each message about the catalogue that was not handled before, in a transaction of its own, which marks
 // it as handled: two messages in one would lock products in the order of the messages, not of the ids. Messages about
-// holds need no such mark: a hold's state says what was done to it.
-func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, body T) ([]change, error)) error {
+// holds need no such mark: a hold's state says what was done to it. Who did it is the broker's user who published it.
+func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.Message[T], f func(tx *sqlx.Tx, body T) (maintenance, error)) error {
 	for _, m := range batch {
 		var fresh []bool
-		err := w.change(ctx, func(tx *sqlx.Tx) (_ []change, err error) {
+		method := string(m.Body.ProtoReflect().Descriptor().FullName())
+		_, err := w.maintain(ctx, publisherOf(m.Meta), method, func(tx *sqlx.Tx) (_ maintenance, err error) {
 			if fresh, err = outbox.Claim(ctx, tx, []uuid.UUID{m.ID}); err != nil || !fresh[0] {
-				return nil, err
+				return maintenance{}, err
 			}
 			return f(tx, m.Body)
 		})
@@ -53,6 +54,13 @@ func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.
 		}
 	}
 	return nil
+}
+
+func publisherOf(m messaging.Meta) string {
+	if m.User == "" {
+		return "unknown user of the broker"
+	}
+	return "user of the broker " + m.User
 }
 
 // refused makes an error Permanent that is the warehouse's own: what it refuses, it refuses for good.
@@ -108,38 +116,43 @@ func moveHoldsOf[T interface {
 }
 
 func (w *warehouse) onCreateItems(ctx context.Context, batch []messaging.Message[*eventsv1.CreateItems]) error {
-	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.CreateItems) ([]change, error) {
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.CreateItems) (maintenance, error) {
 		items, err := newItems(w, m.GetItems())
 		if err != nil {
-			return nil, err
+			return maintenance{}, err
 		}
-		_, changes, err := createItems(ctx, tx, items)
-		return changes, err
+		return createItems(ctx, tx, items)
 	})
 }
 
 func (w *warehouse) onUpdateItems(ctx context.Context, batch []messaging.Message[*eventsv1.UpdateItems]) error {
-	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.UpdateItems) ([]change, error) {
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.UpdateItems) (maintenance, error) {
 		updates := make([]itemUpdate, len(m.GetItems()))
 		for i, item := range m.GetItems() {
-			updates[i] = itemUpdate{id: item.GetId(), name: item.ProductName, onHand: item.Quantity}
+			updates[i] = itemUpdate{id: item.GetId(), onHand: item.Quantity}
+			if item.ProductName != nil {
+				name, problem := productName(item.GetProductName())
+				if problem != "" {
+					return maintenance{}, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: problem})
+				}
+				updates[i].name = &name
+			}
 			if item.GetPrice() == nil {
 				continue
 			}
 			p, err := w.price(item.GetPrice(), fmt.Sprintf("items[%d].price", i))
 			if err != nil {
-				return nil, err
+				return maintenance{}, err
 			}
 			updates[i].price = &p
 		}
-		_, changes, err := updateItems(ctx, tx, updates)
-		return changes, err
+		return updateItems(ctx, tx, updates)
 	})
 }
 
 func (w *warehouse) onDeleteItems(ctx context.Context, batch []messaging.Message[*eventsv1.DeleteItems]) error {
-	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.DeleteItems) ([]change, error) {
-		return nil, deleteItems(ctx, tx, m.GetIds())
+	return once(ctx, w, batch, func(tx *sqlx.Tx, m *eventsv1.DeleteItems) (maintenance, error) {
+		return deleteItems(ctx, tx, m.GetIds())
 	})
 }
 

@@ -192,7 +192,7 @@ func TestSweeper_AnAnswerRepeatedMeanwhileKeepsTheHold(t *testing.T) {
 	byItsID, byItsName, renamed := orderFor(byID(laptop, 1)), orderFor(byName("Phone", 1)), orderFor(byName("Keyboard", 1))
 	first := w.mustCheck(t, byItsID, byItsName, renamed)
 	w.age(t)
-	_, _, err := inTx(t, w, func(tx *sqlx.Tx) ([]product, []change, error) {
+	err := inTx(t, w, func(tx *sqlx.Tx) (maintenance, error) {
 		name := "Clavier" // CheckStock finds no product to lock under the old one
 		return updateItems(t.Context(), tx, []itemUpdate{{id: keyboard, name: &name}})
 	})

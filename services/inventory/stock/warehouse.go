@@ -3,12 +3,14 @@ package stock
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
@@ -46,6 +48,25 @@ func (w *warehouse) change(ctx context.Context, f func(tx *sqlx.Tx) ([]change, e
 			slog.Int("on_hand", int(c.OnHand)), slog.Int("reserved", int(c.Reserved)), slog.Int("quantity", int(c.available())))
 	}
 	return nil
+}
+
+// maintain changes the catalogue: it runs f as change does, and records that the operator did it, by a method or a
+// message. An f that returns nothing has done nothing.
+func (w *warehouse) maintain(ctx context.Context, operator, method string, f func(tx *sqlx.Tx) (maintenance, error)) (done maintenance, err error) {
+	err = w.change(ctx, func(tx *sqlx.Tx) (_ []change, err error) {
+		if done, err = f(tx); err != nil {
+			return nil, err
+		}
+		acts := make([]outbox.Entry, len(done.deeds))
+		for i, d := range done.deeds {
+			acts[i].Message = enduser.Acted(operator, method, fmt.Sprintf("item %d", d.product), d.detail)
+		}
+		return done.changes, outbox.Add(ctx, tx, acts)
+	})
+	if err == nil && len(done.deeds) > 0 {
+		w.wake()
+	}
+	return done, err
 }
 
 // announcements are one StockChanged for each change, and StockDepleted where the last piece went.

@@ -25,6 +25,7 @@ import (
 
 // The states of a dead letter, as the database and the contracts spell them.
 const (
+	open      = "OPEN"
 	redriven  = "REDRIVEN"
 	discarded = "DISCARDED"
 )
@@ -226,7 +227,10 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 			return err
 		}
 		_, problem := decodeJSON(letter.delivery())
-		return markEvent(ctx, tx, letter.MessageID, text(problem))
+		if err := markEvent(ctx, tx, letter.MessageID, text(problem)); err != nil {
+			return err
+		}
+		return recordDecision(ctx, tx, loggingv1.DeadLetterService_RedriveDeadLetter_FullMethodName, letter)
 	})
 	return letter, err
 }
@@ -285,7 +289,10 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 		if err := decide(ctx, &letter); err != nil {
 			return err
 		}
-		return setState(ctx, tx, &letter, discarded)
+		if err := setState(ctx, tx, &letter, discarded); err != nil {
+			return err
+		}
+		return recordDecision(ctx, tx, loggingv1.DeadLetterService_DiscardDeadLetter_FullMethodName, letter)
 	})
 	return letter, err
 }
@@ -293,9 +300,6 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 // decideTimeout bounds the call to the order service. The transaction is idle meanwhile, so it has to be shorter than
 // postgres.IdleInTransactionTimeout.
 const decideTimeout = 5 * time.Second
-
-// maxOrderPlaced is more than any order has that the contracts allow, in bytes. What is larger is not worth reading.
-const maxOrderPlaced = 1 << 20
 
 // decideOrder has the order service reject the order of a letter that could not be decided: its customer would wait for ever.
 // Nobody's order is what somebody sent who may not place any.
@@ -308,8 +312,8 @@ func (s *Service) decideOrder(ctx context.Context, letter *deadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
 	defer cancel()
 	body := letter.Body
-	if len(body) > maxOrderPlaced {
-		body = nil
+	if len(body) > messaging.MaxEvent {
+		body = nil // no order is that large
 	}
 	_, err := s.orders.RejectDiscarded(ctx, &orderv1.RejectDiscardedRequest{OrderId: letter.OrderID, OrderPlaced: body})
 	if err != nil {

@@ -379,7 +379,7 @@ func TestDiscard_AnOrderThatCouldNotBeHandledIsRejectedFirst(t *testing.T) {
 	unreadable := newOrderID()
 	byCorrelation, _ := of(placed(unreadable), "order", func(d *messaging.Delivery) { d.Body = []byte("no protobuf") })
 	tooLarge := newOrderID()
-	large, _ := of(placed(tooLarge), "order", func(d *messaging.Delivery) { d.Body = make([]byte, maxOrderPlaced+1) })
+	large, _ := of(placed(tooLarge), "order", func(d *messaging.Delivery) { d.Body = make([]byte, messaging.MaxEvent+1) })
 	nobodys, _ := of(placed(newOrderID()), "order", func(d *messaging.Delivery) { d.Body, d.CorrelationID = []byte("no protobuf"), "" })
 	ofTheLog, _ := of(placed(newOrderID()), "logging", nil)
 	another, _ := of(rejected(newOrderID()), "order", nil)

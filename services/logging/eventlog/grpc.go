@@ -42,12 +42,14 @@ func parsePageToken(token string, request proto.Message) (id int64, err error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) != 12 || binary.BigEndian.Uint32(b[8:]) != checksum(request) {
-		return 0, apierror.InvalidArgument(apierror.Violation{
-			Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
-		})
+		return 0, errNoToken
 	}
 	return int64(binary.BigEndian.Uint64(b)), nil
 }
+
+var errNoToken = apierror.InvalidArgument(apierror.Violation{
+	Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
+})
 
 func checksum(request proto.Message) uint32 {
 	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(request) // of a message that has just been unmarshalled

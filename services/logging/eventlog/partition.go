@@ -41,6 +41,7 @@ type partitions struct {
 	db        *sqlx.DB
 	log       *slog.Logger
 	retention time.Duration // 0 keeps everything
+	horizon   time.Duration // for how long a dead letter can be redriven
 }
 
 // run looks after the partitions every hour until ctx ends.
@@ -61,7 +62,7 @@ func (p *partitions) run(ctx context.Context) error {
 // partition if nowhere else.
 func (p *partitions) tryUpkeep(ctx context.Context) {
 	now := time.Now()
-	if err := errors.Join(p.upkeep(ctx, now), p.expireRequests(ctx, now)); err != nil && ctx.Err() == nil {
+	if err := errors.Join(p.upkeep(ctx, now), p.expireRequests(ctx, now), p.expireDeadLetters(ctx), p.expireActions(ctx)); err != nil && ctx.Err() == nil {
 		p.log.WarnContext(ctx, "the upkeep of the partitions of event_log failed, will be tried again", "in", upkeepInterval, "err", err)
 	}
 }

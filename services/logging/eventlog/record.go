@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
 )
@@ -29,7 +30,8 @@ type record struct {
 	trace       trace.SpanContext
 	source      string
 	attempt     int
-	publishedAt time.Time // in whole milliseconds
+	publishedAt time.Time               // in whole milliseconds
+	acted       *eventsv1.OperatorActed // what the message is, if it can be read and is one
 }
 
 // readDelivery makes the row of a message. It never fails: what cannot be read is a row too, which says why.
@@ -44,7 +46,9 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 	}
 	m, err := decode(d)
 	if m != nil {
-		r.payload, err = toJSON(m, err)
+		if r.payload, err = toJSON(m, err); err == nil {
+			r.acted, _ = m.(*eventsv1.OperatorActed)
+		}
 	}
 	r.messageID = messageID(m, d.MessageID)
 	r.orderID = orderID(m, d)
@@ -57,7 +61,7 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 
 // unstorable turns r, which the database has refused, into a row that it takes.
 func (r record) unstorable(d messaging.Delivery, cause error) record {
-	r.payload, r.body = nil, d.Body
+	r.payload, r.body, r.acted = nil, d.Body, nil
 	r.problem = storable(fmt.Sprintf("the database refused it: %v", cause))
 	return r
 }

@@ -4,7 +4,9 @@
 // Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
 // partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
 // read over gRPC (grpc.go), the log also as a stream (stream.go). What the log has and the service that handles it has not
-// is found (reconcile.go, unhandled.go) and sent again (resend.go).
+// is found (reconcile.go, unhandled.go) and sent again (resend.go). What operators do is in a record of its own
+// (operator_action.go). All of it is deleted when it is old (retention.go), and what names a person when that person wants
+// it (personal.go).
 package eventlog
 
 import (
@@ -17,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -42,8 +45,9 @@ type Config struct {
 	// OrderAddr and InventoryAddr are where order and inventory are asked which events they have handled.
 	OrderAddr     string `env:"ORDER_ADDR" envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
-	// Retention is how long events are kept, in whole days (720h are 30); 0 keeps them for ever.
-	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"0"`
+	// Retention is how long events are kept, in whole days (720h are 30), and dead letters that were decided about; 0 keeps
+	// them for ever. What operators did is kept for three years at least, and as long as events.
+	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	// Messages says how long dead letters can be redriven.
 	Messages  outbox.Retention
 	Telemetry telemetry.Config
@@ -111,7 +115,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.OnStop("database", s.db.Close)
 	s.Check("database", postgres.Ready(s.db))
 
-	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention}
+	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention, horizon: s.horizon}
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
 
@@ -137,6 +141,8 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("tail", s.tail.run)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
+	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
 	s.ServeReport()
 	return nil
 }

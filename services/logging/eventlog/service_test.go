@@ -41,7 +41,8 @@ type fixture struct {
 	pub     *messaging.Publisher
 	events  loggingv1.EventLogServiceClient
 	letters loggingv1.DeadLetterServiceClient
-	admin   string // address of the admin listener
+	conn    *grpc.ClientConn // to the replica that was started last
+	admin   string           // address of the admin listener
 	others  *services
 	log     *lines
 }
@@ -115,6 +116,7 @@ func (f *fixture) replica(t *testing.T) (loggingv1.EventLogServiceClient, loggin
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	f.conn = conn
 	return loggingv1.NewEventLogServiceClient(conn), loggingv1.NewDeadLetterServiceClient(conn)
 }
 

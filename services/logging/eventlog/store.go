@@ -89,7 +89,10 @@ func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error
 			row.record = byMessage[messageID]
 			rows = append(rows, row)
 		}
-		return inserted.Err()
+		if err := inserted.Err(); err != nil {
+			return err
+		}
+		return recordActions(ctx, tx, fresh)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("inserting %d events: %w", len(records), err)
@@ -147,11 +150,15 @@ type row struct {
 	Attempt      int32     `db:"attempt"`
 	PublishedAt  time.Time `db:"published_at"`
 	CreatedAt    time.Time `db:"created_at"`
+	Body         []byte    `db:"body"` // the message as it came, where Payload is nil; nil where it was not asked for
 }
 
+const rowColumns = `
+       id, routing_key, exchange, payload, status, error_message, message_id, coalesce(order_id::text, '') AS order_id,
+       trace_id, source, attempt, published_at, created_at`
+
 const selectRows = `
-SELECT id, routing_key, exchange, payload, status, error_message, message_id, coalesce(order_id::text, '') AS order_id,
-       trace_id, source, attempt, published_at, created_at
+SELECT ` + rowColumns + `
 FROM event_log`
 
 func (r *row) message() (*loggingv1.Event, error) {

@@ -114,9 +114,14 @@ func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed b
 			return err
 		}
 		changed = true
-		return outbox.Add(ctx, tx, []outbox.Entry{{Message: &eventsv1.OrderCancelled{
+		entries := []outbox.Entry{{Message: &eventsv1.OrderCancelled{
 			OrderId: o.ID.String(), Lines: pricedLines(o), CancelledAt: timestamppb.New(o.UpdatedAt),
-		}}})
+		}}}
+		if enduser.IsOperator(ctx) {
+			entries = append(entries, outbox.Entry{Message: enduser.Acted(enduser.Operator(ctx),
+				orderv1.OrderService_CancelOrder_FullMethodName, "order "+o.ID.String(), "cancelled")})
+		}
+		return outbox.Add(ctx, tx, entries)
 	})
 	return o, changed, err
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -298,12 +299,18 @@ type position struct {
 	id     uuid.UUID
 }
 
-// newest is the place before the first order.
-var newest = position{micros: -1, id: uuid.Max}
+// newest is the place before the first order, and oldest the one behind the last.
+var (
+	newest = position{micros: -1, id: uuid.Max}
+	oldest = position{micros: math.MinInt64}
+)
 
 func (p position) sqlTime() string {
-	if p == newest {
+	switch p {
+	case newest:
 		return "infinity"
+	case oldest:
+		return "-infinity"
 	}
 	return time.UnixMicro(p.micros).UTC().Format(time.RFC3339Nano)
 }

@@ -42,7 +42,8 @@ func rulesOf(fd protoreflect.FieldDescriptor, rules *validate.FieldRules) Rules 
 		case s.GetEmail():
 			r.Format = "email"
 		}
-		zeroIsBad = r.MinLength > 0 || r.Pattern != "" || r.Format != ""
+		// A rule that is written out says what a text has to look like, and nothing does not.
+		zeroIsBad = r.MinLength > 0 || r.Pattern != "" || r.Format != "" || len(rules.GetCel()) > 0
 	case rules.GetInt32() != nil:
 		i := rules.GetInt32()
 		r.Minimum, r.Maximum = bounds(i.HasGt(), float64(i.GetGt())+1, i.HasGte(), float64(i.GetGte())), bounds(i.HasLt(), float64(i.GetLt())-1, i.HasLte(), float64(i.GetLte()))

@@ -27,10 +27,12 @@ type EndUser struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuer of the end user's token; empty if the token is the shop's own or there is none.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Whom the issuer gave the token; if there is no issuer, the name of the operator whose token it is.
+	// Whom the issuer gave the token; empty if there is no issuer.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Whether it is an operator, who may see and do everything.
-	Operator      bool `protobuf:"varint,3,opt,name=operator,proto3" json:"operator,omitempty"`
+	Operator bool `protobuf:"varint,3,opt,name=operator,proto3" json:"operator,omitempty"`
+	// The name of an operator with a token of the shop's own; empty if it is an issuer's.
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -86,15 +88,23 @@ func (x *EndUser) GetOperator() bool {
 	return false
 }
 
+func (x *EndUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_shop_access_v1_end_user_proto protoreflect.FileDescriptor
 
 const file_shop_access_v1_end_user_proto_rawDesc = "" +
 	"\n" +
-	"\x1dshop/access/v1/end_user.proto\x12\x0eshop.access.v1\"\\\n" +
+	"\x1dshop/access/v1/end_user.proto\x12\x0eshop.access.v1\"u\n" +
 	"\aEndUser\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1d\n" +
 	"\asubject\x18\x02 \x01(\tB\x03\x80\x01\x01R\asubject\x12\x1a\n" +
-	"\boperator\x18\x03 \x01(\bR\boperatorB*Z(shop.example/gen/shop/access/v1;accessv1b\x06proto3"
+	"\boperator\x18\x03 \x01(\bR\boperator\x12\x17\n" +
+	"\x04name\x18\x04 \x01(\tB\x03\x80\x01\x01R\x04nameB*Z(shop.example/gen/shop/access/v1;accessv1b\x06proto3"
 
 var (
 	file_shop_access_v1_end_user_proto_rawDescOnce sync.Once

@@ -28,8 +28,11 @@ const (
 )
 
 type PlaceOrderRequest struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	CustomerName  string                    `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without control characters, and without those that cannot be seen or change the direction of text.
+	CustomerName string `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
+	// An address as HTML's input fields take it, or an internationalised one: letters of any script on both sides of the @,
+	// with a domain that IDNA allows.
 	CustomerEmail string                    `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
 	OrderItems    []*PlaceOrderRequest_Item `protobuf:"bytes,3,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -197,10 +200,11 @@ var File_shop_checkout_v1_checkout_proto protoreflect.FileDescriptor
 
 const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"\x98\x04\n" +
+	"\x1fshop/checkout/v1/checkout.proto\x12\x10shop.checkout.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"\xf8\x04\n" +
 	"\x11PlaceOrderRequest\x126\n" +
-	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x128\n" +
-	"\x0ecustomer_email\x18\x02 \x01(\tB\x11\xbaH\vr\t\x18\xfe\x01\xba\x01\x01\x00`\x01\x80\x01\x01R\rcustomerEmail\x12U\n" +
+	"\rcustomer_name\x18\x01 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\x80\x01\x01R\fcustomerName\x12\x97\x01\n" +
+	"\x0ecustomer_email\x18\x02 \x01(\tBp\x92A\f\xa2\x02\tidn-email\xbaH[\xba\x01O\n" +
+	"\x1aplace_order.customer_email\x12\x1dmust be a valid email address\x1a\x12this.contains('@')r\a\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12U\n" +
 	"\vorder_items\x18\x03 \x03(\v2(.shop.checkout.v1.PlaceOrderRequest.ItemB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\n" +
 	"orderItems\x1a\x9d\x01\n" +

@@ -1,0 +1,34 @@
+package text
+
+import "testing"
+
+func TestVisible_WhatDeceivesTheReaderIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]string{
+		"NUL": "A\x00da", "line feed": "Ada\nTotal: 0", "tab": "Ada\tL", "escape": "\x1b[2JAda", "DEL": "Ada\x7f", "next line (C1)": "Ada\u0085",
+		"right-to-left override": "Ada\u202egnp.exe", "left-to-right embedding": "\u202aAda", "isolate": "\u2066Ada\u2069",
+		"right-to-left mark": "Ada\u200f", "Arabic letter mark": "Ada\u061c",
+		"zero width space": "A\u200bda", "zero width non-joiner": "A\u200cda", "zero width joiner": "A\u200dda", "word joiner": "A\u2060da",
+		"byte order mark": "\ufeffAda", "soft hyphen": "A\u00adda", "Mongolian vowel separator": "A\u180eda", "tag": "Ada\U000e0041",
+		"combining grapheme joiner": "A\u034fda", "Hangul filler": "\u3164", "halfwidth Hangul filler": "\uffa0", "line separator": "Ada\u2028", "paragraph separator": "Ada\u2029",
+	} {
+		if Visible(s) {
+			t.Errorf("%s is taken: %q", name, s)
+		}
+	}
+	for _, s := range []string{
+		"", "Ada", "Ada Lovelace-Byron, Jr.", "René O'Connor", "Rene\u0301", "Žižek", "Ἀριστοτέλης", "محمد", "יוסף", "田中 太郎", "김철수", "श्रीनिवास", "ประยุทธ์",
+		"Desk \u2764\ufe0f", "☕ 250 g", "5 €", "a\u00a0b", "Mouse ﬁne", "𝒜da",
+	} {
+		if !Visible(s) {
+			t.Errorf("%q is refused", s)
+		}
+	}
+}
+
+func TestNormal_WhatLooksTheSameIsTheSame(t *testing.T) {
+	t.Parallel()
+	if got := Normal("Rene\u0301 Sala\u0308"); got != "Ren\u00e9 Sal\u00e4" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,163 @@
+package ordering
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/proto"
+
+	customerv1 "shop.example/gen/shop/customer/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/customer"
+	"shop.example/platform/enduser"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+)
+
+const (
+	// stretch is how many orders a call looks at. There is no index on addresses: each order would pay for it.
+	stretch = 100_000
+	// maxFound is how many orders a call returns or erases, and maxBytes about how many bytes it returns.
+	maxFound = 200
+	maxBytes = 1 << 20
+)
+
+// personalData serves PersonalDataService with what orders say about people.
+type personalData struct {
+	customerv1.UnimplementedPersonalDataServiceServer
+	*Service
+}
+
+// FindPersonalData is part of customerv1.PersonalDataServiceServer. That a person's data are handed out is recorded before.
+func (s personalData) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
+	person, after, err := personIn(req.GetPerson(), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetPageToken() == "" {
+		err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+			return record(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, person, "orders")
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.wake()
+	}
+	orders, next, err := findOrdersOf(ctx, s.db, person, after)
+	if err != nil {
+		return nil, err
+	}
+	if err := addLines(ctx, s.db, orders); err != nil {
+		return nil, err
+	}
+	resp := &customerv1.FindPersonalDataResponse{}
+	size := 0
+	for _, o := range orders {
+		if size > maxBytes {
+			break
+		}
+		r := &customerv1.PersonalRecord{Record: &customerv1.PersonalRecord_Order{Order: o.message()}, Owner: o.Owner}
+		resp.Records = append(resp.Records, r)
+		size += proto.Size(r)
+	}
+	if n := len(resp.GetRecords()); n < len(orders) {
+		next = positionAfter(orders[n-1])
+	}
+	resp.NextPageToken = tokenOf(next, req.GetPerson())
+	return resp, nil
+}
+
+// ErasePersonalData is part of customerv1.PersonalDataServiceServer. An order that comes again is not compared with one
+// that was erased: without who placed it there is no fingerprint. Claims of idempotency keys stay, they are keyed hashes.
+func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
+	person, after, err := personIn(req.GetPerson(), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	var orders []*Order
+	var next position
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
+		if orders, next, err = findOrdersOf(ctx, tx, person, after); err != nil || len(orders) == 0 {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `
+			UPDATE orders SET customer_name = $2, customer_email = $2, owner = NULL, fingerprint = NULL WHERE id = ANY ($1::uuid[])`,
+			postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }), customer.Erased)
+		if err != nil {
+			return fmt.Errorf("erasing who placed %d orders: %w", len(orders), err)
+		}
+		return record(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person, fmt.Sprintf("%d orders", len(orders)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(orders) > 0 {
+		s.wake()
+	}
+	return &customerv1.ErasePersonalDataResponse{Orders: int32(len(orders)), NextPageToken: tokenOf(next, req.GetPerson())}, nil //nolint:gosec // at most maxFound
+}
+
+func record(ctx context.Context, tx *sqlx.Tx, method string, person customer.Person, detail string) error {
+	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
+}
+
+// personIn reads whose data are meant, and where a call goes on.
+func personIn(p *customerv1.Person, token string) (customer.Person, position, error) {
+	after, ok := parsePosition(token, filterOf(p))
+	if !ok {
+		return customer.Person{}, position{}, apierror.InvalidArgument(apierror.Violation{
+			Field: "page_token", Description: "is not a next_page_token for this person; leave it out to start at the first page",
+		})
+	}
+	return customer.Of(p), after, nil
+}
+
+func tokenOf(next position, p *customerv1.Person) string {
+	if next == oldest {
+		return ""
+	}
+	return next.token(filterOf(p))
+}
+
+func filterOf(p *customerv1.Person) string {
+	return "personal data " + p.GetEmail() + " " + p.GetOwner()
+}
+
+// findOrdersOf looks at a stretch of the orders that follow after, the newest first, and returns those that name the person,
+// without their lines, and the place where to go on; oldest if there are no more.
+func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after position) (found []*Order, next position, err error) {
+	var end Order
+	err = sqlx.GetContext(ctx, q, &end, `
+		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
+		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, stretch-1)
+	switch {
+	case err == nil:
+		next = positionAfter(&end)
+	case errors.Is(err, sql.ErrNoRows):
+		next = oldest
+	default:
+		return nil, next, fmt.Errorf("looking for the end of a stretch of orders: %w", postgres.Classify(err))
+	}
+	var rows []*Order
+	err = sqlx.SelectContext(ctx, q, &rows, selectOrders+`
+		WHERE (created_at, id) < ($1::timestamptz, $2::uuid) AND (created_at, id) >= ($3::timestamptz, $4::uuid)
+		    AND (customer_email ILIKE ANY ($5::text[]) OR owner = $6)
+		ORDER BY created_at DESC, id DESC LIMIT $7`,
+		after.sqlTime(), after.id, next.sqlTime(), next.id, postgres.ArrayOf(person.Patterns()), person.Owner(), maxFound)
+	if err != nil {
+		return nil, next, fmt.Errorf("looking for the orders of a person: %w", postgres.Classify(err))
+	}
+	if len(rows) == maxFound {
+		next = positionAfter(rows[len(rows)-1])
+	}
+	for _, o := range rows {
+		if person.Matches(o.CustomerEmail, o.Owner) {
+			found = append(found, o)
+		}
+	}
+	return found, next, nil
+}

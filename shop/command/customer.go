@@ -1,0 +1,124 @@
+package command
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	customerv1 "shop.example/gen/shop/customer/v1"
+)
+
+// customers is what the subcommands of shop customer have in common.
+type customers struct {
+	gateway                gateway
+	email, subject, issuer string
+}
+
+func customerCommand() *cobra.Command {
+	c := &customers{gateway: gateway{names: map[string]string{
+		"customer_email": "--email", "subject": "--subject", "issuer": "--issuer", "": "--email, --subject",
+	}}}
+	cmd := &cobra.Command{
+		Use:   "customer",
+		Short: "Export or erase what the shop knows about a person",
+		Long: `What the shop knows about a person: orders, events of the log and dead letters that name them, by their
+e-mail address in capital or small letters, or by the subject of their token. It is for operators, and
+both are recorded (shop actions). What waits in a queue of the broker is found once it has been handled.`,
+		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer erase --email ada@example.org",
+	}
+	c.gateway.flags(cmd)
+	cmd.PersistentFlags().StringVar(&c.email, "email", "", "whose e-mail address this is")
+	cmd.PersistentFlags().StringVar(&c.subject, "subject", "", "whose token has this subject")
+	cmd.PersistentFlags().StringVar(&c.issuer, "issuer", "", "the issuer of that token (default the one that the shop knows)")
+	for _, flag := range []string{"email", "subject", "issuer"} {
+		completeFlag(cmd, flag, cobra.NoFileCompletions)
+	}
+	cmd.AddCommand(c.exportCommand(), c.eraseCommand())
+	return cmd
+}
+
+// with calls f with a client of the shop, if it is said who is meant.
+func (c *customers) with(f func(customerv1.CustomerServiceClient) error) error {
+	if c.email == "" && c.subject == "" {
+		return wrongUsage("say whose data are meant: --email or --subject, or both")
+	}
+	return c.gateway.with(func(conn *grpc.ClientConn) error { return f(customerv1.NewCustomerServiceClient(conn)) })
+}
+
+func (c *customers) exportCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "export",
+		Short: "Print everything that names a person as JSON",
+		Long: `Prints everything that names a person as JSON: {"records": [...]}, each record an order, an event or a
+dead letter.`,
+		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer export --subject 4711 --issuer https://login.example.org | jq '.records | length'",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.with(func(client customerv1.CustomerServiceClient) error {
+				all := &customerv1.ExportCustomerResponse{}
+				for token := ""; ; {
+					page, err := client.ExportCustomer(cmd.Context(), &customerv1.ExportCustomerRequest{
+						CustomerEmail: c.email, Subject: c.subject, Issuer: c.issuer, PageToken: token,
+					})
+					if err != nil {
+						return err
+					}
+					all.Records = append(all.Records, page.GetRecords()...)
+					if token = page.GetNextPageToken(); token == "" {
+						return printMessage(cmd.OutOrStdout(), all)
+					}
+				}
+			})
+		},
+	}
+}
+
+func (c *customers) eraseCommand() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "erase",
+		Short: "Erase who a person is, for good",
+		Long: `Takes name, e-mail address and subject out of everything that names a person. What was ordered and what
+became of it stays. Dead letters that name the person are discarded: an order that nobody could handle
+is not decided any more. To erase what is erased already is no error.`,
+		Example: "  shop customer erase --email ada@example.org\n  shop customer erase --email ada@example.org --subject 4711 --yes",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.with(func(client customerv1.CustomerServiceClient) error {
+				if !yes {
+					if err := confirm(cmd, "Erase who this is, for good?"); err != nil {
+						return err
+					}
+				}
+				erased, err := c.erase(cmd.Context(), client)
+				if erased.GetOrders()+erased.GetEvents()+erased.GetDeadLetters() > 0 || err == nil {
+					fmt.Fprintf(cmd.OutOrStdout(), "Erased in %d orders, %d events and %d dead letters.\n", erased.GetOrders(), erased.GetEvents(), erased.GetDeadLetters())
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+// erase returns how much was erased, also if not all could be.
+func (c *customers) erase(ctx context.Context, client customerv1.CustomerServiceClient) (*customerv1.EraseCustomerResponse, error) {
+	all := &customerv1.EraseCustomerResponse{}
+	for token := ""; ; {
+		part, err := client.EraseCustomer(ctx, &customerv1.EraseCustomerRequest{
+			CustomerEmail: c.email, Subject: c.subject, Issuer: c.issuer, PageToken: token,
+		})
+		if err != nil {
+			return all, err
+		}
+		all.Orders += part.GetOrders()
+		all.Events += part.GetEvents()
+		all.DeadLetters += part.GetDeadLetters()
+		if token = part.GetNextPageToken(); token == "" {
+			return all, nil
+		}
+	}
+}
