@@ -363,7 +363,7 @@ func TestRun_AnOrderThatWasErasedIsNotUndecided(t *testing.T) {
 		t.Errorf("%v, lost %v", r.Violations, r.Lost())
 	}
 	// What could not be read from the start is somebody's order.
-	s.exec(t, `UPDATE logging.event_log SET status = 'error' WHERE order_id = $1`, erased)
+	s.exec(t, `UPDATE logging.event_log SET status = 'error', payload = NULL, body = '\xff' WHERE order_id = $1`, erased)
 	if r := s.audit(t); r.Count() != 1 {
 		t.Errorf("%v", r.Violations)
 	}

@@ -20,6 +20,7 @@ import (
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
@@ -28,7 +29,10 @@ import (
 // people is a service with a log in which people stand.
 func people(t *testing.T) personalData {
 	t.Helper()
-	return personalData{Service: &Service{db: openDB(t, dbtest.New(t)), log: slog.New(slog.DiscardHandler), horizon: 7 * day}}
+	return personalData{Service: &Service{
+		db: openDB(t, dbtest.New(t)), broker: &messaging.Connection{}, orders: orderv1.NewIntakeServiceClient(startServices(t).conn),
+		log: slog.New(slog.DiscardHandler), horizon: 7 * day,
+	}}
 }
 
 // find goes through all pages.
