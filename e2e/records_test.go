@@ -177,7 +177,7 @@ func TestCustomer_IsExportedAndErasedEverywhere(t *testing.T) {
 		}
 	}
 
-	if out := s.must(t, "customer", "erase", "--email", "ada@example.org", "--yes"); out != "Erased in 3 orders, 5 events and 2 dead letters.\n" {
+	if out := s.must(t, "customer", "erase", "--email", "ada@example.org", "--yes"); out != "Erased in 4 orders, 5 events and 2 dead letters.\n" { // that of the dead letter too: it is rejected as it is discarded
 		t.Errorf("erased: %s", out)
 	}
 	db := s.openDatabase(t)
