@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"hash"
 	"strings"
 
 	"github.com/google/uuid"
@@ -49,7 +48,7 @@ func (s idSecret) formerOrderID(k requestKey) uuid.UUID {
 func (s idSecret) mac(parts ...string) []byte {
 	mac := hmac.New(sha256.New, s)
 	for _, part := range parts {
-		writeBytes(mac, []byte(part))
+		mac.Write(appendPart(nil, part))
 	}
 	return mac.Sum(nil)
 }
@@ -77,45 +76,46 @@ const (
 // its value and the value, and a field that is not set is left out. It is kept with the order: to change it would make an
 // order that is sent again another order.
 func fingerprint(order *eventsv1.OrderPlaced) []byte {
-	sum := sha256.New()
-	writeText(sum, tagName, order.GetCustomerName())
-	writeText(sum, tagEmail, order.GetCustomerEmail())
+	b := make([]byte, 0, 512)
+	b = appendText(b, tagName, order.GetCustomerName())
+	b = appendText(b, tagEmail, order.GetCustomerEmail())
 	for _, line := range order.GetLines() {
-		sum.Write([]byte{tagLine})
-		writeText(sum, tagProductName, line.GetProductName())
+		b = append(b, tagLine)
+		b = appendText(b, tagProductName, line.GetProductName())
 		if line.GetProductName() == "" { // else the id does not count
-			writeNumber(sum, tagProductID, int64(line.GetProductId()))
+			b = appendNumber(b, tagProductID, int64(line.GetProductId()))
 		}
-		writeNumber(sum, tagQuantity, int64(line.GetQuantity()))
-		writePrice(sum, line.GetExpectedUnitPrice())
+		b = appendNumber(b, tagQuantity, int64(line.GetQuantity()))
+		b = appendPrice(b, line.GetExpectedUnitPrice())
 	}
-	return sum.Sum(nil)
+	sum := sha256.Sum256(b)
+	return sum[:]
 }
 
-func writePrice(sum hash.Hash, price *moneyv1.Money) {
+func appendPrice(b []byte, price *moneyv1.Money) []byte {
 	if price == nil {
-		return // not the same as a price of nothing
+		return b // not the same as a price of nothing
 	}
-	writeText(sum, tagPrice, price.GetCurrencyCode())
-	writeNumber(sum, tagPrice, price.GetUnits())
-	writeNumber(sum, tagPrice, int64(price.GetNanos()))
+	b = appendText(b, tagPrice, price.GetCurrencyCode())
+	b = appendNumber(b, tagPrice, price.GetUnits())
+	return appendNumber(b, tagPrice, int64(price.GetNanos()))
 }
 
-func writeText(sum hash.Hash, tag byte, text string) {
-	if text != "" {
-		sum.Write([]byte{tag})
-		writeBytes(sum, []byte(text))
+func appendText(b []byte, tag byte, text string) []byte {
+	if text == "" {
+		return b
 	}
+	return appendPart(append(b, tag), text)
 }
 
-func writeNumber(sum hash.Hash, tag byte, n int64) {
-	sum.Write([]byte{tag})
-	writeBytes(sum, binary.BigEndian.AppendUint64(nil, uint64(n))) //nolint:gosec // the bits are what counts
+func appendNumber(b []byte, tag byte, n int64) []byte {
+	b = append(b, tag, 8)                              // the length of a number
+	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // the bits are what counts
 }
 
-func writeBytes(sum hash.Hash, b []byte) {
-	sum.Write(binary.AppendUvarint(nil, uint64(len(b))))
-	sum.Write(b)
+// appendPart appends a part with its length before it.
+func appendPart(b []byte, part string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(part))), part...)
 }
 
 // keyOf reads the idempotency key of a call.
