@@ -10,9 +10,9 @@ MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
 LINTED = $(filter-out ./gen,$(MODULES))
 # What is shipped, and the licences that what it links may have. The MPL asks for its own files to stay open: they are used
 # as they are.
-PROGRAMS = ./gateway ./services/order ./services/inventory ./services/logging ./shop
+PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto
+GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -45,6 +45,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
+	mkdir "$$fresh"/topology "$$fresh"/db; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
@@ -139,11 +140,12 @@ screenshots: .bin/shop ## Take the pictures of the front page in docs/images aga
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate
-generate: .bin/buf ## Write gen/ from proto/, after lint and format
+generate: .bin/buf ## Write gen/ from proto/, after lint and format, and what follows from it and the table of services
 	.bin/buf format -w proto
 	.bin/buf lint
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
+	go run ./topology/generate .
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions
