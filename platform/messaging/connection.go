@@ -62,14 +62,14 @@ type Connection struct {
 	connected bool    // once at least; Run's alone
 	keeper    *keeper // nil if this connection looks after no queues
 
-	mu      sync.Mutex
-	taking  context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
-	block   context.CancelFunc
-	current *amqp.Connection
-	changed chan struct{} // closed and replaced when current changes
-	lastErr error
+	mu             sync.Mutex
+	publishCtx     context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
+	stopPublishing context.CancelFunc
+	current        *amqp.Connection
+	changed        chan struct{} // closed and replaced when current changes
+	lastErr        error
 
-	asking sync.Mutex // held while the broker owes an answer about its queues
+	queryMu sync.Mutex // held while the broker owes an answer about its queues
 }
 
 // Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
@@ -133,7 +133,7 @@ func (c *Connection) Run(ctx context.Context) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
 		start := time.Now()
-		err := c.once(ctx)
+		err := c.connectOnce(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -150,8 +150,8 @@ func (c *Connection) Run(ctx context.Context) error {
 	return nil
 }
 
-// once dials, declares and holds one connection until it closes or ctx ends.
-func (c *Connection) once(ctx context.Context) error {
+// connectOnce dials, declares and holds one connection until it closes or ctx ends.
+func (c *Connection) connectOnce(ctx context.Context) error {
 	conn, err := c.open()
 	if err != nil {
 		c.set(nil, err)
@@ -246,9 +246,9 @@ func (c *Connection) setBlocked(blocked bool) {
 	defer c.mu.Unlock()
 	switch {
 	case blocked:
-		c.block()
-	case c.taking == nil || c.taking.Err() != nil:
-		c.taking, c.block = context.WithCancel(context.Background())
+		c.stopPublishing()
+	case c.publishCtx == nil || c.publishCtx.Err() != nil:
+		c.publishCtx, c.stopPublishing = context.WithCancel(context.Background())
 	}
 }
 
@@ -256,7 +256,7 @@ func (c *Connection) setBlocked(blocked bool) {
 func (c *Connection) unblocked() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.taking
+	return c.publishCtx
 }
 
 // await returns the live connection, waiting for it until ctx ends.
@@ -285,7 +285,7 @@ func (c *Connection) Ready(context.Context) error {
 	switch {
 	case c.current == nil:
 		return fmt.Errorf("%w: %w", ErrNotConnected, c.lastErr)
-	case c.taking.Err() != nil:
+	case c.publishCtx.Err() != nil:
 		return ErrBlocked
 	}
 	return nil
@@ -308,10 +308,10 @@ func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
 	return c.keeper.keepBound(binding{queue, key, exchange})
 }
 
-// each runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
+// runSessions runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
 // on the connection and returns when that has failed; it starts over on the same connection where that still lives, at
 // once if it returns nil.
-func (c *Connection) each(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
+func (c *Connection) runSessions(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
 		conn, err := c.await(ctx)

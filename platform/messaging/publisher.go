@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 )
 
 const (
@@ -66,7 +66,7 @@ func NewPublisher(conn *Connection) *Publisher {
 
 // Run keeps the publisher's channels open until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
-	return p.conn.each(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
+	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
 		s, err := openPublishSession(conn)
 		if err != nil {
 			return err
@@ -222,7 +222,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break
 		}
 	}
-	crash.Point("publisher.sent")
+	failpoint.Hit("publisher.sent")
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
@@ -246,9 +246,9 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	return len(f.confirms), nil
 }
 
-// post publishes without a confirm, for requests and replies that are worth no more than their caller's patience.
-// Where the message is mandatory and no queue takes it, onReturn is called from another goroutine.
-func (p *Publisher) post(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
+// publishTransient publishes without a confirm, for requests and replies that are worth nothing once their caller has given up.
+// If onReturn is given and no queue takes the message, it is called from another goroutine.
+func (p *Publisher) publishTransient(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
 	if limit := min(MaxCall, p.maxBody.Load()); int64(len(msg.Body)) > limit {
 		return fmt.Errorf("%w: %d bytes, a call carries %d at most", ErrTooLarge, len(msg.Body), limit)
 	}

@@ -105,21 +105,21 @@ func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err
 	return fresh, nil
 }
 
-// Repeats counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
-type Repeats struct{ counter metric.Int64Counter }
+// Duplicates counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
+type Duplicates struct{ counter metric.Int64Counter }
 
 // NewRepeats returns the counter of a service, the metric inbox.repeats.
-func NewRepeats(meters metric.MeterProvider) (*Repeats, error) {
+func NewDuplicates(meters metric.MeterProvider) (*Duplicates, error) {
 	counter, err := meters.Meter(scope).Int64Counter("inbox.repeats",
 		metric.WithDescription("Messages that had been handled before, and so had no effect."))
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the inbox: %w", err)
 	}
-	return &Repeats{counter}, nil
+	return &Duplicates{counter}, nil
 }
 
 // Add adds n, after the commit of the transaction that has found them.
-func (r *Repeats) Add(ctx context.Context, n int) {
+func (r *Duplicates) Add(ctx context.Context, n int) {
 	if r != nil && n > 0 {
 		r.counter.Add(ctx, int64(n))
 	}

@@ -13,7 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
@@ -128,7 +128,7 @@ func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 }
 
 // mostCounted bounds the count of messages that wait. After a long outage counting all of them would take seconds.
-const mostCounted = 100_000
+const maxCounted = 100_000
 
 // ORDER BY: along the index, whose dead entries the relay has cleared away, the count reads what waits and no more. The
 // table itself may be long with what was deleted.
@@ -139,7 +139,7 @@ const countOutbox = `
 // Pending returns how many messages wait, counted up to 100,000, and for how long the oldest of them has.
 func (r *Relay) Pending(ctx context.Context) (messages int, oldest time.Duration, err error) {
 	var milliseconds float64
-	if err := r.pool.QueryRowContext(ctx, countOutbox, mostCounted).Scan(&messages, &milliseconds); err != nil {
+	if err := r.pool.QueryRowContext(ctx, countOutbox, maxCounted).Scan(&messages, &milliseconds); err != nil {
 		return 0, 0, fmt.Errorf("counting the outbox: %w", postgres.Classify(err))
 	}
 	return messages, time.Duration(max(milliseconds, 0) * float64(time.Millisecond)), nil
@@ -180,7 +180,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			// Another replica's relay has been at work all the time that we were willing to wait.
 		case ctx.Err() == nil:
 			wait := backoff/2 + rand.N(backoff/2)
-			r.log.WarnContext(ctx, "the outbox waits", "err", err, "next_try", wait.Round(time.Millisecond))
+			r.log.WarnContext(ctx, "the outbox waits", "error", err, "next_try", wait.Round(time.Millisecond))
 			r.sleep(ctx, wait, nil)
 			backoff = min(2*backoff, maxBackoff)
 		}
@@ -211,11 +211,11 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 		for i := range messages {
 			size += len(messages[i].Body)
 		}
-		crash.Point("relay.taken")
+		failpoint.Hit("relay.taken")
 		if sendErr = r.send(ctx, messages); sendErr != nil {
 			return sendErr
 		}
-		crash.Point("relay.published")
+		failpoint.Hit("relay.published")
 		return nil
 	})
 	switch {
@@ -293,7 +293,7 @@ func (r *Relay) keepInboxClean(ctx context.Context) {
 			return
 		}
 		if _, err := CleanInbox(ctx, r.pool, r.retention); err != nil && ctx.Err() == nil {
-			r.log.WarnContext(ctx, "the inbox was not cleaned", "err", err)
+			r.log.WarnContext(ctx, "the inbox was not cleaned", "error", err)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // foreignServices are served beside the shop's own, and their contracts are not ours: every client with a certificate
@@ -49,7 +49,7 @@ func (s *Service) checkCaller(ctx context.Context, method string) error {
 	if !ours {
 		return nil // foreign: the server answers for no others
 	}
-	names := transport.PeerNames(ctx)
+	names := mtls.PeerNames(ctx)
 	if slices.ContainsFunc(callers, func(caller string) bool { return slices.Contains(names, caller) }) ||
 		len(s.allNames) > 0 && slices.Equal(names, s.allNames) {
 		return nil

@@ -8,13 +8,13 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // DialService returns a connection to all replicas of another service at addr, secured with tls, which is closed when what
 // was added later has stopped. It is made with the first call, so the other service may come later. The error names the
 // environment variable that has the address.
-func (s *Service) DialService(variable, addr string, tls transport.MutualTLS) (*grpc.ClientConn, error) {
+func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.ClientConn, error) {
 	creds, err := tls.Client(s.logger)
 	if err != nil {
 		return nil, err

@@ -107,13 +107,13 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := t.tracers.Shutdown(ctx); err != nil {
-		t.Logger.WarnContext(ctx, "the last spans were not sent", "err", err)
+		t.Logger.WarnContext(ctx, "the last spans were not sent", "error", err)
 		if t.exporter != nil { // The SDK leaves it to its retries when the time is up.
 			_ = t.exporter.Shutdown(ctx)
 		}
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
-		t.Logger.WarnContext(ctx, "stopping metrics", "err", err)
+		t.Logger.WarnContext(ctx, "stopping metrics", "error", err)
 	}
 }
 
@@ -143,7 +143,7 @@ type loggingExporter struct {
 
 func (e loggingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	if err := e.SpanExporter.ExportSpans(ctx, spans); err != nil {
-		e.logger.WarnContext(ctx, "spans were dropped", "spans", len(spans), "err", err)
+		e.logger.WarnContext(ctx, "spans were dropped", "spans", len(spans), "error", err)
 	}
 	return nil
 }

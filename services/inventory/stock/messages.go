@@ -14,7 +14,7 @@ import (
 	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 )
@@ -50,7 +50,7 @@ func once[T proto.Message](ctx context.Context, w *warehouse, batch []messaging.
 			return refused(err)
 		}
 		if !fresh[0] {
-			w.repeats.Add(ctx, 1)
+			w.duplicates.Add(ctx, 1)
 		}
 	}
 	return nil
@@ -76,7 +76,7 @@ func (w *warehouse) onDecrementQuantity(ctx context.Context, batch []messaging.M
 	if err := moveHoldsOf(ctx, w, batch, settling); err != nil {
 		return err
 	}
-	crash.Point("inventory.settled")
+	failpoint.Hit("inventory.settled")
 	return nil
 }
 
@@ -85,7 +85,7 @@ func (w *warehouse) onOrderCancelled(ctx context.Context, batch []messaging.Mess
 	if err := moveHoldsOf(ctx, w, batch, releasing); err != nil {
 		return err
 	}
-	crash.Point("inventory.released")
+	failpoint.Hit("inventory.released")
 	return nil
 }
 
@@ -111,7 +111,7 @@ func moveHoldsOf[T interface {
 	if err != nil {
 		return refused(err)
 	}
-	w.repeats.Add(ctx, len(batch)-moved)
+	w.duplicates.Add(ctx, len(batch)-moved)
 	return nil
 }
 

@@ -17,7 +17,7 @@ import (
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/postgres"
 )
 
@@ -151,7 +151,7 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []chang
 	if err := insertHolds(ctx, tx, holds); err != nil {
 		return answers{}, nil, err
 	}
-	crash.Point("inventory.uncommitted")
+	failpoint.Hit("inventory.uncommitted")
 	return a, changes, nil
 }
 

@@ -18,11 +18,11 @@ import (
 
 // warehouse is what calls and messages act on. Its methods may be called concurrently, in any number of processes.
 type warehouse struct {
-	db       *sqlx.DB
-	log      *slog.Logger
-	currency string
-	wake     func() // tells the relay that the outbox has something
-	repeats  *outbox.Repeats
+	db         *sqlx.DB
+	log        *slog.Logger
+	currency   string
+	wake       func() // tells the relay that the outbox has something
+	duplicates *outbox.Duplicates
 }
 
 // change runs f in a transaction that also announces what f changed, and reports it once it is committed. Where the

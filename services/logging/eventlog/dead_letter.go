@@ -18,7 +18,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/topology"
@@ -223,7 +223,7 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 		if err := pub.Send(ctx, []messaging.Outgoing{letter.outgoing()}); err != nil {
 			return publishError(letter, err)
 		}
-		crash.Point("logging.redriven")
+		failpoint.Hit("logging.redriven")
 		if err := setState(ctx, tx, &letter, redriven); err != nil {
 			return err
 		}
