@@ -12,9 +12,9 @@ LINTED = $(filter-out ./gen,$(MODULES))
 TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # What is shipped, and the licences that what it links may have. The MPL asks for its own files to stay open: they are used
 # as they are.
-PROGRAMS = ./gateway ./services/order ./services/inventory ./services/logging ./shop
+PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto
+GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -61,6 +61,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
+	mkdir "$$fresh"/topology "$$fresh"/db; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
@@ -161,11 +162,12 @@ screenshots: .bin/shop ## Take the pictures of the front page in docs/images aga
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate
-generate: .bin/buf ## Write gen/ from proto/, after lint and format
+generate: .bin/buf ## Write gen/ from proto/, after lint and format, and what follows from it and the table of services
 	.bin/buf format -w proto
 	.bin/buf lint
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
+	go run ./topology/generate .
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions
@@ -215,7 +217,7 @@ images: ## Build the images (VERSION=v1.2.3), and push them (IMAGES=registry/pat
 artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
 	@rm -rf .bin/release && mkdir -p .bin/release
 	@.bin/buf build -o .bin/release/shop.binpb
-	@cp gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml platform/messaging/provision/definitions.json \
+	@cp gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
 	    .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
 	@echo '$(VERSION)' > .bin/release/VERSION
 	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS

@@ -25,6 +25,7 @@ import (
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/topology"
 )
 
 // stopLimit is how long a service may take to end after SIGTERM.
@@ -81,7 +82,7 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	dir := mustBinaries(t)
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	f.amqp = f.broker.Services(t)
+	f.amqp = f.broker.Services(t, topology.Broker())
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {
