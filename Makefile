@@ -39,8 +39,9 @@ down: .bin/shop ## Stop and remove what make up started, its data too (YES=1: wi
 # --- Check -----------------------------------------------------------------------------------------------------------
 
 .PHONY: unit
+# Never from the cache, which does not notice that a document has changed.
 unit: ## Run the tests that need no server, in seconds (docs/adr/0025)
-	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
+	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
 
 .PHONY: t
 t: .bin/shop ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
