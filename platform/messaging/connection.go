@@ -127,8 +127,8 @@ func checkURL(address string) (amqp.URI, error) {
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
-// anyone may use it. Where the first connection finds another topology than the shop's, Run returns that, an ErrTopology:
-// a person has to look at it. Where a later one does, somebody is at work on the broker, and Run tries again.
+// anyone may use it. If the first connection finds another topology than the one that it was given, Run returns that, an ErrTopology:
+// a person has to look at it. If a later one does, somebody is at work on the broker, and Run tries again.
 func (c *Connection) Run(ctx context.Context) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
@@ -207,7 +207,7 @@ func (c *Connection) open() (*amqp.Connection, error) {
 	var socket net.Conn
 	conn, err := amqp.DialConfig(plain, amqp.Config{
 		Heartbeat:  heartbeat,
-		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
+		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
 		Dial: func(network, addr string) (_ net.Conn, err error) {
 			socket, err = dial(network, addr, uri)
 			return socket, err
@@ -309,7 +309,7 @@ func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
 }
 
 // runSessions runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
-// on the connection and returns when that has failed; it starts over on the same connection where that still lives, at
+// on the connection and returns when that has failed; it starts over on the same connection if that still lives, at
 // once if it returns nil.
 func (c *Connection) runSessions(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
 	wait := newBackoff()

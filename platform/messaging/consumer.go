@@ -29,7 +29,7 @@ const idleLimit = 15 * time.Second
 
 // ConsumerOptions bound what a consumer holds.
 type ConsumerOptions struct {
-	Batch int // messages handed to a handler at once, at most; 200 where it is 0
+	Batch int // messages handed to a handler at once, at most; 200 if it is 0
 	// Linger is how long a batch that is not full waits for more messages after its first one. What a batch costs, a
 	// transaction above all, is then shared by more of them.
 	Linger time.Duration

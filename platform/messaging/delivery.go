@@ -28,7 +28,7 @@ type Meta struct {
 	AppID         string    // the service that published it, by its own word
 	User          string    // the broker's user who published it first; "" if that is not known
 	Attempt       int       // 0 for the first
-	Timestamp     time.Time // when it was published; zero where it does not say
+	Timestamp     time.Time // when it was published; zero if it does not say
 	Trace         trace.SpanContext
 }
 
@@ -146,7 +146,7 @@ func sourceQueue(d *amqp.Delivery) string {
 	return stringHeader(lastDeath(d.Headers), "queue")
 }
 
-// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil where it never was.
+// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil if it never was.
 func lastDeath(headers amqp.Table) amqp.Table {
 	deaths, _ := headers["x-death"].([]any)
 	if len(deaths) == 0 {

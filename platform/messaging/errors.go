@@ -15,7 +15,7 @@ var (
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
 	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
-	// ErrTooLarge means that a message is larger than the shop or the broker lets it be.
+	// ErrTooLarge means that a message is larger than MaxEvent or MaxCall, or than the broker takes.
 	ErrTooLarge = errors.New("the message is too large")
 )
 

@@ -26,7 +26,7 @@ const (
 	// its body. An acknowledgement of many scans all that wait, so it is bounded; quorum queues reach their rate with a few
 	// hundred.
 	window = 1000
-	// confirmTimeout bounds the wait for one confirm where the caller's context does not.
+	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
 	confirmTimeout = 10 * time.Second
 )
 
@@ -118,7 +118,7 @@ var producerSpan = trace.WithSpanKind(trace.SpanKindProducer)
 
 // Publish publishes the event m and returns once the broker has it. See Send for errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
-	event, _ := contract.EventOf(m) // NewOutgoing says so where it is none
+	event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
 	ctx, span := p.conn.tracer.Start(ctx, "publish "+event.RoutingKey, producerSpan)
 	defer span.End()
 	out, err := NewOutgoing(ctx, m)

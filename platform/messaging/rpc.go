@@ -268,7 +268,7 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	}
 }
 
-// Reply answers the request that m describes: with failure where that is not nil. An answer that is too large to be sent
+// Reply answers the request that m describes: with failure if that is not nil. An answer that is too large to be sent
 // becomes ResourceExhausted. Nobody waiting is no error of the answer; it is returned as one so that the caller may log it.
 func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message, failure error) error {
 	if m.ReplyTo == "" {
@@ -434,7 +434,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 	}
 }
 
-// answer runs one call, replies and acknowledges. Where the process dies in between, another server answers the call
+// answer runs one call, replies and acknowledges. If the process dies in between, another server answers the call
 // again; methods are idempotent.
 func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method, d amqp.Delivery) {
 	ctx = withTraceParent(ctx, stringHeader(d.Headers, headerTraceParent))

@@ -139,7 +139,7 @@ func newAuthority(valid time.Duration) (*authority, error) {
 	}
 	a := &authority{key: key, until: time.Now().Add(valid)}
 	// The name tells one CA from another: a bundle may hold two.
-	template := a.template("shop CA " + time.Now().UTC().Format(time.RFC3339Nano))
+	template := a.template("development CA " + time.Now().UTC().Format(time.RFC3339Nano))
 	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
 	template.KeyUsage = x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -152,7 +152,7 @@ func newAuthority(valid time.Duration) (*authority, error) {
 
 func (a *authority) template(name string) *x509.Certificate {
 	return &x509.Certificate{ // A serial number of its own is made by x509.
-		Subject:   pkix.Name{CommonName: name, Organization: []string{"shop"}},
+		Subject:   pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), // for clocks that go slow
 		NotAfter:  a.until,
 	}

@@ -1,5 +1,9 @@
-// Package mtls secures the gRPC between services: mutual TLS where certificates are configured, plain text within
-// one machine where none are.
+// Package mtls secures the gRPC between services. With certificates both ends show who they are (mutual TLS); without any,
+// calls are in plain text and stay on one machine.
+//
+// Config names the files. Config.Server and Config.Client make the credentials for a gRPC server and client, which read
+// the files again when they have changed. PeerNames tells a handler who calls. GenerateDevCerts makes certificates for a
+// first try.
 package mtls
 
 import (
@@ -42,7 +46,7 @@ func (m Config) Names() ([]string, error) {
 }
 
 // Server returns what gRPC is served with: TLS that demands a certificate of the CA from each client, or plain text
-// where no files are named. The files are read again when they have changed; a change that cannot be read is logged,
+// if no files are named. The files are read again when they have changed; a change that cannot be read is logged,
 // and what was read last stays in use.
 func (m Config) Server(log *slog.Logger) (credentials.TransportCredentials, error) {
 	if !m.Enabled() {
@@ -82,14 +86,14 @@ func (c client) ClientHandshake(ctx context.Context, authority string, conn net.
 
 func (c client) Clone() credentials.TransportCredentials { return c }
 
-// RequireLoopback returns an error where others than this machine's own processes reach lis: without TLS, whoever
+// RequireLoopback returns an error if others than this machine's own processes reach lis: without TLS, whoever
 // reaches a service may call it. variable is the environment variable that holds the address.
 func RequireLoopback(variable string, lis net.Listener) error {
 	addr, ok := lis.Addr().(*net.TCPAddr)
 	if ok && addr.IP.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("%s: %s can be reached from other machines, where gRPC needs mutual TLS: set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE (`shop certs` makes such files), or listen on 127.0.0.1", variable, lis.Addr())
+	return fmt.Errorf("%s: %s can be reached from other machines: gRPC needs mutual TLS then; set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE, or listen on 127.0.0.1", variable, lis.Addr())
 }
 
 // tlsCredentials are by what a service shows who it is, and by what it knows others.

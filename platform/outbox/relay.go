@@ -48,12 +48,12 @@ const maxRound = 2 << 20
 
 // Options of a relay. The zero value works.
 type Options struct {
-	// Batch is how many messages are published in one transaction, 700 where it is 0. They are fewer where they are large.
+	// Batch is how many messages are published in one transaction, 700 if it is 0. They are fewer if they are large.
 	Batch int
 	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
 	// how late messages are.
 	Linger time.Duration
-	// InboxRetention is how long the inbox remembers a message, see Retention; 0 where the schema has no inbox.
+	// InboxRetention is how long the inbox remembers a message, see Retention; 0 if the schema has no inbox.
 	InboxRetention time.Duration
 	Logger         *slog.Logger
 	Meter          metric.MeterProvider
@@ -96,7 +96,7 @@ func (r *Relay) register(meter metric.Meter) (err error) {
 		return err
 	}
 	_, err = meter.Float64ObservableGauge("outbox.oldest.age", metric.WithUnit("s"),
-		metric.WithDescription("Age of the oldest message of the outbox; 0 where it is empty."),
+		metric.WithDescription("Age of the oldest message of the outbox; 0 if it is empty."),
 		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
 			age, err := r.Age(ctx)
 			if err == nil {
@@ -116,7 +116,7 @@ func (r *Relay) Wake() {
 	}
 }
 
-// Age is how long the oldest message has been waiting; 0 where there is none.
+// Age is how long the oldest message has been waiting; 0 if there is none.
 func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 	var seconds float64
 	err := r.pool.GetContext(ctx, &seconds, `
@@ -158,7 +158,7 @@ func (r *Relay) Ready(ctx context.Context) error {
 }
 
 // Run publishes until ctx ends, through every outage of broker and database, and then finishes the round it is in,
-// which takes 20 s at most. It also cleans the inbox, where there is one. It returns nil.
+// which takes 20 s at most. It also cleans the inbox, if there is one. It returns nil.
 func (r *Relay) Run(ctx context.Context) error {
 	var cleaner sync.WaitGroup
 	if r.retention > 0 {
@@ -235,14 +235,14 @@ func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) error {
 	return r.sender.Send(ctx, messages)
 }
 
-// One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.
+// One relay at a time keeps the order over all replicas; it ends with the transaction, also if the replica dies.
 // A COMMIT that does not wait for the disk can be lost, and then messages are published again, as after any
 // lost confirm.
 const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
 	       set_config('synchronous_commit', 'off', true)`
 
-// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. Where the $1 oldest have more
+// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. If the $1 oldest have more
 // than $2 bytes, a message is taken if those before it have less: to sum up row by row, which takes ten times as long as
 // all of the rest, is left to that case. How long a body is can be told without reading it.
 const deleteOutbox = postgres.Prepared + `

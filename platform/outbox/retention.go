@@ -17,9 +17,9 @@ const (
 // Retention says how long a message can come back, and how long an inbox knows that it was handled. Inventory and logging
 // take it from the same two variables: who redrives has to know what those who handle still remember.
 type Retention struct {
-	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week where it is 0.
+	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week if it is 0.
 	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
-	// Inbox is how long an inbox remembers a message that was handled; nine days where it is 0.
+	// Inbox is how long an inbox remembers a message that was handled; nine days if it is 0.
 	Inbox time.Duration `env:"INBOX_RETENTION"`
 }
 

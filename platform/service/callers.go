@@ -14,7 +14,7 @@ import (
 	"shop.example/platform/mtls"
 )
 
-// foreignServices are served beside the shop's own, and their contracts are not ours: every client with a certificate
+// foreignServices are served beside the service's own, and their contracts are not ours: every client with a certificate
 // may call them. They tell whether the service is ready, and what the contracts say.
 var foreignServices = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 

@@ -38,7 +38,7 @@ const (
 
 // Config says how a service runs.
 type Config struct {
-	// GRPCAddr is where gRPC is served; empty where the service serves GRPC() on a listener of its own.
+	// GRPCAddr is where gRPC is served; empty if the service serves GRPC() on a listener of its own.
 	GRPCAddr string
 	// TLS is what gRPC is served with on GRPCAddr. Without files the address has to be this machine's alone.
 	TLS mtls.Config
@@ -47,9 +47,9 @@ type Config struct {
 	// PprofAddr is where Go's profiles are served, a loopback address: they show what is in memory, and take CPU. Empty
 	// for nowhere.
 	PprofAddr string
-	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
+	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
-	// MaxRequest bounds a gRPC request, in bytes; 4 MiB where it is 0.
+	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
 	MaxRequest int
 	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
 	// for example: the client gets UNAVAILABLE.
@@ -62,7 +62,7 @@ type Service struct {
 	logger      *slog.Logger
 	grpc        *grpc.Server
 	grpcLis     net.Listener
-	callers     map[string][]string // who may call a method of the shop's, by its full name; read by Run
+	callers     map[string][]string // who may call a method of our contracts, by its full name; read by Run
 	allNames    []string            // in the certificate that all services share, if they do: see mtls.Config
 	adminLis    net.Listener
 	pprofLis    net.Listener
