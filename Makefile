@@ -127,6 +127,10 @@ upgrade: .bin/shop ## Upgrade the release before this one under load, replica by
 pgbouncer: .bin/shop ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shop exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: guides
+guides: .bin/shop .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
+	@.bin/shop exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
+
 .PHONY: bench
 bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
 	@.bin/shop bench $${BENCH:---floor --runs 3}
