@@ -191,7 +191,8 @@ tidy: ## Bring all modules to the same versions, and each go.mod up to date
 .PHONY: outdated
 outdated: ## List direct dependencies that have a newer version, those of tools/* too
 	@for module in $(MODULES) $(TOOLS); do \
-	    GOWORK=off go -C "$$module" list -m -u -f '{{if and .Update (not .Indirect)}}{{.Path}} {{.Version}} {{.Update.Version}}{{end}}' all; \
+	    cd "$(CURDIR)/$$module"; \
+	    GOWORK=off go list -m -f '{{if not (or .Main .Indirect .Replace)}}{{.Path}}{{end}}' all | xargs -r env GOWORK=off go list -m -u -f '{{with .Update}}{{$$.Path}} {{$$.Version}} {{.Version}}{{end}}'; \
 	done | sort -u | awk 'NF { printf "%-60s %s -> %s\n", $$1, $$2, $$3 }'
 
 .PHONY: update

@@ -192,4 +192,27 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 	}
 }
 
+// What CI tests with is what the images are built with.
+func TestCI_HasTheGoOfTheImages(t *testing.T) {
+	t.Parallel()
+	dockerfile, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	workflow, err := os.ReadFile("../.github/workflows/ci.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := regexp.MustCompile(`FROM golang:([\d.]+) `).FindSubmatch(dockerfile)
+	versions := regexp.MustCompile(`go-version: "([^"]*)"`).FindAllSubmatch(workflow, -1)
+	if image == nil || len(versions) == 0 {
+		t.Fatalf("Dockerfile: %q, CI: %q: there is a version missing", image, versions)
+	}
+	for _, version := range versions {
+		if string(version[1]) != string(image[1]) {
+			t.Errorf("CI has Go %s, the Dockerfile %s", version[1], image[1])
+		}
+	}
+}
+
 var comment = regexp.MustCompile(`(?m)(^|\s)(#|//).*$`)
