@@ -21,9 +21,7 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/domain/money"
@@ -298,26 +296,18 @@ func services(files ...protoreflect.FileDescriptor) []protoreflect.ServiceDescri
 
 // dial returns a connection that is made when it is first used, to all replicas behind addr.
 func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
-	return grpc.NewClient(addr,
+	return grpc.NewClient(addr, append(service.DialOptions(),
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// What a client of a stream leaves unread stays with the service. By themselves the windows grow to 16 MiB, each.
 		grpc.WithStaticStreamWindowSize(streamWindow),
 		grpc.WithStaticConnWindowSize(connWindow),
-		// A service that comes back is found again within a second or two; the default waits up to two minutes.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: 2 * time.Second,
-		}),
-		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithStatsHandler(otelgrpc.NewClientHandler(
 			otelgrpc.WithTracerProvider(t.Tracer),
 			otelgrpc.WithMeterProvider(t.Meter),
 			otelgrpc.WithPropagators(t.Propagator),
 		)),
-	)
+	)...)
 }
 
 // api is where services are registered to be served: over gRPC and within the process, behind one check of access.

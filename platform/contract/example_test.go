@@ -19,10 +19,12 @@ func ExampleEventOf() {
 
 // The same event has the same id, whoever computes it and however often.
 func ExampleMessageID() {
-	cancelled := &eventsv1.OrderCancelled{OrderId: "018f3b1c-7c00-7000-8000-0123456789ab"}
-	fmt.Println(contract.MessageID(cancelled) == contract.MessageID(cancelled))
-	other := &eventsv1.OrderCancelled{OrderId: "018f3b1c-7c00-7000-8000-0123456789ac"}
-	fmt.Println(contract.MessageID(cancelled) == contract.MessageID(other))
+	id := func(order string) string {
+		return contract.MessageID(&eventsv1.OrderCancelled{OrderId: order}).String()
+	}
+	first := id("018f3b1c-7c00-7000-8000-0123456789ab")
+	fmt.Println(first == id("018f3b1c-7c00-7000-8000-0123456789ab"))
+	fmt.Println(first == id("018f3b1c-7c00-7000-8000-0123456789ac"))
 	// Output:
 	// true
 	// false

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
+	"shop.example/platform/backoff"
 	"shop.example/platform/contract"
 )
 
@@ -24,8 +24,8 @@ const (
 	dialTimeout  = 5 * time.Second
 	writeTimeout = 15 * time.Second
 	heartbeat    = 10 * time.Second
-	backoffFirst = 100 * time.Millisecond
-	backoffMost  = 10 * time.Second
+	minBackoff   = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
 	// A session that has lasted this long was a success: the next failure starts with a short wait again.
 	sessionLasted = 5 * time.Second
 )
@@ -141,11 +141,11 @@ func (c *Connection) Run(ctx context.Context) error {
 			return err
 		}
 		if time.Since(start) > sessionLasted {
-			wait.reset()
+			wait.Reset()
 		}
 		c.log.Warn("broker connection lost, connecting again", "error", err, "outage_of", time.Since(start).Round(time.Millisecond))
 		c.metrics.reconnects.Add(ctx, 1)
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 	}
 	return nil
 }
@@ -272,7 +272,7 @@ func (c *Connection) await(ctx context.Context) (*amqp.Connection, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", ErrNotConnected, last)
 		case <-changed:
-		case <-time.After(backoffFirst):
+		case <-time.After(minBackoff):
 			// current was closed under us and Run has not seen it yet.
 		}
 	}
@@ -327,7 +327,7 @@ func (c *Connection) runSessions(ctx context.Context, name string, session func(
 			continue
 		}
 		if time.Since(start) > sessionLasted {
-			wait.reset()
+			wait.Reset()
 		}
 		if !conn.IsClosed() { // else Run says so
 			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
@@ -335,31 +335,9 @@ func (c *Connection) runSessions(ctx context.Context, name string, session func(
 				c.keeper.lookNow()
 			}
 		}
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 	}
 	return nil
 }
 
-// backoff is exponential with full jitter (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
-type backoff struct{ next time.Duration }
-
-func newBackoff() *backoff { return &backoff{next: backoffFirst} }
-
-func (b *backoff) reset() { b.next = backoffFirst }
-
-// step returns at least half a step, so that full jitter never becomes a busy loop, and doubles the next one.
-func (b *backoff) step() time.Duration {
-	wait := b.next/2 + rand.N(b.next/2) //nolint:gosec // jitter needs no secret
-	b.next = min(2*b.next, backoffMost)
-	return wait
-}
-
-// sleep waits for a step.
-func (b *backoff) sleep(ctx context.Context) {
-	t := time.NewTimer(b.step())
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
+func newBackoff() *backoff.Backoff { return backoff.New(minBackoff, maxBackoff) }

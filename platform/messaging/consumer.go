@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
+	"shop.example/platform/backoff"
 	"shop.example/platform/failpoint"
 	"shop.example/platform/postgres"
 )
@@ -317,7 +318,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		}
 		c.down.Store(nil)
 		failures = 0
-		wait.reset()
+		wait.Reset()
 		switch {
 		case err == nil:
 			c.slow = false
@@ -343,10 +344,10 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 }
 
 // pause waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
-func (c *Consumer) pause(ctx context.Context, wait *backoff, what string, messages int, cause error) error {
+func (c *Consumer) pause(ctx context.Context, wait *backoff.Backoff, what string, messages int, cause error) error {
 	c.down.Store(&cause)
 	c.conn.log.Warn(what, "queue", c.queue, "messages", messages, "error", cause)
-	wait.sleep(ctx)
+	wait.Sleep(ctx)
 	return ctx.Err()
 }
 

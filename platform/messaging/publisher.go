@@ -108,7 +108,7 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 		case <-ctx.Done():
 			return nil, errors.Join(ErrNotConnected, ctx.Err())
 		case <-changed:
-		case <-time.After(backoffFirst):
+		case <-time.After(minBackoff):
 			// the channel was closed under us and Run has not seen it yet
 		}
 	}
@@ -165,7 +165,7 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			p.conn.metrics.confirmSeconds.Record(ctx, time.Since(start).Seconds())
 			return nil
 		}
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 		if err := s.missing(pending[0].Exchange); err != nil {
 			p.count(ctx, pending, "failed")
 			return err

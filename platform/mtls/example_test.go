@@ -19,7 +19,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := mtls.GenerateDevCerts(dir, 24*time.Hour, "order", "gateway"); err != nil {
 		fmt.Println(err)
 		return

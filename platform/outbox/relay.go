@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
+	"shop.example/platform/backoff"
 	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
@@ -28,8 +29,8 @@ const (
 	// postgres.IdleInTransactionTimeout.
 	sendTimeout = 20 * time.Second
 
-	firstBackoff = 100 * time.Millisecond
-	maxBackoff   = 10 * time.Second
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
 
 	// readyAge is how old the oldest message may be before the relay is not ready: more than one backoff.
 	readyAge = 30 * time.Second
@@ -166,12 +167,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer cleaner.Wait()
 
-	backoff := firstBackoff
+	wait := backoff.New(minBackoff, maxBackoff)
 	for ctx.Err() == nil {
 		more, err := r.round(ctx)
 		switch {
 		case err == nil:
-			backoff = firstBackoff
+			wait.Reset()
 			if !more { // whoever has committed since has called Wake, on this replica or on its own
 				r.sleep(ctx, pollInterval, r.wake)
 				r.sleep(ctx, r.linger, nil)
@@ -179,10 +180,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		case errors.Is(err, postgres.ErrRetry):
 			// Another replica's relay has been at work all the time that we were willing to wait.
 		case ctx.Err() == nil:
-			wait := backoff/2 + rand.N(backoff/2)
-			r.log.WarnContext(ctx, "the outbox waits", "error", err, "next_try", wait.Round(time.Millisecond))
-			r.sleep(ctx, wait, nil)
-			backoff = min(2*backoff, maxBackoff)
+			pause := wait.Next()
+			r.log.WarnContext(ctx, "the outbox waits", "error", err, "next_try", pause.Round(time.Millisecond))
+			r.sleep(ctx, pause, nil)
 		}
 	}
 	return nil

@@ -19,8 +19,17 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(creds),
+	conn, err := grpc.NewClient(addr, append(DialOptions(), grpc.WithTransportCredentials(creds))...)
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
+	}
+	s.OnStop("connection to "+addr, conn.Close)
+	return conn, nil
+}
+
+// DialOptions are what one service calls another with: all its replicas in turns, and gone ones noticed.
+func DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -28,10 +37,6 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 			MinConnectTimeout: 2 * time.Second,
 		}),
 		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 	}
-	s.OnStop("connection to "+addr, conn.Close)
-	return conn, nil
 }
