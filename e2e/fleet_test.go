@@ -22,9 +22,9 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 
@@ -81,10 +81,7 @@ type fleetOptions struct {
 // newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
 func newFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := mustBinaries(t)
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	f.amqp = f.broker.Services(t, topology.Broker())

@@ -18,8 +18,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/outbox"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // insert puts a message into the outbox that no service of the contracts would.

@@ -55,6 +55,11 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			for flag, d := range map[string]time.Duration{"since": cfg.Since, "late": cfg.Late, "wait": wait, "every": every} {
+				if d < 0 {
+					return wrongUsage("--%s %s: it is a time, 30s for example, and cannot be less than none", flag, d)
+				}
+			}
 			if cfg.DatabaseURLs, err = databaseURLs(cmd.Context(), audit.Schemas()); err != nil {
 				return err
 			}

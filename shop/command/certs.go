@@ -30,6 +30,9 @@ accepted until the next time: on several machines replace each ca.pem first, the
 		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging db rabbitmq",
 		Args:    func(_ *cobra.Command, names []string) error { return transport.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {
+			if valid <= 0 {
+				return wrongUsage("--valid %s: certificates would be good for no time; give how long, 8760h for example", valid)
+			}
 			if len(names) == 0 {
 				names = topology.Names()
 			}
