@@ -57,7 +57,7 @@ const (
 	name   = "logging"
 	schema = "logging"
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
-	// stand in the log as they stood in the queue.
+	// are in the log in the order of the queue.
 	batch = 500
 	// linger is how long a batch waits for more events: whoever looks at the log sees them that much later.
 	linger = 20 * time.Millisecond
@@ -116,7 +116,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("database", postgres.Ready(s.db))
 
 	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention, horizon: s.horizon}
-	s.partitions.tryUpkeep(ctx)
+	s.partitions.tryMaintain(ctx)
 	s.Go("partitions", s.partitions.run)
 
 	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
@@ -130,7 +130,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer", events.Run)
 	s.Check("consumer", events.Ready)
 	deadLetters := messaging.NewConsumer(consume, s.pub, messaging.DeadLetterQueue,
-		messaging.ConsumerOptions{Batch: 50}, messaging.HandleRaw(s.keepDeadLetters))
+		messaging.ConsumerOptions{Batch: 50}, messaging.HandleRaw(s.storeDeadLetters))
 	s.Go("consumer of dead letters", deadLetters.Run)
 	s.Check("consumer of dead letters", deadLetters.Ready)
 
@@ -142,7 +142,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
-	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	s.ServeReport()
 	return nil
 }
@@ -173,28 +173,28 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 	for i, d := range batch {
 		records[i] = readDelivery(d, now)
 	}
-	rows, err := insert(ctx, s.db, records)
-	if len(batch) == 1 && refused(err) {
-		records[0] = records[0].unstorable(batch[0], err)
-		rows, err = insert(ctx, s.db, records)
+	rows, err := insertRecords(ctx, s.db, records)
+	if len(batch) == 1 && isRefusal(err) {
+		records[0] = records[0].asUndecodable(batch[0], err)
+		rows, err = insertRecords(ctx, s.db, records)
 	}
 	if err != nil {
 		return err
 	}
 	crash.Point("logging.inserted")
-	s.tail.written()
+	s.tail.notifyWritten()
 	if s.log.Enabled(ctx, slog.LevelInfo) {
 		logRows(s.log, rows)
 	}
 	return nil
 }
 
-// refused says whether err is about what was to be written, and not about the state of the database or the end of ctx.
-func refused(err error) bool {
+// isRefusal says whether err is about what was to be written, and not about the state of the database or the end of ctx.
+func isRefusal(err error) bool {
 	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
 }
 
-func logRows(log *slog.Logger, rows []logged) {
+func logRows(log *slog.Logger, rows []loggedRow) {
 	for _, row := range rows {
 		// The trace of the event, which the logger takes from the context, not that of the batch.
 		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
@@ -203,12 +203,12 @@ func logRows(log *slog.Logger, rows []logged) {
 	}
 }
 
-// keepDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
+// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
 // other place for it, so it is held until it is stored.
-func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
+func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
 	for _, d := range batch {
-		letter, problem := readDeadLetter(d, time.Now())
-		id, err := storeDeadLetter(ctx, s.db, letter, problem)
+		letter, errText := readDeadLetter(d, time.Now())
+		id, err := storeDeadLetter(ctx, s.db, letter, errText)
 		if err != nil {
 			return messaging.Down(err)
 		}

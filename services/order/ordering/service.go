@@ -122,15 +122,15 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("replies", calls.Ready)
 
 	consumer := messaging.NewConsumer(consume, publisher, messaging.OrderQueue,
-		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.place))
+		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.handleOrderPlaced))
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
 	s.Go("old idempotency keys", func(ctx context.Context) error { return s.deleteOldKeys(ctx, cfg.KeyRetention) })
 
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
-	orderv1.RegisterIntakeServiceServer(s.GRPC(), intake{Service: s})
-	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
+	orderv1.RegisterIntakeServiceServer(s.GRPC(), intakeServer{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	s.ServeReport(relay.Report, s.reportRate)
 	return nil
 }

@@ -80,26 +80,26 @@ func refused(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
 	}}
 }
 
-// decidedPlacements are orders as they are before they are stored.
-func decidedPlacements(t testing.TB, answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision, placed ...*eventsv1.OrderPlaced) []placement {
+// decidedOrders are orders as they are before they are stored.
+func decidedOrders(t testing.TB, answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision, placed ...*eventsv1.OrderPlaced) []pendingOrder {
 	t.Helper()
-	placements, err := placementsOf(messages(placed...))
+	pending, err := newPendingOrders(messages(placed...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now().Truncate(time.Microsecond)
-	for i, p := range placements {
-		if err := apply(answer(placed[i]), p.order, now); err != nil {
+	for i, p := range pending {
+		if err := applyDecision(answer(placed[i]), p.order, now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return placements
+	return pending
 }
 
 // mustStore stores orders and returns how many were new.
-func mustStore(t testing.TB, s *Service, placements []placement) int {
+func mustStore(t testing.TB, s *Service, pending []pendingOrder) int {
 	t.Helper()
-	stored, err := s.store(t.Context(), placements, time.Now())
+	stored, err := s.store(t.Context(), pending, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,10 +142,10 @@ func TestStore_SameBatchTwiceHasOneEffect(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	a, b := newPlaced(), newPlaced()
-	if n := mustStore(t, s, decidedPlacements(t, held, a, b)); n != 2 {
+	if n := mustStore(t, s, decidedOrders(t, held, a, b)); n != 2 {
 		t.Fatalf("%d orders were new, want 2", n)
 	}
-	if n := mustStore(t, s, decidedPlacements(t, held, a, b, newPlaced())); n != 1 {
+	if n := mustStore(t, s, decidedOrders(t, held, a, b, newPlaced())); n != 1 {
 		t.Errorf("the second time %d orders were new, want the one that was", n)
 	}
 	for table, want := range map[string]int{"orders": 3, "order_item": 6, "outbox": 6} {
@@ -166,11 +166,11 @@ func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
 	slices.Reverse(reversed)
 	var wg sync.WaitGroup
 	for _, batch := range [][]*eventsv1.OrderPlaced{placed, reversed} {
-		placements := decidedPlacements(t, held, batch...)
+		pending := decidedOrders(t, held, batch...)
 		wg.Go(func() {
 			// Batches that meet in opposite order may be told to try again, as the consumer does.
 			for {
-				_, err := s.store(t.Context(), placements, time.Now())
+				_, err := s.store(t.Context(), pending, time.Now())
 				if !errors.Is(err, postgres.ErrRetry) {
 					if err != nil {
 						t.Error(err)
@@ -186,27 +186,27 @@ func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
 	}
 }
 
-func TestPlacementsOf_AnOrderTwiceInABatchIsOne(t *testing.T) {
+func TestNewPendingOrders_AnOrderTwiceInABatchIsOne(t *testing.T) {
 	t.Parallel()
 	a, b := newPlaced(), newPlaced()
-	placements, err := placementsOf(messages(a, b, a))
+	pending, err := newPendingOrders(messages(a, b, a))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(placements) != 2 || placements[0].order.ID.String() != a.GetOrderId() || placements[1].order.ID.String() != b.GetOrderId() {
-		t.Errorf("placements are %+v, want one of each order", placements)
+	if len(pending) != 2 || pending[0].order.ID.String() != a.GetOrderId() || pending[1].order.ID.String() != b.GetOrderId() {
+		t.Errorf("placements are %+v, want one of each order", pending)
 	}
 }
 
-func TestStore_AnOrderThatHasMovedOnStaysAsItIs(t *testing.T) {
+func TestStore_ALaterStateIsNotOverwritten(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, placed))
+	mustStore(t, s, decidedOrders(t, held, placed))
 	if _, err := s.db.ExecContext(t.Context(), `UPDATE orders SET state = 'CANCELLED', version = 2`); err != nil {
 		t.Fatal(err)
 	}
-	if n := mustStore(t, s, decidedPlacements(t, held, placed)); n != 0 {
+	if n := mustStore(t, s, decidedOrders(t, held, placed)); n != 0 {
 		t.Errorf("%d orders were new", n)
 	}
 	var state string
@@ -219,22 +219,22 @@ func TestStore_AnOrderThatHasMovedOnStaysAsItIs(t *testing.T) {
 }
 
 // Inventory may have given the stock away by then: it asks whether the order is stored and is told that it is not.
-func TestStore_AnAnswerOfInventoryThatIsTooOldIsNotActedUpon(t *testing.T) {
+func TestStore_ADecisionOlderThanItsTTLIsNotUsed(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
-	placements := decidedPlacements(t, held, newPlaced())
+	pending := decidedOrders(t, held, newPlaced())
 	for name, asked := range map[string]time.Time{
-		"by the monotonic clock": time.Now().Add(-answerLasts - time.Second),
-		"by the wall clock":      time.Now().Round(0).Add(-answerLasts - time.Second),
+		"by the monotonic clock": time.Now().Add(-decisionTTL - time.Second),
+		"by the wall clock":      time.Now().Round(0).Add(-decisionTTL - time.Second),
 	} {
-		if stored, err := s.store(t.Context(), placements, asked); err == nil || len(stored) != 0 {
+		if stored, err := s.store(t.Context(), pending, asked); err == nil || len(stored) != 0 {
 			t.Errorf("too old %s: stored %v, %v", name, stored, err)
 		}
 	}
 	if orders, out := count(t, s, "orders"), count(t, s, "outbox"); orders+out != 0 {
 		t.Errorf("%d orders and %d messages were stored", orders, out)
 	}
-	if n := mustStore(t, s, placements); n != 1 {
+	if n := mustStore(t, s, pending); n != 1 {
 		t.Errorf("%d orders stored with a new answer", n)
 	}
 }
@@ -243,8 +243,8 @@ func TestStore_ConfirmedOrderReadsAsItWasDecided(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	placements := decidedPlacements(t, held, placed)
-	mustStore(t, s, placements)
+	pending := decidedOrders(t, held, placed)
+	mustStore(t, s, pending)
 	want := &orderv1.Order{
 		Id: placed.GetOrderId(), State: orderv1.Order_CONFIRMED, CustomerName: "Ada", CustomerEmail: "ada@example.org",
 		OrderItems: []*orderv1.OrderItem{
@@ -253,7 +253,7 @@ func TestStore_ConfirmedOrderReadsAsItWasDecided(t *testing.T) {
 		},
 		TotalItems: 7, TotalValue: money.FromMinor(24500, "USD"),
 		CreatedAt: timestamppb.New(placed.GetPlacedAt().AsTime().Truncate(time.Microsecond)),
-		UpdatedAt: timestamppb.New(placements[0].order.UpdatedAt),
+		UpdatedAt: timestamppb.New(pending[0].order.UpdatedAt),
 	}
 	if got := mustGet(t, s, placed.GetOrderId()); !proto.Equal(got, want) {
 		t.Errorf("order is\n%v, want\n%v", got, want)
@@ -264,7 +264,7 @@ func TestStore_RejectedOrderKeepsReasonAndLines(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced(&eventsv1.RequestedLine{ProductName: "Laptop Stand", Quantity: 3}, &eventsv1.RequestedLine{ProductId: 2, Quantity: 1})
-	mustStore(t, s, decidedPlacements(t, refused, placed))
+	mustStore(t, s, decidedOrders(t, refused, placed))
 	got := mustGet(t, s, placed.GetOrderId())
 	if got.GetState() != orderv1.Order_REJECTED || got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetTotalItems() != 4 || got.TotalValue != nil {
 		t.Errorf("order is %v", got)
@@ -319,12 +319,12 @@ func TestListOrders_PagesStayAsTheyWereWhileOrdersArrive(t *testing.T) {
 	for i := range 25 {
 		placed := newPlaced()
 		placed.PlacedAt = timestamppb.New(start.Add(time.Duration(i/5) * time.Second))
-		mustStore(t, s, decidedPlacements(t, held, placed))
+		mustStore(t, s, decidedOrders(t, held, placed))
 		want = append(want, placed.GetOrderId()) // version 7 ids grow, so this is the order of time and id
 	}
 	slices.Reverse(want)
 	got := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 4}, func() {
-		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+		mustStore(t, s, decidedOrders(t, held, newPlaced()))
 	})
 	if !slices.Equal(got, want) {
 		t.Errorf("pages list\n%v, want\n%v", got, want)
@@ -337,8 +337,8 @@ func TestListOrders_FiltersByState(t *testing.T) {
 	var rejected []string
 	for range 3 {
 		r := newPlaced()
-		mustStore(t, s, decidedPlacements(t, refused, r))
-		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+		mustStore(t, s, decidedOrders(t, refused, r))
+		mustStore(t, s, decidedOrders(t, held, newPlaced()))
 		rejected = append(rejected, r.GetOrderId())
 	}
 	slices.Reverse(rejected)
@@ -365,7 +365,7 @@ func TestListOrders_ATokenIsOfOneFilter(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	for range 3 {
-		mustStore(t, s, decidedPlacements(t, refused, newPlaced()))
+		mustStore(t, s, decidedOrders(t, refused, newPlaced()))
 	}
 	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, State: orderv1.Order_REJECTED})
 	if err != nil || page.GetNextPageToken() == "" {
@@ -386,7 +386,7 @@ func TestCancelOrder_HasOneEffectHoweverOftenItIsAsked(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, placed))
+	mustStore(t, s, decidedOrders(t, held, placed))
 	cancelled := make([]*orderv1.Order, 8)
 	var wg sync.WaitGroup
 	for i := range cancelled {
@@ -427,7 +427,7 @@ func TestCancelOrder_RejectedOrderIsNotCancellable(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, refused, placed))
+	mustStore(t, s, decidedOrders(t, refused, placed))
 	_, err := cancelOrder(t.Context(), s, placed.GetOrderId())
 	assertError(t, err, codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE")
 	if got := mustGet(t, s, placed.GetOrderId()); got.GetState() != orderv1.Order_REJECTED || count(t, s, "outbox") != 1 {
@@ -453,9 +453,9 @@ func BenchmarkStore(b *testing.B) {
 				for i := range placed {
 					placed[i] = newPlaced()
 				}
-				placements := decidedPlacements(b, held, placed...)
+				pending := decidedOrders(b, held, placed...)
 				b.StartTimer()
-				mustStore(b, s, placements)
+				mustStore(b, s, pending)
 			}
 			b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "orders/s")
 		})
@@ -471,16 +471,16 @@ func BenchmarkUnknown(b *testing.B) {
 		for range 500 {
 			placed = append(placed, newPlaced())
 		}
-		placements := decidedPlacements(b, held, placed...)
-		mustStore(b, s, placements)
+		pending := decidedOrders(b, held, placed...)
+		mustStore(b, s, pending)
 		if len(ids) < 1000 {
-			for _, p := range placements {
+			for _, p := range pending {
 				ids = append(ids, p.order.ID)
 			}
 		}
 	}
 	for b.Loop() {
-		missing, err := unknown(b.Context(), s.db, ids)
+		missing, err := missingOrders(b.Context(), s.db, ids)
 		if err != nil || len(missing) > 0 {
 			b.Fatal(missing, err)
 		}

@@ -16,8 +16,8 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// warehouse is what calls and messages act on. Its methods may be called concurrently, in any number of processes.
-type warehouse struct {
+// store changes stock and catalogue for calls and messages. Its methods may be called concurrently, in any number of processes.
+type store struct {
 	db       *sqlx.DB
 	log      *slog.Logger
 	currency string
@@ -25,52 +25,52 @@ type warehouse struct {
 	repeats  *outbox.Repeats
 }
 
-// change runs f in a transaction that also announces what f changed, and reports it once it is committed. Where the
+// changeStock runs f in a transaction that also announces what f changed, and logs it once it is committed. If the
 // transaction loses against another one, it and f are run once more.
-func (w *warehouse) change(ctx context.Context, f func(tx *sqlx.Tx) ([]change, error)) error {
-	var changes []change
+func (st *store) changeStock(ctx context.Context, f func(tx *sqlx.Tx) ([]stockChange, error)) error {
+	var changes []stockChange
 	attempt := func(tx *sqlx.Tx) (err error) {
 		if changes, err = f(tx); err != nil {
 			return err
 		}
-		return outbox.Add(ctx, tx, announcements(changes))
+		return outbox.Add(ctx, tx, stockEvents(changes))
 	}
-	err := postgres.InTx(ctx, w.db, attempt)
+	err := postgres.InTx(ctx, st.db, attempt)
 	if errors.Is(err, postgres.ErrRetry) {
-		err = postgres.InTx(ctx, w.db, attempt)
+		err = postgres.InTx(ctx, st.db, attempt)
 	}
 	if err != nil || len(changes) == 0 {
 		return err
 	}
-	w.wake()
+	st.wake()
 	for _, c := range changes {
-		w.log.LogAttrs(ctx, slog.LevelInfo, "stock updated", slog.String("product", c.Name),
+		st.log.LogAttrs(ctx, slog.LevelInfo, "stock updated", slog.String("product", c.Name),
 			slog.Int("on_hand", int(c.OnHand)), slog.Int("reserved", int(c.Reserved)), slog.Int("quantity", int(c.available())))
 	}
 	return nil
 }
 
-// maintain changes the catalogue: it runs f as change does, and records that the operator did it, by a method or a
+// changeCatalogue changes the catalogue: it runs f as change does, and records that the operator did it, by a method or a
 // message. An f that returns nothing has done nothing.
-func (w *warehouse) maintain(ctx context.Context, operator, method string, f func(tx *sqlx.Tx) (maintenance, error)) (done maintenance, err error) {
-	err = w.change(ctx, func(tx *sqlx.Tx) (_ []change, err error) {
+func (st *store) changeCatalogue(ctx context.Context, operator, method string, f func(tx *sqlx.Tx) (catalogueChange, error)) (done catalogueChange, err error) {
+	err = st.changeStock(ctx, func(tx *sqlx.Tx) (_ []stockChange, err error) {
 		if done, err = f(tx); err != nil {
 			return nil, err
 		}
-		acts := make([]outbox.Entry, len(done.deeds))
-		for i, d := range done.deeds {
+		acts := make([]outbox.Entry, len(done.actions))
+		for i, d := range done.actions {
 			acts[i].Message = enduser.Acted(operator, method, fmt.Sprintf("item %d", d.product), d.detail)
 		}
-		return done.changes, outbox.Add(ctx, tx, acts)
+		return done.stock, outbox.Add(ctx, tx, acts)
 	})
-	if err == nil && len(done.deeds) > 0 {
-		w.wake()
+	if err == nil && len(done.actions) > 0 {
+		st.wake()
 	}
 	return done, err
 }
 
-// announcements are one StockChanged for each change, and StockDepleted where the last piece went.
-func announcements(changes []change) []outbox.Entry {
+// stockEvents are one StockChanged for each change, and StockDepleted if no piece is left.
+func stockEvents(changes []stockChange) []outbox.Entry {
 	entries := make([]outbox.Entry, 0, len(changes))
 	for _, c := range changes {
 		at := timestamppb.New(c.UpdatedAt)
@@ -86,19 +86,19 @@ func announcements(changes []change) []outbox.Entry {
 	return entries
 }
 
-// report says what was decided, a line an order.
-func (w *warehouse) report(ctx context.Context, decided []decision) {
-	if !w.log.Enabled(ctx, slog.LevelInfo) {
+// logDecisions says what was decided, a line an order.
+func (st *store) logDecisions(ctx context.Context, decided []decision) {
+	if !st.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
 	for _, d := range decided {
 		id := telemetry.OrderID(d.order.id.String())
 		if d.reason == "" {
-			w.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
+			st.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
 				slog.Int("lines", len(d.lines)), slog.Int64("pieces", d.pieces()))
 			continue
 		}
-		w.log.LogAttrs(ctx, slog.LevelInfo, "stock refused", id,
+		st.log.LogAttrs(ctx, slog.LevelInfo, "stock refused", id,
 			slog.String("reason", string(d.reason)), slog.String("detail", d.detail))
 	}
 }
