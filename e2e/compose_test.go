@@ -49,8 +49,12 @@ var (
 	fullVersion = regexp.MustCompile(`^(postgres:\d+\.\d+|(rabbitmq|golang):\d+\.\d+\.\d+)(-\w+)?(@sha256:[0-9a-f]{64})?$`)
 	fromLine    = regexp.MustCompile(`(?m)^FROM (\S+)`)
 	stackImage  = regexp.MustCompile(`\bimage: "([^"]+)"`)
-	required    = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
-	withDefault = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
+	// containerImage is that of the devcontainer, and of CI.
+	containerImage = regexp.MustCompile(`(?m)^\s*"?image"?: "?([^",\n]+)`)
+	// publishedPort is a port that can be chosen by a variable. 0 is any free one.
+	publishedPort = regexp.MustCompile(`^127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:\d+$`)
+	required      = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
+	withDefault   = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
 )
 
 // A tag that moves is another program on the next machine.
@@ -66,7 +70,10 @@ func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 		}
 	}
 	used := len(images)
-	for path, pattern := range map[string]*regexp.Regexp{"../Dockerfile": fromLine, "../shop/stack/postgres.go": stackImage, "../shop/stack/rabbitmq.go": stackImage} {
+	for path, pattern := range map[string]*regexp.Regexp{
+		"../Dockerfile": fromLine, "../.devcontainer/devcontainer.json": containerImage, "../.gitlab-ci.yml": containerImage,
+		"../shop/stack/postgres.go": stackImage, "../shop/stack/rabbitmq.go": stackImage,
+	} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -116,6 +123,26 @@ func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
 	for _, name := range []string{"db", "rabbitmq"} {
 		if production.Services[name].Ports == nil || strings.Count(text, "ports: !reset []") != 2 {
 			t.Errorf("%s: %s keeps the ports of %s", productionFile, name, demoFile)
+		}
+	}
+}
+
+// A PostgreSQL or RabbitMQ that runs on this machine already is not in the way, and each port can be chosen.
+func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
+	t.Parallel()
+	file, text := readCompose(t, demoFile)
+	head, _, _ := strings.Cut(text, "\nname: ") // what can be set is explained there
+	for name, service := range file.Services {
+		for _, port := range service.Ports {
+			m := publishedPort.FindStringSubmatch(port)
+			switch {
+			case m == nil:
+				t.Errorf("%s: %s publishes %s: let a variable choose, as in 127.0.0.1:${POSTGRES_PORT:-0}:5432", demoFile, name, port)
+			case (m[2] == "0") == (name == "gateway"):
+				t.Errorf("%s: %s takes port %s by default", demoFile, name, m[2])
+			case !strings.Contains(head, m[1]):
+				t.Errorf("%s: the comment at its top does not explain %s", demoFile, m[1])
+			}
 		}
 	}
 }

@@ -26,10 +26,7 @@ func down(t *testing.T, dir string, args ...string) (said string, err error) {
 
 func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
 	t.Parallel()
-	bin, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	bin := mustBinaries(t)
 	dir := filepath.Join(t.TempDir(), "servers")
 	holder := exec.Command(filepath.Join(bin, "shop"), "exec", "--dir", dir, "--", "sh", "-c", "echo runs && exec cat") // on the servers of the tests
 	holder.Stderr = t.Output()

@@ -25,6 +25,7 @@ import (
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/topology"
 )
 
 // stopLimit is how long a service may take to end after SIGTERM.
@@ -78,13 +79,10 @@ type fleetOptions struct {
 // newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
 func newFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := mustBinaries(t)
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	f.amqp = f.broker.Services(t)
+	f.amqp = f.broker.Services(t, topology.Broker())
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {

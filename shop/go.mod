@@ -79,6 +79,7 @@ require (
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -94,3 +95,5 @@ replace shop.example/services/order => ../services/order
 replace shop.example/services/inventory => ../services/inventory
 
 replace shop.example/services/logging => ../services/logging
+
+replace shop.example/topology => ../topology

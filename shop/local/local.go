@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"shop.example/gateway/edge"
-	"shop.example/platform/messaging/provision"
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -18,6 +17,7 @@ import (
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
 	"shop.example/services/order/ordering"
+	"shop.example/topology"
 )
 
 // stopTimeout bounds the stop of all services together.
@@ -67,7 +67,7 @@ type Config struct {
 // OneBroker returns the AMQPURLs of services that share a user.
 func OneBroker(amqpURL string) map[string]string {
 	urls := map[string]string{}
-	for _, service := range provision.Services() {
+	for _, service := range topology.Names() {
 		urls[service] = amqpURL
 	}
 	return urls

@@ -78,6 +78,28 @@ func start(ctx context.Context, o Options, h host) (*Stack, error) {
 	return s, nil
 }
 
+// StartAndLeave is Start for servers that several commands use, one after the other or at once: it leaves them running and
+// lets go of the folder. If another process is starting them, it waits for that. Down ends them.
+func StartAndLeave(ctx context.Context, o Options) (*Stack, error) {
+	return startAndLeave(ctx, o, thisHost())
+}
+
+func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
+	for {
+		s, err := start(ctx, o, h)
+		if err == nil {
+			return s, s.lock.Close()
+		}
+		var used InUseError
+		if !errors.As(err, &used) {
+			return nil, err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+}
+
 func (s *Stack) startServers(ctx context.Context, fast bool) error {
 	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: fast}
 	mq := &rabbitMQ{host: s.host, dir: filepath.Join(s.dir, rabbitKind.folder)}
