@@ -1,9 +1,10 @@
 // Package stock is the inventory service: the catalogue, and the stock that is held for orders and sold to them.
 //
-// Orders come as CheckStock calls over the broker: decide decides a batch of them, and the store holds their stock
-// and keeps the decisions in one transaction. Messages settle or release the holds, and change the catalogue, as
-// gRPC calls do. What changes is announced through the outbox. The sweeper asks the order service about holds that
-// nobody has settled.
+// Orders come as CheckStock calls over the broker (calls.go): decide says for each order of a batch whether there is
+// stock (decide.go), and the store holds it and keeps the decisions in one transaction (store.go). Messages settle or
+// release the holds, and change the catalogue (messages.go, items.go), as gRPC calls do (calls.go). Changes of the stock
+// are published through the outbox. The sweeper asks the order service about holds that nobody has settled
+// (sweeper.go), and the logging service asks which events have not been handled (settlement.go).
 package stock
 
 import (

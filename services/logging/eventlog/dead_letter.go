@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -21,6 +23,7 @@ import (
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
 	"shop.example/topology"
 )
 
@@ -106,6 +109,23 @@ func headersJSON(d messaging.Delivery) string {
 		return "{}"
 	}
 	return string(text)
+}
+
+// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
+// other place for it, so it is held until it is stored.
+func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
+	for _, d := range batch {
+		letter, errText := readDeadLetter(d, time.Now())
+		id, err := storeDeadLetter(ctx, s.db, letter, errText)
+		if err != nil {
+			return messaging.Down(err)
+		}
+		crash.Point("logging.letter-stored")
+		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
+			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
+			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
+	}
+	return nil
 }
 
 const insertDeadLetter = `

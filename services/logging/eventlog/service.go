@@ -1,12 +1,11 @@
 // Package eventlog is the logging service: it keeps every event once, and the messages that could not be handled until
 // a person has decided about them.
 //
-// Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
-// partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
-// read over gRPC (grpc.go), the log also as a stream (stream.go). What the log has and the service that handles it has not
-// is found (reconcile.go, unhandled.go) and sent again (resend.go). What operators do is in a record of its own
-// (operator_action.go). All of it is deleted when it is old (retention.go), and what names a person when that person wants
-// it (personal.go).
+// Messages come in batches from the queue and become rows of event_log (store.go, record.go), which has a partition for
+// each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are read over gRPC (grpc.go),
+// the log also as a stream (stream.go). Events that were logged but never reached the service that handles them are found
+// (reconcile.go, unhandled.go) and sent again (resend.go). Operators' actions are recorded (operator_action.go). All of
+// it is deleted after its retention (retention.go), and personal data on request (personal.go).
 package eventlog
 
 import (
@@ -16,14 +15,12 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
@@ -163,60 +160,5 @@ func (s *Service) buildReconciler(cfg Config, t *telemetry.Telemetry) error {
 		return err
 	}
 	s.Go("reconciler", s.reconciler.run)
-	return nil
-}
-
-// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
-// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
-func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
-	now := time.Now()
-	records := make([]record, len(batch))
-	for i, d := range batch {
-		records[i] = readDelivery(d, now)
-	}
-	rows, err := insertRecords(ctx, s.db, records)
-	if len(batch) == 1 && isRefusal(err) {
-		records[0] = records[0].asUndecodable(batch[0], err)
-		rows, err = insertRecords(ctx, s.db, records)
-	}
-	if err != nil {
-		return err
-	}
-	crash.Point("logging.inserted")
-	s.tail.notifyWritten()
-	if s.log.Enabled(ctx, slog.LevelInfo) {
-		logRows(s.log, rows)
-	}
-	return nil
-}
-
-// isRefusal says whether err is about what was to be written, and not about the state of the database or the end of ctx.
-func isRefusal(err error) bool {
-	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
-}
-
-func logRows(log *slog.Logger, rows []loggedRow) {
-	for _, row := range rows {
-		// The trace of the event, which the logger takes from the context, not that of the batch.
-		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
-		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
-			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
-	}
-}
-
-// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
-// other place for it, so it is held until it is stored.
-func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
-	for _, d := range batch {
-		letter, errText := readDeadLetter(d, time.Now())
-		id, err := storeDeadLetter(ctx, s.db, letter, errText)
-		if err != nil {
-			return messaging.Down(err)
-		}
-		crash.Point("logging.letter-stored")
-		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
-			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
-			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
-	}
 	return nil
 }

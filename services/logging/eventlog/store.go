@@ -5,10 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -16,8 +18,49 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
+	"shop.example/platform/crash"
+	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
 )
+
+// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
+// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
+func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
+	now := time.Now()
+	records := make([]record, len(batch))
+	for i, d := range batch {
+		records[i] = readDelivery(d, now)
+	}
+	rows, err := insertRecords(ctx, s.db, records)
+	if len(batch) == 1 && isRefusal(err) {
+		records[0] = records[0].asUndecodable(batch[0], err)
+		rows, err = insertRecords(ctx, s.db, records)
+	}
+	if err != nil {
+		return err
+	}
+	crash.Point("logging.inserted")
+	s.tail.notifyWritten()
+	if s.log.Enabled(ctx, slog.LevelInfo) {
+		logRows(s.log, rows)
+	}
+	return nil
+}
+
+// isRefusal says whether err is about what was to be written, and not about the state of the database or the end of ctx.
+func isRefusal(err error) bool {
+	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
+}
+
+func logRows(log *slog.Logger, rows []loggedRow) {
+	for _, row := range rows {
+		// The trace of the event, which the logger takes from the context, not that of the batch.
+		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
+		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
+			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
+	}
+}
 
 // insertLock lets one writer insert at a time, until its commit. Ids are given out under it, so they become visible in their
 // order, and what reads the log by id never misses a row that is committed later. That is cheap: rows come in

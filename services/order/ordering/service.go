@@ -1,9 +1,10 @@
 // Package ordering is the order service: it decides placed orders with the help of inventory, stores them, and answers
 // for them.
 //
-// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both go
-// through the states of an order and its totals (order.go) to the database (store.go). What follows from an order is
-// written to the outbox in the same transaction, and the relay publishes it.
+// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both use
+// the states of an order and its totals (order.go) and the database (store.go). The events of an order are written to
+// the outbox in the same transaction, and the relay publishes them. The other services ask which orders there are
+// (intake.go), and what names a person is exported and erased (personal.go).
 package ordering
 
 import (
