@@ -14,7 +14,7 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql
+GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/page/assets/contracts.js
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -39,8 +39,9 @@ down: .bin/shop ## Stop and remove what make up started, its data too (YES=1: wi
 # --- Check -----------------------------------------------------------------------------------------------------------
 
 .PHONY: unit
+# Never from the cache, which does not notice that a document has changed.
 unit: ## Run the tests that need no server, in seconds (docs/adr/0025)
-	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
+	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
 
 .PHONY: t
 t: .bin/shop ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
@@ -60,7 +61,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
-	mkdir "$$fresh"/topology "$$fresh"/db; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
+	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/page/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
