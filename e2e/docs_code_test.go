@@ -4,78 +4,50 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 )
 
-var (
-	link       = regexp.MustCompile(`\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)`)
-	codeName   = regexp.MustCompile("^`([A-Za-z]\\w*(?:\\.[A-Za-z]\\w*)?)`$")
-	codeBlocks = regexp.MustCompile("(?s)```.*?```")
-)
+// codeLink is a link to what a Go file declares: [`name`](file.go).
+var codeLink = regexp.MustCompile("\\[`([\\w.]+)`\\]\\(([^()\\s]+\\.go)\\)")
 
-// Whoever follows a document to the code finds it: a link `[`name`](file.go)` names what the file declares.
+// Whoever follows a document to the code finds what it names.
 func TestDocuments_LinksToCodeNameWhatIsThere(t *testing.T) {
 	t.Parallel()
+	documents, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	declared := map[string]map[string]bool{} // by file
-	named := map[string]int{}                // how many names of code, by document
-	for _, document := range markdownFiles(t) {
+	named := map[string]int{}                // how many names there are, by document
+	for _, document := range documents {
 		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range link.FindAllStringSubmatch(codeBlocks.ReplaceAllString(string(text), ""), -1) {
-			label, target := m[1], m[2]
-			if strings.Contains(target, ":") { // another site
-				continue
-			}
+		for _, m := range codeLink.FindAllStringSubmatch(string(text), -1) {
+			name, target := m[1], m[2]
 			file := filepath.Join(filepath.Dir(document), target)
+			named[filepath.Base(document)]++
 			if _, err := os.Stat(file); err != nil {
-				t.Errorf("%s links to %s, which does not exist", document, target)
+				t.Errorf("%s: %s of %s: there is no such file", document, name, target)
 				continue
 			}
-			name := codeName.FindStringSubmatch(label)
-			if name == nil || filepath.Ext(file) != ".go" {
-				continue
-			}
-			named[document]++
 			if declared[file] == nil {
 				declared[file] = declarations(t, file)
 			}
-			if !declared[file][name[1]] {
-				t.Errorf("%s: %s declares no %s", document, target, name[1])
+			if !declared[file][name] {
+				t.Errorf("%s: %s does not declare %s", document, target, name)
 			}
 		}
 	}
-	for _, document := range []string{"../docs/architecture.md", "../docs/patterns.md"} {
+	for _, document := range []string{"architecture.md", "patterns.md"} {
 		if named[document] < 20 {
 			t.Errorf("%s names %d places in the code: the check does not see its links", document, named[document])
 		}
 	}
-}
-
-// markdownFiles are the documents of the repository.
-func markdownFiles(t *testing.T) (files []string) {
-	t.Helper()
-	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && entry.Name() != "..":
-			return filepath.SkipDir
-		case filepath.Ext(path) == ".md":
-			files = append(files, path)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return files
 }
 
 // declarations are the names that a Go file declares at its top level; methods as Type.Method.
