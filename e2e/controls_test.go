@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/shop/controls"
 	"shop.example/shop/local"
 	"shop.example/topology"

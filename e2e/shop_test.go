@@ -17,8 +17,8 @@ import (
 
 	"shop.example/db"
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/shop/local"
 	"shop.example/topology"
 )

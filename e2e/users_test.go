@@ -19,7 +19,7 @@ import (
 	"shop.example/db/dbtest"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/platform/transport"
 	"shop.example/shop/local"
 	"shop.example/topology"

@@ -17,14 +17,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
-	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 // Whoever changes stock locks first the decisions of the orders it is about, which guard their holds, and then the
@@ -176,7 +176,7 @@ func (st *store) logDecisions(ctx context.Context, decided []decision) {
 		return
 	}
 	for _, d := range decided {
-		id := telemetry.OrderID(d.order.id.String())
+		id := orderid.Attr(d.order.id.String())
 		if d.reason == "" {
 			st.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
 				slog.Int("lines", len(d.lines)), slog.Int64("pieces", d.pieces()))

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -123,7 +124,7 @@ func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delive
 		crash.Point("logging.letter-stored")
 		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
 			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
-			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
+			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"shop.example/db"
+	"shop.example/domain/report"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -141,7 +142,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
-	s.ServeReport()
+	report.Serve(s.Service)
 	return nil
 }
 

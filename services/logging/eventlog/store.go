@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
@@ -58,7 +59,7 @@ func logRows(log *slog.Logger, rows []loggedRow) {
 		// The trace of the event, which the logger takes from the context, not that of the batch.
 		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
 		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
-			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
+			telemetry.MessageID(row.messageID), orderid.Attr(row.orderID))
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 )
 
 // State is the state of an order, as the database and the contracts spell it.

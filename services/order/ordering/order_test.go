@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 )
 
 func TestTransition_OnlyListedTransitionsAreValid(t *testing.T) {
