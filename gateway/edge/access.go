@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -31,25 +32,35 @@ type access struct {
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
 	interceptor *apierror.Interceptor
 
+	// onRefusal is told of calls that are refused because of their token.
+	onRefusal func(ctx context.Context, err error)
+
 	tokens    *tokenVerifier // of an issuer's tokens; nil if there is no issuer
 	customers bool           // public calls are for customers
 }
 
-func newAccess(operators operators, interceptor *apierror.Interceptor) *access {
-	return &access{operators: operators, interceptor: interceptor}
+func newAccess(operators operators, interceptor *apierror.Interceptor, onRefusal func(context.Context, error)) *access {
+	return &access{operators: operators, interceptor: interceptor, onRefusal: onRefusal}
 }
 
-// configureOIDC lets holders of an issuer's tokens in, before any service is guarded.
-func (a *access) configureOIDC(cfg OIDC, log *slog.Logger) (err error) {
+// configureOIDC accepts tokens of an issuer, too. Call it before any service is guarded. refreshKeys keeps the issuer's
+// keys fresh until its context ends; it is nil if no issuer is configured.
+func (a *access) configureOIDC(cfg OIDC, log *slog.Logger, meter metric.Meter) (refreshKeys func(context.Context) error, err error) {
 	if cfg.Issuer == "" {
 		if cfg.RequireCustomer || cfg.Audience != "" || cfg.JWKSURL != "" {
-			return errors.New("OIDC_ISSUER is not set, but other OIDC_ variables are: set it, or unset them")
+			return nil, errors.New("OIDC_ISSUER is not set, but other OIDC_ variables are: set it, or unset them")
 		}
-		return nil
+		return nil, nil
 	}
-	a.customers = cfg.RequireCustomer
-	a.tokens, err = newTokenVerifier(cfg, log)
-	return err
+	tokens, err := newTokenVerifier(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := tokens.observe(meter); err != nil {
+		return nil, err
+	}
+	a.tokens, a.customers = tokens, cfg.RequireCustomer
+	return tokens.run, nil
 }
 
 const (
@@ -299,11 +310,17 @@ func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	return ""
 }
 
+// requireOperator returns an error unless the values of authorization are those of an operator.
+func (a *access) requireOperator(ctx context.Context, given []string) error {
+	_, err := a.requireRole(ctx, operator, given)
+	return err
+}
+
 // requireRole is checkRole for a call that begins: a token that is refused is a failed login.
 func (a *access) requireRole(ctx context.Context, role string, given []string) (*principal, error) {
 	caller, err := a.checkRole(ctx, role, given)
 	if err != nil && len(given) > 0 {
-		loginFailed(ctx, err)
+		a.onRefusal(ctx, err)
 	}
 	return caller, err
 }

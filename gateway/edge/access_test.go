@@ -3,40 +3,22 @@ package edge
 import (
 	"context"
 	"io"
-	"log/slog"
 	"net/http"
-	"reflect"
 	"strings"
 	"testing"
-	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	checkoutv1 "shop.example/gen/shop/checkout/v1"
-	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
-	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
-	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/service"
 )
-
-// reasonOf is the reason of a status, "" where there is none.
-func reasonOf(err error) string {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
 
 func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
 	t.Parallel()
@@ -96,7 +78,7 @@ func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
 			t.Parallel()
 			ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"authorization": test.token})
 			err := test.call(ctx)
-			if got := reasonOf(err); got != test.want || (test.want != "") != (status.Code(err) == codes.Unauthenticated) {
+			if got := apierror.ReasonOf(err); got != test.want || (test.want != "") != (status.Code(err) == codes.Unauthenticated) {
 				t.Errorf("gRPC: %v, want reason %q", err, test.want)
 			}
 			if test.path == "" {
@@ -120,67 +102,6 @@ func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
 	}
 }
 
-func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
-	t.Parallel()
-	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
-		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		_, err := newAccess(nil, nil).requireRole(ctx, operator, authorizationIn(ctx))
-		if reasonOf(err) != "OPERATOR_TOKEN_INVALID" {
-			t.Errorf("%q: %v", token, err)
-		}
-	}
-}
-
-func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
-	t.Parallel()
-	log := &logBuffer{}
-	tel := newTelemetry(t, log)
-	s, err := service.New(service.Config{}, tel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := newAPI(s.GRPC(), testOperators, tel)
-	a.access.tokens = &tokenVerifier{} // it has nothing to verify a token with
-	orderv1.RegisterOrderServiceServer(a, orderServer{})
-	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.ServeHTTP("http", lis, newHTTPServer(&door{grpc: s.GRPC(), callers: callers{access: newAccess(nil, nil)}}, tel.Logger))
-	run(t, s.Run)
-	orders := orderv1.NewOrderServiceClient(client(t, lis.Addr().String()))
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer a.b.c")
-	if _, err := orders.ListOrders(ctx, &orderv1.ListOrdersRequest{}); status.Code(err) != codes.Internal || reasonOf(err) != "INTERNAL" {
-		t.Errorf("answered with %v", err)
-	}
-	if !strings.Contains(log.String(), "goroutine") {
-		t.Errorf("the stack is not in the log: %s", log)
-	}
-	if _, err := orders.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: storedOrder}); err != nil {
-		t.Errorf("the next call: %v", err)
-	}
-}
-
-func TestAccess_RulesOfTheContracts(t *testing.T) {
-	t.Parallel()
-	anyone := map[string]bool{
-		"PlaceOrder": true, "CreateOrder": true, "ListInventory": true, "GetOrder": true, "CancelOrder": true, "ListItems": true, "GetItem": true,
-	}
-	for _, sd := range services(
-		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
-		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
-		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
-	) {
-		for i := range sd.Methods().Len() {
-			name := sd.Methods().Get(i).Name()
-			rule := ruleOf(string(sd.FullName()), string(name))
-			if anyone[string(name)] != (rule == optionsv1.Access_ACCESS_PUBLIC) || rule == optionsv1.Access_ACCESS_UNSPECIFIED {
-				t.Errorf("%s.%s has the rule %v", sd.FullName(), name, rule)
-			}
-		}
-	}
-}
-
 // A method whose contract forgot to say who may call it was anyone's.
 func TestAccess_AMethodThatSaysNothingIsNotServed(t *testing.T) {
 	t.Parallel()
@@ -200,7 +121,7 @@ func TestAccess_AMethodThatSaysNothingIsNotServed(t *testing.T) {
 		t.Errorf("the report has no rule: %v", err)
 	}
 	// Should one be served all the same, it is for operators.
-	if _, err := statusv1.NewReportServiceClient(a.local).GetReport(t.Context(), &statusv1.GetReportRequest{}); reasonOf(err) != "OPERATOR_TOKEN_REQUIRED" {
+	if _, err := statusv1.NewReportServiceClient(a.local).GetReport(t.Context(), &statusv1.GetReportRequest{}); apierror.ReasonOf(err) != "OPERATOR_TOKEN_REQUIRED" {
 		t.Errorf("called by nobody: %v", err)
 	}
 }
@@ -240,7 +161,7 @@ func TestAccess_AWrongTokenIsNeverNobody(t *testing.T) {
 				headers = append(headers, "Authorization: "+authorization)
 			}
 			_, err := orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: storedOrder})
-			if reasonOf(err) != want || (want != "") != (status.Code(err) == codes.Unauthenticated) {
+			if apierror.ReasonOf(err) != want || (want != "") != (status.Code(err) == codes.Unauthenticated) {
 				t.Errorf("%s, %q over gRPC: %v, want %q", name, authorization, err, want)
 			}
 			got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder, "", headers...)
@@ -249,60 +170,6 @@ func TestAccess_AWrongTokenIsNeverNobody(t *testing.T) {
 			case want == "" || got.status != http.StatusUnauthorized || got.failure(t).reason() != want:
 				t.Errorf("%s, %q over REST: %d %s, want %q", name, authorization, got.status, got.body, want)
 			}
-		}
-	}
-}
-
-// callersServer keeps who has called.
-type callersServer struct {
-	orderv1.UnimplementedOrderServiceServer
-	loggingv1.UnimplementedEventLogServiceServer
-	last *principal
-}
-
-func (s *callersServer) GetOrder(ctx context.Context, _ *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
-	s.last = principalIn(ctx)
-	return &orderv1.GetOrderResponse{}, nil
-}
-
-func (s *callersServer) StreamEvents(_ *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
-	s.last = principalIn(stream.Context())
-	return nil
-}
-
-func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
-	t.Parallel()
-	i := startIssuer(t)
-	log := slog.New(slog.DiscardHandler)
-	interceptor := apierror.NewInterceptor(log)
-	a := newAccess(testOperators, interceptor)
-	if err := a.configureOIDC(OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, log); err != nil {
-		t.Fatal(err)
-	}
-	server, local := &callersServer{}, newLocalConn(interceptor)
-	local.RegisterService(a.guard(&orderv1.OrderService_ServiceDesc), server)
-	local.RegisterService(a.guard(&loggingv1.EventLogService_ServiceDesc), server)
-	expires := time.Now().Add(time.Hour).Truncate(time.Second)
-	ada := i.token(t, map[string]any{"roles": []string{"customer", "reader"}, "exp": expires.Unix()})
-	for authorization, want := range map[string]*principal{
-		"":                        nil,
-		"Bearer " + operatorToken: {name: unnamedOperator, roles: []string{"operator"}},
-		"Bearer " + ada:           {issuer: i.url, subject: "ada", roles: []string{"customer", "reader"}, expires: expires},
-	} {
-		md := metadata.MD{}
-		if authorization != "" {
-			md.Set("authorization", authorization)
-		}
-		server.last = &principal{subject: "nobody has called"}
-		_, err := orderv1.NewOrderServiceClient(local).GetOrder(metadata.NewOutgoingContext(t.Context(), md), &orderv1.GetOrderRequest{OrderId: storedOrder})
-		if err != nil || !reflect.DeepEqual(server.last, want) {
-			t.Errorf("%q: called by %+v, %v; want %+v", authorization, server.last, err, want)
-		}
-		server.last = &principal{subject: "nobody has called"}
-		request := &loggingv1.StreamEventsRequest{OrderId: storedOrder}
-		stream := openStream{ctx: metadata.NewIncomingContext(t.Context(), md), request: request}
-		if err := local.serveStream(streamEvents, stream); err != nil || !reflect.DeepEqual(server.last, want) {
-			t.Errorf("%q: streamed for %+v, %v; want %+v", authorization, server.last, err, want)
 		}
 	}
 }

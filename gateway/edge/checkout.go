@@ -23,6 +23,10 @@ type checkout struct {
 	decisions *decisions
 }
 
+func newCheckout(orders *orders, decisions *decisions) checkoutv1.CheckoutServiceServer {
+	return checkout{orders: orders, decisions: decisions}
+}
+
 // PlaceOrder publishes the order and answers with it: as PENDING, or as it was decided where the client prefers to wait
 // and that happens in time.
 func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {

@@ -12,35 +12,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 )
-
-func TestPreferredWait_IsThePreferenceOfRFC7240(t *testing.T) {
-	t.Parallel()
-	for header, want := range map[string]time.Duration{
-		"":                          0,
-		"wait=5":                    5 * time.Second,
-		"respond-async, wait=5":     5 * time.Second,
-		` WAIT = "2" , return=full`: 2 * time.Second,
-		"wait=0":                    0,
-		"wait=100000":               maxWait,
-		"wait=-1":                   0,
-		"wait=soon":                 0,
-		"wait":                      0,
-		"waiting=5":                 0,
-	} {
-		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("prefer", header))
-		if got := preferredWait(ctx); got != want {
-			t.Errorf("%q: %s, want %s", header, got, want)
-		}
-	}
-}
 
 // What waits is held in memory, so the largest orders are fewer.
 func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
@@ -141,7 +120,7 @@ func TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce(t *testing.T) {
 	_, err := checkoutv1.NewCheckoutServiceClient(client(t, addr)).PlaceOrder(t.Context(), &checkoutv1.PlaceOrderRequest{
 		CustomerName: "A", CustomerEmail: "a@example.com", OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 1, Quantity: 1}},
 	})
-	if status.Code(err) != codes.Unavailable || reasonOf(err) != "OVERLOADED" {
+	if status.Code(err) != codes.Unavailable || apierror.ReasonOf(err) != "OVERLOADED" {
 		t.Errorf("gRPC: %v", err)
 	}
 	if got := send(t, http.MethodGet, base+"/v1/orders/"+storedOrder, ""); got.status != http.StatusOK {

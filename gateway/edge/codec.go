@@ -15,9 +15,10 @@ import (
 // value, absent messages and optional fields are not. It reads the whole body, and refuses what it does not know.
 type codec struct{ runtime.JSONPb }
 
-func newCodec() *codec {
-	return &codec{runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}}
-}
+// jsonOptions say how messages become JSON.
+var jsonOptions = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}
+
+func newCodec() *codec { return &codec{runtime.JSONPb{MarshalOptions: jsonOptions}} }
 
 // usualAnswer is room for the JSON of an order, in bytes: it need not be moved while it grows.
 const usualAnswer = 1 << 10

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// searchTime is how long a call goes on to ask services for another part of what they have, and mostRecords how large an
+	// searchTime is how long a call goes on to ask services for another part of what they have, and maxRecords how large an
 	// answer gets before it is sent, in bytes.
-	searchTime  = 3 * time.Second
-	mostRecords = 1 << 20
+	searchTime = 3 * time.Second
+	maxRecords = 1 << 20
 )
 
 // customers implements CustomerService: it asks those who keep personal data one after the other, part by part.
@@ -31,6 +31,16 @@ type customers struct {
 type keeper struct {
 	name string
 	data customerv1.PersonalDataServiceClient
+}
+
+// newCustomers returns a service that asks upstreams in this order. issuer is that of the tokens that customers have; ""
+// for none.
+func newCustomers(issuer string, upstreams ...*upstream) *customers {
+	c := &customers{issuer: issuer}
+	for _, u := range upstreams {
+		c.keepers = append(c.keepers, keeper{u.name, customerv1.NewPersonalDataServiceClient(u.conn)})
+	}
+	return c
 }
 
 // ExportCustomer is part of customerv1.CustomerServiceServer.
@@ -48,7 +58,7 @@ func (c *customers) ExportCustomer(ctx context.Context, req *customerv1.ExportCu
 		}
 		resp.Records = append(resp.Records, found.GetRecords()...)
 		size += proto.Size(found)
-		return found.GetNextPageToken(), size < mostRecords, nil
+		return found.GetNextPageToken(), size < maxRecords, nil
 	})
 	if err != nil {
 		return nil, err

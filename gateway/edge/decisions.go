@@ -50,6 +50,9 @@ func newDecisions(conn *messaging.Connection, look func(context.Context, string)
 	return d
 }
 
+// run listens to events whenever somebody waits, until ctx ends.
+func (d *decisions) run(ctx context.Context) error { return d.events.Run(ctx) }
+
 func (d *decisions) isAwaited(orderID string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -239,41 +238,5 @@ func TestPreferWait_AGatewayThatMayNotListenYetLooksNowAndThen(t *testing.T) {
 	}
 	if asked := book.questions(); len(asked) > 5 {
 		t.Errorf("the order service was asked %d times", len(asked))
-	}
-}
-
-func TestDecide_IsWhatTheOrderServiceStores(t *testing.T) {
-	t.Parallel()
-	at, later := timestamppb.New(time.Unix(1, 1000)), timestamppb.New(time.Unix(2, 2000))
-	usd := func(units int64) *moneyv1.Money { return &moneyv1.Money{CurrencyCode: "USD", Units: units} }
-	placed := func() *orderv1.Order {
-		return pending(&eventsv1.OrderPlaced{
-			OrderId: storedOrder, CustomerName: "Ada", CustomerEmail: "ada@example.org", PlacedAt: at,
-			Lines: []*eventsv1.RequestedLine{{ProductName: "Laptop Stand", Quantity: 3}, {ProductId: 6, Quantity: 4}},
-		})
-	}
-	for event, want := range map[proto.Message]*orderv1.Order{
-		&eventsv1.OrderConfirmed{
-			OrderId: storedOrder, TotalItems: 7, TotalValue: usd(205), ConfirmedAt: later,
-			Lines: []*eventsv1.PricedLine{
-				{Line: 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 3, UnitPrice: usd(35)},
-				{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: usd(25)},
-			},
-		}: {
-			Id: storedOrder, State: orderv1.Order_CONFIRMED, CustomerName: "Ada", CustomerEmail: "ada@example.org", CreatedAt: at, UpdatedAt: later,
-			TotalItems: 7, TotalValue: usd(205), OrderItems: []*orderv1.OrderItem{
-				{Line: 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 3, UnitPrice: usd(35)},
-				{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: usd(25)},
-			},
-		},
-		&eventsv1.OrderRejected{OrderId: storedOrder, Reason: eventsv1.OrderRejected_PRICE_CHANGED, RejectedAt: later}: {
-			Id: storedOrder, State: orderv1.Order_REJECTED, Reason: eventsv1.OrderRejected_PRICE_CHANGED.Enum(),
-			CustomerName: "Ada", CustomerEmail: "ada@example.org", CreatedAt: at, UpdatedAt: later,
-			TotalItems: 7, OrderItems: []*orderv1.OrderItem{{Line: 1, ProductName: "Laptop Stand", Quantity: 3}, {Line: 2, ProductId: 6, Quantity: 4}},
-		},
-	} {
-		if got := decide(placed(), event); !proto.Equal(got, want) {
-			t.Errorf("after %T: %v\nwant %v", event, got, want)
-		}
 	}
 }

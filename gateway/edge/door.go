@@ -3,19 +3,21 @@ package edge
 import (
 	"context"
 	"encoding/base64"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/telemetry"
 )
 
 // DoorConfig says who comes in, and how many.
@@ -34,40 +36,40 @@ type DoorConfig struct {
 
 // door is what every call comes through, whichever API it is for. It is an http.Handler.
 type door struct {
-	grpc     http.Handler
-	rest     *rest
-	callers  callers
-	rate     *rateLimiter // of all calls; nil for no limit
-	listings *rateLimiter // of ListInventory; nil for no limit
-	logins   *logins      // nil if nobody watches
-	limits   limits
-	// patience is how long a client of a gRPC stream may leave a message unread.
-	patience time.Duration
+	grpc    http.Handler
+	rest    restHandler
+	callers callers
+	rate    *rateLimiter // of all calls; nil for no limit
+	paths   *pathLimits  // nil for none
+	logins  *logins      // nil if nobody watches
+	limits  limits
+	// writeTimeout is how long a client of a gRPC stream may leave a message unread.
+	writeTimeout time.Duration
 }
 
-func newDoor(cfg DoorConfig, a *api, rest *rest, l limits, t *telemetry.Telemetry) (*door, error) {
-	meter := t.Meter.Meter("shop.example/gateway/edge")
+// restHandler answers a REST call whose client and memory are h, or the refusal to let it in.
+type restHandler interface {
+	ServeCall(w http.ResponseWriter, r *http.Request, h held, refusal error)
+}
+
+func newDoor(cfg DoorConfig, grpc http.Handler, rest restHandler, callers callers, l limits, paths *pathLimits, log *slog.Logger, meter metric.Meter) (*door, error) {
 	rate, err := newRateLimiter(cfg.RateLimit, meter)
 	if err != nil {
 		return nil, err
 	}
-	listings, err := newRateLimiter(listingRate, meter)
-	if err != nil {
-		return nil, err
-	}
-	logins, err := newLogins(meter, t.Logger)
+	logins, err := newLogins(meter, log)
 	if err != nil {
 		return nil, err
 	}
 	return &door{
-		grpc: a.grpc, rest: rest, callers: rest.sse.callers, rate: rate, listings: listings, logins: logins, limits: l, patience: readerPatience,
+		grpc: grpc, rest: rest, callers: callers, rate: rate, paths: paths, logins: logins, limits: l, writeTimeout: readerPatience,
 	}, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	call := held{memory: d.limits.memory, from: d.callers.of(r)}
-	refusal := d.admit(r, call.from)
+	refusal := d.check(r, call.from)
 	if refusal == nil {
 		defer d.limits.calls.release(call.from, 1)
 		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
@@ -79,22 +81,24 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	setSecurityHeaders(w.Header(), r.TLS != nil)
-	d.rest.serve(w, r, call, refusal)
+	d.rest.ServeCall(w, r, call, refusal)
 }
 
 // otherSites tells what a browser sends because a page of another site told it to, by its Sec-Fetch-Site and Origin.
 var otherSites http.CrossOriginProtection
 
-// admit returns an error where the call does not come in. One that comes in counts as open.
-func (d *door) admit(r *http.Request, from caller) error {
+// check returns an error if the call is refused. One that is not counts as open.
+func (d *door) check(r *http.Request, from caller) error {
 	if d.rate != nil {
 		if err := d.rate.check(r, from); err != nil {
 			return err
 		}
 	}
-	if d.listings != nil && isListing(r.URL.Path) {
-		if err := d.listings.check(r, from); err != nil {
-			return err
+	if d.paths != nil {
+		if l := d.paths.byPath[r.URL.Path]; l != nil {
+			if err := l.check(r, from); err != nil {
+				return err
+			}
 		}
 	}
 	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
@@ -131,10 +135,10 @@ func (d *door) serveGRPC(w http.ResponseWriter, r *http.Request, h held, refusal
 	call.request = requestReader{ReadCloser: r.Body, held: &call.held, max: maxBody + grpcPrefix, keepsBuffers: true}
 	r.Body = &call.request
 	switch r.URL.Path {
-	case streamEvents, healthv1.Health_Watch_FullMethodName:
+	case loggingv1.EventLogService_StreamEvents_FullMethodName, healthv1.Health_Watch_FullMethodName:
 		ctx, cancel := context.WithCancel(withCaller(r.Context(), h.from))
 		defer cancel()
-		call.clearDeadline(d.patience, cancel)
+		call.clearDeadlines(d.writeTimeout, cancel)
 		r = r.WithContext(ctx)
 	}
 	d.grpc.ServeHTTP(call, r)
@@ -156,15 +160,15 @@ type grpcCall struct {
 
 	// Of a call that lasts: a client that does not take a message in time has lost it. gRPC itself would wait for as long as
 	// the connection lasts.
-	control  *http.ResponseController // nil for others
-	patience time.Duration
-	cancel   context.CancelFunc // gRPC does not look at what becomes of a write
-	writing  bool
+	control      *http.ResponseController // nil for others
+	writeTimeout time.Duration
+	cancel       context.CancelFunc // gRPC does not look at what becomes of a write
+	writing      bool
 }
 
-// clearDeadline takes the server's limit off a call.
-func (c *grpcCall) clearDeadline(patience time.Duration, cancel context.CancelFunc) {
-	c.control, c.patience, c.cancel = http.NewResponseController(c.ResponseWriter), patience, cancel
+// clearDeadlines takes the server's limits off a call: each message has its own.
+func (c *grpcCall) clearDeadlines(timeout time.Duration, cancel context.CancelFunc) {
+	c.control, c.writeTimeout, c.cancel = http.NewResponseController(c.ResponseWriter), timeout, cancel
 	_ = c.control.SetWriteDeadline(time.Time{})
 }
 
@@ -196,7 +200,7 @@ func (c *grpcCall) Flush() {
 func (c *grpcCall) begin() {
 	if c.control != nil && !c.writing {
 		c.writing = true
-		_ = c.control.SetWriteDeadline(time.Now().Add(c.patience))
+		_ = c.control.SetWriteDeadline(time.Now().Add(c.writeTimeout))
 	}
 }
 
@@ -251,39 +255,4 @@ func setTrailers(trailer http.Header, s *status.Status) {
 	if details, err := proto.Marshal(s.Proto()); err == nil {
 		trailer.Set(grpcDetails, base64.RawStdEncoding.EncodeToString(details))
 	}
-}
-
-// The headers of an answer that no browser is to show, keep or let another site read. Calls from other sites' pages
-// (CORS) are not allowed: no answer has an Access-Control header. The slices are shared and never changed.
-var (
-	nosniff        = []string{"nosniff"}
-	noReferrer     = []string{"no-referrer"}
-	noContent      = []string{"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
-	denyFrames     = []string{"DENY"}
-	sameOrigin     = []string{"same-origin"}
-	noStore        = []string{"no-store"}
-	onlyTLSForYear = []string{"max-age=31536000"}
-)
-
-// setSecurityHeaders sets the headers of an API answer. Orders hold personal data, and what is in stock changes: nothing
-// may be stored. A page that is for browsers says so with allowPage.
-func setSecurityHeaders(header http.Header, overTLS bool) {
-	header["X-Content-Type-Options"] = nosniff
-	header["Referrer-Policy"] = noReferrer
-	header["Content-Security-Policy"] = noContent
-	header["X-Frame-Options"] = denyFrames
-	header["Cross-Origin-Opener-Policy"] = sameOrigin
-	header["Cross-Origin-Resource-Policy"] = sameOrigin
-	header["Cache-Control"] = noStore
-	if overTLS {
-		header["Strict-Transport-Security"] = onlyTLSForYear
-	}
-}
-
-// allowPage lets a browser show an answer with what the policy's directives allow it to load, "script-src 'self'" for
-// example, and keep it as long as it asks each time whether it is still good. Whatever is not named stays forbidden.
-func allowPage(w http.ResponseWriter, directives ...string) {
-	policy := append(directives[:len(directives):len(directives)], noContent[0])
-	w.Header().Set("Content-Security-Policy", strings.Join(policy, "; "))
-	w.Header().Set("Cache-Control", "no-cache")
 }

@@ -3,7 +3,6 @@ package edge
 import (
 	"context"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -16,6 +15,7 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
 )
 
 // published is a broker that takes everything.
@@ -105,23 +105,6 @@ func TestREST_EveryAnswerHasSecurityHeaders(t *testing.T) {
 	}
 }
 
-func TestREST_APageSaysWhatItMayLoadAndNothingElseIsAllowed(t *testing.T) {
-	t.Parallel()
-	w := httptest.NewRecorder()
-	setSecurityHeaders(w.Header(), false)
-	allowPage(w, "script-src 'self'", "connect-src 'self'")
-	const want = "script-src 'self'; connect-src 'self'; default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	if got := w.Header().Get("Content-Security-Policy"); got != want {
-		t.Errorf("Content-Security-Policy is %q\nwant %q", got, want)
-	}
-	if got := w.Header().Get("Cache-Control"); got != "no-cache" {
-		t.Errorf("Cache-Control is %q", got)
-	}
-	if got := w.Header().Get("X-Content-Type-Options"); got != "nosniff" {
-		t.Errorf("X-Content-Type-Options is %q", got)
-	}
-}
-
 // rawCodec sends bytes as they are.
 type rawCodec struct{}
 
@@ -156,8 +139,8 @@ func TestGRPC_WhatTheLibraryRefusesHasAReasonToo(t *testing.T) {
 			t.Parallel()
 			var reply []byte
 			err := conn.Invoke(t.Context(), test.method, test.request, &reply, grpc.ForceCodec(rawCodec{}))
-			if status.Code(err) != test.code || reasonOf(err) != test.reason {
-				t.Errorf("%v, reason %q; want %v, %q", err, reasonOf(err), test.code, test.reason)
+			if status.Code(err) != test.code || apierror.ReasonOf(err) != test.reason {
+				t.Errorf("%v, reason %q; want %v, %q", err, apierror.ReasonOf(err), test.code, test.reason)
 			}
 		})
 	}
@@ -165,7 +148,7 @@ func TestGRPC_WhatTheLibraryRefusesHasAReasonToo(t *testing.T) {
 	if err == nil {
 		err = stream.RecvMsg(&loggingv1.StreamEventsResponse{})
 	}
-	if status.Code(err) != codes.Unimplemented || reasonOf(err) != "UNIMPLEMENTED" {
-		t.Errorf("a stream of a service that is not there: %v, reason %q", err, reasonOf(err))
+	if status.Code(err) != codes.Unimplemented || apierror.ReasonOf(err) != "UNIMPLEMENTED" {
+		t.Errorf("a stream of a service that is not there: %v, reason %q", err, apierror.ReasonOf(err))
 	}
 }

@@ -7,29 +7,16 @@
 package edge
 
 import (
-	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/http"
-	"strings"
-	"time"
 
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
-	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -40,33 +27,6 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
-)
-
-const (
-	headerTimeout = 10 * time.Second
-	// readTimeout bounds how long a request takes to arrive, and writeTimeout a call all in all; streams have no such bound.
-	readTimeout  = 30 * time.Second
-	writeTimeout = 60 * time.Second
-	idleTimeout  = 2 * time.Minute
-	maxHeaders   = 16 << 10
-	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
-	maxStreams = 1000
-	// maxUnread and maxUnreadCall are how many bytes an HTTP/2 connection, or one of its calls, may send ahead of what is read.
-	maxUnread     = 256 << 10
-	maxUnreadCall = 64 << 10
-	// What may be open where nothing else is configured. A call costs up to 30 KB while it waits, a connection about as much:
-	// all of them together stay below 200 MB.
-	defaultStreams     = 1000
-	defaultCalls       = 3000
-	defaultConnections = 3000
-	// mostReply is how large an answer of a service may be: a dead letter comes with its body, which RabbitMQ lets be
-	// 16 MiB large.
-	mostReply = 17 << 20
-	// streamWindow and connWindow are how many bytes a service may send ahead of what is read, in one call and in all.
-	streamWindow = 64 << 10
-	connWindow   = 1 << 20
-	// minSecret is the least length of SHOP_ID_SECRET, in bytes.
-	minSecret = 16
 )
 
 // Config is the gateway's configuration.
@@ -113,18 +73,12 @@ type Service struct {
 // New opens the gateway's listeners and returns a gateway that does nothing until Run. It needs no other service, nor
 // the broker, to be there. A gateway that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
-	if min(cfg.MaxStreams, cfg.Door.MaxCalls, cfg.Door.MaxConnections) < 0 {
-		return nil, errors.New("SHOP_MAX_STREAMS, SHOP_MAX_CALLS and SHOP_MAX_CONNECTIONS must be 1 or more, or 0 for the default")
-	}
-	if !money.Valid(cfg.Currency) {
-		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
-	}
-	secrets, err := idSecrets(ctx, cfg, t.Logger)
-	if err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxWeight {
-		return nil, fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxWeight)
+	secrets, err := parseIDSecrets(ctx, cfg.IDSecret, cfg.PreviousIDSecret, t.Logger)
+	if err != nil {
+		return nil, err
 	}
 	operators, err := newOperators(cfg.OperatorToken, cfg.OperatorTokens)
 	if err != nil {
@@ -143,6 +97,19 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	meter := t.Meter.Meter("shop.example/gateway")
+
+	// Access.
+	a := newAPI(s.GRPC(), operators, t)
+	refreshKeys, err := a.access.configureOIDC(cfg.Door.OIDC, t.Logger, meter)
+	if err != nil {
+		return nil, err
+	}
+	if refreshKeys != nil {
+		s.Go("keys of the token issuer", refreshKeys)
+	}
+
+	// The broker and the services behind the gateway.
 	pub, consume, err := s.Broker(cfg.AMQPURL, "gateway", t)
 	if err != nil {
 		return nil, err
@@ -152,64 +119,60 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	queues := messaging.NewQueueWatch(consume, &eventsv1.OrderPlaced{})
 	s.Go("watch of the queues", queues.Run)
 	s.Check("queues of orders", queues.Ready)
-	upstreams, err := s.dialUpstreams(cfg, t)
+	up, err := s.dialUpstreams(cfg, t)
 	if err != nil {
 		return nil, err
 	}
-	a := newAPI(s.GRPC(), operators, t)
-	if err := a.access.configureOIDC(cfg.Door.OIDC, t.Logger); err != nil {
-		return nil, err
-	}
-	if tokens := a.access.tokens; tokens != nil {
-		if err := tokens.observe(t.Meter.Meter("shop.example/gateway/edge")); err != nil {
-			return nil, err
-		}
-		s.Go("keys of the token issuer", tokens.run)
-	}
-	taken := &orders{
-		secrets: secrets, publish: ifQueued(queues, pub.Publish),
-		stored: orderv1.NewOrderServiceClient(upstreams[0].conn), keys: orderv1.NewIntakeServiceClient(upstreams[0].conn),
-		inFlight: semaphore.NewWeighted(cmp.Or(cfg.Door.OrdersInFlight, defaultOrdersInFlight)), log: t.Logger,
-	}
-	awaited := newDecisions(consume, taken.lookup, s.Stopping())
-	s.Go("decisions", awaited.events.Run)
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken, decisions: awaited})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{
-		orders: taken, request: replies.Request, lists: semaphore.NewWeighted(maxLists), currency: cfg.Currency,
+
+	// What the gateway answers itself, and what it forwards.
+	orders := newOrders(ordersConfig{
+		secrets: secrets, publish: ifQueued(queues, pub.Publish), orderService: up.order.conn, maxInFlight: cfg.Door.OrdersInFlight, log: t.Logger,
 	})
-	statusv1.RegisterStatusServiceServer(a, newStatusBoard(s.Ready, consume, upstreams))
+	decisions := newDecisions(consume, orders.lookup, s.Stopping())
+	s.Go("decisions", decisions.run)
+	checkoutv1.RegisterCheckoutServiceServer(a, newCheckout(orders, decisions))
+	statusv1.RegisterStatusServiceServer(a, newStatusServer(s.Ready, consume.Queues, up.order, up.inventory, up.logging))
 	// The log first: what it has of dead letters is discarded before the orders are erased.
-	customerv1.RegisterCustomerServiceServer(a, &customers{issuer: cfg.Door.OIDC.Issuer, keepers: []keeper{
-		{upstreams[2].name, customerv1.NewPersonalDataServiceClient(upstreams[2].conn)},
-		{upstreams[0].name, customerv1.NewPersonalDataServiceClient(upstreams[0].conn)},
-	}})
+	customerv1.RegisterCustomerServiceServer(a, newCustomers(cfg.Door.OIDC.Issuer, up.logging, up.order))
 	proxies := cfg.Door.RateLimit.TrustedProxies
-	l, err := newLimits(cmp.Or(cfg.Door.MaxConnections, defaultConnections), cmp.Or(cfg.Door.MaxCalls, defaultCalls),
-		cmp.Or(cfg.MaxStreams, defaultStreams), proxies > 0, t.Meter.Meter("shop.example/gateway/edge"))
+	l, err := newLimits(cfg.Door.MaxConnections, cfg.Door.MaxCalls, cfg.MaxStreams, proxies > 0, meter)
 	if err != nil {
 		return nil, err
 	}
-	if err := forwardAll(a, upstreams, l.streams); err != nil {
+	if err := up.forward(a, l.streams); err != nil {
 		return nil, err
 	}
-	if err := checkRules(s.GRPC().GetServiceInfo()); err != nil {
-		return nil, err
-	}
-	rest, err := newREST(a.local, callers{a.access, proxies}, s.Stopping(), t)
+
+	// The same over REST.
+	clients := callers{access: a.access, trustedProxies: proxies}
+	rest, err := newREST(a.local, t)
 	if err != nil {
 		return nil, err
 	}
-	if err := rest.addControls(cfg.Controls, a.access, s.Stopping()); err != nil {
+	paths := newPathLimits(meter)
+	err = errors.Join(
+		addServices(rest),
+		addFeatures(parts{
+			services: a, conn: a.local, rest: rest, paths: paths, orders: orders, request: replies.Request, currency: cfg.Currency, demo: len(cfg.Controls) > 0,
+		}),
+		newSSE(a.local, rest, clients, s.Stopping()).register(),
+		rest.addControls(cfg.Controls, a.access.requireOperator, s.Stopping()),
+		addCheckout(rest),
+		checkRules(s.GRPC().GetServiceInfo()),
+	)
+	if err != nil {
 		return nil, err
 	}
-	d, err := newDoor(cfg.Door, a, rest, l, t)
+
+	// The listener.
+	d, err := newDoor(cfg.Door, a.grpc, rest, clients, l, paths, t.Logger, meter)
 	if err != nil {
 		return nil, err
 	}
 	if s.lis, err = s.Listen("HTTP_ADDR", cfg.HTTPAddr); err != nil {
 		return nil, err
 	}
-	lis, err := cfg.HTTPTLS.secure(boundedListener{s.lis, l.connections}, t.Logger)
+	lis, err := cfg.HTTPTLS.secure(l.bound(s.lis), t.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -218,105 +181,69 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	return s, nil
 }
 
-// HTTPAddr returns the address REST and gRPC are served on.
-func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
-
-func idSecrets(ctx context.Context, cfg Config, log *slog.Logger) ([]idSecret, error) {
-	if cfg.IDSecret == "" {
-		if cfg.PreviousIDSecret != "" {
-			return nil, errors.New("SHOP_ID_SECRET_PREVIOUS is set, but SHOP_ID_SECRET is not: set it to the secret that is to be used")
-		}
-		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys are good until the next restart, and on this gateway alone (set SHOP_ID_SECRET)")
-		return []idSecret{[]byte(rand.Text())}, nil
+func (cfg Config) check() error {
+	if min(cfg.MaxStreams, cfg.Door.MaxCalls, cfg.Door.MaxConnections) < 0 {
+		return errors.New("SHOP_MAX_STREAMS, SHOP_MAX_CALLS and SHOP_MAX_CONNECTIONS must be 1 or more, or 0 for the default")
 	}
-	secrets := []idSecret{idSecret(cfg.IDSecret)}
-	if cfg.PreviousIDSecret != "" {
-		secrets = append(secrets, idSecret(cfg.PreviousIDSecret))
+	if !money.Valid(cfg.Currency) {
+		return fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
 	}
-	for i, variable := range []string{"SHOP_ID_SECRET", "SHOP_ID_SECRET_PREVIOUS"}[:len(secrets)] {
-		if len(secrets[i]) < minSecret {
-			return nil, fmt.Errorf("%s is too short: it needs at least %d bytes", variable, minSecret)
-		}
-	}
-	return secrets, nil
-}
-
-// upstream is a service that calls are forwarded to.
-type upstream struct {
-	name     string
-	addr     string
-	services []protoreflect.ServiceDescriptor
-	conn     *grpc.ClientConn
-}
-
-// dialUpstreams connects to the services that others run: order, inventory and logging, in this order.
-func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) ([]upstream, error) {
-	creds, err := cfg.TLS.Client(t.Logger)
-	if err != nil {
-		return nil, err
-	}
-	upstreams := []upstream{
-		{name: "order", addr: cfg.OrderAddr, services: services(orderv1.File_shop_order_v1_order_proto)},
-		{name: "inventory", addr: cfg.InventoryAddr, services: services(inventoryv1.File_shop_inventory_v1_inventory_proto)},
-		{name: "logging", addr: cfg.LoggingAddr, services: services(loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
-			loggingv1.File_shop_logging_v1_operator_action_proto)},
-	}
-	for i := range upstreams {
-		u := &upstreams[i]
-		if u.conn, err = dial(u.addr, creds, t); err != nil {
-			return nil, fmt.Errorf("%s_ADDR: %w", strings.ToUpper(u.name), err)
-		}
-		s.OnStop(u.name, u.conn.Close)
-	}
-	return upstreams, nil
-}
-
-// forwardAll registers the services of the upstreams as if they were the gateway's own.
-func forwardAll(a *api, upstreams []upstream, open *limiter) error {
-	for _, u := range upstreams {
-		for _, sd := range u.services {
-			desc, err := forward(sd, u.name, u.conn, open)
-			if err != nil {
-				return err
-			}
-			a.RegisterService(desc, u.conn)
-		}
+	if n := cfg.Door.OrdersInFlight; n != 0 && n < maxWeight {
+		return fmt.Errorf("ORDERS_IN_FLIGHT must be %d or more orders, which the largest counts as, or 0 for the default", maxWeight)
 	}
 	return nil
 }
 
-func services(files ...protoreflect.FileDescriptor) []protoreflect.ServiceDescriptor {
-	var all []protoreflect.ServiceDescriptor
-	for _, file := range files {
-		for i := range file.Services().Len() {
-			all = append(all, file.Services().Get(i))
-		}
+// HTTPAddr returns the address REST and gRPC are served on.
+func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
+
+// upstreams are the services behind the gateway.
+type upstreams struct{ order, inventory, logging *upstream }
+
+func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) (up upstreams, err error) {
+	creds, err := cfg.TLS.Client(t.Logger)
+	if err != nil {
+		return up, err
 	}
-	return all
+	for _, u := range []struct {
+		name, addr string
+		to         **upstream
+	}{
+		{"order", cfg.OrderAddr, &up.order}, {"inventory", cfg.InventoryAddr, &up.inventory}, {"logging", cfg.LoggingAddr, &up.logging},
+	} {
+		if *u.to, err = dialUpstream(u.name, u.addr, creds, t); err != nil {
+			return up, err
+		}
+		s.OnStop(u.name, (*u.to).conn.Close)
+	}
+	return up, nil
 }
 
-// dial returns a connection that is made when it is first used, to all replicas behind addr.
-func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
-	return grpc.NewClient(addr,
-		grpc.WithTransportCredentials(creds),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		// What a client of a stream leaves unread stays with the service. By themselves the windows grow to 16 MiB, each.
-		grpc.WithStaticStreamWindowSize(streamWindow),
-		grpc.WithStaticConnWindowSize(connWindow),
-		// A service that comes back is found again within a second or two; the default waits up to two minutes.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: 2 * time.Second,
-		}),
-		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WithStatsHandler(otelgrpc.NewClientHandler(
-			otelgrpc.WithTracerProvider(t.Tracer),
-			otelgrpc.WithMeterProvider(t.Meter),
-			otelgrpc.WithPropagators(t.Propagator),
-		)),
+func (up upstreams) forward(a *api, streams *limiter) error {
+	return errors.Join(
+		up.order.forward(a, streams, orderv1.File_shop_order_v1_order_proto),
+		up.inventory.forward(a, streams, inventoryv1.File_shop_inventory_v1_inventory_proto),
+		up.logging.forward(a, streams, loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
+			loggingv1.File_shop_logging_v1_operator_action_proto),
 	)
+}
+
+// addServices serves over REST what cannot be left out.
+func addServices(r *rest) error {
+	return errors.Join(
+		addService(r, &orderv1.OrderService_ServiceDesc, orderv1.NewOrderServiceClient, orderv1.RegisterOrderServiceHandlerClient),
+		addService(r, &inventoryv1.InventoryService_ServiceDesc, inventoryv1.NewInventoryServiceClient, inventoryv1.RegisterInventoryServiceHandlerClient),
+		addService(r, &loggingv1.EventLogService_ServiceDesc, loggingv1.NewEventLogServiceClient, loggingv1.RegisterEventLogServiceHandlerClient),
+		addService(r, &loggingv1.DeadLetterService_ServiceDesc, loggingv1.NewDeadLetterServiceClient, loggingv1.RegisterDeadLetterServiceHandlerClient),
+		addService(r, &loggingv1.OperatorActionService_ServiceDesc, loggingv1.NewOperatorActionServiceClient, loggingv1.RegisterOperatorActionServiceHandlerClient),
+		addService(r, &customerv1.CustomerService_ServiceDesc, customerv1.NewCustomerServiceClient, customerv1.RegisterCustomerServiceHandlerClient),
+		addService(r, &statusv1.StatusService_ServiceDesc, statusv1.NewStatusServiceClient, statusv1.RegisterStatusServiceHandlerClient),
+	)
+}
+
+// addCheckout serves orders over REST. It is called last: the router finds first what was added last.
+func addCheckout(r *rest) error {
+	return addService(r, &checkoutv1.CheckoutService_ServiceDesc, checkoutv1.NewCheckoutServiceClient, checkoutv1.RegisterCheckoutServiceHandlerClient)
 }
 
 // api is where services are registered to be served: over gRPC and within the process, behind one check of access.
@@ -328,7 +255,7 @@ type api struct {
 
 func newAPI(server *grpc.Server, operators operators, t *telemetry.Telemetry) *api {
 	interceptor := apierror.NewInterceptor(t.Logger)
-	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operators, interceptor)}
+	return &api{grpc: server, local: newLocalConn(interceptor), access: newAccess(operators, interceptor, loginFailed)}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
@@ -336,28 +263,4 @@ func (a *api) RegisterService(desc *grpc.ServiceDesc, server any) {
 	guarded := a.access.guard(desc)
 	a.grpc.RegisterService(guarded, server)
 	a.local.RegisterService(guarded, server)
-}
-
-// newHTTPServer serves all on one port: HTTP/1 and HTTP/2, with TLS and without.
-func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
-	protocols := &http.Protocols{}
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler:   handler,
-		Protocols: protocols,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerConnection: maxUnread,
-			MaxReceiveBufferPerStream:     maxUnreadCall,
-			WriteByteTimeout:              readerPatience,
-		},
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaders,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }

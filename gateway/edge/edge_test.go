@@ -14,15 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.uber.org/goleak"
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
-	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -41,7 +40,7 @@ const (
 )
 
 // testOperators are those who know the tests' token.
-var testOperators = operators{}.with(unnamedOperator, operatorToken)
+var testOperators, _ = newOperators(operatorToken, nil)
 
 // gateway is a gateway that runs until its test ends.
 type gateway struct {
@@ -128,28 +127,25 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 		t.Fatal(err)
 	}
 	a := newAPI(s.GRPC(), testOperators, tel)
-	undecided := orderv1.NewOrderServiceClient(client(t, nowhere))
-	taken := &orders{
-		secrets: []idSecret{idSecret("secret")}, publish: publish,
-		stored: undecided, keys: orderv1.NewIntakeServiceClient(client(t, nowhere)), inFlight: semaphore.NewWeighted(ordersInFlight), log: tel.Logger,
+	secrets, err := parseIDSecrets(t.Context(), "a secret of the tests", "", tel.Logger)
+	if err != nil {
+		t.Fatal(err)
 	}
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{orders: taken})
-	intermediaryv1.RegisterIntermediaryServiceServer(a, intermediary{orders: taken, lists: semaphore.NewWeighted(maxLists), currency: "USD"})
+	orders := newOrders(ordersConfig{
+		secrets: secrets, publish: publish, orderService: client(t, nowhere), maxInFlight: ordersInFlight, log: tel.Logger,
+	})
+	checkoutv1.RegisterCheckoutServiceServer(a, newCheckout(orders, nil))
 	orderv1.RegisterOrderServiceServer(a, server)
-	desc, err := forward(services(inventoryv1.File_shop_inventory_v1_inventory_proto)[0], "inventory", client(t, nowhere), nil)
-	if err != nil {
+	inventory := &upstream{name: "inventory", conn: client(t, nowhere)}
+	if err := inventory.forward(a, nil, inventoryv1.File_shop_inventory_v1_inventory_proto); err != nil {
 		t.Fatal(err)
 	}
-	a.RegisterService(desc, nil)
-	rest, err := newREST(a.local, callers{access: a.access}, s.Stopping(), tel)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rest := serveREST(t, a, orders, tel)
 	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: readerPatience}
+	d := &door{grpc: s.GRPC(), rest: rest, callers: callers{access: a.access}, writeTimeout: readerPatience}
 	httpServer := newHTTPServer(d, tel.Logger)
 	for _, change := range changes {
 		change(d, httpServer)
@@ -158,6 +154,22 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	run(t, s.Run)
 	return a, lis.Addr().String()
 }
+
+// serveREST serves over REST what a serves, with all features.
+func serveREST(t testing.TB, a *api, orders *orders, tel *telemetry.Telemetry) *rest {
+	t.Helper()
+	rest, err := newREST(a.local, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := parts{services: a, conn: a.local, rest: rest, paths: newPathLimits(noop.Meter{}), orders: orders, currency: "USD"}
+	if err := errors.Join(addServices(rest), addFeatures(p), addCheckout(rest)); err != nil {
+		t.Fatal(err)
+	}
+	return rest
+}
+
+func ignoreRefusal(context.Context, error) {}
 
 // client returns a gRPC connection to addr.
 func client(t *testing.T, addr string) *grpc.ClientConn {

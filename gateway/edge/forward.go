@@ -22,8 +22,8 @@ const (
 	// writeTimeout.
 	callTimeout = 10 * time.Second
 	longestCall = 50 * time.Second
-	// retryAfter is what clients are told to wait when something behind the gateway is not there.
-	retryAfter = 2 * time.Second
+	// reconnectAfter is what clients are told to wait when a service is away.
+	reconnectAfter = 2 * time.Second
 )
 
 // forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
@@ -167,6 +167,11 @@ func backendError(name string, err error) error {
 
 // unavailable is what the client is told where the service name is away.
 func unavailable(name string, cause error) error {
-	return apierror.Unavailable("SERVICE_UNAVAILABLE", retryAfter, "%s service is not available", name).
+	return apierror.Unavailable("SERVICE_UNAVAILABLE", reconnectAfter, "%s service is not available", name).
 		WithMetadata("service", name).WithCause(cause)
+}
+
+// fullName spells a method the way gRPC does.
+func fullName(m protoreflect.MethodDescriptor) string {
+	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 }

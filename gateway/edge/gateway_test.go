@@ -26,6 +26,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
@@ -145,7 +146,7 @@ func TestPlaceOrder_IsPublishedAndAnsweredAsPending(t *testing.T) {
 			{ProductId: 5, Quantity: 3, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 35}}, {ProductId: 6, Quantity: 4},
 		},
 	}
-	wantEvent.Fingerprint = fingerprint(wantEvent)
+	wantEvent.Fingerprint = event.GetFingerprint() // which the tests of package intake are about
 	if !proto.Equal(event, wantEvent) {
 		t.Errorf("published %v\nwant %v", event, wantEvent)
 	}
@@ -193,7 +194,7 @@ func TestCreateOrder_TheDemosSampleAsItIsPrinted(t *testing.T) {
 			{ProductName: "Mouse Pad", Quantity: 4, ExpectedUnitPrice: &moneyv1.Money{CurrencyCode: "USD", Units: 25}},
 		},
 	}
-	want.Fingerprint = fingerprint(want)
+	want.Fingerprint = event.GetFingerprint()
 	if !proto.Equal(event, want) {
 		t.Errorf("published %v\nwant %v", event, want)
 	}
@@ -366,9 +367,10 @@ func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T
 		_, err := lists.ListInventory(t.Context(), &intermediaryv1.ListInventoryRequest{})
 		return err
 	}
+	const listBurst = 10
 	begin := time.Now()
 	answered := 0
-	for i := range 4 * listingRate.Burst {
+	for i := range 4 * listBurst {
 		path := []string{"/intermediary/inventory", "/intermediary/inventory?", "/%69ntermediary/inventory"}[i%3]
 		got := send(t, http.MethodGet, base+path, "")
 		switch {
@@ -378,12 +380,12 @@ func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T
 			t.Fatalf("answered with %d %s", got.status, got.body)
 		}
 	}
-	if most := listingRate.Burst + int(time.Since(begin).Seconds()) + 1; answered < listingRate.Burst || answered > most {
+	if most := listBurst + int(time.Since(begin).Seconds()) + 1; answered < listBurst || answered > most {
 		t.Errorf("%d calls were answered in %s", answered, time.Since(begin))
 	}
 	if err := overGRPC(); err == nil {
 		answered++
-	} else if reasonOf(err) != "RATE_LIMITED" {
+	} else if apierror.ReasonOf(err) != "RATE_LIMITED" {
 		t.Errorf("over gRPC: %v", err)
 	}
 	if got := send(t, http.MethodGet, base+"/intermediary/inventory", "", asOperator); got.status != http.StatusOK {
@@ -452,7 +454,7 @@ func TestForward_AServiceThatIsAwayIsUnavailableAndItsAddressUntold(t *testing.T
 	if err == nil {
 		_, err = events.Recv()
 	}
-	if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "logging service is not available" || reasonOf(err) != "SERVICE_UNAVAILABLE" {
+	if status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "logging service is not available" || apierror.ReasonOf(err) != "SERVICE_UNAVAILABLE" {
 		t.Errorf("stream: %v", err)
 	}
 	for path, name := range map[string]string{"/v1/orders/" + storedOrder: "order", "/v1/inventory": "inventory", "/v1/orders/" + storedOrder + "/events": "logging"} {
@@ -515,7 +517,7 @@ func TestForward_StreamsPassAndOutliveTheLimitsOfRESTCalls(t *testing.T) {
 			t.Fatalf("event %d: %v, %v", want, reply, err)
 		}
 	}
-	if _, err := stream.Recv(); reasonOf(err) != "LOG_ENDED" || status.Code(err) != codes.OutOfRange {
+	if _, err := stream.Recv(); apierror.ReasonOf(err) != "LOG_ENDED" || status.Code(err) != codes.OutOfRange {
 		t.Errorf("the end of the stream: %v", err)
 	}
 	if got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder+"/events", ""); !strings.Contains(got.body, `"9007199254740993"`) {
@@ -524,7 +526,7 @@ func TestForward_StreamsPassAndOutliveTheLimitsOfRESTCalls(t *testing.T) {
 
 	// The same, behind a server whose limits are short enough to wait for.
 	const limit = 200 * time.Millisecond
-	server := newHTTPServer(&door{grpc: g.GRPC(), callers: callers{access: newAccess(nil, nil)}, patience: readerPatience}, slog.New(slog.DiscardHandler))
+	server := newHTTPServer(&door{grpc: g.GRPC(), callers: callers{access: newAccess(nil, nil, ignoreRefusal)}, writeTimeout: readerPatience}, slog.New(slog.DiscardHandler))
 	server.ReadTimeout, server.WriteTimeout = limit, limit
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -3,7 +3,6 @@ package edge
 import (
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"time"
 
@@ -14,6 +13,8 @@ import (
 )
 
 const (
+	// maxBody bounds a request, in bytes.
+	maxBody = 1 << 20
 	// maxHeld bounds, in bytes, the requests that are coming in and the answers that are going out, all together; one client
 	// may have a quarter of it.
 	maxHeld = 32 << 20
@@ -102,7 +103,7 @@ func (b *requestReader) count() bool {
 }
 
 var (
-	errRequestTimeout = httpError{http.StatusRequestTimeout, apierror.New(codes.DeadlineExceeded, "REQUEST_TIMEOUT", "the request did not arrive whole within %s", readTimeout)}
+	errRequestTimeout = apierror.New(codes.DeadlineExceeded, "REQUEST_TIMEOUT", "the request did not arrive whole within %s", readTimeout)
 	errTooMuchAtOnce  = apierror.New(codes.ResourceExhausted, "TOO_MUCH_AT_ONCE",
 		"too much is being sent at the same time; send one large request after the other").WithRetryAfter(time.Second)
 )

@@ -2,9 +2,11 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -12,6 +14,30 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/money"
 )
+
+// maxLists is how many lists of the whole catalogue are asked for at a time: an answer of 1 MiB takes some 20 MB.
+const maxLists = 2
+
+// listRate bounds ListInventory for each client, whatever RATE_LIMIT says: each call is kept in the log of events.
+var listRate = RateLimit{PerSecond: 1, Burst: 10}
+
+// registerIntermediary adds the legacy API: the gRPC service, its REST routes, and the limit of its calls. request asks
+// over the broker; currency is that of the prices.
+func registerIntermediary(
+	services grpc.ServiceRegistrar, rest *rest, limits *pathLimits, orders *orders, request func(ctx context.Context, request, reply proto.Message) error, currency string,
+) error {
+	intermediaryv1.RegisterIntermediaryServiceServer(services, intermediary{
+		orders: orders, request: request, lists: semaphore.NewWeighted(maxLists), currency: currency,
+	})
+	rest.answerInText((*intermediaryv1.CreateOrderResponse)(nil), func(answer proto.Message) (text, location string) {
+		created := answer.ProtoReflect().Interface().(*intermediaryv1.CreateOrderResponse)
+		return created.GetMessage(), orderPath(created.GetOrderId())
+	})
+	return errors.Join(
+		limits.add(listRate, "/intermediary/inventory", intermediaryv1.IntermediaryService_ListInventory_FullMethodName),
+		addService(rest, &intermediaryv1.IntermediaryService_ServiceDesc, intermediaryv1.NewIntermediaryServiceClient, intermediaryv1.RegisterIntermediaryServiceHandlerClient),
+	)
+}
 
 // intermediary implements IntermediaryService, the demo's interface.
 type intermediary struct {
@@ -21,9 +47,6 @@ type intermediary struct {
 	lists    *semaphore.Weighted                                           // bounds what is asked for the whole catalogue at a time
 	currency string                                                        // of the prices
 }
-
-// maxLists is how many lists of the whole catalogue are asked for at a time: an answer of 1 MiB takes some 20 MB.
-const maxLists = 2
 
 // CreateOrder publishes an order whose prices are numbers and must be the catalogue's.
 func (s intermediary) CreateOrder(ctx context.Context, req *intermediaryv1.CreateOrderRequest) (*intermediaryv1.CreateOrderResponse, error) {

@@ -17,6 +17,7 @@ import (
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 )
 
 // secret is what an inside may say when it fails.
@@ -102,7 +103,7 @@ func TestErrors_NothingInternalLeaves(t *testing.T) {
 			if start.metadata {
 				checkNothingInternal(t, name+", metadata", fmt.Sprint(header), fmt.Sprint(trailer))
 			}
-			if reason := reasonOf(err); reason != got.failure(t).reason() {
+			if reason := apierror.ReasonOf(err); reason != got.failure(t).reason() {
 				t.Errorf("%s: over gRPC the reason is %q, over REST %s", name, reason, got.body)
 			}
 		}
@@ -129,7 +130,7 @@ func TestErrors_NothingInternalLeavesWhileAllIsAway(t *testing.T) {
 	}
 	_, err := inventoryv1.NewInventoryServiceClient(client(t, g.HTTPAddr())).ListItems(t.Context(), &inventoryv1.ListItemsRequest{})
 	checkNothingInternal(t, "ListItems over gRPC", fmt.Sprint(err), fmt.Sprint(status.Convert(err).Details()))
-	if reasonOf(err) != "SERVICE_UNAVAILABLE" {
+	if apierror.ReasonOf(err) != "SERVICE_UNAVAILABLE" {
 		t.Errorf("ListItems over gRPC: %v", err)
 	}
 }
@@ -137,12 +138,12 @@ func TestErrors_NothingInternalLeavesWhileAllIsAway(t *testing.T) {
 func TestREST_APanicIsAnAnswerAndTheStackStaysInTheLog(t *testing.T) {
 	t.Parallel()
 	log := &logBuffer{}
-	s, err := newREST(newLocalConn(nil), callers{}, nil, newTelemetry(t, log))
+	s, err := newREST(newLocalConn(nil), newTelemetry(t, log))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, started := range []bool{false, true} {
-		if err := s.mux.HandlePath(http.MethodGet, fmt.Sprintf("/broken/%t", started), func(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
+		if err := s.HandlePath(http.MethodGet, fmt.Sprintf("/broken/%t", started), func(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
 			if started {
 				_, _ = w.Write([]byte("half an ans"))
 			}

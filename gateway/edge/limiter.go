@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -18,6 +19,11 @@ const (
 	streamRetry = 10 * time.Second
 	// callRetry is the same for calls, which do not.
 	callRetry = time.Second
+	// What may be open where nothing else is configured. A call costs up to 30 KB while it waits, a connection about as much:
+	// all of them together stay below 200 MB.
+	defaultStreams     = 1000
+	defaultCalls       = 3000
+	defaultConnections = 3000
 )
 
 // limiter bounds how much is in use at a time, in all and by one client, so that nobody can keep the others out alone.
@@ -90,9 +96,10 @@ type limits struct {
 	memory      *limiter // bytes of requests and answers, see held
 }
 
-// newLimits returns limits that count what they refuse. behindProxies says that connections come from proxies, which are
+// newLimits returns limits that count what they refuse; 0 is for the default. behindProxies says that connections come from proxies, which are
 // no clients: one of them may have as many as there are.
 func newLimits(connections, calls, streams int, behindProxies bool, meter metric.Meter) (limits, error) {
+	connections, calls, streams = cmp.Or(connections, defaultConnections), cmp.Or(calls, defaultCalls), cmp.Or(streams, defaultStreams)
 	refused, err := meter.Int64Counter("gateway.refused", metric.WithDescription("Refused or cut off because a limit was reached."))
 	if err != nil {
 		return limits{}, fmt.Errorf("metrics of the limits: %w", err)
@@ -127,4 +134,11 @@ func tooManyCalls(e *exceeded) error {
 		format = "this client has %d calls open, which is the most that one may have: wait for some of them"
 	}
 	return apierror.New(codes.ResourceExhausted, "TOO_MANY_CALLS", format, e.max).WithRetryAfter(callRetry)
+}
+
+// inUse returns how much is in use, and by how many clients.
+func (l *limiter) inUse() (used, clients int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.used, len(l.by)
 }

@@ -22,6 +22,7 @@ import (
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 )
 
 // soon is a limit that is short enough to wait for.
@@ -113,11 +114,11 @@ func (c *rawCall) ended() error {
 		return err
 	}
 	for _, h := range []http.Header{res.Header, res.Trailer} {
-		if h.Get(grpcStatus) == "" {
+		if h.Get("Grpc-Status") == "" {
 			continue
 		}
 		s := &spb.Status{}
-		details, err := base64.RawStdEncoding.DecodeString(h.Get(grpcDetails))
+		details, err := base64.RawStdEncoding.DecodeString(h.Get("Grpc-Status-Details-Bin"))
 		if err == nil {
 			err = proto.Unmarshal(details, s)
 		}
@@ -133,9 +134,7 @@ func (c *rawCall) ended() error {
 func inUse(t *testing.T, l *limiter, wanted func(used int) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; <-time.After(5 * time.Millisecond) {
-		l.mu.Lock()
-		used, clients := l.used, len(l.by)
-		l.mu.Unlock()
+		used, clients := l.inUse()
 		if wanted(used) && (used > 0) == (clients > 0) {
 			return
 		}
@@ -169,7 +168,7 @@ func TestGRPC_ACallWhoseRequestDoesNotArriveEnds(t *testing.T) {
 			if len(part) > 0 {
 				call.send(part)
 			}
-			if err := call.ended(); reasonOf(err) != "REQUEST_TIMEOUT" || status.Code(err) != codes.DeadlineExceeded {
+			if err := call.ended(); apierror.ReasonOf(err) != "REQUEST_TIMEOUT" || status.Code(err) != codes.DeadlineExceeded {
 				t.Errorf("%s, %s: %v", method, name, err)
 			}
 		}
@@ -208,7 +207,7 @@ func TestGRPC_ACallWhoseAnswerNobodyReadsEnds(t *testing.T) {
 	calls, streams := newLimiter(100, 100), newLimiter(10, 10)
 	_, addr := serveAPI(t, nothingPublished(t), orderServer{}, func(d *door, s *http.Server) {
 		d.limits = limits{calls: calls, streams: streams}
-		d.patience, s.WriteTimeout = soon, soon
+		d.writeTimeout, s.WriteTimeout = soon, soon
 	})
 	for method, request := range map[string]proto.Message{
 		orderv1.OrderService_GetOrder_FullMethodName: &orderv1.GetOrderRequest{OrderId: storedOrder},
@@ -233,7 +232,7 @@ func TestGRPC_WhoeverWatchesTakesAPlaceOfAStreamAndMayGoOnForLong(t *testing.T) 
 	streams := newLimiter(2, 1)
 	_, addr := serveAPI(t, nothingPublished(t), orderServer{}, func(d *door, s *http.Server) {
 		d.limits = limits{streams: streams}
-		d.patience, s.ReadTimeout, s.WriteTimeout = soon, soon, soon
+		d.writeTimeout, s.ReadTimeout, s.WriteTimeout = soon, soon, soon
 	})
 	health := healthv1.NewHealthClient(client(t, addr))
 	ctx, leave := context.WithTimeout(t.Context(), 4*soon)
@@ -249,7 +248,7 @@ func TestGRPC_WhoeverWatchesTakesAPlaceOfAStreamAndMayGoOnForLong(t *testing.T) 
 	if err == nil {
 		_, err = second.Recv()
 	}
-	if reasonOf(err) != "TOO_MANY_STREAMS" {
+	if apierror.ReasonOf(err) != "TOO_MANY_STREAMS" {
 		t.Errorf("the second watch of a client that may have one: %v", err)
 	}
 	if _, err := first.Recv(); status.Code(err) != codes.DeadlineExceeded {
@@ -277,7 +276,7 @@ func TestCalls_OneClientMayHaveSoManyOpen(t *testing.T) {
 		if f := got.failure(t); got.status != http.StatusTooManyRequests || f.reason() != "TOO_MANY_CALLS" || got.header.Get("Retry-After") != "1" || !strings.Contains(f.Message, text) {
 			t.Errorf("REST: %d %s", got.status, got.body)
 		}
-		if err := callGRPC(t, addr, orderv1.OrderService_GetOrder_FullMethodName, 1<<20, from).ended(); reasonOf(err) != "TOO_MANY_CALLS" {
+		if err := callGRPC(t, addr, orderv1.OrderService_GetOrder_FullMethodName, 1<<20, from).ended(); apierror.ReasonOf(err) != "TOO_MANY_CALLS" {
 			t.Errorf("gRPC: %v", err)
 		}
 	}
@@ -296,14 +295,17 @@ func TestCalls_OneClientMayHaveSoManyOpen(t *testing.T) {
 	}
 }
 
+// memoryStep is how much of a request is counted at a time, and uncounted what is not, in bytes.
+const memoryStep, uncounted = 16 << 10, 16 << 10
+
 func TestHeld_RequestsThatComeInSlowlyAreBoundedByTheirBytes(t *testing.T) {
 	t.Parallel()
-	memory := newLimiter(4*heldStep, 2*heldStep)
+	memory := newLimiter(4*memoryStep, 2*memoryStep)
 	_, addr := serveAPI(t, published, orderServer{}, func(d *door, _ *http.Server) { d.limits = limits{memory: memory} })
-	large := []byte(`{"customer_name":"` + strings.Repeat("x", freeRequest+2*heldStep-100))
+	large := []byte(`{"customer_name":"` + strings.Repeat("x", uncounted+2*memoryStep-100))
 	slow := callRaw(t, "http://"+addr+"/v1/orders", 1<<20, "Content-Type: application/json")
 	slow.send(large)
-	inUse(t, memory, exactly(2*heldStep))
+	inUse(t, memory, exactly(2*memoryStep))
 	another := callRaw(t, "http://"+addr+"/v1/orders", 1<<20, "Content-Type: application/json")
 	_, _ = another.body.Write(large) // of which not all is taken
 	text, _ := io.ReadAll(another.began().Body)
@@ -325,7 +327,7 @@ func TestHeld_RequestsThatComeInSlowlyAreBoundedByTheirBytes(t *testing.T) {
 			break
 		}
 	}
-	if err := drip.ended(); reasonOf(err) != "TOO_MUCH_AT_ONCE" {
+	if err := drip.ended(); apierror.ReasonOf(err) != "TOO_MUCH_AT_ONCE" {
 		t.Errorf("a message in pieces: %v", err)
 	}
 	free(t, memory)

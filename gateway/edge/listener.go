@@ -5,6 +5,9 @@ import (
 	"sync"
 )
 
+// bound returns a listener that closes new connections while too many are open.
+func (l limits) bound(lis net.Listener) net.Listener { return boundedListener{lis, l.connections} }
+
 // boundedListener closes new connections while too many are open.
 type boundedListener struct {
 	net.Listener

@@ -18,6 +18,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 )
 
@@ -156,7 +157,7 @@ func TestLocalConn_AnEndedContextIsAStatus(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := orderv1.NewOrderServiceClient(a.local).GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: slowOrder})
-	if status.Code(err) != codes.DeadlineExceeded || reasonOf(err) != "DEADLINE_EXCEEDED" {
+	if status.Code(err) != codes.DeadlineExceeded || apierror.ReasonOf(err) != "DEADLINE_EXCEEDED" {
 		t.Errorf("after the deadline: %v", err)
 	}
 	gone, leave := context.WithCancel(t.Context())

@@ -16,6 +16,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"shop.example/platform/apierror"
 )
 
 // clock is moved by its test.
@@ -45,7 +47,7 @@ func lasting(t *testing.T, i *testIssuer, subject string) string {
 
 func expect(t *testing.T, v *tokenVerifier, what, token string, code codes.Code, reason string) {
 	t.Helper()
-	if _, err := v.verify(t.Context(), token); status.Code(err) != code || reasonOf(err) != reason {
+	if _, err := v.verify(t.Context(), token); status.Code(err) != code || apierror.ReasonOf(err) != reason {
 		t.Errorf("%s: %v, want %v %s", what, err, code, reason)
 	}
 }
@@ -71,8 +73,16 @@ func TestOIDC_KeysAreFetchedInTheBackground(t *testing.T) {
 	t.Parallel()
 	i := startIssuer(t)
 	v, _ := newVerifier(t, OIDC{Issuer: i.url})
-	run(t, v.run)
-	for deadline := time.Now().Add(patience); v.goodKeys() == nil; <-time.After(time.Millisecond) {
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- v.run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for deadline := time.Now().Add(20 * time.Second); v.goodKeys() == nil; <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the keys were not fetched although no token came")
 		}

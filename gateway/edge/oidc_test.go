@@ -2,21 +2,12 @@ package edge
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
-	"log/slog"
-	"maps"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,119 +17,14 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	loggingv1 "shop.example/gen/shop/logging/v1"
-	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/enduser"
 )
 
-// testIssuer issues tokens, and says where its keys are unless it is down.
-type testIssuer struct {
-	url string
-
-	mu      sync.Mutex
-	kid     string
-	key     *ecdsa.PrivateKey
-	down    bool
-	answer  string // in place of the keys, if it is not empty
-	fetched int
-}
-
-func startIssuer(t *testing.T) *testIssuer {
-	t.Helper()
-	i := &testIssuer{}
-	server := httptest.NewServer(i)
-	t.Cleanup(server.Close)
-	i.url = server.URL
-	i.rotate(t, "first")
-	return i
-}
-
-// rotate replaces the key.
-func (i *testIssuer) rotate(t *testing.T, kid string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.kid, i.key = kid, key
-}
-
-func (i *testIssuer) setDown(down bool) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.down = down
-}
-
-func (i *testIssuer) setAnswer(answer string) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.answer = answer
-}
-
-func (i *testIssuer) questions() int {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.fetched
-}
-
-func (i *testIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.fetched++
-	var answer any = map[string]string{"issuer": i.url, "jwks_uri": i.url + "/keys"}
-	if r.URL.Path == "/keys" {
-		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: i.kid, Algorithm: "ES256", Use: "sig"}}}
-	}
-	if i.down {
-		http.Error(w, "the database of the issuer at 10.0.0.9 is away", http.StatusInternalServerError)
-		return
-	}
-	if i.answer != "" {
-		_, _ = io.WriteString(w, i.answer)
-		return
-	}
-	_ = json.NewEncoder(w).Encode(answer)
-}
-
-// token issues a token, good for an hour unless the claims say otherwise.
-func (i *testIssuer) token(t *testing.T, claims map[string]any) string {
-	t.Helper()
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return signed(t, jose.ES256, jose.JSONWebKey{Key: i.key, KeyID: i.kid}, i.claims(claims))
-}
-
-func (i *testIssuer) claims(with map[string]any) map[string]any {
-	claims := map[string]any{"iss": i.url, "aud": "shop", "sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "roles": []string{"operator"}}
-	maps.Copy(claims, with)
-	return claims
-}
-
-func signed(t *testing.T, algorithm jose.SignatureAlgorithm, key any, claims map[string]any) string {
-	t.Helper()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	payload, err := json.Marshal(claims)
-	if err != nil {
-		t.Fatal(err)
-	}
-	jws, err := signer.Sign(payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	token, err := jws.CompactSerialize()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return token
-}
+// issuerBurst is how often tokens make the gateway ask the issuer at once.
+const issuerBurst = 5
 
 // tryOperatorCall asks for the status over REST and over gRPC, and checks that both are answered alike. It returns the code and
 // the reason.
@@ -158,15 +44,15 @@ func tryOperatorCall(t *testing.T, g *gateway, token string) (codes.Code, string
 	}
 	f := got.failure(t)
 	want := map[codes.Code]int{codes.Unauthenticated: 401, codes.PermissionDenied: 403, codes.Unavailable: 503}[status.Code(err)]
-	if got.status != want || f.reason() != reasonOf(err) || f.Message != status.Convert(err).Message() {
-		t.Errorf("over gRPC: %v %s; over REST: %d %s", err, reasonOf(err), got.status, got.body)
+	if got.status != want || f.reason() != apierror.ReasonOf(err) || f.Message != status.Convert(err).Message() {
+		t.Errorf("over gRPC: %v %s; over REST: %d %s", err, apierror.ReasonOf(err), got.status, got.body)
 	}
 	for _, secret := range []string{token, "10.0.0.9", "127.0.0.1", "oidc", "http:"} {
 		if strings.Contains(got.body+err.Error(), secret) {
 			t.Errorf("an answer tells %q: %s", secret, got.body)
 		}
 	}
-	return status.Code(err), reasonOf(err)
+	return status.Code(err), apierror.ReasonOf(err)
 }
 
 func startOIDCGateway(t *testing.T, cfg OIDC) *gateway {
@@ -184,9 +70,7 @@ func TestOIDC_WhoseTokensAreLetIn(t *testing.T) {
 	i := startIssuer(t)
 	g := startOIDCGateway(t, OIDC{Issuer: i.url})
 	stranger := startIssuer(t)
-	i.mu.Lock()
-	ours := jose.JSONWebKey{Key: i.key.Public(), KeyID: i.kid}
-	i.mu.Unlock()
+	ours := i.publicKey()
 	public, err := ours.MarshalJSON()
 	if err != nil {
 		t.Fatal(err)
@@ -232,10 +116,8 @@ func TestOIDC_WhoseTokensAreLetIn(t *testing.T) {
 			t.Errorf("%s: %v %s, want %v %s", test.name, code, reason, test.code, test.reason)
 		}
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.fetched > fetchBurst+3 {
-		t.Errorf("wrong tokens made the gateway ask the issuer %d times", i.fetched)
+	if asked := i.questions(); asked > issuerBurst+3 {
+		t.Errorf("wrong tokens made the gateway ask the issuer %d times", asked)
 	}
 }
 
@@ -271,7 +153,7 @@ func TestOIDC_NobodyIsLetInWhileTheIssuerIsAway(t *testing.T) {
 	i.setDown(true)
 	g := startOIDCGateway(t, OIDC{Issuer: i.url})
 	token := i.token(t, nil)
-	for range 2 * fetchBurst { // also when it is no longer asked each time
+	for range 2 * issuerBurst { // also when it is no longer asked each time
 		if code, reason := tryOperatorCall(t, g, token); code != codes.Unavailable || reason != "ISSUER_UNAVAILABLE" {
 			t.Fatalf("while the issuer is away: %v %s", code, reason)
 		}
@@ -330,7 +212,7 @@ func TestOIDC_CallsCanBeForCustomersAlone(t *testing.T) {
 		}
 		_, err := orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: storedOrder})
 		got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder, "", headers...)
-		if got.status != test.status || reasonOf(err) != test.reason || (err == nil) != (test.reason == "") {
+		if got.status != test.status || apierror.ReasonOf(err) != test.reason || (err == nil) != (test.reason == "") {
 			t.Errorf("%s: %d %s; over gRPC %v", name, got.status, got.body, err)
 		}
 	}
@@ -360,95 +242,6 @@ func TestOIDC_AVerifiedTokenHasARateOfItsOwn(t *testing.T) {
 	}
 	if got := call("a.b.c"); got != 429 {
 		t.Errorf("a wrong token counts for the address: %d", got)
-	}
-}
-
-func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
-	t.Parallel()
-	for want, cfg := range map[string]OIDC{
-		"OIDC_AUDIENCE ":             {Issuer: "https://login.example.org"},
-		"OIDC_ISSUER must be a URL":  {Issuer: "login.example.org", Audience: "shop"},
-		"OIDC_JWKS_URL must be a":    {Issuer: "https://login.example.org", Audience: "shop", JWKSURL: "/keys"},
-		"OIDC_ISSUER is not set":     {RequireCustomer: true},
-		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
-	} {
-		if err := newAccess(nil, nil).configureOIDC(cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("want an error that begins with %q, got: %v", want, err)
-		}
-	}
-}
-
-func TestOIDC_AnIssuerThatDoesNotAnswerIsWaitedForWithinBounds(t *testing.T) {
-	t.Parallel()
-	answer := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case <-answer:
-		case <-r.Context().Done():
-		}
-	}))
-	t.Cleanup(server.Close)
-	t.Cleanup(func() { close(answer) })
-	v, err := newTokenVerifier(OIDC{Issuer: server.URL, Audience: "shop"}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger := startIssuer(t)
-	token := stranger.token(t, map[string]any{"iss": server.URL})
-	begin := time.Now()
-	if _, err := v.verify(context.Background(), token); reasonOf(err) != "ISSUER_UNAVAILABLE" {
-		t.Errorf("verified with: %v", err)
-	}
-	if took := time.Since(begin); took > 2*fetchTimeout {
-		t.Errorf("the issuer was waited for for %v", took)
-	}
-}
-
-// openStream is the gRPC side of a stream whose client sends a request and takes all messages.
-type openStream struct {
-	grpc.ServerStream
-	ctx     context.Context
-	request any
-}
-
-func (s openStream) Context() context.Context { return s.ctx }
-func (s openStream) RecvMsg(m any) error      { return assign(m, s.request) }
-func (openStream) SendMsg(any) error          { return nil }
-
-func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
-	t.Parallel()
-	i := startIssuer(t)
-	log := slog.New(slog.DiscardHandler)
-	a := newAccess(testOperators, apierror.NewInterceptor(log))
-	if err := a.configureOIDC(OIDC{Issuer: i.url, Audience: "shop", RolesClaim: "roles"}, log); err != nil {
-		t.Fatal(err)
-	}
-	token := i.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})
-	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token))
-	request := &loggingv1.StreamEventsRequest{}
-	s := &guardedStream{
-		ServerStream: openStream{ctx: ctx, request: request}, access: a, rule: optionsv1.Access_ACCESS_OPERATOR, role: operator, given: authorizationIn(ctx),
-	}
-	if err := errors.Join(s.RecvMsg(&loggingv1.StreamEventsRequest{}), s.SendMsg(&loggingv1.StreamEventsResponse{})); err != nil {
-		t.Fatalf("a stream with a valid token: %v", err)
-	}
-	ended, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		switch reason := reasonOf(s.SendMsg(&loggingv1.StreamEventsResponse{})); reason {
-		case "TOKEN_EXPIRED":
-			return
-		case "":
-		default:
-			t.Fatalf("the stream ended with %s", reason)
-		}
-		select {
-		case <-tick.C:
-		case <-ended.Done():
-			t.Fatal("the stream goes on although its token has expired")
-		}
 	}
 }
 

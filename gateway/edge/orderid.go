@@ -124,17 +124,21 @@ func keyOf(ctx context.Context) (key string, given bool, err error) {
 	switch {
 	case len(keys) == 0:
 		return "", false, nil
-	case len(keys) > 1 || !validKey(keys[0]):
-		return "", false, invalidKey
+	case len(keys) > 1:
+		return "", false, errInvalidKey
 	}
-	return keys[0], true, nil
+	return keys[0], true, checkKey(keys[0])
 }
 
-func validKey(key string) bool {
+// checkKey returns an error unless key can be an idempotency key.
+func checkKey(key string) error {
 	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
-	return 0 < len(key) && len(key) <= maxKey && !strings.ContainsFunc(key, unprintable)
+	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, unprintable) {
+		return errInvalidKey
+	}
+	return nil
 }
 
-var invalidKey = apierror.InvalidArgument(apierror.Violation{
+var errInvalidKey = apierror.InvalidArgument(apierror.Violation{
 	Field: "Idempotency-Key", Description: "must be given once, with 1 to 255 printable ASCII characters",
 })

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,6 +26,9 @@ import (
 	"shop.example/platform/telemetry"
 	"shop.example/platform/text"
 )
+
+// retryAfter is what clients are told to wait when the message broker is away.
+const retryAfter = 2 * time.Second
 
 // lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
 // on it.
@@ -40,6 +44,23 @@ type orders struct {
 	// what comes could not be held.
 	inFlight *semaphore.Weighted
 	log      *slog.Logger
+}
+
+// ordersConfig is what orders are made of.
+type ordersConfig struct {
+	secrets      []idSecret
+	publish      func(context.Context, proto.Message) error
+	orderService grpc.ClientConnInterface
+	maxInFlight  int64 // 0 for the default
+	log          *slog.Logger
+}
+
+func newOrders(cfg ordersConfig) *orders {
+	return &orders{
+		secrets: cfg.secrets, publish: cfg.publish, log: cfg.log,
+		stored: orderv1.NewOrderServiceClient(cfg.orderService), keys: orderv1.NewIntakeServiceClient(cfg.orderService),
+		inFlight: semaphore.NewWeighted(cmp.Or(cfg.maxInFlight, defaultOrdersInFlight)),
+	}
 }
 
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
@@ -303,6 +324,3 @@ func ifQueued(queues *messaging.QueueWatch, publish func(context.Context, proto.
 		return publish(ctx, order)
 	}
 }
-
-// location is where the order can be read over REST.
-func location(orderID string) string { return "/v1/orders/" + orderID }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.opentelemetry.io/otel/metric/noop"
 	"google.golang.org/grpc"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
@@ -104,13 +105,12 @@ func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
 	t.Parallel()
 	tel := newTelemetry(t, io.Discard)
 	a := newAPI(grpc.NewServer(), testOperators, tel)
-	a.access.customers = true
-	checkoutv1.RegisterCheckoutServiceServer(a, checkout{})
-	orderv1.RegisterOrderServiceServer(a, orderServer{})
-	rest, err := newREST(a.local, callers{access: a.access}, nil, tel)
-	if err != nil {
+	if _, err := a.access.configureOIDC(OIDC{Issuer: "https://login.example.org", Audience: "shop", RequireCustomer: true}, tel.Logger, noop.Meter{}); err != nil {
 		t.Fatal(err)
 	}
+	checkoutv1.RegisterCheckoutServiceServer(a, newCheckout(nil, nil))
+	orderv1.RegisterOrderServiceServer(a, orderServer{})
+	rest := serveREST(t, a, nil, tel)
 	server := httptest.NewServer(&door{rest: rest})
 	t.Cleanup(server.Close)
 	for call, form := range map[string]string{"GET /orders/" + storedOrder: "", "POST /orders": "customer_name=Ada&customer_email=ada@example.org&quantity.5=3"} {

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 
-	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	"shop.example/platform/apierror"
 )
 
@@ -34,12 +33,23 @@ type RateLimit struct {
 	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
 }
 
-// listingRate bounds ListInventory for each client, whatever RATE_LIMIT says: each call is kept in the log of events.
-var listingRate = RateLimit{PerSecond: 1, Burst: 10}
+// pathLimits are limits of calls to some paths alone, beside the one of all calls. Add them before the first call.
+type pathLimits struct {
+	meter  metric.Meter
+	byPath map[string]*rateLimiter
+}
 
-// isListing says whether a path is that of ListInventory, over REST or gRPC.
-func isListing(path string) bool {
-	return path == "/intermediary/inventory" || path == intermediaryv1.IntermediaryService_ListInventory_FullMethodName
+func newPathLimits(meter metric.Meter) *pathLimits {
+	return &pathLimits{meter: meter, byPath: map[string]*rateLimiter{}}
+}
+
+// add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
+func (p *pathLimits) add(cfg RateLimit, paths ...string) error {
+	l, err := newRateLimiter(cfg, p.meter)
+	for _, path := range paths {
+		p.byPath[path] = l
+	}
+	return err
 }
 
 // rateLimiter gives each client a token bucket. It is safe for concurrent use.

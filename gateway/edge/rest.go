@@ -15,25 +15,17 @@ import (
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
-	"shop.example/gateway/page"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
-	customerv1 "shop.example/gen/shop/customer/v1"
-	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
-	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
 )
-
-// maxBody bounds the body of a REST call.
-const maxBody = 1 << 20
 
 // methods are HTTP's methods.
 var methods = []string{
@@ -42,34 +34,33 @@ var methods = []string{
 
 // rest serves the REST form of the API.
 type rest struct {
+	conn     grpc.ClientConnInterface // to the handlers
 	mux      *runtime.ServeMux
 	routes   map[string]*route // by method and path template: "POST /v1/orders"
+	texts    map[protoreflect.FullName]textAnswer
 	observer *observer
-	front    *page.Page
-	sse      *sse
 }
 
 // route is one way to call the API.
 type route struct {
 	path    string                   // the template: "/v1/orders/{order_id}:cancel"
-	request protoreflect.MessageType // nil for a page or a control
+	request protoreflect.MessageType // nil for a page or a demo handler
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
 }
 
-// newREST serves REST calls by calling conn. Streams end when stopping is closed.
-func newREST(conn *localConn, callers callers, stopping <-chan struct{}, t *telemetry.Telemetry) (*rest, error) {
+// newREST returns a server that calls conn. It serves the API's documents; methods are added with addService.
+func newREST(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*rest, error) {
 	o, err := newObserver(t)
 	if err != nil {
 		return nil, err
 	}
-	json := newCodec()
-	s := &rest{observer: o, routes: map[string]*route{}}
+	s := &rest{conn: conn, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
 	s.mux = runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, json),
-		runtime.WithMiddlewares(s.admit),
-		runtime.WithForwardResponseOption(setHeaders),
-		runtime.WithForwardResponseRewriter(rewrite),
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
+		runtime.WithMiddlewares(s.validate),
+		runtime.WithForwardResponseOption(s.setHeaders),
+		runtime.WithForwardResponseRewriter(s.rewrite),
 		runtime.WithErrorHandler(s.writeError),
 		runtime.WithRoutingErrorHandler(s.writeRoutingError),
 		runtime.WithIncomingHeaderMatcher(incomingHeader),
@@ -78,52 +69,47 @@ func newREST(conn *localConn, callers callers, stopping <-chan struct{}, t *tele
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
 	)
-	for _, sd := range services(
-		checkoutv1.File_shop_checkout_v1_checkout_proto, intermediaryv1.File_shop_intermediary_v1_intermediary_proto,
-		orderv1.File_shop_order_v1_order_proto, inventoryv1.File_shop_inventory_v1_inventory_proto,
-		loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
-		loggingv1.File_shop_logging_v1_operator_action_proto, customerv1.File_shop_customer_v1_customer_proto,
-		statusv1.File_shop_status_v1_status_proto,
-	) {
-		if err := s.addRoutes(sd); err != nil {
-			return nil, err
-		}
-	}
-	s.sse = &sse{conn: conn, callers: callers, mux: s.mux, codec: json, stopping: stopping, heartbeat: heartbeat, patience: readerPatience}
-	if s.front, err = page.New(conn); err != nil {
-		return nil, err
-	}
-	s.front.Describe(directory(s.routes), false)
-	ctx := context.Background()
-	if err := errors.Join(
-		intermediaryv1.RegisterIntermediaryServiceHandlerClient(ctx, s.mux, intermediaryv1.NewIntermediaryServiceClient(conn)),
-		orderv1.RegisterOrderServiceHandlerClient(ctx, s.mux, orderv1.NewOrderServiceClient(conn)),
-		inventoryv1.RegisterInventoryServiceHandlerClient(ctx, s.mux, inventoryv1.NewInventoryServiceClient(conn)),
-		loggingv1.RegisterEventLogServiceHandlerClient(ctx, s.mux, loggingv1.NewEventLogServiceClient(conn)),
-		loggingv1.RegisterDeadLetterServiceHandlerClient(ctx, s.mux, loggingv1.NewDeadLetterServiceClient(conn)),
-		loggingv1.RegisterOperatorActionServiceHandlerClient(ctx, s.mux, loggingv1.NewOperatorActionServiceClient(conn)),
-		customerv1.RegisterCustomerServiceHandlerClient(ctx, s.mux, customerv1.NewCustomerServiceClient(conn)),
-		statusv1.RegisterStatusServiceHandlerClient(ctx, s.mux, statusv1.NewStatusServiceClient(conn)),
-		s.front.Register(s.mux),
-		handleDocs(s.mux),
-		s.handleStreams(), // in place of what grpc-gateway makes of them
-		// The router tries routes from the last one on: orders are what it is asked for most.
-		checkoutv1.RegisterCheckoutServiceHandlerClient(ctx, s.mux, checkoutv1.NewCheckoutServiceClient(conn)),
-	); err != nil {
-		return nil, fmt.Errorf("registering the REST API: %w", err)
+	if err := errors.Join(s.HandlePath(http.MethodGet, "/", s.serveIndex), handleDocs(s.mux)); err != nil {
+		return nil, fmt.Errorf("registering the API's documents: %w", err)
 	}
 	return s, nil
 }
 
-// handleStreams serves the routes of StreamEvents.
-func (s *rest) handleStreams() error {
-	request := (*loggingv1.StreamEventsRequest)(nil).ProtoReflect().Type()
+// addService serves a gRPC service over REST, as its contract says. The arguments are what is generated for it. The router
+// tries routes from the last one on, so what is called most is added last.
+func addService[C any](
+	s *rest, desc *grpc.ServiceDesc, client func(grpc.ClientConnInterface) C, register func(context.Context, *runtime.ServeMux, C) error,
+) error {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(desc.ServiceName))
+	if err != nil {
+		return fmt.Errorf("contract of %s: %w", desc.ServiceName, err)
+	}
+	if err := s.addRoutes(d.(protoreflect.ServiceDescriptor)); err != nil {
+		return err
+	}
+	if err := register(context.Background(), s.mux, client(s.conn)); err != nil {
+		return fmt.Errorf("serving %s over REST: %w", desc.ServiceName, err)
+	}
+	return nil
+}
+
+// HandlePath adds a page: a route that no contract describes.
+func (s *rest) HandlePath(method, path string, handler runtime.HandlerFunc) error {
+	if err := s.mux.HandlePath(method, path, handler); err != nil {
+		return fmt.Errorf("serving %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// handleStream serves the routes of a streaming method with this request, in place of what grpc-gateway makes of them.
+// handler returns an error if nothing has been answered.
+func (s *rest) handleStream(request protoreflect.MessageType, handler func(*response, *http.Request, map[string]string) error) error {
 	for _, to := range s.routes {
 		if to.request != request {
 			continue
 		}
-		err := s.mux.HandlePath(http.MethodGet, to.path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
-			if err := s.sse.serve(w.(*response), r, inPath); err != nil {
+		err := s.HandlePath(http.MethodGet, to.path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+			if err := handler(w.(*response), r, inPath); err != nil {
 				s.writeError(r.Context(), nil, nil, w, r, err)
 			}
 		})
@@ -134,8 +120,21 @@ func (s *rest) handleStreams() error {
 	return nil
 }
 
-// serve answers a call, or the refusal to let it in.
-func (s *rest) serve(w http.ResponseWriter, r *http.Request, h held, refusal error) {
+// callContext is the context in which r calls method, with its headers as metadata.
+func (s *rest) callContext(r *http.Request, method string) (context.Context, error) {
+	return runtime.AnnotateContext(r.Context(), s.mux, r, method)
+}
+
+// textAnswer is what is sent in place of a message: plain text, and the path of what was created.
+type textAnswer func(answer proto.Message) (text, location string)
+
+// answerInText sends messages of a type as text.
+func (s *rest) answerInText(of proto.Message, text textAnswer) {
+	s.texts[of.ProtoReflect().Descriptor().FullName()] = text
+}
+
+// ServeCall answers a call, or the refusal to let it in.
+func (s *rest) ServeCall(w http.ResponseWriter, r *http.Request, h held, refusal error) {
 	s.observer.serve(w, r, h, func(w *response, r *http.Request) {
 		if refusal != nil {
 			s.writeError(r.Context(), nil, nil, w, r, refusal)
@@ -158,7 +157,7 @@ func (s *rest) recovered(w *response, r *http.Request) {
 	if panicked == nil {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
 	}
-	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "err", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "error", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 	if w.status != 0 {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
 	}
@@ -173,9 +172,9 @@ func routedAs(method string) string {
 	return method
 }
 
-// admit looks at a call that has found its route before it is made: its parameters must be known and readable, which
-// grpc-gateway would not say or not say well, and its body must be JSON and not too large.
-func (s *rest) admit(next runtime.HandlerFunc) runtime.HandlerFunc {
+// validate is the middleware of calls that have found their route: parameters must be known and readable, which
+// grpc-gateway does not check or explains badly, and the body must be JSON and not too large.
+func (s *rest) validate(next runtime.HandlerFunc) runtime.HandlerFunc {
 	var once sync.Once
 	var to *route
 	var custom []string
@@ -277,8 +276,8 @@ func fieldsIn(path string) []string {
 // checkParameters returns an error where the path or the query cannot be read.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
 	for _, key := range r.Header["Idempotency-Key"] {
-		if !validKey(key) { // grpc-gateway would drop some, and with them the promise to take the order once
-			return invalidKey
+		if err := checkKey(key); err != nil { // grpc-gateway would drop some, and with them the promise to take the order once
+			return err
 		}
 	}
 	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
@@ -323,6 +322,8 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 	_, err := data.ReadFrom(&call.body)
 	var large *http.MaxBytesError
 	switch {
+	case errors.Is(call.body.refusal, errRequestTimeout):
+		return httpError{http.StatusRequestTimeout, call.body.refusal}
 	case call.body.refusal != nil:
 		return call.body.refusal
 	case errors.As(err, &large):
@@ -369,27 +370,33 @@ type requestBody struct {
 func (*requestBody) Close() error { return nil }
 
 // setHeaders sets what an answer says beyond its body.
-func setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
-	switch m := answer.ProtoReflect().Interface().(type) {
-	case *checkoutv1.PlaceOrderResponse:
-		w.Header().Set("Location", location(m.GetOrder().GetId()))
+func (s *rest) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
+	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
+		w.Header().Set("Location", orderPath(m.GetOrder().GetId()))
 		if m.GetOrder().GetState() == orderv1.Order_PENDING {
 			w.WriteHeader(http.StatusAccepted)
 		}
-	case *intermediaryv1.CreateOrderResponse:
-		w.Header().Set("Location", location(m.GetOrderId()))
+		return nil
+	}
+	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
+		_, location := text(answer)
+		w.Header().Set("Location", location)
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	}
 	return nil
 }
 
-// rewrite makes plain text of the answer that is plain text.
-func rewrite(_ context.Context, answer proto.Message) (any, error) {
-	if m, ok := answer.ProtoReflect().Interface().(*intermediaryv1.CreateOrderResponse); ok {
-		return plainText(m.GetMessage()), nil
+// rewrite makes plain text of an answer that is sent as text.
+func (s *rest) rewrite(_ context.Context, answer proto.Message) (any, error) {
+	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
+		body, _ := text(answer)
+		return plainText(body), nil
 	}
 	return answer, nil
 }
+
+// orderPath is where an order can be read.
+func orderPath(orderID string) string { return "/v1/orders/" + orderID }
 
 // incomingHeader names the metadata that a header becomes. authorization is passed on by grpc-gateway itself; the
 // trace context is in the context.

@@ -23,17 +23,15 @@ import (
 
 const (
 	// heartbeat is how often a stream shows that it lives: a client that is gone is noticed, and what stands between,
-	// which often closes a connection that is silent for a minute, keeps it.
-	heartbeat = 15 * time.Second
-	// readerPatience is how long a client may leave what it is sent unread before it is cut off. It is longer than
-	// heartbeat, so that the deadline of each write lasts until the next.
-	readerPatience = 2 * heartbeat
+	// which often closes a connection that is silent for a minute, keeps it. It is shorter than readerPatience, so that the
+	// deadline of each write lasts until the next.
+	heartbeat = readerPatience / 2
 	// reconnectDelay is what clients are told to wait before they connect again, in milliseconds.
 	reconnectDelay = "1000"
 	// reopenDelay is the wait between two tries to resume a stream while the service behind it is away.
 	reopenDelay = 200 * time.Millisecond
-	// mostKept is how large a stream's buffer stays after a large event. Most streams have a handful of events, and wait.
-	mostKept = 8 << 10
+	// maxKept is how large a stream's buffer stays after a large event. Most streams have a handful of events, and wait.
+	maxKept = 8 << 10
 )
 
 const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
@@ -41,13 +39,21 @@ const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
 // sse serves StreamEvents as Server-Sent Events, which is what browsers read; the lines of JSON that grpc-gateway makes
 // of streams are not. The handler is the one that gRPC clients call, so access, validation and errors are the same.
 type sse struct {
-	conn      *localConn
-	callers   callers
-	mux       *runtime.ServeMux
-	codec     *codec
-	stopping  <-chan struct{}
-	heartbeat time.Duration
-	patience  time.Duration // for one write
+	conn         *localConn
+	rest         *rest
+	callers      callers
+	stopping     <-chan struct{} // closed when the gateway stops
+	heartbeat    time.Duration
+	writeTimeout time.Duration // of one write
+}
+
+func newSSE(conn *localConn, rest *rest, callers callers, stopping <-chan struct{}) *sse {
+	return &sse{conn: conn, rest: rest, callers: callers, stopping: stopping, heartbeat: heartbeat, writeTimeout: readerPatience}
+}
+
+// register adds the routes of StreamEvents to REST, which knows the event log by now.
+func (s *sse) register() error {
+	return s.rest.handleStream((*loggingv1.StreamEventsRequest)(nil).ProtoReflect().Type(), s.serve)
 }
 
 // serve answers with a stream that lasts until the client leaves, the gateway stops, or the service behind it does. It
@@ -57,23 +63,23 @@ func (s *sse) serve(w *response, r *http.Request, inPath map[string]string) erro
 	if err != nil {
 		return err
 	}
-	ctx, err := runtime.AnnotateContext(r.Context(), s.mux, r, streamEvents)
+	ctx, err := s.rest.callContext(r, streamEvents)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(serverContext(withCaller(ctx, s.callers.of(r)), &localStream{method: streamEvents}))
+	ctx, cancel := context.WithCancelCause(serverContextOf(withCaller(ctx, s.callers.of(r)), streamEvents))
 	out := &eventStream{
-		ctx: ctx, cancel: cancel, request: request, w: w, control: http.NewResponseController(w), codec: s.codec, patience: s.patience,
+		ctx: ctx, cancel: cancel, request: request, w: w, control: http.NewResponseController(w), writeTimeout: s.writeTimeout,
 	}
-	var attending sync.WaitGroup
-	attending.Go(func() { s.attend(out) })
+	var alive sync.WaitGroup
+	alive.Go(func() { s.keepAlive(out) })
 	err = s.follow(out, len(r.Header.Values(lastEventID)) > 0)
 	var reason *apierror.Error
 	if errors.As(context.Cause(ctx), &reason) {
 		err = reason
 	}
 	cancel(nil)
-	attending.Wait()
+	alive.Wait()
 	if !out.opened {
 		return err
 	}
@@ -99,8 +105,8 @@ func (s *sse) follow(out *eventStream, resumed bool) error {
 	}
 }
 
-// attend sends heartbeats, and ends a stream that does not open in time or whose gateway stops, until its context ends.
-func (s *sse) attend(out *eventStream) {
+// keepAlive sends heartbeats, and ends a stream that does not open in time or whose gateway stops, until its context ends.
+func (s *sse) keepAlive(out *eventStream) {
 	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
 	opening := time.NewTimer(callTimeout)
@@ -160,11 +166,11 @@ func streamRequest(r *http.Request, inPath map[string]string) (*loggingv1.Stream
 // at a time: while the client does not read, nothing is taken from the service. Streams do not share the text of an
 // event: nearly all are of one order, and no two of those have an event in common.
 type eventStream struct {
-	ctx      context.Context //nolint:containedctx // a grpc.ServerStream has one
-	cancel   context.CancelCauseFunc
-	request  *loggingv1.StreamEventsRequest
-	codec    *codec
-	patience time.Duration
+	ctx     context.Context //nolint:containedctx // a grpc.ServerStream has one
+	cancel  context.CancelCauseFunc
+	request *loggingv1.StreamEventsRequest
+
+	writeTimeout time.Duration
 
 	mu      sync.Mutex // guards what follows
 	w       *response
@@ -207,7 +213,7 @@ func (s *eventStream) SendMsg(m any) error {
 	if event != nil {
 		s.text = append(s.text, "\ndata: "...)
 		var err error
-		if s.text, err = s.codec.MarshalOptions.MarshalAppend(s.text, event); err != nil {
+		if s.text, err = jsonOptions.MarshalAppend(s.text, event); err != nil {
 			return err
 		}
 	}
@@ -251,12 +257,12 @@ func (s *eventStream) comment(text string) error {
 
 // write sends the text at once. A client that does not take it in time has lost the stream.
 func (s *eventStream) write() error {
-	_ = s.control.SetWriteDeadline(time.Now().Add(s.patience))
+	_ = s.control.SetWriteDeadline(time.Now().Add(s.writeTimeout))
 	_, err := s.w.Write(s.text)
 	if err == nil {
 		err = s.control.Flush()
 	}
-	if cap(s.text) > mostKept {
+	if cap(s.text) > maxKept {
 		s.text = nil
 	}
 	if err != nil {

@@ -74,25 +74,26 @@ func startStreamingTo(t *testing.T, logging string, streams *limiter, heartbeat,
 		t.Fatal(err)
 	}
 	a := newAPI(s.GRPC(), testOperators, tel)
-	conn, err := dial(logging, insecure.NewCredentials(), tel)
+	up, err := dialUpstream("logging", logging, insecure.NewCredentials(), tel)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
-	upstreams := []upstream{{name: "logging", services: services(loggingv1.File_shop_logging_v1_event_log_proto), conn: conn}}
-	if err := forwardAll(a, upstreams, streams); err != nil {
+	t.Cleanup(func() { _ = up.conn.Close() })
+	if err := up.forward(a, streams, loggingv1.File_shop_logging_v1_event_log_proto); err != nil {
 		t.Fatal(err)
 	}
-	rest, err := newREST(a.local, callers{access: a.access, trustedProxies: 1}, s.Stopping(), tel)
-	if err != nil {
+	rest := serveREST(t, a, nil, tel)
+	clients := callers{access: a.access, trustedProxies: 1}
+	events := newSSE(a.local, rest, clients, s.Stopping())
+	events.heartbeat, events.writeTimeout = heartbeat, patience
+	if err := events.register(); err != nil {
 		t.Fatal(err)
 	}
-	rest.sse.heartbeat, rest.sse.patience = heartbeat, patience
 	lis, err := s.Listen("HTTP_ADDR", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: rest.sse.callers, patience: patience}, tel.Logger)
+	server := newHTTPServer(&door{grpc: s.GRPC(), rest: rest, callers: clients, writeTimeout: patience}, tel.Logger)
 	server.ReadTimeout, server.WriteTimeout = time.Second, time.Second
 	s.ServeHTTP("http", lis, server)
 	running := &streaming{url: "http://" + lis.Addr().String(), done: make(chan error, 1)}
@@ -426,7 +427,7 @@ func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 	if err == nil {
 		_, err = stream.Recv()
 	}
-	if reasonOf(err) != "TOO_MANY_STREAMS" {
+	if apierror.ReasonOf(err) != "TOO_MANY_STREAMS" {
 		t.Errorf("beyond the limit, over gRPC: %v", err)
 	}
 	_ = first.res.Body.Close()
@@ -465,7 +466,7 @@ func TestSSE_OneClientMayHaveAQuarterOfTheStreams(t *testing.T) {
 		}
 		return err
 	}
-	if err := overGRPC("x-forwarded-for", "198.51.100.7"); reasonOf(err) != "TOO_MANY_STREAMS" {
+	if err := overGRPC("x-forwarded-for", "198.51.100.7"); apierror.ReasonOf(err) != "TOO_MANY_STREAMS" {
 		t.Errorf("beyond a quarter, over gRPC: %v", err)
 	}
 	follow(t, protocolOf(1), url, other).expect(t, "1")

@@ -24,15 +24,15 @@ const (
 	statusLasts = 500 * time.Millisecond
 )
 
-// statusBoard implements StatusService: it asks everyone at once.
-type statusBoard struct {
+// statusServer implements StatusService: it asks everyone at once.
+type statusServer struct {
 	statusv1.UnimplementedStatusServiceServer
 	self     func(context.Context) error // what is not ready of the gateway
 	queues   func(context.Context) ([]messaging.QueueState, error)
 	services []reporter
 
 	asking singleflight.Group
-	last   atomic.Pointer[gathered]
+	last   atomic.Pointer[snapshot]
 }
 
 // reporter is a service that reports about itself.
@@ -41,14 +41,14 @@ type reporter struct {
 	client statusv1.ReportServiceClient
 }
 
-// gathered is a status and when it was complete, by the monotonic clock.
-type gathered struct {
+// snapshot is a status and when it was complete, by the monotonic clock.
+type snapshot struct {
 	status *statusv1.GetStatusResponse
 	at     time.Time
 }
 
-func newStatusBoard(self func(context.Context) error, broker *messaging.Connection, upstreams []upstream) *statusBoard {
-	b := &statusBoard{self: self, queues: broker.Queues}
+func newStatusServer(self func(context.Context) error, queues func(context.Context) ([]messaging.QueueState, error), upstreams ...*upstream) *statusServer {
+	b := &statusServer{self: self, queues: queues}
 	for _, u := range upstreams {
 		b.services = append(b.services, reporter{u.name, statusv1.NewReportServiceClient(u.conn)})
 	}
@@ -56,20 +56,20 @@ func newStatusBoard(self func(context.Context) error, broker *messaging.Connecti
 }
 
 // GetStatus returns the status, as it was half a second ago at most when the call came.
-func (b *statusBoard) GetStatus(context.Context, *statusv1.GetStatusRequest) (*statusv1.GetStatusResponse, error) {
+func (b *statusServer) GetStatus(context.Context, *statusv1.GetStatusRequest) (*statusv1.GetStatusResponse, error) {
 	if last := b.last.Load(); last != nil && time.Since(last.at) < statusLasts {
 		return last.status, nil
 	}
 	// One asks for all who wait, so it does not end with the call of one of them; it takes statusTimeout at most.
 	answer, _, _ := b.asking.Do("", func() (any, error) {
 		status := b.gather()
-		b.last.Store(&gathered{status, time.Now()})
+		b.last.Store(&snapshot{status, time.Now()})
 		return status, nil
 	})
 	return answer.(*statusv1.GetStatusResponse), nil
 }
 
-func (b *statusBoard) gather() *statusv1.GetStatusResponse {
+func (b *statusServer) gather() *statusv1.GetStatusResponse {
 	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
 	defer cancel()
 	var (

@@ -17,7 +17,7 @@ import (
 // Whatever protojson refuses, the answer says what is wrong where; it never comes down to "cannot be read".
 func FuzzUnreadableBody_EveryRefusalIsExplained(f *testing.F) {
 	for _, seed := range []string{
-		sampleOrder, order, `{"garbage":true}`, ` {"customer_name": null, "order_items": [null]} `, `{"items":[{"price":{"units":1e3,"nanos":1.5}}]}`,
+		fuzzSample, fuzzOrder, `{"garbage":true}`, ` {"customer_name": null, "order_items": [null]} `, `{"items":[{"price":{"units":1e3,"nanos":1.5}}]}`,
 		`{"customer_name":"\ud800"}`, "{\"\xff\":1}", `{"order_items":[{"id":1e400,"price":-0,"quantity":"1"}]}`, `null`, `[[`, `{"created_at":1,"createdAt":2}`,
 	} {
 		f.Add(seed)

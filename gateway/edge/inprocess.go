@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"fmt"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -87,7 +86,11 @@ func (c *localConn) NewStream(_ context.Context, _ *grpc.StreamDesc, fullMethod 
 	return nil, status.Errorf(codes.Unimplemented, "%s is not callable within the process: it streams", fullMethod)
 }
 
-// serverContext is the context that a handler gets for a call made with ctx.
+// serverContextOf is the context that a handler of fullMethod gets for a call made with ctx.
+func serverContextOf(ctx context.Context, fullMethod string) context.Context {
+	return serverContext(ctx, &localStream{method: fullMethod})
+}
+
 func serverContext(ctx context.Context, stream *localStream) context.Context {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	ctx = metadata.NewIncomingContext(ctx, md)
@@ -144,8 +147,3 @@ var _ interface {
 	grpc.ServiceRegistrar
 	grpc.ClientConnInterface
 } = (*localConn)(nil)
-
-// fullName spells a method the way gRPC does.
-func fullName(m protoreflect.MethodDescriptor) string {
-	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
-}

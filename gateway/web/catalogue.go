@@ -1,4 +1,4 @@
-package page
+package web
 
 import (
 	"bytes"
@@ -55,7 +55,7 @@ func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, file, error)
 }
 
 // serveCatalogue serves the figures in the form of GET /v1/inventory, and only where they have changed.
-func (p *Page) serveCatalogue(w http.ResponseWriter, r *http.Request, _ map[string]string) {
+func (p *page) serveCatalogue(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	_, text, err := p.catalogue.read(r.Context())
 	header := w.Header()
 	header.Set("Content-Type", "application/json")

@@ -1,4 +1,4 @@
-package page
+package web
 
 import (
 	"context"
@@ -42,7 +42,7 @@ const (
 
 // form is what the front page shows: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Demo     bool // see Page.Describe
+	Demo     bool // whether operators can break the shop under /demo
 	Products []product
 	Closed   bool   // inventory does not answer: there is no catalogue
 	Key      string // the order's idempotency key: a form that is sent twice is one order
@@ -194,7 +194,7 @@ func (f *form) misread() bool {
 }
 
 // placeOrder takes the form and goes on to the page of the order, or shows the form again with what is wrong.
-func (p *Page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
+func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	f, err := readForm(w, r)
 	var tooLarge *http.MaxBytesError
 	switch {
@@ -265,7 +265,7 @@ var verdicts = map[string]string{
 }
 
 // serveOrder serves the page of an order. Whoever has its id may see it.
-func (p *Page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()

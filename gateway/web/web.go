@@ -1,14 +1,15 @@
-// Package page is the shop's front page: what a browser gets at /.
+// Package web is the shop's front page: what a browser gets at /.
 //
 // The HTML is rendered with the catalogue in it, so that it can be read, and an order placed, without JavaScript
 // (form.go). With JavaScript the modules in assets/ bring it to life: they use the shop's API as any other client does.
 // There are no cookies, and so nothing that a page of somebody else could make a browser do in a customer's name.
-package page
+package web
 
 import (
 	"bytes"
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"html/template"
 	"io/fs"
@@ -36,12 +37,12 @@ var sources embed.FS
 //go:embed assets
 var assets embed.FS
 
-// Page serves the front page, its files and its form. It is safe for concurrent use.
-type Page struct {
+// page serves the front page, its files and its form. It is safe for concurrent use.
+type page struct {
 	templates *template.Template
 	files     map[string]file // by name
-	plain     string          // what those get who do not ask for HTML
-	controls  bool            // whether the shop has controls to break it with
+	index     func() string   // what those get who do not ask for HTML
+	demo      bool            // whether operators can break the shop under /demo
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
 	catalogue catalogue
@@ -54,8 +55,30 @@ type file struct {
 	etag     string
 }
 
-// New returns the page of the shop that conn calls.
-func New(conn grpc.ClientConnInterface) (*Page, error) {
+// routes is where the page's routes are added.
+type routes interface {
+	HandlePath(method, path string, handler runtime.HandlerFunc) error
+	Index() string
+}
+
+// Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
+// under /demo.
+func Register(rest routes, conn grpc.ClientConnInterface, demo bool) error {
+	p, err := newPage(conn)
+	if err != nil {
+		return err
+	}
+	p.index, p.demo = rest.Index, demo
+	return errors.Join(
+		rest.HandlePath(http.MethodGet, "/", p.serveFront),
+		rest.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
+		rest.HandlePath(http.MethodGet, "/catalogue", p.serveCatalogue),
+		rest.HandlePath(http.MethodPost, "/orders", p.placeOrder),
+		rest.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
+	)
+}
+
+func newPage(conn grpc.ClientConnInterface) (*page, error) {
 	templates, err := template.New("page").Funcs(template.FuncMap{"short": short}).ParseFS(sources, "*.html")
 	if err != nil {
 		return nil, fmt.Errorf("reading the page's templates: %w", err)
@@ -64,7 +87,7 @@ func New(conn grpc.ClientConnInterface) (*Page, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Page{
+	return &page{
 		templates: templates, files: files,
 		orders:    checkoutv1.NewCheckoutServiceClient(conn),
 		decided:   orderv1.NewOrderServiceClient(conn),
@@ -96,42 +119,19 @@ func mimeTypeOf(name string) string {
 	return mime.TypeByExtension(path.Ext(name))
 }
 
-// Describe says what the shop has: plain is where things are, for those who do not ask for HTML, and controls whether
-// operators can break it under /demo. It is called before the page is served.
-func (p *Page) Describe(plain string, controls bool) { p.plain, p.controls = plain, controls }
-
-// Register adds the page's routes to mux.
-func (p *Page) Register(mux *runtime.ServeMux) error {
-	for _, route := range []struct {
-		method, pattern string
-		handler         runtime.HandlerFunc
-	}{
-		{http.MethodGet, "/", p.serveFront},
-		{http.MethodGet, "/page/{file}", p.serveFile},
-		{http.MethodGet, "/catalogue", p.serveCatalogue},
-		{http.MethodPost, "/orders", p.placeOrder},
-		{http.MethodGet, "/orders/{order_id}", p.serveOrder},
-	} {
-		if err := mux.HandlePath(route.method, route.pattern, route.handler); err != nil {
-			return fmt.Errorf("%s %s: %w", route.method, route.pattern, err)
-		}
-	}
-	return nil
-}
-
 // serveFront serves the front page to browsers, and to others plain text about where things are.
-func (p *Page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
+func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	w.Header().Set("Vary", "Accept")
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = w.Write([]byte(p.plain)) // fails when the client has gone
+		_, _ = w.Write([]byte(p.index())) // fails when the client has gone
 		return
 	}
 	p.showFront(r.Context(), w, http.StatusOK, newForm())
 }
 
 // serveFile serves one of the page's files. A browser asks each time whether it has changed, and mostly it has not.
-func (p *Page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	f, ok := p.files[inPath["file"]]
 	if !ok {
 		http.NotFound(w, r)
@@ -145,16 +145,16 @@ func (p *Page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 }
 
 // showFront writes the front page with the form as it stands, and with the catalogue where inventory answers.
-func (p *Page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
+func (p *page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
 	items, _, err := p.catalogue.read(ctx)
-	f.Demo = p.controls
+	f.Demo = p.demo
 	f.fill(items, err == nil)
 	p.write(w, status, "index.html", f)
 }
 
 // write writes a page. The gateway's own headers keep it from being stored, since it shows the shop as it is now, and
 // from being told to others as their referrer, since the address of an order is the key to it.
-func (p *Page) write(w http.ResponseWriter, status int, name string, data any) {
+func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
 	var body bytes.Buffer
 	if err := p.templates.ExecuteTemplate(&body, name, data); err != nil {
 		http.Error(w, "the page could not be written", http.StatusInternalServerError)
