@@ -1,3 +1,6 @@
+// Package access says who makes a call and what they may do. Operators have tokens of the shop's own (operators.go), customers
+// and operators those of an OpenID Connect issuer (oidc.go). The contract of each method says who may call it, by the option
+// shop.options.v1.access; Authorizer guards the handlers of a service accordingly.
 package access
 
 import (
@@ -25,10 +28,10 @@ import (
 	"shop.example/platform/enduser"
 )
 
-// access lets calls through that the option shop.options.v1.access of their method allows. Who sends a token that is not
-// valid is refused, whatever is called: a client that means to be somebody must not be taken for nobody.
+// Authorizer lets calls through that the option shop.options.v1.access of their method allows. A call with a token that is
+// not valid is refused even if it needs no token: else the client's order would silently not be the client's own.
 type Authorizer struct {
-	operators Operators // by their tokens; empty where nobody is one
+	operators Operators // by their tokens; empty if nobody is one
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
 	interceptor *apierror.Interceptor
 
@@ -39,11 +42,12 @@ type Authorizer struct {
 	customers bool           // public calls are for customers
 }
 
+// New returns an Authorizer. onRefusal is told of calls that are refused because of their token.
 func New(operators Operators, interceptor *apierror.Interceptor, onRefusal func(context.Context, error)) *Authorizer {
 	return &Authorizer{operators: operators, interceptor: interceptor, onRefusal: onRefusal}
 }
 
-// configureOIDC accepts tokens of an issuer, too. Call it before any service is guarded. refreshKeys keeps the issuer's
+// ConfigureOIDC accepts tokens of an issuer, too. Call it before any service is guarded. refreshKeys keeps the issuer's
 // keys fresh until its context ends; it is nil if no issuer is configured.
 func (a *Authorizer) ConfigureOIDC(cfg OIDC, log *slog.Logger, meter metric.Meter) (refreshKeys func(context.Context) error, err error) {
 	if cfg.Issuer == "" {
@@ -65,12 +69,12 @@ func (a *Authorizer) ConfigureOIDC(cfg OIDC, log *slog.Logger, meter metric.Mete
 
 const (
 	customer = "customer"
-	Operator = "operator"
+	operator = "operator"
 	// owner is the role of whoever has a token of the issuer: what belongs to its subject is theirs.
 	owner = "owner"
 )
 
-// principal is who makes a call, by a token that is valid. It does not change.
+// Principal is who makes a call, by a token that is valid. It does not change.
 type Principal struct {
 	Name    string // of an operator with a token of the shop's own; "" for others
 	Issuer  string // as it stands in the token; "" for an operator's own token
@@ -79,12 +83,13 @@ type Principal struct {
 	expires time.Time // zero for an operator's own token, which does not expire
 }
 
-// hasRole says whether the principal has a role. Operators may do what others may. Nobody, nil, has none.
+// hasRole says whether the principal has a role. Operators have all roles; nil, which is nobody, has none.
 func (p *Principal) hasRole(role string) bool {
-	return p != nil && (role == owner && p.Issuer != "" || slices.Contains(p.Roles, role) || slices.Contains(p.Roles, Operator))
+	return p != nil && (role == owner && p.Issuer != "" || slices.Contains(p.Roles, role) || slices.Contains(p.Roles, operator))
 }
 
-// owner is what an order keeps of whom placed it: issuer and subject of the token; "" if that is nobody, or an operator.
+// Owner is what an order keeps of who placed it: issuer and subject of the token; "" for nobody, and for an operator's
+// own token.
 func (p *Principal) Owner() string {
 	if p == nil {
 		return ""
@@ -92,34 +97,35 @@ func (p *Principal) Owner() string {
 	return enduser.Owner(p.Issuer, p.Subject)
 }
 
-// onBehalfOf returns ctx for calls of other services that are made for whoever makes the call that ctx is of.
+// OnBehalfOf returns a context for calls to other services: they are told who makes the call of ctx.
 func OnBehalfOf(ctx context.Context) context.Context {
 	c := &accessv1.EndUser{}
 	if p := PrincipalOf(ctx); p != nil {
-		c.Issuer, c.Subject, c.Operator, c.Name = p.Issuer, p.Subject, p.hasRole(Operator), p.Name
+		c.Issuer, c.Subject, c.Operator, c.Name = p.Issuer, p.Subject, p.hasRole(operator), p.Name
 	}
 	return enduser.With(ctx, c)
 }
 
-// keyScope is whose idempotency keys the principal uses: its own, or those of whoever gives this e-mail address.
+// KeyScope is whose idempotency keys the principal uses: its own or, for nobody, those of the email address.
 func (p *Principal) KeyScope(email string) string {
 	switch {
 	case p == nil:
 		return "anybody " + strings.ToLower(email)
 	case p.Issuer == "":
-		return Operator + " " + p.Name
+		return operator + " " + p.Name
 	}
 	return "subject " + p.Owner()
 }
 
 type principalKey struct{}
 
-// principalIn returns who makes the call that ctx is of, nil for nobody.
+// PrincipalOf returns who makes the call of ctx; nil for nobody.
 func PrincipalOf(ctx context.Context) *Principal {
 	p, _ := ctx.Value(principalKey{}).(*Principal)
 	return p
 }
 
+// WithPrincipal returns ctx for a call that p makes.
 func WithPrincipal(ctx context.Context, p *Principal) context.Context {
 	if p == nil {
 		return ctx
@@ -127,16 +133,16 @@ func WithPrincipal(ctx context.Context, p *Principal) context.Context {
 	return context.WithValue(ctx, principalKey{}, p)
 }
 
-// foreignRules are for services whose contracts are not ours. They are open to everybody, also if public calls are for
-// customers: load balancers and grpcurl have no token, and what they learn is in the documents. Access does not guard
-// them, so a token is not looked at.
+// foreignRules are for services whose contracts are not ours. They are open to everybody, even if public calls are for
+// customers: load balancers and grpcurl have no token, and what they learn is public anyway. They are not guarded, so a
+// token is ignored.
 var foreignRules = map[string]optionsv1.Access{
 	"grpc.health.v1.Health":                    optionsv1.Access_ACCESS_PUBLIC,
 	"grpc.reflection.v1.ServerReflection":      optionsv1.Access_ACCESS_PUBLIC,
 	"grpc.reflection.v1alpha.ServerReflection": optionsv1.Access_ACCESS_PUBLIC,
 }
 
-// ruleOf returns who may call a method; ACCESS_UNSPECIFIED if nothing says so.
+// ruleOf returns who may call a method; ACCESS_UNSPECIFIED if its contract does not say.
 func ruleOf(service, method string) optionsv1.Access {
 	if rule, foreign := foreignRules[service]; foreign {
 		return rule
@@ -149,7 +155,7 @@ func ruleOf(service, method string) optionsv1.Access {
 	return rule
 }
 
-// checkRules returns an error that names the methods that are served without a rule.
+// CheckRules returns an error that names the methods whose contracts do not say who may call them.
 func CheckRules(served map[string]grpc.ServiceInfo) error {
 	var without []string
 	for service, info := range served {
@@ -166,7 +172,7 @@ func CheckRules(served map[string]grpc.ServiceInfo) error {
 	return fmt.Errorf("nothing says who may call %s: give each method the option shop.options.v1.access", strings.Join(without, ", "))
 }
 
-// guard returns the service with handlers that check access before anything else, wherever it is registered.
+// Guard returns the service with handlers that check access before anything else. Call it after ConfigureOIDC.
 func (a *Authorizer) Guard(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	guarded := *desc
 	guarded.Methods, guarded.Streams = nil, nil
@@ -190,7 +196,7 @@ func (a *Authorizer) guardUnary(rule optionsv1.Access, handler grpc.MethodHandle
 		}
 		checked := func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			var caller *Principal
-			// There is no request for it to validate: what a request has to be is for those to know who may make it.
+			// Without the request, which is not validated yet: only who may make a call is told what is wrong with it.
 			_, err := a.interceptor.Unary(ctx, nil, info, func(ctx context.Context, _ any) (_ any, err error) {
 				caller, err = a.requireRole(ctx, a.roleFor(rule, request), given)
 				return nil, err
@@ -247,9 +253,9 @@ func (s *guardedStream) RecvMsg(m any) error {
 	return err
 }
 
-// SendMsg sends a message if the caller's token is still good.
+// SendMsg sends a message if the caller's token is still valid.
 func (s *guardedStream) SendMsg(m any) error {
-	if s.role != "" || len(s.given) > 0 { // else nobody calls, and nobody needs to be anybody
+	if s.role != "" || len(s.given) > 0 { // else the call needs no token, and has none
 		if _, err := s.access.checkRole(s.ServerStream.Context(), s.role, s.given); err != nil {
 			return err
 		}
@@ -261,7 +267,7 @@ func authorizationIn(ctx context.Context) []string {
 	return metadata.ValueFromIncomingContext(ctx, "authorization")
 }
 
-// knownSubject says whom the token in the header is for, "" where that takes more than a look.
+// CachedSubject says whom the token in the header is for; "" if it would have to be verified first.
 func (a *Authorizer) CachedSubject(header http.Header) string {
 	given := header["Authorization"]
 	if len(given) != 1 {
@@ -279,7 +285,7 @@ func (a *Authorizer) CachedSubject(header http.Header) string {
 	return ""
 }
 
-// bearer is the token of an Authorization header; "" where it has another scheme.
+// bearer is the token of an Authorization header; "" if it has another scheme.
 func bearer(authorization string) string {
 	scheme, token, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "Bearer") {
@@ -303,16 +309,16 @@ func (a *Authorizer) roleFor(rule optionsv1.Access, request any) string {
 	case rule == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER && a.tokens != nil:
 		return owner
 	case rule != optionsv1.Access_ACCESS_PUBLIC:
-		return Operator
+		return operator
 	case a.customers:
 		return customer
 	}
 	return ""
 }
 
-// requireOperator returns an error unless the values of authorization are those of an operator.
+// RequireOperator returns an error unless the values of authorization are those of an operator.
 func (a *Authorizer) RequireOperator(ctx context.Context, given []string) error {
-	_, err := a.requireRole(ctx, Operator, given)
+	_, err := a.requireRole(ctx, operator, given)
 	return err
 }
 
@@ -325,8 +331,8 @@ func (a *Authorizer) requireRole(ctx context.Context, role string, given []strin
 	return caller, err
 }
 
-// checkRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for
-// everybody, and still an error if what was sent is not one token that is valid.
+// checkRole returns who calls, by the values of authorization, and an error unless they have the role. Everybody has the
+// role "", but a token that is not valid is an error all the same.
 func (a *Authorizer) checkRole(ctx context.Context, role string, given []string) (*Principal, error) {
 	caller, err := a.authenticate(ctx, given)
 	switch {
@@ -353,7 +359,7 @@ func (a *Authorizer) authenticate(ctx context.Context, given []string) (*Princip
 	if len(given) == 1 {
 		token := bearer(given[0])
 		if name, ok := a.operators.find(token); ok {
-			return &Principal{Name: name, Roles: []string{Operator}}, nil
+			return &Principal{Name: name, Roles: []string{operator}}, nil
 		}
 		if a.tokens != nil && isJWT(token) {
 			return a.tokens.verify(ctx, token)

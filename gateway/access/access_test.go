@@ -27,16 +27,16 @@ import (
 
 const someOrder = "00000000-0000-4000-8000-000000000001"
 
-// testOperators2 are those who know the tests' token.
-var testOperators2 = Operators{}.with(unnamedOperator, operatorToken2)
+// testOperators are those who know the tests' token.
+var testOperators = Operators{}.with(unnamedOperator, operatorToken)
 
-func ignoreRefusal2(context.Context, error) {}
+func ignoreRefusal(context.Context, error) {}
 
 func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		_, err := New(nil, nil, ignoreRefusal2).requireRole(ctx, Operator, authorizationIn(ctx))
+		_, err := New(nil, nil, ignoreRefusal).requireRole(ctx, operator, authorizationIn(ctx))
 		if apierror.ReasonOf(err) != "OPERATOR_TOKEN_INVALID" {
 			t.Errorf("%q: %v", token, err)
 		}
@@ -88,7 +88,7 @@ func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
 	i := issuertest.Start(t)
 	log := slog.New(slog.DiscardHandler)
 	interceptor := apierror.NewInterceptor(log)
-	a := New(testOperators2, interceptor, ignoreRefusal2)
+	a := New(testOperators, interceptor, ignoreRefusal)
 	if _, err := a.ConfigureOIDC(OIDC{Issuer: i.URL, Audience: "shop", RolesClaim: "roles"}, log, noop.Meter{}); err != nil {
 		t.Fatal(err)
 	}
@@ -98,9 +98,9 @@ func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
 	expires := time.Now().Add(time.Hour).Truncate(time.Second)
 	ada := i.Token(t, map[string]any{"roles": []string{"customer", "reader"}, "exp": expires.Unix()})
 	for authorization, want := range map[string]*Principal{
-		"":                         nil,
-		"Bearer " + operatorToken2: {Name: unnamedOperator, Roles: []string{"operator"}},
-		"Bearer " + ada:            {Issuer: i.URL, Subject: "ada", Roles: []string{"customer", "reader"}, expires: expires},
+		"":                        nil,
+		"Bearer " + operatorToken: {Name: unnamedOperator, Roles: []string{"operator"}},
+		"Bearer " + ada:           {Issuer: i.URL, Subject: "ada", Roles: []string{"customer", "reader"}, expires: expires},
 	} {
 		md := metadata.MD{}
 		if authorization != "" {
@@ -124,7 +124,7 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	log := &strings.Builder{}
 	interceptor := apierror.NewInterceptor(slog.New(slog.NewTextHandler(log, nil)))
-	a := New(nil, interceptor, ignoreRefusal2)
+	a := New(nil, interceptor, ignoreRefusal)
 	a.tokens = &tokenVerifier{} // it has nothing to verify a token with
 	server, conn := &callersServer{}, inprocess.New(interceptor)
 	conn.RegisterService(a.Guard(&orderv1.OrderService_ServiceDesc), server)

@@ -29,44 +29,44 @@ import (
 )
 
 const (
-	// refreshEvery is how often the issuer's keys are fetched. A key that it withdraws is good for that much longer, and
-	// a token that was verified with it for trustFor more.
+	// refreshInterval is how often the issuer's keys are fetched. A key that it withdraws is good for that much longer, and
+	// a token that was verified with it for tokenTTL more.
 	refreshInterval = 5 * time.Minute
-	// retryEvery is the wait after the issuer did not answer.
+	// retryInterval is the wait after a failed fetch.
 	retryInterval = 30 * time.Second
-	// keysLast is how long keys stay good while the issuer does not answer: accepting orders needs nothing but the broker.
+	// keysTTL is how long keys stay valid while the issuer does not answer: accepting orders needs nothing but the broker.
 	keysTTL = time.Hour
-	// fetchTimeout bounds asking the issuer for its keys, fetchEvery and fetchBurst how often tokens make us ask: keys that
-	// are not known, which anyone can name, do.
+	// fetchTimeout bounds a fetch of the issuer's keys, fetchInterval and fetchBurst how often tokens cause one: each token
+	// that names an unknown key does, and anyone can send such tokens.
 	fetchTimeout  = 3 * time.Second
 	fetchInterval = 2 * time.Second
 	fetchBurst    = 5
-	// largestDocument bounds what the issuer may answer, in bytes, and mostRedirects how often it may send us elsewhere.
+	// maxDocument bounds a response of the issuer, in bytes, and maxRedirects how often it may redirect.
 	maxDocument  = 1 << 20
 	maxRedirects = 5
-	// mostTokens is how many verified tokens are remembered, and trustFor for how long at most: a signature costs more
-	// than all else that is done with a call, and a key that the issuer withdraws must not be good for long.
+	// maxTokens is how many verified tokens are cached, and tokenTTL for how long at most: checking a signature costs more
+	// than everything else that is done for a call, but a key that the issuer withdraws must soon be invalid.
 	maxTokens = 1 << 12
 	tokenTTL  = time.Minute
 )
 
-// algorithms are those that tokens may be signed with. Keys are public: an algorithm that signs with a shared secret would
-// take one for the secret.
+// algorithms are those that tokens may be signed with. None of them uses a shared secret: anyone could sign with the public
+// key in place of the secret.
 var algorithms = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
 }
 
 // OIDC says whose tokens (JWTs of OpenID Connect) are accepted beside the operator token.
 type OIDC struct {
-	// Issuer is the issuer's URL as it stands in its tokens; empty for no tokens but the operator's.
+	// Issuer is the issuer's URL as its tokens have it; empty to accept operator tokens only.
 	Issuer string `env:"OIDC_ISSUER"`
 	// Audience is the name of this shop at the issuer. Tokens for others are refused.
 	Audience string `env:"OIDC_AUDIENCE"`
-	// JWKSURL is where the issuer's keys are; empty to learn it from the issuer.
+	// JWKSURL is where the issuer's keys are; empty to ask the issuer for it.
 	JWKSURL string `env:"OIDC_JWKS_URL"`
 	// RolesClaim is the claim with the roles, customer and operator: its name, or a path such as realm_access.roles.
 	RolesClaim string `env:"OIDC_ROLES_CLAIM" envDefault:"roles"`
-	// RequireCustomer takes the calls that are anyone's otherwise from customers and operators only.
+	// RequireCustomer refuses public calls that neither a customer nor an operator makes.
 	RequireCustomer bool `env:"OIDC_REQUIRE_CUSTOMER" envDefault:"false"`
 }
 
@@ -115,7 +115,7 @@ func newTokenVerifier(cfg OIDC, log *slog.Logger) (*tokenVerifier, error) {
 	}, nil
 }
 
-// observe adds the metric by which one is told in time that the keys will not be good for much longer.
+// observe adds the metric that warns before the keys become too old.
 func (v *tokenVerifier) observe(meter metric.Meter) error {
 	_, err := meter.Float64ObservableGauge("gateway.issuer.keys.age", metric.WithUnit("s"),
 		metric.WithDescription("Time since the issuer of tokens has told its keys; they are good for an hour."),
@@ -146,7 +146,7 @@ func (v *tokenVerifier) run(ctx context.Context) error {
 	return nil
 }
 
-// verify returns whom the token is for. Nobody is let in while the keys cannot be had: that is UNAVAILABLE.
+// verify returns whom the token is for. The error is UNAVAILABLE while there are no keys to verify it with.
 func (v *tokenVerifier) verify(ctx context.Context, token string) (*Principal, error) {
 	if p, ok := v.cached(token); ok {
 		return p, nil
@@ -198,7 +198,7 @@ func names(algorithms []jose.SignatureAlgorithm) []string {
 	return all
 }
 
-// remembered returns whom a token is for that was verified a short time ago.
+// cached returns whom a token is for that was verified a short time ago.
 func (v *tokenVerifier) cached(token string) (*Principal, bool) {
 	known, ok := v.verified.Get(sha256.Sum256([]byte(token)))
 	return known.Principal, ok && v.now().Before(known.until)
@@ -262,13 +262,13 @@ func (v *tokenVerifier) payload(ctx context.Context, token string) ([]byte, erro
 	return nil, cmp.Or(asked, err)
 }
 
-// keySet are the issuer's keys as it answered once. It does not change.
+// keySet are the issuer's keys at one time. It does not change.
 type keySet struct {
 	keys []jwkset.JWK
 	at   time.Time
 }
 
-// goodKeys returns the keys that are in use; nil if there are none, or if they are too old.
+// currentKeys returns the keys that are in use; nil if there are none, or if they are too old.
 func (v *tokenVerifier) currentKeys() *keySet {
 	k := v.keys.Load()
 	if k == nil || v.now().Sub(k.at) > keysTTL {
@@ -277,8 +277,8 @@ func (v *tokenVerifier) currentKeys() *keySet {
 	return k
 }
 
-// verify returns what was signed. A token that names no key may be signed by any. The error is errUnknownKey if another
-// answer of the issuer may have the key.
+// verify returns what was signed. A token that names no key may be signed with any. The error is errUnknownKey if newer
+// keys of the issuer may verify the token.
 func (k *keySet) verify(signed *jose.JSONWebSignature) ([]byte, error) {
 	if k == nil {
 		return nil, errUnknownKey
@@ -309,7 +309,7 @@ func (v *tokenVerifier) fetchForToken(ctx context.Context) error {
 			}
 			return errAskedOften
 		}
-		// The answer is for all who wait: it does not depend on the patience of the one who asks.
+		// The keys are for all who wait: the fetch must not end with the call of one of them.
 		return v.refresh(context.WithoutCancel(ctx))
 	})
 }
@@ -319,13 +319,13 @@ func (v *tokenVerifier) fetch(ctx context.Context) error {
 	return v.fetchOnce(func() error { return v.refresh(ctx) })
 }
 
-// once runs f, or waits for the one that runs already.
+// fetchOnce runs f, or waits for the one that runs already.
 func (v *tokenVerifier) fetchOnce(f func() error) error {
 	_, err, _ := v.fetching.Do("", func() (any, error) { return nil, f() })
 	return err
 }
 
-// ask fetches the keys. One caller does at a time. Its error is an errIssuer.
+// refresh fetches the keys. It must not be called concurrently. Its error is an errIssuer.
 func (v *tokenVerifier) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -378,8 +378,8 @@ func (v *tokenVerifier) discover(ctx context.Context) (jwksURL string, err error
 	return found.JWKSURL, nil
 }
 
-// staysWithHost is an http.Client's CheckRedirect: whoever can send us elsewhere, or to where others can write along,
-// would choose the keys.
+// sameHost is an http.Client's CheckRedirect. Whoever can redirect to another host, or to one without TLS, could choose the
+// keys.
 func sameHost(r *http.Request, via []*http.Request) error {
 	from, to := via[len(via)-1].URL, r.URL
 	switch {
@@ -393,7 +393,7 @@ func sameHost(r *http.Request, via []*http.Request) error {
 	return fmt.Errorf("the issuer redirects to %s, which is not followed: set OIDC_JWKS_URL to where the keys are", to.Redacted())
 }
 
-// boundedTransport bounds the answers, which the libraries do not.
+// boundedTransport bounds the size of responses, which the libraries do not.
 type boundedTransport struct{ http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.

@@ -62,7 +62,7 @@ func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t)
 	log := slog.New(slog.DiscardHandler)
-	a := New(testOperators2, apierror.NewInterceptor(log), ignoreRefusal2)
+	a := New(testOperators, apierror.NewInterceptor(log), ignoreRefusal)
 	if _, err := a.ConfigureOIDC(OIDC{Issuer: i.URL, Audience: "shop", RolesClaim: "roles"}, log, noop.Meter{}); err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token))
 	request := &loggingv1.StreamEventsRequest{}
 	s := &guardedStream{
-		ServerStream: openStream{ctx: ctx, request: request}, access: a, rule: optionsv1.Access_ACCESS_OPERATOR, role: Operator, given: authorizationIn(ctx),
+		ServerStream: openStream{ctx: ctx, request: request}, access: a, rule: optionsv1.Access_ACCESS_OPERATOR, role: operator, given: authorizationIn(ctx),
 	}
 	if err := errors.Join(s.RecvMsg(&loggingv1.StreamEventsRequest{}), s.SendMsg(&loggingv1.StreamEventsResponse{})); err != nil {
 		t.Fatalf("a stream with a valid token: %v", err)
@@ -104,7 +104,7 @@ func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
 		"OIDC_ISSUER is not set":     {RequireCustomer: true},
 		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
 	} {
-		if _, err := New(nil, nil, ignoreRefusal2).ConfigureOIDC(cfg, slog.New(slog.DiscardHandler), noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := New(nil, nil, ignoreRefusal).ConfigureOIDC(cfg, slog.New(slog.DiscardHandler), noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("want an error that begins with %q, got: %v", want, err)
 		}
 	}

@@ -15,10 +15,10 @@ const (
 	unnamedOperator = "operator token"
 )
 
-// operatorName is what a name may be: it stands in logs and records.
+// operatorName is what a name may be: it is written to logs and records.
 var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
-// operators are the tokens that make their senders operators. A name may have several, while one replaces another.
+// Operators are the tokens that make their senders operators. A name may have several, while one replaces another.
 type Operators []namedToken
 
 type namedToken struct {
@@ -26,7 +26,7 @@ type namedToken struct {
 	sum  [sha256.Size]byte // of the token: comparing hashes tells nothing about the token's length
 }
 
-// newOperators reads SHOP_OPERATOR_TOKEN, "" for none, and the entries name:token of SHOP_OPERATOR_TOKENS. No error has a
+// ParseOperators reads SHOP_OPERATOR_TOKEN, "" for none, and the entries name:token of SHOP_OPERATOR_TOKENS. No error has a
 // token in it.
 func ParseOperators(token string, named []string) (Operators, error) {
 	var o Operators

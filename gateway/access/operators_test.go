@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-const operatorToken2 = "an operator's token"
+const operatorToken = "an operator's token"
 
 const (
 	adasToken  = "a-token-that-ada-has"
@@ -17,12 +17,12 @@ const (
 
 func TestOperators_EachHasANameAndMayHaveSeveralTokens(t *testing.T) {
 	t.Parallel()
-	o, err := ParseOperators(operatorToken2, []string{"ada:" + adasToken, " bob@example.org:" + bobsToken, "ada:" + adasNext})
+	o, err := ParseOperators(operatorToken, []string{"ada:" + adasToken, " bob@example.org:" + bobsToken, "ada:" + adasNext})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for token, want := range map[string]string{
-		operatorToken2: "operator token", adasToken: "ada", adasNext: "ada", bobsToken: "bob@example.org",
+		operatorToken: "operator token", adasToken: "ada", adasNext: "ada", bobsToken: "bob@example.org",
 		"": "", "ada": "", "ada:" + adasToken: "", adasToken + "x": "", strings.ToUpper(adasToken): "",
 	} {
 		if name, ok := o.find(token); name != want || ok != (want != "") {
@@ -64,7 +64,7 @@ func TestOperators_TokensThatCanBeGuessedOrNamesThatSayNothingAreRefusedAtStart(
 // Each operator has a share of calls of their own.
 func TestOperators_AreToldApartByTheLimitOfCalls(t *testing.T) {
 	t.Parallel()
-	a := New(Operators{}.with("ada", adasToken).with("bob", bobsToken), nil, ignoreRefusal2)
+	a := New(Operators{}.with("ada", adasToken).with("bob", bobsToken), nil, ignoreRefusal)
 	of := func(token string) string { return a.CachedSubject(http.Header{"Authorization": {"Bearer " + token}}) }
 	if ada, bob := of(adasToken), of(bobsToken); ada == "" || bob == "" || ada == bob {
 		t.Errorf("ada is %q, bob is %q", ada, bob)

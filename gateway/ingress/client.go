@@ -9,19 +9,20 @@ import (
 	"shop.example/gateway/access"
 )
 
-// caller is one client: whom the token is for, where it has been verified, or else the address.
+// Client is one client: whom its token is for, if that was verified before, else its address.
 type Client struct {
 	subject string
 	addr    netip.Addr
 }
 
-// callers tells one client from another.
+// ClientIdentifier tells one client from another. It is safe for concurrent use.
 type ClientIdentifier struct {
 	Authorizer *access.Authorizer
-	// trustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For.
+	// TrustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For.
 	TrustedProxies int
 }
 
+// Identify returns the client that makes a call.
 func (c ClientIdentifier) Identify(r *http.Request) Client {
 	if subject := c.Authorizer.CachedSubject(r.Header); subject != "" {
 		return Client{subject: subject}
@@ -29,7 +30,7 @@ func (c ClientIdentifier) Identify(r *http.Request) Client {
 	return Client{addr: c.address(r)}
 }
 
-// address is where a call comes from. Behind proxies that are trusted it is what the first of them saw.
+// address is where a call comes from: behind trusted proxies, the address that the first of them saw.
 func (c ClientIdentifier) address(r *http.Request) netip.Addr {
 	if c.TrustedProxies > 0 {
 		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
@@ -40,7 +41,7 @@ func (c ClientIdentifier) address(r *http.Request) netip.Addr {
 	return clientAddr(r.RemoteAddr)
 }
 
-// remote is the client at the other end of a connection, the zero address where that has none.
+// clientAddr is the address of the other end of a connection; the zero address if it has none.
 func clientAddr(addr string) netip.Addr {
 	from, _ := netip.ParseAddrPort(addr)
 	return clientPrefix(from.Addr())
@@ -55,7 +56,7 @@ func parseHop(hop string) (netip.Addr, bool) {
 	return addr, err == nil
 }
 
-// subscriber is the address that stands for all that one subscriber has: a network of 64 bits in IPv6.
+// clientPrefix is the address that stands for all addresses of one client: in IPv6 a client has a network of 64 bits.
 func clientPrefix(addr netip.Addr) netip.Addr {
 	if addr = addr.Unmap().WithZone(""); addr.Is6() {
 		network, _ := addr.Prefix(64) // 64 bits are in range
@@ -66,11 +67,12 @@ func clientPrefix(addr netip.Addr) netip.Addr {
 
 type clientKey struct{}
 
-// withCaller tells the handler of a stream whose it is. Other calls go without: they are many, and nobody asks.
+// WithClient tells the handler of a stream who its client is. Other calls go without: they are many, and nobody asks.
 func WithClient(ctx context.Context, from Client) context.Context {
 	return context.WithValue(ctx, clientKey{}, from)
 }
 
+// ClientOf returns what WithClient has put into ctx; the zero Client if that is nothing.
 func ClientOf(ctx context.Context) Client {
 	from, _ := ctx.Value(clientKey{}).(Client)
 	return from

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// The headers of an answer that no browser is to show, keep or let another site read. Calls from other sites' pages
-// (CORS) are not allowed: no answer has an Access-Control header. The slices are shared and never changed.
+// The headers of a response that no browser may show, store or let another site read. Pages of other sites may not call
+// (CORS): no response has an Access-Control header. The slices are shared and never changed.
 var (
 	nosniff        = []string{"nosniff"}
 	noReferrer     = []string{"no-referrer"}
@@ -17,8 +17,8 @@ var (
 	onlyTLSForYear = []string{"max-age=31536000"}
 )
 
-// setSecurityHeaders sets the headers of an API answer. Orders hold personal data, and what is in stock changes: nothing
-// may be stored. A page that is for browsers says so with allowPage.
+// setSecurityHeaders sets the headers of an API response. Orders hold personal data, and what is in stock changes: nothing
+// may be stored. A page that is for browsers says so with AllowPage.
 func setSecurityHeaders(header http.Header, overTLS bool) {
 	header["X-Content-Type-Options"] = nosniff
 	header["Referrer-Policy"] = noReferrer
@@ -32,8 +32,8 @@ func setSecurityHeaders(header http.Header, overTLS bool) {
 	}
 }
 
-// allowPage lets a browser show an answer with what the policy's directives allow it to load, "script-src 'self'" for
-// example, and keep it as long as it asks each time whether it is still good. Whatever is not named stays forbidden.
+// AllowPage lets a browser show a response and load what the directives allow, "script-src 'self'" for example. The
+// browser may store it, but must revalidate it each time. Whatever is not named stays forbidden.
 func AllowPage(w http.ResponseWriter, directives ...string) {
 	policy := append(directives[:len(directives):len(directives)], noContent[0])
 	w.Header().Set("Content-Security-Policy", strings.Join(policy, "; "))

@@ -1,3 +1,7 @@
+// Package ingress is what every call to the gateway meets first, REST or gRPC. It knows the client (client.go), limits how
+// often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
+// (memory.go) and how many connections it has (listener.go), and terminates TLS (tls.go). What it lets through goes to the
+// gRPC server or to REST (ingress.go).
 package ingress
 
 import (
@@ -21,21 +25,21 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// DoorConfig says who comes in, and how many.
+// Config says who may call, and how much. Each limit has a default.
 type Config struct {
 	RateLimit RateLimit
 	OIDC      access.OIDC
-	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 where it is 0.
+	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 if it is 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
-	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 where it is 0. One client may have two
+	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 if it is 0. One client may have two
 	// thirds of them.
 	MaxCalls int `env:"SHOP_MAX_CALLS"`
-	// MaxConnections is how many connections may be open at a time; 3000 where it is 0. One address may have two thirds of
-	// them, or all where the addresses are those of proxies.
+	// MaxConnections is how many connections may be open at a time; 3000 if it is 0. One address may have two thirds of
+	// them, or all if the addresses are those of proxies.
 	MaxConnections int `env:"SHOP_MAX_CONNECTIONS"`
 }
 
-// door is what every call comes through, whichever API it is for. It is an http.Handler.
+// Ingress is the http.Handler of all calls. It is safe for concurrent use.
 type Ingress struct {
 	GRPC    http.Handler
 	REST    restHandler
@@ -44,15 +48,16 @@ type Ingress struct {
 	paths   *PathLimits  // nil for none
 	logins  *logins      // nil if nobody watches
 	Limits  Limits
-	// writeTimeout is how long a client of a gRPC stream may leave a message unread.
+	// WriteTimeout is how long a client of a gRPC stream may leave a message unread.
 	WriteTimeout time.Duration
 }
 
-// restHandler answers a REST call whose client and memory are h, or the refusal to let it in.
+// restHandler answers a REST call, or its refusal if that is not nil.
 type restHandler interface {
 	ServeCall(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error)
 }
 
+// New returns an Ingress that passes calls on to grpc and rest.
 func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
 	rate, err := newRateLimiter(cfg.RateLimit, meter)
 	if err != nil {
@@ -85,8 +90,8 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.REST.ServeCall(w, r, call, refusal)
 }
 
-// otherSites tells what a browser sends because a page of another site told it to, by its Sec-Fetch-Site and Origin.
-var otherSites http.CrossOriginProtection
+// crossOrigin recognises calls that a page of another site made a browser send, by Sec-Fetch-Site and Origin.
+var crossOrigin http.CrossOriginProtection
 
 // check returns an error if the call is refused. One that is not counts as open.
 func (d *Ingress) check(r *http.Request, from Client) error {
@@ -107,7 +112,7 @@ func (d *Ingress) check(r *http.Request, from Client) error {
 			return err
 		}
 	}
-	if err := otherSites.Check(r); err != nil && !isGRPC(r) { // which no browser sends before it has asked
+	if err := crossOrigin.Check(r); err != nil && !isGRPC(r) { // a browser sends gRPC only after a preflight, which is refused
 		return apierror.New(codes.PermissionDenied, "CROSS_ORIGIN", "a page of another site may not make this call").WithCause(err)
 	}
 	if e := d.Limits.Calls.Acquire(from, 1); e != nil {
@@ -116,10 +121,10 @@ func (d *Ingress) check(r *http.Request, from Client) error {
 	return nil
 }
 
-// serveGRPC leaves a call to gRPC within the server's limits: a request has to arrive within readTimeout, and the call to
-// end within writeTimeout. What lasts longer is bounded by what its client leaves unread.
+// serveGRPC passes a call on within the server's limits: the request must arrive within readTimeout, and the call must end
+// within writeTimeout. Streams have no such end; they end when their client leaves a message unread for too long.
 func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error) {
-	if refusal == nil && r.URL.Path == healthv1.Health_Watch_FullMethodName { // others take their place when access is checked
+	if refusal == nil && r.URL.Path == healthv1.Health_Watch_FullMethodName { // other streams are counted when they are forwarded, after access is checked
 		if e := d.Limits.Streams.Acquire(h.client, 1); e != nil {
 			refusal = TooManyStreams(e)
 		} else {
@@ -128,7 +133,7 @@ func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory
 	}
 	if refusal != nil {
 		w.Header().Set("Content-Type", "application/grpc")
-		setTrailers(w.Header(), apierror.Status(refusal)) // an answer without messages has them as its headers
+		setTrailers(w.Header(), apierror.Status(refusal)) // a response without messages has its trailers as headers
 		return
 	}
 	call := &grpcCall{ResponseWriter: w, memory: h}
@@ -144,26 +149,26 @@ func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory
 	}
 	d.GRPC.ServeHTTP(call, r)
 	if call.failed {
-		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
 	}
 	completeTrailers(w.Header(), call.request.Refusal)
 }
 
-// grpcPrefix is what stands before a message of gRPC, in bytes.
+// grpcPrefix is the length of what precedes each message of gRPC, in bytes.
 const grpcPrefix = 5
 
-// grpcCall is the answer to a gRPC call, with its request.
+// grpcCall is the response to a gRPC call, with its request.
 type grpcCall struct {
 	http.ResponseWriter
 	request RequestReader
 	memory  CallMemory
 	failed  bool
 
-	// Of a call that lasts: a client that does not take a message in time has lost it. gRPC itself would wait for as long as
-	// the connection lasts.
+	// Of a stream: a client that does not read a message in time is cut off. gRPC itself would wait as long as the connection
+	// lasts.
 	control      *http.ResponseController // nil for others
 	writeTimeout time.Duration
-	cancel       context.CancelFunc // gRPC does not look at what becomes of a write
+	cancel       context.CancelFunc // gRPC ignores the errors of writes
 	writing      bool
 }
 
@@ -183,7 +188,7 @@ func (c *grpcCall) Write(part []byte) (int, error) {
 	return n, err
 }
 
-// Flush ends a message. Until the next one comes the client may take its time.
+// Flush ends a message. There is no deadline until the next one begins.
 func (c *grpcCall) Flush() {
 	if c.control == nil {
 		c.ResponseWriter.(http.Flusher).Flush()
@@ -212,7 +217,7 @@ func (c *grpcCall) fail() {
 	}
 }
 
-// isGRPC tells gRPC's calls from those of REST and of browsers, which get an error that they can read.
+// isGRPC says whether a call is gRPC's. All others are served as REST, so that a browser gets an error that it can show.
 func isGRPC(r *http.Request) bool {
 	kind, isGRPC := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
 	return isGRPC && r.ProtoMajor == 2 && r.Method == http.MethodPost && (kind == "" || kind[0] == '+' || kind[0] == ';')
@@ -227,9 +232,9 @@ const (
 // unreadableMessage begins what the gRPC library says of a request that it cannot decode, under the code INTERNAL.
 const unreadableMessage = "grpc: failed to unmarshal the received message"
 
-// completeTrailers gives a refusal of the gRPC library itself, which no interceptor sees, what every other has: an
-// ErrorInfo, and no text of our inside. The library answers by itself where the request is too large or cannot be read,
-// and where the method is not known. unread is why the request was not read to its end, nil where it was.
+// completeTrailers gives errors of the gRPC library itself, which no interceptor sees, what every other error has: an
+// ErrorInfo, and no internal text. The library answers by itself if the request is too large or cannot be decoded, and if
+// the method is not known. unread is why the request was not read to its end; nil if it was.
 func completeTrailers(trailer http.Header, unread error) {
 	code, err := strconv.ParseUint(trailer.Get(grpcStatus), 10, 32)
 	if err != nil || code == uint64(codes.OK) || trailer.Get(grpcDetails) != "" {
@@ -243,7 +248,7 @@ func completeTrailers(trailer http.Header, unread error) {
 	switch {
 	case unread != nil:
 		refusal = unread
-	case strings.HasPrefix(message, unreadableMessage): // there is no error of the library's to compare with
+	case strings.HasPrefix(message, unreadableMessage): // the library exports no error to compare with
 		refusal = apierror.New(codes.InvalidArgument, "INVALID_PROTOBUF", "the request is not a message of the type that the call takes")
 	}
 	setTrailers(trailer, apierror.Status(refusal))

@@ -26,29 +26,30 @@ const (
 	defaultConnections = 3000
 )
 
-// limiter bounds how much is in use at a time, in all and by one client, so that nobody can keep the others out alone.
-// It is safe for concurrent use; nil has no bound.
+// Limiter bounds how much is in use at a time, in all and by one client, so that one client alone cannot keep the others
+// out. It is safe for concurrent use; a nil Limiter has no bound.
 type Limiter struct {
 	max, maxPerClient int
-	refused           func() // counts; nil where nobody does
+	refused           func() // counts refusals; may be nil
 
 	mu   sync.Mutex // guards what follows
 	used int
-	by   map[Client]int // without those who use nothing
+	by   map[Client]int // only clients that use something
 }
 
-func NewLimiter(most, mostPerClient int) *Limiter {
-	return &Limiter{max: most, maxPerClient: max(1, mostPerClient), by: map[Client]int{}}
+// NewLimiter returns a limiter of max in all and maxPerClient, 1 at least, by one client.
+func NewLimiter(limit, maxPerClient int) *Limiter {
+	return &Limiter{max: limit, maxPerClient: max(1, maxPerClient), by: map[Client]int{}}
 }
 
-// exceeded says which bound a client has come to.
+// Exceeded says which limit was reached.
 type Exceeded struct {
 	max   int
-	ofOne bool // it is that of one client
+	ofOne bool // it is the limit of one client
 }
 
-// acquire takes n for the client, or says why not. What was acquired must be released, with the same n. More than one
-// client may use counts as just that: alone, it comes through.
+// Acquire takes n for the client, or says why not. Release what was acquired, with the same n. An n above what one client
+// may use counts as that maximum: it succeeds if the client uses nothing else.
 func (l *Limiter) Acquire(from Client, n int) *Exceeded {
 	if l == nil {
 		return nil
@@ -75,6 +76,7 @@ func (l *Limiter) refuse(e Exceeded) *Exceeded {
 	return &e
 }
 
+// Release gives back what Acquire has taken for the client.
 func (l *Limiter) Release(from Client, n int) {
 	if l == nil {
 		return
@@ -88,7 +90,7 @@ func (l *Limiter) Release(from Client, n int) {
 	}
 }
 
-// limits are the bounds of one gateway.
+// Limits are the bounds of one gateway.
 type Limits struct {
 	connections *Limiter
 	Calls       *Limiter
@@ -96,7 +98,7 @@ type Limits struct {
 	Memory      *Limiter // bytes of requests and answers, see held
 }
 
-// newLimits returns limits that count what they refuse; 0 is for the default. behindProxies says that connections come from proxies, which are
+// NewLimits returns limits that count what they refuse; 0 is for the default. behindProxies says that connections come from proxies, which are
 // no clients: one of them may have as many as there are.
 func NewLimits(connections, calls, streams int, behindProxies bool, meter metric.Meter) (Limits, error) {
 	connections, calls, streams = cmp.Or(connections, defaultConnections), cmp.Or(calls, defaultCalls), cmp.Or(streams, defaultStreams)
@@ -120,6 +122,7 @@ func NewLimits(connections, calls, streams int, behindProxies bool, meter metric
 	return all, nil
 }
 
+// TooManyStreams is the error of a stream that was refused.
 func TooManyStreams(e *Exceeded) error {
 	format := "%d streams are open, which is the most; try again later"
 	if e.ofOne {
@@ -136,7 +139,7 @@ func tooManyCalls(e *Exceeded) error {
 	return apierror.New(codes.ResourceExhausted, "TOO_MANY_CALLS", format, e.max).WithRetryAfter(callRetry)
 }
 
-// inUse returns how much is in use, and by how many clients.
+// InUse returns how much is in use, and by how many clients.
 func (l *Limiter) InUse() (used, clients int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// bound returns a listener that closes new connections while too many are open.
+// Listener returns a listener that closes new connections while too many are open.
 func (l Limits) Listener(lis net.Listener) net.Listener { return boundedListener{lis, l.connections} }
 
 // boundedListener closes new connections while too many are open.

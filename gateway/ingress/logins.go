@@ -22,9 +22,9 @@ import (
 // failedRate bounds the failed logins from an address, whatever RATE_LIMIT says: tokens cannot be tried in numbers.
 var failedRate = RateLimit{PerSecond: 1, Burst: 20}
 
-// logins watches over calls that send a token. Who has sent too many that are not valid is refused, also with one that
-// is: else it could be found by trying. An operator or customer who has got in from the same address before is not: a
-// stranger behind the same proxy locks nobody out. It is safe for concurrent use.
+// logins limits how often one address may send tokens that are not valid. After too many, a valid token is refused from
+// there, too: else a token could be guessed by trying. The exception are operators and customers who were let in from the
+// same address before, so that a stranger behind the same proxy cannot lock them out. It is safe for concurrent use.
 type logins struct {
 	failures *rateLimiter // a bucket an address
 	known    *lru.Cache[Client, struct{}]
@@ -48,8 +48,8 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
 }
 
-// check returns an error if no token is looked at from this address for now. subject is whose the token is, if that was
-// seen at a glance.
+// check returns an error if tokens from this address are refused for now. subject is whom the token is for; "" if that
+// is not known before it is verified.
 func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
 	client := Client{subject: subject, addr: at}
 	if subject != "" && l.known.Contains(client) {
@@ -80,13 +80,13 @@ func withLogin(ctx context.Context, l *login) context.Context {
 	return context.WithValue(ctx, loginKey{}, l)
 }
 
-// loginFailed counts and logs that the call which ctx is of was refused because of its token, without the token. As many
-// are logged as an address may have fail.
+// LoginFailed counts and logs that the call of ctx was refused because of its token. It does not log the token, and no more
+// lines for an address than it may have failed logins.
 func LoginFailed(ctx context.Context, err error) {
 	l, watched := ctx.Value(loginKey{}).(*login)
 	var refusal *apierror.Error
 	if code := status.Code(err); !watched || !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
-		return // the issuer of tokens may be away: that is nobody's failure here
+		return // the issuer of tokens may be unavailable, which is not the client's fault
 	}
 	reason := refusal.Reason()
 	l.failed.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))

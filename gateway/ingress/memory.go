@@ -13,36 +13,36 @@ import (
 )
 
 const (
-	// maxBody bounds a request, in bytes.
+	// MaxBody bounds a request, in bytes.
 	MaxBody = 1 << 20
-	// maxHeld bounds, in bytes, the requests that are coming in and the answers that are going out, all together; one client
-	// may have a quarter of it.
+	// maxMemory bounds, in bytes, the requests that are being read and the responses that are being written, all together;
+	// one client may have a quarter of it.
 	maxMemory = 32 << 20
-	// freeRequest and freeAnswer are what a call may hold uncounted: the number of calls is bounded, and the server has
+	// FreeRequest and freeAnswer are what a call may hold uncounted: the number of calls is bounded, and the server has
 	// buffers of about this size for each of them anyway.
 	FreeRequest = 16 << 10
 	freeAnswer  = 4 << 10
-	// heldStep is how much more of a request is counted at a time.
+	// memoryStep is how much more of a request is counted at a time.
 	memoryStep = 16 << 10
 )
 
-// held is what one call holds in memory for a client: its request until the call ends, and its answer until the client
-// has taken it, which may take the client long. A request may be read while an answer is written; otherwise it is not
-// for concurrent use.
+// CallMemory counts what one call holds in memory for a client: its request until the call ends, and its response until
+// the client has read it, which may take long. A request may be read while a response is written; otherwise it is not for
+// concurrent use.
 type CallMemory struct {
 	limiter      *Limiter
 	client       Client
 	requestBytes int // bytes that are counted
 }
 
-// release ends the call.
+// Release ends the call.
 func (h *CallMemory) Release() { h.limiter.Release(h.client, h.requestBytes) }
 
-// errAnswerNotTaken is what becomes of an answer while the client leaves too much unread.
+// errSlowReader says that a response was not written because its client leaves too much unread.
 var errSlowReader = errors.New("the client leaves too much unread")
 
-// write writes an answer or a part of one. After errAnswerNotTaken the call has to be cut off: what the client got is not
-// whole.
+// Write writes a response, or a part of one, to w. After errSlowReader the call must be cut off: the response is
+// incomplete.
 func (h *CallMemory) Write(w io.Writer, part []byte) (int, error) {
 	if len(part) <= freeAnswer {
 		return w.Write(part)
@@ -54,11 +54,11 @@ func (h *CallMemory) Write(w io.Writer, part []byte) (int, error) {
 	return w.Write(part)
 }
 
-// requestReader reads the body of a request, and counts it.
+// RequestReader reads the body of a request, and counts it.
 type RequestReader struct {
 	io.ReadCloser
 	Held *CallMemory
-	// max is how many bytes there may be; 0 where that is seen to elsewhere.
+	// max is how many bytes there may be; 0 if the limit is enforced elsewhere.
 	max int
 	// keepsBuffers says that whoever reads keeps each buffer whole, for a single byte too: gRPC does.
 	keepsBuffers bool
@@ -91,7 +91,7 @@ func (b *RequestReader) Read(p []byte) (int, error) {
 	return 0, b.Refusal
 }
 
-// count counts what is kept beyond freeRequest, and says whether there is room for it.
+// count counts what is kept beyond FreeRequest, and says whether there is room for it.
 func (b *RequestReader) count() bool {
 	for b.kept > FreeRequest+b.Held.requestBytes {
 		if b.Held.limiter.Acquire(b.Held.client, memoryStep) != nil {
@@ -102,6 +102,7 @@ func (b *RequestReader) count() bool {
 	return true
 }
 
+// What is answered to requests that are not read to their end.
 var (
 	ErrRequestTimeout = apierror.New(codes.DeadlineExceeded, "REQUEST_TIMEOUT", "the request did not arrive whole within %s", readTimeout)
 	errTooMuchMemory  = apierror.New(codes.ResourceExhausted, "TOO_MUCH_AT_ONCE",

@@ -16,34 +16,35 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// mostClients is how many clients have a bucket at a time, some 10 MB. The one that has not called for the longest is
-// forgotten for a new one and begins again with a full bucket, which it would have by then unless so many call at once
-// that their number is the problem.
+// maxClients is how many clients have a bucket at a time, some 10 MB. The least recent one is dropped for a new one, and
+// starts again with a full bucket: its old one would be full by then, too, unless so many clients call at once that their
+// number is the problem.
 const maxClients = 1 << 15
 
-// RateLimit bounds what one client may ask of one gateway. There is no limit by default: in a shop that is one process
-// on one machine, all calls may come from one address, those of a load test too.
+// RateLimit bounds how often one client may call one gateway. There is no limit by default: on a developer's machine all
+// calls come from one address, those of a load test, too.
 type RateLimit struct {
-	// PerSecond is how many calls a client may make a second, REST and gRPC together; 0 for as many as it wants.
+	// PerSecond is how many calls a client may make a second, REST and gRPC together; 0 for no limit.
 	PerSecond float64 `env:"RATE_LIMIT" envDefault:"0"`
 	// Burst is how many it may make at once; 0 for two seconds' worth.
 	Burst int `env:"RATE_LIMIT_BURST" envDefault:"0"`
-	// TrustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For. Where there are none
-	// that header is anyone's to write, and not looked at.
+	// TrustedProxies is how many proxies in front of the gateway append to X-Forwarded-For. With 0 that header is ignored:
+	// any client can send it.
 	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
 }
 
-// pathLimits are limits of calls to some paths alone, beside the one of all calls. Add them before the first call.
+// PathLimits are limits of calls to some paths alone, beside the one of all calls. Add them before the first call.
 type PathLimits struct {
 	meter  metric.Meter
 	byPath map[string]*rateLimiter
 }
 
+// NewPathLimits returns no limits yet.
 func NewPathLimits(meter metric.Meter) *PathLimits {
 	return &PathLimits{meter: meter, byPath: map[string]*rateLimiter{}}
 }
 
-// add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
+// Add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
 func (p *PathLimits) Add(cfg RateLimit, paths ...string) error {
 	l, err := newRateLimiter(cfg, p.meter)
 	for _, path := range paths {
@@ -59,7 +60,7 @@ type rateLimiter struct {
 	refused metric.Int64Counter
 }
 
-// newRateLimiter returns nil where there is no limit.
+// newRateLimiter returns nil if there is no limit.
 func newRateLimiter(cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
 	switch {
 	case cfg.PerSecond < 0 || math.IsNaN(cfg.PerSecond):
@@ -89,7 +90,7 @@ var (
 	overGRPC = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "grpc")))
 )
 
-// check returns an error where the client has used up what it may call.
+// allow returns an error if the client has called too often.
 func (l *rateLimiter) allow(r *http.Request, from Client) error {
 	now := time.Now()
 	bucket := l.bucket(from)
@@ -112,7 +113,7 @@ func (l *rateLimiter) bucket(from Client) *rate.Limiter {
 		return bucket
 	}
 	bucket := rate.NewLimiter(rate.Limit(l.PerSecond), l.Burst)
-	if other, known, _ := l.buckets.PeekOrAdd(from, bucket); known { // a call at the same moment was first
+	if other, known, _ := l.buckets.PeekOrAdd(from, bucket); known { // another call of the same client was first
 		return other
 	}
 	return bucket

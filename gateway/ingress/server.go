@@ -18,11 +18,11 @@ const (
 	// maxUnread and maxUnreadCall are how many bytes an HTTP/2 connection, or one of its calls, may send ahead of what is read.
 	maxUnread     = 256 << 10
 	maxUnreadCall = 64 << 10
-	// readerPatience is how long a client may leave what it is sent unread before it is cut off.
+	// SlowReaderTimeout is how long a client may leave what it is sent unread before it is cut off.
 	SlowReaderTimeout = 30 * time.Second
 )
 
-// newHTTPServer serves all on one port: HTTP/1 and HTTP/2, with TLS and without.
+// NewServer returns a server for one port: HTTP/1 and HTTP/2, with TLS and without.
 func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)

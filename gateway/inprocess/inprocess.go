@@ -1,3 +1,4 @@
+// Package inprocess calls gRPC handlers of the same process as over the network, without one.
 package inprocess
 
 import (
@@ -13,9 +14,12 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// localConn is a gRPC connection to the handlers of this process, without a network between: REST calls use it, so
-// they meet the same handlers and interceptors as gRPC calls. It is the registrar of the handlers and the connection
-// of the clients. A server stream is answered on a grpc.ServerStream of the caller's own. Register everything before the first call; calls may be concurrent.
+// Conn is a gRPC connection to the handlers of this process: REST calls use it, so they meet the same handlers and
+// interceptors as gRPC calls. Handlers are registered with it, and clients call them through it. Register everything before
+// the first call; calls may be concurrent.
+//
+// It is no gRPC server on an in-memory listener, because that encodes each message twice and needs HTTP/2 in between, and it
+// copies no more than the first level of a message.
 type Conn struct {
 	interceptor *apierror.Interceptor
 	methods     map[string]unaryMethod // by full method name
@@ -32,6 +36,7 @@ type streamMethod struct {
 	handler grpc.StreamHandler
 }
 
+// New returns a connection to no handlers yet.
 func New(interceptor *apierror.Interceptor) *Conn {
 	return &Conn{interceptor: interceptor, methods: map[string]unaryMethod{}, streams: map[string]streamMethod{}}
 }
@@ -46,9 +51,8 @@ func (c *Conn) RegisterService(desc *grpc.ServiceDesc, server any) {
 	}
 }
 
-// Invoke calls the handler of fullMethod. What a handler sees and what its caller gets is as over the network: the
-// outgoing metadata of ctx arrive as incoming, every error is a status. The messages of request and reply are shared,
-// not copied, below their first level.
+// Invoke calls the handler of fullMethod. Handler and caller see the same as over the network: the outgoing metadata of ctx
+// arrive as incoming, and every error is a status. Below their first level request and reply are shared, not copied.
 func (c *Conn) Invoke(ctx context.Context, fullMethod string, args, reply any, opts ...grpc.CallOption) error {
 	m, ok := c.methods[fullMethod]
 	if !ok {
@@ -72,7 +76,7 @@ func (c *Conn) Invoke(ctx context.Context, fullMethod string, args, reply any, o
 	return Assign(reply, answer)
 }
 
-// serveStream has the handler of fullMethod answer on stream, and returns the status that it ends with.
+// ServeStream runs the handler of fullMethod on a stream of the caller's own, and returns the status that it ends with.
 func (c *Conn) ServeStream(fullMethod string, stream grpc.ServerStream) error {
 	m, ok := c.streams[fullMethod]
 	if !ok {
@@ -81,12 +85,12 @@ func (c *Conn) ServeStream(fullMethod string, stream grpc.ServerStream) error {
 	return asStatus(c.interceptor.Stream(m.server, stream, &grpc.StreamServerInfo{FullMethod: fullMethod, IsServerStream: true}, m.handler))
 }
 
-// NewStream refuses: within the process streams are answered by serveStream, which needs no goroutine between.
+// NewStream refuses: streams are served by ServeStream, which needs no goroutine in between.
 func (c *Conn) NewStream(_ context.Context, _ *grpc.StreamDesc, fullMethod string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Errorf(codes.Unimplemented, "%s is not callable within the process: it streams", fullMethod)
 }
 
-// serverContextOf is the context that a handler of fullMethod gets for a call made with ctx.
+// ServerContext is the context that a handler of fullMethod gets for a call made with ctx.
 func ServerContext(ctx context.Context, fullMethod string) context.Context {
 	return serverContext(ctx, &transportStream{method: fullMethod})
 }
@@ -94,12 +98,12 @@ func ServerContext(ctx context.Context, fullMethod string) context.Context {
 func serverContext(ctx context.Context, stream *transportStream) context.Context {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	ctx = metadata.NewIncomingContext(ctx, md)
-	// What was meant for this call must not travel on with the calls that the handler makes.
+	// The metadata of this call are not those of the calls that the handler makes.
 	ctx = metadata.NewOutgoingContext(ctx, nil)
 	return grpc.NewContextWithServerTransportStream(ctx, stream)
 }
 
-// assign makes dst, which is empty, equal to src.
+// Assign makes dst, which is empty, equal to src. Below the first level they share their values.
 func Assign(dst, src any) error {
 	to, ok := dst.(proto.Message)
 	from, ok2 := src.(proto.Message)
@@ -122,7 +126,7 @@ func asStatus(err error) error {
 	return status.FromContextError(err).Err()
 }
 
-// localStream takes the metadata that a handler answers with.
+// transportStream takes the metadata that a handler answers with.
 type transportStream struct {
 	method  string
 	header  metadata.MD

@@ -1,3 +1,5 @@
+// Package intake takes orders. An order gets its id (orderid.go), is published to the broker, and is PENDING then (orders.go);
+// a client that wants to wait for the decision is told when it is made (decisions.go). checkout.go is the gRPC service.
 package intake
 
 import (
@@ -20,15 +22,16 @@ import (
 type checkout struct {
 	checkoutv1.UnimplementedCheckoutServiceServer
 	orders    *Orders
-	decisions *decisions
+	decisions *Decisions
 }
 
-func NewCheckout(orders *Orders, decisions *decisions) checkoutv1.CheckoutServiceServer {
+// NewCheckout returns the service that takes orders. decisions may be nil if no client waits.
+func NewCheckout(orders *Orders, decisions *Decisions) checkoutv1.CheckoutServiceServer {
 	return checkout{orders: orders, decisions: decisions}
 }
 
-// PlaceOrder publishes the order and answers with it: as PENDING, or as it was decided where the client prefers to wait
-// and that happens in time.
+// PlaceOrder publishes the order and returns it: PENDING, or as it was decided if the client prefers to wait and that
+// happens in time.
 func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
 	if !email.Valid(text.Normal(req.GetCustomerEmail())) {
 		return nil, invalidEmail

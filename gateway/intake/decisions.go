@@ -19,19 +19,19 @@ const (
 	maxWait = 30 * time.Second
 	// bindTimeout bounds the wait for the subscription before an order is published. Without it the order is looked up later.
 	bindTimeout = time.Second
-	// lookInterval is how often a waiting client's order is looked up while there is no subscription, and maxLooks how many
-	// are looked up at a time: the order service has better things to do.
+	// pollInterval is how often a waiting client's order is looked up while there is no subscription, and maxLookups how many
+	// are looked up at a time: so that waiting clients do not slow down the order service.
 	pollInterval = 2 * time.Second
 	maxLookups   = 4
 )
 
-// decisions tells clients that wait what became of their orders. They cost the order service nothing: the gateway listens
-// to its events while somebody waits. It is safe for concurrent use.
-type decisions struct {
+// Decisions tells waiting clients how their orders were decided. Waiting costs the order service nothing: the gateway
+// subscribes to its events while a client waits. It is safe for concurrent use.
+type Decisions struct {
 	events   *messaging.Subscription
-	lookup   func(ctx context.Context, orderID string) *orderv1.Order // nil where it is not decided, or not known
+	lookup   func(ctx context.Context, orderID string) *orderv1.Order // nil if it is not decided, or not known
 	lookups  *semaphore.Weighted
-	stopping <-chan struct{} // closed when the gateway stops: nobody waits then
+	stopping <-chan struct{} // closed when the gateway stops
 
 	mu      sync.Mutex // guards what follows
 	awaited map[string]*awaited
@@ -41,19 +41,21 @@ type decisions struct {
 type awaited struct {
 	waiting int
 	decided chan struct{}
-	event   proto.Message // how, when decided is closed
+	event   proto.Message // the decision, once decided is closed
 }
 
-func NewDecisions(conn *messaging.Connection, look func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *decisions {
-	d := &decisions{lookup: look, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
+// NewDecisions returns Decisions that do nothing until Run. lookup reads an order; nobody waits any more when stopping is
+// closed.
+func NewDecisions(conn *messaging.Connection, look func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
+	d := &Decisions{lookup: look, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
 	d.events = messaging.NewSubscription(conn, d.isAwaited, onDecision[*eventsv1.OrderConfirmed](d), onDecision[*eventsv1.OrderRejected](d))
 	return d
 }
 
-// run listens to events whenever somebody waits, until ctx ends.
-func (d *decisions) Run(ctx context.Context) error { return d.events.Run(ctx) }
+// Run receives events while clients wait, until ctx ends.
+func (d *Decisions) Run(ctx context.Context) error { return d.events.Run(ctx) }
 
-func (d *decisions) isAwaited(orderID string) bool {
+func (d *Decisions) isAwaited(orderID string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.awaited[orderID] != nil
@@ -62,7 +64,7 @@ func (d *decisions) isAwaited(orderID string) bool {
 func onDecision[T interface {
 	proto.Message
 	GetOrderId() string
-}](d *decisions) messaging.Handler {
+}](d *Decisions) messaging.Handler {
 	return messaging.Handle(func(_ context.Context, batch []messaging.Message[T]) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -76,11 +78,11 @@ func onDecision[T interface {
 	})
 }
 
-// await begins to wait, before the order that is waited for is published. Whoever waits must leave.
-func (d *decisions) await(ctx context.Context) *wait {
-	w := &wait{decisions: d, release: d.events.Want()}
-	patience := time.NewTimer(bindTimeout)
-	defer patience.Stop()
+// await begins to wait, before the order that is waited for is published. Close the wait in the end.
+func (d *Decisions) await(ctx context.Context) *wait {
+	w := &wait{Decisions: d, release: d.events.Want()}
+	timeout := time.NewTimer(bindTimeout)
+	defer timeout.Stop()
 	for {
 		generation, changed := d.events.Bound()
 		if generation != 0 {
@@ -89,7 +91,7 @@ func (d *decisions) await(ctx context.Context) *wait {
 		}
 		select {
 		case <-changed:
-		case <-patience.C:
+		case <-timeout.C:
 			return w
 		case <-ctx.Done():
 			return w
@@ -99,14 +101,14 @@ func (d *decisions) await(ctx context.Context) *wait {
 
 // wait is one client's wait for one order.
 type wait struct {
-	*decisions
+	*Decisions
 	release    func()
-	generation uint64 // of the subscription, from when on no event of the order has been missed; 0 where some may have been
+	generation uint64 // of the subscription, since when no event of the order was missed; 0 if some may have been missed
 	orderID    string
 	order      *awaited
 }
 
-// expect says which order is waited for. It is called once.
+// setOrder sets the order that is waited for. Call it once.
 func (w *wait) setOrder(orderID string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,7 +132,7 @@ func (w *wait) close() {
 	}
 }
 
-// outcome returns the order, which is pending, once it has been decided, or as it is when the time is over.
+// outcome returns the order when it is decided, or the pending one when the time is over.
 func (w *wait) outcome(ctx context.Context, pending *orderv1.Order, atMost time.Duration) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
@@ -167,8 +169,8 @@ func (w *wait) lookUp(ctx context.Context) *orderv1.Order {
 	return w.lookup(ctx, w.orderID)
 }
 
-// decided is the order as the event says that it was decided. Under an idempotency key it may have been published before,
-// at another time: then it is read.
+// decided returns the order as it was decided. With an idempotency key it may have been placed earlier than the pending one
+// says: then it is read from the order service.
 func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Order {
 	if len(metadata.ValueFromIncomingContext(ctx, idempotencyKey)) > 0 {
 		if stored := w.lookUp(ctx); stored != nil {
@@ -178,7 +180,7 @@ func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Ord
 	return decide(pending, w.order.event)
 }
 
-// decide makes of a pending order what the order service has stored after the event.
+// decide turns a pending order into what the order service stores with the event.
 func decide(order *orderv1.Order, event proto.Message) *orderv1.Order {
 	switch e := event.(type) {
 	case *eventsv1.OrderConfirmed:

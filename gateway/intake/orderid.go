@@ -15,17 +15,17 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// idempotencyKey is the metadata key, and the REST header, with which a client may send an order twice.
+// idempotencyKey is the metadata key, and the REST header, that makes it safe to send an order again.
 const idempotencyKey = "idempotency-key"
 
 // maxKey bounds an idempotency key.
 const maxKey = 255
 
-// requestKey is an idempotency key and whose it is: two callers may use the same key.
+// requestKey is an idempotency key and its scope: two callers may use the same key.
 type requestKey struct{ scope, key string }
 
-// idSecret derives from an order and its idempotency key what nobody can compute without the secret: who knows a key
-// learns nothing about the order. It is safe for concurrent use.
+// Secret derives ids and hashes from an order and its idempotency key. Without the secret they cannot be computed: to know a
+// key does not help to find the order. It is safe for concurrent use.
 type Secret []byte
 
 // orderID is the id of the order with this fingerprint that a caller places under a key (UUIDv8). The same caller, key
@@ -34,7 +34,7 @@ func (s Secret) orderID(k requestKey, fingerprint []byte) uuid.UUID {
 	return uuidV8(s.mac("order", k.scope, k.key, string(fingerprint)))
 }
 
-// keyHash stands for the caller's key, whatever the order.
+// keyHash is a hash of the caller's key. It does not depend on the order.
 func (s Secret) keyHash(k requestKey) []byte { return s.mac("key", k.scope, k.key) }
 
 // formerOrderID is the id that the release before this one gave to every order with the key, whoever placed it.
@@ -82,7 +82,7 @@ func fingerprint(order *eventsv1.OrderPlaced) []byte {
 	for _, line := range order.GetLines() {
 		b = append(b, tagLine)
 		b = appendText(b, tagProductName, line.GetProductName())
-		if line.GetProductName() == "" { // else the id does not count
+		if line.GetProductName() == "" { // with a name, the id is ignored
 			b = appendNumber(b, tagProductID, int64(line.GetProductId()))
 		}
 		b = appendNumber(b, tagQuantity, int64(line.GetQuantity()))
@@ -94,7 +94,7 @@ func fingerprint(order *eventsv1.OrderPlaced) []byte {
 
 func appendPrice(b []byte, price *moneyv1.Money) []byte {
 	if price == nil {
-		return b // not the same as a price of nothing
+		return b // no price is not the same as a price of 0
 	}
 	b = appendText(b, tagPrice, price.GetCurrencyCode())
 	b = appendNumber(b, tagPrice, price.GetUnits())
@@ -130,7 +130,7 @@ func keyOf(ctx context.Context) (key string, given bool, err error) {
 	return keys[0], true, CheckKey(keys[0])
 }
 
-// checkKey returns an error unless key can be an idempotency key.
+// CheckKey returns an error unless key can be an idempotency key.
 func CheckKey(key string) error {
 	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
 	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, unprintable) {

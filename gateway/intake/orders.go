@@ -31,23 +31,23 @@ import (
 // retryAfter is what clients are told to wait when the message broker is away.
 const retryAfter = 2 * time.Second
 
-// lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
-// on it.
+// lookupTimeout bounds the question whether an idempotency key has been used before. Orders are taken without the answer,
+// too.
 const lookupTimeout = 500 * time.Millisecond
 
-// orders takes orders, whichever API they come through. It is safe for concurrent use.
+// Orders takes orders, whichever API they come through. It is safe for concurrent use.
 type Orders struct {
-	secrets []Secret                                   // the one in use, and perhaps the one before it
+	secrets []Secret                                   // the current one, and perhaps the previous one
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
-	keys    orderv1.IntakeServiceClient                // knows whose idempotency keys are
-	// inFlight has room for the orders that wait for the broker, a large one counting as several: while the broker is away,
-	// what comes could not be held.
+	keys    orderv1.IntakeServiceClient                // knows which idempotency keys were used
+	// inFlight bounds the orders that wait for the broker; a large one counts as several. Without a bound they would fill the
+	// memory while the broker is away.
 	inFlight *semaphore.Weighted
 	log      *slog.Logger
 }
 
-// ordersConfig is what orders are made of.
+// Config says what Orders need.
 type Config struct {
 	Secrets      []Secret
 	Publish      func(context.Context, proto.Message) error
@@ -56,6 +56,7 @@ type Config struct {
 	Log          *slog.Logger
 }
 
+// NewOrders returns Orders that can be placed at once.
 func NewOrders(cfg Config) *Orders {
 	return &Orders{
 		secrets: cfg.Secrets, publish: cfg.Publish, log: cfg.Log,
@@ -67,8 +68,8 @@ func NewOrders(cfg Config) *Orders {
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
 const defaultOrdersInFlight = 2000
 
-// weightOf is how many orders of the usual size an order counts as, maxWeight at most, with all that the gateway has of it
-// while it waits: one of 100 lines with names of 200 characters takes 350 kB.
+// weightOf is how many orders of the usual size an order counts as, MaxWeight at most, by the memory that it takes while it
+// waits: one of 100 lines with names of 200 characters takes 350 kB.
 func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	const line, usual = 100, 8 << 10
 	size := line * len(lines)
@@ -78,9 +79,10 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	return int64(1 + size/usual)
 }
 
+// MaxWeight is what the largest order counts as.
 const MaxWeight = 11
 
-// place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
+// Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
 // with the order's id before anybody else can know it.
 //
 // An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
@@ -95,7 +97,7 @@ func (o *Orders) Place(
 ) (*orderv1.Order, error) {
 	weight := weightOf(lines)
 	if !o.inFlight.TryAcquire(weight) {
-		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not taken, send it again")
+		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
 	}
 	defer o.inFlight.Release(weight)
 	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
@@ -148,16 +150,16 @@ const (
 	maxEmail = 254
 )
 
-// checkTexts refuses texts that deceive whoever reads them, and those that are too long in their normal form: that may be
-// longer than what was sent.
+// checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
+// be longer than what was sent.
 func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedLine) error {
 	var wrong []apierror.Violation
-	check := func(field, value string, most int) {
+	check := func(field, value string, limit int) {
 		switch {
 		case !text.Visible(value):
 			wrong = append(wrong, apierror.Violation{Field: field, Description: text.Rule})
-		case len(value) > most && utf8.RuneCountInString(value) > most:
-			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", most)})
+		case len(value) > limit && utf8.RuneCountInString(value) > limit:
+			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})
 		}
 	}
 	check("customer_name", customerName, maxName)
@@ -173,8 +175,8 @@ func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedL
 	return nil
 }
 
-// checkPrices refuses an order that could not be decided, as far as its expected prices tell: prices that are no amounts of
-// their currency or in different currencies, and a sum that is more than an amount can be.
+// checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
+// with a sum that is too large.
 func checkPrices(lines []*eventsv1.RequestedLine) error {
 	var wrong []apierror.Violation
 	var sum int64
@@ -216,7 +218,7 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 	}
 	return func(ctx context.Context) (*orderv1.Order, error) {
 		ids, find := []string{}, &orderv1.FindKeyRequest{}
-		for _, secret := range slices.Backward(o.secrets) { // what came under the previous secret came first
+		for _, secret := range slices.Backward(o.secrets) { // orders under the previous secret are older
 			ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
 			find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
 			find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
@@ -226,7 +228,7 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 		found, err := o.keys.FindKey(ctx, find)
 		switch id := found.GetOrderId(); {
 		case err != nil || id == "":
-			return nil, nil // nobody says that the key is taken
+			return nil, nil // the key is free, as far as is known
 		case found.Order == nil && id == order.GetOrderId():
 			return nil, nil // it is being decided: it is published again, and the order service finds its own claim
 		case found.Order == nil && slices.Contains(ids, id):
@@ -267,7 +269,7 @@ func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
 	return item.GetProductId() == line.GetProductId()
 }
 
-// lookup reads an order; nil if it has not been decided, or the order service does not say.
+// Lookup reads an order; nil if it has not been decided, or if the order service does not answer.
 func (o *Orders) Lookup(ctx context.Context, id string) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -298,29 +300,29 @@ func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
 	return order
 }
 
-// publishError is what the client is told about an order that was not published.
+// publishError returns what the client is told about an order that was not published.
 func publishError(err error) error {
 	if errors.Is(err, messaging.ErrTooLarge) {
 		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
-			"the order is larger than the message broker takes: order fewer lines at once").WithCause(err)
+			"the order is larger than the message broker accepts: order fewer lines at once").WithCause(err)
 	}
 	for _, sentinel := range []error{messaging.ErrNotConnected, messaging.ErrBlocked, messaging.ErrUnconfirmed, messaging.ErrUnroutable} {
 		if errors.Is(err, sentinel) {
 			return apierror.Unavailable("BROKER_UNAVAILABLE", retryAfter,
-				"the order was not confirmed by the message broker; send it again, with an Idempotency-Key to have it taken once only").
+				"the order was not confirmed by the message broker; send it again, with an Idempotency-Key so that you do not order twice").
 				WithCause(err)
 		}
 	}
 	return err
 }
 
-// ifQueued publishes orders while the queues are there that they wait in. Without the order service's queue the broker would
-// confirm them all the same, because the log takes them too, and nobody would decide them until they are found in the log.
+// RequireQueues returns a publish that refuses orders while a queue is missing that they wait in. Without the order service's
+// queue the broker would confirm an order all the same, because the log takes it, too, and nobody would decide it.
 func RequireQueues(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
 	return func(ctx context.Context, order proto.Message) error {
 		if err := queues.Ready(ctx); err != nil {
 			return apierror.Unavailable("ORDER_QUEUE_UNAVAILABLE", retryAfter,
-				"the queue that orders wait in is not there; this order was not taken, send it again").WithCause(err)
+				"the queue of orders is missing; this order was not accepted, send it again").WithCause(err)
 		}
 		return publish(ctx, order)
 	}

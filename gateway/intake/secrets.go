@@ -11,7 +11,7 @@ import (
 // minSecret is the least length of SHOP_ID_SECRET, in bytes.
 const minSecret = 16
 
-// parseIDSecrets returns the secrets by SHOP_ID_SECRET and SHOP_ID_SECRET_PREVIOUS, each "" if it is not set: the one in
+// ParseSecrets returns the secrets by SHOP_ID_SECRET and SHOP_ID_SECRET_PREVIOUS, each "" if it is not set: the one in
 // use first. There is always one.
 func ParseSecrets(ctx context.Context, current, previous string, log *slog.Logger) ([]Secret, error) {
 	if current == "" {

@@ -11,17 +11,17 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// codec is the JSON of the REST API: field names as in the contracts, fields without a value are there with their zero
-// value, absent messages and optional fields are not. It reads the whole body, and refuses what it does not know.
+// codec is the JSON of the REST API: field names as in the contracts, fields without a value are written with their zero
+// value, absent messages and optional fields are left out. It reads the whole body, and refuses unknown fields.
 type codec struct{ runtime.JSONPb }
 
-// jsonOptions say how messages become JSON.
+// JSON says how messages become JSON.
 var JSON = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}
 
 func newCodec() *codec { return &codec{runtime.JSONPb{MarshalOptions: JSON}} }
 
-// usualAnswer is room for the JSON of an order, in bytes: it need not be moved while it grows.
-const typicalAnswer = 1 << 10
+// typicalSize is room for the JSON of an order, in bytes, so that it is not copied while it grows.
+const typicalSize = 1 << 10
 
 // plainText is an answer that is not JSON.
 type plainText string
@@ -32,7 +32,7 @@ func (c *codec) Marshal(v any) ([]byte, error) {
 	case plainText:
 		return []byte(v), nil
 	case proto.Message:
-		return c.MarshalOptions.MarshalAppend(make([]byte, 0, typicalAnswer), v)
+		return c.MarshalOptions.MarshalAppend(make([]byte, 0, typicalSize), v)
 	}
 	if rv := reflect.ValueOf(v); rv.Kind() == reflect.Slice && rv.IsNil() {
 		return []byte("[]"), nil
@@ -40,7 +40,7 @@ func (c *codec) Marshal(v any) ([]byte, error) {
 	return c.JSONPb.Marshal(v)
 }
 
-// NewDecoder returns a decoder of one value, the whole of r. Its errors are for no client: see unreadableBody.
+// NewDecoder returns a decoder of one value, the whole of r. Its errors are not for clients: see bodyError.
 func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 	return runtime.DecoderFunc(func(v any) error {
 		data, err := readBody(r)
@@ -53,7 +53,7 @@ func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 		if m, ok := v.(proto.Message); ok {
 			return c.UnmarshalOptions.Unmarshal(data, m)
 		}
-		var whole json.RawMessage // the decoder of grpc-gateway leaves what follows the first value
+		var whole json.RawMessage // the decoder of grpc-gateway ignores what follows the first value
 		if err := json.Unmarshal(data, &whole); err != nil {
 			return err
 		}

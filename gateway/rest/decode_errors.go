@@ -21,11 +21,11 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// This file says why a request could not be read: which field is wrong, in the client's spelling, and what it must be.
-// The parsers of protojson and grpc-gateway stay the judges; they are asked again for one field at a time, because
-// their own errors name Go and protobuf, not the client's input. It runs only once a request has been refused.
+// This file explains why a request could not be decoded: which field is wrong, in the client's spelling, and what it must be.
+// The errors of protojson and grpc-gateway speak of Go and protobuf, so their parsers are run again for one field at a time,
+// and what they refuse is described here. This runs only after a request has been refused.
 
-// longestName is what of a field's name is repeated to the client.
+// maxNameLength is how much of a field's name an error repeats, in bytes.
 const maxNameLength = 64
 
 // violations are the fields that are wrong.
@@ -35,7 +35,7 @@ func (v *violations) add(field, description string) {
 	*v = append(*v, apierror.Violation{Field: field, Description: description})
 }
 
-// unreadableBody explains why body is not a JSON value of the message md.
+// bodyError explains why body is not a JSON value of the message md.
 func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
@@ -52,13 +52,13 @@ func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
 	return apierror.InvalidArgument(found...)
 }
 
-// syntaxProblem says what is wrong at which place.
+// syntaxProblem says what is wrong, at which line and column.
 func syntaxProblem(body []byte, err error) string {
 	var syntax *json.SyntaxError
 	if !errors.As(err, &syntax) {
 		return err.Error()
 	}
-	// The offset is that of the byte behind the wrong one.
+	// The offset is that of the byte after the wrong one.
 	before := body[:max(0, min(int(syntax.Offset)-1, len(body)))]
 	line := 1 + bytes.Count(before, []byte("\n"))
 	column := len(before) - bytes.LastIndexByte(before, '\n')
@@ -110,7 +110,7 @@ func (v *violations) field(path string, fd protoreflect.FieldDescriptor, raw jso
 	}
 }
 
-// single looks at one value: of a singular field or an element of a list.
+// single checks one value: a singular field or an element of a list.
 func (v *violations) single(path string, fd protoreflect.FieldDescriptor, raw json.RawMessage) {
 	if md := fd.Message(); md != nil && !fd.IsMap() && !strings.HasPrefix(string(md.FullName()), "google.protobuf.") {
 		v.object(path, md, raw)
@@ -126,8 +126,8 @@ func (v *violations) single(path string, fd protoreflect.FieldDescriptor, raw js
 	}
 }
 
-// unreadableParameters explains which parameters of a query or path are wrong. Those in bound, by field path, are not
-// the query's to set.
+// parameterErrors explains which parameters of a query or path are wrong. Those in bound, by field path, cannot
+// be set by the query.
 func parameterErrors(mt protoreflect.MessageType, parameters url.Values, bound func(field string) bool) violations {
 	var found violations
 	msg := mt.New().Interface()
@@ -165,7 +165,7 @@ func fieldNamed(md protoreflect.MessageDescriptor, name string) protoreflect.Fie
 	return md.Fields().ByTextName(name)
 }
 
-// fieldAt finds the field at a dotted path and spells the path with the names of the contract; nil where there is none.
+// fieldAt finds the field at a dotted path and spells the path with the names of the contract; nil if there is none.
 func fieldAt(md protoreflect.MessageDescriptor, path string) (string, protoreflect.FieldDescriptor) {
 	var names []string
 	var fd protoreflect.FieldDescriptor
@@ -184,7 +184,7 @@ func fieldAt(md protoreflect.MessageDescriptor, path string) (string, protorefle
 	return strings.Join(names, "."), fd
 }
 
-// mustBe says what a value of the field must be, which raw is not.
+// mustBe says what a value of the field must be; raw is not.
 func mustBe(fd protoreflect.FieldDescriptor, raw string) string {
 	switch fd.Kind() {
 	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
@@ -224,15 +224,15 @@ func mustBeMessage(md protoreflect.MessageDescriptor) string {
 	}
 }
 
-func wholeNumber(raw, least, most string) string {
+func wholeNumber(raw, lowest, highest string) string {
 	digits := strings.TrimPrefix(strings.Trim(raw, `"`), "-")
 	if digits != "" && strings.Trim(digits, "0123456789") == "" {
-		return fmt.Sprintf("must be between %s and %s", least, most)
+		return fmt.Sprintf("must be between %s and %s", lowest, highest)
 	}
 	return "must be a whole number"
 }
 
-// enumNames lists the values that a client may send: not the one that stands for none.
+// enumNames lists the values that a client may send, without the zero value.
 func enumNames(ed protoreflect.EnumDescriptor) []string {
 	var names []string
 	for i := range ed.Values().Len() {
@@ -243,7 +243,7 @@ func enumNames(ed protoreflect.EnumDescriptor) []string {
 	return names
 }
 
-// shown is what of a name is repeated to the client. A status that is not UTF-8 would lose its details.
+// truncateName shortens a name for an error. It makes the name valid UTF-8: else the status would lose its details.
 func truncateName(name string) string {
 	if len(name) > maxNameLength {
 		return strings.ToValidUTF8(name[:maxNameLength], "") + "…"
@@ -251,7 +251,7 @@ func truncateName(name string) string {
 	return strings.ToValidUTF8(name, "\uFFFD")
 }
 
-// join adds a name to a path. One that would not read as a word is quoted.
+// join adds a name to a path. A name with special characters is quoted.
 func join(path, name string) string {
 	name = truncateName(name)
 	if name == "" || strings.ContainsAny(name, ".[]\" \t\n") {

@@ -7,11 +7,11 @@ import (
 	"net/http"
 )
 
-// Control is a REST call for operators that is no part of the contracts.
+// DemoHandler is a REST call for operators that no contract describes. Shops that run as a demo have some.
 type DemoHandler struct {
 	Method string
 	Path   string // a template, as in the contracts: "/demo/services/{service}/stop"
-	// Call returns what is to become JSON, or an error of package apierror. inPath has the values of the template's fields.
+	// Call returns what is sent as JSON, or an error of package apierror. inPath has the values of the template's fields.
 	// The context ends when the gateway begins to stop.
 	Call func(ctx context.Context, inPath map[string]string, body []byte) (any, error)
 }
@@ -19,9 +19,9 @@ type DemoHandler struct {
 // authorizer returns an error unless the values of an Authorization header allow the call.
 type authorizer func(ctx context.Context, authorization []string) error
 
-// addControls adds calls that are refused without the operator token. stopping is closed when the gateway stops.
-func (s *Server) AddDemo(controls []DemoHandler, authorize authorizer, stopping <-chan struct{}) error {
-	for _, c := range controls {
+// AddDemo adds calls for operators. Their contexts end when stopping is closed.
+func (s *Server) AddDemo(handlers []DemoHandler, authorize authorizer, stopping <-chan struct{}) error {
+	for _, c := range handlers {
 		s.routes[c.Method+" "+c.Path] = &route{path: c.Path, body: "*", bound: fieldsIn(c.Path)}
 		err := s.mux.HandlePath(c.Method, c.Path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 			answer, err := c.serve(r, inPath, authorize, stopping)

@@ -20,13 +20,12 @@ import (
 	"shop.example/gen/openapi"
 )
 
-// ownDocs are our files of the page /docs; what shows the document is Swagger UI, from a module that carries it.
+// ownDocs are our files of the page /docs. The document is shown by Swagger UI, which comes from a module.
 //
 //go:embed docs
 var ownDocs embed.FS
 
-// docsPolicy lets the page load what the gateway serves, and nothing from anywhere else. Swagger UI has its icons in
-// data: URLs.
+// docsPolicy lets the page load files of the gateway only. Swagger UI has its icons in data: URLs.
 var docsPolicy = []string{"script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'"}
 
 // file is a file that is served as it is. It is safe for concurrent use.
@@ -79,7 +78,7 @@ func handleDocs(mux *runtime.ServeMux) error {
 func (f file) serve(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	header, body, etag := w.Header(), f.body, f.etag
 	header.Set("Content-Type", f.contentType)
-	header.Set("Cache-Control", "no-cache") // may be kept, and has to be asked for again: it changes with the gateway
+	header.Set("Cache-Control", "no-cache") // to be revalidated each time: it changes with the gateway
 	if len(f.policy) > 0 {
 		ingress.AllowPage(w, f.policy...)
 	}
@@ -95,7 +94,7 @@ func (f file) serve(w http.ResponseWriter, r *http.Request, _ map[string]string)
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-// unzipped is for the few clients that know no compression. A file that is embedded is whole.
+// gunzip is for the few clients without compression. An embedded file is never broken.
 func gunzip(body []byte) []byte {
 	r, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {

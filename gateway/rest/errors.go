@@ -69,7 +69,7 @@ func (s *Server) writeRoutingError(ctx context.Context, mux *runtime.ServeMux, m
 	if _, probing := w.(*routeProbe); probing {
 		return
 	}
-	err := httpError{httpStatus, apierror.New(codes.NotFound, "UNKNOWN_PATH", "there is nothing at this path; GET / says what there is")}
+	err := httpError{httpStatus, apierror.New(codes.NotFound, "UNKNOWN_PATH", "there is nothing at this path; GET / lists the API")}
 	switch httpStatus {
 	case http.StatusMethodNotAllowed:
 		allowed := strings.Join(s.allowed(r), ", ")
@@ -81,7 +81,7 @@ func (s *Server) writeRoutingError(ctx context.Context, mux *runtime.ServeMux, m
 	s.writeError(ctx, mux, m, w, r, err)
 }
 
-// probe is passed as a response to learn whether a call has a route.
+// routeProbe is passed as a response to learn whether a call has a route.
 type routeProbe struct {
 	http.ResponseWriter
 	routed bool
@@ -101,9 +101,10 @@ func (s *Server) allowed(r *http.Request) []string {
 	return allowed
 }
 
+// InvalidPath is the error of a path that cannot be decoded.
 var InvalidPath = apierror.New(codes.InvalidArgument, "INVALID_PATH", "the path is not well encoded")
 
-// explain puts what grpc-gateway and protovalidate say about a request that is wrong into the client's terms.
+// describeError turns errors of grpc-gateway and protovalidate about a request into the client's terms.
 func (t *route) describeError(err error, r *http.Request) error {
 	var badPath *runtime.HTTPStatusError
 	if errors.As(err, &badPath) {
@@ -127,7 +128,7 @@ func (t *route) describeError(err error, r *http.Request) error {
 	case t.body == "*":
 		return err
 	}
-	for i := range violations { // the client knows the body, not the field that it is
+	for i := range violations { // clients do not know the field that the body is
 		violations[i].Field = strings.TrimPrefix(violations[i].Field, t.body+".")
 	}
 	return apierror.InvalidArgument(violations...)
@@ -145,7 +146,7 @@ func violationsOf(s *status.Status) []apierror.Violation {
 	return violations
 }
 
-// bodyType is the message that the body is.
+// bodyType is the type of the message in the body.
 func (t *route) bodyType() protoreflect.MessageDescriptor {
 	md := t.request.Descriptor()
 	if t.body == "*" {

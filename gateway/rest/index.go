@@ -21,10 +21,10 @@ func (s *Server) Index() string {
 	}
 	slices.Sort(lines)
 	return "The shop: an event-driven ordering system.\n\nREST\n" + strings.Join(lines, "") +
-		"\n  /docs shows them, and calls them; /openapi.json describes them.\n\ngRPC is on the same port:\n  grpcurl -plaintext <host:port> list\n"
+		"\n  /docs shows them and lets you call them; /openapi.json describes them.\n\ngRPC is on the same port:\n  grpcurl -plaintext <host:port> list\n"
 }
 
-// serveIndex serves the index of the API to those who ask for /.
+// serveIndex serves the index at /.
 func (s *Server) serveIndex(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = io.WriteString(w, s.Index()) // fails when the client has gone

@@ -20,8 +20,8 @@ import (
 )
 
 // observer traces, measures and logs REST calls by OpenTelemetry's conventions for HTTP. It costs less
-// than half of what otelhttp does, because it knows the routes and keeps their attributes. Path, query and body are not
-// written down: they hold personal data.
+// than half of what otelhttp does, because it knows the routes and caches their attributes. Path, query and body are not
+// recorded: they hold personal data.
 type observer struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
@@ -42,7 +42,7 @@ func newObserver(t *telemetry.Telemetry) (*observer, error) {
 
 var serverSpan = trace.WithSpanKind(trace.SpanKindServer)
 
-// serve has next answer the call, which holds h.
+// serve lets next answer the call, and records it.
 func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, next func(*Response, *http.Request)) {
 	start := time.Now()
 	ctx := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
@@ -73,7 +73,7 @@ func (o *observer) finish(ctx context.Context, span trace.Span, took time.Durati
 	}
 }
 
-// outcome is what calls are counted by. It has few values: no client can make new ones.
+// outcome is what calls are counted by. Clients cannot create new values, so there are few.
 type outcome struct {
 	method string
 	route  string // the path's template; empty for a path that is not known
@@ -102,7 +102,7 @@ func (o outcome) attributes() []attribute.KeyValue {
 	}
 }
 
-// level is that of the call's log line. What is internal or not available has been logged with its cause before.
+// level is that of the call's log line. Internal errors and unavailable services have been logged with their cause before.
 func (o outcome) level() slog.Level {
 	switch {
 	case o.status < http.StatusInternalServerError, o.status == http.StatusInternalServerError, o.status == http.StatusServiceUnavailable:
@@ -111,17 +111,18 @@ func (o outcome) level() slog.Level {
 	return slog.LevelWarn
 }
 
-// response is the answer to a REST call, which takes note of its outcome.
+// Response is the response to a REST call. It records its outcome.
 type Response struct {
 	http.ResponseWriter
 	route  *route // nil until the call is routed
 	Head   bool   // whether the client wants no body
 	status int
 	memory ingress.CallMemory
-	body   ingress.RequestReader // of the request, where it is read
-	broken bool                  // whether a part of the answer was not written
+	body   ingress.RequestReader // of the request, if it is read
+	broken bool                  // whether a part of it was not written
 }
 
+// WriteHeader is part of http.ResponseWriter.
 func (w *Response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
@@ -129,6 +130,7 @@ func (w *Response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
+// Write is part of http.ResponseWriter.
 func (w *Response) Write(body []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK

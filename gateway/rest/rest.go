@@ -1,3 +1,7 @@
+// Package rest serves gRPC services as REST, as their contracts say. grpc-gateway transcodes (rest.go, codec.go); this package
+// adds what a client of a public API expects: errors that name the field and what it must be (errors.go, decode_errors.go),
+// documents (docs.go, index.go), traces and metrics by route (observe.go). Calls reach the handlers through a connection
+// within the process.
 package rest
 
 import (
@@ -34,7 +38,7 @@ var methods = []string{
 	http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut,
 }
 
-// rest serves the REST form of the API.
+// Server serves the REST form of the API. Add everything before the first call; calls may be concurrent.
 type Server struct {
 	conn     grpc.ClientConnInterface // to the handlers
 	mux      *runtime.ServeMux
@@ -51,7 +55,7 @@ type route struct {
 	bound   []string                 // the fields that are in the path
 }
 
-// newREST returns a server that calls conn. It serves the API's documents; methods are added with addService.
+// New returns a server that calls conn. It serves the API's documents; add services to it with Add.
 func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error) {
 	o, err := newObserver(t)
 	if err != nil {
@@ -77,7 +81,7 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 	return s, nil
 }
 
-// addService serves a gRPC service over REST, as its contract says. The arguments are what is generated for it. The router
+// Add serves a gRPC service over REST, as its contract says. The arguments are what is generated for it. The router
 // tries routes from the last one on, so what is called most is added last.
 func Add[C any](
 	s *Server, desc *grpc.ServiceDesc, client func(grpc.ClientConnInterface) C, register func(context.Context, *runtime.ServeMux, C) error,
@@ -95,7 +99,7 @@ func Add[C any](
 	return nil
 }
 
-// HandlePath adds a page: a route that no contract describes.
+// HandlePath adds a route that no contract describes: a page.
 func (s *Server) HandlePath(method, path string, handler runtime.HandlerFunc) error {
 	if err := s.mux.HandlePath(method, path, handler); err != nil {
 		return fmt.Errorf("serving %s %s: %w", method, path, err)
@@ -103,8 +107,8 @@ func (s *Server) HandlePath(method, path string, handler runtime.HandlerFunc) er
 	return nil
 }
 
-// handleStream serves the routes of a streaming method with this request, in place of what grpc-gateway makes of them.
-// handler returns an error if nothing has been answered.
+// HandleStream serves the routes of a streaming method with this request, in place of grpc-gateway. handler returns
+// an error if it has answered nothing.
 func (s *Server) HandleStream(request protoreflect.MessageType, handler func(*Response, *http.Request, map[string]string) error) error {
 	for _, to := range s.routes {
 		if to.request != request {
@@ -122,7 +126,7 @@ func (s *Server) HandleStream(request protoreflect.MessageType, handler func(*Re
 	return nil
 }
 
-// callContext is the context in which r calls method, with its headers as metadata.
+// CallContext is the context in which r calls method, with its headers as metadata.
 func (s *Server) CallContext(r *http.Request, method string) (context.Context, error) {
 	return runtime.AnnotateContext(r.Context(), s.mux, r, method)
 }
@@ -130,12 +134,12 @@ func (s *Server) CallContext(r *http.Request, method string) (context.Context, e
 // textAnswer is what is sent in place of a message: plain text, and the path of what was created.
 type textAnswer func(answer proto.Message) (text, location string)
 
-// answerInText sends messages of a type as text.
+// AnswerInText sends messages of a type as text.
 func (s *Server) AnswerInText(of proto.Message, text textAnswer) {
 	s.texts[of.ProtoReflect().Descriptor().FullName()] = text
 }
 
-// ServeCall answers a call, or the refusal to let it in.
+// ServeCall answers a call, or its refusal if that is not nil.
 func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, refusal error) {
 	s.observer.serve(w, r, h, func(w *Response, r *http.Request) {
 		if refusal != nil {
@@ -144,29 +148,29 @@ func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.Cal
 		}
 		defer s.recoverPanic(w, r)
 		w.Head = r.Method == http.MethodHead
-		r.Method = routingMethod(r.Method) // of this copy; the server knows to leave the body of an answer to HEAD out
+		r.Method = routingMethod(r.Method) // of this copy; the server leaves the body of a response to HEAD out
 		s.mux.ServeHTTP(w, r)
 	})
 }
 
-// recovered answers in place of code that panicked, and cuts a call off whose answer could not be written. gRPC's handlers
-// do not get here: their panics are recovered sooner.
+// recoverPanic answers in place of code that panicked, and aborts a call whose response could not be written. Panics of gRPC
+// handlers do not get here: the interceptor recovers them.
 func (s *Server) recoverPanic(w *Response, r *http.Request) {
 	panicked := recover()
 	if panicked == nil && !w.broken {
 		return
 	}
 	if panicked == nil {
-		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
 	}
 	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "error", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 	if w.status != 0 {
-		panic(http.ErrAbortHandler) //nolint:forbidigo // what the client has so far must not look whole
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
 	}
 	s.writeError(r.Context(), nil, nil, w, r, errors.New("panicked"))
 }
 
-// routedAs is the method that a call is routed by.
+// routingMethod is the method that a call is routed by.
 func routingMethod(method string) string {
 	if method == http.MethodHead {
 		return http.MethodGet
@@ -217,8 +221,8 @@ func (s *Server) routeOf(r *http.Request) *route {
 	return &route{path: path} // a page
 }
 
-// customMethods are the endings, ":cancel" for example, that make of a resource's path that of its custom method. The
-// router takes them for a part of the id where the method is the resource's, GET for example.
+// customMethods are the suffixes of a resource's path, ":cancel" for example, that make it the path of a custom method. With
+// an HTTP method of the resource itself, GET for example, the router takes the suffix for a part of the id.
 func (s *Server) customMethods(resource *route) []string {
 	var endings []string
 	for _, to := range s.routes {
@@ -275,10 +279,10 @@ func fieldsIn(path string) []string {
 	return fields
 }
 
-// checkParameters returns an error where the path or the query cannot be read.
+// checkParameters returns an error if the path or the query cannot be decoded.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
 	for _, key := range r.Header["Idempotency-Key"] {
-		if err := intake.CheckKey(key); err != nil { // grpc-gateway would drop some, and with them the promise to take the order once
+		if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
 			return err
 		}
 	}
@@ -306,7 +310,7 @@ func (t *route) isBound(field string) bool {
 	return t.body == "*" || t.body != "" && strings.HasPrefix(field+".", t.body+".") || slices.Contains(t.bound, field)
 }
 
-// readBody reads the body, where the route has one, so that it can be looked at again when it turns out to be wrong.
+// readBody reads the body if the route has one, and keeps it for errors about it.
 func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, ingress.MaxBody)
 	if t.body == "" {
@@ -316,7 +320,7 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var data bytes.Buffer
-	if r.ContentLength > 0 { // which is only what the client says
+	if r.ContentLength > 0 { // a hint only: the client may lie
 		data.Grow(int(min(r.ContentLength, ingress.FreeRequest)) + bytes.MinRead)
 	}
 	call := w.(*Response)
@@ -332,7 +336,7 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 		return httpError{http.StatusRequestEntityTooLarge, apierror.New(codes.InvalidArgument, "BODY_TOO_LARGE",
 			"the body is larger than %d bytes", ingress.MaxBody)}
 	case err != nil:
-		return apierror.New(codes.InvalidArgument, "INCOMPLETE_BODY", "the body did not arrive whole").WithCause(err)
+		return apierror.New(codes.InvalidArgument, "INCOMPLETE_BODY", "the body is incomplete").WithCause(err)
 	}
 	r.Body = &requestBody{Reader: *bytes.NewReader(data.Bytes()), data: data.Bytes()}
 	return nil
@@ -340,8 +344,8 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 
 const jsonType = "application/json"
 
-// checkMediaType returns an error where the body is said to be something else than JSON in UTF-8. What does not say
-// what it is, is taken for JSON, as the demo took it; a type without a body says nothing.
+// checkMediaType returns an error if the headers say that the body is not JSON in UTF-8. Without a Content-Type the body is
+// taken for JSON, as the demo did; without a body its type does not matter.
 func checkMediaType(w http.ResponseWriter, r *http.Request) error {
 	given := r.Header.Get("Content-Type")
 	coding := r.Header.Get("Content-Encoding")
@@ -371,7 +375,7 @@ type requestBody struct {
 
 func (*requestBody) Close() error { return nil }
 
-// setHeaders sets what an answer says beyond its body.
+// setHeaders sets status and headers of a response.
 func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
 	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
 		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
@@ -388,7 +392,7 @@ func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer pro
 	return nil
 }
 
-// rewrite makes plain text of an answer that is sent as text.
+// rewrite turns a response that is sent as text into text.
 func (s *Server) rewrite(_ context.Context, answer proto.Message) (any, error) {
 	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
 		body, _ := text(answer)
@@ -397,7 +401,7 @@ func (s *Server) rewrite(_ context.Context, answer proto.Message) (any, error) {
 	return answer, nil
 }
 
-// orderPath is where an order can be read.
+// OrderPath is where an order can be read.
 func OrderPath(orderID string) string { return "/v1/orders/" + orderID }
 
 // incomingHeader names the metadata that a header becomes. authorization is passed on by grpc-gateway itself; the
@@ -410,5 +414,5 @@ func incomingHeader(header string) (string, bool) {
 	return "", false
 }
 
-// noHeader keeps metadata within: they are gRPC's.
+// noHeader keeps metadata of handlers out of REST responses.
 func noHeader(string) (string, bool) { return "", false }

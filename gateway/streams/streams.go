@@ -1,3 +1,4 @@
+// Package streams serves the event log live to browsers, as Server-Sent Events.
 package streams
 
 import (
@@ -26,42 +27,44 @@ import (
 )
 
 const (
-	// heartbeat is how often a stream shows that it lives: a client that is gone is noticed, and what stands between,
-	// which often closes a connection that is silent for a minute, keeps it. It is shorter than readerPatience, so that the
-	// deadline of each write lasts until the next.
+	// heartbeat is how often something is sent on a stream: so a client that is gone is noticed, and proxies, which often
+	// close a connection that is silent for a minute, keep it. It is shorter than SlowReaderTimeout, so that the deadline of
+	// each write lasts until the next.
 	heartbeat = ingress.SlowReaderTimeout / 2
 	// reconnectDelay is what clients are told to wait before they connect again, in milliseconds.
 	reconnectDelay = "1000"
 	// reopenDelay is the wait between two tries to resume a stream while the service behind it is away.
 	reopenDelay = 200 * time.Millisecond
-	// maxKept is how large a stream's buffer stays after a large event. Most streams have a handful of events, and wait.
+	// maxKept is how large a stream's buffer stays after a large event. Most streams have few events, and wait for long.
 	maxKept = 8 << 10
 )
 
 const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
 
-// sse serves StreamEvents as Server-Sent Events, which is what browsers read; the lines of JSON that grpc-gateway makes
-// of streams are not. The handler is the one that gRPC clients call, so access, validation and errors are the same.
+// Server serves StreamEvents as Server-Sent Events, because browsers cannot read the lines of JSON that grpc-gateway makes of
+// streams. The handler is the one that gRPC clients call, so access, validation and errors are the same.
 type Server struct {
-	conn         *inprocess.Conn
-	rest         *rest.Server
-	callers      ingress.ClientIdentifier
-	stopping     <-chan struct{} // closed when the gateway stops
-	Heartbeat    time.Duration
-	WriteTimeout time.Duration // of one write
+	conn     *inprocess.Conn
+	rest     *rest.Server
+	clients  ingress.ClientIdentifier
+	stopping <-chan struct{} // closed when the gateway stops
+
+	// Heartbeat is how often an idle stream gets a comment, and WriteTimeout how long a client may take for one write.
+	Heartbeat, WriteTimeout time.Duration
 }
 
-func New(conn *inprocess.Conn, rest *rest.Server, callers ingress.ClientIdentifier, stopping <-chan struct{}) *Server {
-	return &Server{conn: conn, rest: rest, callers: callers, stopping: stopping, Heartbeat: heartbeat, WriteTimeout: ingress.SlowReaderTimeout}
+// New returns a server of the streams of conn. They end when stopping is closed.
+func New(conn *inprocess.Conn, restServer *rest.Server, clients ingress.ClientIdentifier, stopping <-chan struct{}) *Server {
+	return &Server{conn: conn, rest: restServer, clients: clients, stopping: stopping, Heartbeat: heartbeat, WriteTimeout: ingress.SlowReaderTimeout}
 }
 
-// register adds the routes of StreamEvents to REST, which knows the event log by now.
+// Register adds the routes of StreamEvents to REST. Call it when the event log has been added there.
 func (s *Server) Register() error {
 	return s.rest.HandleStream((*loggingv1.StreamEventsRequest)(nil).ProtoReflect().Type(), s.serve)
 }
 
 // serve answers with a stream that lasts until the client leaves, the gateway stops, or the service behind it does. It
-// returns an error where nothing has been answered.
+// returns an error if nothing has been answered.
 func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]string) error {
 	request, err := streamRequest(r, inPath)
 	if err != nil {
@@ -71,7 +74,7 @@ func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]stri
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(inprocess.ServerContext(ingress.WithClient(ctx, s.callers.Identify(r)), streamEvents))
+	ctx, cancel := context.WithCancelCause(inprocess.ServerContext(ingress.WithClient(ctx, s.clients.Identify(r)), streamEvents))
 	out := &eventStream{
 		ctx: ctx, cancel: cancel, request: request, w: w, control: http.NewResponseController(w), writeTimeout: s.WriteTimeout,
 	}
@@ -93,8 +96,8 @@ func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]stri
 	return nil
 }
 
-// follow passes events on until there are no more. A client that resumes is let wait for a service that is away:
-// browsers connect again after a stream has ended, but not after they were refused.
+// forward passes events on until there are no more. A client that resumes waits until the service is back:
+// browsers reconnect after a stream has ended, but not after an error.
 func (s *Server) forward(out *eventStream, resumed bool) error {
 	for {
 		err := s.conn.ServeStream(streamEvents, out)

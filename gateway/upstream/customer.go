@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	// searchTime is how long a call goes on to ask services for another part of what they have, and maxRecords how large an
-	// answer gets before it is sent, in bytes.
+	// searchTime is how long one call goes on asking services for the next page, and maxRecords the size of a response from
+	// which no further page is added, in bytes.
 	searchTime = 3 * time.Second
 	maxRecords = 1 << 20
 )
 
-// customers implements CustomerService: it asks those who keep personal data one after the other, part by part.
+// customers implements CustomerService: it asks the services that keep personal data one after the other, page by page.
 type customers struct {
 	customerv1.UnimplementedCustomerServiceServer
 	keepers []keeper
@@ -34,9 +34,9 @@ type keeper struct {
 	data customerv1.PersonalDataServiceClient
 }
 
-// newCustomers returns a service that asks upstreams in this order. issuer is that of the tokens that customers have; ""
-// for none.
-func NewCustomers(issuer string, upstreams ...*Service) *customers {
+// NewCustomers returns a CustomerService that asks upstreams in this order. issuer is that of the tokens that customers have;
+// "" for none.
+func NewCustomers(issuer string, upstreams ...*Service) customerv1.CustomerServiceServer {
 	c := &customers{issuer: issuer}
 	for _, u := range upstreams {
 		c.keepers = append(c.keepers, keeper{u.Name, customerv1.NewPersonalDataServiceClient(u.Conn)})
@@ -90,7 +90,7 @@ func (c *customers) EraseCustomer(ctx context.Context, req *customerv1.EraseCust
 	return resp, nil
 }
 
-// person is whose data are meant.
+// person is the customer whose data are requested.
 func (c *customers) person(email, issuer, subject string) (*customerv1.Person, error) {
 	person := &customerv1.Person{Email: email}
 	if subject == "" {
@@ -106,8 +106,8 @@ func (c *customers) person(email, issuer, subject string) (*customerv1.Person, e
 	return person, nil
 }
 
-// each calls f with one keeper after the other, as often as each has more, from where token says. It ends, too, when f
-// wants no more or searchTime is over, and returns the token to go on with, "" at the end of all.
+// eachKeeper calls f for each page of one keeper after the other, starting where token says. It stops early when f wants no
+// more or searchTime is over, and returns the token of the next page; "" after the last one.
 func (c *customers) eachKeeper(ctx context.Context, token string, f func(ctx context.Context, k keeper, token string) (next string, more bool, err error)) (string, error) {
 	at, rest, err := c.parseToken(token)
 	if err != nil {
@@ -137,7 +137,7 @@ func (c *customers) callKeeper(ctx context.Context, k keeper, token string, f fu
 	return next, more, nil
 }
 
-// parseToken reads which keeper is asked next, and with which token.
+// parseToken returns the keeper that is next, and the token of its page.
 func (c *customers) parseToken(token string) (at int, rest string, err error) {
 	if token == "" {
 		return 0, "", nil

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// callTimeout bounds a unary call whose client set no deadline, and longestCall one that has: it must be answered before
-	// writeTimeout.
+	// CallTimeout bounds a unary call whose client has set no deadline, and maxCallTimeout one with a deadline: it must be
+	// answered before the server's write timeout.
 	CallTimeout    = 10 * time.Second
 	maxCallTimeout = 50 * time.Second
 	// reconnectAfter is what clients are told to wait when a service is away.
@@ -29,10 +29,10 @@ const (
 )
 
 // forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
-// service like any other: its messages are the generated types. name is what clients are told is not available.
+// service like any other: its messages are the generated types. name is the service that clients are told is unavailable.
 //
-// Deadlines, the trace context and who calls go on to the backend, the client's metadata do not: tokens are the gateway's
-// to check. Each stream counts as open while it lasts.
+// The backend gets the deadline, the trace context and who calls, but not the client's metadata: tokens are checked here.
+// Each stream counts as open while it lasts.
 func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *ingress.Limiter) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
@@ -143,15 +143,15 @@ func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.Cli
 	if err != nil {
 		return nil, err
 	}
-	// io.EOF says that the backend has ended the stream; the first receive tells why.
+	// io.EOF means that the backend has ended the stream; RecvMsg returns why.
 	if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	return stream, stream.CloseSend()
 }
 
-// backendError is what the client is told about a failed call to the service name. What the service says passes
-// unchanged; what is said about the way there is put into words that name no address.
+// Error returns what the client is told about a failed call to a service. Errors of the service pass unchanged; errors of the
+// connection are replaced, because they contain addresses.
 func Error(name string, err error) error {
 	s := status.Convert(err)
 	if len(s.Details()) > 0 {
@@ -167,7 +167,7 @@ func Error(name string, err error) error {
 	return err
 }
 
-// unavailable is what the client is told where the service name is away.
+// Unavailable returns what the client is told while a service cannot be reached.
 func Unavailable(name string, cause error) error {
 	return apierror.Unavailable("SERVICE_UNAVAILABLE", reconnectAfter, "%s service is not available", name).
 		WithMetadata("service", name).WithCause(cause)

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// statusTimeout is what each service and the broker get to say how they are.
+	// statusTimeout bounds the question to each service and to the broker.
 	statusTimeout = time.Second
-	// statusLasts is how long a status is given again: pages that ask every second cost the shop two questions a second,
-	// however many they are.
+	// statusTTL is how long a status is cached: however many pages ask every second, services are asked twice a second at
+	// most.
 	statusTTL = 500 * time.Millisecond
 )
 
-// statusServer implements StatusService: it asks everyone at once.
+// statusServer implements StatusService: it asks all services at once, and the broker.
 type statusServer struct {
 	statusv1.UnimplementedStatusServiceServer
-	self     func(context.Context) error // what is not ready of the gateway
+	self     func(context.Context) error // why the gateway is not ready; nil if it is
 	queues   func(context.Context) ([]messaging.QueueState, error)
 	services []reporter
 
@@ -47,7 +47,9 @@ type snapshot struct {
 	at     time.Time
 }
 
-func NewStatusServer(self func(context.Context) error, queues func(context.Context) ([]messaging.QueueState, error), upstreams ...*Service) *statusServer {
+// NewStatusServer returns a StatusService that asks upstreams. self says why the gateway is not ready, queues reads the
+// broker's queues.
+func NewStatusServer(self func(context.Context) error, queues func(context.Context) ([]messaging.QueueState, error), upstreams ...*Service) statusv1.StatusServiceServer {
 	b := &statusServer{self: self, queues: queues}
 	for _, u := range upstreams {
 		b.services = append(b.services, reporter{u.Name, statusv1.NewReportServiceClient(u.Conn)})
@@ -60,7 +62,7 @@ func (b *statusServer) GetStatus(context.Context, *statusv1.GetStatusRequest) (*
 	if last := b.latest.Load(); last != nil && time.Since(last.at) < statusTTL {
 		return last.status, nil
 	}
-	// One asks for all who wait, so it does not end with the call of one of them; it takes statusTimeout at most.
+	// The status is gathered once for all who wait, so it must not end with the call of one of them.
 	answer, _, _ := b.gathering.Do("", func() (any, error) {
 		status := b.gather()
 		b.latest.Store(&snapshot{status, time.Now()})
@@ -81,7 +83,7 @@ func (b *statusServer) gather() *statusv1.GetStatusResponse {
 	for i, s := range b.services {
 		asked.Go(func() { reports[i] = s.report(ctx) })
 	}
-	asked.Go(func() { queues, _ = b.queues(ctx) }) // self says what is wrong with the broker
+	asked.Go(func() { queues, _ = b.queues(ctx) }) // what is wrong with the broker is in self
 	asked.Go(func() { self = b.self(ctx) })
 	asked.Wait()
 
@@ -113,11 +115,11 @@ func (r reporter) report(ctx context.Context) *statusv1.GetReportResponse {
 	case codes.OK:
 		return report
 	case codes.DeadlineExceeded:
-		return &statusv1.GetReportResponse{Detail: "it has not answered within " + statusTimeout.String()}
+		return &statusv1.GetReportResponse{Detail: "no answer within " + statusTimeout.String()}
 	case codes.Unavailable:
-		return &statusv1.GetReportResponse{Detail: "it cannot be reached"}
+		return &statusv1.GetReportResponse{Detail: "not reachable"}
 	}
-	return &statusv1.GetReportResponse{Detail: "it does not say: " + status.Convert(err).Message()}
+	return &statusv1.GetReportResponse{Detail: "error: " + status.Convert(err).Message()}
 }
 
 func clamp(n int) int32 { return int32(min(n, math.MaxInt32)) }
