@@ -359,13 +359,13 @@ func (sh *terminal) watch(t *testing.T, b block, command string) {
 // shellTools returns the environment for blocks, with shop, grpcurl and PostgreSQL's programs on the path.
 func shellTools(t *testing.T) []string {
 	t.Helper()
-	bin := t.TempDir()
+	programs, bin := mustBinaries(t), t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(bin, "grpcurl"), "tool")
 	build.Dir, build.Env = "../tools/grpcurl", append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building grpcurl: %v\n%s", err, out)
 	}
-	path := strings.Join([]string{bin, mustBinaries(t), filepath.Dir(postgresProgram(t, "pg_restore")), os.Getenv("PATH")}, ":")
+	path := strings.Join([]string{bin, programs, filepath.Dir(postgresProgram(t, "pg_restore")), os.Getenv("PATH")}, ":")
 	return append(os.Environ(), "PATH="+path)
 }
 

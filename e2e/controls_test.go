@@ -8,16 +8,17 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/shop/controls"
 	"shop.example/shop/local"
+	"shop.example/topology"
 )
 
 // startDemo starts a shop whose operators can break it. Its services keep their addresses when they are started again.
 func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
-	cfg := config(t, database, broker.Services(t))
+	cfg := config(t, database, broker.Services(t, topology.Broker()))
 	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr} {
 		*addr = freeAddr(t)
 	}

@@ -13,10 +13,12 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
+	"shop.example/topology"
 )
 
 // recorded are the bytes of an event as they once lay in a queue, and what they say. A queue or a dead letter may hold
@@ -97,7 +99,7 @@ func TestRecorded_EveryEventIsHandledByTheShopOfNow(t *testing.T) {
 		message := proto.Clone(r.said)
 		err := ch.PublishWithContext(t.Context(), r.event.Exchange, r.event.RoutingKey, true, false, amqp.Publishing{
 			Body: r.body, Type: string(r.event.Name), ContentType: "application/protobuf", DeliveryMode: amqp.Persistent,
-			MessageId: contract.MessageID(message).String(), CorrelationId: contract.OrderID(message), ReplyTo: replyTo,
+			MessageId: contract.MessageID(message).String(), CorrelationId: orderid.Of(message), ReplyTo: replyTo,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -172,7 +174,7 @@ func TestRecorded_EveryEventIsHandledByTheShopOfNow(t *testing.T) {
 // hold has inventory hold stock for an order.
 func (s *shop) hold(t *testing.T, orderID string, lines ...*eventsv1.RequestedLine) {
 	t.Helper()
-	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Service: "test", Role: "test"})
+	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

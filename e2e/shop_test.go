@@ -17,9 +17,10 @@ import (
 
 	"shop.example/db"
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/shop/local"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests; none waits that long unless something is broken.
@@ -59,7 +60,7 @@ func config(t *testing.T, database string, amqp map[string]string) local.Config 
 
 func open(t *testing.T, database string, broker *brokertest.Broker) *shop {
 	t.Helper()
-	s, err := local.New(t.Context(), config(t, database, broker.Services(t)))
+	s, err := local.New(t.Context(), config(t, database, broker.Services(t, topology.Broker())))
 	if err != nil {
 		t.Fatal(err)
 	}

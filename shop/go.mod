@@ -3,16 +3,6 @@ module shop.example/shop
 go 1.26.0
 
 require (
-	shop.example/db v0.0.0
-	shop.example/gateway v0.0.0
-	shop.example/gen v0.0.0
-	shop.example/platform v0.0.0
-	shop.example/services/inventory v0.0.0
-	shop.example/services/logging v0.0.0
-	shop.example/services/order v0.0.0
-)
-
-require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/caarlos0/env/v11 v11.4.2
 	github.com/google/uuid v1.6.0
@@ -27,6 +17,16 @@ require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
+	shop.example/db v0.0.0
+	shop.example/db/dbtest v0.0.0
+	shop.example/domain v0.0.0
+	shop.example/gateway v0.0.0
+	shop.example/gen v0.0.0
+	shop.example/platform v0.0.0
+	shop.example/platform/testkit v0.0.0
+	shop.example/services/inventory v0.0.0
+	shop.example/services/logging v0.0.0
+	shop.example/services/order v0.0.0
 )
 
 require (
@@ -79,18 +79,27 @@ require (
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
+	shop.example/topology v0.0.0
 )
+
+replace shop.example/db => ../db
+
+replace shop.example/db/dbtest => ../db/dbtest
+
+replace shop.example/domain => ../domain
 
 replace shop.example/gen => ../gen
 
 replace shop.example/platform => ../platform
 
-replace shop.example/db => ../db
+replace shop.example/platform/testkit => ../platform/testkit
 
 replace shop.example/gateway => ../gateway
-
-replace shop.example/services/order => ../services/order
 
 replace shop.example/services/inventory => ../services/inventory
 
 replace shop.example/services/logging => ../services/logging
+
+replace shop.example/services/order => ../services/order
+
+replace shop.example/topology => ../topology

@@ -21,11 +21,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	accessv1 "shop.example/gen/shop/access/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/contract"
-	"shop.example/platform/enduser"
 )
 
 // Authorizer lets calls through that the option shop.options.v1.access of their method allows. A call with a token that is
@@ -35,16 +35,19 @@ type Authorizer struct {
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
 	interceptor *apierror.Interceptor
 
-	// onRefusal is told of calls that are refused because of their token.
-	onRefusal func(ctx context.Context, err error)
+	login Login // may be nil
 
 	tokens    *tokenVerifier // of an issuer's tokens; nil if there is no issuer
 	customers bool           // public calls are for customers
 }
 
-// New returns an Authorizer. onRefusal is told of calls that are refused because of their token.
-func New(operators Operators, interceptor *apierror.Interceptor, onRefusal func(context.Context, error)) *Authorizer {
-	return &Authorizer{operators: operators, interceptor: interceptor, onRefusal: onRefusal}
+// Login runs check, which verifies the token of a call, unless too many tokens from the same address were not valid. It
+// returns the error of check.
+type Login func(ctx context.Context, check func() error) error
+
+// New returns an Authorizer that verifies tokens through login, or without it if that is nil.
+func New(operators Operators, interceptor *apierror.Interceptor, login Login) *Authorizer {
+	return &Authorizer{operators: operators, interceptor: interceptor, login: login}
 }
 
 // ConfigureOIDC accepts tokens of an issuer, too. Call it before any service is guarded. refreshKeys keeps the issuer's
@@ -299,7 +302,7 @@ func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
 // roleFor is the role that a request needs, "" for none. An owner has to be a customer if customers are required.
 func (a *Authorizer) roleFor(rule optionsv1.Access, request any) string {
 	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
-		if m, ok := request.(proto.Message); ok && contract.OrderID(m) != "" {
+		if m, ok := request.(proto.Message); ok && orderid.Of(m) != "" {
 			rule = optionsv1.Access_ACCESS_PUBLIC
 		}
 	}
@@ -322,12 +325,16 @@ func (a *Authorizer) RequireOperator(ctx context.Context, given []string) error 
 	return err
 }
 
-// requireRole is checkRole for a call that begins: a token that is refused is a failed login.
+// requireRole is checkRole for a call that begins: with a token, that is a login.
 func (a *Authorizer) requireRole(ctx context.Context, role string, given []string) (*Principal, error) {
-	caller, err := a.checkRole(ctx, role, given)
-	if err != nil && len(given) > 0 {
-		a.onRefusal(ctx, err)
+	if len(given) == 0 || a.login == nil {
+		return a.checkRole(ctx, role, given)
 	}
+	var caller *Principal
+	err := a.login(ctx, func() (err error) {
+		caller, err = a.checkRole(ctx, role, given)
+		return err
+	})
 	return caller, err
 }
 

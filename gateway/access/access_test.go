@@ -30,13 +30,11 @@ const someOrder = "00000000-0000-4000-8000-000000000001"
 // testOperators are those who know the tests' token.
 var testOperators = Operators{}.with(unnamedOperator, operatorToken)
 
-func ignoreRefusal(context.Context, error) {}
-
 func TestAccess_WithoutATokenNobodyIsAnOperator(t *testing.T) {
 	t.Parallel()
 	for _, token := range []string{"Bearer ", "Bearer", "Bearer \x00"} {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", token))
-		_, err := New(nil, nil, ignoreRefusal).requireRole(ctx, operator, authorizationIn(ctx))
+		_, err := New(nil, nil, nil).requireRole(ctx, operator, authorizationIn(ctx))
 		if apierror.ReasonOf(err) != "OPERATOR_TOKEN_INVALID" {
 			t.Errorf("%q: %v", token, err)
 		}
@@ -88,7 +86,7 @@ func TestAccess_HandlersKnowWhoCalls(t *testing.T) {
 	i := issuertest.Start(t)
 	log := slog.New(slog.DiscardHandler)
 	interceptor := apierror.NewInterceptor(log)
-	a := New(testOperators, interceptor, ignoreRefusal)
+	a := New(testOperators, interceptor, nil)
 	if _, err := a.ConfigureOIDC(OIDC{Issuer: i.URL, Audience: "shop", RolesClaim: "roles"}, log, noop.Meter{}); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +122,7 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	log := &strings.Builder{}
 	interceptor := apierror.NewInterceptor(slog.New(slog.NewTextHandler(log, nil)))
-	a := New(nil, interceptor, ignoreRefusal)
+	a := New(nil, interceptor, nil)
 	a.tokens = &tokenVerifier{} // it has nothing to verify a token with
 	server, conn := &callersServer{}, inprocess.New(interceptor)
 	conn.RegisterService(a.Guard(&orderv1.OrderService_ServiceDesc), server)

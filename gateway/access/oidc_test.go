@@ -62,7 +62,7 @@ func TestOIDC_AStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t)
 	log := slog.New(slog.DiscardHandler)
-	a := New(testOperators, apierror.NewInterceptor(log), ignoreRefusal)
+	a := New(testOperators, apierror.NewInterceptor(log), nil)
 	if _, err := a.ConfigureOIDC(OIDC{Issuer: i.URL, Audience: "shop", RolesClaim: "roles"}, log, noop.Meter{}); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestOIDC_SettingsThatMeanNothingAreRefused(t *testing.T) {
 		"OIDC_ISSUER is not set":     {RequireCustomer: true},
 		"OIDC_ISSUER is not set, bu": {Audience: "shop"},
 	} {
-		if _, err := New(nil, nil, ignoreRefusal).ConfigureOIDC(cfg, slog.New(slog.DiscardHandler), noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := New(nil, nil, nil).ConfigureOIDC(cfg, slog.New(slog.DiscardHandler), noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("want an error that begins with %q, got: %v", want, err)
 		}
 	}

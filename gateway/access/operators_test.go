@@ -64,7 +64,7 @@ func TestOperators_TokensThatCanBeGuessedOrNamesThatSayNothingAreRefusedAtStart(
 // Each operator has a share of calls of their own.
 func TestOperators_AreToldApartByTheLimitOfCalls(t *testing.T) {
 	t.Parallel()
-	a := New(Operators{}.with("ada", adasToken).with("bob", bobsToken), nil, ignoreRefusal)
+	a := New(Operators{}.with("ada", adasToken).with("bob", bobsToken), nil, nil)
 	of := func(token string) string { return a.CachedSubject(http.Header{"Authorization": {"Bearer " + token}}) }
 	if ada, bob := of(adasToken), of(bobsToken); ada == "" || bob == "" || ada == bob {
 		t.Errorf("ada is %q, bob is %q", ada, bob)

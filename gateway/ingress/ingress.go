@@ -79,7 +79,7 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if refusal == nil {
 		defer d.Limits.Calls.Release(call.client, 1)
 		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
-			r = r.WithContext(withLogin(r.Context(), &login{d.logins, d.Clients.address(r)}))
+			r = r.WithContext(withLogin(r.Context(), &login{d.logins, call.client.subject, d.Clients.address(r)}))
 		}
 	}
 	if isGRPC(r) {

@@ -49,7 +49,8 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 }
 
 // check returns an error if tokens from this address are refused for now. subject is whom the token is for; "" if that
-// is not known before it is verified.
+// is not known before it is verified. A call is checked when it comes in, and again before its token is verified: many calls
+// that come in together, each with a request that arrives slowly, would all pass the first check.
 func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
 	client := Client{subject: subject, addr: at}
 	if subject != "" && l.known.Contains(client) {
@@ -62,16 +63,14 @@ func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error
 			return apierror.New(codes.ResourceExhausted, "TOO_MANY_FAILED_LOGINS", "too many tokens from this address were not valid").WithRetryAfter(wait)
 		}
 	}
-	if subject != "" {
-		l.known.Add(client, struct{}{})
-	}
 	return nil
 }
 
 // login is a call that sends a token.
 type login struct {
 	*logins
-	at netip.Addr
+	subject string // whom the token is for, if that is known before it is verified
+	at      netip.Addr
 }
 
 type loginKey struct{}
@@ -80,12 +79,29 @@ func withLogin(ctx context.Context, l *login) context.Context {
 	return context.WithValue(ctx, loginKey{}, l)
 }
 
-// LoginFailed counts and logs that the call of ctx was refused because of its token. It does not log the token, and no more
-// lines for an address than it may have failed logins.
-func LoginFailed(ctx context.Context, err error) {
-	l, watched := ctx.Value(loginKey{}).(*login)
+// Login is an access.Login: it limits, counts and logs failed logins from the address that the call of ctx comes from.
+func Login(ctx context.Context, check func() error) error {
+	l, ok := ctx.Value(loginKey{}).(*login)
+	if !ok {
+		return check()
+	}
+	if err := l.check(ctx, l.subject, l.at); err != nil {
+		return err
+	}
+	err := check()
+	if err != nil {
+		l.fail(ctx, err)
+	} else if l.subject != "" {
+		l.known.Add(Client{subject: l.subject, addr: l.at}, struct{}{})
+	}
+	return err
+}
+
+// fail counts and logs that the call of ctx was refused because of its token. It does not log the token, and no more lines
+// for an address than it may have failed logins.
+func (l *login) fail(ctx context.Context, err error) {
 	var refusal *apierror.Error
-	if code := status.Code(err); !watched || !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
+	if code := status.Code(err); !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
 		return // the issuer of tokens may be unavailable, which is not the client's fault
 	}
 	reason := refusal.Reason()

@@ -18,14 +18,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/money"
+	"shop.example/domain/orderid"
+	"shop.example/domain/text"
 	"shop.example/gateway/access"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
-	"shop.example/platform/telemetry"
-	"shop.example/platform/text"
 )
 
 // retryAfter is what clients are told to wait when the message broker is away.
@@ -140,7 +140,7 @@ func (o *Orders) Place(
 	if err := o.publish(ctx, order); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", telemetry.OrderID(order.GetOrderId()), slog.Int("lines", len(lines)))
+	o.log.InfoContext(ctx, "order published", orderid.Attr(order.GetOrderId()), slog.Int("lines", len(lines)))
 	return pending(order), nil
 }
 

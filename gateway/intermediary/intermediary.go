@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/money"
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
 	"shop.example/gateway/rest"
@@ -18,7 +19,6 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/money"
 )
 
 // maxLists is how many lists of the whole catalogue are asked for at a time: an answer of 1 MiB takes some 20 MB.

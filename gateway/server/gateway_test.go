@@ -31,8 +31,9 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests.
@@ -70,7 +71,7 @@ type other struct {
 func joinBroker(t *testing.T, url string) other {
 	t.Helper()
 	dial := func(role string) *messaging.Connection {
-		conn, err := messaging.Dial(url, messaging.Options{Service: "other", Role: role, Logger: slog.New(slog.DiscardHandler)})
+		conn, err := messaging.Dial(url, messaging.Options{Topology: topology.Broker(), Service: "other", Role: role, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -528,7 +529,7 @@ func TestForward_StreamsPassAndOutliveTheLimitsOfRESTCalls(t *testing.T) {
 
 	// The same, behind a server whose limits are short enough to wait for.
 	const limit = 200 * time.Millisecond
-	server := ingress.NewServer(&ingress.Ingress{GRPC: g.GRPC(), Clients: ingress.ClientIdentifier{Authorizer: access.New(nil, nil, ignoreRefusal)}, WriteTimeout: ingress.SlowReaderTimeout}, slog.New(slog.DiscardHandler))
+	server := ingress.NewServer(&ingress.Ingress{GRPC: g.GRPC(), Clients: ingress.ClientIdentifier{Authorizer: access.New(nil, nil, nil)}, WriteTimeout: ingress.SlowReaderTimeout}, slog.New(slog.DiscardHandler))
 	server.ReadTimeout, server.WriteTimeout = limit, limit
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -17,13 +17,13 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/enduser"
 	"shop.example/gateway/access"
 	"shop.example/gateway/access/issuertest"
 	"shop.example/gateway/ingress"
 	orderv1 "shop.example/gen/shop/order/v1"
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 )
 
 // issuerBurst is how often tokens make the gateway ask the issuer at once.

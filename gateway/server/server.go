@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"shop.example/domain/money"
 	"shop.example/gateway/access"
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/inprocess"
@@ -32,10 +33,10 @@ import (
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // Config is the gateway's configuration.
@@ -119,7 +120,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	}
 
 	// The broker and the services behind the gateway.
-	pub, consume, err := s.Broker(cfg.AMQPURL, "gateway", t)
+	pub, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), topology.Gateway, t)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +265,7 @@ type api struct {
 
 func newAPI(server *grpc.Server, operators access.Operators, t *telemetry.Telemetry) *api {
 	interceptor := apierror.NewInterceptor(t.Logger)
-	return &api{grpc: server, local: inprocess.New(interceptor), access: access.New(operators, interceptor, ingress.LoginFailed)}
+	return &api{grpc: server, local: inprocess.New(interceptor), access: access.New(operators, interceptor, ingress.Login)}
 }
 
 // RegisterService implements grpc.ServiceRegistrar.

@@ -174,8 +174,6 @@ func serveREST(t testing.TB, a *api, orders *intake.Orders, tel *telemetry.Telem
 	return rest
 }
 
-func ignoreRefusal(context.Context, error) {}
-
 // client returns a gRPC connection to addr.
 func client(t *testing.T, addr string) *grpc.ClientConn {
 	t.Helper()

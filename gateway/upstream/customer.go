@@ -8,10 +8,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/enduser"
 	"shop.example/gateway/access"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func TestRun_ATopologyThatIsNotTheShopsIsOneErrorThatSaysWhatToDo(t *testing.T) {
@@ -43,7 +43,7 @@ func TestRun_ATopologyThatIsNotTheShopsIsOneErrorThatSaysWhatToDo(t *testing.T) 
 		if err := spoil(ch); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := messaging.Dial(broker.URL, messaging.Options{Service: "order", Role: "publish"})
+		conn, err := messaging.Dial(broker.URL, messaging.Options{Topology: brokertest.Topology(), Service: "order", Role: "publish"})
 		if err != nil {
 			t.Fatal(err)
 		}

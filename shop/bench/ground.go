@@ -13,8 +13,9 @@ import (
 
 	"github.com/lib/pq"
 
-	"shop.example/db"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/postgres"
+	"shop.example/topology"
 )
 
 // ground is what one run has in the servers: a database and a virtual host that nobody else uses.
@@ -58,11 +59,11 @@ func prepare(ctx context.Context, servers Servers) (g *ground, err error) {
 	if g.amqpURL, err = withPath(servers.AMQPURL, g.name); err != nil {
 		return g, err
 	}
-	return g, provision.Topology(ctx, servers.ManagementURL, g.name)
+	return g, provision.Topology(ctx, topology.Broker(), servers.ManagementURL, g.name)
 }
 
 func openDatabase(databaseURL string) (*sql.DB, error) {
-	config, err := db.Config(databaseURL, "")
+	config, err := postgres.Config(databaseURL, "")
 	if err != nil {
 		return nil, err
 	}

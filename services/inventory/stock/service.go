@@ -13,20 +13,22 @@ import (
 	"time"
 
 	"shop.example/db"
+	"shop.example/domain/money"
+	"shop.example/domain/report"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 const (
-	name   = "inventory"
+	name   = topology.Inventory
 	schema = "inventory"
 	// callers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
 	// each other in the database, so more would only hold connections.
@@ -105,7 +107,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 
-	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
 	if err != nil {
 		return err
 	}
@@ -122,7 +124,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
-	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue,
+	consumer := messaging.NewConsumer(consume, publisher, name,
 		messaging.ConsumerOptions{Linger: linger}, w.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
@@ -134,7 +136,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
 	inventoryv1.RegisterSettlementServiceServer(s.GRPC(), settlement{warehouse: w})
-	s.ServeReport(relay.Report)
+	report.Serve(s.Service, report.Outbox(relay))
 
 	orders, err := s.DialService("ORDER_ADDR", cfg.OrderAddr, cfg.TLS)
 	if err != nil {

@@ -20,9 +20,10 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/topology"
 )
 
 // running is the service as it is run, and a client of the broker beside it.
@@ -94,7 +95,7 @@ func start(t *testing.T) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := messaging.Dial(broker.URL, messaging.Options{Service: "test", Role: "test"})
+	conn, err := messaging.Dial(broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

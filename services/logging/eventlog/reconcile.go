@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -24,6 +25,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 const (
@@ -95,13 +97,13 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		r.routes = append(r.routes, rt)
 		return rt
 	}
-	add(messaging.OrderQueue, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+	add(topology.Order, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 		resp, err := orders.FindUnknown(ctx, &orderv1.FindUnknownRequest{OrderIds: ids})
 		return resp.GetOrderIds(), err
 	})
 	for _, m := range []proto.Message{&eventsv1.DecrementQuantity{}, &eventsv1.OrderCancelled{}} {
 		event, _ := contract.EventOf(m)
-		rt := add(messaging.InventoryQueue, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+		rt := add(topology.Inventory, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 			resp, err := stock.FindUnhandled(ctx, &inventoryv1.FindUnhandledRequest{RoutingKey: event.RoutingKey, OrderIds: ids})
 			return resp.GetOrderIds(), err
 		})
@@ -308,7 +310,7 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 		}
 		if row.Sent >= maxSends {
 			r.log.LogAttrs(ctx, slog.LevelError, "an event is lost each time that it is sent", telemetry.RoutingKey(e.event.RoutingKey),
-				telemetry.MessageID(row.MessageID), telemetry.OrderID(row.OrderID.String()), slog.Int("sent", row.Sent))
+				telemetry.MessageID(row.MessageID), orderid.Attr(row.OrderID.String()), slog.Int("sent", row.Sent))
 			closed[lostForGood] = append(closed[lostForGood], row.MessageID)
 			continue
 		}

@@ -19,6 +19,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
+	"shop.example/domain/orderid"
+	"shop.example/domain/report"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -30,6 +32,7 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // Config is the service's configuration. The tags are those of github.com/caarlos0/env.
@@ -54,7 +57,7 @@ type Config struct {
 }
 
 const (
-	name   = "logging"
+	name   = topology.Logging
 	schema = "logging"
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
 	// stand in the log as they stood in the queue.
@@ -119,13 +122,13 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
 
-	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
 	if err != nil {
 		return err
 	}
 	s.pub, s.broker = publisher, consume
 
-	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
+	events := messaging.NewConsumer(consume, s.pub, name,
 		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleRaw(s.logEvents))
 	s.Go("consumer", events.Run)
 	s.Check("consumer", events.Ready)
@@ -143,7 +146,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
-	s.ServeReport()
+	report.Serve(s.Service)
 	return nil
 }
 
@@ -199,7 +202,7 @@ func logRows(log *slog.Logger, rows []logged) {
 		// The trace of the event, which the logger takes from the context, not that of the batch.
 		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
 		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
-			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
+			telemetry.MessageID(row.messageID), orderid.Attr(row.orderID))
 	}
 }
 
@@ -215,7 +218,7 @@ func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Deliver
 		crash.Point("logging.letter-stored")
 		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
 			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
-			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
+			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
 	}
 	return nil
 }

@@ -23,12 +23,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/db/dbtest"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/topology"
 )
 
 // fixture is one or more replicas of the service on a database and a broker of their own, and the rest of the shop as
@@ -70,7 +72,7 @@ func start(t *testing.T) *fixture {
 	f := &fixture{url: dbtest.New(t), broker: brokertest.New(t), log: &lines{}}
 	f.db = openDB(t, f.url)
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(f.broker.URL, messaging.Options{Service: "test", Role: role})
+		c, err := messaging.Dial(f.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: role})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +181,7 @@ func receive(t *testing.T, s grpc.ServerStreamingClient[loggingv1.StreamEventsRe
 func (f *fixture) event(t *testing.T, m proto.Message) (found *loggingv1.Event) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%T to be in the log", m), func() bool {
-		reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: contract.OrderID(m)})
+		reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: orderid.Of(m)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,6 @@ package ordering
 import (
 	"bytes"
 	"context"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -11,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,8 +23,10 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/platform/testkit/netproxy"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests; none waits that long unless something is broken.
@@ -57,7 +56,7 @@ func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
 		})
 	}
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(broker.URL, messaging.Options{Service: "test", Role: role})
+		c, err := messaging.Dial(broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: role})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +66,7 @@ func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
 	n.consume = dial("consume")
 	n.pub = messaging.NewPublisher(dial("publish"))
 	n.run(n.pub.Run)
-	for queue, to := range map[string]chan messaging.Delivery{messaging.LoggingQueue: n.events, messaging.DeadLetterQueue: n.dead} {
+	for queue, to := range map[string]chan messaging.Delivery{topology.Logging: n.events, messaging.DeadLetterQueue: n.dead} {
 		n.run(messaging.NewConsumer(n.consume, n.pub, queue, messaging.ConsumerOptions{},
 			messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 				for _, d := range batch {
@@ -320,41 +319,23 @@ func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 	}
 }
 
-// line returns the database's URL through a proxy that can be stopped and started.
-func line(t *testing.T, database string) (string, *toxiproxy.Proxy) {
-	t.Helper()
-	u, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "database", "127.0.0.1:0", u.Host)
-	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(proxy.Stop)
-	u.Host = proxy.Listen
-	return u.String(), proxy
-}
-
 func TestOrderPlaced_WaitsForTheDatabaseThatWentAfterTheStockWasHeld(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	n := newNeighbours(t, broker)
 	database := dbtest.New(t)
-	through, proxy := line(t, database)
+	proxy := netproxy.New(t, database)
 	var asked atomic.Int32
 	n.inventory(func(req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
 		switch asked.Add(1) {
 		case 1:
-			proxy.Stop()
+			proxy.Down()
 		case 2:
-			if err := proxy.Start(); err != nil {
-				t.Error(err)
-			}
+			proxy.Up(t)
 		}
 		return each(held)(req)
 	})
-	start(t, broker, through)
+	start(t, broker, proxy.URL)
 	placed := newPlaced()
 	n.publish(t, placed)
 	if got := n.until(t, "shop.order.confirmed", 1); got[0] != placed.GetOrderId() {
@@ -417,7 +398,7 @@ func TestOrderPlaced_WhatInventoryRefusesCostsNoOther(t *testing.T) {
 	})
 	n.publish(t, orders...)
 	s, _, _ := start(t, broker, dbtest.New(t))
-	if d := next(t, n.dead); d.CorrelationID != bad || !strings.Contains(d.Reason, "other lines") || d.SourceQueue != messaging.OrderQueue {
+	if d := next(t, n.dead); d.CorrelationID != bad || !strings.Contains(d.Reason, "other lines") || d.SourceQueue != topology.Order {
 		t.Errorf("dead letter of order %s from %s: %s", d.CorrelationID, d.SourceQueue, d.Reason)
 	}
 	if got := n.until(t, "shop.order.confirmed", 9); slices.Contains(got, bad) {
