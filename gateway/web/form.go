@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -271,6 +272,11 @@ var verdicts = map[string]string{
 	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
+// verdictOf is what is said of a state or reason; the name itself if it comes from a newer release.
+func verdictOf(name string) string {
+	return cmp.Or(verdicts[name], "The order is "+name+".")
+}
+
 // serveOrder serves the page of an order. Whoever has its id may see it.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
@@ -289,16 +295,16 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	}
 	// Not found is an order that has not been decided; and while the order service is away, none is.
 	if view.Verdict == "" {
-		view.Verdict = verdicts[view.State]
+		view.Verdict = verdictOf(view.State)
 	}
 	p.write(w, http.StatusOK, "order.html", view)
 }
 
 func (v *orderView) show(o *orderv1.Order) {
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
-	v.Verdict = verdicts[v.State]
+	v.Verdict = verdictOf(v.State)
 	if o.Reason != nil {
-		v.Verdict = verdicts[o.GetReason().String()]
+		v.Verdict = verdictOf(o.GetReason().String())
 	}
 	for _, item := range o.GetOrderItems() {
 		v.Lines = append(v.Lines, lineView{item.GetProductName(), item.GetQuantity(), price(item.GetUnitPrice())})
