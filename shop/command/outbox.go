@@ -34,9 +34,11 @@ the shop that runs in this workspace.`,
 
 func outboxListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List the events that are parked, the oldest first",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List the events that are parked, the oldest first",
+		Long:    "Lists the events that are parked with the broker's reason, the oldest first, without their messages.",
+		Example: "  shop outbox list\n  DATABASE_URL=postgres://postgres@localhost/shopdb shop outbox list",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
 				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
@@ -137,7 +139,7 @@ func inOutbox(ctx context.Context, url, schema string, f func(schema string, poo
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer func() { _ = pool.Close() }()
 	var has bool
 	err = pool.GetContext(ctx, &has, `
 		SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
