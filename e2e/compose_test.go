@@ -66,7 +66,7 @@ func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 		}
 	}
 	used := len(images)
-	for path, pattern := range map[string]*regexp.Regexp{"../Dockerfile": fromLine, "../shop/stack/postgres.go": stackImage, "../shop/stack/rabbitmq.go": stackImage} {
+	for path, pattern := range map[string]*regexp.Regexp{"../Dockerfile": fromLine, "../dev/stack/postgres.go": stackImage, "../dev/stack/rabbitmq.go": stackImage} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
+	"shop.example/dev/controls"
+	"shop.example/dev/local"
 	"shop.example/platform/messaging/brokertest"
-	"shop.example/shop/controls"
-	"shop.example/shop/local"
 )
 
 // startDemo starts a shop whose operators can break it. Its services keep their addresses when they are started again.

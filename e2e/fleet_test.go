@@ -32,7 +32,7 @@ const stopLimit = 10 * time.Second
 
 var services = []string{"gateway", "order", "inventory", "logging"}
 
-// binaries builds the services once for all tests. Without the race detector, which would halve the speed of the suite
+// binaries builds the services, shop and shopdev once for all tests. Without the race detector, which would halve the speed of the suite
 // and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "shop-e2e-")
@@ -41,10 +41,13 @@ var binaries = sync.OnceValues(func() (string, error) {
 	}
 	built = dir
 	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway",
-		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging", "shop.example/shop")
+		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging", "shop.example/shop", "shop.example/dev")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
+	}
+	if err := os.Rename(filepath.Join(dir, "dev"), filepath.Join(dir, "shopdev")); err != nil {
+		return "", err
 	}
 	return dir, nil
 })

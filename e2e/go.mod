@@ -20,7 +20,9 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	mvdan.cc/sh/v3 v3.14.1
+	shop.example/bench v0.0.0
 	shop.example/db v0.0.0
+	shop.example/dev v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
 	shop.example/services/inventory v0.0.0
@@ -85,6 +87,7 @@ require (
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
@@ -107,3 +110,7 @@ replace shop.example/services/inventory => ../services/inventory
 replace shop.example/services/logging => ../services/logging
 
 replace shop.example/shop => ../shop
+
+replace shop.example/dev => ../dev
+
+replace shop.example/bench => ../bench

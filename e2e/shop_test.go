@@ -17,9 +17,9 @@ import (
 
 	"shop.example/db"
 	"shop.example/db/dbtest"
+	"shop.example/dev/local"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
-	"shop.example/shop/local"
 )
 
 // patience bounds every wait of these tests; none waits that long unless something is broken.

@@ -41,7 +41,7 @@ func AdminURL(t testing.TB) string {
 	t.Helper()
 	admin := os.Getenv("DATABASE_URL")
 	if admin == "" {
-		t.Fatal("no DATABASE_URL: run `make test`, or `go run ./shop exec --fast -- go test ./…`")
+		t.Fatal("no DATABASE_URL: run `make test`, or `go run ./dev exec --fast -- go test ./…`")
 	}
 	return admin
 }

@@ -31,7 +31,7 @@ func New(t testing.TB) *Broker {
 	t.Helper()
 	amqpURL, manageURL := os.Getenv("AMQP_URL"), os.Getenv("AMQP_MANAGEMENT_URL")
 	if amqpURL == "" || manageURL == "" {
-		t.Fatal("no AMQP_URL or AMQP_MANAGEMENT_URL: run `make test`, or `go run ./shop exec --fast -- go test ./…`")
+		t.Fatal("no AMQP_URL or AMQP_MANAGEMENT_URL: run `make test`, or `go run ./dev exec --fast -- go test ./…`")
 	}
 	u, err := url.Parse(manageURL)
 	if err != nil {
