@@ -1,6 +1,6 @@
 # The images of the shop, static programs and nothing else:
 #
-#   docker build --build-arg SERVICE=order -t shop-order .     gateway, order, inventory or logging
+#   docker build --build-arg SERVICE=order -t shop-order .     gateway, or a service by its folder in services/
 #   docker build --target shop -t shop .                       the command: migrate, audit, …
 #
 # `make images VERSION=v1.2.3` builds all of them for a release (docs/releasing.md).
@@ -13,8 +13,9 @@ ARG VERSION
 # All programs at once, since they share most of what is compiled.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X shop.example/shop/command.release=${VERSION}" -o /out/ \
-    ./gateway ./services/order ./services/inventory ./services/logging ./shop && \
-    cd /out && mkdir -p certs all/gateway all/order all/inventory all/logging all/audit all/db all/rabbitmq
+    ./gateway ./services/* ./shop && \
+    mkdir /out/certs && \
+    for name in gateway $(ls services) audit db rabbitmq; do mkdir -p "/out/all/$name"; done
 
 FROM scratch AS base
 ARG VERSION

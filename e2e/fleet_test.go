@@ -31,7 +31,7 @@ import (
 // stopLimit is how long a service may take to end after SIGTERM.
 const stopLimit = 10 * time.Second
 
-var services = []string{"gateway", "order", "inventory", "logging"}
+var services = topology.Names()
 
 // binaries builds the services once for all tests. Without the race detector, which would halve the speed of the suite
 // and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
@@ -41,8 +41,10 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway",
-		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging", "shop.example/shop")
+	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", "shop.example/shop")
+	for _, name := range services[1:] {
+		cmd.Args = append(cmd.Args, "shop.example/services/"+name)
+	}
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)

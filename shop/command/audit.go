@@ -20,7 +20,6 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
 
-	"shop.example/db"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -168,7 +167,7 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 func auditedDatabases(ctx context.Context) (map[string]string, error) {
 	urls := map[string]string{}
 	missing := ""
-	for _, schema := range db.Schemas() {
+	for _, schema := range audit.Schemas() {
 		variable := strings.ToUpper(schema) + "_DATABASE_URL"
 		if urls[schema] = os.Getenv(variable); urls[schema] == "" {
 			urls[schema] = os.Getenv("DATABASE_URL")
