@@ -1,5 +1,5 @@
-# What one does with the shop; `make` alone lists it. Go and make are enough for all but `make test`, which needs a C
-# compiler too, for the race detector.
+# What one does with the shop; `make` alone lists it. Go and make are enough: targets that need more install it, or say what
+# to install.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 # All builds but those with the race detector are pure Go, and so share one build cache.
@@ -8,11 +8,13 @@ export CGO_ENABLED := 0
 MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
 # gen is written by protoc's plugins and linted as proto/.
 LINTED = $(filter-out ./gen,$(MODULES))
+# The developer tools, modules outside the workspace.
+TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # What is shipped, and the licences that what it links may have. The MPL asks for its own files to stay open: they are used
 # as they are.
-PROGRAMS = ./gateway ./services/order ./services/inventory ./services/logging ./shop
+PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto
+GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/page/assets/contracts.js
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -36,8 +38,22 @@ down: .bin/shopdev ## Stop and remove what make up started, its data too (YES=1:
 
 # --- Check -----------------------------------------------------------------------------------------------------------
 
+.PHONY: unit
+# Never from the cache, which does not notice that a document has changed.
+unit: ## Run the tests that need no server, in seconds (docs/adr/0025)
+	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
+
+.PHONY: t
+t: .bin/shopdev ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
+	@$(if $(PKG),,$(error Say which package: make t PKG=./services/order/ordering))\
+	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
+
 .PHONY: test
-test: generated breaking lint modules race ## Everything that has to pass
+test: setup generated breaking lint modules race ## Everything that has to pass
+
+.PHONY: setup
+setup: ## Install what make test needs besides Go and make (Debian, Ubuntu), or say what is missing
+	@tools/setup.sh
 
 .PHONY: generated
 generated: .bin/buf # Fails where a generated file is not what make generate and make protos write.
@@ -45,6 +61,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
+	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/page/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
@@ -66,16 +83,22 @@ lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
 .PHONY: modules
 modules: # Each module has to do without the workspace too, and its go.mod has to be tidy.
 	@echo 'checking each module by itself: go.mod, build, vet'; failed=; \
+	for module in $(TOOLS); do \
+	    GOWORK=off go -C "$$module" mod tidy -diff >/dev/null || { echo "$$module: go.mod or go.sum is not up to date: run make tidy"; failed=1; }; \
+	done >&2; \
 	for module in $(MODULES); do \
 	    GOWORK=off go -C "$$module" mod tidy -diff >/dev/null || { echo "$$module: go.mod or go.sum is not up to date: run make tidy"; failed=1; continue; }; \
 	    GOWORK=off go -C "$$module" vet ./... || failed=1; \
 	done >&2; \
 	[[ -z $$failed ]]
 
+# Ends a test program that hangs. It is no measure of how fast a machine is: waits inside tests have bounds of their own.
+TEST_TIMEOUT ?= 2h
+
 .PHONY: race
 race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
 	CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-	    -race -shuffle=on -count=1 -timeout=15m $(MODULES:%=%/...)
+	    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT) $(MODULES:%=%/...)
 
 .PHONY: sbom
 sbom: .bin/cyclonedx-gomod .bin/go-licenses ## List what the programs link: versions, licences, CycloneDX files; fail on a licence that is not allowed
@@ -98,11 +121,11 @@ chaos: .bin/shopdev ## Place orders for two minutes while everything fails (CHAO
 
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
-	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=30m ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: pgbouncer
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
-	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=30m ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
@@ -139,11 +162,12 @@ screenshots: .bin/shopdev ## Take the pictures of the front page in docs/images 
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate
-generate: .bin/buf ## Write gen/ from proto/, after lint and format
+generate: .bin/buf ## Write gen/ from proto/, after lint and format, and what follows from it and the table of services
 	.bin/buf format -w proto
 	.bin/buf lint
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
+	go run ./topology/generate .
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions
@@ -158,11 +182,45 @@ format: .bin/buf .bin/golangci-lint ## Format contracts and code
 .PHONY: tidy
 tidy: ## Bring all modules to the same versions, and each go.mod up to date
 	go work sync
-	for module in $(MODULES); do GOWORK=off go -C "$$module" mod tidy; done
+	for module in $(MODULES) $(TOOLS); do GOWORK=off go -C "$$module" mod tidy; done
+
+.PHONY: outdated
+outdated: ## List direct dependencies that have a newer version, those of tools/* too
+	@for module in $(MODULES) $(TOOLS); do \
+	    GOWORK=off go -C "$$module" list -m -u -f '{{if and .Update (not .Indirect)}}{{.Path}} {{.Version}} {{.Update.Version}}{{end}}' all; \
+	done | sort -u | awk 'NF { printf "%-60s %s -> %s\n", $$1, $$2, $$3 }'
+
+.PHONY: update
+update: ## Set the version of a dependency in every module that requires it: make update MODULE=google.golang.org/grpc@v1.85.0
+	@$(if $(MODULE),,$(error Say which: make update MODULE=google.golang.org/grpc@v1.85.0))\
+	for module in $(MODULES) $(TOOLS); do \
+	    if grep -q '[[:space:]]$(firstword $(subst @, ,$(MODULE))) v' "$$module/go.mod"; then GOWORK=off go -C "$$module" get '$(MODULE)'; fi; \
+	done
+	@$(MAKE) tidy
 
 .PHONY: clean
 clean: ## Remove what was built (make down removes what runs)
 	rm -rf .bin
+
+# --- Release ---------------------------------------------------------------------------------------------------------
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+
+.PHONY: images
+images: ## Build the images (VERSION=v1.2.3), and push them (IMAGES=registry/path/ PUSH=yes)
+	@set -x; for service in gateway order inventory logging; do \
+	    docker build $(if $(PUSH),--push) --build-arg SERVICE=$$service --build-arg VERSION=$(VERSION) -t $(IMAGES)shop-$$service:$(VERSION) .; \
+	done; \
+	docker build $(if $(PUSH),--push) --target shop --build-arg VERSION=$(VERSION) -t $(IMAGES)shop:$(VERSION) .
+
+.PHONY: artefacts
+artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
+	@rm -rf .bin/release && mkdir -p .bin/release
+	@.bin/buf build -o .bin/release/shop.binpb
+	@cp gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
+	    .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
+	@echo '$(VERSION)' > .bin/release/VERSION
+	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
 
 # --- Programs --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ require (
 	shop.example/services/logging v0.0.0 // indirect
 	shop.example/services/order v0.0.0 // indirect
 	shop.example/shop v0.0.0
+	shop.example/topology v0.0.0
 )
 
 require (
@@ -102,3 +103,5 @@ replace shop.example/services/logging => ../services/logging
 replace shop.example/shop => ../shop
 
 replace shop.example/dev => ../dev
+
+replace shop.example/topology => ../topology

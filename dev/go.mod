@@ -11,6 +11,7 @@ require (
 	shop.example/services/logging v0.0.0
 	shop.example/services/order v0.0.0
 	shop.example/shop v0.0.0
+	shop.example/topology v0.0.0
 )
 
 require (
@@ -97,3 +98,5 @@ replace shop.example/services/inventory => ../services/inventory
 replace shop.example/services/logging => ../services/logging
 
 replace shop.example/shop => ../shop
+
+replace shop.example/topology => ../topology

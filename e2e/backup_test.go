@@ -9,6 +9,7 @@ import (
 	"shop.example/db"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // The blocks of docs/operations.md, from servers that are new to servers whose data is lost. The services have the roles
@@ -109,10 +110,10 @@ func scenesOf(t *testing.T, env []string) func(scene string) {
 func usersOf(t *testing.T, s *servers) map[string]string {
 	t.Helper()
 	logins := map[string]provision.Login{}
-	for _, service := range provision.Services() {
+	for _, service := range topology.Names() {
 		logins[service] = provision.Login{User: service, Password: "password of " + service}
 	}
-	if err := provision.Users(t.Context(), s.management, "/", logins); err != nil {
+	if err := provision.Users(t.Context(), topology.Broker(), s.management, "/", logins); err != nil {
 		t.Fatal(err)
 	}
 	urls := map[string]string{}

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"shop.example/shop/command"
+	"shop.example/topology"
 )
 
 const (
@@ -49,8 +50,14 @@ var (
 	fullVersion = regexp.MustCompile(`^(postgres:\d+\.\d+|(rabbitmq|golang):\d+\.\d+\.\d+)(-\w+)?(@sha256:[0-9a-f]{64})?$`)
 	fromLine    = regexp.MustCompile(`(?m)^FROM (\S+)`)
 	stackImage  = regexp.MustCompile(`\bimage: "([^"]+)"`)
-	required    = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
-	withDefault = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
+	// containerImage is that of the devcontainer, and of CI.
+	containerImage = regexp.MustCompile(`(?m)^\s*"?image"?: "?([^",\n]+)`)
+	// publishedPort is a port that can be chosen by a variable. 0 is any free one.
+	publishedPort = regexp.MustCompile(`^127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:\d+$`)
+	// certsFolders is the loop over the folders that shop certs writes to.
+	certsFolders = regexp.MustCompile(`for name in (.*); do mkdir -p "/out/all/\$name"`)
+	required     = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
+	withDefault  = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
 )
 
 // A tag that moves is another program on the next machine.
@@ -66,7 +73,10 @@ func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 		}
 	}
 	used := len(images)
-	for path, pattern := range map[string]*regexp.Regexp{"../Dockerfile": fromLine, "../dev/stack/postgres.go": stackImage, "../dev/stack/rabbitmq.go": stackImage} {
+	for path, pattern := range map[string]*regexp.Regexp{
+		"../Dockerfile": fromLine, "../.devcontainer/devcontainer.json": containerImage, "../.gitlab-ci.yml": containerImage,
+		"../dev/stack/postgres.go": stackImage, "../dev/stack/rabbitmq.go": stackImage,
+	} {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -116,6 +126,26 @@ func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
 	for _, name := range []string{"db", "rabbitmq"} {
 		if production.Services[name].Ports == nil || strings.Count(text, "ports: !reset []") != 2 {
 			t.Errorf("%s: %s keeps the ports of %s", productionFile, name, demoFile)
+		}
+	}
+}
+
+// A PostgreSQL or RabbitMQ that runs on this machine already is not in the way, and each port can be chosen.
+func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
+	t.Parallel()
+	file, text := readCompose(t, demoFile)
+	head, _, _ := strings.Cut(text, "\nname: ") // what can be set is explained there
+	for name, service := range file.Services {
+		for _, port := range service.Ports {
+			m := publishedPort.FindStringSubmatch(port)
+			switch {
+			case m == nil:
+				t.Errorf("%s: %s publishes %s: let a variable choose, as in 127.0.0.1:${POSTGRES_PORT:-0}:5432", demoFile, name, port)
+			case (m[2] == "0") == (name == "gateway"):
+				t.Errorf("%s: %s takes port %s by default", demoFile, name, m[2])
+			case !strings.Contains(head, m[1]):
+				t.Errorf("%s: the comment at its top does not explain %s", demoFile, m[1])
+			}
 		}
 	}
 }
@@ -213,6 +243,11 @@ func TestCompose_EachContainerHasItsOwnKeyAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	loop := certsFolders.FindStringSubmatch(string(dockerfile))
+	if loop == nil {
+		t.Fatal("Dockerfile makes no folders for certificates")
+	}
+	folders := strings.Fields(strings.Replace(loop[1], "$(ls services)", strings.Join(topology.Names()[1:], " "), 1))
 	for _, owner := range made {
 		if len(mounts[owner]) != 1 {
 			t.Errorf("%s has its certificate %d times: %v", owner, len(mounts[owner]), mounts[owner])
@@ -220,11 +255,11 @@ func TestCompose_EachContainerHasItsOwnKeyAlone(t *testing.T) {
 		if !slices.Contains(names, any(owner)) {
 			t.Errorf("%s: certs does not make a certificate of %s", productionFile, owner)
 		}
-		if !strings.Contains(string(dockerfile), " all/"+owner) {
+		if !slices.Contains(folders, owner) {
 			t.Errorf("Dockerfile: `shop certs` cannot write to the volume of %s: make a folder all/%s", owner, owner)
 		}
 	}
-	if len(made) != 7 {
+	if len(made) != len(topology.Names())+3 {
 		t.Errorf("certificates are made for %v", made)
 	}
 }

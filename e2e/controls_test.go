@@ -11,13 +11,14 @@ import (
 	"shop.example/dev/controls"
 	"shop.example/dev/local"
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/topology"
 )
 
 // startDemo starts a shop whose operators can break it. Its services keep their addresses when they are started again.
 func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
-	cfg := config(t, database, broker.Services(t))
+	cfg := config(t, database, broker.Services(t, topology.Broker()))
 	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr} {
 		*addr = freeAddr(t)
 	}

@@ -3,13 +3,22 @@ package e2e
 import (
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"unicode"
+
+	"go.yaml.in/yaml/v3"
 )
 
 var (
+	// link is a link within a document: its target, without a title.
+	link    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	heading = regexp.MustCompile(`(?m)^#{1,6} (.+)$`)
+
 	namedTest   = regexp.MustCompile(`\bTest[A-Z]\w*_(\w+|…)`)
 	declaration = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 )
@@ -72,3 +81,113 @@ func declared(tests map[string]bool, name string) bool {
 	}
 	return false
 }
+
+func TestDocuments_LinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	texts := documents(t)
+	links := 0
+	for document, text := range texts {
+		for _, m := range link.FindAllStringSubmatch(inline.ReplaceAllString(fence.ReplaceAllString(text, ""), ""), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			links++
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := document
+			if file != "" {
+				target = path.Join(path.Dir(document), file)
+			}
+			if !exists(filepath.Join("..", target)) {
+				t.Errorf("%s links to %s, which does not exist", document, m[1])
+			} else if anchor != "" && !slices.Contains(anchors(texts[target]), anchor) {
+				t.Errorf("%s links to %s: %s has no heading of that name", document, m[1], target)
+			}
+		}
+	}
+	if links < 50 {
+		t.Errorf("%d links were found", links)
+	}
+}
+
+// anchors are what links to the headings of a document end with, as GitHub and GitLab make them.
+func anchors(text string) (all []string) {
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		var anchor strings.Builder
+		for _, r := range strings.ToLower(m[1]) {
+			switch {
+			case r == ' ':
+				anchor.WriteByte('-')
+			case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+				anchor.WriteRune(r)
+			}
+		}
+		all = append(all, anchor.String())
+	}
+	return all
+}
+
+// Who looks for a document finds it in docs/README.md, and each decision in docs/adr/README.md.
+func TestDocuments_TheirMapsAreComplete(t *testing.T) {
+	t.Parallel()
+	for folder, more := range map[string][]string{"docs": {"../CONTRIBUTING.md", "../CHANGELOG.md", "../SECURITY.md"}, "docs/adr": nil} {
+		index, err := os.ReadFile(filepath.Join("..", folder, "README.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages, err := filepath.Glob(filepath.Join("..", folder, "*.*"))
+		if err != nil || len(pages) < 10 {
+			t.Fatalf("%d documents in %s, %v", len(pages), folder, err)
+		}
+		for _, page := range append(pages, more...) {
+			name := filepath.Base(page)
+			if !strings.HasPrefix(page, filepath.Join("..", folder)) {
+				name = page
+			}
+			if name != "README.md" && !strings.Contains(string(index), "("+name+")") {
+				t.Errorf("%s/README.md does not link to %s", folder, name)
+			}
+		}
+	}
+}
+
+var makeCall = regexp.MustCompile(`\bmake ((?:[a-z.]+[/ ]?)+)`)
+
+// CI runs what developers run.
+func TestCI_CallsTargetsThatExist(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string][]string{
+		"../.github/workflows/ci.yaml": {"unit", "test", "sbom", "chaos"}, "../.gitlab-ci.yml": {"unit", "test", "sbom", "chaos"},
+		"../.ci/run": {"test", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(file, "ml") {
+			var parsed map[string]any
+			if err := yaml.Unmarshal(text, &parsed); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+		called := map[string]bool{}
+		for _, m := range makeCall.FindAllStringSubmatch(comment.ReplaceAllString(string(text), ""), -1) {
+			for target := range strings.FieldsSeq(m[1]) {
+				called[target] = true
+				if !strings.Contains(string(makefile), "\n"+target+":") {
+					t.Errorf("%s calls make %s, which the Makefile does not have", file, target)
+				}
+			}
+		}
+		for _, target := range want {
+			if !called[target] {
+				t.Errorf("%s does not call make %s", file, target)
+			}
+		}
+	}
+}
+
+var comment = regexp.MustCompile(`(?m)(^|\s)(#|//).*$`)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +28,7 @@ func down(t *testing.T, dir string, args ...string) (said string, err error) {
 
 func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
 	t.Parallel()
-	bin, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	bin := mustBinaries(t)
 	dir := filepath.Join(t.TempDir(), "servers")
 	holder := exec.Command(filepath.Join(bin, "shopdev"), "exec", "--dir", dir, "--", "sh", "-c", "echo runs && exec cat") // on the servers of the tests
 	holder.Stderr = t.Output()
@@ -87,12 +85,23 @@ func TestDown_LeavesAFolderAloneThatIsNoStacks(t *testing.T) {
 	if err := os.WriteFile(kept, []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{nil, {"--yes"}} {
-		if said, err := down(t, dir, args...); err == nil || !strings.Contains(err.Error(), "is no folder of a stack") {
-			t.Errorf("%v: %v, %q", args, err, said)
+	leftAlone := func(what string) {
+		t.Helper()
+		for _, args := range [][]string{nil, {"--yes"}} {
+			if said, err := down(t, dir, args...); err == nil || !strings.Contains(err.Error(), "is no folder of a stack") {
+				t.Errorf("%s, %v: %v, %q", what, args, err, said)
+			}
+		}
+		if !exists(kept) {
+			t.Fatalf("%s: its files were removed", what)
 		}
 	}
-	if !exists(kept) {
-		t.Error("its files were removed")
+	leftAlone("without a lock")
+	// /var/lib/dpkg and others have a file of this name, and were removed without a question.
+	for _, lock := range []string{"", "held by another program\n", "4711\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "lock"), []byte(lock), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		leftAlone("with the lock " + strconv.Quote(lock))
 	}
 }

@@ -221,10 +221,7 @@ func startServers(t *testing.T, dir string, env ...string) *servers {
 // stoppedServers are servers that were not started yet. They go with the test.
 func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
-	bin, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	bin := mustBinaries(t)
 	s := &servers{program: filepath.Join(bin, "shopdev"), dir: dir, env: env}
 	t.Cleanup(func() {
 		if s.hold != nil {

@@ -25,12 +25,13 @@ import (
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/topology"
 )
 
 // stopLimit is how long a service may take to end after SIGTERM.
 const stopLimit = 10 * time.Second
 
-var services = []string{"gateway", "order", "inventory", "logging"}
+var services = topology.Names()
 
 // binaries builds the services, shop and shopdev once for all tests. Without the race detector, which would halve the speed of the suite
 // and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
@@ -40,8 +41,10 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway",
-		"shop.example/services/order", "shop.example/services/inventory", "shop.example/services/logging", "shop.example/shop", "shop.example/dev")
+	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", "shop.example/shop", "shop.example/dev")
+	for _, name := range services[1:] {
+		cmd.Args = append(cmd.Args, "shop.example/services/"+name)
+	}
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
@@ -81,13 +84,10 @@ type fleetOptions struct {
 // newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
 func newFleet(t *testing.T, o fleetOptions) *fleet {
 	t.Helper()
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := mustBinaries(t)
 	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	f.amqp = f.broker.Services(t)
+	f.amqp = f.broker.Services(t, topology.Broker())
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	for _, name := range services {

@@ -93,6 +93,7 @@ require (
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	shop.example/gateway v0.0.0 // indirect
 	shop.example/services/order v0.0.0 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -114,3 +115,5 @@ replace shop.example/shop => ../shop
 replace shop.example/dev => ../dev
 
 replace shop.example/bench => ../bench
+
+replace shop.example/topology => ../topology

@@ -102,6 +102,9 @@ func (p *program) operator(t *testing.T, path string) answer {
 
 func TestKilledShop_IsAsItWas(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts the shop")
+	}
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "shopdev")
 	if out, err := exec.Command("go", "build", "-o", binary, "shop.example/dev").CombinedOutput(); err != nil {

@@ -17,6 +17,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
+	"shop.example/topology"
 )
 
 // recorded are the bytes of an event as they once lay in a queue, and what they say. A queue or a dead letter may hold
@@ -172,7 +173,7 @@ func TestRecorded_EveryEventIsHandledByTheShopOfNow(t *testing.T) {
 // hold has inventory hold stock for an order.
 func (s *shop) hold(t *testing.T, orderID string, lines ...*eventsv1.RequestedLine) {
 	t.Helper()
-	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Service: "test", Role: "test"})
+	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -272,12 +272,10 @@ func checkCall(md protoreflect.MethodDescriptor, line string) error {
 	return nil
 }
 
-const exampleSource = "example/main.go"
-
 func TestExample_PlacesAnOrderAndSeesItConfirmed(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	cmd := exec.CommandContext(t.Context(), "go", "run", "./example")
+	cmd := exec.CommandContext(t.Context(), "go", "-C", "../examples", "run", "./client")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER="+s.Gateway.HTTPAddr())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -298,7 +296,7 @@ func TestExample_GoesOnWhereItWasWhenItsConnectionIsCut(t *testing.T) {
 	if err := order.Stop(); err != nil { // nothing is decided until the connection has been cut
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "run", "./example")
+	cmd := exec.CommandContext(t.Context(), "go", "-C", "../examples", "run", "./client")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER="+strings.TrimPrefix(through.url, "http://"))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -322,22 +320,5 @@ func TestExample_GoesOnWhereItWasWhenItsConnectionIsCut(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil || len(out) != 2 || !strings.Contains(out[0], "shop.order.placed") || !strings.Contains(out[1], "shop.order.confirmed") {
 		t.Errorf("%v\n%s", err, strings.Join(out, "\n"))
-	}
-}
-
-func TestReadme_ShowsTheExampleAsItRuns(t *testing.T) {
-	t.Parallel()
-	source, err := os.ReadFile(exampleSource)
-	if err != nil {
-		t.Fatal(err)
-	}
-	page, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, shown, _ := strings.Cut(string(page), "<!-- e2e/"+exampleSource+" -->\n")
-	shown, _, _ = strings.Cut(shown, "<!-- end -->")
-	if want := "```go\n" + string(source) + "```\n"; shown != want {
-		t.Errorf("README.md shows\n%s\nbetween its marks; the example is\n%s", shown, want)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // section finds the headings of docs/production.md, and the commands under them that are run here.
@@ -196,7 +197,7 @@ func (r *rotation) makeUsers(t *testing.T) {
 			passwords[role(name)] = values[databasePassword(name)]
 		}
 	}
-	if err := errors.Join(db.Bootstrap(t.Context(), r.own.database, passwords), provision.Users(t.Context(), r.own.management, "/", logins)); err != nil {
+	if err := errors.Join(db.Bootstrap(t.Context(), r.own.database, passwords), provision.Users(t.Context(), topology.Broker(), r.own.management, "/", logins)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"shop.example/dev/local"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests; none waits that long unless something is broken.
@@ -59,7 +60,7 @@ func config(t *testing.T, database string, amqp map[string]string) local.Config 
 
 func open(t *testing.T, database string, broker *brokertest.Broker) *shop {
 	t.Helper()
-	s, err := local.New(t.Context(), config(t, database, broker.Services(t)))
+	s, err := local.New(t.Context(), config(t, database, broker.Services(t, topology.Broker())))
 	if err != nil {
 		t.Fatal(err)
 	}

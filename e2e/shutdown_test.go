@@ -95,10 +95,7 @@ func TestShutdown_OfTheGatewayAnswersWhatItHasTaken(t *testing.T) {
 
 func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	t.Parallel()
-	bin, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
+	bin := mustBinaries(t)
 	f := newFleet(t, fleetOptions{})
 	f.replicas = nil // only its broker and database are used
 	published := f.tap(t)

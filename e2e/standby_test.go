@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/topology"
 )
 
 // The database fails over twice. The line leads to the standby before that is promoted, as a name or an address does that
@@ -24,7 +25,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	broker := brokertest.New(t)
 	first := newServers(t, "AMQP_URL="+broker.URL)
 	f := newFleet(t, fleetOptions{})
-	f.broker, f.amqp, f.database = broker, broker.Services(t), first.makeDatabase(t)
+	f.broker, f.amqp, f.database = broker, broker.Services(t, topology.Broker()), first.makeDatabase(t)
 	second := first.standby(t)
 	line := newLine(t, f.database)
 	f.servers(t, broker.URL, line.url)

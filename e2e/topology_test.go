@@ -20,6 +20,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // resendLimit is how long it may take until an order is decided that was lost with its queue.
@@ -77,7 +78,7 @@ func (s *shop) deletes(t *testing.T, do func(*amqp.Channel) error) {
 // provision does what whoever runs the broker does: import the shop's definitions.
 func (s *shop) provision(t *testing.T) {
 	t.Helper()
-	if err := provision.Topology(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), s.broker.Vhost); err != nil {
+	if err := provision.Topology(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), s.broker.Vhost); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -85,7 +86,9 @@ func (s *shop) provision(t *testing.T) {
 // isWhole waits until everything that was deleted is there again.
 func (s *shop) isWhole(t *testing.T) {
 	t.Helper()
-	eventually(t, func() error { return provision.Compare(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), s.broker.Vhost) })
+	eventually(t, func() error {
+		return provision.Compare(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), s.broker.Vhost)
+	})
 }
 
 // refuses waits until the gateway refuses orders because it cannot tell that they will be decided, which it has to within
@@ -278,7 +281,7 @@ func (s *shop) isLoggedOnce(t *testing.T, order, key string) {
 // holds has inventory hold stock for an order.
 func (s *shop) holds(t *testing.T, order string, product, quantity int32) {
 	t.Helper()
-	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Service: "test", Role: "test"})
+	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

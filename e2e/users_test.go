@@ -22,6 +22,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // Whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
@@ -100,7 +101,7 @@ func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 		t.Fatal(err)
 	}
 	broker, database := brokertest.New(t), dbtest.New(t)
-	cfg := config(t, database, broker.Services(t))
+	cfg := config(t, database, broker.Services(t, topology.Broker()))
 	cfg.TLS = transport.FilesIn(dir, "shop")
 	built, err := local.New(t.Context(), cfg)
 	if err != nil {

@@ -77,6 +77,7 @@ require (
 	golang.org/x/text v0.43.0 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	shop.example/db v0.0.0 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -84,3 +85,5 @@ replace shop.example/gen => ../gen
 replace shop.example/platform => ../platform
 
 replace shop.example/db => ../db
+
+replace shop.example/topology => ../topology

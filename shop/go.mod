@@ -69,6 +69,7 @@ require (
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -76,3 +77,5 @@ replace shop.example/gen => ../gen
 replace shop.example/platform => ../platform
 
 replace shop.example/db => ../db
+
+replace shop.example/topology => ../topology

@@ -15,6 +15,7 @@ import (
 
 	"shop.example/db"
 	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // ground is what one run has in the servers: a database and a virtual host that nobody else uses.
@@ -58,7 +59,7 @@ func prepare(ctx context.Context, servers Servers) (g *ground, err error) {
 	if g.amqpURL, err = withPath(servers.AMQPURL, g.name); err != nil {
 		return g, err
 	}
-	return g, provision.Topology(ctx, servers.ManagementURL, g.name)
+	return g, provision.Topology(ctx, topology.Broker(), servers.ManagementURL, g.name)
 }
 
 func openDatabase(databaseURL string) (*sql.DB, error) {

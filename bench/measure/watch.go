@@ -10,6 +10,9 @@ import (
 
 	"github.com/lib/pq"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/topology"
 )
 
 const (
@@ -180,7 +183,7 @@ func listen(url string) (*confirms, error) {
 		return nil, fmt.Errorf("listening to the orders that are confirmed: %w", err)
 	}
 	c := &confirms{conn: conn, done: make(chan struct{}), times: map[string]*[2]time.Time{}}
-	deliveries, err := consumeEvents(conn, "shop.order.confirmed")
+	deliveries, err := consumeEvents(conn, topology.RoutingKey(&eventsv1.OrderConfirmed{}))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listening to the orders that are confirmed: %w", err), conn.Close())
 	}
@@ -203,7 +206,7 @@ func consumeEvents(conn *amqp.Connection, key string) (<-chan amqp.Delivery, err
 	if err != nil {
 		return nil, err
 	}
-	if err := ch.QueueBind(q.Name, key, "shop.topic", false, nil); err != nil {
+	if err := ch.QueueBind(q.Name, key, topology.Broker().EventExchange, false, nil); err != nil {
 		return nil, err
 	}
 	return ch.Consume(q.Name, "", true, true, false, false, nil)

@@ -36,12 +36,16 @@ func NewEmpty(t testing.TB) string {
 	return create(t, AdminURL(t), "template0")
 }
 
-// AdminURL returns DATABASE_URL, for tests of the server itself.
+// AdminURL returns DATABASE_URL, for tests of the server itself. In short mode it skips the test, because there is no
+// server then.
 func AdminURL(t testing.TB) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("needs PostgreSQL")
+	}
 	admin := os.Getenv("DATABASE_URL")
 	if admin == "" {
-		t.Fatal("no DATABASE_URL: run `make test`, or `go run ./dev exec --fast -- go test ./…`")
+		t.Fatal("this test needs PostgreSQL, and DATABASE_URL is not set: run `make t PKG=./…` in the root of the repository, or `make unit` for the tests without servers")
 	}
 	return admin
 }

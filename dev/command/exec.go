@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -19,13 +20,16 @@ import (
 
 func execCommand() *cobra.Command {
 	var options stack.Options
+	var keep bool
 	cmd := &cobra.Command{
 		Use:   "exec [flags] -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with a PostgreSQL and a RabbitMQ of its own",
 		Long: `Starts a private PostgreSQL and RabbitMQ, runs the command with DATABASE_URL, AMQP_URL and
 AMQP_MANAGEMENT_URL set, and stops them when it ends. The exit code is the command's.
 
-Without --dir the data is thrown away at the end, and any number of these can run side by side.`,
+Without --dir the data is thrown away at the end, and any number of these can run side by side.
+With --keep the servers go on running, so that the next command with --keep starts at once. Several
+such commands can use them at the same time; shopdev down removes them.`,
 		Example: "  shopdev exec --fast -- go test ./...\n  shopdev exec --dir /tmp/try -- sh -c 'psql \"$DATABASE_URL\"'",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -35,12 +39,17 @@ Without --dir the data is thrown away at the end, and any number of these can ru
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			options.Progress = cmd.ErrOrStderr()
+			if keep {
+				return runWithKeptStack(cmd.Context(), options, args)
+			}
 			return runWithStack(cmd.Context(), options, args)
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // what follows the command is the command's
 	cmd.Flags().StringVar(&options.Dir, "dir", "", "keep the servers' data in this folder, and find it there again")
 	cmd.Flags().BoolVar(&options.Fast, "fast", false, "do not wait for commits to reach the disk (for tests)")
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave the servers running for the next command with --keep")
+	cmd.MarkFlagsMutuallyExclusive("dir", "keep")
 	return cmd
 }
 
@@ -66,6 +75,24 @@ func runWithStack(ctx context.Context, options stack.Options, args []string) err
 		return errors.Join(stopErr, err)
 	}
 	return err
+}
+
+// runWithKeptStack runs the command on servers that are left running.
+func runWithKeptStack(ctx context.Context, options stack.Options, args []string) error {
+	program, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	base, err := workspace.Dir()
+	if err != nil {
+		return err
+	}
+	options.Dir = filepath.Join(base, "kept")
+	servers, err := stack.StartAndLeave(ctx, options)
+	if err != nil {
+		return err
+	}
+	return run(program, args, servers.Environment())
 }
 
 // run runs the command to its end. Signals that it does not get itself are passed on to it.

@@ -21,6 +21,7 @@ import (
 	"shop.example/platform/service"
 	"shop.example/shop/cli"
 	"shop.example/shop/workspace"
+	"shop.example/topology"
 )
 
 func upCommand() *cobra.Command {
@@ -157,7 +158,7 @@ func brokers(ctx context.Context, here workspace.Shop, servers *stack.Stack) (ma
 		return local.OneBroker(servers.AMQPURL), nil
 	}
 	urls, logins := map[string]string{}, map[string]provision.Login{}
-	for _, service := range provision.Services() {
+	for _, service := range topology.Names() {
 		password, err := here.Secret(service + "-amqp-password")
 		if err != nil {
 			return nil, err
@@ -167,10 +168,10 @@ func brokers(ctx context.Context, here workspace.Shop, servers *stack.Stack) (ma
 			return nil, err
 		}
 	}
-	if err := provision.Users(ctx, servers.ManagementURL, "/", logins); err != nil {
+	if err := provision.Users(ctx, topology.Broker(), servers.ManagementURL, "/", logins); err != nil {
 		return nil, err
 	}
-	return urls, provision.Compare(ctx, servers.ManagementURL, "/")
+	return urls, provision.Compare(ctx, topology.Broker(), servers.ManagementURL, "/")
 }
 
 // databases brings the server of the stack to the shop's database and returns its URL for each schema. On a server of

@@ -26,6 +26,7 @@ import (
 	"shop.example/gateway/edge"
 	"shop.example/platform/apierror"
 	"shop.example/shop/audit"
+	"shop.example/topology"
 )
 
 const (
@@ -72,7 +73,7 @@ type state struct {
 	Running bool   `json:"running"`
 }
 
-var names = []string{"order", "inventory", "logging"} // in the order of an order's way
+var names = topology.Names()[1:] // all but the gateway, whose page the controls are on
 
 func (c *controls) list(context.Context, map[string]string, []byte) (any, error) {
 	var answer struct {

@@ -18,6 +18,7 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
+	"shop.example/topology"
 )
 
 type twiceAnswer struct {
@@ -196,7 +197,7 @@ func (l *lab) publish(ctx context.Context, events []messaging.Outgoing) error {
 
 // publishAs publishes over a connection of its own.
 func (l *lab) publishAs(ctx context.Context, service string, messages []messaging.Outgoing) error {
-	conn, err := messaging.Dial(l.AMQPURLs[service], messaging.Options{Service: service, Role: "publish"})
+	conn, err := messaging.Dial(l.AMQPURLs[service], messaging.Options{Topology: topology.Broker(), Service: service, Role: "publish"})
 	if err != nil {
 		return err
 	}

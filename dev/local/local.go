@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"shop.example/gateway/edge"
-	"shop.example/platform/messaging/provision"
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -18,6 +18,7 @@ import (
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
 	"shop.example/services/order/ordering"
+	"shop.example/topology"
 )
 
 // stopTimeout bounds the stop of all services together.
@@ -35,8 +36,8 @@ type Config struct {
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"127.0.0.1:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"127.0.0.1:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"127.0.0.1:3003"`
-	// AdminAddr is the gateway's; order, inventory and logging take the three ports that follow it. With port 0 each
-	// takes a free one.
+	// AdminAddr is the gateway's; the other services take the ports that follow it, in the order of package topology. With
+	// port 0 each takes a free one.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
 	// PprofAddr is where the profiles of the process are served.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
@@ -67,20 +68,26 @@ type Config struct {
 // OneBroker returns the AMQPURLs of services that share a user.
 func OneBroker(amqpURL string) map[string]string {
 	urls := map[string]string{}
-	for _, service := range provision.Services() {
+	for _, service := range topology.Names() {
 		urls[service] = amqpURL
 	}
 	return urls
 }
 
-// Shop is the four services, listening.
+// Shop is all services, listening.
 type Shop struct {
 	Gateway   *edge.Service
 	Order     *Service
 	Inventory *Service
 	Logging   *Service
 
+	services  []*Service           // all but the gateway, in the order of package topology
 	telemetry *telemetry.Telemetry // the gateway's
+}
+
+// builders make the services of package topology but the gateway.
+var builders = map[string]func(Config, context.Context, addresses, *telemetry.Telemetry) (instance, error){
+	topology.Order: Config.order, topology.Inventory: Config.inventory, topology.Logging: Config.logging,
 }
 
 // New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.
@@ -100,27 +107,32 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		}
 	}()
 	// Each has to know the addresses of those before it.
-	s.Order, err = newService(ctx, "order", cfg.Telemetry, addresses{cfg.OrderAddr, admin[1]}, cfg.order)
-	if err != nil {
-		return nil, err
+	for i, name := range topology.Names()[1:] {
+		at := addresses{admin: admin[i+1]}
+		addr := cfg.grpcAddr(name)
+		if addr != nil {
+			at.grpc = *addr
+		}
+		now := cfg
+		service, err := newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+			return builders[name](now, ctx, at, t)
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.services = append(s.services, service)
+		if addr != nil {
+			*addr = service.GRPCAddr()
+		}
 	}
-	cfg.OrderAddr = s.Order.GRPCAddr()
-	s.Inventory, err = newService(ctx, "inventory", cfg.Telemetry, addresses{cfg.InventoryAddr, admin[2]}, cfg.inventory)
-	if err != nil {
-		return nil, err
-	}
-	cfg.InventoryAddr = s.Inventory.GRPCAddr()
-	s.Logging, err = newService(ctx, "logging", cfg.Telemetry, addresses{cfg.LoggingAddr, admin[3]}, cfg.logging)
-	if err != nil {
-		return nil, err
-	}
+	s.Order, s.Inventory, s.Logging = s.Services()[topology.Order], s.Services()[topology.Inventory], s.Services()[topology.Logging]
 	report := cfg.Telemetry
-	report.Service = "gateway"
+	report.Service = topology.Gateway
 	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
 		return nil, err
 	}
 	front := edge.Config{
-		AMQPURL: cfg.AMQPURLs["gateway"], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
+		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
 		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
@@ -134,28 +146,45 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return ordering.New(ctx, ordering.Config{
-		AMQPURL: cfg.AMQPURLs["order"], DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs[topology.Order], DatabaseURL: cfg.DatabaseURLs["orders"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		KeyRetention: cfg.KeyRetention, RedriveHorizon: cfg.Retention.RedriveHorizon,
 	}, t)
 }
 
 func (cfg Config) inventory(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return stock.New(ctx, stock.Config{
-		AMQPURL: cfg.AMQPURLs["inventory"], DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs[topology.Inventory], DatabaseURL: cfg.DatabaseURLs["inventory"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		OrderAddr: cfg.OrderAddr, HoldLimit: cfg.HoldLimit, Currency: cfg.Currency, Retention: cfg.Retention,
 	}, t)
 }
 
 func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	return eventlog.New(ctx, eventlog.Config{
-		AMQPURL: cfg.AMQPURLs["logging"], DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		AMQPURL: cfg.AMQPURLs[topology.Logging], DatabaseURL: cfg.DatabaseURLs["logging"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
 		OrderAddr: cfg.OrderAddr, InventoryAddr: cfg.InventoryAddr, Retention: cfg.EventLogRetention, Messages: cfg.Retention,
 	}, t)
 }
 
-// Services returns order, inventory and logging, by name.
+// grpcAddr is the address that a service is configured to have for its own gRPC; nil if it has none.
+func (cfg *Config) grpcAddr(service string) *string {
+	switch service {
+	case topology.Order:
+		return &cfg.OrderAddr
+	case topology.Inventory:
+		return &cfg.InventoryAddr
+	case topology.Logging:
+		return &cfg.LoggingAddr
+	}
+	return nil
+}
+
+// Services returns all services but the gateway, by name.
 func (s *Shop) Services() map[string]*Service {
-	return map[string]*Service{"order": s.Order, "inventory": s.Inventory, "logging": s.Logging}
+	services := map[string]*Service{}
+	for _, service := range s.services {
+		services[service.name] = service
+	}
+	return services
 }
 
 // Run runs the services until ctx ends or one of them fails, and stops them in the order of the way of an order:
@@ -163,7 +192,7 @@ func (s *Shop) Services() map[string]*Service {
 func (s *Shop) Run(ctx context.Context) error {
 	failed, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	for _, service := range []*Service{s.Order, s.Inventory, s.Logging} {
+	for _, service := range s.services {
 		service.begin(fail)
 	}
 	serving, stop := context.WithCancel(context.Background())
@@ -181,15 +210,15 @@ func (s *Shop) Run(ctx context.Context) error {
 		errs = append(errs, context.Cause(failed))
 	}
 	deadline := time.After(stopTimeout)
-	for _, stage := range []struct {
+	type stage struct {
 		name string
 		stop func()
-	}{
-		{"gateway", func() { stop(); <-stopped }},
-		{"order", func() { _ = s.Order.end() }}, // what did not end well is in the log
-		{"inventory", func() { _ = s.Inventory.end() }},
-		{"logging", func() { _ = s.Logging.end() }},
-	} {
+	}
+	stages := []stage{{topology.Gateway, func() { stop(); <-stopped }}}
+	for _, service := range s.services {
+		stages = append(stages, stage{service.name, func() { _ = service.end() }}) // what did not end well is in the log
+	}
+	for _, stage := range stages {
 		done := make(chan struct{})
 		go func() { stage.stop(); close(done) }()
 		select {
@@ -208,10 +237,8 @@ func (s *Shop) Close() error {
 	if s.Gateway != nil {
 		errs = append(errs, s.Gateway.Close())
 	}
-	for _, service := range []*Service{s.Order, s.Inventory, s.Logging} {
-		if service != nil {
-			errs = append(errs, service.Close())
-		}
+	for _, service := range s.services {
+		errs = append(errs, service.Close())
 	}
 	if s.telemetry != nil {
 		s.telemetry.Shutdown(context.Background())
@@ -219,17 +246,17 @@ func (s *Shop) Close() error {
 	return errors.Join(errs...)
 }
 
-// adminAddrs returns the admin addresses of gateway, order, inventory and logging.
-func adminAddrs(first string) ([4]string, error) {
-	var addrs [4]string
+// adminAddrs returns the admin addresses of the services, in the order of package topology.
+func adminAddrs(first string) ([]string, error) {
 	host, port, err := net.SplitHostPort(first)
 	if err != nil {
-		return addrs, fmt.Errorf("ADMIN_ADDR: %w (it has the form host:port)", err)
+		return nil, fmt.Errorf("ADMIN_ADDR: %w (it has the form host:port)", err)
 	}
 	n, err := strconv.Atoi(port)
 	if err != nil {
-		return addrs, fmt.Errorf("ADMIN_ADDR: %q is not a port number", port)
+		return nil, fmt.Errorf("ADMIN_ADDR: %q is not a port number", port)
 	}
+	addrs := make([]string, len(topology.Names()))
 	for i := range addrs {
 		p := n
 		if n != 0 {
@@ -252,8 +279,12 @@ func (cfg Config) checkAddrs(admin string) error {
 	if cfg.TLS.Enabled() {
 		private = nil
 	}
-	for variable, addr := range map[string]string{"ORDER_ADDR": cfg.OrderAddr, "INVENTORY_ADDR": cfg.InventoryAddr, "LOGGING_ADDR": cfg.LoggingAddr} {
-		if err := try(variable, addr, private); err != nil {
+	for _, name := range topology.Names() {
+		addr := cfg.grpcAddr(name)
+		if addr == nil {
+			continue
+		}
+		if err := try(strings.ToUpper(name)+"_ADDR", *addr, private); err != nil {
 			return err
 		}
 	}
@@ -301,8 +332,11 @@ func (s *Shop) WaitReady(ctx context.Context) error {
 }
 
 func (s *Shop) ready(ctx context.Context) error {
-	for _, admin := range []string{s.Gateway.AdminAddr(), s.Order.AdminAddr(), s.Inventory.AdminAddr(), s.Logging.AdminAddr()} {
-		if err := service.Probe(ctx, admin); err != nil {
+	if err := service.Probe(ctx, s.Gateway.AdminAddr()); err != nil {
+		return err
+	}
+	for _, other := range s.services {
+		if err := service.Probe(ctx, other.AdminAddr()); err != nil {
 			return err
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // errEnded says that the shop is stopping, or has stopped.
 var errEnded = errors.New("the shop is stopping")
 
-// Service is order, inventory or logging within the shop. It can be stopped and started again, on the same addresses,
+// Service is one of the services but the gateway within the shop. It can be stopped and started again, on the same addresses,
 // while the others go on. Its methods may be called concurrently; one of them starts or stops it at a time.
 type Service struct {
 	name   string
@@ -74,7 +74,7 @@ func (s *Service) open(ctx context.Context) (*life, error) {
 	return &life{instance: built, telemetry: t, done: make(chan struct{})}, nil
 }
 
-// GRPCAddr returns the address of its gRPC, which stays the same.
+// GRPCAddr returns the address of its gRPC, which stays the same; "" if it has none.
 func (s *Service) GRPCAddr() string { return s.addrs.grpc }
 
 // AdminAddr returns the address of its health and metrics, which stays the same.

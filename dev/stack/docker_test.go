@@ -9,6 +9,9 @@ import (
 
 func TestStart_ContainersKeepTheirDataUntilDown(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts containers")
+	}
 	h := ours()
 	for _, k := range []kind{postgresKind, rabbitKind} {
 		if _, err := h.run(t.Context(), "docker", "image", "inspect", k.image); err != nil {

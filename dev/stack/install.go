@@ -52,6 +52,9 @@ func installer(ctx context.Context, h host) (prefix []string, possible bool) {
 	return []string{"sudo", "-n"}, err == nil
 }
 
+// installLog is what apt-get said, in the stack's folder.
+const installLog = "install.log"
+
 func install(ctx context.Context, h host, prefix []string, dir string, packages []string) error {
 	begin := time.Now()
 	h.report("installing %s with apt-get", strings.Join(packages, " and "))
@@ -60,7 +63,7 @@ func install(ctx context.Context, h host, prefix []string, dir string, packages 
 	command := append(append([]string{}, prefix...), "sh", "-c", installScript, "install")
 	command = append(command, packages...)
 	out, err := h.run(ctx, command[0], command[1:]...)
-	log := filepath.Join(dir, "install.log")
+	log := filepath.Join(dir, installLog)
 	if writeErr := os.WriteFile(log, out, 0o644); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}

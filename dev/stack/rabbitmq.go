@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // A node has stopped its queues in a fraction of a second, but then its management plugin asks the process that waits
@@ -81,7 +82,7 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	if err := provision.DeliveryLimit(ctx, r.management, "/"); err != nil {
 		return "", err
 	}
-	return about, provision.Topology(ctx, r.management, "/")
+	return about, provision.Topology(ctx, topology.Broker(), r.management, "/")
 }
 
 // check finds out whether the broker that AMQP_URL names accepts connections. Whether it accepts the user is told by

@@ -13,9 +13,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"shop.example/shop/workspace"
 )
 
 // Options say where a stack lives and what is asked of it.
@@ -76,6 +80,28 @@ func start(ctx context.Context, o Options, h host) (*Stack, error) {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
+}
+
+// StartAndLeave is Start for servers that several commands use, one after the other or at once: it leaves them running and
+// lets go of the folder. If another process is starting them, it waits for that. Down ends them.
+func StartAndLeave(ctx context.Context, o Options) (*Stack, error) {
+	return startAndLeave(ctx, o, thisHost())
+}
+
+func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
+	for {
+		s, err := start(ctx, o, h)
+		if err == nil {
+			return s, s.lock.Close()
+		}
+		var used InUseError
+		if !errors.As(err, &used) {
+			return nil, err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (s *Stack) startServers(ctx context.Context, fast bool) error {
@@ -140,8 +166,8 @@ func down(dir string, lock func(dir string) (*os.File, error)) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(dir, lockFile)); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%s is no folder of a stack, so it is left alone: it has no file %s", dir, lockFile)
+	if err := checkStack(dir); err != nil {
+		return fmt.Errorf("%s is no folder of a stack, so it is left alone: %w", dir, err)
 	}
 	held, err := lock(dir)
 	if err != nil {
@@ -149,6 +175,35 @@ func down(dir string, lock func(dir string) (*os.File, error)) error {
 	}
 	defer held.Close()
 	return remove(thisHost(), dir)
+}
+
+// checkStack returns why a folder is none of ours. Many have a file of the name of the lock: apt's and dpkg's, for example.
+// Ours has the number of a process in it, and nothing beside it but the servers' folders and the secrets of make up.
+func checkStack(dir string) error {
+	lock, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("it has no file %s", lockFile)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := strconv.Atoi(strings.TrimSpace(string(lock))); err != nil && len(lock) > 0 { // empty where the disk was full
+		return fmt.Errorf("its file %s is somebody else's", lockFile)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == lockFile, name == postgresKind.folder, name == rabbitKind.folder, name == installLog:
+		case name == workspace.DatabaseURLsFile:
+		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
+		default:
+			return fmt.Errorf("it has %s, which no stack has", name)
+		}
+	}
+	return nil
 }
 
 func remove(h host, dir string) error {

@@ -47,6 +47,9 @@ func ours() host {
 
 func needsServers(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starts servers")
+	}
 	pg, mq := &postgres{host: ours(), dir: t.TempDir()}, &rabbitMQ{host: ours()}
 	if found, err := pg.find(t.Context()); err != nil || !found {
 		t.Skip("PostgreSQL is not installed here")
@@ -221,6 +224,41 @@ func startElsewhere(t *testing.T, dir string) (kill func()) {
 		t.Fatalf("the starter said %q", said[:n])
 	}
 	return kill
+}
+
+// Commands that share servers start them once, also at the same time, and none of them stops them.
+func TestStartAndLeave_CommandsShareTheServersUntilDown(t *testing.T) {
+	t.Parallel()
+	needsServers(t)
+	dir := filepath.Join(t.TempDir(), "kept")
+	t.Cleanup(func() { _ = Down(dir) })
+	stacks := make([]*Stack, 3)
+	var wg sync.WaitGroup
+	for i := range stacks {
+		wg.Go(func() {
+			var err error
+			if stacks[i], err = startAndLeave(t.Context(), Options{Dir: dir, Fast: true}, ours()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	query(t, stacks[0], "CREATE TABLE kept (v text); INSERT INTO kept VALUES ('row') RETURNING v")
+	for _, s := range stacks {
+		if s.PostgresPID != stacks[0].PostgresPID || s.RabbitMQPID != stacks[0].RabbitMQPID {
+			t.Errorf("servers %d and %d, and %d and %d: they are not shared", s.PostgresPID, s.RabbitMQPID, stacks[0].PostgresPID, stacks[0].RabbitMQPID)
+		}
+		if got := query(t, s, "SELECT v FROM kept"); got != "row" {
+			t.Errorf("got %q, want row", got)
+		}
+	}
+	if err := Down(dir); err != nil {
+		t.Fatal(err)
+	}
+	nothingRuns(t, dir)
 }
 
 func TestDown_EndsTheServersThatAKilledStarterLeft(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"shop.example/platform/messaging"
 	database "shop.example/platform/postgres"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // startWithTLS starts both servers so that they serve TLS too, with certificates of the name localhost. The broker does
@@ -142,7 +143,7 @@ func amqps(t *testing.T, amqp string, port int, files transport.MutualTLS) strin
 // connect returns nil once the broker at url has taken the shop's topology, or why it is not connected.
 func connect(t *testing.T, url string) error {
 	t.Helper()
-	conn, err := messaging.Dial(url, messaging.Options{Service: "order", Role: "publish", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	conn, err := messaging.Dial(url, messaging.Options{Topology: topology.Broker(), Service: "order", Role: "publish", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		return err
 	}

@@ -301,11 +301,19 @@ func (a *access) roleFor(rule optionsv1.Access, request any) string {
 
 // requireRole is checkRole for a call that begins: a token that is refused is a failed login.
 func (a *access) requireRole(ctx context.Context, role string, given []string) (*principal, error) {
-	caller, err := a.checkRole(ctx, role, given)
-	if err != nil && len(given) > 0 {
-		loginFailed(ctx, err)
+	if len(given) == 0 {
+		return a.checkRole(ctx, role, nil)
 	}
-	return caller, err
+	if err := loginIn(ctx).allowed(ctx); err != nil {
+		return nil, err
+	}
+	caller, err := a.checkRole(ctx, role, given)
+	if err != nil {
+		loginFailed(ctx, err)
+		return nil, err
+	}
+	loginIn(ctx).succeeded()
+	return caller, nil
 }
 
 // checkRole returns who calls, by the values of authorization, and an error unless they have the role. "" is for

@@ -23,6 +23,7 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/topology"
 )
 
 // orderBook is an order service that takes note of what it is asked for.
@@ -90,7 +91,7 @@ func TestPreferWait_ManyWhoWaitAskTheOrderServiceNothing(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	book, addr := serveOrderBook(t)
-	g := startGateway(t, Config{AMQPURL: broker.Services(t)["gateway"], OrderAddr: addr})
+	g := startGateway(t, Config{AMQPURL: broker.Services(t, topology.Broker())["gateway"], OrderAddr: addr})
 	o := joinBroker(t, broker.URL)
 	const waiters = 300
 	// All are placed before the first is decided, but for one before them: then the gateway has subscribed.
@@ -221,7 +222,7 @@ func TestPreferWait_WhatIsDecidedWhileTheBrokerIsAwayIsFound(t *testing.T) {
 func TestPreferWait_AGatewayThatMayNotListenYetLooksNowAndThen(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	url := broker.Services(t)["gateway"]
+	url := broker.Services(t, topology.Broker())["gateway"]
 	// As definitions of before had it.
 	res, err := broker.Manage.UpdatePermissionsIn(broker.Vhost, broker.Vhost+"-gateway", rabbithole.Permissions{Configure: "^amq\\.gen-.*$", Write: "^shop\\.topic$", Read: "^amq\\.gen-.*$"})
 	if err != nil {

@@ -71,7 +71,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if refusal == nil {
 		defer d.limits.calls.release(call.from, 1)
 		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
-			r = r.WithContext(withLogin(r.Context(), &login{d.logins, d.callers.address(r)}))
+			r = r.WithContext(withLogin(r.Context(), &login{d.logins, call.from.subject, d.callers.address(r)}))
 		}
 	}
 	if isGRPC(r) {

@@ -40,6 +40,7 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 const (
@@ -143,7 +144,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	pub, consume, err := s.Broker(cfg.AMQPURL, "gateway", t)
+	pub, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), topology.Gateway, t)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests.
@@ -67,7 +68,7 @@ type other struct {
 func joinBroker(t *testing.T, url string) other {
 	t.Helper()
 	dial := func(role string) *messaging.Connection {
-		conn, err := messaging.Dial(url, messaging.Options{Service: "other", Role: role, Logger: slog.New(slog.DiscardHandler)})
+		conn, err := messaging.Dial(url, messaging.Options{Topology: topology.Broker(), Service: "other", Role: role, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,7 +49,8 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 }
 
 // check returns an error if no token is looked at from this address for now. subject is whose the token is, if that was
-// seen at a glance.
+// seen at a glance. A call is checked when it comes in, and again when its token is looked at: many that come in together,
+// each with a request that is slow to arrive, would all get by the first check.
 func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
 	client := caller{subject: subject, addr: at}
 	if subject != "" && l.known.Contains(client) {
@@ -62,16 +63,14 @@ func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error
 			return apierror.New(codes.ResourceExhausted, "TOO_MANY_FAILED_LOGINS", "too many tokens from this address were not valid").WithRetryAfter(wait)
 		}
 	}
-	if subject != "" {
-		l.known.Add(client, struct{}{})
-	}
 	return nil
 }
 
 // login is a call that sends a token.
 type login struct {
 	*logins
-	at netip.Addr
+	subject string // whose the token is, if that was seen at a glance
+	at      netip.Addr
 }
 
 type loginKey struct{}
@@ -80,12 +79,33 @@ func withLogin(ctx context.Context, l *login) context.Context {
 	return context.WithValue(ctx, loginKey{}, l)
 }
 
+// loginIn returns the login that ctx is of, nil if nobody watches.
+func loginIn(ctx context.Context) *login {
+	l, _ := ctx.Value(loginKey{}).(*login)
+	return l
+}
+
+// allowed returns an error if the token of the call is not looked at.
+func (l *login) allowed(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
+	return l.check(ctx, l.subject, l.at)
+}
+
+// succeeded keeps in mind who has got in.
+func (l *login) succeeded() {
+	if l != nil && l.subject != "" {
+		l.known.Add(caller{subject: l.subject, addr: l.at}, struct{}{})
+	}
+}
+
 // loginFailed counts and logs that the call which ctx is of was refused because of its token, without the token. As many
 // are logged as an address may have fail.
 func loginFailed(ctx context.Context, err error) {
-	l, watched := ctx.Value(loginKey{}).(*login)
+	l := loginIn(ctx)
 	var refusal *apierror.Error
-	if code := status.Code(err); !watched || !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
+	if code := status.Code(err); l == nil || !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
 		return // the issuer of tokens may be away: that is nobody's failure here
 	}
 	reason := refusal.Reason()

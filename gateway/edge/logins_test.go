@@ -1,11 +1,15 @@
 package edge
 
 import (
+	"bufio"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -113,6 +117,47 @@ func TestLogins_ThatFailAreLimitedCountedAndLoggedWithoutTheToken(t *testing.T) 
 		if !strings.Contains(metrics, `gateway_logins_failed_total{`) || !strings.Contains(metrics, `reason="`+reason+`"`) {
 			t.Errorf("the metrics do not count %s", reason)
 		}
+	}
+}
+
+// Each call was let in before any of them had failed: as many tokens could be tried at once as there may be calls.
+func TestLogins_TokensOfCallsThatComeInTogetherAreNotAllLookedAt(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{})
+	const calls = 100
+	open := make([]net.Conn, calls)
+	for i := range open {
+		conn, err := net.Dial("tcp", g.HTTPAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		token := fmt.Sprintf("a-token-that-was-guessed-%d", i)
+		if i == calls-1 {
+			token = operatorToken
+		}
+		fmt.Fprintf(conn, "POST /v1/customers:export HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: 2\r\n\r\n{", token)
+		open[i] = conn
+	}
+	time.Sleep(soon) // until all have come in; one that has not makes the test easier, and no other
+	looked := 0
+	for i, conn := range open { // one after the other: the right one comes last
+		fmt.Fprint(conn, "}")
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusTooManyRequests {
+			looked++
+			if i == calls-1 {
+				t.Errorf("the right one after many wrong ones: %s", res.Status)
+			}
+		}
+		_ = res.Body.Close()
+	}
+	if most := failedRate.Burst + int(patience.Seconds()); looked > most {
+		t.Errorf("%d tokens were looked at", looked)
 	}
 }
 

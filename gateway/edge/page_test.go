@@ -153,6 +153,24 @@ func TestPage_AFormOfMadeUpFieldsIsRefusedAndNotShownAgain(t *testing.T) {
 	}
 }
 
+// It was answered with 500: the API's own ways of reading a request refuse such text, and the form has another.
+func TestPage_AFormThatIsNotUTF8IsRefused(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, published, orderServer{})
+	for _, form := range []string{
+		"customer_name=%ff%fe&customer_email=ada@example.org&quantity.5=1",
+		"customer_name=Ada&customer_email=ada%ff@example.org&quantity.5=1",
+		"customer_name=Ada&customer_email=ada@example.org&quantity.5=1&idempotency_key=%ff",
+		"customer_name=Ada&customer_email=ada@example.org&quantity.5=1&price.5=1+%ff",
+		"customer_name=Ada&customer_email=ada@example.org&quantity.5=%ff",
+	} {
+		got := send(t, http.MethodPost, "http://"+addr+"/orders", form, "Content-Type: application/x-www-form-urlencoded")
+		if got.status != http.StatusBadRequest && got.status != http.StatusUnprocessableEntity {
+			t.Errorf("%s: %d\n%.200s", form, got.status, got.body)
+		}
+	}
+}
+
 func TestPage_AFormOfAnotherSiteIsRefused(t *testing.T) {
 	t.Parallel()
 	_, addr := serveAPI(t, published, orderServer{})

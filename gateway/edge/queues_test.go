@@ -11,6 +11,7 @@ import (
 
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // Somebody deleted the queue that orders wait in, and the gateway went on to answer 202: the log's queue took them, so the
@@ -21,7 +22,7 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 		t.Run(queue, func(t *testing.T) {
 			t.Parallel()
 			broker := brokertest.New(t)
-			g := startGateway(t, Config{AMQPURL: broker.Services(t)["gateway"]})
+			g := startGateway(t, Config{AMQPURL: broker.Services(t, topology.Broker())["gateway"]})
 			place := func() answer {
 				return send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders", order, "Content-Type: application/json")
 			}
@@ -50,7 +51,7 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 			if isReady() {
 				t.Error("it says that it is ready")
 			}
-			if err := provision.Topology(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
+			if err := provision.Topology(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, func() error {

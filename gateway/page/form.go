@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -81,8 +82,11 @@ func (*form) Blank() product { return product{} }
 
 func newForm() *form { return &form{Key: rand.Text()} }
 
-// errTooManyLines is a form that no page of ours makes.
-var errTooManyLines = fmt.Errorf("an order has %d products at most", maxLines)
+// The forms that no page of ours makes.
+var (
+	errTooManyLines = fmt.Errorf("an order has %d products at most", maxLines)
+	errNotUTF8      = errors.New("the form is not in UTF-8")
+)
 
 // readForm reads what was posted. What is wrong with it is said in the form.
 func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
@@ -94,6 +98,9 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 		Key:   r.PostForm.Get(keyField),
 		Name:  strings.TrimSpace(r.PostForm.Get(nameField)),
 		Email: strings.TrimSpace(r.PostForm.Get(emailField)),
+	}
+	if !utf8.ValidString(f.Key + f.Name + f.Email) {
+		return nil, errNotUTF8
 	}
 	for field, values := range r.PostForm {
 		id, found := strings.CutPrefix(field, quantityField)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/google/uuid"
@@ -81,12 +82,7 @@ var registered = sync.OnceValue(func() registry {
 		r.keys[e.RoutingKey] = e
 		return true
 	})
-	slices.SortFunc(r.list, func(a, b Event) int {
-		if a.RoutingKey < b.RoutingKey {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(r.list, func(a, b Event) int { return strings.Compare(a.RoutingKey, b.RoutingKey) })
 	return r
 })
 
@@ -125,20 +121,46 @@ func ByRoutingKey(key string) (Event, bool) {
 	return e, ok
 }
 
+// Methods lists the gRPC methods that are called over the broker, by routing key.
+func Methods() []Method {
+	var list []Method
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				if m, ok := methodOf(methods.Get(j)); ok {
+					list = append(list, m)
+				}
+			}
+		}
+		return true
+	})
+	slices.SortFunc(list, func(a, b Method) int { return strings.Compare(a.RoutingKey, b.RoutingKey) })
+	return list
+}
+
 // MethodOf returns the broker route of a gRPC method, given as "/package.Service/Method".
 func MethodOf(fullMethod string) (Method, error) {
 	md, err := methodDescriptor(fullMethod)
 	if err != nil {
 		return Method{}, err
 	}
+	m, ok := methodOf(md)
+	if !ok {
+		return Method{}, fmt.Errorf("method %s has no route over the broker (option shop.options.v1.rpc)", fullMethod)
+	}
+	return m, nil
+}
+
+func methodOf(md protoreflect.MethodDescriptor) (m Method, ok bool) {
 	opt, _ := proto.GetExtension(md.Options(), optionsv1.E_Rpc).(*optionsv1.Rpc)
 	if opt == nil {
-		return Method{}, fmt.Errorf("method %s has no route over the broker (option shop.options.v1.rpc)", fullMethod)
+		return m, false
 	}
 	return Method{
 		Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(), Queue: opt.GetQueue(),
 		CalledBy: opt.GetCalledBy(), AnsweredBy: opt.GetAnsweredBy(),
-	}, nil
+	}, true
 }
 
 // Callers returns the services that may call a gRPC method, given as "/package.Service/Method", on the port of the

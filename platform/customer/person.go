@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
 
@@ -53,12 +55,18 @@ func Of(p *customerv1.Person) Person {
 func (p Person) Owner() string { return p.owner }
 
 // Patterns are for ILIKE ANY of the database: each address that Matches fits one of them, others may. Which letters a
-// database takes for the same in upper and lower case depends on its locale; so beyond ASCII any character fits.
+// database takes for the same in upper and lower case depends on its locale; so beyond ASCII any character fits. A domain
+// can be written in more ways than anybody can list, in full-width letters for example, so any one does.
 func (p Person) Patterns() []string {
-	patterns := make([]string, len(p.forms))
-	for i, form := range p.forms {
+	var patterns []string
+	for _, form := range p.forms {
 		var b strings.Builder
-		for _, r := range form {
+		at := strings.LastIndexByte(form, '@')
+		for i, r := range form {
+			if i == at {
+				b.WriteString("@%")
+				break
+			}
 			switch {
 			case r > 0x7f:
 				b.WriteByte('_')
@@ -69,7 +77,9 @@ func (p Person) Patterns() []string {
 				b.WriteRune(r)
 			}
 		}
-		patterns[i] = b.String()
+		if pattern := b.String(); !slices.Contains(patterns, pattern) {
+			patterns = append(patterns, pattern)
+		}
 	}
 	return patterns
 }
@@ -79,13 +89,58 @@ func (p Person) Matches(address, owner string) bool {
 	return p.email != "" && address != "" && email.Fold(address) == p.email || p.owner != "" && owner == p.owner
 }
 
-// NamedIn says whether bytes that nobody can read hold the person's address or owner.
+// NamedIn says whether bytes that nobody can read hold the person's address or owner, and not only as a part of somebody
+// else's.
 func (p Person) NamedIn(data []byte) bool {
-	if p.owner != "" && bytes.Contains(data, []byte(p.owner)) {
+	if p.owner != "" && holds(data, p.owner) {
 		return true
 	}
 	lower := bytes.ToLower(data)
-	return slices.ContainsFunc(p.forms, func(form string) bool { return bytes.Contains(lower, []byte(form)) })
+	return slices.ContainsFunc(p.forms, func(form string) bool { return holds(lower, form) })
+}
+
+// holds says whether a text stands in data by itself: "da@example.org" does not in "ada@example.org".
+func holds(data []byte, text string) bool {
+	for from := 0; ; {
+		i := bytes.Index(data[from:], []byte(text))
+		if i < 0 {
+			return false
+		}
+		begin, end := from+i, from+i+len(text)
+		if hasLengthBefore(data[:begin], len(text)) || !endsInName(data[:begin]) && !beginsInName(data[end:]) {
+			return true
+		}
+		from = begin + 1
+	}
+}
+
+// hasLengthBefore says whether data end with the length of the text that follows, as protobuf writes it. That byte may be
+// a letter, which may have been made a small one.
+func hasLengthBefore(data []byte, length int) bool {
+	return len(data) > 0 && length < 0x80 && data[len(data)-1] == bytes.ToLower([]byte{byte(length)})[0]
+}
+
+// joints are what addresses and subjects have between letters, and text has after them, too.
+const joints = "._-+|:/@"
+
+// endsInName says whether data end with what could be the beginning of a longer address or owner.
+func endsInName(data []byte) bool {
+	r, _ := utf8.DecodeLastRune(data)
+	return isAlphanumeric(r) || r < utf8.RuneSelf && strings.ContainsRune(joints, r) && r != ':' && r != '/'
+}
+
+// beginsInName is the same for what follows.
+func beginsInName(data []byte) bool {
+	r, size := utf8.DecodeRune(data)
+	if r < utf8.RuneSelf && strings.ContainsRune(joints, r) {
+		r, _ = utf8.DecodeRune(data[size:])
+	}
+	return isAlphanumeric(r)
+}
+
+// isAlphanumeric is false for what is no character.
+func isAlphanumeric(r rune) bool {
+	return unicode.IsLetter(r) || unicode.IsNumber(r) || unicode.IsMark(r)
 }
 
 // String names the person without telling who it is: by the beginning of the SHA-256 of the address in lower case, or of

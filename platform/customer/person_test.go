@@ -1,6 +1,8 @@
 package customer
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -54,6 +56,63 @@ func TestPerson_IsAnOwnerOrAnAddress(t *testing.T) {
 		if c.got != c.want {
 			t.Errorf("%s: %v", name, c.got)
 		}
+	}
+}
+
+// Ada's dead letters were handed out to whoever is da@example.org, and discarded with theirs.
+func TestPerson_IsNotNamedByAPartOfSomebodyElsesAddressOrOwner(t *testing.T) {
+	t.Parallel()
+	da, seventeen := Of(&customerv1.Person{Email: "da@example.org"}), Of(&customerv1.Person{Owner: "https://login.example.org 17"})
+	long := strings.Repeat("d", 60) + "@example.org" // its length is a letter
+	for _, c := range []struct {
+		person Person
+		data   string
+		want   bool
+	}{
+		{da, "ada@example.org", false},
+		{da, "x.da@example.org", false},
+		{da, "x+DA@example.org", false},
+		{da, "\u00e9da@example.org", false},
+		{da, "da@example.org.uk", false},
+		{da, "da@example.organic", false},
+		{da, "da@example.org-x", false},
+		{da, "\x1a\x0fada@example.org\x22", false},
+		{da, "ada@example.org, da@example.org", true},
+		{da, "it failed for da@example.org.", true},
+		{da, "to=<DA@Example.org>", true},
+		{da, "mailto:da@example.org", true},
+		{da, "da@example.org: 550", true},
+		{da, `"da@example.org"`, true},
+		{da, "\xffda@example.org\xff", true},
+		{da, "\x1a\x0eda@example.org2\x20", true},
+		{Of(&customerv1.Person{Email: long}), "\x1a" + string(rune(len(long))) + strings.ToUpper(long) + "2\x20", true},
+		{Of(&customerv1.Person{Email: "a"}), "ada@example.org", false},
+		{Of(&customerv1.Person{Email: "example.org"}), "ada@example.org", false},
+		{Of(&customerv1.Person{Email: "@example.org"}), "ada@example.org", false},
+		{seventeen, "https://login.example.org 171", false},
+		{seventeen, "https://login.example.org 17|8", false},
+		{seventeen, `"owner": "https://login.example.org 17"`, true},
+	} {
+		if got := c.person.NamedIn([]byte(c.data)); got != c.want {
+			t.Errorf("%s in %q: %v", c.person.email+c.person.owner, c.data, got)
+		}
+	}
+}
+
+// An address whose domain is written in full-width letters was not found by the usual way to write it.
+func TestPatterns_FitEachAddressThatMatches(t *testing.T) {
+	t.Parallel()
+	p := Of(&customerv1.Person{Email: "a_b@example.org"})
+	for _, stored := range []string{"a_b@example.org", "a_b@\uff45\uff58\uff41\uff4d\uff50\uff4c\uff45.org", "A_B@example\u3002org"} {
+		if !p.Matches(stored, "") {
+			t.Errorf("%q is not found", stored)
+		}
+	}
+	if got := p.Patterns(); !slices.Equal(got, []string{`a\_b@%`}) {
+		t.Errorf("%q", got)
+	}
+	if got := Of(&customerv1.Person{Email: "50% of any text"}).Patterns(); !slices.Equal(got, []string{`50\% of any text`}) {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -32,6 +32,8 @@ const (
 type Options struct {
 	Service string // app_id of what is published
 	Role    string // "publish" or "consume", part of the connection's name in the broker
+	// Topology is made sure of on each new connection, as far as the service needs it.
+	Topology Topology
 	// KeepTopology has the connection look after the service's own queues as long as it lives, not only when it is made. One
 	// connection of a service is enough for that.
 	KeepTopology bool
@@ -46,6 +48,7 @@ type Options struct {
 type Connection struct {
 	url      string
 	service  string
+	topology Topology
 	identity identity
 	role     string
 	log      *slog.Logger
@@ -89,13 +92,13 @@ func Dial(address string, o Options) (*Connection, error) {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		url: address, service: o.Service, identity: identityOf(uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
+		url: address, service: o.Service, topology: o.Topology, identity: identityOf(uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
 	c.setBlocked(false)
-	if queues := ownQueues(c.service); o.KeepTopology && len(queues) > 0 {
-		c.keeper = newKeeper(c.service, queues, c.log)
+	if o.KeepTopology && len(c.topology.ownQueues(c.service)) > 0 {
+		c.keeper = newKeeper(c.topology, c.service, c.log)
 	}
 	return c, nil
 }
@@ -151,7 +154,7 @@ func (c *Connection) once(ctx context.Context) error {
 	}
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	if err := bounded(ctx, conn, func() error { return ensureTopology(conn, c.service) }); err != nil {
+	if err := bounded(ctx, conn, func() error { return ensureTopology(conn, c.topology, c.service) }); err != nil {
 		_ = conn.CloseDeadline(time.Now().Add(time.Second))
 		c.set(nil, err)
 		return err

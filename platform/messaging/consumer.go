@@ -412,7 +412,7 @@ func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause
 	out.Headers[headerAttempt] = int32(attemptOf(d))
 	out.Headers[headerReason] = clip(cause.Error())
 	out.Headers[headerSourceQueue] = c.queue
-	out.Exchange, out.RoutingKey = deadLetterExchange, c.queue
+	out.Exchange, out.RoutingKey = c.conn.topology.DeadLetterExchange, c.queue
 	c.log(d).Error("message is a dead letter", "attempt", attemptOf(d), "error", cause)
 	err := c.park(ctx, work, out)
 	if errors.Is(err, ErrTooLarge) {

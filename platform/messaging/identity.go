@@ -15,7 +15,7 @@ import (
 )
 
 // HeaderUser names the broker's user who published a message first, if it was published again: as a retry or a dead
-// letter by the service whose queue it was in, or as a redrive by logging. It is believed from those alone. It is there,
+// letter by the service whose queue it was in, or as a redrive by the one that keeps dead letters. It is believed from those alone. It is there,
 // and empty, if nobody knows who that was.
 const HeaderUser = "shop-user"
 
@@ -113,15 +113,15 @@ func (e notTheirs) Error() string {
 	return fmt.Sprintf("the broker's user %q may not publish %s", e.user, e.what)
 }
 
-// mayRepeat says whether d was published by a service that may publish the messages of others again: logging, and the
-// service whose queue they were in.
+// mayRepeat says whether d was published by a service that may publish the messages of others again: the one that keeps
+// dead letters, and the service whose queue they were in.
 func (c *Connection) mayRepeat(d *amqp.Delivery, queue string) bool {
 	owner := queue // a work queue is named as its service
 	if queue == DeadLetterQueue {
 		owner = sourceQueue(d)
 	}
 	service := c.identity.service(d.UserId)
-	return service != "" && (service == owner || service == LoggingQueue)
+	return service != "" && (service == owner || service == c.topology.DeadLetterService)
 }
 
 // strike takes out of the headers what only those may say who publish the messages of others again. Without it, whoever

@@ -105,7 +105,7 @@ func watch(t *testing.T, url, service string) *watched {
 	t.Helper()
 	w := &watched{metrics: sdkmetric.NewManualReader()}
 	w.party = joinAs(t, url, messaging.Options{
-		Service: service, Logger: slog.New(slog.NewTextHandler(w, nil)), Meter: sdkmetric.NewMeterProvider(sdkmetric.WithReader(w.metrics)),
+		Topology: brokertest.Topology(), Service: service, Logger: slog.New(slog.NewTextHandler(w, nil)), Meter: sdkmetric.NewMeterProvider(sdkmetric.WithReader(w.metrics)),
 	})
 	return w
 }
@@ -136,7 +136,7 @@ func (w *watched) counted(t *testing.T, name string) map[string]int64 {
 func TestUser_AnEventOfOneWhoMayNotPublishItIsADeadLetter(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	urls := broker.Services(t)
+	urls := broker.Services(t, brokertest.Topology())
 	order := watch(t, urls["order"], "order")
 	handled := make(chan messaging.Message[*eventsv1.OrderPlaced], 10)
 	order.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
@@ -176,7 +176,7 @@ func TestUser_AnEventOfOneWhoMayNotPublishItIsADeadLetter(t *testing.T) {
 
 func TestUser_TheBrokerRefusesTheNameOfAnother(t *testing.T) {
 	t.Parallel()
-	urls := brokertest.New(t).Services(t)
+	urls := brokertest.New(t).Services(t, brokertest.Topology())
 	inventory := rogueAt(t, urls["inventory"])
 	closed := inventory.NotifyClose(make(chan *amqp.Error, 1))
 	if err := inventory.PublishWithContext(t.Context(), "", "order", true, false, amqp.Publishing{UserId: userOf(t, urls["gateway"])}); err != nil {
@@ -189,7 +189,7 @@ func TestUser_TheBrokerRefusesTheNameOfAnother(t *testing.T) {
 
 func TestUser_RetriesAndRedrivesKeepWhoPublishedFirst(t *testing.T) {
 	t.Parallel()
-	urls := brokertest.New(t).Services(t)
+	urls := brokertest.New(t).Services(t, brokertest.Topology())
 	gateway, order, logging := join(t, urls["gateway"], "gateway"), join(t, urls["order"], "order"), join(t, urls["logging"], "logging")
 	handled := make(chan messaging.Message[*eventsv1.OrderPlaced], 10)
 	order.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
@@ -253,7 +253,7 @@ func TestUser_RetriesAndRedrivesKeepWhoPublishedFirst(t *testing.T) {
 func TestUser_AMessageWithoutOneIsTakenInThisRelease(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	order := watch(t, broker.Services(t)["order"], "order")
+	order := watch(t, broker.Services(t, brokertest.Topology())["order"], "order")
 	handled := make(chan messaging.Message[*eventsv1.OrderPlaced], 10)
 	order.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 		for _, m := range batch {
@@ -306,10 +306,10 @@ func TestUser_IsNotCheckedWhereAllShareOne(t *testing.T) {
 // gateway, which strangers talk to, might change the catalogue.
 func TestUser_WhereAMessageWasFirstIsBelievedFromThoseWhoRepeat(t *testing.T) {
 	t.Parallel()
-	urls := brokertest.New(t).Services(t)
+	urls := brokertest.New(t).Services(t, brokertest.Topology())
 	inventory := join(t, urls["inventory"], "inventory")
 	changed, listed := make(chan bool, 10), make(chan bool, 10)
-	inventory.run(messaging.NewConsumer(inventory.consume, inventory.pub, messaging.InventoryQueue, messaging.ConsumerOptions{},
+	inventory.run(messaging.NewConsumer(inventory.consume, inventory.pub, "inventory", messaging.ConsumerOptions{},
 		messaging.Handle(func(context.Context, []messaging.Message[*eventsv1.CreateItems]) error {
 			changed <- true
 			return nil
@@ -342,7 +342,7 @@ func TestUser_WhereAMessageWasFirstIsBelievedFromThoseWhoRepeat(t *testing.T) {
 // A dead letter that is redriven is believed: so who published it must not come from whoever made it up.
 func TestUser_OfADeadLetterIsNotMadeUp(t *testing.T) {
 	t.Parallel()
-	urls := brokertest.New(t).Services(t)
+	urls := brokertest.New(t).Services(t, brokertest.Topology())
 	logging := watch(t, urls["logging"], "logging")
 	letters := logging.deadLetters()
 	inventory := rogueAt(t, urls["inventory"])
@@ -367,7 +367,7 @@ func TestUser_OfADeadLetterIsNotMadeUp(t *testing.T) {
 func TestUser_AStockCheckOfOneWhoMayNotAskIsRefused(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	urls := broker.Services(t)
+	urls := broker.Services(t, brokertest.Topology())
 	inventory := watch(t, urls["inventory"], "inventory")
 	server := messaging.NewRPCServer(inventory.consume, inventory.pub, 4, nil)
 	asked := make(chan bool, 10)
@@ -413,7 +413,7 @@ func TestUser_AStockCheckOfOneWhoMayNotAskIsRefused(t *testing.T) {
 func TestUser_AReplyOfOneWhoMayNotAnswerIsNotTaken(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	urls := broker.Services(t)
+	urls := broker.Services(t, brokertest.Topology())
 	order := watch(t, urls["order"], "order")
 	client := messaging.NewRPCClient(order.consume, order.pub)
 	order.run(client.Run)
@@ -484,7 +484,7 @@ func TestUser_IsOfTheServiceAsItsURLSays(t *testing.T) {
 		"amqp://shop2-inventory:secret@broker/?heartbeat=10":  false,
 		"amqp://order:secret@broker/?connection_timeout=1000": true,
 	} {
-		conn, err := messaging.Dial(url, messaging.Options{Service: "order"})
+		conn, err := messaging.Dial(url, messaging.Options{Topology: brokertest.Topology(), Service: "order"})
 		if err != nil {
 			t.Errorf("%s: %v", url, err)
 			continue

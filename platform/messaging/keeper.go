@@ -29,18 +29,19 @@ type binding struct{ queue, key, exchange string }
 // The arguments of a queue that is there are not compared: whoever has deleted a queue to declare it with other arguments
 // is left alone until the service connects again.
 type keeper struct {
-	service string
-	queues  []queueSpec
-	log     *slog.Logger
-	renew   chan struct{} // asks for a look at once
+	topology Topology
+	service  string
+	queues   []Queue // the service's own
+	log      *slog.Logger
+	renew    chan struct{} // asks for a look at once
 
 	mu       sync.Mutex
 	bindings map[binding]bool
 	problem  error // nil if all was there at the last look
 }
 
-func newKeeper(service string, queues []queueSpec, log *slog.Logger) *keeper {
-	return &keeper{service: service, queues: queues, log: log, renew: make(chan struct{}, 1), bindings: map[binding]bool{}}
+func newKeeper(t Topology, service string, log *slog.Logger) *keeper {
+	return &keeper{topology: t, service: service, queues: t.ownQueues(service), log: log, renew: make(chan struct{}, 1), bindings: map[binding]bool{}}
 }
 
 // run looks after the queues on conn until ctx ends or the connection is closed. After a failure it takes longer to look
@@ -97,14 +98,14 @@ func (k *keeper) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Chann
 		return nil, ctx.Err()
 	case <-time.After(settleTime):
 	}
-	return nil, ensureTopology(conn, k.service)
+	return nil, ensureTopology(conn, k.topology, k.service)
 }
 
 // refresh looks for the queues and binds them. An error is that of the first that is missing, or has no exchange.
 func (k *keeper) refresh(ch *amqp.Channel) error {
 	for _, q := range k.queues {
-		if _, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil); err != nil {
-			return fmt.Errorf("looking for queue %s: %w", q.name, err)
+		if _, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil); err != nil {
+			return fmt.Errorf("looking for queue %s: %w", q.Name, err)
 		}
 		if err := q.bind(ch); err != nil {
 			return err

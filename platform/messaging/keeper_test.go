@@ -133,7 +133,7 @@ func unbind(queue, exchange string) func(*testing.T, *brokertest.Broker) {
 
 // whole says what is missing in the topology, the binding of stock's calls included.
 func whole(t *testing.T, b *brokertest.Broker) error {
-	if err := provision.Compare(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost); err != nil {
+	if err := provision.Compare(t.Context(), brokertest.Topology(), os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost); err != nil {
 		return err
 	}
 	bindings, err := b.Manage.ListQueueBindings(b.Vhost, "inventory-rpc-queue")
@@ -188,10 +188,10 @@ func TestTopology_WhatIsDeletedWhileConnectionsLiveIsDeclaredAgain(t *testing.T)
 func TestTopology_WhatAUserMayNotDeclareIsRefusedWithOneClearLine(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	urls := broker.Services(t)
+	urls := broker.Services(t, brokertest.Topology())
 	log := &lines{}
 	conn, err := messaging.Dial(urls["order"], messaging.Options{
-		Service: "order", Role: "consume", KeepTopology: true, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Topology: brokertest.Topology(), Service: "order", Role: "consume", KeepTopology: true, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +200,9 @@ func TestTopology_WhatAUserMayNotDeclareIsRefusedWithOneClearLine(t *testing.T) 
 	eventually(t, func() error { return conn.Ready(t.Context()) })
 	for _, own := range []string{"queue order", "retry queue", "binding of order"} {
 		deletions[own](t, broker)
-		eventually(t, func() error { return provision.Compare(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost) })
+		eventually(t, func() error {
+			return provision.Compare(t.Context(), brokertest.Topology(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost)
+		})
 	}
 
 	deletions["exchange shop.topic"](t, broker)
@@ -214,7 +216,7 @@ func TestTopology_WhatAUserMayNotDeclareIsRefusedWithOneClearLine(t *testing.T) 
 	if err := conn.Ready(t.Context()); err != nil {
 		t.Errorf("the connection suffers: %v", err)
 	}
-	if err := provision.Topology(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
+	if err := provision.Topology(t.Context(), brokertest.Topology(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() error { return conn.Topology(t.Context()) })
@@ -227,7 +229,7 @@ func TestTopology_WhatAUserMayNotDeclareIsRefusedWithOneClearLine(t *testing.T) 
 func TestPublish_WithoutItsExchangeIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	gateway := join(t, broker.Services(t)["gateway"], "gateway")
+	gateway := join(t, broker.Services(t, brokertest.Topology())["gateway"], "gateway")
 	publish(t, gateway, placed())
 	deletions["exchange shop.topic"](t, broker)
 	begin := time.Now()
@@ -307,7 +309,9 @@ func TestTopology_AConsumerThatGetsNothingAnyMoreFromAQueueDeclaredAgainAtOnceCo
 	if _, err := ch.QueueDeclare("order", true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error { return provision.Compare(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost) })
+	eventually(t, func() error {
+		return provision.Compare(t.Context(), brokertest.Topology(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost)
+	})
 	last := placed()
 	publish(t, order, last)
 	if id := next(t, orders, "the order after"); id != last.GetOrderId() {
@@ -320,7 +324,7 @@ func TestConnect_ABrokerThatHangsHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	dial := func(url string) *messaging.Connection {
-		conn, err := messaging.Dial(url, messaging.Options{Service: "order", Role: "consume", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		conn, err := messaging.Dial(url, messaging.Options{Topology: brokertest.Topology(), Service: "order", Role: "consume", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,7 +413,7 @@ func TestQueueWatch_SaysSoWhenAQueueOrItsExchangeIsMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			broker := brokertest.New(t)
-			watch := watching(t, broker.Services(t)["gateway"])
+			watch := watching(t, broker.Services(t, brokertest.Topology())["gateway"])
 			begin := time.Now()
 			deletions[name](t, broker)
 			eventually(t, func() error {
@@ -451,7 +455,7 @@ func TestQueueWatch_SaysSoWhenTheBrokerDoesNotAnswer(t *testing.T) {
 
 func provisioned(t *testing.T, b *brokertest.Broker) {
 	t.Helper()
-	if err := provision.Topology(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost); err != nil {
+	if err := provision.Topology(t.Context(), brokertest.Topology(), os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -459,7 +463,7 @@ func provisioned(t *testing.T, b *brokertest.Broker) {
 // watching watches the order queue as the gateway does, and returns when it has looked.
 func watching(t *testing.T, url string) *messaging.QueueWatch {
 	t.Helper()
-	conn, err := messaging.Dial(url, messaging.Options{Service: "gateway", Role: "consume", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	conn, err := messaging.Dial(url, messaging.Options{Topology: brokertest.Topology(), Service: "gateway", Role: "consume", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

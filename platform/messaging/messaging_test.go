@@ -36,7 +36,7 @@ type party struct {
 
 func join(t testing.TB, url, service string) *party {
 	t.Helper()
-	return joinAs(t, url, messaging.Options{Service: service, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return joinAs(t, url, messaging.Options{Topology: brokertest.Topology(), Service: service, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 }
 
 func joinAs(t testing.TB, url string, o messaging.Options) *party {
@@ -107,7 +107,7 @@ func next[T any](t *testing.T, ch <-chan T, what string) T {
 
 // orders consumes the order queue with handle, one call a message of a batch.
 func (p *party) orders(handle func(context.Context, []messaging.Message[*eventsv1.OrderPlaced]) error) (stop func()) {
-	return p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{}, messaging.Handle(handle)).Run)
+	return p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{}, messaging.Handle(handle)).Run)
 }
 
 // deadLetters returns the dead letters as they come.
@@ -218,7 +218,7 @@ func TestConsumer_WhatIsThereIsHandledTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	sizes := make(chan int, messages)
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: batch},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{Batch: batch},
 		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			sizes <- len(batch)
 			return p.pub.Publish(ctx, confirmedOrder()) // takes a moment, in which more deliveries come
@@ -248,7 +248,7 @@ func TestConsumer_MalformedMessagesAreDeadLettersAndCostNobody(t *testing.T) {
 	invalid.Body, _ = proto.Marshal(&eventsv1.OrderPlaced{OrderId: "7"})
 	wrongType.Type = "shop.events.v1.OrderConfirmed"
 	bare = messaging.Outgoing{Exchange: bare.Exchange, RoutingKey: bare.RoutingKey, Body: []byte{0xff}} // no property at all
-	unknown.Exchange, unknown.RoutingKey = "", messaging.OrderQueue                                     // a routing key no contract has
+	unknown.Exchange, unknown.RoutingKey = "", "order"                                                  // a routing key no contract has
 	good := placed()
 
 	batch := []messaging.Outgoing{undecodable, invalid, wrongType, bare, unknown}
@@ -270,7 +270,7 @@ func TestConsumer_MalformedMessagesAreDeadLettersAndCostNobody(t *testing.T) {
 	dead := p.deadLetters()
 	for i, want := range []string{"is not a shop.events.v1.OrderPlaced", "breaks its contract", "type property", "is not a shop.events.v1.OrderPlaced", "no message has the routing key"} {
 		d := next(t, dead, "dead letter "+want)
-		if !strings.Contains(d.Reason, want) || d.SourceQueue != messaging.OrderQueue {
+		if !strings.Contains(d.Reason, want) || d.SourceQueue != "order" {
 			t.Errorf("dead letter %d: reason %q from queue %q, want %q", i, d.Reason, d.SourceQueue, want)
 		}
 		if string(d.Body) != string(batch[i].Body) {
@@ -437,7 +437,7 @@ func TestConsumer_ADatabaseThatIsSlowForEverybodyBurnsNoAttempt(t *testing.T) {
 	slow.Store(true)
 	orders := []*eventsv1.OrderPlaced{placed(), placed(), placed()}
 	tries, handled := make(chan messaging.Meta, 100), make(chan messaging.Meta, 100)
-	c := messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: 1},
+	c := messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{Batch: 1},
 		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			if slow.Load() {
 				tries <- batch[0].Meta
@@ -480,7 +480,7 @@ func replicas(t *testing.T, url string, o messaging.ConsumerOptions, allow func(
 	for i := range both {
 		p := join(t, url, "order")
 		orders := make(chan string, 100)
-		c := messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, o,
+		c := messaging.NewConsumer(p.consume, p.pub, "order", o,
 			messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 				if err := allow(i); err != nil {
 					return err
@@ -644,7 +644,7 @@ func TestConsumer_StopFinishesTheBatchInHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, again, err := ch.Get(messaging.OrderQueue, true); again || err != nil {
+	if _, again, err := ch.Get("order", true); again || err != nil {
 		t.Errorf("the message is still there: %v, %v", again, err)
 	}
 }

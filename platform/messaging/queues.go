@@ -37,7 +37,7 @@ func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	answered := make(chan answer, 1)
 	go func() { // the library's calls know no deadline
 		defer c.asking.Unlock()
-		states, err := queueStates(conn)
+		states, err := queueStates(conn, c.topology.queueNames())
 		answered <- answer{states, err}
 	}()
 	select {
@@ -48,9 +48,9 @@ func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	}
 }
 
-func queueStates(conn *amqp.Connection) (states []QueueState, err error) {
+func queueStates(conn *amqp.Connection, names []string) (states []QueueState, err error) {
 	var ch *amqp.Channel
-	for _, name := range queueNames() {
+	for _, name := range names {
 		if ch == nil {
 			if ch, err = conn.Channel(); err != nil {
 				return nil, fmt.Errorf("opening a channel to ask for queues: %w", err)
@@ -74,10 +74,10 @@ func queueStates(conn *amqp.Connection) (states []QueueState, err error) {
 }
 
 // queueNames are the queues that outlive their consumers.
-func queueNames() []string {
+func (t Topology) queueNames() []string {
 	var names []string
-	for _, q := range allQueues() {
-		names = append(names, q.name)
+	for _, q := range t.Queues() {
+		names = append(names, q.Name)
 	}
 	return names
 }

@@ -10,7 +10,6 @@ import (
 	rabbithole "github.com/michaelklishin/rabbit-hole/v3"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
 )
 
@@ -85,7 +84,7 @@ func TestQueues_NeedNoRight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q, err := ch.QueueDeclarePassive(messaging.OrderQueue, true, false, false, false, nil)
+	q, err := ch.QueueDeclarePassive("order", true, false, false, false, nil)
 	if err != nil || q.Messages != 1 {
 		t.Errorf("got %+v, %v", q, err)
 	}

@@ -197,7 +197,7 @@ func TestRequest_TopicRequestIsAnsweredToTheAskerAlone(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	inventory := join(t, broker.URL, "inventory")
-	inventory.run(messaging.NewConsumer(inventory.consume, inventory.pub, messaging.InventoryQueue, messaging.ConsumerOptions{},
+	inventory.run(messaging.NewConsumer(inventory.consume, inventory.pub, "inventory", messaging.ConsumerOptions{},
 		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
 			for _, m := range batch {
 				answer := &eventsv1.InventoryListed{Items: []*eventsv1.InventoryListed_Item{{Id: 1, ProductName: "Laptop"}}}

@@ -118,7 +118,7 @@ func TestConsumer_ABatchIsBoundedInBytes(t *testing.T) {
 		}
 	}
 	sizes := make(chan int, messages)
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Linger: 50 * time.Millisecond},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{Linger: 50 * time.Millisecond},
 		messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 			sizes <- len(batch)
 			return nil
@@ -142,7 +142,7 @@ func TestConsumer_ABatchIsBoundedByWhatComesOfIt(t *testing.T) {
 		publish(t, p, placed())
 	}
 	sizes := make(chan int, orders)
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Linger: 50 * time.Millisecond},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{Linger: 50 * time.Millisecond},
 		messaging.HandleWeighed(func(*eventsv1.OrderPlaced) int { return each },
 			func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 				sizes <- len(batch)
@@ -176,7 +176,7 @@ func TestConsumer_ABatchThatFailsTwiceIsMadeSmaller(t *testing.T) {
 		t.Fatal(err)
 	}
 	handled := make(chan messaging.Message[*eventsv1.OrderPlaced], orders)
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{},
 		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			if len(batch) > most {
 				return messaging.Down(fmt.Errorf("%d are too many", len(batch)))
@@ -226,7 +226,7 @@ func TestConsumer_IsGivenFewerMessagesWhileTheyAreLarge(t *testing.T) {
 		}
 	}
 	handled, block, release := make(chan int, before+waiting), make(chan struct{}), make(chan struct{})
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{},
 		messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 			select {
 			case <-block:
@@ -244,7 +244,7 @@ func TestConsumer_IsGivenFewerMessagesWhileTheyAreLarge(t *testing.T) {
 	send(waiting)
 
 	ch := raw(t, broker.URL)
-	others, err := ch.ConsumeWithContext(t.Context(), messaging.OrderQueue, "", true, false, false, false, nil) // of lower priority
+	others, err := ch.ConsumeWithContext(t.Context(), "order", "", true, false, false, false, nil) // of lower priority
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestConsumer_AnotherPrefetchCostsNoMessageItsPlace(t *testing.T) {
 		}
 	}
 	handled := make(chan messaging.Delivery, len(want))
-	p.run(messaging.NewConsumer(p.consume, p.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: 100},
+	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{Batch: 100},
 		messaging.HandleRaw(func(ctx context.Context, batch []messaging.Delivery) error {
 			for _, d := range batch {
 				handled <- d
@@ -350,7 +350,7 @@ func TestSend_WhatFollowsANackedMessageIsSentAgainAfterIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() error { // it becomes full a moment after the policy
-		confirm, err := ch.PublishWithDeferredConfirmWithContext(t.Context(), "", messaging.OrderQueue, true, false, amqp.Publishing{})
+		confirm, err := ch.PublishWithDeferredConfirmWithContext(t.Context(), "", "order", true, false, amqp.Publishing{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -359,7 +359,7 @@ func TestSend_WhatFollowsANackedMessageIsSentAgainAfterIt(t *testing.T) {
 		}
 		return nil
 	})
-	log, err := raw(t, broker.URL).ConsumeWithContext(t.Context(), messaging.LoggingQueue, "", true, false, false, false, nil)
+	log, err := raw(t, broker.URL).ConsumeWithContext(t.Context(), "logging", "", true, false, false, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +383,7 @@ func TestSend_WhatFollowsANackedMessageIsSentAgainAfterIt(t *testing.T) {
 	for range both {
 		came = append(came, names[next(t, log, "both in the log").MessageId])
 	}
-	if _, err := ch.QueuePurge(messaging.OrderQueue, false); err != nil {
+	if _, err := ch.QueuePurge("order", false); err != nil {
 		t.Fatal(err)
 	}
 	if err := next(t, sent, "all to be confirmed"); err != nil {
@@ -411,7 +411,7 @@ func TestConsumer_AMessageThatCannotBeParkedWhileTheBrokerIsBlockedHoldsTheQueue
 	}
 	tried := make(chan struct{}, 100)
 	handled := make(chan messaging.Delivery, 100)
-	consumer := messaging.NewConsumer(consuming.consume, blocked.pub, messaging.OrderQueue, messaging.ConsumerOptions{},
+	consumer := messaging.NewConsumer(consuming.consume, blocked.pub, "order", messaging.ConsumerOptions{},
 		messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 			for _, d := range batch {
 				if d.MessageID == poison.MessageID {

@@ -66,7 +66,7 @@ func bindings(t *testing.T, broker *brokertest.Broker) (keys []string) {
 func TestSubscription_IsBoundOnlyWhileSomebodyWantsIt(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	p := join(t, broker.Services(t)["gateway"], "gateway") // with no more rights than it needs
+	p := join(t, broker.Services(t, brokertest.Topology())["gateway"], "gateway") // with no more rights than it needs
 	others := join(t, broker.URL, "order")
 	mine := uuid.NewString()
 	s, came := subscribe(t, p, func(id string) bool { return id == mine })
@@ -127,7 +127,7 @@ func TestSubscription_TellsOfTheGapAfterACut(t *testing.T) {
 func TestSubscription_ABindingThatIsGoneComesBack(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	p, others := join(t, broker.Services(t)["gateway"], "gateway"), join(t, broker.URL, "order")
+	p, others := join(t, broker.Services(t, brokertest.Topology())["gateway"], "gateway"), join(t, broker.URL, "order")
 	s, came := subscribe(t, p, func(string) bool { return true })
 	defer s.Want()()
 	isBound(t, s, 0)

@@ -13,64 +13,90 @@ import (
 	"shop.example/platform/contract"
 )
 
-// The names of the exchanges that are not part of a message's contract.
-const (
-	deadLetterExchange = "shop.dlx"
-	// DeadLetterQueue holds what could not be handled until the logging service has stored it.
-	DeadLetterQueue = "dead-letter"
-)
+// DeadLetterQueue holds what could not be handled until the DeadLetterService has stored it.
+const DeadLetterQueue = "dead-letter"
 
-// Queues of the services. A routing key that matches a binding is delivered to the queue.
-const (
-	OrderQueue     = "order"
-	InventoryQueue = "inventory"
-	LoggingQueue   = "logging"
-)
-
-// exchanges are declared in this order, the last one when all queues are bound: who finds it finds the whole topology.
-var exchanges = []struct{ name, kind string }{
-	{"shop.topic", amqp.ExchangeTopic},
-	{deadLetterExchange, amqp.ExchangeFanout},
-	{"shop.direct", amqp.ExchangeDirect},
+// Topology is what the services of one product share on the broker: three exchanges, and for each service that consumes
+// a queue of its name with its retry queues. It is a value that each connection is given; the contracts say the rest: who
+// publishes, handles, calls and answers what.
+type Topology struct {
+	EventExchange      string // of type topic: the contracts' events are published to it
+	CallExchange       string // of type direct: calls over the broker are published to it; "" if there are none
+	DeadLetterExchange string // of type fanout: what could not be handled
+	// DeadLetterService takes DeadLetterQueue. Its user may publish again what others have published.
+	DeadLetterService string
+	Services          []Service
 }
 
-// workQueues belong each to the service of the same name.
-var workQueues = []struct {
-	name     string
-	bindings []string // on shop.topic
-}{
-	{OrderQueue, []string{"shop.order.placed"}},
-	{InventoryQueue, []string{"shop.inventory.#", "shop.order.cancelled"}},
-	{LoggingQueue, []string{"shop.#"}},
+// Service is a service on the broker, with a user of its own if it is not given another.
+type Service struct {
+	Name string
+	// Bindings are the patterns of the routing keys that the service's queue takes. Without any it has no queue.
+	Bindings []string
+	// Required says that nobody may publish what the service handles while its queue is missing, because nobody would
+	// notice what it has missed. A service that is not required declares its queue again, and has missed something.
+	Required bool
+	// Follows are the routing keys of the events that its processes may listen to by themselves, see NewSubscription.
+	Follows []string
 }
 
-// queueSpec is a queue that outlives its consumers.
-type queueSpec struct {
-	name     string
-	owner    string // the service whose user may declare it
-	args     amqp.Table
-	exchange string
-	keys     []string
+// Consumes says whether the service has a queue.
+func (s Service) Consumes() bool { return len(s.Bindings) > 0 }
+
+// Service returns the service of that name; false if the topology has none.
+func (t Topology) Service(name string) (Service, bool) {
+	i := slices.IndexFunc(t.Services, func(s Service) bool { return s.Name == name })
+	if i < 0 {
+		return Service{}, false
+	}
+	return t.Services[i], true
 }
 
-// allQueues are the queues of the shop. A queue's arguments can never be changed, so they hold only what a queue is: its
-// type and, for a retry queue, its delay and target, without which messages would stay in it for ever. Limits are policy.
-func allQueues() []queueSpec {
-	var queues []queueSpec
-	for _, q := range workQueues {
-		queues = append(queues, queueSpec{q.name, q.name, quorum(nil), "shop.topic", q.bindings})
+// Exchange is an exchange of the topology, durable and without arguments.
+type Exchange struct{ Name, Kind string }
+
+// Exchanges returns the exchanges in the order in which they are declared.
+func (t Topology) Exchanges() []Exchange {
+	all := []Exchange{
+		{t.EventExchange, amqp.ExchangeTopic}, {t.DeadLetterExchange, amqp.ExchangeFanout}, {t.CallExchange, amqp.ExchangeDirect},
+	}
+	return slices.DeleteFunc(all, func(e Exchange) bool { return e.Name == "" })
+}
+
+// Queue is a queue that outlives its consumers, and is durable.
+type Queue struct {
+	Name     string
+	Owner    string // the service whose user may declare it
+	Args     amqp.Table
+	Exchange string
+	Keys     []string // that it is bound to on Exchange
+}
+
+// Queues returns the queues of the topology. A queue's arguments can never be changed, so they hold only what a queue is:
+// its type and, for a retry queue, its delay and target, without which messages would stay in it for ever. Limits are
+// policy.
+func (t Topology) Queues() []Queue {
+	var queues []Queue
+	for _, s := range t.Services {
+		if !s.Consumes() {
+			continue
+		}
+		queues = append(queues, Queue{s.Name, s.Name, quorum(nil), t.EventExchange, s.Bindings})
 		for _, delay := range retryDelays {
-			queues = append(queues, queueSpec{name: retryQueue(q.name, delay), owner: q.name, args: quorum(amqp.Table{
+			queues = append(queues, Queue{Name: retryQueue(s.Name, delay), Owner: s.Name, Args: quorum(amqp.Table{
 				"x-message-ttl": delay.Milliseconds(),
-				// Straight back to the work queue: through shop.topic every other service would see it again.
+				// Straight back to the work queue: through the exchange of events every other service would see it again.
 				"x-dead-letter-exchange":    "",
-				"x-dead-letter-routing-key": q.name,
+				"x-dead-letter-routing-key": s.Name,
 				"x-dead-letter-strategy":    "at-least-once",
 				"x-overflow":                "reject-publish", // at-least-once needs it
 			})})
 		}
 	}
-	return append(queues, queueSpec{DeadLetterQueue, LoggingQueue, quorum(nil), deadLetterExchange, []string{""}})
+	if t.DeadLetterService == "" {
+		return queues
+	}
+	return append(queues, Queue{DeadLetterQueue, t.DeadLetterService, quorum(nil), t.DeadLetterExchange, []string{""}})
 }
 
 func quorum(args amqp.Table) amqp.Table {
@@ -127,24 +153,24 @@ const declaringWait = time.Second
 // the right to do that and no more. If anything else is missing that the service needs, everything is declared, for which
 // a user needs rights to everything. Asking whether something is there needs no right, and if it is there the answer
 // leaves no line in the broker's log.
-func ensureTopology(conn *amqp.Connection, service string) error {
+func ensureTopology(conn *amqp.Connection, t Topology, service string) error {
 	select {
 	case declaring <- struct{}{}:
 		defer func() { <-declaring }()
 	case <-time.After(declaringWait):
 	}
-	own := declareQueues(conn, ownQueues(service))
+	own := declareQueues(conn, t.ownQueues(service))
 	if own != nil && !isNotFound(own) {
 		return own
 	}
-	missing, err := firstMissing(conn, service)
+	missing, err := firstMissing(conn, t, service)
 	if err != nil {
 		return err
 	}
 	if missing == "" {
 		return own // not nil if an exchange came back between the two questions: the next round binds the queues
 	}
-	err = declareEverything(conn)
+	err = declareEverything(conn, t)
 	if refusal, ok := errors.AsType[*amqp.Error](err); ok && refusal.Code == amqp.AccessRefused {
 		return fmt.Errorf("%s is missing in the broker, and this service's user may not declare it: import the shop's definitions: %w", missing, err)
 	}
@@ -152,48 +178,78 @@ func ensureTopology(conn *amqp.Connection, service string) error {
 }
 
 // ownQueues are those that the service's user may declare.
-func ownQueues(service string) []queueSpec {
-	return slices.DeleteFunc(allQueues(), func(q queueSpec) bool { return q.owner != service })
+func (t Topology) ownQueues(service string) []Queue {
+	return slices.DeleteFunc(t.Queues(), func(q Queue) bool { return q.Owner != service })
 }
 
-// neededQueues are those without which messages of the service would be lost: its own, those that take what it publishes,
-// and if it consumes, that of dead letters. Nobody's requests are lost: whoever asks notices. A program that is no
-// service of the contracts needs all of them.
-func neededQueues(service string) []string {
-	own := ownQueues(service)
-	needed := map[string]bool{DeadLetterQueue: len(own) > 0}
-	for _, q := range own {
-		needed[q.name] = true
+// requiredHandlers are the services without whose queues the event may not be published.
+func (t Topology) requiredHandlers(event contract.Event) []string {
+	var required []string
+	for _, handler := range event.HandledBy {
+		if s, _ := t.Service(handler); s.Required {
+			required = append(required, handler)
+		}
 	}
-	publishes := false
+	return required
+}
+
+// neededQueues are those without which messages of the service would be lost: its own, those of required services that
+// take what it publishes, and if it consumes, that of dead letters. Nobody's requests are lost: whoever asks notices. A
+// program that is no service of the topology needs all of them.
+func (t Topology) neededQueues(service string) []string {
+	names := t.queueNames()
+	s, known := t.Service(service)
+	if !known {
+		return names
+	}
+	needed := map[string]bool{DeadLetterQueue: s.Consumes()}
+	for _, q := range t.ownQueues(service) {
+		needed[q.Name] = true
+	}
 	for _, event := range contract.Events() {
-		if !slices.Contains(event.PublishedBy, service) {
+		if event.IsRequest() || !slices.Contains(event.PublishedBy, service) {
 			continue
 		}
-		publishes = true
-		for _, handler := range event.HandledBy {
-			needed[handler] = needed[handler] || !event.IsRequest() // a service's queue has its name
+		for _, handler := range t.requiredHandlers(event) {
+			needed[handler] = true // a service's queue has its name
 		}
-	}
-	names := queueNames()
-	if !publishes {
-		return names
 	}
 	return slices.DeleteFunc(names, func(name string) bool { return !needed[name] })
 }
 
+// neededExchanges are those that the service publishes to or binds queues to, so all of them for a program that is no
+// service of the topology.
+func (t Topology) neededExchanges(service string) []Exchange {
+	s, known := t.Service(service)
+	if !known {
+		return t.Exchanges()
+	}
+	needed := map[string]bool{t.DeadLetterExchange: s.Consumes(), t.EventExchange: s.Consumes() || len(s.Follows) > 0}
+	for _, event := range contract.Events() {
+		if slices.Contains(event.PublishedBy, service) {
+			needed[event.Exchange] = true
+		}
+	}
+	for _, method := range contract.Methods() {
+		if method.AnsweredBy == service || slices.Contains(method.CalledBy, service) {
+			needed[method.Exchange] = true
+		}
+	}
+	return slices.DeleteFunc(t.Exchanges(), func(e Exchange) bool { return !needed[e.Name] })
+}
+
 // firstMissing names an exchange or queue that the service needs and that is not there, "" if all are.
-func firstMissing(conn *amqp.Connection, service string) (string, error) {
+func firstMissing(conn *amqp.Connection, t Topology, service string) (string, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return "", fmt.Errorf("opening a channel to look at the topology: %w", err)
 	}
-	for _, e := range exchanges {
-		if err := ch.ExchangeDeclarePassive(e.name, e.kind, true, false, false, false, nil); err != nil {
-			return missingOr("exchange "+e.name, err)
+	for _, e := range t.neededExchanges(service) {
+		if err := ch.ExchangeDeclarePassive(e.Name, e.Kind, true, false, false, false, nil); err != nil {
+			return missingOr("exchange "+e.Name, err)
 		}
 	}
-	for _, name := range neededQueues(service) {
+	for _, name := range t.neededQueues(service) {
 		if _, err := ch.QueueDeclarePassive(name, true, false, false, false, nil); err != nil {
 			return missingOr("queue "+name, err)
 		}
@@ -215,7 +271,7 @@ func isNotFound(err error) bool {
 }
 
 // declareQueues declares and binds queues whose exchanges are there.
-func declareQueues(conn *amqp.Connection, queues []queueSpec) error {
+func declareQueues(conn *amqp.Connection, queues []Queue) error {
 	if len(queues) == 0 {
 		return nil
 	}
@@ -235,55 +291,42 @@ func declareQueues(conn *amqp.Connection, queues []queueSpec) error {
 }
 
 // declareEverything declares all exchanges and queues.
-func declareEverything(conn *amqp.Connection) error {
+func declareEverything(conn *amqp.Connection, t Topology) error {
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("opening a channel to declare the topology: %w", err)
 	}
-	last := len(exchanges) - 1
-	for _, e := range exchanges[:last] {
-		if err := declareExchange(ch, e.name, e.kind); err != nil {
-			return err
+	for _, e := range t.Exchanges() {
+		if err := ch.ExchangeDeclare(e.Name, e.Kind, true, false, false, false, nil); err != nil {
+			return declareError("exchange", e.Name, err)
 		}
 	}
-	queues := allQueues()
-	for _, q := range queues {
+	// The log's queue before those of the other services: what is published meanwhile is in the log at least, from where it
+	// is sent again. Each queue is bound as soon as it is there, because whoever finds a queue publishes.
+	rest := slices.DeleteFunc(t.Queues(), func(q Queue) bool { return q.Owner == t.DeadLetterService })
+	for _, q := range append(t.ownQueues(t.DeadLetterService), rest...) {
 		if err := q.declare(ch); err != nil {
 			return err
 		}
-	}
-	// The log's queue is bound before those of the services: what is published meanwhile is in the log at least, from where
-	// it is sent again.
-	for _, q := range slices.Backward(queues) {
 		if err := q.bind(ch); err != nil {
 			return err
 		}
 	}
-	if err := declareExchange(ch, exchanges[last].name, exchanges[last].kind); err != nil {
-		return err
-	}
 	return ch.Close()
 }
 
-func (q queueSpec) declare(ch *amqp.Channel) error {
-	if _, err := ch.QueueDeclare(q.name, true, false, false, false, q.args); err != nil {
-		return declareError("queue", q.name, err)
+func (q Queue) declare(ch *amqp.Channel) error {
+	if _, err := ch.QueueDeclare(q.Name, true, false, false, false, q.Args); err != nil {
+		return declareError("queue", q.Name, err)
 	}
 	return nil
 }
 
-func (q queueSpec) bind(ch *amqp.Channel) error {
-	for _, key := range q.keys {
-		if err := ch.QueueBind(q.name, key, q.exchange, false, nil); err != nil {
-			return fmt.Errorf("binding queue %s to %s: %w", q.name, key, err)
+func (q Queue) bind(ch *amqp.Channel) error {
+	for _, key := range q.Keys {
+		if err := ch.QueueBind(q.Name, key, q.Exchange, false, nil); err != nil {
+			return fmt.Errorf("binding queue %s to %s: %w", q.Name, key, err)
 		}
-	}
-	return nil
-}
-
-func declareExchange(ch *amqp.Channel, name, kind string) error {
-	if err := ch.ExchangeDeclare(name, kind, true, false, false, false, nil); err != nil {
-		return declareError("exchange", name, err)
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func TestRun_ATopologyThatIsNotTheShopsIsOneErrorThatSaysWhatToDo(t *testing.T) 
 		if err := spoil(ch); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := messaging.Dial(broker.URL, messaging.Options{Service: "order", Role: "publish"})
+		conn, err := messaging.Dial(broker.URL, messaging.Options{Topology: brokertest.Topology(), Service: "order", Role: "publish"})
 		if err != nil {
 			t.Fatal(err)
 		}

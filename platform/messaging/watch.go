@@ -19,14 +19,15 @@ const (
 	watchTimeout = 2 * time.Second
 )
 
-// QueueWatch looks every second whether the exchange that an event is published to and the queues of the services that
-// handle it are there. A publisher that needs to know asks it: the broker confirms an event as soon as any queue takes it,
+// QueueWatch looks every second whether the exchange that an event is published to and the queues of the required services
+// that handle it are there. A publisher that needs to know asks it: the broker confirms an event as soon as any queue takes it,
 // the log's for example. It looks on a channel of its own, and needs no right to do so. Whether the queues are bound to the
 // exchange the broker does not say; their owners bind them again every second.
 type QueueWatch struct {
-	conn  *Connection
-	event contract.Event
-	last  atomic.Pointer[sight]
+	conn   *Connection
+	event  contract.Event
+	queues []string
+	last   atomic.Pointer[sight]
 }
 
 // sight is what one look has seen.
@@ -35,7 +36,7 @@ type sight struct{ err error }
 // NewQueueWatch returns a watch of the queues of an event. It looks over conn while Run runs.
 func NewQueueWatch(conn *Connection, event proto.Message) *QueueWatch {
 	e, _ := contract.EventOf(event) // what is no event has no exchange, which no broker has
-	w := &QueueWatch{conn: conn, event: e}
+	w := &QueueWatch{conn: conn, event: e, queues: conn.topology.requiredHandlers(e)}
 	w.last.Store(&sight{}) // before the first look all is well: without the queues no connection is made
 	return w
 }
@@ -69,7 +70,7 @@ func (w *QueueWatch) session(ctx context.Context, conn *amqp.Connection) (err er
 func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel) (*amqp.Channel, error) {
 	before := w.last.Load()
 	late := time.AfterFunc(watchTimeout, func() {
-		err := fmt.Errorf("the broker has not said within %s whether the queues %s are there", watchTimeout, strings.Join(w.event.HandledBy, " and "))
+		err := fmt.Errorf("the broker has not said within %s whether the queues %s are there", watchTimeout, strings.Join(w.queues, " and "))
 		if w.last.CompareAndSwap(before, &sight{err}) {
 			w.conn.log.Error("messages are refused", "routing_key", w.event.RoutingKey, "error", err)
 		}
@@ -84,7 +85,7 @@ func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.C
 		if err := ch.ExchangeDeclarePassive(w.event.Exchange, amqp.ExchangeTopic, true, false, false, false, nil); err != nil {
 			return fmt.Errorf("looking for exchange %s: %w", w.event.Exchange, err)
 		}
-		for _, queue := range w.event.HandledBy { // a service's queue has its name
+		for _, queue := range w.queues { // a service's queue has its name
 			if _, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil {
 				return fmt.Errorf("looking for queue %s: %w", queue, err)
 			}

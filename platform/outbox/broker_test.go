@@ -81,7 +81,7 @@ func placed(id string) *eventsv1.OrderPlaced {
 
 func dial(t testing.TB, url string) *messaging.Connection {
 	t.Helper()
-	conn, err := messaging.Dial(url, messaging.Options{})
+	conn, err := messaging.Dial(url, messaging.Options{Topology: brokertest.Topology()})
 	if err != nil {
 		t.Fatal(err)
 	}

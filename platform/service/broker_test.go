@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 )
@@ -30,7 +31,7 @@ func TestBroker_AUserThatIsSharedIsSaidOnceAtTheStart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Broker(run.url, "order", tel); err != nil {
+		if _, _, err := s.Broker(run.url, brokertest.Topology(), "order", tel); err != nil {
 			t.Fatal(err)
 		}
 		if n := strings.Count(out.String(), "who publishes a message is not checked"); n != run.lines {

@@ -67,6 +67,7 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../../gen
@@ -74,3 +75,5 @@ replace shop.example/gen => ../../gen
 replace shop.example/platform => ../../platform
 
 replace shop.example/db => ../../db
+
+replace shop.example/topology => ../../topology

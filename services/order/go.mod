@@ -69,6 +69,7 @@ require (
 	golang.org/x/text v0.43.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
+	shop.example/topology v0.0.0
 )
 
 replace shop.example/gen => ../../gen
@@ -76,3 +77,5 @@ replace shop.example/gen => ../../gen
 replace shop.example/platform => ../../platform
 
 replace shop.example/db => ../../db
+
+replace shop.example/topology => ../../topology

@@ -13,6 +13,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -197,6 +198,9 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	}
 	return pool, nil
 }
+
+// Schemas are those that an audit compares.
+func Schemas() []string { return slices.Sorted(maps.Keys(landmark)) }
 
 // landmark is a table of each schema by which it is known.
 var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log"}

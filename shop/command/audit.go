@@ -19,7 +19,6 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc"
 
-	"shop.example/db"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -56,6 +55,11 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			for flag, d := range map[string]time.Duration{"since": cfg.Since, "late": cfg.Late, "wait": wait, "every": every} {
+				if d < 0 {
+					return cli.WrongUsage("--%s %s: it is a time, 30s for example, and cannot be less than none", flag, d)
+				}
+			}
 			if cfg.DatabaseURLs, err = auditedDatabases(); err != nil {
 				return err
 			}
@@ -163,7 +167,7 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 func auditedDatabases() (map[string]string, error) {
 	urls := map[string]string{}
 	missing := ""
-	for _, schema := range db.Schemas() {
+	for _, schema := range audit.Schemas() {
 		variable := strings.ToUpper(schema) + "_DATABASE_URL"
 		if urls[schema] = os.Getenv(variable); urls[schema] == "" {
 			urls[schema] = os.Getenv("DATABASE_URL")

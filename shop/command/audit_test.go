@@ -72,6 +72,16 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 	}
 }
 
+// With --since -1h the orders that nobody had decided were no violation: it left out all.
+func TestAudit_ATimeThatIsLessThanNoneIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []string{"--since", "--late", "--wait", "--every"} {
+		if out, err := runAudit(flag, "-1h"); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), flag+" -1h") || out != "" {
+			t.Errorf("%s: %v\n%s", flag, err, out)
+		}
+	}
+}
+
 func TestAuditMetrics_AreTheLastReport(t *testing.T) {
 	t.Parallel()
 	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "audit", Output: io.Discard})

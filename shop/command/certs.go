@@ -7,6 +7,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/platform/transport"
+	"shop.example/shop/cli"
+	"shop.example/topology"
 )
 
 func certsCommand() *cobra.Command {
@@ -18,8 +20,7 @@ func certsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "certs [NAME...]",
 		Short: "Make the certificates by which the services know each other",
-		Long: `Makes a CA and certificates of it, by default for gateway, order, inventory and logging, for mutual TLS
-between them. Each NAME has a folder, which is all that the service of that name has to be given:
+		Long: `Makes a CA and certificates of it, by default one for each service, for mutual TLS between them. Each NAME has a folder, which is all that the service of that name has to be given:
 GRPC_TLS_CERT_FILE is NAME/cert.pem, GRPC_TLS_KEY_FILE is NAME/key.pem, GRPC_TLS_CA_FILE is
 NAME/ca.pem. A certificate is for its name as a host, and for localhost; broker and database can
 have one too.
@@ -30,8 +31,11 @@ accepted until the next time: on several machines replace each ca.pem first, the
 		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging db rabbitmq",
 		Args:    func(_ *cobra.Command, names []string) error { return transport.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {
+			if valid <= 0 {
+				return cli.WrongUsage("--valid %s: certificates would be good for no time; give how long, 8760h for example", valid)
+			}
 			if len(names) == 0 {
-				names = []string{"gateway", "order", "inventory", "logging"}
+				names = topology.Names()
 			}
 			if !force && transport.Check(dir, time.Now().Add(valid/3), names...) == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "The certificates in %s are good.\n", dir)

@@ -70,3 +70,19 @@ func TestCerts_NothingIsWrittenOutsideTheFolder(t *testing.T) {
 		t.Errorf("there are %v, %v", there, err)
 	}
 }
+
+// Certificates that were good no more replaced those of a shop that ran.
+func TestCerts_ForNoTimeAreNotMade(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	for _, valid := range []string{"0s", "-1h"} {
+		cmd := Root()
+		cmd.SetArgs([]string{"certs", "--dir", filepath.Join(base, "certs"), "--valid", valid})
+		if err := cmd.ExecuteContext(t.Context()); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--valid") {
+			t.Errorf("%s: %v", valid, err)
+		}
+	}
+	if there, err := os.ReadDir(base); err != nil || len(there) != 0 {
+		t.Errorf("there are %v, %v", there, err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/shop/cli"
+	"shop.example/topology"
 )
 
 const (
@@ -22,11 +23,20 @@ const (
 )
 
 // secretNames are the variables that deploy/compose/production.yaml does not start without, beside the operators'.
-var secretNames = []string{
-	idSecret,
-	"POSTGRES_PASSWORD", "ORDERS_PASSWORD", "INVENTORY_PASSWORD", "LOGGING_PASSWORD",
-	"RABBITMQ_PASSWORD", "GATEWAY_AMQP_PASSWORD", "ORDER_AMQP_PASSWORD", "INVENTORY_AMQP_PASSWORD", "LOGGING_AMQP_PASSWORD",
-}
+var secretNames = func() []string {
+	names := []string{idSecret, "POSTGRES_PASSWORD"}
+	for _, role := range topology.Schemas() {
+		names = append(names, strings.ToUpper(role)+"_PASSWORD")
+	}
+	names = append(names, "RABBITMQ_PASSWORD")
+	for _, user := range topology.Names() {
+		names = append(names, amqpPassword(user))
+	}
+	return names
+}()
+
+// amqpPassword names the variable with the password of a service's user on the broker.
+func amqpPassword(service string) string { return strings.ToUpper(service) + "_AMQP_PASSWORD" }
 
 // secretsHeader is how a new file begins. From then on `docker compose` alone means production in this folder: with the
 // demonstration's own file it would start a demonstration with these secrets.

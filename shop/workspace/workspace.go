@@ -70,14 +70,14 @@ func (s Shop) OperatorToken() (string, error) {
 	return string(kept), nil
 }
 
-// databaseURLs is the file with the URL of each schema. They have passwords in them.
-const databaseURLs = "database-urls.json"
+// DatabaseURLsFile is the file with the URL of each schema. They have passwords in them.
+const DatabaseURLsFile = "database-urls.json"
 
 // KeepDatabaseURLs notes where the databases of the shop are, by schema, while it runs.
 func (s Shop) KeepDatabaseURLs(urls map[string]string) error {
 	text, err := json.MarshalIndent(urls, "", "  ")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(string(s), databaseURLs), append(text, '\n'), 0o600)
+		err = os.WriteFile(filepath.Join(string(s), DatabaseURLsFile), append(text, '\n'), 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("noting the databases' URLs: %w", err)
@@ -87,7 +87,7 @@ func (s Shop) KeepDatabaseURLs(urls map[string]string) error {
 
 // ForgetDatabaseURLs undoes KeepDatabaseURLs.
 func (s Shop) ForgetDatabaseURLs() error {
-	err := os.Remove(filepath.Join(string(s), databaseURLs))
+	err := os.Remove(filepath.Join(string(s), DatabaseURLsFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -96,7 +96,7 @@ func (s Shop) ForgetDatabaseURLs() error {
 
 // DatabaseURLs returns where the databases of the shop are, by schema. It fails if the shop does not run.
 func (s Shop) DatabaseURLs() (urls map[string]string, err error) {
-	path := filepath.Join(string(s), databaseURLs)
+	path := filepath.Join(string(s), DatabaseURLsFile)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("no shop with servers of its own runs in %s: start one with `make up`", s)

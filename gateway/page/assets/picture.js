@@ -1,12 +1,13 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
 // them. Where people prefer less motion, what a message passes lights up instead.
+import {eventExchange, keys, routes} from './contracts.js';
 import {s} from './dom.js';
 
 // A node stands at a stage of the way and in the lane of its service. On wide screens stages are columns, on narrow
 // ones rows.
 const nodes = {
   gateway: {stage: 0, lane: 1, name: 'gateway', kind: 'REST + gRPC'},
-  exchange: {stage: 1, lane: 1, name: 'shop.topic', kind: 'exchange'},
+  exchange: {stage: 1, lane: 1, name: eventExchange, kind: 'exchange'},
   'order.queue': {stage: 2, lane: 0, name: 'order', kind: 'queue'},
   'inventory.queue': {stage: 2, lane: 1, name: 'inventory', kind: 'queue'},
   'logging.queue': {stage: 2, lane: 2, name: 'logging', kind: 'queue'},
@@ -34,21 +35,24 @@ const layouts = {
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
 };
 
-const logged = ['exchange', 'logging.queue', 'logging', 'logging.db'];
+// first is what comes before an event is published, where that can be seen.
+const first = {
+  [keys.OrderConfirmed]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
+  [keys.OrderRejected]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
+  [keys.OrderCancelled]: ['order', 'order.db'],
+};
 
 // journey is the way of an event by its routing key: legs that begin one after the other; a leg has branches, which
-// part where they part.
+// part where they part. What no service publishes, or more than one, comes from operators, who stand at the gateway.
 function journey(key) {
-  if (key === 'shop.order.placed') return [[['gateway', 'exchange', 'order.queue', 'order'], ['gateway', ...logged]]];
-  if (key === 'shop.order.confirmed' || key === 'shop.order.rejected') {
-    return [[['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db']], [['order', ...logged]]];
-  }
-  const settled = ['exchange', 'inventory.queue', 'inventory', 'inventory.db'];
-  if (key === 'shop.inventory.decrement.quantity') return [[['order', ...settled], ['order', ...logged]]];
-  if (key === 'shop.order.cancelled') return [[['order', 'order.db']], [['order', ...settled], ['order', ...logged]]];
-  if (key.startsWith('shop.stock.')) return [[['inventory', ...logged]]];
-  if (key.startsWith('shop.inventory.')) return [[['gateway', ...settled], ['gateway', ...logged]]];
-  return [[['gateway', ...logged]]];
+  const {from: publishers, to} = routes[key] ?? {from: [], to: ['logging']};
+  const from = publishers.length === 1 ? publishers[0] : 'gateway';
+  const branches = to.filter((service) => nodes[service]).map((service) => {
+    const way = [from, 'exchange', `${service}.queue`, service];
+    // An order that is placed is stored when it is decided.
+    return key === keys.OrderPlaced && service === 'order' ? way : [...way, `${service}.db`];
+  });
+  return first[key] ? [[first[key]], branches] : [branches];
 }
 
 const slow = {perUnit: 2.6, least: 170};
@@ -86,7 +90,7 @@ export class Picture {
     this.#layout = narrow.matches ? layouts.narrow : layouts.wide;
     const {width, height} = this.#layout;
     this.#svg = s('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img',
-      'aria-label': 'The gateway publishes to the exchange shop.topic; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory, and relays its events to the exchange.'});
+      'aria-label': `The gateway publishes to the exchange ${eventExchange}; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory, and relays its events to the exchange.`});
     const hatch = s('pattern', {id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)'},
       s('rect', {width: 2, height: 6, class: 'hatch'}));
     this.#layer = s('g', {});

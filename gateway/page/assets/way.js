@@ -1,6 +1,7 @@
 // The way of one order: its slip, the picture, and the timeline of its events.
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
+import {keys} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
 import {open} from './stream.js';
@@ -23,7 +24,7 @@ const verdicts = {
   DISCARDED: 'Rejected: the shop could not process the order. Nothing was reserved.',
   MIXED_CURRENCIES: 'Rejected: the prices of the products are in different currencies. Nothing was reserved.',
 };
-const states = {'shop.order.confirmed': 'CONFIRMED', 'shop.order.rejected': 'REJECTED', 'shop.order.cancelled': 'CANCELLED'};
+const states = {[keys.OrderConfirmed]: 'CONFIRMED', [keys.OrderRejected]: 'REJECTED', [keys.OrderCancelled]: 'CANCELLED'};
 
 let current = null; // the order that is followed
 let changed = () => {};
@@ -137,7 +138,7 @@ function show(order, detail) {
     const total = order.total_value ? `, ${price(amount(order.total_value), order.total_value.currency_code)}` : '';
     setText($('slip-contents'), plural(order.total_items, 'piece') + total);
   }
-  const [placed, decided] = ['shop.order.placed', /^shop\.order\.(confirmed|rejected)$/].map((key) => current.events.find((e) => e.routing_key.match(key)));
+  const [placed, decided] = [[keys.OrderPlaced], [keys.OrderConfirmed, keys.OrderRejected]].map((any) => current.events.find((e) => any.includes(e.routing_key)));
   if (placed && decided) setText($('slip-took'), duration(Date.parse(decided.published_at) - Date.parse(placed.published_at)));
 }
 

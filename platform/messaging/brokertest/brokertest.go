@@ -26,12 +26,15 @@ type Broker struct {
 }
 
 // New makes a virtual host on the broker of AMQP_URL through the management API at AMQP_MANAGEMENT_URL and deletes it
-// at the end of the test.
+// at the end of the test. In short mode it skips the test, because there is no broker then.
 func New(t testing.TB) *Broker {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("needs RabbitMQ")
+	}
 	amqpURL, manageURL := os.Getenv("AMQP_URL"), os.Getenv("AMQP_MANAGEMENT_URL")
 	if amqpURL == "" || manageURL == "" {
-		t.Fatal("no AMQP_URL or AMQP_MANAGEMENT_URL: run `make test`, or `go run ./dev exec --fast -- go test ./…`")
+		t.Fatal("this test needs RabbitMQ, and AMQP_URL and AMQP_MANAGEMENT_URL are not set: run `make t PKG=./…` in the root of the repository, or `make unit` for the tests without servers")
 	}
 	u, err := url.Parse(manageURL)
 	if err != nil {

@@ -2,21 +2,46 @@ package brokertest
 
 import (
 	"os"
+	"slices"
 	"testing"
 
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/provision"
 )
 
-// Services prepares the virtual host as that of a shop in operation, and returns the URL of each service, whose user
-// has rights to its own alone. The users go with the test.
-func (b *Broker) Services(t testing.TB) map[string]string {
+// Topology returns one for tests of packages that know no product: four services of the contracts, whose queues take what
+// they handle, and nothing else.
+func Topology() messaging.Topology {
+	t := messaging.Topology{
+		EventExchange: "shop.topic", CallExchange: "shop.direct", DeadLetterExchange: "shop.dlx", DeadLetterService: "logging",
+		Services: []messaging.Service{{Name: "gateway"}, {Name: "order"}, {Name: "inventory"}, {Name: "logging"}},
+	}
+	for i := range t.Services {
+		s := &t.Services[i]
+		s.Required = true
+		for _, event := range contract.Events() {
+			if slices.Contains(event.HandledBy, s.Name) {
+				s.Bindings = append(s.Bindings, event.RoutingKey)
+			}
+			if s.Name == "gateway" && slices.Contains(event.PublishedBy, "order") {
+				s.Follows = append(s.Follows, event.RoutingKey)
+			}
+		}
+	}
+	return t
+}
+
+// Services prepares the virtual host as that of a product in operation, and returns the URL of each service of the
+// topology, whose user has rights to its own alone. The users go with the test.
+func (b *Broker) Services(t testing.TB, topology messaging.Topology) map[string]string {
 	t.Helper()
 	if b.services != nil {
 		return b.services
 	}
 	logins, urls := map[string]provision.Login{}, map[string]string{}
-	for _, service := range provision.Services() {
-		login := provision.Login{User: b.Vhost + "-" + service, Password: "secret-of-" + service}
+	for _, service := range topology.Services {
+		login := provision.Login{User: b.Vhost + "-" + service.Name, Password: "secret-of-" + service.Name}
 		t.Cleanup(func() {
 			res, err := b.Manage.DeleteUser(login.User)
 			if err != nil {
@@ -25,13 +50,13 @@ func (b *Broker) Services(t testing.TB) map[string]string {
 			}
 			_ = res.Body.Close()
 		})
-		logins[service] = login
+		logins[service.Name] = login
 		var err error
-		if urls[service], err = login.URL(b.URL); err != nil {
+		if urls[service.Name], err = login.URL(b.URL); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := provision.Users(t.Context(), os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost, logins); err != nil {
+	if err := provision.Users(t.Context(), topology, os.Getenv("AMQP_MANAGEMENT_URL"), b.Vhost, logins); err != nil {
 		t.Fatal(err)
 	}
 	b.services = urls

@@ -23,10 +23,11 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 const (
-	name   = "inventory"
+	name   = topology.Inventory
 	schema = "inventory"
 	// callers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
 	// each other in the database, so more would only hold connections.
@@ -105,7 +106,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 
-	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
 	if err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
-	consumer := messaging.NewConsumer(consume, publisher, messaging.InventoryQueue,
+	consumer := messaging.NewConsumer(consume, publisher, name,
 		messaging.ConsumerOptions{Linger: linger}, w.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)

@@ -23,6 +23,7 @@ import (
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 // running is the service as it is run, and a client of the broker beside it.
@@ -94,7 +95,7 @@ func start(t *testing.T) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := messaging.Dial(broker.URL, messaging.Options{Service: "test", Role: "test"})
+	conn, err := messaging.Dial(broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/topology"
 )
 
 // The states of a dead letter, as the database and the contracts spell them.
@@ -305,7 +306,7 @@ const decideTimeout = 5 * time.Second
 // Nobody's order is what somebody sent who may not place any.
 func (s *Service) decideOrder(ctx context.Context, letter *deadLetter) error {
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
-	if letter.SourceQueue != messaging.OrderQueue || letter.RoutingKey != placed.RoutingKey || letter.OrderID == "" ||
+	if letter.SourceQueue != topology.Order || letter.RoutingKey != placed.RoutingKey || letter.OrderID == "" ||
 		!s.broker.MayPublish(letter.header(messaging.HeaderUser), placed) {
 		return nil
 	}

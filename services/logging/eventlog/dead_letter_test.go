@@ -22,6 +22,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/topology"
 )
 
 // orders is an order service that does as the test says.
@@ -34,7 +35,7 @@ func (f *fixture) orders(t *testing.T) *orders {
 	t.Helper()
 	o := &orders{got: make(chan messaging.Message[*eventsv1.OrderPlaced], 100)}
 	o.decide(nil)
-	c := messaging.NewConsumer(f.consume, f.pub, messaging.OrderQueue, messaging.ConsumerOptions{Batch: 1},
+	c := messaging.NewConsumer(f.consume, f.pub, topology.Order, messaging.ConsumerOptions{Batch: 1},
 		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			for _, m := range batch {
 				o.got <- m
@@ -320,7 +321,7 @@ func TestRedrive_TheMessageKeepsItsSource(t *testing.T) {
 	first := o.next(t)
 	for range 2 {
 		letter := f.openLetters(t, 1)[0]
-		if letter.GetSourceQueue() != messaging.OrderQueue || letter.GetRoutingKey() != "shop.order.placed" || letter.GetExchange() != "shop.topic" {
+		if letter.GetSourceQueue() != topology.Order || letter.GetRoutingKey() != "shop.order.placed" || letter.GetExchange() != "shop.topic" {
 			t.Errorf("the letter is %v", letter)
 		}
 		if _, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: letter.GetId()}); err != nil {

@@ -227,6 +227,26 @@ func TestPersonalData_OnceErasedNothingNamesThePersonAndTheRestStays(t *testing.
 	}
 }
 
+// A dead letter was everybody's whose address is a part of that of its customer: handed out to them, and discarded with
+// their own.
+func TestPersonalData_OfWhoseAddressIsAPartOfAnothersIsNotTheOthers(t *testing.T) {
+	t.Parallel()
+	s := people(t)
+	s.adas(t)
+	wide := deliveryOf(t, placedBy("da@\uff45\uff58\uff41\uff4d\uff50\uff4c\uff45.org", ""))
+	write(t, s.db, wide)
+	da := &customerv1.Person{Email: "da@example.org"}
+	if records, _ := s.find(t, da); len(records) != 1 || records[0].GetEvent() == nil {
+		t.Errorf("found %v", records)
+	}
+	if events, letters := s.eraseAll(t, da); events != 1 || letters != 0 {
+		t.Errorf("erased %d events and %d dead letters", events, letters)
+	}
+	if n := count(t, s.db, "SELECT count(*) FROM dead_letter WHERE state = 'OPEN'"); n != 3 {
+		t.Errorf("%d of 3 dead letters are open still", n)
+	}
+}
+
 // A dead letter of an erased order can be shown, and nobody can redrive it.
 func TestPersonalData_ErasedDeadLettersAreShownAndNotRedriven(t *testing.T) {
 	t.Parallel()

@@ -24,6 +24,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 const (
@@ -95,13 +96,13 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		r.routes = append(r.routes, rt)
 		return rt
 	}
-	add(messaging.OrderQueue, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+	add(topology.Order, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 		resp, err := orders.FindUnknown(ctx, &orderv1.FindUnknownRequest{OrderIds: ids})
 		return resp.GetOrderIds(), err
 	})
 	for _, m := range []proto.Message{&eventsv1.DecrementQuantity{}, &eventsv1.OrderCancelled{}} {
 		event, _ := contract.EventOf(m)
-		rt := add(messaging.InventoryQueue, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+		rt := add(topology.Inventory, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 			resp, err := stock.FindUnhandled(ctx, &inventoryv1.FindUnhandledRequest{RoutingKey: event.RoutingKey, OrderIds: ids})
 			return resp.GetOrderIds(), err
 		})

@@ -31,6 +31,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
+	"shop.example/topology"
 )
 
 // services are order and inventory as far as logging asks them.
@@ -142,7 +143,7 @@ func startResending(t *testing.T) *resending {
 	t.Helper()
 	f := &resending{services: startServices(t), db: openDB(t, dbtest.New(t)), broker: brokertest.New(t), log: &lines{}, came: make(chan messaging.Delivery, 1000)}
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(f.broker.URL, messaging.Options{Service: "test", Role: role})
+		c, err := messaging.Dial(f.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: role})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +169,7 @@ func (f *resending) replica(t *testing.T) *reconciler {
 // attach consumes the queues of order and inventory.
 func (f *resending) attach(t *testing.T) {
 	t.Helper()
-	for _, queue := range []string{messaging.OrderQueue, messaging.InventoryQueue} {
+	for _, queue := range []string{topology.Order, topology.Inventory} {
 		c := messaging.NewConsumer(f.consume, f.pub, queue, messaging.ConsumerOptions{}, messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 			for _, d := range batch {
 				f.came <- d
@@ -339,7 +340,7 @@ func TestReconciler_WhatWaitsIsNotDoubled(t *testing.T) {
 	}
 	// Empty is not enough: nobody consumes it while the service is down.
 	ch := f.channel(t)
-	if _, err := ch.QueuePurge(messaging.OrderQueue, false); err != nil {
+	if _, err := ch.QueuePurge(topology.Order, false); err != nil {
 		t.Fatal(err)
 	}
 	f.passes(t, 3)

@@ -30,6 +30,7 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // Config is the service's configuration. The tags are those of github.com/caarlos0/env.
@@ -54,7 +55,7 @@ type Config struct {
 }
 
 const (
-	name   = "logging"
+	name   = topology.Logging
 	schema = "logging"
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
 	// stand in the log as they stood in the queue.
@@ -119,13 +120,13 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.partitions.tryUpkeep(ctx)
 	s.Go("partitions", s.partitions.run)
 
-	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
 	if err != nil {
 		return err
 	}
 	s.pub, s.broker = publisher, consume
 
-	events := messaging.NewConsumer(consume, s.pub, messaging.LoggingQueue,
+	events := messaging.NewConsumer(consume, s.pub, name,
 		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleRaw(s.logEvents))
 	s.Go("consumer", events.Run)
 	s.Check("consumer", events.Ready)

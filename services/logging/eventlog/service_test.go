@@ -29,6 +29,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 // fixture is one or more replicas of the service on a database and a broker of their own, and the rest of the shop as
@@ -70,7 +71,7 @@ func start(t *testing.T) *fixture {
 	f := &fixture{url: dbtest.New(t), broker: brokertest.New(t), log: &lines{}}
 	f.db = openDB(t, f.url)
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(f.broker.URL, messaging.Options{Service: "test", Role: role})
+		c, err := messaging.Dial(f.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: role})
 		if err != nil {
 			t.Fatal(err)
 		}

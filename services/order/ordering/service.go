@@ -24,6 +24,7 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/transport"
+	"shop.example/topology"
 )
 
 // Config is the service's configuration. The tags are those of github.com/caarlos0/env.
@@ -45,7 +46,7 @@ type Config struct {
 }
 
 const (
-	name   = "order"
+	name   = topology.Order
 	schema = "orders"
 	// batch is how many placed orders are decided and stored together, at most. A transaction costs the same for one
 	// order as for many; beyond this the batch gains little and its orders wait longer.
@@ -100,7 +101,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.OnStop("database", s.db.Close)
 	s.Check("database", postgres.Ready(s.db))
 
-	publisher, consume, err := s.Broker(cfg.AMQPURL, name, t)
+	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
 	if err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("replies", calls.Run)
 	s.Check("replies", calls.Ready)
 
-	consumer := messaging.NewConsumer(consume, publisher, messaging.OrderQueue,
+	consumer := messaging.NewConsumer(consume, publisher, name,
 		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.place))
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)

@@ -28,6 +28,7 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/topology"
 )
 
 // patience bounds every wait of these tests; none waits that long unless something is broken.
@@ -57,7 +58,7 @@ func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
 		})
 	}
 	dial := func(role string) *messaging.Connection {
-		c, err := messaging.Dial(broker.URL, messaging.Options{Service: "test", Role: role})
+		c, err := messaging.Dial(broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: role})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +68,7 @@ func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
 	n.consume = dial("consume")
 	n.pub = messaging.NewPublisher(dial("publish"))
 	n.run(n.pub.Run)
-	for queue, to := range map[string]chan messaging.Delivery{messaging.LoggingQueue: n.events, messaging.DeadLetterQueue: n.dead} {
+	for queue, to := range map[string]chan messaging.Delivery{topology.Logging: n.events, messaging.DeadLetterQueue: n.dead} {
 		n.run(messaging.NewConsumer(n.consume, n.pub, queue, messaging.ConsumerOptions{},
 			messaging.HandleRaw(func(_ context.Context, batch []messaging.Delivery) error {
 				for _, d := range batch {
@@ -417,7 +418,7 @@ func TestOrderPlaced_WhatInventoryRefusesCostsNoOther(t *testing.T) {
 	})
 	n.publish(t, orders...)
 	s, _, _ := start(t, broker, dbtest.New(t))
-	if d := next(t, n.dead); d.CorrelationID != bad || !strings.Contains(d.Reason, "other lines") || d.SourceQueue != messaging.OrderQueue {
+	if d := next(t, n.dead); d.CorrelationID != bad || !strings.Contains(d.Reason, "other lines") || d.SourceQueue != topology.Order {
 		t.Errorf("dead letter of order %s from %s: %s", d.CorrelationID, d.SourceQueue, d.Reason)
 	}
 	if got := n.until(t, "shop.order.confirmed", 9); slices.Contains(got, bad) {

@@ -1,0 +1,36 @@
+// Written by `make generate` from the contracts; never edited.
+
+// keys are the routing keys of events, by the names of their messages.
+export const keys = {
+  CreateItems: 'shop.inventory.create',
+  DecrementQuantity: 'shop.inventory.decrement.quantity',
+  DeleteItems: 'shop.inventory.delete',
+  ListInventory: 'shop.inventory.list',
+  UpdateItems: 'shop.inventory.update',
+  OperatorActed: 'shop.operator.acted',
+  OrderCancelled: 'shop.order.cancelled',
+  OrderConfirmed: 'shop.order.confirmed',
+  OrderPlaced: 'shop.order.placed',
+  OrderRejected: 'shop.order.rejected',
+  StockChanged: 'shop.stock.changed',
+  StockDepleted: 'shop.stock.depleted',
+};
+
+// routes say which services publish and handle an event, by its routing key. Operators publish what no service does.
+export const routes = {
+  'shop.inventory.create': {from: [], to: ['inventory', 'logging']},
+  'shop.inventory.decrement.quantity': {from: ['order'], to: ['inventory', 'logging']},
+  'shop.inventory.delete': {from: [], to: ['inventory', 'logging']},
+  'shop.inventory.list': {from: ['gateway'], to: ['inventory', 'logging']},
+  'shop.inventory.update': {from: [], to: ['inventory', 'logging']},
+  'shop.operator.acted': {from: ['inventory', 'order'], to: ['logging']},
+  'shop.order.cancelled': {from: ['order'], to: ['inventory', 'logging']},
+  'shop.order.confirmed': {from: ['order'], to: ['logging']},
+  'shop.order.placed': {from: ['gateway'], to: ['order', 'logging']},
+  'shop.order.rejected': {from: ['order'], to: ['logging']},
+  'shop.stock.changed': {from: ['inventory'], to: ['logging']},
+  'shop.stock.depleted': {from: ['inventory'], to: ['logging']},
+};
+
+// eventExchange is where they are published to.
+export const eventExchange = 'shop.topic';

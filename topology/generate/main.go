@@ -1,0 +1,87 @@
+// Command generate writes what others read of the contracts and of the table of services in package topology:
+// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, and what the front page knows of
+// events. Its argument is the folder of the project.
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("generate: ")
+	if len(os.Args) != 2 {
+		log.Fatal("give the folder of the project")
+	}
+	if err := run(os.Args[1]); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// list is the line of bootstrap.sql that names the schemas.
+var list = regexp.MustCompile(`ARRAY \[[^]]*\]`)
+
+func run(dir string) error {
+	definitions, err := provision.JSON(topology.Broker())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "topology", "definitions.json"), definitions, 0o644); err != nil { //nolint:gosec // everybody may read it
+		return fmt.Errorf("writing the broker's definitions: %w", err)
+	}
+	bootstrap := filepath.Join(dir, "db", "bootstrap.sql")
+	sql, err := os.ReadFile(bootstrap)
+	if err != nil {
+		return fmt.Errorf("reading the script that makes the roles: %w", err)
+	}
+	if n := len(list.FindAll(sql, -1)); n != 1 {
+		return fmt.Errorf("%s has %d lists of schemas, ARRAY ['…'], instead of one", bootstrap, n)
+	}
+	schemas := "ARRAY ['" + strings.Join(topology.Schemas(), "', '") + "']"
+	if sql = list.ReplaceAllLiteral(sql, []byte(schemas)); bytes.Contains(sql, []byte("['']")) {
+		return fmt.Errorf("no service has a schema")
+	}
+	if err := os.WriteFile(bootstrap, sql, 0o644); err != nil { //nolint:gosec // everybody may read it
+		return fmt.Errorf("writing the script that makes the roles: %w", err)
+	}
+	page := filepath.Join(dir, "gateway", "page", "assets", "contracts.js")
+	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it
+		return fmt.Errorf("writing what the page knows of events: %w", err)
+	}
+	return nil
+}
+
+// module is the JavaScript that has the contracts' events.
+func module() []byte {
+	var js bytes.Buffer
+	js.WriteString("// Written by `make generate` from the contracts; never edited.\n\n" +
+		"// keys are the routing keys of events, by the names of their messages.\nexport const keys = {\n")
+	for _, e := range contract.Events() {
+		fmt.Fprintf(&js, "  %s: '%s',\n", e.Name.Name(), e.RoutingKey)
+	}
+	js.WriteString("};\n\n// routes say which services publish and handle an event, by its routing key. Operators publish what no service does.\nexport const routes = {\n")
+	for _, e := range contract.Events() {
+		fmt.Fprintf(&js, "  '%s': {from: [%s], to: [%s]},\n", e.RoutingKey, quoted(e.PublishedBy), quoted(e.HandledBy))
+	}
+	js.WriteString("};\n\n// eventExchange is where they are published to.\n")
+	fmt.Fprintf(&js, "export const eventExchange = '%s';\n", topology.Broker().EventExchange)
+	return js.Bytes()
+}
+
+func quoted(names []string) string {
+	texts := make([]string, len(names))
+	for i, name := range names {
+		texts[i] = "'" + name + "'"
+	}
+	return strings.Join(texts, ", ")
+}
