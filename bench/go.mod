@@ -5,9 +5,11 @@ go 1.26.0
 require (
 	shop.example/db v0.0.0
 	shop.example/dev v0.0.0
+	shop.example/domain v0.0.0 // indirect
 	shop.example/gateway v0.0.0 // indirect
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
+	shop.example/platform/testkit v0.0.0
 	shop.example/services/inventory v0.0.0 // indirect
 	shop.example/services/logging v0.0.0 // indirect
 	shop.example/services/order v0.0.0 // indirect
@@ -105,3 +107,9 @@ replace shop.example/shop => ../shop
 replace shop.example/dev => ../dev
 
 replace shop.example/topology => ../topology
+
+replace shop.example/db/dbtest => ../db/dbtest
+
+replace shop.example/domain => ../domain
+
+replace shop.example/platform/testkit => ../platform/testkit

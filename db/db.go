@@ -13,16 +13,15 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
-	"net"
-	"net/netip"
 	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"shop.example/platform/postgres"
 )
 
 // Name is the database that Bootstrap makes.
@@ -83,7 +82,7 @@ func MigrateAll(ctx context.Context, url string, applied func(schema string, fil
 
 // inspect returns the database and the user of url, and whether a schema is missing.
 func inspect(ctx context.Context, url string) (database, user string, missing bool, err error) {
-	config, err := Config(url, "")
+	config, err := postgres.Config(url, "")
 	if err != nil {
 		return "", "", false, err
 	}
@@ -106,7 +105,7 @@ func Migrate(ctx context.Context, url, schema string) (applied []string, err err
 	if err != nil {
 		return nil, err
 	}
-	config, err := Config(url, schema)
+	config, err := postgres.Config(url, schema)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +134,7 @@ func prepare(ctx context.Context, config pq.Config, schema string) (owner string
 		return "", err
 	}
 	defer pool.Close()
-	if err := refuseTransactionPooling(ctx, pool); err != nil {
+	if err := postgres.RefuseTransactionPooling(ctx, pool); err != nil {
 		return "", err
 	}
 	if err := createSchema(ctx, pool, schema); err != nil {
@@ -215,7 +214,7 @@ func Bootstrap(ctx context.Context, adminURL string, passwords map[string]string
 }
 
 func bootstrap(ctx context.Context, adminURL, database string, passwords map[string]string) error {
-	config, err := Config(adminURL, "")
+	config, err := postgres.Config(adminURL, "")
 	if err != nil {
 		return err
 	}
@@ -257,7 +256,7 @@ func createDatabase(ctx context.Context, admin pq.Config, name string) error {
 // URL returns adminURL turned into that of role in the database shopdb. password may be empty, where the server trusts
 // the connection.
 func URL(adminURL, role, password string) (string, error) {
-	u, err := parseURL(adminURL)
+	u, err := postgres.ParseURL(adminURL)
 	if err != nil {
 		return "", err
 	}
@@ -269,72 +268,6 @@ func URL(adminURL, role, password string) (string, error) {
 	return u.String(), nil
 }
 
-// Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
-// the server's search path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
-func Config(databaseURL, schema string) (pq.Config, error) {
-	u, err := parseURL(databaseURL)
-	if err != nil {
-		return pq.Config{}, err
-	}
-	if strings.Contains(u.Host, ",") {
-		spreadHosts(u)
-	}
-	config, err := pq.NewConfig(u.String())
-	if err != nil {
-		return pq.Config{}, fmt.Errorf("reading the database URL: %w", err)
-	}
-	if config.SSLMode == "" {
-		// Not "prefer": lib/pq 1.12 forgets to close the connection on which the server declined TLS.
-		config.SSLMode = pq.SSLModeDisable
-		if !isThisMachine(config.Host) || slices.ContainsFunc(config.Multi, func(m pq.ConfigMultihost) bool { return !isThisMachine(m.Host) }) {
-			config.SSLMode = pq.SSLModeRequire
-		}
-	}
-	if config.Runtime == nil {
-		config.Runtime = map[string]string{}
-	}
-	if schema != "" {
-		config.Runtime["search_path"] = schema
-	}
-	return config, nil
-}
-
-func isThisMachine(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
-}
-
-// spreadHosts writes several hosts, a:5432,b:5433, as lib/pq reads them: in its own form they all have one port.
-func spreadHosts(u *url.URL) {
-	var hosts, ports []string
-	for address := range strings.SplitSeq(u.Host, ",") {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil { // it has no port
-			host, port = address, "5432"
-		}
-		hosts, ports = append(hosts, host), append(ports, port)
-	}
-	query := u.Query()
-	query.Set("host", strings.Join(hosts, ","))
-	query.Set("port", strings.Join(ports, ","))
-	u.Host, u.RawQuery = "", query.Encode()
-}
-
-// parseURL keeps the URL, which holds a password, out of the error.
-func parseURL(databaseURL string) (*url.URL, error) {
-	u, err := url.Parse(databaseURL)
-	if parse, ok := errors.AsType[*url.Error](err); ok {
-		err = parse.Err
-	}
-	if err == nil && u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		err = errors.New("it must begin with postgres://")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the database URL: %w", err)
-	}
-	return u, nil
-}
-
 // open returns a pool of connections that have config.Runtime as parameters of the login.
 func open(config pq.Config) (*sql.DB, error) {
 	connector, err := pq.NewConnectorConfig(config)
@@ -344,9 +277,9 @@ func open(config pq.Config) (*sql.DB, error) {
 	return sql.OpenDB(connector), nil
 }
 
-// connect returns a pool of a Connector's connections, of which one has answered.
+// connect returns a pool of a postgres.Connector's connections, of which one has answered.
 func connect(ctx context.Context, config pq.Config) (*sql.DB, error) {
-	connector, err := NewConnector(config)
+	connector, err := postgres.NewConnector(config)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"shop.example/db"
-	"shop.example/db/dbtest"
+	"shop.example/platform/postgres"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 // contract marks a migration that takes something away, and says why no release that can still be at work needs it.
@@ -25,7 +26,7 @@ var contract = regexp.MustCompile(`(?m)^-- contract: \S+`)
 // migration may do.
 func TestMigrations_LeaveWhatTheReleaseBeforeUses(t *testing.T) {
 	t.Parallel()
-	url := dbtest.NewEmpty(t)
+	url := postgrestest.NewEmpty(t)
 	pool := open(t, url)
 	for _, schema := range db.Schemas() {
 		exec(t, pool, "CREATE SCHEMA "+schema)
@@ -33,7 +34,7 @@ func TestMigrations_LeaveWhatTheReleaseBeforeUses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		config, err := db.Config(url, schema)
+		config, err := postgres.Config(url, schema)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +70,7 @@ func TestMigrations_LeaveWhatTheReleaseBeforeUses(t *testing.T) {
 
 func TestTakenAway_IsWhatAnOlderReplicaWouldMiss(t *testing.T) {
 	t.Parallel()
-	pool := open(t, dbtest.NewEmpty(t))
+	pool := open(t, postgrestest.NewEmpty(t))
 	const was = `
 		CREATE TABLE other (id int PRIMARY KEY);
 		CREATE TABLE orders (

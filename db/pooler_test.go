@@ -12,12 +12,12 @@ import (
 	"testing"
 
 	"shop.example/db"
-	"shop.example/db/dbtest"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 func TestMigrate_APoolerOfTransactionsIsRefusedBeforeItDoesHarm(t *testing.T) {
 	t.Parallel()
-	databaseURL := dbtest.NewEmpty(t)
+	databaseURL := postgrestest.NewEmpty(t)
 	_, err := db.Migrate(t.Context(), newTransactionPooler(t, databaseURL), "orders")
 	if err == nil || !strings.Contains(err.Error(), "pool_mode to session") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("Migrate = %v, want one line that says what to set", err)

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	shop.example/db v0.0.0
+	shop.example/domain v0.0.0 // indirect
 	shop.example/gateway v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
@@ -100,3 +101,9 @@ replace shop.example/services/logging => ../services/logging
 replace shop.example/shop => ../shop
 
 replace shop.example/topology => ../topology
+
+replace shop.example/db/dbtest => ../db/dbtest
+
+replace shop.example/domain => ../domain
+
+replace shop.example/platform/testkit => ../platform/testkit

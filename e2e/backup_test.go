@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"shop.example/db"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

@@ -18,7 +18,8 @@ import (
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/platform/testkit/netproxy"
 )
 
 const (
@@ -39,7 +40,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 		c.own = newServers(t)
 		f.broker, f.amqp, f.database = &brokertest.Broker{URL: c.own.amqp}, nil, c.own.makeDatabase(t)
 	}
-	c.broker, c.database = f.lines(t)
+	c.broker, c.database = f.proxies(t)
 	f.up(t)
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
@@ -71,7 +72,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 // chaos is a fleet and what happens to it. All of it happens in the goroutine of the test.
 type chaos struct {
 	*fleet
-	broker, database *line
+	broker, database *netproxy.Proxy
 	own              *servers          // that may be killed; nil where they belong to others too
 	away             map[*replica]bool // killed or stopped, to be started again
 	gaveUp           int
@@ -221,13 +222,13 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 		}
 	}
 	add(lineRests, []fault{
-		{"broker away", 3 * time.Second, c.broker.cut, c.broker.repair},
-		{"connections to the broker cut", time.Millisecond, c.broker.cut, c.broker.repair},
+		{"broker away", 3 * time.Second, cutOff(c.broker), restore(c.broker)},
+		{"connections to the broker cut", time.Millisecond, cutOff(c.broker), restore(c.broker)},
 	})
 	add(lineRests, []fault{
-		{"database away", 3 * time.Second, c.database.cut, c.database.repair},
-		{"connections to the database cut", time.Millisecond, c.database.cut, c.database.repair},
-		{"database slow", 3 * time.Second, func(t *testing.T) { c.database.slow(t, 200*time.Millisecond) }, c.database.fast},
+		{"database away", 3 * time.Second, cutOff(c.database), restore(c.database)},
+		{"connections to the database cut", time.Millisecond, cutOff(c.database), restore(c.database)},
+		{"database slow", 3 * time.Second, func(*testing.T) { c.database.Delay(200 * time.Millisecond) }, restore(c.database)},
 	})
 	if c.own != nil {
 		add(serverRests, []fault{
@@ -318,3 +319,7 @@ func count(schedule []step) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+func cutOff(p *netproxy.Proxy) func(*testing.T) { return func(*testing.T) { p.Down() } }
+
+func restore(p *netproxy.Proxy) func(*testing.T) { return func(t *testing.T) { p.Up(t) } }

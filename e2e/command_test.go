@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"shop.example/platform/testkit/netproxy"
 	"shop.example/shop/cli"
 	"shop.example/shop/command"
 )
@@ -368,9 +369,9 @@ func (s *shop) logged(t *testing.T, key string, n int) []string {
 func TestTailCommand_CutsLoseAndDoubleNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	through := newLine(t, s.url)
+	through := netproxy.New(t, s.url)
 	remote := *s
-	remote.url = through.url
+	remote.url = through.URL
 	tail := remote.tail(t, "--routing-key", "shop.order.placed", "--json")
 	var seen string
 	placed := 0
@@ -385,13 +386,13 @@ func TestTailCommand_CutsLoseAndDoubleNothing(t *testing.T) {
 		}
 	})
 	for range 4 {
-		through.cut(t)
+		through.Down()
 		for range 5 {
 			s.place(t, 6, 1)
 		}
 		placed += 5
 		s.logged(t, "shop.order.placed", placed)
-		through.repair(t)
+		through.Up(t)
 		s.place(t, 6, 1)
 		placed++
 	}

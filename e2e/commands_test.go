@@ -185,7 +185,9 @@ func check(t *testing.T, document string, words []string, targets map[string]boo
 		if !targets[args[0]] {
 			t.Errorf("%s: make %s: the Makefile has no such target", document, args[0])
 		}
-	case len(args) == 0 && slices.ContainsFunc(top, func(e fs.DirEntry) bool { return e.IsDir() && e.Name() != ".shop" && strings.HasPrefix(name, e.Name()+"/") }): // .shop is there while something runs
+	case len(args) == 0 && slices.ContainsFunc(top, func(e fs.DirEntry) bool {
+		return e.IsDir() && e.Name() != ".shop" && strings.HasPrefix(name, e.Name()+"/")
+	}): // .shop is there while something runs
 		if found, err := filepath.Glob("../" + strings.TrimSuffix(name, "/") + "*"); err != nil || found == nil { // docs/adr/0006 is one
 			t.Errorf("%s names %s, which does not exist", document, name)
 		}

@@ -10,7 +10,7 @@ import (
 	"shop.example/db/dbtest"
 	"shop.example/dev/controls"
 	"shop.example/dev/local"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"shop.example/dev/stack"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 const (
@@ -31,23 +31,23 @@ const (
 func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fleetOptions{})
-	_, database := f.lines(t)
+	_, database := f.proxies(t)
 	f.up(t)
 	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
 
-	database.slow(t, 300*time.Millisecond)
+	database.Delay(300 * time.Millisecond)
 	tr.flows(t, 100)
-	database.fast(t)
+	database.Up(t)
 
-	database.cut(t)
+	database.Down()
 	tr.flows(t, 100)
 	f.replicas["order"][0].says(t, "a dependency is down")
 	for _, name := range services[1:] {
 		f.replicas[name][0].notReady(t, "database: ")
 	}
 	tr.flows(t, 100)
-	database.repair(t)
+	database.Up(t)
 	f.ready(t)
 	tr.flows(t, 20)
 
@@ -99,7 +99,7 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fleetOptions{})
-	_, database := f.lines(t)
+	_, database := f.proxies(t)
 	f.up(t)
 	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
@@ -107,10 +107,10 @@ func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	for _, name := range services[1:] {
 		f.replicas[name][0].kill()
 	}
-	database.cut(t)
+	database.Down()
 	tr.flows(t, 200)
 	f.replicas["gateway"][0].waitReady(t)
-	database.repair(t)
+	database.Up(t)
 	f.up(t)
 
 	if refused, _ := tr.figures(); len(refused) > 0 {

@@ -22,9 +22,9 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

@@ -3,14 +3,12 @@ module shop.example/e2e
 go 1.26.0
 
 require (
-	github.com/Shopify/toxiproxy/v2 v2.5.0
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/google/uuid v1.6.0
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.32.0
 	github.com/lib/pq v1.12.3
 	github.com/rabbitmq/amqp091-go v1.16.0
-	github.com/rs/zerolog v1.35.1
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9
@@ -22,9 +20,12 @@ require (
 	mvdan.cc/sh/v3 v3.14.1
 	shop.example/bench v0.0.0
 	shop.example/db v0.0.0
+	shop.example/db/dbtest v0.0.0
 	shop.example/dev v0.0.0
+	shop.example/domain v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
+	shop.example/platform/testkit v0.0.0
 	shop.example/services/inventory v0.0.0
 	shop.example/services/logging v0.0.0
 	shop.example/shop v0.0.0
@@ -50,13 +51,10 @@ require (
 	github.com/go-json-experiment/json v0.0.0-20260213210345-44df1a37e875 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
-	github.com/gorilla/mux v1.8.0 // indirect
 	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jmoiron/sqlx v1.4.0 // indirect
 	github.com/lmittmann/tint v1.2.1 // indirect
-	github.com/mattn/go-colorable v0.1.14 // indirect
-	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mfridman/interpolate v0.0.2 // indirect
 	github.com/michaelklishin/rabbit-hole/v3 v3.5.0 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
@@ -66,7 +64,6 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/otlptranslator v1.0.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
-	github.com/rs/xid v1.6.0 // indirect
 	github.com/sethvargo/go-retry v0.5.0 // indirect
 	github.com/swaggest/swgui v1.8.5 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
@@ -90,25 +87,30 @@ require (
 	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
-	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	shop.example/gateway v0.0.0 // indirect
 	shop.example/services/order v0.0.0 // indirect
 	shop.example/topology v0.0.0
 )
 
+replace shop.example/db => ../db
+
+replace shop.example/db/dbtest => ../db/dbtest
+
+replace shop.example/domain => ../domain
+
 replace shop.example/gen => ../gen
 
 replace shop.example/platform => ../platform
 
-replace shop.example/db => ../db
+replace shop.example/platform/testkit => ../platform/testkit
 
 replace shop.example/gateway => ../gateway
-
-replace shop.example/services/order => ../services/order
 
 replace shop.example/services/inventory => ../services/inventory
 
 replace shop.example/services/logging => ../services/logging
+
+replace shop.example/services/order => ../services/order
 
 replace shop.example/shop => ../shop
 

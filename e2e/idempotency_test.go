@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func orderOf(productID, quantity int) string {

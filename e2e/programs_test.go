@@ -39,7 +39,7 @@ func TestImages_CarryNeitherServersNorFaultsNorLoad(t *testing.T) {
 			t.Errorf("no image carries %s: they carry %v", program, programs)
 		}
 	}
-	forbidden := regexp.MustCompile(`^(shop\.example/(dev|bench|e2e)|shop\.example/.*test|github\.com/Shopify/toxiproxy.*|github\.com/creack/pty|testing)(/|$)`)
+	forbidden := regexp.MustCompile(`^(shop\.example/(dev|bench|e2e)|shop\.example/.*test(kit)?|github\.com/Shopify/toxiproxy.*|github\.com/creack/pty|testing)(/|$)`)
 	for _, program := range programs {
 		list := exec.CommandContext(t.Context(), "go", "list", "-deps", program)
 		list.Dir = ".."

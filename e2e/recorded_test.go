@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/contract"
@@ -98,7 +99,7 @@ func TestRecorded_EveryEventIsHandledByTheShopOfNow(t *testing.T) {
 		message := proto.Clone(r.said)
 		err := ch.PublishWithContext(t.Context(), r.event.Exchange, r.event.RoutingKey, true, false, amqp.Publishing{
 			Body: r.body, Type: string(r.event.Name), ContentType: "application/protobuf", DeliveryMode: amqp.Persistent,
-			MessageId: contract.MessageID(message).String(), CorrelationId: contract.OrderID(message), ReplyTo: replyTo,
+			MessageId: contract.MessageID(message).String(), CorrelationId: orderid.Of(message), ReplyTo: replyTo,
 		})
 		if err != nil {
 			t.Fatal(err)

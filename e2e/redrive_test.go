@@ -143,9 +143,9 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fleetOptions{})
-	line := f.broker.Line(t)
+	proxy := f.broker.Proxy(t)
 	logging := f.replicas["logging"][0]
-	logging.env = append(logging.env, "AMQP_URL="+line.URL)
+	logging.env = append(logging.env, "AMQP_URL="+proxy.URL)
 	f.up(t)
 	f.publish(t, "shop.inventory.create", encode(t, products("Bench", 1)), 1)
 	f.publish(t, "shop.inventory.create", encode(t, products("Bench", 5)), 1)
@@ -172,7 +172,7 @@ func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing
 	if err != nil {
 		t.Fatal(err)
 	}
-	line.Mute(t)
+	proxy.DropResponses()
 	_, err = loggingv1.NewDeadLetterServiceClient(conn).RedriveDeadLetter(ctx, &loggingv1.RedriveDeadLetterRequest{Id: id})
 	if code := status.Code(err); code != codes.DeadlineExceeded && code != codes.Unavailable {
 		t.Errorf("redriven without a confirm: %v", err)
@@ -187,11 +187,11 @@ func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing
 	if open := f.letters(t, "OPEN"); len(open) != 1 || open[0].ID != dead.ID {
 		t.Errorf("open: %+v", open)
 	}
-	line.Down()
+	proxy.Down()
 	if a := f.post(t, dead.path()+":redrive"); a.code != http.StatusServiceUnavailable && a.code != http.StatusGatewayTimeout {
 		t.Errorf("redriven without a broker: %d %s", a.code, a.body)
 	}
-	line.Up(t)
+	proxy.Up(t)
 	f.up(t)
 	if a := f.post(t, dead.path()+":redrive"); a.code != http.StatusOK {
 		t.Fatalf("redriven again: %d %s", a.code, a.body)

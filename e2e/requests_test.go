@@ -20,8 +20,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/orderid"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	"shop.example/platform/contract"
+	"shop.example/platform/testkit/netproxy"
 )
 
 // request is one of docs/requests.http.
@@ -265,7 +267,7 @@ func checkCall(md protoreflect.MethodDescriptor, line string) error {
 		return err
 	}
 	access, _ := proto.GetExtension(md.Options(), optionsv1.E_Access).(optionsv1.Access)
-	needed := access == optionsv1.Access_ACCESS_OPERATOR || access == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER || access == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && contract.OrderID(m) == ""
+	needed := access == optionsv1.Access_ACCESS_OPERATOR || access == optionsv1.Access_ACCESS_OPERATOR_OR_OWNER || access == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID && orderid.Of(m) == ""
 	if strings.Contains(line, "Bearer $TOKEN") != needed {
 		return fmt.Errorf("the operator token is needed: %v", needed)
 	}
@@ -291,13 +293,13 @@ func TestExample_PlacesAnOrderAndSeesItConfirmed(t *testing.T) {
 func TestExample_GoesOnWhereItWasWhenItsConnectionIsCut(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	through := newLine(t, s.url)
+	through := netproxy.New(t, s.url)
 	order := s.Services()["order"]
 	if err := order.Stop(); err != nil { // nothing is decided until the connection has been cut
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "go", "-C", "../examples", "run", "./client")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER="+strings.TrimPrefix(through.url, "http://"))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER="+strings.TrimPrefix(through.URL, "http://"))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -311,12 +313,12 @@ func TestExample_GoesOnWhereItWasWhenItsConnectionIsCut(t *testing.T) {
 		if len(out) > 1 {
 			continue
 		}
-		through.cut(t)
+		through.Down()
 		if err := order.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		s.logged(t, "shop.order.confirmed", 1)
-		through.repair(t)
+		through.Up(t)
 	}
 	if err := cmd.Wait(); err != nil || len(out) != 2 || !strings.Contains(out[0], "shop.order.placed") || !strings.Contains(out[1], "shop.order.confirmed") {
 		t.Errorf("%v\n%s", err, strings.Join(out, "\n"))

@@ -24,8 +24,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/db"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/platform/transport"
 	"shop.example/topology"
 )

@@ -18,8 +18,8 @@ import (
 	"shop.example/db"
 	"shop.example/db/dbtest"
 	"shop.example/dev/local"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

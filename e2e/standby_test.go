@@ -14,11 +14,12 @@ import (
 	"syscall"
 	"testing"
 
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/platform/testkit/netproxy"
 	"shop.example/topology"
 )
 
-// The database fails over twice. The line leads to the standby before that is promoted, as a name or an address does that
+// The database fails over twice. The proxy leads to the standby before that is promoted, as a name or an address does that
 // moved too early; who names both servers finds the one that takes writes.
 func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	t.Parallel()
@@ -27,15 +28,15 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	f := newFleet(t, fleetOptions{})
 	f.broker, f.amqp, f.database = broker, broker.Services(t, topology.Broker()), first.makeDatabase(t)
 	second := first.standby(t)
-	line := newLine(t, f.database)
-	f.servers(t, broker.URL, line.url)
+	proxy := netproxy.New(t, f.database)
+	f.servers(t, broker.URL, proxy.URL)
 	logging := f.replicas["logging"][0]
 	logging.env = append(logging.env, "DATABASE_URL="+both(t, f.database, second.database))
 	f.up(t)
 	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
-	line.leadTo(t, second.database)
+	proxy.Retarget(t, second.database)
 	for _, name := range []string{"order", "inventory"} {
 		f.replicas[name][0].notReady(t, "database: database unavailable: the server is a standby")
 	}
@@ -168,14 +169,6 @@ func (s *servers) pid(t *testing.T, name string) int {
 		t.Fatalf("finding %s: %v", name, err)
 	}
 	return pid
-}
-
-// leadTo makes a line end at the server of another URL. Its connections are cut.
-func (l *line) leadTo(t *testing.T, target string) {
-	t.Helper()
-	l.cut(t)
-	l.proxy.Upstream = parseURL(t, target).Host
-	l.repair(t)
 }
 
 // both is database with the servers of both URLs, of which the one that takes writes is to be used.

@@ -18,8 +18,8 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

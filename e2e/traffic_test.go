@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +15,7 @@ import (
 	"testing"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
+	"shop.example/platform/testkit/netproxy"
 )
 
 const (
@@ -292,58 +290,11 @@ func (tr *traffic) isDecided(t *testing.T, s *shop) {
 	}
 }
 
-// line is a way to a server that can be cut and slowed down.
-type line struct {
-	url   string
-	proxy *toxiproxy.Proxy
-}
-
-func newLine(t *testing.T, target string) *line {
+// proxies puts a proxy between the services and each of their servers. To be called before they start.
+func (f *fleet) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
 	t.Helper()
-	u, err := url.Parse(target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "line", "127.0.0.1:0", u.Host)
-	if err := proxy.Start(); err != nil {
-		t.Fatalf("opening a line: %v", err)
-	}
-	t.Cleanup(proxy.Stop)
-	u.Host = proxy.Listen
-	return &line{url: u.String(), proxy: proxy}
-}
-
-// cut breaks all connections and refuses new ones.
-func (l *line) cut(*testing.T) { l.proxy.Stop() }
-
-func (l *line) repair(t *testing.T) {
-	t.Helper()
-	if err := l.proxy.Start(); err != nil {
-		t.Fatalf("repairing a line: %v", err)
-	}
-}
-
-// slow has each answer take so much longer, until fast is called.
-func (l *line) slow(t *testing.T, latency time.Duration) {
-	t.Helper()
-	toxic := fmt.Sprintf(`{"name":"slow","type":"latency","attributes":{"latency":%d}}`, latency.Milliseconds())
-	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
-		t.Fatalf("slowing a line: %v", err)
-	}
-}
-
-func (l *line) fast(t *testing.T) {
-	t.Helper()
-	if err := l.proxy.Toxics.RemoveToxic(t.Context(), "slow"); err != nil {
-		t.Fatalf("a line that is to be fast again: %v", err)
-	}
-}
-
-// lines puts a line between the services and each of their servers. To be called before they start.
-func (f *fleet) lines(t *testing.T) (broker, database *line) {
-	t.Helper()
-	broker, database = newLine(t, f.broker.URL), newLine(t, f.database)
-	f.servers(t, broker.url, database.url)
+	broker, database = f.broker.Proxy(t), netproxy.New(t, f.database)
+	f.servers(t, broker.URL, database.URL)
 	return broker, database
 }
 

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"shop.example/db"
-	"shop.example/db/dbtest"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 // firstRelease stands for the release before this one as long as there is no tag.
@@ -23,7 +23,7 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	this := mustBinaries(t)
 	before := olderBinaries(t)
 	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
-	f.database = dbtest.NewEmpty(t)
+	f.database = postgrestest.NewEmpty(t)
 	f.servers(t, f.broker.URL, f.database)
 	f.each(func(r *replica, name string) { r.binary = filepath.Join(before, name) })
 	f.up(t)

@@ -20,7 +20,7 @@ import (
 	"shop.example/dev/local"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/platform/transport"
 	"shop.example/topology"
 )

@@ -21,6 +21,9 @@ require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
+	shop.example/db/dbtest v0.0.0
+	shop.example/domain v0.0.0
+	shop.example/platform/testkit v0.0.0
 )
 
 require (
@@ -72,10 +75,16 @@ require (
 	shop.example/topology v0.0.0
 )
 
+replace shop.example/db => ../db
+
+replace shop.example/db/dbtest => ../db/dbtest
+
+replace shop.example/domain => ../domain
+
 replace shop.example/gen => ../gen
 
 replace shop.example/platform => ../platform
 
-replace shop.example/db => ../db
+replace shop.example/platform/testkit => ../platform/testkit
 
 replace shop.example/topology => ../topology

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"shop.example/db/dbtest"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 // TestMain makes the test's program the one that serves pipelines too.
@@ -43,7 +43,7 @@ func small(t *testing.T) Options {
 	return Options{
 		Orders: 300, Clients: 8, Lines: 2, Products: 8, Runs: 1, Replicas: 1,
 		Program: []string{os.Args[0], "serve"}, Logs: t.Output(),
-		Servers: Servers{DatabaseURL: dbtest.AdminURL(t), AMQPURL: os.Getenv("AMQP_URL"), ManagementURL: os.Getenv("AMQP_MANAGEMENT_URL")},
+		Servers: Servers{DatabaseURL: postgrestest.AdminURL(t), AMQPURL: os.Getenv("AMQP_URL"), ManagementURL: os.Getenv("AMQP_MANAGEMENT_URL")},
 	}
 }
 

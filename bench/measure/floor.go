@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shop.example/db"
+	"shop.example/platform/postgres"
 )
 
 // The floor is what an order costs at the least: the same queues with the same policies, the same number of persistent
@@ -129,7 +130,7 @@ func openFloorDatabase(ctx context.Context, url string) (*sql.DB, error) {
 			return nil, err
 		}
 	}
-	config, err := db.Config(url, "")
+	config, err := postgres.Config(url, "")
 	if err != nil {
 		return nil, err
 	}

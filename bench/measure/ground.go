@@ -13,8 +13,8 @@ import (
 
 	"github.com/lib/pq"
 
-	"shop.example/db"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/postgres"
 	"shop.example/topology"
 )
 
@@ -63,7 +63,7 @@ func prepare(ctx context.Context, servers Servers) (g *ground, err error) {
 }
 
 func openDatabase(databaseURL string) (*sql.DB, error) {
-	config, err := db.Config(databaseURL, "")
+	config, err := postgres.Config(databaseURL, "")
 	if err != nil {
 		return nil, err
 	}

@@ -17,11 +17,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	accessv1 "shop.example/gen/shop/access/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/contract"
-	"shop.example/platform/enduser"
 )
 
 // access lets calls through that the option shop.options.v1.access of their method allows. Who sends a token that is not
@@ -282,7 +282,7 @@ func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
 // roleFor is the role that a request needs, "" for none. An owner has to be a customer if customers are required.
 func (a *access) roleFor(rule optionsv1.Access, request any) string {
 	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
-		if m, ok := request.(proto.Message); ok && contract.OrderID(m) != "" {
+		if m, ok := request.(proto.Message); ok && orderid.Of(m) != "" {
 			rule = optionsv1.Access_ACCESS_PUBLIC
 		}
 	}

@@ -8,12 +8,12 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"shop.example/domain/email"
+	"shop.example/domain/text"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/email"
-	"shop.example/platform/text"
 )
 
 // checkout implements CheckoutService.

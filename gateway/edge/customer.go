@@ -8,9 +8,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/enduser"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 )
 
 const (

@@ -14,10 +14,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/enduser"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 )
 
 // keeping is a service that has personal data in pages.

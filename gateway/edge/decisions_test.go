@@ -22,7 +22,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 
@@ -171,19 +171,19 @@ func TestPreferWait_AnOrderThatWasSentAgainIsReadOnce(t *testing.T) {
 func TestPreferWait_WhatIsDecidedWhileTheBrokerIsAwayIsFound(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	line := broker.Line(t)
+	proxy := broker.Proxy(t)
 	book, addr := serveOrderBook(t)
-	g := startGateway(t, Config{AMQPURL: line.URL, OrderAddr: addr})
+	g := startGateway(t, Config{AMQPURL: proxy.URL, OrderAddr: addr})
 	o := joinBroker(t, broker.URL)
 	queue := o.take(t, "order")
 	answered := waitFor(t, g, 20)
 	placed, _ := receive(t, queue)
-	line.Down()
+	proxy.Down()
 	if err := o.confirm(t.Context(), placed); err != nil { // which the gateway does not hear
 		t.Fatal(err)
 	}
 	book.store(placed.GetOrderId())
-	line.Up(t)
+	proxy.Up(t)
 	if got := <-answered; got.status != http.StatusOK || !strings.Contains(got.body, "as it is stored") {
 		t.Errorf("answered with %d %s", got.status, got.body)
 	}
@@ -194,8 +194,8 @@ func TestPreferWait_WhatIsDecidedWhileTheBrokerIsAwayIsFound(t *testing.T) {
 		placed, _ = receive(t, queue)
 	}
 	before := len(book.questions())
-	line.Down()
-	line.Up(t)
+	proxy.Down()
+	proxy.Up(t)
 	for deadline := time.Now().Add(patience); len(book.questions()) == before; <-time.After(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody looks what was missed")

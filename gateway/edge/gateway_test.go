@@ -28,8 +28,8 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

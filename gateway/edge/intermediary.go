@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/money"
 )
 
 // intermediary implements IntermediaryService, the demo's interface.

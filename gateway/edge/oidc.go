@@ -24,8 +24,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 
+	"shop.example/domain/text"
 	"shop.example/platform/apierror"
-	"shop.example/platform/text"
 )
 
 const (

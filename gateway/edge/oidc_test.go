@@ -26,12 +26,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/enduser"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	optionsv1 "shop.example/gen/shop/options/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 )
 
 // testIssuer issues tokens, and says where its keys are unless it is down.

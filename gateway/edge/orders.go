@@ -17,13 +17,13 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/money"
+	"shop.example/domain/orderid"
+	"shop.example/domain/text"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
-	"shop.example/platform/telemetry"
-	"shop.example/platform/text"
 )
 
 // lookupTimeout bounds the look whether an idempotency key has brought an order already. Taking an order does not depend
@@ -116,7 +116,7 @@ func (o *orders) place(
 	if err := o.publish(ctx, order); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", telemetry.OrderID(order.GetOrderId()), slog.Int("lines", len(lines)))
+	o.log.InfoContext(ctx, "order published", orderid.Attr(order.GetOrderId()), slog.Int("lines", len(lines)))
 	return pending(order), nil
 }
 

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 

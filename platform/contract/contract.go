@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
-	_ "shop.example/gen/shop/events/v1" // registers the events
 	optionsv1 "shop.example/gen/shop/options/v1"
 )
 
@@ -228,10 +227,13 @@ func appendValue(buf []byte, fd protoreflect.FieldDescriptor, v protoreflect.Val
 	return strconv.AppendInt(buf, v.Int(), 10)
 }
 
-// OrderID is the value of m's field order_id, "" where it has none.
-func OrderID(m proto.Message) string {
+// correlationField is the field whose value all messages about one process share: in these contracts, about one order.
+const correlationField = "order_id"
+
+// CorrelationID is the id that m shares with all messages about the same process, "" if it belongs to none.
+func CorrelationID(m proto.Message) string {
 	r := m.ProtoReflect()
-	fd := r.Descriptor().Fields().ByName("order_id")
+	fd := r.Descriptor().Fields().ByName(correlationField)
 	if fd == nil || fd.Kind() != protoreflect.StringKind {
 		return ""
 	}

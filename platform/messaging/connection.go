@@ -16,6 +16,8 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"shop.example/platform/contract"
 )
 
 const (
@@ -76,6 +78,9 @@ func Dial(address string, o Options) (*Connection, error) {
 	uri, err := checkURL(address)
 	if err != nil {
 		return nil, fmt.Errorf("AMQP_URL: %w", err)
+	}
+	if len(contract.Events()) == 0 {
+		return nil, errors.New("this program knows no event: import the generated packages of its contracts")
 	}
 	if o.Meter == nil {
 		o.Meter = metricnoop.NewMeterProvider()

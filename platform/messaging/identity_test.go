@@ -23,7 +23,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // rogue is a connection to the broker that says what it likes.

@@ -20,8 +20,8 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // background runs f until the test ends.
@@ -435,9 +435,9 @@ func TestQueueWatch_SaysSoWhenTheBrokerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	provisioned(t, broker)
-	line := broker.Line(t)
-	watch := watching(t, line.URL)
-	line.Mute(t)
+	proxy := broker.Proxy(t)
+	watch := watching(t, proxy.URL)
+	proxy.DropResponses()
 	begin := time.Now()
 	eventually(t, func() error {
 		if err := watch.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has not said within 2s") {
@@ -448,8 +448,8 @@ func TestQueueWatch_SaysSoWhenTheBrokerDoesNotAnswer(t *testing.T) {
 	if took := time.Since(begin); took > 6*time.Second {
 		t.Errorf("noticed after %s", took)
 	}
-	line.Down()
-	line.Up(t)
+	proxy.Down()
+	proxy.Up(t)
 	eventually(t, func() error { return watch.Ready(t.Context()) })
 }
 

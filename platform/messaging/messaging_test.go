@@ -19,8 +19,8 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/postgres"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // patience bounds every wait of these tests; none of them waits that long unless something is broken.
@@ -651,8 +651,8 @@ func TestConsumer_StopFinishesTheBatchInHand(t *testing.T) {
 
 func TestConnection_CutsLoseNothing(t *testing.T) {
 	t.Parallel()
-	line := brokertest.New(t).Line(t)
-	p := join(t, line.URL, "order")
+	proxy := brokertest.New(t).Proxy(t)
+	p := join(t, proxy.URL, "order")
 	const senders, each, cuts = 4, 300, 5
 	seen := make(chan string, 10*senders*each)
 	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
@@ -679,8 +679,8 @@ func TestConnection_CutsLoseNothing(t *testing.T) {
 	for i := range senders * each {
 		missing[next(t, confirmed, "a confirm")] = true
 		if i%(senders*each/cuts) == 10 {
-			line.Down()
-			line.Up(t)
+			proxy.Down()
+			proxy.Up(t)
 		}
 	}
 	wg.Wait()

@@ -46,7 +46,7 @@ func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
 		RoutingKey:    e.RoutingKey,
 		Type:          string(e.Name),
 		MessageID:     contract.MessageID(m).String(),
-		CorrelationID: contract.OrderID(m),
+		CorrelationID: contract.CorrelationID(m),
 		TraceParent:   TraceParent(ctx),
 		Timestamp:     time.Now(),
 		Body:          body,

@@ -10,7 +10,7 @@ import (
 	rabbithole "github.com/michaelklishin/rabbit-hole/v3"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func TestQueues_SayWhatWaitsAndLeaveOutWhatIsMissing(t *testing.T) {

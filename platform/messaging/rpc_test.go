@@ -13,7 +13,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 type stockFunc func(context.Context, *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error)
@@ -165,9 +165,9 @@ func TestRPC_APanicIsInternalAndTheServerLives(t *testing.T) {
 
 func TestRPC_ACutFailsCallsInFlightAndTheNextWorks(t *testing.T) {
 	t.Parallel()
-	line := brokertest.New(t).Line(t)
+	proxy := brokertest.New(t).Proxy(t)
 	entered := make(chan struct{}, 1)
-	client := call(t, line.URL, func(ctx context.Context, r *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
+	client := call(t, proxy.URL, func(ctx context.Context, r *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
 		if r.GetOrders()[0].GetOrderId() == "stuck" {
 			entered <- struct{}{}
 			<-ctx.Done()
@@ -182,11 +182,11 @@ func TestRPC_ACutFailsCallsInFlightAndTheNextWorks(t *testing.T) {
 		failed <- err
 	}()
 	next(t, entered, "the call")
-	line.Down()
+	proxy.Down()
 	if err := next(t, failed, "the call to fail"); status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v, want Unavailable", err)
 	}
-	line.Up(t)
+	proxy.Up(t)
 	eventually(t, func() error {
 		_, err := client.CheckStock(within(t), check("a"))
 		return err

@@ -18,7 +18,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // large is a message for the order queue with a body of this size, which no handler can read.
@@ -301,8 +301,8 @@ func TestConsumer_AnotherPrefetchCostsNoMessageItsPlace(t *testing.T) {
 func TestSend_ALeftoverReturnDoesNotFailTheSameMessageLater(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	line := broker.Line(t)
-	p := join(t, line.URL, "order")
+	proxy := broker.Proxy(t)
+	p := join(t, proxy.URL, "order")
 	lost := func() messaging.Outgoing {
 		return messaging.Outgoing{Exchange: "shop.direct", RoutingKey: "nobody.listens", MessageID: uuid.NewString()}
 	}
@@ -311,7 +311,7 @@ func TestSend_ALeftoverReturnDoesNotFailTheSameMessageLater(t *testing.T) {
 		t.Fatalf("got %v, want ErrUnroutable", err)
 	}
 	// The broker's word about this one comes when nobody waits for it any more.
-	line.Delay(t, 200*time.Millisecond)
+	proxy.Delay(200 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := p.pub.Send(ctx, []messaging.Outgoing{third}); !errors.Is(err, messaging.ErrUnconfirmed) {

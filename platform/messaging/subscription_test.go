@@ -13,7 +13,7 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func rejected(orderID string) *eventsv1.OrderRejected {
@@ -101,12 +101,12 @@ func TestSubscription_IsBoundOnlyWhileSomebodyWantsIt(t *testing.T) {
 func TestSubscription_TellsOfTheGapAfterACut(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	line := broker.Line(t)
-	p, others := join(t, line.URL, "gateway"), join(t, broker.URL, "order")
+	proxy := broker.Proxy(t)
+	p, others := join(t, proxy.URL, "gateway"), join(t, broker.URL, "order")
 	s, came := subscribe(t, p, func(string) bool { return true })
 	defer s.Want()()
 	before := isBound(t, s, 0)
-	line.Down()
+	proxy.Down()
 	eventually(t, func() error {
 		if generation, _ := s.Bound(); generation != 0 {
 			return fmt.Errorf("generation %d", generation)
@@ -114,7 +114,7 @@ func TestSubscription_TellsOfTheGapAfterACut(t *testing.T) {
 		return nil
 	})
 	publish(t, others, rejected(uuid.NewString())) // which is lost
-	line.Up(t)
+	proxy.Up(t)
 	isBound(t, s, before)
 	after := uuid.NewString()
 	publish(t, others, rejected(after))

@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func TestRun_ATopologyThatIsNotTheShopsIsOneErrorThatSaysWhatToDo(t *testing.T) {

@@ -10,9 +10,9 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // What the order service writes for a batch of 100 orders: two events each.

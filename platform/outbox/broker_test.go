@@ -12,17 +12,17 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/outbox"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func TestRelay_WhatIsAddedReachesAConsumerThroughAnOutageOfTheBroker(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
 	broker := brokertest.New(t)
-	line := broker.Line(t)
+	proxy := broker.Proxy(t)
 
-	publishing := dial(t, line.URL)
+	publishing := dial(t, proxy.URL)
 	publisher := messaging.NewPublisher(publishing)
 	relay := newRelay(t, pool, publisher, outbox.Options{Batch: 10})
 
@@ -54,10 +54,10 @@ func TestRelay_WhatIsAddedReachesAConsumerThroughAnOutageOfTheBroker(t *testing.
 
 	for i := range orders {
 		if i == orders/3 {
-			line.Down()
+			proxy.Down()
 		}
 		if i == 2*orders/3 {
-			line.Up(t)
+			proxy.Up(t)
 		}
 		id, span := uuid.Must(uuid.NewV7()).String(), spanContext(byte(i+1))
 		want[id] = span.TraceID()

@@ -9,6 +9,7 @@ package outbox
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -20,6 +21,11 @@ import (
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
+
+// Schema is the SQL that makes the two tables. A service whose own rows say what it has handled needs no inbox.
+//
+//go:embed schema.sql
+var Schema string
 
 // Entry is an event to publish.
 type Entry struct {

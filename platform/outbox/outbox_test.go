@@ -17,13 +17,15 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 
-	"shop.example/db/dbtest"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
+	"shop.example/platform/testkit/postgrestest"
 )
+
+var database = postgrestest.Statements("CREATE SCHEMA app; SET search_path = app; " + outbox.Schema)
 
 func TestAdd_StoresWhatTheBrokerGetsWithTheTraceOfEachEntry(t *testing.T) {
 	t.Parallel()
@@ -281,7 +283,7 @@ func TestRelay_AnOutageOfTheBrokerDelaysAndKeepsTheOrder(t *testing.T) {
 
 func TestRelay_ALostCommitPublishesAgain(t *testing.T) {
 	t.Parallel()
-	url := dbtest.New(t)
+	url := database.New(t)
 	pool, killer := openURL(t, url), openURL(t, url)
 	m := confirmed(uuid.New())
 	add(t, pool, outbox.Entry{Message: m})
@@ -301,7 +303,7 @@ func TestRelay_ALostCommitPublishesAgain(t *testing.T) {
 
 func TestRelay_ReplicasKeepTheOrderOfEachOrderAndPublishOnce(t *testing.T) {
 	t.Parallel()
-	url := dbtest.New(t)
+	url := database.New(t)
 	pool := openURL(t, url)
 	r := &recorder{arrived: make(chan int, 10_000)}
 	var relays []*outbox.Relay
@@ -552,12 +554,12 @@ func count(t *testing.T, pool *sqlx.DB, table string) (n int) {
 
 func open(t testing.TB) *sqlx.DB {
 	t.Helper()
-	return openURL(t, dbtest.New(t))
+	return openURL(t, database.New(t))
 }
 
 func openURL(t testing.TB, url string) *sqlx.DB {
 	t.Helper()
-	pool, err := postgres.Open(t.Context(), url, "inventory", postgres.Options{})
+	pool, err := postgres.Open(t.Context(), url, "app", postgres.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
-	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
@@ -138,14 +136,13 @@ const countOutbox = `
 	SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)) * 1000, 0)
 	FROM (SELECT created_at FROM outbox ORDER BY id LIMIT $1) AS waiting`
 
-// Report adds what waits in the outbox to what its service says about itself; nothing where the database does not answer.
-func (r *Relay) Report(ctx context.Context, report *statusv1.GetReportResponse) {
-	var pending int32
-	var age float64
-	if err := r.pool.QueryRowContext(ctx, countOutbox, mostCounted).Scan(&pending, &age); err != nil {
-		return
+// Pending returns how many messages wait, counted up to 100,000, and for how long the oldest of them has.
+func (r *Relay) Pending(ctx context.Context) (messages int, oldest time.Duration, err error) {
+	var milliseconds float64
+	if err := r.pool.QueryRowContext(ctx, countOutbox, mostCounted).Scan(&messages, &milliseconds); err != nil {
+		return 0, 0, fmt.Errorf("counting the outbox: %w", postgres.Classify(err))
 	}
-	report.Outbox = &statusv1.Outbox{Pending: pending, OldestAgeMs: int32(min(max(age, 0), math.MaxInt32))}
+	return messages, time.Duration(max(milliseconds, 0) * float64(time.Millisecond)), nil
 }
 
 // Ready is an error while messages have been waiting for more than 30 s, or the database does not answer.

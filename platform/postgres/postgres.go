@@ -16,8 +16,6 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
-
-	"shop.example/db"
 )
 
 const (
@@ -53,7 +51,7 @@ type Options struct {
 // are sent in the same round trip as the query. That changes how []byte is read: in the server's own form, which is what
 // Array makes; one JSON text has to be passed as a string.
 func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) {
-	config, err := db.Config(url, schema)
+	config, err := Config(url, schema)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +65,7 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	config.Runtime["idle_in_transaction_session_timeout"] = milliseconds(IdleInTransactionTimeout)
 	// See Prepared. Where there is no index the penalty of a scan would look like work that is worth compiling.
 	config.Runtime["enable_seqscan"], config.Runtime["jit"] = "off", "off"
-	connector, err := db.NewConnector(config)
+	connector, err := NewConnector(config)
 	if err != nil {
 		return nil, err
 	}

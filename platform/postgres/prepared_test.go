@@ -7,13 +7,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
-	"shop.example/db/dbtest"
 	"shop.example/platform/postgres"
 )
 
 func TestPrepared_StaysOnItsConnectionAndOthersDoNot(t *testing.T) {
 	t.Parallel()
-	pool := open(t, dbtest.New(t), postgres.Options{MaxConns: 1})
+	pool := open(t, database.New(t), postgres.Options{MaxConns: 1})
 	var n int
 	for i := range 3 {
 		for _, query := range []string{postgres.Prepared + "SELECT $1::integer + 1", "SELECT $1::integer + 2"} {
@@ -21,7 +20,7 @@ func TestPrepared_StaysOnItsConnectionAndOthersDoNot(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := pool.Exec(postgres.Prepared+"INSERT INTO inbox (message_id) VALUES ($1)", uuid.New()); err != nil {
+		if _, err := pool.Exec(postgres.Prepared+"INSERT INTO handled (message_id) VALUES ($1)", uuid.New()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -32,7 +31,7 @@ func TestPrepared_StaysOnItsConnectionAndOthersDoNot(t *testing.T) {
 	if err := pool.Select(&kept, "SELECT statement FROM pg_prepared_statements ORDER BY statement"); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{postgres.Prepared + "INSERT INTO inbox (message_id) VALUES ($1)", postgres.Prepared + "SELECT $1::integer + 1"}
+	want := []string{postgres.Prepared + "INSERT INTO handled (message_id) VALUES ($1)", postgres.Prepared + "SELECT $1::integer + 1"}
 	if diff := cmp.Diff(want, kept); diff != "" {
 		t.Errorf("prepared statements (-want +got):\n%s", diff)
 	}
@@ -40,22 +39,22 @@ func TestPrepared_StaysOnItsConnectionAndOthersDoNot(t *testing.T) {
 
 func TestPrepared_AfterAMigrationOrAnErrorItWorksAgain(t *testing.T) {
 	t.Parallel()
-	pool := open(t, dbtest.New(t), postgres.Options{MaxConns: 1})
+	pool := open(t, database.New(t), postgres.Options{MaxConns: 1})
 	read := func(id uuid.UUID) error {
 		var row struct {
 			ID   uuid.UUID `db:"message_id"`
 			Note string    `db:"note"`
 		}
-		return pool.Unsafe().Get(&row, postgres.Prepared+"SELECT * FROM inbox WHERE message_id = $1", id)
+		return pool.Unsafe().Get(&row, postgres.Prepared+"SELECT * FROM handled WHERE message_id = $1", id)
 	}
 	id := uuid.New()
-	if _, err := pool.Exec("INSERT INTO inbox (message_id) VALUES ($1)", id); err != nil {
+	if _, err := pool.Exec("INSERT INTO handled (message_id) VALUES ($1)", id); err != nil {
 		t.Fatal(err)
 	}
 	if err := read(id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := pool.Exec("ALTER TABLE inbox ADD note text NOT NULL DEFAULT ''"); err != nil {
+	if _, err := pool.Exec("ALTER TABLE handled ADD note text NOT NULL DEFAULT ''"); err != nil {
 		t.Fatal(err)
 	}
 	if err := postgres.Classify(read(id)); !errors.Is(err, postgres.ErrRetry) {
@@ -69,15 +68,15 @@ func TestPrepared_AfterAMigrationOrAnErrorItWorksAgain(t *testing.T) {
 // The plan is made when the table is known to be empty, and used when it is full.
 func TestPrepared_IsPlannedByIndexOnAnEmptyTable(t *testing.T) {
 	t.Parallel()
-	pool := open(t, dbtest.New(t), postgres.Options{MaxConns: 1})
-	const query = postgres.Prepared + "SELECT count(*) FROM inbox WHERE message_id = ANY($1::uuid[])"
+	pool := open(t, database.New(t), postgres.Options{MaxConns: 1})
+	const query = postgres.Prepared + "SELECT count(*) FROM handled WHERE message_id = ANY($1::uuid[])"
 	read := func(ids ...uuid.UUID) (n int) {
 		if err := pool.Get(&n, query, postgres.ArrayOf(ids)); err != nil {
 			t.Fatal(err)
 		}
 		return n
 	}
-	if _, err := pool.Exec("VACUUM inbox"); err != nil {
+	if _, err := pool.Exec("VACUUM handled"); err != nil {
 		t.Fatal(err)
 	}
 	for range 6 { // the server keeps the plan from the sixth time on
@@ -85,7 +84,7 @@ func TestPrepared_IsPlannedByIndexOnAnEmptyTable(t *testing.T) {
 	}
 	id := uuid.New()
 	if _, err := pool.Exec(`
-		INSERT INTO inbox (message_id) SELECT gen_random_uuid() FROM generate_series(1, 10000) UNION SELECT $1::uuid`, id); err != nil {
+		INSERT INTO handled (message_id) SELECT gen_random_uuid() FROM generate_series(1, 10000) UNION SELECT $1::uuid`, id); err != nil {
 		t.Fatal(err)
 	}
 	if n := read(id, uuid.New()); n != 1 {
@@ -96,7 +95,7 @@ func TestPrepared_IsPlannedByIndexOnAnEmptyTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var scanned int
-	if err := pool.Get(&scanned, "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'inbox' AND schemaname = 'inventory'"); err != nil {
+	if err := pool.Get(&scanned, "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'handled' AND schemaname = 'app'"); err != nil {
 		t.Fatal(err)
 	}
 	if scanned > 0 {

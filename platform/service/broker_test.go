@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func TestBroker_AUserThatIsSharedIsSaidOnceAtTheStart(t *testing.T) {

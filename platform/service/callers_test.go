@@ -43,7 +43,6 @@ func TestCallers_InventoryMayNotDiscardDeadLetters(t *testing.T) {
 		loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), letters{})
 		loggingv1.RegisterEventLogServiceServer(s.GRPC(), letters{})
 		orderv1.RegisterOrderServiceServer(s.GRPC(), &orders{})
-		s.ServeReport()
 	})
 	calls := map[string]func(context.Context, *grpc.ClientConn) error{
 		"DiscardDeadLetter": func(ctx context.Context, conn *grpc.ClientConn) error {

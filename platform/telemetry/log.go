@@ -38,16 +38,8 @@ func (f *Format) UnmarshalText(text []byte) error {
 
 // The attributes that tie the log lines of different services together.
 
-// OrderID names the order that a log line is about by the last 12 digits of its id: whoever knows a whole id may see and
-// cancel the order. If there is none, "", the line does not mention any.
-func OrderID(id string) slog.Attr {
-	if id == "" {
-		return slog.Attr{}
-	}
-	return slog.String("order_id", ShortID(id))
-}
-
-// ShortID is what may be told of an order's id: its last 12 digits, which tell it from others.
+// ShortID is what may be logged of an id that opens what it names to whoever knows it: its last 12 digits, which tell it
+// from others.
 func ShortID(id string) string { return id[max(0, len(id)-12):] }
 
 // MessageID names the message that a log line is about.
@@ -111,7 +103,7 @@ func newHandler(cfg Config) slog.Handler {
 // uuids are ids in a text, the last 12 digits of each by themselves.
 var uuids = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-([0-9a-f]{12})`)
 
-// redactAttr keeps out of the log personal data in a message that is logged as it is, and ids of orders in what went wrong.
+// redactAttr keeps out of the log personal data in a message that is logged as it is, and whole ids in what went wrong.
 func redactAttr(_ []string, attr slog.Attr) slog.Attr {
 	switch attr.Key {
 	case "error", "err", "reason":

@@ -95,7 +95,7 @@ func TestConfig_IsReadFromTheEnvironment(t *testing.T) {
 func TestLogger_TextIsOnePlainLineWithWhatTheContextSays(t *testing.T) {
 	t.Parallel()
 	tel, out := newTelemetry(t, telemetry.Config{})
-	ctx := telemetry.With(t.Context(), telemetry.OrderID("7d1c"))
+	ctx := telemetry.With(t.Context(), slog.String("order_id", "7d1c"))
 	ctx = telemetry.With(ctx, telemetry.RoutingKey("shop.order.placed"))
 	ctx, span := tel.Tracer.Tracer("test").Start(ctx, "call")
 	defer span.End()
@@ -113,7 +113,7 @@ func TestLogger_TextIsOnePlainLineWithWhatTheContextSays(t *testing.T) {
 func TestLogger_JSONIsOneObjectWithWhatTheContextSays(t *testing.T) {
 	t.Parallel()
 	tel, out := newTelemetry(t, telemetry.Config{LogFormat: telemetry.JSON})
-	ctx := telemetry.With(t.Context(), telemetry.OrderID("7d1c"))
+	ctx := telemetry.With(t.Context(), slog.String("order_id", "7d1c"))
 	ctx, span := tel.Tracer.Tracer("test").Start(ctx, "call")
 	defer span.End()
 

@@ -17,7 +17,7 @@ import (
 	"slices"
 	"time"
 
-	"shop.example/db"
+	"shop.example/platform/postgres"
 )
 
 // Check is the name of one comparison.
@@ -168,7 +168,7 @@ func Open(ctx context.Context, cfg Config) (*Auditor, error) {
 }
 
 func open(ctx context.Context, url, schema string) (*sql.DB, error) {
-	config, err := db.Config(url, schema)
+	config, err := postgres.Config(url, schema)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", schema, err)
 	}
@@ -182,7 +182,7 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	// read it goes through the whole table for each page, with all processors, which the services need.
 	config.Runtime["random_page_cost"] = "1.1"
 	config.Runtime["max_parallel_workers_per_gather"] = "0"
-	connector, err := db.NewConnector(config)
+	connector, err := postgres.NewConnector(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", schema, err)
 	}

@@ -13,9 +13,10 @@ import (
 
 	"shop.example/db"
 	"shop.example/db/dbtest"
+	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	"shop.example/platform/money"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 // shop is a database with a confirmed, a cancelled and a rejected order in it, decided ten minutes ago, which add up.
@@ -486,7 +487,7 @@ func TestRun_MoreOrdersThanAPageAreAllLookedAt(t *testing.T) {
 
 func TestOpen_SaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
-	url := dbtest.NewEmpty(t)
+	url := postgrestest.NewEmpty(t)
 	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url}})
 	if err == nil || !strings.Contains(err.Error(), "there is no shop in it") {
 		t.Errorf("an empty database: %v", err)

@@ -8,9 +8,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
-	"shop.example/platform/money"
 )
 
 // Routing keys of the events of an order.

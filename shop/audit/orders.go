@@ -9,9 +9,9 @@ import (
 	"github.com/lib/pq"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/customer"
+	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	"shop.example/platform/customer"
-	"shop.example/platform/money"
 )
 
 // page is how many orders are read and judged together: no statement is long, and memory is bounded.

@@ -8,8 +8,9 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"shop.example/platform/messaging/brokertest"
+	_ "shop.example/gen/shop/events/v1" // the contracts that the topology is made for
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
 )
 
 func management() string { return os.Getenv("AMQP_MANAGEMENT_URL") }

@@ -12,14 +12,14 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/money"
+	"shop.example/domain/text"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
-	"shop.example/platform/enduser"
-	"shop.example/platform/money"
-	"shop.example/platform/text"
 )
 
 // checker serves StockService.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 	"shop.example/platform/postgres"
 )
 

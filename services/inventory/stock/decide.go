@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 )
 
 // reason is why an order is refused, as stored and as spelled in OrderRejected.Reason.

@@ -14,8 +14,8 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
 
+	"shop.example/domain/money"
 	"shop.example/platform/apierror"
-	"shop.example/platform/money"
 	"shop.example/platform/postgres"
 )
 

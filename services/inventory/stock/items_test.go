@@ -11,11 +11,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
-	"shop.example/platform/enduser"
 )
 
 // inTx runs a change of the catalogue as calls and messages do.

@@ -11,11 +11,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/outbox"
 )
 

@@ -13,11 +13,12 @@ import (
 	"time"
 
 	"shop.example/db"
+	"shop.example/domain/money"
+	"shop.example/domain/report"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
@@ -135,7 +136,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 
 	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
 	inventoryv1.RegisterSettlementServiceServer(s.GRPC(), settlement{warehouse: w})
-	s.ServeReport(relay.Report)
+	report.Serve(s.Service, report.Outbox(relay))
 
 	orders, err := s.DialService("ORDER_ADDR", cfg.OrderAddr, cfg.TLS)
 	if err != nil {

@@ -16,10 +16,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/orderid"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 const (
@@ -291,6 +291,6 @@ func (s *sweeper) report(ctx context.Context, f fate, orders []uuid.UUID) {
 	}
 	s.swept.Add(ctx, int64(len(orders)), metric.WithAttributes(attribute.String("outcome", string(f))))
 	for _, id := range orders {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "old hold", telemetry.OrderID(id.String()), slog.String("outcome", string(f)))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "old hold", orderid.Attr(id.String()), slog.String("outcome", string(f)))
 	}
 }

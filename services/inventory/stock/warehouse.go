@@ -9,11 +9,11 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
-	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 // warehouse is what calls and messages act on. Its methods may be called concurrently, in any number of processes.
@@ -92,7 +92,7 @@ func (w *warehouse) report(ctx context.Context, decided []decision) {
 		return
 	}
 	for _, d := range decided {
-		id := telemetry.OrderID(d.order.id.String())
+		id := orderid.Attr(d.order.id.String())
 		if d.reason == "" {
 			w.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
 				slog.Int("lines", len(d.lines)), slog.Int64("pieces", d.pieces()))

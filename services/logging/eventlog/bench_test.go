@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/db/dbtest"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/contract"
@@ -58,7 +59,7 @@ func deliveryOf(tb testing.TB, m proto.Message) messaging.Delivery {
 		tb.Fatal(err)
 	}
 	return messaging.Delivery{
-		Meta:      messaging.Meta{Exchange: e.Exchange, RoutingKey: e.RoutingKey, CorrelationID: contract.OrderID(m), AppID: "order", Timestamp: time.Now()},
+		Meta:      messaging.Meta{Exchange: e.Exchange, RoutingKey: e.RoutingKey, CorrelationID: orderid.Of(m), AppID: "order", Timestamp: time.Now()},
 		MessageID: contract.MessageID(m).String(), Type: string(e.Name), Body: body,
 	}
 }

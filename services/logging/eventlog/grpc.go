@@ -12,9 +12,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 	"shop.example/platform/telemetry"
 )
 
@@ -241,5 +242,5 @@ func (s deadLetterServer) DiscardDeadLetter(ctx context.Context, req *loggingv1.
 
 func (s deadLetterServer) logDecision(ctx context.Context, what string, letter deadLetter) {
 	s.log.LogAttrs(ctx, slog.LevelInfo, what, slog.Int64("id", letter.ID), slog.String("queue", letter.SourceQueue),
-		telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID), telemetry.OrderID(letter.OrderID))
+		telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID), orderid.Attr(letter.OrderID))
 }

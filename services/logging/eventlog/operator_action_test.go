@@ -16,11 +16,12 @@ import (
 
 	shopdb "shop.example/db"
 	"shop.example/db/dbtest"
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/enduser"
 	"shop.example/platform/messaging"
+	"shop.example/platform/testkit/postgrestest"
 )
 
 // asOperator is the context of a call that a gateway makes for an operator.
@@ -128,7 +129,7 @@ func TestOperatorActions_PagesStandStillAndAreOfOneFilter(t *testing.T) {
 // Who has the service's role could otherwise take back what an operator did.
 func TestOperatorActions_CannotBeChangedOrDeletedByTheService(t *testing.T) {
 	t.Parallel()
-	url := dbtest.NewEmpty(t)
+	url := postgrestest.NewEmpty(t)
 	if err := shopdb.MigrateAll(t.Context(), url, func(string, []string) {}); err != nil { // its tables belong to the service's role
 		t.Fatal(err)
 	}

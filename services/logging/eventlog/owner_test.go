@@ -9,10 +9,10 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
-	"shop.example/platform/enduser"
 )
 
 // An order's events have its customer's name and address: they are for those who may see the order.

@@ -12,11 +12,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"shop.example/domain/customer"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/customer"
 	"shop.example/platform/postgres"
 )
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -309,7 +310,7 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 		}
 		if row.Sent >= maxSends {
 			r.log.LogAttrs(ctx, slog.LevelError, "an event is lost each time that it is sent", telemetry.RoutingKey(e.event.RoutingKey),
-				telemetry.MessageID(row.MessageID), telemetry.OrderID(row.OrderID.String()), slog.Int("sent", row.Sent))
+				telemetry.MessageID(row.MessageID), orderid.Attr(row.OrderID.String()), slog.Int("sent", row.Sent))
 			closed[lostForGood] = append(closed[lostForGood], row.MessageID)
 			continue
 		}

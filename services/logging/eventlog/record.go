@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
@@ -131,7 +132,7 @@ func messageID(m proto.Message, property string) uuid.UUID {
 // correlation id does, unless it is that of a request, which names the request.
 func orderID(m proto.Message, d messaging.Delivery) string {
 	if m != nil {
-		if id := canonicalUUID(contract.OrderID(m)); id != "" {
+		if id := canonicalUUID(orderid.Of(m)); id != "" {
 			return id
 		}
 	}

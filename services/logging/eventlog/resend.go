@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/orderid"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
@@ -69,7 +70,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 		}
 		problems[e.MessageID], failed = problem, append(failed, e.MessageID)
 		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.event.RoutingKey),
-			telemetry.MessageID(e.MessageID), telemetry.OrderID(e.OrderID.String()), slog.Any("error", problem))
+			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", problem))
 	}
 	r.count(ctx, rt, "unreadable", len(failed))
 	if err := closeUnhandled(ctx, r.db, unreadable, failed); err != nil || len(messages) == 0 {

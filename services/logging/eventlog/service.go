@@ -19,6 +19,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
+	"shop.example/domain/orderid"
+	"shop.example/domain/report"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -144,7 +146,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
-	s.ServeReport()
+	report.Serve(s.Service)
 	return nil
 }
 
@@ -200,7 +202,7 @@ func logRows(log *slog.Logger, rows []logged) {
 		// The trace of the event, which the logger takes from the context, not that of the batch.
 		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
 		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
-			telemetry.MessageID(row.messageID), telemetry.OrderID(row.orderID))
+			telemetry.MessageID(row.messageID), orderid.Attr(row.orderID))
 	}
 }
 
@@ -216,7 +218,7 @@ func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Deliver
 		crash.Point("logging.letter-stored")
 		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
 			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
-			telemetry.OrderID(letter.OrderID), slog.String("reason", letter.Reason))
+			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
 	}
 	return nil
 }

@@ -23,12 +23,13 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/db/dbtest"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
 )
 
@@ -180,7 +181,7 @@ func receive(t *testing.T, s grpc.ServerStreamingClient[loggingv1.StreamEventsRe
 func (f *fixture) event(t *testing.T, m proto.Message) (found *loggingv1.Event) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%T to be in the log", m), func() bool {
-		reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: contract.OrderID(m)})
+		reply, err := f.events.ListEvents(within(t), &loggingv1.ListEventsRequest{OrderId: orderid.Of(m)})
 		if err != nil {
 			t.Fatal(err)
 		}

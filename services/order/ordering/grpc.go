@@ -11,14 +11,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
-	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 const defaultPageSize = 50
@@ -90,7 +90,7 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 	crash.Point("order.cancelled")
 	if changed {
 		s.wake()
-		s.log.LogAttrs(ctx, slog.LevelInfo, "order cancelled", telemetry.OrderID(o.ID.String()))
+		s.log.LogAttrs(ctx, slog.LevelInfo, "order cancelled", orderid.Attr(o.ID.String()))
 	}
 	return &orderv1.CancelOrderResponse{Order: o.message()}, nil
 }

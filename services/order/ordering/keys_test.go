@@ -14,8 +14,8 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/postgres"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // keyed is an order under an idempotency key.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 )
 
 // State is where an order stands, as the database and the contracts spell it.

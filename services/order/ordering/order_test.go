@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"shop.example/platform/money"
+	"shop.example/domain/money"
 )
 
 func TestMove_OnlyTheTablesMovesAreLegal(t *testing.T) {

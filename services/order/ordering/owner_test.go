@@ -9,10 +9,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"shop.example/db/dbtest"
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/enduser"
-	"shop.example/platform/messaging/brokertest"
+	"shop.example/platform/testkit/brokertest"
 )
 
 // Whoever knew an order's id saw its customer, and could cancel it, though it had been placed with a token.

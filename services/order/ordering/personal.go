@@ -10,10 +10,10 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/customer"
+	"shop.example/domain/enduser"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/customer"
-	"shop.example/platform/enduser"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )

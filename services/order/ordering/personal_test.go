@@ -12,11 +12,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/enduser"
 )
 
 // byOperator is the context of a call that the gateway makes for an operator.

@@ -17,14 +17,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/money"
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 const (
@@ -333,11 +333,11 @@ func (s *Service) logDecided(ctx context.Context, placements []placement) {
 		o, ctx := p.order, trace.ContextWithRemoteSpanContext(ctx, p.trace)
 		if o.State == Rejected {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "order rejected",
-				telemetry.OrderID(o.ID.String()), slog.String("reason", o.Reason), slog.String("detail", o.Detail))
+				orderid.Attr(o.ID.String()), slog.String("reason", o.Reason), slog.String("detail", o.Detail))
 			continue
 		}
 		s.log.LogAttrs(ctx, slog.LevelInfo, "order created",
-			telemetry.OrderID(o.ID.String()), slog.String("state", string(o.State)), slog.Int("total_items", int(o.TotalItems)),
+			orderid.Attr(o.ID.String()), slog.String("state", string(o.State)), slog.Int("total_items", int(o.TotalItems)),
 			slog.String("total_value", money.Format(o.TotalValue, o.Currency)), slog.Int("lines", len(o.Lines)))
 	}
 }

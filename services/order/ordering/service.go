@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"shop.example/db"
+	"shop.example/domain/report"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -132,6 +133,6 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
 	orderv1.RegisterIntakeServiceServer(s.GRPC(), intake{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
-	s.ServeReport(relay.Report, s.reportRate)
+	report.Serve(s.Service, report.Outbox(relay), s.reportRate)
 	return nil
 }

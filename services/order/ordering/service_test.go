@@ -3,7 +3,6 @@ package ordering
 import (
 	"bytes"
 	"context"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -11,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,8 +23,9 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
-	"shop.example/platform/messaging/brokertest"
 	"shop.example/platform/telemetry"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/platform/testkit/netproxy"
 	"shop.example/topology"
 )
 
@@ -321,41 +319,23 @@ func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 	}
 }
 
-// line returns the database's URL through a proxy that can be stopped and started.
-func line(t *testing.T, database string) (string, *toxiproxy.Proxy) {
-	t.Helper()
-	u, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "database", "127.0.0.1:0", u.Host)
-	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(proxy.Stop)
-	u.Host = proxy.Listen
-	return u.String(), proxy
-}
-
 func TestOrderPlaced_WaitsForTheDatabaseThatWentAfterTheStockWasHeld(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	n := newNeighbours(t, broker)
 	database := dbtest.New(t)
-	through, proxy := line(t, database)
+	proxy := netproxy.New(t, database)
 	var asked atomic.Int32
 	n.inventory(func(req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
 		switch asked.Add(1) {
 		case 1:
-			proxy.Stop()
+			proxy.Down()
 		case 2:
-			if err := proxy.Start(); err != nil {
-				t.Error(err)
-			}
+			proxy.Up(t)
 		}
 		return each(held)(req)
 	})
-	start(t, broker, through)
+	start(t, broker, proxy.URL)
 	placed := newPlaced()
 	n.publish(t, placed)
 	if got := n.until(t, "shop.order.confirmed", 1); got[0] != placed.GetOrderId() {

@@ -17,10 +17,10 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/messaging"
-	"shop.example/platform/money"
 	"shop.example/platform/postgres"
 )
 

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/net/idna"
 
-	"shop.example/platform/text"
+	"shop.example/domain/text"
 )
 
 const (

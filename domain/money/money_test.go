@@ -9,9 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"shop.example/domain/money"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/contract"
-	"shop.example/platform/money"
 )
 
 func TestForms_AreOneAmount(t *testing.T) {

@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/text/unicode/norm"
 
+	"shop.example/domain/email"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
-	"shop.example/platform/email"
 )
 
 // Erased stands where a name or an address was, once it has been erased.

@@ -1,4 +1,4 @@
-package db
+package postgres
 
 import (
 	"context"
@@ -54,11 +54,11 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 // poolingTimeout bounds looking for a pooler: one that has a single connection to give makes the second one wait.
 const poolingTimeout = 10 * time.Second
 
-// refuseTransactionPooling is an error if a pooler stands between us and the server that gives each transaction another
+// RefuseTransactionPooling is an error if a pooler stands between us and the server that gives each transaction another
 // connection. Parameters, prepared statements and advisory locks are then somebody else's, and nothing says so. Two
 // connections tell: of the server process that the first one has just used, the second one gets hold, or it stays the
 // first one's for good. Who else uses the pooler may hide it, so it is asked several times.
-func refuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
+func RefuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, poolingTimeout, fmt.Errorf("no second connection within %s", poolingTimeout))
 	defer cancel()
 	for range 5 {
@@ -70,7 +70,7 @@ func refuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
 			return fmt.Errorf("looking for a pooler before the database: %w", err)
 		}
 		if shared {
-			return errors.New("DATABASE_URL leads to a pooler that gives each transaction another connection, which the shop cannot use: " +
+			return errors.New("DATABASE_URL leads to a pooler that gives each transaction another connection, which cannot be used here: " +
 				"set PgBouncer's pool_mode to session, or name the server itself")
 		}
 	}

@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
+	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	"shop.example/platform/contract"
-	"shop.example/platform/enduser"
 )
 
 // received is ctx as the server has it that was called with it, by a client whose certificate has the names.

@@ -1,0 +1,79 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/lib/pq"
+)
+
+// Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
+// the server's search path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
+func Config(databaseURL, schema string) (pq.Config, error) {
+	u, err := ParseURL(databaseURL)
+	if err != nil {
+		return pq.Config{}, err
+	}
+	if strings.Contains(u.Host, ",") {
+		spreadHosts(u)
+	}
+	config, err := pq.NewConfig(u.String())
+	if err != nil {
+		return pq.Config{}, fmt.Errorf("reading the database URL: %w", err)
+	}
+	if config.SSLMode == "" {
+		// Not "prefer": lib/pq 1.12 forgets to close the connection on which the server declined TLS.
+		config.SSLMode = pq.SSLModeDisable
+		if !isThisMachine(config.Host) || slices.ContainsFunc(config.Multi, func(m pq.ConfigMultihost) bool { return !isThisMachine(m.Host) }) {
+			config.SSLMode = pq.SSLModeRequire
+		}
+	}
+	if config.Runtime == nil {
+		config.Runtime = map[string]string{}
+	}
+	if schema != "" {
+		config.Runtime["search_path"] = schema
+	}
+	return config, nil
+}
+
+func isThisMachine(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// spreadHosts writes several hosts, a:5432,b:5433, as lib/pq reads them: in its own form they all have one port.
+func spreadHosts(u *url.URL) {
+	var hosts, ports []string
+	for address := range strings.SplitSeq(u.Host, ",") {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil { // it has no port
+			host, port = address, "5432"
+		}
+		hosts, ports = append(hosts, host), append(ports, port)
+	}
+	query := u.Query()
+	query.Set("host", strings.Join(hosts, ","))
+	query.Set("port", strings.Join(ports, ","))
+	u.Host, u.RawQuery = "", query.Encode()
+}
+
+// ParseURL reads a postgres:// URL. The error does not show it: it holds a password.
+func ParseURL(databaseURL string) (*url.URL, error) {
+	u, err := url.Parse(databaseURL)
+	if parse, ok := errors.AsType[*url.Error](err); ok {
+		err = parse.Err
+	}
+	if err == nil && u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		err = errors.New("it must begin with postgres://")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the database URL: %w", err)
+	}
+	return u, nil
+}

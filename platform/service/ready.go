@@ -1,0 +1,41 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Ready asks all checks. It returns nil where the service is ready, and says what is not otherwise, on one line.
+func (s *Service) Ready(ctx context.Context) error {
+	var failed []error
+	for i, err := range s.ready(ctx) {
+		if err != nil && i > 0 {
+			err = fmt.Errorf("%s: %w", s.checks[i-1].name, err)
+		}
+		failed = append(failed, err)
+	}
+	if errors.Join(failed...) == nil {
+		return nil
+	}
+	return notReady(failed)
+}
+
+// notReady is what several checks say.
+type notReady []error
+
+func (e notReady) Error() string {
+	var text string
+	for _, err := range e {
+		switch {
+		case err == nil:
+		case text == "":
+			text = err.Error()
+		default:
+			text += "; " + err.Error()
+		}
+	}
+	return text
+}
+
+func (e notReady) Unwrap() []error { return e }
