@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	shop.example/db v0.0.0
-	shop.example/domain v0.0.0 // indirect
+	shop.example/domain v0.0.0
 	shop.example/gateway v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0

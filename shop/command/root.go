@@ -29,8 +29,8 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 	root.AddGroup(&cobra.Group{ID: use, Title: "Use:"}, &cobra.Group{ID: operate, Title: "Operate:"}, &cobra.Group{ID: install, Title: "Install and upgrade:"})
 	for group, commands := range map[string][]*cobra.Command{
 		use:     {orderCommand(), inventoryCommand(), eventsCommand()},
-		operate: {statusCommand(), auditCommand(), dlqCommand(), actionsCommand(), customerCommand(), versionCommand()},
-		install: {secretsCommand(), certsCommand(), migrateCommand()},
+		operate: {statusCommand(), auditCommand(), dlqCommand(), outboxCommand(), actionsCommand(), customerCommand(), versionCommand()},
+		install: {secretsCommand(), certsCommand(), provisionCommand(), migrateCommand()},
 	} {
 		for _, cmd := range commands {
 			cmd.GroupID = group
