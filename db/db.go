@@ -161,7 +161,7 @@ func migrationsOf(schema string) (fs.FS, error) {
 	return fs.Sub(migrations, schema)
 }
 
-// createSchema asks first: CREATE SCHEMA IF NOT EXISTS is refused to a role that may not create schemas even where
+// createSchema asks first: CREATE SCHEMA IF NOT EXISTS is refused to a role that may not create schemas even if
 // the schema is there.
 func createSchema(ctx context.Context, pool *sql.DB, schema string) error {
 	var exists bool
@@ -253,7 +253,7 @@ func createDatabase(ctx context.Context, admin pq.Config, name string) error {
 	return err
 }
 
-// URL returns adminURL turned into that of role in the database shopdb. password may be empty, where the server trusts
+// URL returns adminURL turned into that of role in the database shopdb. password may be empty if the server trusts
 // the connection.
 func URL(adminURL, role, password string) (string, error) {
 	u, err := postgres.ParseURL(adminURL)

@@ -3,7 +3,12 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +17,6 @@ import (
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
-	"shop.example/platform/crash"
 )
 
 // crashOrders is how many orders are on their way around a crash.
@@ -59,10 +63,56 @@ var crashCases = []crashCase{
 
 func TestCrash_EveryPointIsTried(t *testing.T) {
 	t.Parallel()
-	for _, point := range crash.Points {
+	for _, point := range documentedPoints(t) {
 		if !slices.ContainsFunc(crashCases, func(c crashCase) bool { return c.point == point }) {
 			t.Errorf("nothing is killed at %s", point)
 		}
+	}
+}
+
+// documentedPoints are the points that the document tells of.
+func documentedPoints(t *testing.T) (points []string) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/crash-points.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		points = append(points, m[1])
+	}
+	return slices.Sorted(slices.Values(points))
+}
+
+func TestCrash_ThePointsOfTheCodeAreThoseOfTheDocument(t *testing.T) {
+	t.Parallel()
+	hit := regexp.MustCompile(`failpoint\.Hit\("([^"]*)"\)`)
+	places := map[string]string{}
+	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && entry.Name() != "..":
+			return filepath.SkipDir
+		case !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, m := range hit.FindAllStringSubmatch(string(source), -1) {
+			if before, twice := places[m[1]]; twice {
+				t.Errorf("point %s is in %s and in %s: a point is one place", m[1], before, path)
+			}
+			places[m[1]] = path
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slices.Sorted(maps.Keys(places)), documentedPoints(t); !slices.Equal(got, want) {
+		t.Errorf("the code has the points\n%q, the document has\n%q", got, want)
 	}
 }
 

@@ -25,8 +25,8 @@ import (
 
 	"shop.example/db"
 	"shop.example/platform/messaging/provision"
+	"shop.example/platform/mtls"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -154,8 +154,8 @@ func (r *rotation) run(t *testing.T, commands string) {
 	}
 }
 
-func (r *rotation) files(name string) transport.MutualTLS {
-	return transport.FilesIn(filepath.Join(r.dir, "certs"), name)
+func (r *rotation) files(name string) mtls.Config {
+	return mtls.CertPaths(filepath.Join(r.dir, "certs"), name)
 }
 
 // secrets returns what is in the file now.

@@ -20,8 +20,8 @@ import (
 	"shop.example/dev/local"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/mtls"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -97,12 +97,12 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.WriteFiles(dir, time.Hour, "shop", "inventory"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "shop", "inventory"); err != nil {
 		t.Fatal(err)
 	}
 	broker, database := brokertest.New(t), dbtest.New(t)
 	cfg := config(t, database, broker.Services(t, topology.Broker()))
-	cfg.TLS = transport.FilesIn(dir, "shop")
+	cfg.TLS = mtls.CertPaths(dir, "shop")
 	built, err := local.New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 	if a := s.get(t, "/v1/dead-letters"); a.code != http.StatusOK {
 		t.Errorf("the dead letters: %d %s", a.code, a.body)
 	}
-	creds, err := transport.FilesIn(dir, "inventory").Client(slog.New(slog.DiscardHandler))
+	creds, err := mtls.CertPaths(dir, "inventory").Client(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,10 +13,10 @@ import (
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/rest"
 	"shop.example/gateway/server"
+	"shop.example/platform/mtls"
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
 	"shop.example/services/order/ordering"
@@ -52,7 +52,7 @@ type Config struct {
 	Controls func(*Shop) []rest.DemoHandler
 
 	// TLS is for the services' addresses to be open to other machines. All services have the one certificate.
-	TLS transport.MutualTLS
+	TLS mtls.Config
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
 	OperatorTokens    []string      `env:"SHOP_OPERATOR_TOKENS"`
@@ -277,7 +277,7 @@ func (cfg Config) checkAddrs(admin string) error {
 			return err
 		}
 	}
-	private := transport.RequireLoopback
+	private := mtls.RequireLoopback
 	if cfg.TLS.Enabled() {
 		private = nil
 	}

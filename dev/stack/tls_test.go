@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"shop.example/platform/messaging"
+	"shop.example/platform/mtls"
 	database "shop.example/platform/postgres"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -24,7 +24,7 @@ import (
 func startWithTLS(t *testing.T, certs string) (s *Stack, amqpsPort int) {
 	t.Helper()
 	needsServers(t)
-	if err := transport.WriteFiles(certs, time.Hour, "server", "order"); err != nil {
+	if err := mtls.GenerateDevCerts(certs, time.Hour, "server", "order"); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
@@ -32,7 +32,7 @@ func startWithTLS(t *testing.T, certs string) (s *Stack, amqpsPort int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := transport.FilesIn(certs, "server")
+	server := mtls.CertPaths(certs, "server")
 	// The file is not ours to write otherwise; see environment.
 	advanced := filepath.Join(dir, rabbitKind.folder, "no-advanced.config")
 	if err := os.MkdirAll(filepath.Dir(advanced), 0o700); err != nil {
@@ -76,10 +76,10 @@ func TestTLS_BrokerAndDatabaseByURL(t *testing.T) {
 	t.Parallel()
 	certs, others := t.TempDir(), t.TempDir()
 	s, amqpsPort := startWithTLS(t, certs)
-	if err := transport.WriteFiles(others, time.Hour, "order"); err != nil {
+	if err := mtls.GenerateDevCerts(others, time.Hour, "order"); err != nil {
 		t.Fatal(err)
 	}
-	ours, strangers := transport.FilesIn(certs, "order"), transport.FilesIn(others, "order")
+	ours, strangers := mtls.CertPaths(certs, "order"), mtls.CertPaths(others, "order")
 
 	t.Run("the database", func(t *testing.T) {
 		for _, c := range []struct{ host, mode, ca, want string }{
@@ -109,12 +109,12 @@ func TestTLS_BrokerAndDatabaseByURL(t *testing.T) {
 	})
 	t.Run("the broker", func(t *testing.T) {
 		for _, c := range []struct {
-			files transport.MutualTLS
+			files mtls.Config
 			want  string
 		}{
 			{ours, ""},
-			{transport.MutualTLS{CAFile: ours.CAFile}, "certificate"}, // the broker asks for one
-			{transport.MutualTLS{CertFile: ours.CertFile, KeyFile: ours.KeyFile, CAFile: strangers.CAFile}, "certificate signed by unknown authority"},
+			{mtls.Config{CAFile: ours.CAFile}, "certificate"}, // the broker asks for one
+			{mtls.Config{CertFile: ours.CertFile, KeyFile: ours.KeyFile, CAFile: strangers.CAFile}, "certificate signed by unknown authority"},
 		} {
 			if err := connect(t, amqps(t, s.AMQPURL, amqpsPort, c.files)); c.want == "" && err != nil ||
 				c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
@@ -124,7 +124,7 @@ func TestTLS_BrokerAndDatabaseByURL(t *testing.T) {
 	})
 }
 
-func amqps(t *testing.T, amqp string, port int, files transport.MutualTLS) string {
+func amqps(t *testing.T, amqp string, port int, files mtls.Config) string {
 	t.Helper()
 	u, err := url.Parse(amqp)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 	accessv1 "shop.example/gen/shop/access/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 const (
@@ -36,7 +36,7 @@ func With(ctx context.Context, c *accessv1.EndUser) context.Context {
 // service asks for itself, and may know everything. Only the gateway is believed, which with mutual TLS shows its
 // certificate; without, all is on one machine.
 func Of(ctx context.Context) (c *accessv1.EndUser, external bool) {
-	names := transport.PeerNames(ctx)
+	names := mtls.PeerNames(ctx)
 	said := metadata.ValueFromIncomingContext(ctx, key)
 	switch {
 	case len(names) > 0 && !slices.Contains(names, front):

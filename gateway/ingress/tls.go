@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // TLS names the PEM files of the certificate that REST and gRPC are served with: both, or none for plain text, which
@@ -27,7 +27,7 @@ func (t TLS) Secure(lis net.Listener, log *slog.Logger) (net.Listener, error) {
 	if t.CertFile == "" || t.KeyFile == "" {
 		return nil, errors.New("TLS needs both TLS_CERT_FILE and TLS_KEY_FILE: set the other one too, or neither")
 	}
-	files, err := transport.Reload(log, t.load, t.CertFile, t.KeyFile)
+	files, err := mtls.NewCertReloader(log, t.load, t.CertFile, t.KeyFile)
 	if err != nil {
 		return nil, err
 	}

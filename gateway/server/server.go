@@ -33,9 +33,9 @@ import (
 	statusv1 "shop.example/gen/shop/status/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
+	"shop.example/platform/mtls"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -49,7 +49,7 @@ type Config struct {
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
 	// TLS is what the gateway calls the other services with.
-	TLS transport.MutualTLS
+	TLS mtls.Config
 	// OperatorToken is what an operator without a name sends, OperatorTokens what those with one do: entries name:token,
 	// where a name may have several. A token has 16 characters or more. Without any nobody is an operator.
 	OperatorToken  string   `env:"SHOP_OPERATOR_TOKEN"`

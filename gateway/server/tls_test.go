@@ -18,17 +18,17 @@ import (
 
 	"shop.example/gateway/ingress"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // certify writes a new certificate of a new CA to dir.
 func certify(t *testing.T, dir string) (ingress.TLS, *x509.CertPool) {
 	t.Helper()
-	if err := transport.WriteFiles(dir, time.Hour, "gateway"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "gateway"); err != nil {
 		t.Fatal(err)
 	}
-	files := transport.FilesIn(dir, "gateway")
-	ca, err := transport.Authorities(files.CAFile)
+	files := mtls.CertPaths(dir, "gateway")
+	ca, err := mtls.Authorities(files.CAFile)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,7 @@ func validate(req any) error {
 // settle turns what a handler ended with into what the client gets, and logs what the client is not told.
 func (i *Interceptor) settle(ctx context.Context, method string, panicked any, err error) error {
 	if panicked != nil {
-		i.logger.ErrorContext(ctx, "a handler panicked", "method", method, "err", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		i.logger.ErrorContext(ctx, "a handler panicked", "method", method, "error", fmt.Sprint(panicked), "stack", string(debug.Stack()))
 		return internal().GRPCStatus().Err()
 	}
 	if err == nil {
@@ -84,7 +84,7 @@ func (i *Interceptor) settle(ctx context.Context, method string, panicked any, e
 	status := Status(err, i.transient...)
 	switch status.Code() {
 	case codes.Internal:
-		i.logger.ErrorContext(ctx, "a call failed", "method", method, "err", err)
+		i.logger.ErrorContext(ctx, "a call failed", "method", method, "error", err)
 	case codes.Unavailable:
 		i.logUnavailable(ctx, method, err)
 	default: // The client knows all there is to know.
@@ -99,5 +99,5 @@ func (i *Interceptor) logUnavailable(ctx context.Context, method string, err err
 		i.skipped.Add(1)
 		return
 	}
-	i.logger.WarnContext(ctx, "a call was refused", "method", method, "err", err, "since_last_line", i.skipped.Swap(0))
+	i.logger.WarnContext(ctx, "a call was refused", "method", method, "error", err, "since_last_line", i.skipped.Swap(0))
 }

@@ -105,7 +105,7 @@ func eventOf(mt protoreflect.MessageType) (Event, bool) {
 // Events lists every event, by routing key.
 func Events() []Event { return registered().list }
 
-// EventOf returns how m travels; false where it never travels alone.
+// EventOf returns how m travels; false if it never travels alone.
 func EventOf(m proto.Message) (Event, bool) { return ByName(m.ProtoReflect().Descriptor().FullName()) }
 
 // ByName returns the event with this full message name.

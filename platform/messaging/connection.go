@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
+	"shop.example/platform/backoff"
 	"shop.example/platform/contract"
 )
 
@@ -24,8 +24,8 @@ const (
 	dialTimeout  = 5 * time.Second
 	writeTimeout = 15 * time.Second
 	heartbeat    = 10 * time.Second
-	backoffFirst = 100 * time.Millisecond
-	backoffMost  = 10 * time.Second
+	minBackoff   = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
 	// A session that has lasted this long was a success: the next failure starts with a short wait again.
 	sessionLasted = 5 * time.Second
 )
@@ -62,14 +62,14 @@ type Connection struct {
 	connected bool    // once at least; Run's alone
 	keeper    *keeper // nil if this connection looks after no queues
 
-	mu      sync.Mutex
-	taking  context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
-	block   context.CancelFunc
-	current *amqp.Connection
-	changed chan struct{} // closed and replaced when current changes
-	lastErr error
+	mu             sync.Mutex
+	publishCtx     context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
+	stopPublishing context.CancelFunc
+	current        *amqp.Connection
+	changed        chan struct{} // closed and replaced when current changes
+	lastErr        error
 
-	asking sync.Mutex // held while the broker owes an answer about its queues
+	queryMu sync.Mutex // held while the broker owes an answer about its queues
 }
 
 // Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
@@ -127,13 +127,13 @@ func checkURL(address string) (amqp.URI, error) {
 }
 
 // Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
-// anyone may use it. Where the first connection finds another topology than the shop's, Run returns that, an ErrTopology:
-// a person has to look at it. Where a later one does, somebody is at work on the broker, and Run tries again.
+// anyone may use it. If the first connection finds another topology than the one that it was given, Run returns that, an ErrTopology:
+// a person has to look at it. If a later one does, somebody is at work on the broker, and Run tries again.
 func (c *Connection) Run(ctx context.Context) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
 		start := time.Now()
-		err := c.once(ctx)
+		err := c.connectOnce(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -141,17 +141,17 @@ func (c *Connection) Run(ctx context.Context) error {
 			return err
 		}
 		if time.Since(start) > sessionLasted {
-			wait.reset()
+			wait.Reset()
 		}
 		c.log.Warn("broker connection lost, connecting again", "error", err, "outage_of", time.Since(start).Round(time.Millisecond))
 		c.metrics.reconnects.Add(ctx, 1)
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 	}
 	return nil
 }
 
-// once dials, declares and holds one connection until it closes or ctx ends.
-func (c *Connection) once(ctx context.Context) error {
+// connectOnce dials, declares and holds one connection until it closes or ctx ends.
+func (c *Connection) connectOnce(ctx context.Context) error {
 	conn, err := c.open()
 	if err != nil {
 		c.set(nil, err)
@@ -207,7 +207,7 @@ func (c *Connection) open() (*amqp.Connection, error) {
 	var socket net.Conn
 	conn, err := amqp.DialConfig(plain, amqp.Config{
 		Heartbeat:  heartbeat,
-		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": "shop " + c.service},
+		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
 		Dial: func(network, addr string) (_ net.Conn, err error) {
 			socket, err = dial(network, addr, uri)
 			return socket, err
@@ -246,9 +246,9 @@ func (c *Connection) setBlocked(blocked bool) {
 	defer c.mu.Unlock()
 	switch {
 	case blocked:
-		c.block()
-	case c.taking == nil || c.taking.Err() != nil:
-		c.taking, c.block = context.WithCancel(context.Background())
+		c.stopPublishing()
+	case c.publishCtx == nil || c.publishCtx.Err() != nil:
+		c.publishCtx, c.stopPublishing = context.WithCancel(context.Background())
 	}
 }
 
@@ -256,7 +256,7 @@ func (c *Connection) setBlocked(blocked bool) {
 func (c *Connection) unblocked() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.taking
+	return c.publishCtx
 }
 
 // await returns the live connection, waiting for it until ctx ends.
@@ -272,7 +272,7 @@ func (c *Connection) await(ctx context.Context) (*amqp.Connection, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", ErrNotConnected, last)
 		case <-changed:
-		case <-time.After(backoffFirst):
+		case <-time.After(minBackoff):
 			// current was closed under us and Run has not seen it yet.
 		}
 	}
@@ -285,7 +285,7 @@ func (c *Connection) Ready(context.Context) error {
 	switch {
 	case c.current == nil:
 		return fmt.Errorf("%w: %w", ErrNotConnected, c.lastErr)
-	case c.taking.Err() != nil:
+	case c.publishCtx.Err() != nil:
 		return ErrBlocked
 	}
 	return nil
@@ -308,10 +308,10 @@ func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
 	return c.keeper.keepBound(binding{queue, key, exchange})
 }
 
-// each runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
-// on the connection and returns when that has failed; it starts over on the same connection where that still lives, at
+// runSessions runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
+// on the connection and returns when that has failed; it starts over on the same connection if that still lives, at
 // once if it returns nil.
-func (c *Connection) each(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
+func (c *Connection) runSessions(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
 		conn, err := c.await(ctx)
@@ -327,7 +327,7 @@ func (c *Connection) each(ctx context.Context, name string, session func(context
 			continue
 		}
 		if time.Since(start) > sessionLasted {
-			wait.reset()
+			wait.Reset()
 		}
 		if !conn.IsClosed() { // else Run says so
 			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
@@ -335,31 +335,9 @@ func (c *Connection) each(ctx context.Context, name string, session func(context
 				c.keeper.lookNow()
 			}
 		}
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 	}
 	return nil
 }
 
-// backoff is exponential with full jitter (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015).
-type backoff struct{ next time.Duration }
-
-func newBackoff() *backoff { return &backoff{next: backoffFirst} }
-
-func (b *backoff) reset() { b.next = backoffFirst }
-
-// step returns at least half a step, so that full jitter never becomes a busy loop, and doubles the next one.
-func (b *backoff) step() time.Duration {
-	wait := b.next/2 + rand.N(b.next/2) //nolint:gosec // jitter needs no secret
-	b.next = min(2*b.next, backoffMost)
-	return wait
-}
-
-// sleep waits for a step.
-func (b *backoff) sleep(ctx context.Context) {
-	t := time.NewTimer(b.step())
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
+func newBackoff() *backoff.Backoff { return backoff.New(minBackoff, maxBackoff) }

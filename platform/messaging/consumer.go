@@ -15,7 +15,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
-	"shop.example/platform/crash"
+	"shop.example/platform/backoff"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/postgres"
 )
 
@@ -29,7 +30,7 @@ const idleLimit = 15 * time.Second
 
 // ConsumerOptions bound what a consumer holds.
 type ConsumerOptions struct {
-	Batch int // messages handed to a handler at once, at most; 200 where it is 0
+	Batch int // messages handed to a handler at once, at most; 200 if it is 0
 	// Linger is how long a batch that is not full waits for more messages after its first one. What a batch costs, a
 	// transaction above all, is then shared by more of them.
 	Linger time.Duration
@@ -93,7 +94,7 @@ func (c *Consumer) Ready(context.Context) error {
 
 // Run consumes until ctx ends. A batch in hand then has 5 s to finish; what was not begun goes back to the queue.
 func (c *Consumer) Run(ctx context.Context) error {
-	return c.conn.each(ctx, "consumer of "+c.queue, c.session)
+	return c.conn.runSessions(ctx, "consumer of "+c.queue, c.session)
 }
 
 // session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
@@ -136,7 +137,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		case ch.IsClosed():
 			return errors.New("the broker has closed the channel") // and with it ended the right to acknowledge
 		case len(batch) > 0:
-			crash.Point("consumer.received")
+			failpoint.Hit("consumer.received")
 			if err := c.settle(ctx, work, batch); err != nil {
 				return err // what was not acknowledged goes back to the queue with the channel
 			}
@@ -171,7 +172,7 @@ func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
-	return buffered(deliveries, c.prefetch()), nil
+	return prefetchBuffer(deliveries, c.prefetch()), nil
 }
 
 // prefetch is how many messages the broker hands out before it waits for acknowledgements.
@@ -219,10 +220,10 @@ func (c *Consumer) yieldQueue() {
 	c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 }
 
-// buffered makes room between the library and gather: the library's channel has none, so it never shows more than one
+// prefetchBuffer makes room between the library and gather: the library's channel has none, so it never shows more than one
 // delivery. room is the prefetch, more than which is never unacknowledged, so the goroutine never waits for gather; it
 // ends when the library closes the channel.
-func buffered(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
+func prefetchBuffer(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
 	out := make(chan amqp.Delivery, room)
 	go func() {
 		defer close(out)
@@ -294,7 +295,7 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 
 // handle gives a group to its handler. While a dependency is down it holds the group and tries again: with half as many
 // messages after each second failure, in case it is their number that is too much for it, and with a quarter more after
-// each success. After any other failure of several messages each is tried alone, so that it meets its own verdict.
+// each success. After any other failure of several messages each is tried alone, so that each is judged by itself.
 func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	wait := newBackoff()
 	failures := 0 // in a row
@@ -302,7 +303,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		n := min(c.size, len(g.deliveries))
 		part := g.part(0, n)
 		err := c.call(work, part)
-		if isDown(err) {
+		if isUnavailable(err) {
 			failures++
 			if failures == 2 { // the first may be a transaction that has lost against another one
 				c.yieldQueue()
@@ -317,7 +318,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		}
 		c.down.Store(nil)
 		failures = 0
-		wait.reset()
+		wait.Reset()
 		switch {
 		case err == nil:
 			c.slow = false
@@ -343,10 +344,10 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 }
 
 // pause waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
-func (c *Consumer) pause(ctx context.Context, wait *backoff, what string, messages int, cause error) error {
+func (c *Consumer) pause(ctx context.Context, wait *backoff.Backoff, what string, messages int, cause error) error {
 	c.down.Store(&cause)
 	c.conn.log.Warn(what, "queue", c.queue, "messages", messages, "error", cause)
-	wait.sleep(ctx)
+	wait.Sleep(ctx)
 	return ctx.Err()
 }
 
@@ -380,9 +381,9 @@ func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error
 		return c.deadLetter(ctx, work, d, cause)
 	}
 	delay := retryDelays[min(attempt, len(retryDelays)-1)]
-	out := again(d)
+	out := republish(d)
 	out.Headers[headerAttempt] = int32(next)
-	out.Headers[headerReason] = clip(cause.Error())
+	out.Headers[headerReason] = truncate(cause.Error())
 	out.RoutingKey = retryQueue(c.queue, delay)
 	c.log(d).Warn("message failed, will be tried again", "attempt", attempt, "in", delay, "error", cause)
 	err := c.park(ctx, work, out)
@@ -392,7 +393,7 @@ func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error
 	if err != nil {
 		return err
 	}
-	crash.Point("consumer.retried")
+	failpoint.Hit("consumer.retried")
 	c.countOne(work, "retried")
 	return nil
 }
@@ -408,22 +409,22 @@ func (c *Consumer) isSlow(cause error) bool {
 // deadLetter sends one message to the dead letters. If the broker takes only smaller ones by now, they get as much of its
 // body as the broker takes.
 func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause error) error {
-	out := again(d)
+	out := republish(d)
 	out.Headers[headerAttempt] = int32(attemptOf(d))
-	out.Headers[headerReason] = clip(cause.Error())
+	out.Headers[headerReason] = truncate(cause.Error())
 	out.Headers[headerSourceQueue] = c.queue
 	out.Exchange, out.RoutingKey = c.conn.topology.DeadLetterExchange, c.queue
 	c.log(d).Error("message is a dead letter", "attempt", attemptOf(d), "error", cause)
 	err := c.park(ctx, work, out)
 	if errors.Is(err, ErrTooLarge) {
-		out.Headers[headerReason] = clip(fmt.Sprintf("%v; the end of its body is cut off: %v", cause, err))
+		out.Headers[headerReason] = truncate(fmt.Sprintf("%v; the end of its body is cut off: %v", cause, err))
 		out.Body = out.Body[:c.pub.maxBody.Load()]
 		err = c.park(ctx, work, out)
 	}
 	if err != nil {
 		return err
 	}
-	crash.Point("consumer.dead-lettered")
+	failpoint.Hit("consumer.dead-lettered")
 	c.countOne(work, "dead")
 	return nil
 }

@@ -28,7 +28,7 @@ type Meta struct {
 	AppID         string    // the service that published it, by its own word
 	User          string    // the broker's user who published it first; "" if that is not known
 	Attempt       int       // 0 for the first
-	Timestamp     time.Time // when it was published; zero where it does not say
+	Timestamp     time.Time // when it was published; zero if it does not say
 	Trace         trace.SpanContext
 }
 
@@ -69,7 +69,7 @@ type Handler struct {
 //
 // handle gets messages that follow each other in the queue, and handles all of them or none: after nil they are
 // acknowledged, after an error none of its effects may remain. It may get a message that was handled before. An error
-// marked Down holds the batch until the dependency is back; a batch that it fails twice comes again as smaller ones.
+// marked Unavailable holds the batch until the dependency is back; a batch that it fails twice comes again as smaller ones.
 // After any other error each message is handed over alone; then an error marked Permanent makes it a dead letter, and
 // any other one has it tried again after 1 s, 10 s and 60 s before it becomes one. The context has the time to finish a
 // batch even while the consumer stops.
@@ -146,7 +146,7 @@ func sourceQueue(d *amqp.Delivery) string {
 	return stringHeader(lastDeath(d.Headers), "queue")
 }
 
-// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil where it never was.
+// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil if it never was.
 func lastDeath(headers amqp.Table) amqp.Table {
 	deaths, _ := headers["x-death"].([]any)
 	if len(deaths) == 0 {
@@ -208,8 +208,8 @@ func attemptOf(d *amqp.Delivery) int {
 	return int(max(n, 0))
 }
 
-// again is the message of d, to be published once more to another place. What the broker noted on its way is left out.
-func again(d *amqp.Delivery) Outgoing {
+// republish returns the message of d, to be published to another place. What the broker noted on its way is left out.
+func republish(d *amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
 		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, Timestamp: m.Timestamp,
@@ -227,16 +227,16 @@ func again(d *amqp.Delivery) Outgoing {
 	return out
 }
 
-const mostReason = 1000 // bytes
+const maxReason = 1000 // bytes
 
-// clip makes a reason of an error's text. Package protobuf writes a no-break space into its errors in some builds and not
+// truncate makes a reason of an error's text. Package protobuf writes a no-break space into its errors in some builds and not
 // in others; whoever looks for a reason types a space.
-func clip(s string) string {
+func truncate(s string) string {
 	s = strings.ReplaceAll(s, "\u00a0", " ")
-	if len(s) <= mostReason {
+	if len(s) <= maxReason {
 		return s
 	}
-	cut := mostReason
+	cut := maxReason
 	for !utf8.RuneStart(s[cut]) {
 		cut--
 	}

@@ -17,14 +17,14 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"shop.example/platform/crash"
-	"shop.example/platform/transport"
+	"shop.example/platform/failpoint"
+	"shop.example/platform/mtls"
 )
 
 const (
 	// mostPending is how many bytes wait to be written before writers wait too: enough for a window of messages of the
 	// usual size.
-	mostPending = 256 << 10
+	maxPending = 256 << 10
 	// closeTimeout bounds writing what is left when the connection is closed.
 	closeTimeout = time.Second
 )
@@ -39,7 +39,7 @@ func dial(network, addr string, uri amqp.URI) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !crash.Armed() { // what is written before a point has left the process when the point kills it
+	if !failpoint.Enabled() { // what is written before a point has left the process when the point kills it
 		conn = coalesce(conn, writeTimeout)
 	}
 	if config == nil {
@@ -62,7 +62,7 @@ func tlsConfig(uri amqp.URI) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(uri.ServerName, uri.Host)}
 	var err error
 	if uri.CACertFile != "" { // otherwise the system's
-		if config.RootCAs, err = transport.Authorities(uri.CACertFile); err != nil {
+		if config.RootCAs, err = mtls.Authorities(uri.CACertFile); err != nil {
 			return nil, fmt.Errorf("cacertfile: %w", err)
 		}
 	}
@@ -136,7 +136,7 @@ func coalesce(conn net.Conn, timeout time.Duration) *coalescedConn {
 func (c *coalescedConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.pending) > mostPending && c.err == nil && !c.closed {
+	for len(c.pending) > maxPending && c.err == nil && !c.closed {
 		c.changed.Wait()
 	}
 	switch {

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // socketPair returns both ends of a TCP connection, the first one coalesced.
@@ -97,7 +97,7 @@ func TestCoalescedConn_WhatIsWrittenTogetherArrivesWholeAndInOrder(t *testing.T)
 func TestCoalescedConn_CloseWritesWhatIsPending(t *testing.T) {
 	t.Parallel()
 	c, peer := socketPair(t, time.Minute)
-	want := bytes.Repeat([]byte("pending "), mostPending/8)
+	want := bytes.Repeat([]byte("pending "), maxPending/8)
 	if _, err := c.Write(want); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestCoalescedConn_APeerThatDoesNotReadHoldsWritersUpUntilTheTimeout(t *test
 	}
 	// What was taken was sent, was on its way, or waited: no more than the bound and one write beyond it each.
 	sent, err := io.Copy(io.Discard, peer)
-	if most := int(sent) + 2*(mostPending+len(chunk)); taken > most {
+	if most := int(sent) + 2*(maxPending+len(chunk)); taken > most {
 		t.Errorf("%d bytes were taken, want at most %d: %d were sent", taken, most, sent)
 	}
 	if err != nil && !strings.Contains(err.Error(), "reset") {
@@ -176,7 +176,7 @@ func TestCoalescedConn_CloseEndsWritersThatWait(t *testing.T) {
 		ended <- err
 	}()
 	c.mu.Lock()
-	for len(c.pending) <= mostPending {
+	for len(c.pending) <= maxPending {
 		c.changed.Wait()
 	}
 	c.mu.Unlock()
@@ -195,10 +195,10 @@ func TestCoalescedConn_CloseEndsWritersThatWait(t *testing.T) {
 func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.WriteFiles(dir, time.Hour, "order"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order"); err != nil {
 		t.Fatal(err)
 	}
-	authorities := transport.FilesIn(dir, "order").CAFile
+	authorities := mtls.CertPaths(dir, "order").CAFile
 	lis := listen(t)
 	address := "amqps://" + lis.Addr().String() + "/?cacertfile=" + url.QueryEscape(filepath.ToSlash(authorities))
 	c, err := Dial(address, Options{Service: "order", Role: "publish"})
@@ -208,7 +208,7 @@ func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 	if err := os.Remove(authorities); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.once(t.Context()); !errors.Is(err, os.ErrNotExist) {
+	if err := c.connectOnce(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the attempt ends with %v, want that the file is not there", err)
 	}
 	if err := lis.(*net.TCPListener).SetDeadline(time.Now()); err != nil {
@@ -224,10 +224,10 @@ func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 func TestConnection_ACertificateThatTheBrokerRefusesIsTheReason(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.WriteFiles(dir, time.Hour, "server"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "server"); err != nil {
 		t.Fatal(err)
 	}
-	files := transport.FilesIn(dir, "server")
+	files := mtls.CertPaths(dir, "server")
 	own, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +258,7 @@ func TestConnection_ACertificateThatTheBrokerRefusesIsTheReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 100 {
-		if err := c.once(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		if err := c.connectOnce(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
 			t.Fatalf("the attempt ends with %v, want that the broker wants a certificate", err)
 		}
 	}

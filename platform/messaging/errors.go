@@ -15,7 +15,7 @@ var (
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
 	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
-	// ErrTooLarge means that a message is larger than the shop or the broker lets it be.
+	// ErrTooLarge means that a message is larger than MaxEvent or MaxCall, or than the broker takes.
 	ErrTooLarge = errors.New("the message is too large")
 )
 
@@ -35,30 +35,31 @@ func (e *RefusedError) Error() string { return e.Cause.Error() }
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
-type verdict struct {
+// classifiedError is what a handler says about its error: whether a retry can help.
+type classifiedError struct {
 	error
 	permanent bool
 }
 
-func (v verdict) Unwrap() error { return v.error }
+func (v classifiedError) Unwrap() error { return v.error }
 
 // Permanent marks an error of a handler as one that no retry can mend: the message becomes a dead letter at once.
-func Permanent(err error) error { return verdict{err, true} }
+func Permanent(err error) error { return classifiedError{err, true} }
 
-// Down marks an error of a handler as the failure of something the handler depends on. The batch is held and tried
+// Unavailable marks an error of a handler as the failure of something the handler depends on. The batch is held and tried
 // again until the dependency is back; no attempt of the messages is used up.
-func Down(err error) error { return verdict{err, false} }
+func Unavailable(err error) error { return classifiedError{err, false} }
 
 // isPermanent also knows that a message does not shrink.
 func isPermanent(err error) bool {
-	var v verdict
+	var v classifiedError
 	return errors.As(err, &v) && v.permanent || errors.Is(err, ErrTooLarge)
 }
 
-// isDown also knows the database's own words for it, so that no handler can forget to mark them. A transaction that
+// isUnavailable also knows the database's own words for it, so that no handler can forget to mark them. A transaction that
 // lost against another one is no fault of the messages either.
-func isDown(err error) bool {
-	var v verdict
+func isUnavailable(err error) bool {
+	var v classifiedError
 	if errors.As(err, &v) {
 		return !v.permanent
 	}

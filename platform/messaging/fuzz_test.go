@@ -55,7 +55,7 @@ func FuzzDelivery_IsHandledOrRefusedWithAReason(f *testing.F) {
 		})
 		for _, g := range handlers.groups([]amqp.Delivery{d, d}) {
 			if g.err != nil {
-				if reason := clip(g.err.Error()); reason == "" || len(reason) > mostReason+len("…") || utf8.ValidString(g.err.Error()) && !utf8.ValidString(reason) {
+				if reason := truncate(g.err.Error()); reason == "" || len(reason) > maxReason+len("…") || utf8.ValidString(g.err.Error()) && !utf8.ValidString(reason) {
 					t.Errorf("the reason is %q", reason)
 				}
 				continue
@@ -65,7 +65,7 @@ func FuzzDelivery_IsHandledOrRefusedWithAReason(f *testing.F) {
 			}
 		}
 		rawDelivery(&d)
-		if out := again(&d); out.MessageID == "" {
+		if out := republish(&d); out.MessageID == "" {
 			t.Error("a message that is sent again has no id")
 		}
 	})

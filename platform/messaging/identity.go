@@ -19,7 +19,7 @@ import (
 // and empty, if nobody knows who that was.
 const HeaderUser = "shop-user"
 
-// identity tells which of the broker's users are the shop's services. A message says which user has published it, in the
+// identity tells which of the broker's users are services of the topology. A message says which user has published it, in the
 // property user_id, and the broker refuses a message with another user than the connection's
 // (https://www.rabbitmq.com/docs/validated-user-id). The zero value tells nothing: the services share one user.
 //
@@ -179,7 +179,7 @@ func (c *Connection) wrongUser(d *amqp.Delivery, queue string) {
 // missingUser counts a message that does not say who has sent it.
 func (c *Connection) missingUser(queue string) {
 	c.warnMissing.Do(func() {
-		c.log.Warn("messages without user_id are accepted: the next release of the shop makes dead letters of them", "queue", queue)
+		c.log.Warn("messages without user_id are accepted: the next release makes dead letters of them", "queue", queue)
 	})
 	c.metrics.missingUser.Add(context.Background(), 1, metric.WithAttributes(label("queue", queue)))
 }

@@ -53,7 +53,7 @@ func (k *keeper) run(ctx context.Context, conn *amqp.Connection) {
 	for {
 		next := time.NewTimer(keepInterval/2 + rand.N(keepInterval)) //nolint:gosec // replicas are not to look all at once
 		if k.state() != nil {
-			next.Reset(failing.step())
+			next.Reset(failing.Next())
 		}
 		select {
 		case <-ctx.Done():
@@ -73,7 +73,7 @@ func (k *keeper) run(ctx context.Context, conn *amqp.Connection) {
 		}
 		k.report(err)
 		if err == nil {
-			failing.reset()
+			failing.Reset()
 		}
 	}
 }

@@ -360,7 +360,7 @@ func TestConsumer_ADependencyThatIsDownBurnsNoAttempt(t *testing.T) {
 	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 		attempts <- batch[0].Attempt
 		if calls++; calls < 6 { // more often than there are retries
-			return fmt.Errorf("asking for stock: %w", messaging.Down(errors.New("inventory is away")))
+			return fmt.Errorf("asking for stock: %w", messaging.Unavailable(errors.New("inventory is away")))
 		}
 		return nil
 	})
@@ -569,7 +569,7 @@ func TestConsumer_LeavesTheQueueToTheOthersWhileADependencyIsDown(t *testing.T) 
 			return nil
 		}
 		tried <- i
-		return messaging.Down(errors.New("its database is away"))
+		return messaging.Unavailable(errors.New("its database is away"))
 	})
 	one := first(t, p, both)
 	broken.Store(int32(one))

@@ -18,11 +18,11 @@ type Outgoing struct {
 	RoutingKey    string
 	Type          string // full name of the protobuf message
 	MessageID     string
-	CorrelationID string // the order id, where the message belongs to an order
+	CorrelationID string // what the messages about one process share, see contract.CorrelationID; "" for none
 	ReplyTo       string // of a request: the queue for its answer
-	TraceParent   string // W3C trace context, "" where there is none
+	TraceParent   string // W3C trace context, "" if there is none
 	Timestamp     time.Time
-	AppID         string         // the service that said it, where that is not the publisher's own
+	AppID         string         // the service that said it, if that is not the publisher's own
 	Headers       map[string]any // beyond those the publisher sets itself
 	Body          []byte
 }
@@ -73,7 +73,7 @@ func (c *parentCarrier) Set(key, value string) {
 
 func (c *parentCarrier) Keys() []string { return []string{headerTraceParent} }
 
-// TraceParent is the W3C traceparent of the span in ctx, "" where there is none.
+// TraceParent is the W3C traceparent of the span in ctx, "" if there is none.
 func TraceParent(ctx context.Context) string {
 	var carrier parentCarrier
 	traceContext.Inject(ctx, &carrier)

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 )
 
 const (
@@ -26,7 +26,7 @@ const (
 	// its body. An acknowledgement of many scans all that wait, so it is bounded; quorum queues reach their rate with a few
 	// hundred.
 	window = 1000
-	// confirmTimeout bounds the wait for one confirm where the caller's context does not.
+	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
 	confirmTimeout = 10 * time.Second
 )
 
@@ -66,7 +66,7 @@ func NewPublisher(conn *Connection) *Publisher {
 
 // Run keeps the publisher's channels open until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
-	return p.conn.each(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
+	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
 		s, err := openPublishSession(conn)
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 		case <-ctx.Done():
 			return nil, errors.Join(ErrNotConnected, ctx.Err())
 		case <-changed:
-		case <-time.After(backoffFirst):
+		case <-time.After(minBackoff):
 			// the channel was closed under us and Run has not seen it yet
 		}
 	}
@@ -118,7 +118,7 @@ var producerSpan = trace.WithSpanKind(trace.SpanKindProducer)
 
 // Publish publishes the event m and returns once the broker has it. See Send for errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
-	event, _ := contract.EventOf(m) // NewOutgoing says so where it is none
+	event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
 	ctx, span := p.conn.tracer.Start(ctx, "publish "+event.RoutingKey, producerSpan)
 	defer span.End()
 	out, err := NewOutgoing(ctx, m)
@@ -172,7 +172,7 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			p.conn.metrics.confirmSeconds.Record(ctx, time.Since(start).Seconds())
 			return nil
 		}
-		wait.sleep(ctx)
+		wait.Sleep(ctx)
 		if gone = s.missing(pending); gone.first(pending) == 0 {
 			p.count(ctx, pending, "failed")
 			return p.withoutExchange(gone.err, len(messages), pending)
@@ -250,7 +250,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break
 		}
 	}
-	crash.Point("publisher.sent")
+	failpoint.Hit("publisher.sent")
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
@@ -274,9 +274,9 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	return len(f.confirms), nil
 }
 
-// post publishes without a confirm, for requests and replies that are worth no more than their caller's patience.
-// Where the message is mandatory and no queue takes it, onReturn is called from another goroutine.
-func (p *Publisher) post(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
+// publishTransient publishes without a confirm, for requests and replies that are worth nothing once their caller has given up.
+// If onReturn is given and no queue takes the message, it is called from another goroutine.
+func (p *Publisher) publishTransient(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
 	if limit := min(MaxCall, p.maxBody.Load()); int64(len(msg.Body)) > limit {
 		return fmt.Errorf("%w: %d bytes, a call carries %d at most", ErrTooLarge, len(msg.Body), limit)
 	}

@@ -16,19 +16,19 @@ type QueueState struct {
 }
 
 // errAsking says that the broker still owes an answer.
-var errAsking = errors.New("the broker has not answered the question before")
+var errQueryPending = errors.New("the broker has not answered the question before")
 
-// Queues asks the broker how the queues of the shop stand, in the order of the topology. One that does not exist is left
+// Queues asks the broker how the queues of the topology stand, in the order of the topology. One that does not exist is left
 // out. To ask takes no right on a queue, and a channel of its own, because the broker closes it over a queue that is
-// missing. Where the broker does not answer by the end of ctx the question stays open, and until the connection breaks
+// missing. If the broker does not answer by the end of ctx the question stays open, and until the connection breaks
 // over it no other is asked.
 func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	conn, err := c.await(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if !c.asking.TryLock() {
-		return nil, errAsking
+	if !c.queryMu.TryLock() {
+		return nil, errQueryPending
 	}
 	type answer struct {
 		states []QueueState
@@ -36,7 +36,7 @@ func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	}
 	answered := make(chan answer, 1)
 	go func() { // the library's calls know no deadline
-		defer c.asking.Unlock()
+		defer c.queryMu.Unlock()
 		states, err := queueStates(conn, c.topology.queueNames())
 		answered <- answer{states, err}
 	}()

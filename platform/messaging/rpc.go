@@ -23,7 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 )
 
 // Calls over the broker look like gRPC in headers: the method and the time left go with the request, the status with
@@ -71,7 +71,7 @@ func NewRPCClient(conn *Connection, pub *Publisher) *RPCClient {
 
 // Run takes replies until ctx ends. Calls in flight fail with Unavailable when the connection goes.
 func (c *RPCClient) Run(ctx context.Context) error {
-	return c.conn.each(ctx, "replies", func(ctx context.Context, conn *amqp.Connection) error {
+	return c.conn.runSessions(ctx, "replies", func(ctx context.Context, conn *amqp.Connection) error {
 		ch, err := conn.Channel()
 		if err != nil {
 			return fmt.Errorf("opening the channel for replies: %w", err)
@@ -98,7 +98,7 @@ func (c *RPCClient) Run(ctx context.Context) error {
 				if from, waiting := c.answerers(d.CorrelationId); waiting && !c.conn.sentBy(&d, "replies", from...) {
 					continue // the call goes on waiting for one who may answer it
 				}
-				if !c.finish(d.CorrelationId, reply{d.Body, statusOf(d.Headers)}) {
+				if !c.completeCall(d.CorrelationId, reply{d.Body, statusOf(d.Headers)}) {
 					c.conn.metrics.rpcUnknown.Add(ctx, 1)
 				}
 			}
@@ -134,7 +134,7 @@ func (c *RPCClient) setQueue(name string) {
 	}
 }
 
-func (c *RPCClient) finish(call string, r reply) bool {
+func (c *RPCClient) completeCall(call string, r reply) bool {
 	c.mu.Lock()
 	w, ok := c.waiting[call]
 	delete(c.waiting, call)
@@ -153,8 +153,8 @@ func (c *RPCClient) answerers(call string) (from []string, waiting bool) {
 	return w.from, waiting
 }
 
-// begin registers a call before its request is sent: a reply cannot come too early. from are the services that may reply.
-func (c *RPCClient) begin(ctx context.Context, from []string) (call, queue string, replies <-chan reply, err error) {
+// registerCall registers a call before its request is sent: a reply cannot come too early. from are the services that may reply.
+func (c *RPCClient) registerCall(ctx context.Context, from []string) (call, queue string, replies <-chan reply, err error) {
 	for {
 		c.mu.Lock()
 		queue, changed := c.queue, c.changed
@@ -222,11 +222,11 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 			metric.WithAttributes(label("method", name), label("code", status.Code(err).String())))
 	}()
 
-	call, queue, replies, err := c.begin(ctx, from)
+	call, queue, replies, err := c.registerCall(ctx, from)
 	if err != nil {
 		return err
 	}
-	defer c.finish(call, reply{}) // takes the call back where no reply came
+	defer c.completeCall(call, reply{}) // forgets the call if no reply came
 	if request.Body, err = proto.Marshal(args); err != nil {
 		return status.Errorf(codes.Internal, "encoding the request: %v", err)
 	}
@@ -243,17 +243,17 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	if parent := TraceParent(ctx); parent != "" {
 		request.Headers[headerTraceParent] = parent
 	}
-	nobody := func() {
-		c.finish(call, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
+	onUnroutable := func() {
+		c.completeCall(call, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
 	}
-	if err := c.pub.post(ctx, exchange, key, request, nobody); err != nil {
+	if err := c.pub.publishTransient(ctx, exchange, key, request, onUnroutable); err != nil {
 		code := codes.Unavailable
 		if errors.Is(err, ErrTooLarge) {
 			code = codes.ResourceExhausted
 		}
 		return status.Errorf(code, "sending the request: %v", err)
 	}
-	crash.Point("rpc.called")
+	failpoint.Hit("rpc.called")
 	select {
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
@@ -268,7 +268,7 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	}
 }
 
-// Reply answers the request that m describes: with failure where that is not nil. An answer that is too large to be sent
+// Reply answers the request that m describes: with failure if that is not nil. An answer that is too large to be sent
 // becomes ResourceExhausted. Nobody waiting is no error of the answer; it is returned as one so that the caller may log it.
 func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message, failure error) error {
 	if m.ReplyTo == "" {
@@ -285,7 +285,7 @@ func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer prot
 	if err != nil {
 		return fmt.Errorf("encoding the answer: %w", err)
 	}
-	err = p.post(ctx, "", replyTo, amqp.Publishing{
+	err = p.publishTransient(ctx, "", replyTo, amqp.Publishing{
 		Headers:       amqp.Table{headerStatus: int32(codes.OK)},
 		DeliveryMode:  amqp.Transient,
 		CorrelationId: call,
@@ -306,12 +306,12 @@ func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, fail
 	st := status.Convert(failure)
 	details, err := proto.Marshal(st.Proto())
 	if err == nil && len(details) > maxStatus {
-		details, err = proto.Marshal(status.New(st.Code(), clip(st.Message())).Proto())
+		details, err = proto.Marshal(status.New(st.Code(), truncate(st.Message())).Proto())
 	}
 	if err != nil {
 		return fmt.Errorf("encoding the status: %w", err)
 	}
-	return p.post(ctx, "", replyTo, amqp.Publishing{
+	return p.publishTransient(ctx, "", replyTo, amqp.Publishing{
 		Headers:       amqp.Table{headerStatus: int32(st.Code()), headerStatusDetails: details}, //nolint:gosec // codes are below 17
 		DeliveryMode:  amqp.Transient,
 		CorrelationId: call,
@@ -384,7 +384,7 @@ func (s *RPCServer) Run(ctx context.Context) error {
 			return fmt.Errorf("nothing says which services may call %s: give it called_by in the option shop.options.v1.rpc", m.full)
 		}
 		g.Go(func() error {
-			return s.conn.each(ctx, "server of "+route.Queue, func(ctx context.Context, conn *amqp.Connection) error {
+			return s.conn.runSessions(ctx, "server of "+route.Queue, func(ctx context.Context, conn *amqp.Connection) error {
 				return s.serve(ctx, conn, m, route)
 			})
 		})
@@ -434,7 +434,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 	}
 }
 
-// answer runs one call, replies and acknowledges. Where the process dies in between, another server answers the call
+// answer runs one call, replies and acknowledges. If the process dies in between, another server answers the call
 // again; methods are idempotent.
 func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method, d amqp.Delivery) {
 	ctx = withTraceParent(ctx, stringHeader(d.Headers, headerTraceParent))
@@ -464,7 +464,7 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 	if err != nil {
 		s.conn.log.Warn("a call over the broker was not answered", "method", m.full, "error", err)
 	}
-	crash.Point("rpc.replied")
+	failpoint.Hit("rpc.replied")
 	if err := d.Ack(false); err != nil && !errors.Is(err, amqp.ErrClosed) {
 		s.conn.log.Warn("acknowledging a call", "method", m.full, "error", err)
 	}

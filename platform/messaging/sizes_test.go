@@ -179,7 +179,7 @@ func TestConsumer_ABatchThatFailsTwiceIsMadeSmaller(t *testing.T) {
 	p.run(messaging.NewConsumer(p.consume, p.pub, "order", messaging.ConsumerOptions{},
 		messaging.Handle(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 			if len(batch) > most {
-				return messaging.Down(fmt.Errorf("%d are too many", len(batch)))
+				return messaging.Unavailable(fmt.Errorf("%d are too many", len(batch)))
 			}
 			for _, m := range batch {
 				handled <- m

@@ -78,7 +78,7 @@ func (s *Subscription) Bound() (generation uint64, changed <-chan struct{}) {
 
 // Run serves until ctx ends.
 func (s *Subscription) Run(ctx context.Context) error {
-	return s.conn.each(ctx, "subscription", s.session)
+	return s.conn.runSessions(ctx, "subscription", s.session)
 }
 
 func (s *Subscription) update(change func()) {
@@ -109,7 +109,7 @@ func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error
 	}
 	ctx, stop := context.WithCancel(ctx)
 	taken := make(chan error, 1)
-	go func() { taken <- s.take(ctx, ch, buffered(deliveries, subscriptionPrefetch)) }()
+	go func() { taken <- s.take(ctx, ch, prefetchBuffer(deliveries, subscriptionPrefetch)) }()
 	defer s.update(func() { s.bound = false })
 	err = s.bindWhileWanted(ctx, conn, ch, q.Name, taken)
 	stop()

@@ -110,8 +110,8 @@ func quorum(args amqp.Table) amqp.Table {
 // retryDelays are the waits before the second, third and fourth attempt at a message. After that it is a dead letter.
 var retryDelays = []time.Duration{time.Second, 10 * time.Second, time.Minute}
 
-// LongestRetry is how long a message that fails waits in retry queues, all in all, before it is a dead letter.
-func LongestRetry() time.Duration {
+// MaxRetryTime is how long a message that fails waits in retry queues, all in all, before it is a dead letter.
+func MaxRetryTime() time.Duration {
 	var sum time.Duration
 	for _, delay := range retryDelays {
 		sum += delay
@@ -267,19 +267,20 @@ func firstMissing(conn *amqp.Connection, t Topology, service string) (string, er
 	}
 	for _, e := range t.neededExchanges(service) {
 		if err := ch.ExchangeDeclarePassive(e.Name, e.Kind, true, false, false, false, nil); err != nil {
-			return missingOr("exchange "+e.Name, err)
+			return notFoundOr("exchange "+e.Name, err)
 		}
 	}
 	for _, name := range t.neededQueues(service) {
 		if _, err := ch.QueueDeclarePassive(name, true, false, false, false, nil); err != nil {
-			return missingOr("queue "+name, err)
+			return notFoundOr("queue "+name, err)
 		}
 	}
 	return "", ch.Close()
 }
 
-// missingOr is what the answer to a question for what means. The channel is closed by the broker then.
-func missingOr(what string, err error) (string, error) {
+// notFoundOr returns what if the broker has answered that there is no such thing, and any other error. Either way the channel
+// is closed.
+func notFoundOr(what string, err error) (string, error) {
 	if isNotFound(err) {
 		return what, nil
 	}

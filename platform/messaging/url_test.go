@@ -8,16 +8,16 @@ import (
 	"time"
 
 	"shop.example/platform/messaging"
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 func TestDial_AURLThatCannotWorkIsOneLineWithoutThePassword(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.WriteFiles(dir, time.Hour, "order"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order"); err != nil {
 		t.Fatal(err)
 	}
-	files := transport.FilesIn(dir, "order")
+	files := mtls.CertPaths(dir, "order")
 	missing := filepath.Join(dir, "missing.pem")
 	for address, want := range map[string]string{
 		"http://u:secret@broker/":      "it has the form amqp://",

@@ -47,7 +47,7 @@ func (w *QueueWatch) Ready(context.Context) error { return w.last.Load().err }
 
 // Run looks until ctx ends.
 func (w *QueueWatch) Run(ctx context.Context) error {
-	return w.conn.each(ctx, "watch of the queues of "+w.event.RoutingKey, w.session)
+	return w.conn.runSessions(ctx, "watch of the queues of "+w.event.RoutingKey, w.session)
 }
 
 func (w *QueueWatch) session(ctx context.Context, conn *amqp.Connection) (err error) {

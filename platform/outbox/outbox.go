@@ -3,8 +3,8 @@
 //
 // A handler claims the ids of its messages in the inbox and adds what it has to say to the outbox, both in the
 // transaction of its effect. After the commit a Relay publishes the outbox in its order and deletes what the broker has
-// confirmed. A message can be published twice, where the confirm or the delete is lost: the inbox of whoever takes it
-// knows.
+// confirmed. A message can be published twice, if the confirm or the delete is lost: the inbox of whoever takes it
+// tells that it has come before.
 package outbox
 
 import (
@@ -30,7 +30,7 @@ var Schema string
 // Entry is an event to publish.
 type Entry struct {
 	Message proto.Message
-	// Trace is the span that the event belongs to, where it is not that of the context: a batch has one of each message.
+	// Trace is the span that the event belongs to, if it is not that of the context: a batch has one of each message.
 	Trace trace.SpanContext
 }
 
@@ -83,7 +83,7 @@ const insertInbox = `
 	RETURNING message_id`
 
 // Claim records in tx that the messages are handled by it, and says of each whether that is new: fresh[i] is false
-// where ids[i] was handled before, or stands earlier in ids. It waits for a transaction that has claimed one of them
+// if ids[i] was handled before, or stands earlier in ids. It waits for a transaction that has claimed one of them
 // and is still open. Errors are those of package postgres.
 func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err error) {
 	if len(ids) == 0 {
@@ -105,21 +105,21 @@ func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err
 	return fresh, nil
 }
 
-// Repeats counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
-type Repeats struct{ counter metric.Int64Counter }
+// Duplicates counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
+type Duplicates struct{ counter metric.Int64Counter }
 
-// NewRepeats returns the counter of a service, the metric inbox.repeats.
-func NewRepeats(meters metric.MeterProvider) (*Repeats, error) {
+// NewDuplicates returns the counter of a service, the metric inbox.repeats.
+func NewDuplicates(meters metric.MeterProvider) (*Duplicates, error) {
 	counter, err := meters.Meter(scope).Int64Counter("inbox.repeats",
 		metric.WithDescription("Messages that had been handled before, and so had no effect."))
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the inbox: %w", err)
 	}
-	return &Repeats{counter}, nil
+	return &Duplicates{counter}, nil
 }
 
 // Add adds n, after the commit of the transaction that has found them.
-func (r *Repeats) Add(ctx context.Context, n int) {
+func (r *Duplicates) Add(ctx context.Context, n int) {
 	if r != nil && n > 0 {
 		r.counter.Add(ctx, int64(n))
 	}

@@ -13,7 +13,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
 
-	"shop.example/platform/crash"
+	"shop.example/platform/backoff"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 )
@@ -28,8 +29,8 @@ const (
 	// postgres.IdleInTransactionTimeout.
 	sendTimeout = 20 * time.Second
 
-	firstBackoff = 100 * time.Millisecond
-	maxBackoff   = 10 * time.Second
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
 
 	// readyAge is how old the oldest message may be before the relay is not ready: more than one backoff.
 	readyAge = 30 * time.Second
@@ -52,12 +53,12 @@ const maxRound = 2 << 20
 
 // Options of a relay. The zero value works.
 type Options struct {
-	// Batch is how many messages are published in one transaction, 700 where it is 0. They are fewer where they are large.
+	// Batch is how many messages are published in one transaction, 700 if it is 0. They are fewer if they are large.
 	Batch int
 	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
 	// how late messages are.
 	Linger time.Duration
-	// InboxRetention is how long the inbox remembers a message, see Retention; 0 where the schema has no inbox.
+	// InboxRetention is how long the inbox remembers a message, see Retention; 0 if the schema has no inbox.
 	InboxRetention time.Duration
 	Logger         *slog.Logger
 	Meter          metric.MeterProvider
@@ -119,7 +120,7 @@ func (r *Relay) register(meter metric.Meter) (err error) {
 		return err
 	}
 	_, err = meter.Float64ObservableGauge("outbox.oldest.age", metric.WithUnit("s"),
-		metric.WithDescription("Age of the oldest message of the outbox; 0 where it is empty."),
+		metric.WithDescription("Age of the oldest message of the outbox; 0 if it is empty."),
 		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
 			age, err := r.Age(ctx)
 			if err == nil {
@@ -139,7 +140,7 @@ func (r *Relay) Wake() {
 	}
 }
 
-// Age is how long the oldest message has been waiting; 0 where there is none.
+// Age is how long the oldest message has been waiting; 0 if there is none.
 func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 	var seconds float64
 	err := r.pool.GetContext(ctx, &seconds, `
@@ -151,7 +152,7 @@ func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 }
 
 // mostCounted bounds the count of messages that wait. After a long outage counting all of them would take seconds.
-const mostCounted = 100_000
+const maxCounted = 100_000
 
 // ORDER BY: along the index, whose dead entries the relay has cleared away, the count reads what waits and no more. The
 // table itself may be long with what was deleted.
@@ -162,7 +163,7 @@ const countOutbox = `
 // Pending returns how many messages wait, counted up to 100,000, and for how long the oldest of them has.
 func (r *Relay) Pending(ctx context.Context) (messages int, oldest time.Duration, err error) {
 	var milliseconds float64
-	if err := r.pool.QueryRowContext(ctx, countOutbox, mostCounted).Scan(&messages, &milliseconds); err != nil {
+	if err := r.pool.QueryRowContext(ctx, countOutbox, maxCounted).Scan(&messages, &milliseconds); err != nil {
 		return 0, 0, fmt.Errorf("counting the outbox: %w", postgres.Classify(err))
 	}
 	return messages, time.Duration(max(milliseconds, 0) * float64(time.Millisecond)), nil
@@ -181,7 +182,7 @@ func (r *Relay) Ready(ctx context.Context) error {
 }
 
 // Run publishes until ctx ends, through every outage of broker and database, and then finishes the round it is in,
-// which takes 20 s at most. It also cleans the inbox, where there is one. It returns nil.
+// which takes 20 s at most. It also cleans the inbox, if there is one. It returns nil.
 func (r *Relay) Run(ctx context.Context) error {
 	var cleaner sync.WaitGroup
 	if r.retention > 0 {
@@ -189,12 +190,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer cleaner.Wait()
 
-	backoff := firstBackoff
+	wait := backoff.New(minBackoff, maxBackoff)
 	for ctx.Err() == nil {
 		more, err := r.round(ctx)
 		switch {
 		case err == nil:
-			backoff = firstBackoff
+			wait.Reset()
 			if !more { // whoever has committed since has called Wake, on this replica or on its own
 				r.sleep(ctx, pollInterval, r.wake)
 				r.sleep(ctx, r.linger, nil)
@@ -202,10 +203,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		case errors.Is(err, postgres.ErrRetry):
 			// Another replica's relay has been at work all the time that we were willing to wait.
 		case ctx.Err() == nil:
-			wait := backoff/2 + rand.N(backoff/2)
-			r.log.WarnContext(ctx, "the outbox waits", "err", err, "next_try", wait.Round(time.Millisecond))
-			r.sleep(ctx, wait, nil)
-			backoff = min(2*backoff, maxBackoff)
+			pause := wait.Next()
+			r.log.WarnContext(ctx, "the outbox waits", "error", err, "next_try", pause.Round(time.Millisecond))
+			r.sleep(ctx, pause, nil)
 		}
 	}
 	return nil
@@ -235,11 +235,11 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 		for i := range messages {
 			size += len(messages[i].Body)
 		}
-		crash.Point("relay.taken")
+		failpoint.Hit("relay.taken")
 		if parked, sendErr = r.send(ctx, messages); sendErr != nil {
 			return sendErr
 		}
-		crash.Point("relay.published")
+		failpoint.Hit("relay.published")
 		return park(ctx, tx, parked)
 	})
 	switch {
@@ -305,14 +305,14 @@ func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) boo
 	return time.Since(since) < r.grace
 }
 
-// One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.
+// One relay at a time keeps the order over all replicas; it ends with the transaction, also if the replica dies.
 // A COMMIT that does not wait for the disk can be lost, and then messages are published again, as after any
 // lost confirm.
 const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
 	       set_config('synchronous_commit', 'off', true)`
 
-// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. Where the $1 oldest have more
+// By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. If the $1 oldest have more
 // than $2 bytes, a message is taken if those before it have less: to sum up row by row, which takes ten times as long as
 // all of the rest, is left to that case. How long a body is can be told without reading it.
 const deleteOutbox = postgres.Prepared + `
@@ -363,7 +363,7 @@ func (r *Relay) keepInboxClean(ctx context.Context) {
 			return
 		}
 		if _, err := CleanInbox(ctx, r.pool, r.retention); err != nil && ctx.Err() == nil {
-			r.log.WarnContext(ctx, "the inbox was not cleaned", "err", err)
+			r.log.WarnContext(ctx, "the inbox was not cleaned", "error", err)
 		}
 	}
 }

@@ -10,21 +10,21 @@ import (
 const (
 	defaultRedriveHorizon = 7 * 24 * time.Hour
 	defaultInboxRetention = 9 * 24 * time.Hour
-	// longestQueue is how long a redriven message may wait for its consumer, while the inbox is cleaned.
-	longestQueue = 24 * time.Hour
+	// maxRedeliveryWait is how long a redriven message may wait for its consumer, while the inbox is cleaned.
+	maxRedeliveryWait = 24 * time.Hour
 )
 
 // Retention says how long a message can come back, and how long an inbox knows that it was handled. Inventory and logging
 // take it from the same two variables: who redrives has to know what those who handle still remember.
 type Retention struct {
-	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week where it is 0.
+	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week if it is 0.
 	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
-	// Inbox is how long an inbox remembers a message that was handled; nine days where it is 0.
+	// Inbox is how long an inbox remembers a message that was handled; nine days if it is 0.
 	Inbox time.Duration `env:"INBOX_RETENTION"`
 }
 
-// Checked returns r with its defaults, or an error where a message could come back after the inbox has forgotten it.
-func (r Retention) Checked() (Retention, error) {
+// Validate returns r with its defaults, or an error if a message could come back after the inbox has forgotten it.
+func (r Retention) Validate() (Retention, error) {
 	if r.RedriveHorizon == 0 {
 		r.RedriveHorizon = defaultRedriveHorizon
 	}
@@ -51,5 +51,5 @@ func MinRetention(horizon time.Duration) (time.Duration, error) {
 	if horizon < 0 {
 		return 0, fmt.Errorf("REDRIVE_HORIZON is %s: give how long a dead letter can be redriven, 168h for example", horizon)
 	}
-	return horizon + messaging.LongestRetry() + longestQueue, nil
+	return horizon + messaging.MaxRetryTime() + maxRedeliveryWait, nil
 }

@@ -13,7 +13,8 @@ import (
 )
 
 // Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
-// the server's search path). Where neither the URL nor PGSSLMODE says whether to use TLS, it is required, except from this machine itself.
+// the server's search path). If
+// neither the URL nor PGSSLMODE says whether to use TLS, it is required, except on this machine itself.
 func Config(databaseURL, schema string) (pq.Config, error) {
 	u, err := ParseURL(databaseURL)
 	if err != nil {

@@ -123,7 +123,7 @@ func unavailable(ctx context.Context, err error) error {
 // was demoted.
 func isReadOnly(err error) bool { return pq.As(err, pqerror.ReadOnlySQLTransaction) != nil }
 
-// Constraint returns the name of the constraint or unique index that refused a row, "" where err is not about one.
+// Constraint returns the name of the constraint or unique index that refused a row, "" if err is not about one.
 func Constraint(err error) string {
 	if e := pq.As(err); e != nil {
 		return e.Constraint

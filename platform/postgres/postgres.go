@@ -39,9 +39,9 @@ const (
 type Options struct {
 	// Application is the name the server shows in pg_stat_activity.
 	Application string
-	// MaxConns bounds the connections of this pool, 8 where it is 0.
+	// MaxConns bounds the connections of this pool, 8 if it is 0.
 	MaxConns int
-	// Tracer and Meter take spans and metrics; nothing is recorded where they are nil.
+	// Tracer and Meter take spans and metrics; nothing is recorded if they are nil.
 	Tracer trace.TracerProvider
 	Meter  metric.MeterProvider
 }
@@ -63,7 +63,7 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	config.Runtime["lock_timeout"] = milliseconds(lockTimeout)
 	config.Runtime["statement_timeout"] = milliseconds(statementTimeout)
 	config.Runtime["idle_in_transaction_session_timeout"] = milliseconds(IdleInTransactionTimeout)
-	// See Prepared. Where there is no index the penalty of a scan would look like work that is worth compiling.
+	// See Prepared. Without an index the penalty of a scan would look like work that is worth compiling.
 	config.Runtime["enable_seqscan"], config.Runtime["jit"] = "off", "off"
 	connector, err := NewConnector(config)
 	if err != nil {
@@ -137,7 +137,7 @@ func instrumented(connector driver.Connector, o Options) (*sqlx.DB, error) {
 	return sqlx.NewDb(pool, "postgres"), nil
 }
 
-// InTx runs fn in a transaction and commits it where fn returns nil; an error or a panic of fn rolls back. The error is
+// InTx runs fn in a transaction and commits it if fn returns nil; an error or a panic of fn rolls back. The error is
 // classified; that of a lost COMMIT too, of which nobody knows whether it was done. ctx bounds the wait for a connection;
 // after that the transaction itself is not cancelled with ctx, which could hit its COMMIT, but is bounded by the
 // server's timeouts. A statement that fn runs with a cancelled context fails, and the transaction with it.
@@ -147,7 +147,7 @@ func InTx(ctx context.Context, pool *sqlx.DB, fn func(tx *sqlx.Tx) error) error 
 		return fmt.Errorf("beginning a transaction: %w", Classify(err))
 	}
 	defer done()
-	// After a commit it does nothing. Where it fails the connection is lost, and the transaction with it.
+	// After a commit it does nothing. If it fails the connection is lost, and the transaction with it.
 	defer func() { _ = tx.Rollback() }()
 	if err := fn(tx); err != nil {
 		return Classify(err)

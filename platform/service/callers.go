@@ -11,10 +11,10 @@ import (
 
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
-// foreignServices are served beside the shop's own, and their contracts are not ours: every client with a certificate
+// foreignServices are served beside the service's own, and their contracts are not ours: every client with a certificate
 // may call them. They tell whether the service is ready, and what the contracts say.
 var foreignServices = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 
@@ -49,7 +49,7 @@ func (s *Service) checkCaller(ctx context.Context, method string) error {
 	if !ours {
 		return nil // foreign: the server answers for no others
 	}
-	names := transport.PeerNames(ctx)
+	names := mtls.PeerNames(ctx)
 	if slices.ContainsFunc(callers, func(caller string) bool { return slices.Contains(names, caller) }) ||
 		len(s.allNames) > 0 && slices.Equal(names, s.allNames) {
 		return nil

@@ -15,8 +15,8 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/mtls"
 	"shop.example/platform/service"
-	"shop.example/platform/transport"
 )
 
 type letters struct {
@@ -36,10 +36,10 @@ func (letters) StreamEvents(_ *loggingv1.StreamEventsRequest, stream grpc.Server
 func TestCallers_InventoryMayNotDiscardDeadLetters(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.WriteFiles(dir, time.Hour, "gateway", "order", "inventory", "logging"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "gateway", "order", "inventory", "logging"); err != nil {
 		t.Fatal(err)
 	}
-	s := run(t, service.Config{TLS: transport.FilesIn(dir, "logging")}, func(s *service.Service) {
+	s := run(t, service.Config{TLS: mtls.CertPaths(dir, "logging")}, func(s *service.Service) {
 		loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), letters{})
 		loggingv1.RegisterEventLogServiceServer(s.GRPC(), letters{})
 		orderv1.RegisterOrderServiceServer(s.GRPC(), &orders{})
@@ -72,7 +72,7 @@ func TestCallers_InventoryMayNotDiscardDeadLetters(t *testing.T) {
 		"logging":   "Check",
 	}
 	for caller, allowed := range may {
-		conn, err := grpc.NewClient(s.GRPCAddr(), grpc.WithTransportCredentials(client(t, transport.FilesIn(dir, caller))))
+		conn, err := grpc.NewClient(s.GRPCAddr(), grpc.WithTransportCredentials(client(t, mtls.CertPaths(dir, caller))))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,19 +8,28 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 )
 
 // DialService returns a connection to all replicas of another service at addr, secured with tls, which is closed when what
 // was added later has stopped. It is made with the first call, so the other service may come later. The error names the
 // environment variable that has the address.
-func (s *Service) DialService(variable, addr string, tls transport.MutualTLS) (*grpc.ClientConn, error) {
+func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.ClientConn, error) {
 	creds, err := tls.Client(s.logger)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(creds),
+	conn, err := grpc.NewClient(addr, append(DialOptions(), grpc.WithTransportCredentials(creds))...)
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
+	}
+	s.OnStop("connection to "+addr, conn.Close)
+	return conn, nil
+}
+
+// DialOptions are what one service calls another with: all its replicas in turns, and gone ones noticed.
+func DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -28,10 +37,6 @@ func (s *Service) DialService(variable, addr string, tls transport.MutualTLS) (*
 			MinConnectTimeout: 2 * time.Second,
 		}),
 		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}))
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 	}
-	s.OnStop("connection to "+addr, conn.Close)
-	return conn, nil
 }

@@ -8,16 +8,16 @@ import (
 	"github.com/caarlos0/env/v11"
 
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/mtls"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 )
 
 // Config is a service's configuration; the fields of telemetry.Config have tags of their own.
 type Config struct {
 	GRPCAddr string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3001"`
 	// TLS is for GRPCAddr to be open to other machines.
-	TLS         transport.MutualTLS
+	TLS         mtls.Config
 	AdminAddr   string `env:"ADMIN_ADDR" envDefault:":3101"`
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	Telemetry   telemetry.Config

@@ -69,7 +69,7 @@ func (s *Service) newAdminServer(t *telemetry.Telemetry) *http.Server {
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 }
 
-// readyz answers with a line for each check, and 503 where one of them fails.
+// readyz answers with a line for each check, and 503 if one of them fails.
 func (s *Service) readyz(w http.ResponseWriter, r *http.Request) {
 	errs := s.ready(r.Context())
 	var body strings.Builder

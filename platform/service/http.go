@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// firstRequest is how long a connection that was just opened may take to send its first request once the server stops.
-const firstRequest = 500 * time.Millisecond
+// newConnGrace is how long a connection that was just opened may take to send its first request once the server stops.
+const newConnGrace = 500 * time.Millisecond
 
 // ServeHTTP adds a part that serves HTTP on lis. When it is stopped, requests in flight get half of the time for a
 // stop. A response that never ends by itself has to watch Stopping.
 func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) {
-	idle := &unused{}
+	idle := &newConns{}
 	server.ConnState = idle.track
 	s.Go(name, func(ctx context.Context) error {
 		served := make(chan error, 1)
@@ -28,7 +28,7 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 		}
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.stopTimeout/2)
 		defer cancel()
-		defer time.AfterFunc(firstRequest, idle.close).Stop()
+		defer time.AfterFunc(newConnGrace, idle.close).Stop()
 		err := server.Shutdown(drain)
 		if errors.Is(err, context.DeadlineExceeded) {
 			s.logger.Warn("calls that are still running are cut off", "server", name)
@@ -41,14 +41,14 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 	})
 }
 
-// unused are the connections that were opened and have not sent anything, as browsers keep them ready. Shutdown would
+// newConns are the connections that were opened and have not sent anything, as browsers keep them ready. Shutdown would
 // wait five seconds for each.
-type unused struct {
+type newConns struct {
 	conns sync.Map // net.Conn → nil; without a lock that all requests would meet at
 }
 
 // track is an http.Server's ConnState.
-func (u *unused) track(c net.Conn, state http.ConnState) {
+func (u *newConns) track(c net.Conn, state http.ConnState) {
 	if state == http.StateNew {
 		u.conns.Store(c, nil)
 	} else {
@@ -56,7 +56,7 @@ func (u *unused) track(c net.Conn, state http.ConnState) {
 	}
 }
 
-func (u *unused) close() {
+func (u *newConns) close() {
 	for c := range u.conns.Range {
 		_ = c.(net.Conn).Close() // nothing was asked on it
 	}

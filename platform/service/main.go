@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// gcPercent is GOGC where it is not set. What lives is small beside what each order leaves behind: the default collects
+// gcPercent is GOGC if it is not set. What lives is small beside what each order leaves behind: the default collects
 // so often that it takes a fifth of our CPU.
 const gcPercent = 250
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// Ready asks all checks. It returns nil where the service is ready, and says what is not otherwise, on one line.
+// Ready asks all checks. It returns nil if the service is ready; otherwise the error says what is not, on one line.
 func (s *Service) Ready(ctx context.Context) error {
 	var failed []error
 	for i, err := range s.ready(ctx) {

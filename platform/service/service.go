@@ -25,8 +25,8 @@ import (
 
 	"google.golang.org/grpc"
 
+	"shop.example/platform/mtls"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 )
 
 const (
@@ -38,18 +38,18 @@ const (
 
 // Config says how a service runs.
 type Config struct {
-	// GRPCAddr is where gRPC is served; empty where the service serves GRPC() on a listener of its own.
+	// GRPCAddr is where gRPC is served; empty if the service serves GRPC() on a listener of its own.
 	GRPCAddr string
 	// TLS is what gRPC is served with on GRPCAddr. Without files the address has to be this machine's alone.
-	TLS transport.MutualTLS
+	TLS mtls.Config
 	// AdminAddr is where health and metrics are served; empty for nowhere.
 	AdminAddr string
 	// PprofAddr is where Go's profiles are served, a loopback address: they show what is in memory, and take CPU. Empty
 	// for nowhere.
 	PprofAddr string
-	// StopTimeout bounds an orderly stop, 8 s where it is 0. Calls in flight get half of it.
+	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
-	// MaxRequest bounds a gRPC request, in bytes; 4 MiB where it is 0.
+	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
 	MaxRequest int
 	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
 	// for example: the client gets UNAVAILABLE.
@@ -62,12 +62,12 @@ type Service struct {
 	logger      *slog.Logger
 	grpc        *grpc.Server
 	grpcLis     net.Listener
-	callers     map[string][]string // who may call a method of the shop's, by its full name; read by Run
-	allNames    []string            // in the certificate that all services share, if they do: see transport.MutualTLS
+	callers     map[string][]string // who may call a method of our contracts, by its full name; read by Run
+	allNames    []string            // in the certificate that all services share, if they do: see mtls.Config
 	adminLis    net.Listener
 	pprofLis    net.Listener
 	listeners   []net.Listener
-	parts       []*part
+	components  []*component
 	checks      []check
 
 	used      atomic.Bool // run or closed; either can happen once
@@ -76,8 +76,8 @@ type Service struct {
 	beginStop context.CancelFunc
 }
 
-// part is a goroutine that runs until its context ends.
-type part struct {
+// component is a goroutine that runs until its context ends.
+type component struct {
 	name    string
 	run     func(context.Context) error
 	release func() error // of OnStop, for a service that is never run
@@ -127,7 +127,7 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 			return err
 		}
 		if !cfg.TLS.Enabled() {
-			return transport.RequireLoopback("GRPC_ADDR", s.grpcLis)
+			return mtls.RequireLoopback("GRPC_ADDR", s.grpcLis)
 		}
 	}
 	return nil
@@ -176,7 +176,7 @@ func address(lis net.Listener) string {
 // Go adds a part that Run starts as a goroutine. run returns when its context ends, having finished what it has in
 // hand; an error before that stops the service. nil before that is a part that is done.
 func (s *Service) Go(name string, run func(context.Context) error) {
-	s.parts = append(s.parts, &part{name: name, run: run, ended: make(chan struct{})})
+	s.components = append(s.components, &component{name: name, run: run, ended: make(chan struct{})})
 }
 
 // OnStop adds what has to be released when everything that was added later has stopped.
@@ -185,7 +185,7 @@ func (s *Service) OnStop(name string, release func() error) {
 		<-ctx.Done()
 		return release()
 	})
-	s.parts[len(s.parts)-1].release = release
+	s.components[len(s.components)-1].release = release
 }
 
 // Stopping is closed when the service begins to stop. Calls that wait long, or never end by themselves, watch it;
@@ -206,8 +206,8 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.grpcLis != nil {
 		s.Go("grpc", s.serveGRPC)
 	}
-	failed := make(chan error, len(s.parts))
-	for _, p := range s.parts {
+	failed := make(chan error, len(s.components))
+	for _, p := range s.components {
 		p.start(ctx, failed)
 	}
 	s.running.Store(true)
@@ -217,7 +217,7 @@ func (s *Service) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
-		s.logger.ErrorContext(ctx, "stopping, because a part failed", "err", err)
+		s.logger.ErrorContext(ctx, "stopping, because a part failed", "error", err)
 	}
 	begin := time.Now()
 	stopErr := s.stop()
@@ -243,7 +243,7 @@ func (s *Service) addresses() []any {
 }
 
 // start runs the part in a context of its own: the end of ctx is the beginning of a stop, not an order to all at once.
-func (p *part) start(ctx context.Context, failed chan<- error) {
+func (p *component) start(ctx context.Context, failed chan<- error) {
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(p.ended)
@@ -261,16 +261,16 @@ func (s *Service) stop() error {
 	s.beginStop()
 	orderly, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
 	defer cancel()
-	for _, p := range slices.Backward(s.parts) {
+	for _, p := range slices.Backward(s.components) {
 		p.cancel()
 		_ = p.wait(orderly) // Asked again below, when every part has been told to stop.
 	}
 	atLast, cancel := context.WithTimeout(context.Background(), lastGrace)
 	defer cancel()
 	var first error
-	for _, p := range slices.Backward(s.parts) {
+	for _, p := range slices.Backward(s.components) {
 		if err := p.wait(atLast); err != nil {
-			s.logger.Error("a part did not stop well", "err", err)
+			s.logger.Error("a part did not stop well", "error", err)
 			if first == nil {
 				first = err
 			}
@@ -280,7 +280,7 @@ func (s *Service) stop() error {
 }
 
 // wait returns the part's error when it has ended, or says that it has not by the end of ctx.
-func (p *part) wait(ctx context.Context) error {
+func (p *component) wait(ctx context.Context) error {
 	select {
 	case <-p.ended:
 		return p.err
@@ -300,7 +300,7 @@ func (s *Service) Close() error {
 		return nil
 	}
 	var errs []error
-	for _, p := range slices.Backward(s.parts) {
+	for _, p := range slices.Backward(s.components) {
 		if p.release != nil {
 			errs = append(errs, p.release())
 		}

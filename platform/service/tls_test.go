@@ -19,19 +19,19 @@ import (
 	"google.golang.org/grpc/status"
 
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/mtls"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 )
 
 func certificates(t *testing.T, dir string) {
 	t.Helper()
-	if err := transport.WriteFiles(dir, time.Hour, "order", "gateway"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order", "gateway"); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func client(t *testing.T, files transport.MutualTLS) credentials.TransportCredentials {
+func client(t *testing.T, files mtls.Config) credentials.TransportCredentials {
 	t.Helper()
 	creds, err := files.Client(slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -61,17 +61,17 @@ func TestTLS_OnlyAClientWithACertificateOfTheCAIsServed(t *testing.T) {
 	ours, others := t.TempDir(), t.TempDir()
 	certificates(t, ours)
 	certificates(t, others)
-	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
-	gateway := transport.FilesIn(ours, "gateway")
+	s := run(t, service.Config{TLS: mtls.CertPaths(ours, "order")}, serveOrders)
+	gateway := mtls.CertPaths(ours, "gateway")
 
 	if err := ask(t, s.GRPCAddr(), client(t, gateway)); err != nil {
 		t.Errorf("the gateway is refused: %v", err)
 	}
-	ca, err := transport.Authorities(gateway.CAFile)
+	ca, err := mtls.Authorities(gateway.CAFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger := transport.FilesIn(others, "gateway")
+	stranger := mtls.CertPaths(others, "gateway")
 	stranger.CAFile = gateway.CAFile // it believes the server
 	for name, creds := range map[string]credentials.TransportCredentials{
 		"plain text":                  insecure.NewCredentials(),
@@ -89,16 +89,16 @@ func TestTLS_AClientBelievesOnlyTheHostItDialled(t *testing.T) {
 	ours, others := t.TempDir(), t.TempDir()
 	certificates(t, ours)
 	certificates(t, others)
-	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
-	gateway := client(t, transport.FilesIn(ours, "gateway"))
+	s := run(t, service.Config{TLS: mtls.CertPaths(ours, "order")}, serveOrders)
+	gateway := client(t, mtls.CertPaths(ours, "gateway"))
 	if err := ask(t, s.GRPCAddr(), gateway, grpc.WithAuthority("order")); err != nil {
 		t.Errorf("by its name: %v", err)
 	}
 	if err := ask(t, s.GRPCAddr(), gateway, grpc.WithAuthority("inventory")); status.Code(err) != codes.Unavailable {
 		t.Errorf("by the name of another service: %v", err)
 	}
-	stranger := transport.FilesIn(ours, "gateway")
-	stranger.CAFile = transport.FilesIn(others, "gateway").CAFile
+	stranger := mtls.CertPaths(ours, "gateway")
+	stranger.CAFile = mtls.CertPaths(others, "gateway").CAFile
 	if err := ask(t, s.GRPCAddr(), client(t, stranger)); status.Code(err) != codes.Unavailable {
 		t.Errorf("with a CA that did not sign it: %v", err)
 	}
@@ -108,11 +108,11 @@ func TestTLS_ChangedFilesAreUsedWithTheNextConnection(t *testing.T) {
 	t.Parallel()
 	dir, before := t.TempDir(), t.TempDir()
 	certificates(t, dir)
-	files := transport.FilesIn(dir, "gateway")
+	files := mtls.CertPaths(dir, "gateway")
 	if err := os.CopyFS(before, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	s := run(t, service.Config{TLS: transport.FilesIn(dir, "order")}, serveOrders)
+	s := run(t, service.Config{TLS: mtls.CertPaths(dir, "order")}, serveOrders)
 	long := client(t, files)
 	if err := ask(t, s.GRPCAddr(), long); err != nil {
 		t.Fatal(err)
@@ -123,11 +123,11 @@ func TestTLS_ChangedFilesAreUsedWithTheNextConnection(t *testing.T) {
 		t.Errorf("with credentials from before the change: %v", err)
 	}
 	certificates(t, dir) // the first ones were good until now
-	if err := ask(t, s.GRPCAddr(), client(t, transport.FilesIn(before, "gateway"))); status.Code(err) != codes.Unavailable {
+	if err := ask(t, s.GRPCAddr(), client(t, mtls.CertPaths(before, "gateway"))); status.Code(err) != codes.Unavailable {
 		t.Errorf("the certificate before the last is still good: %v", err)
 	}
 
-	if err := os.WriteFile(transport.FilesIn(dir, "order").KeyFile, []byte("half a k"), 0o600); err != nil {
+	if err := os.WriteFile(mtls.CertPaths(dir, "order").KeyFile, []byte("half a k"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := ask(t, s.GRPCAddr(), long); err != nil {
@@ -147,18 +147,18 @@ func TestTLS_OldCertificatesAreGoodForThoseWhoHaveTheNewCA(t *testing.T) {
 		t.Fatal(err)
 	}
 	certificates(t, ours)
-	s := run(t, service.Config{TLS: transport.FilesIn(ours, "order")}, serveOrders)
-	if err := ask(t, s.GRPCAddr(), client(t, transport.FilesIn(ours, "gateway"))); err != nil {
+	s := run(t, service.Config{TLS: mtls.CertPaths(ours, "order")}, serveOrders)
+	if err := ask(t, s.GRPCAddr(), client(t, mtls.CertPaths(ours, "gateway"))); err != nil {
 		t.Errorf("both have the new ones: %v", err)
 	}
-	behind := transport.FilesIn(theirs, "gateway")
-	behind.CAFile = transport.FilesIn(ours, "gateway").CAFile
+	behind := mtls.CertPaths(theirs, "gateway")
+	behind.CAFile = mtls.CertPaths(ours, "gateway").CAFile
 	if err := ask(t, s.GRPCAddr(), client(t, behind)); err != nil {
 		t.Errorf("the caller has an old certificate, and knows the new CA: %v", err)
 	}
-	old := run(t, service.Config{TLS: transport.FilesIn(theirs, "order")}, serveOrders)
-	ahead := transport.FilesIn(ours, "gateway")
-	ahead.CertFile, ahead.KeyFile = transport.FilesIn(theirs, "gateway").CertFile, transport.FilesIn(theirs, "gateway").KeyFile
+	old := run(t, service.Config{TLS: mtls.CertPaths(theirs, "order")}, serveOrders)
+	ahead := mtls.CertPaths(ours, "gateway")
+	ahead.CertFile, ahead.KeyFile = mtls.CertPaths(theirs, "gateway").CertFile, mtls.CertPaths(theirs, "gateway").KeyFile
 	if err := ask(t, old.GRPCAddr(), client(t, ahead)); err != nil {
 		t.Errorf("the service has an old certificate: %v", err)
 	}
@@ -180,7 +180,7 @@ func TestNew_WithoutTLSGRPCIsServedToThisMachineAlone(t *testing.T) {
 	}
 	dir := t.TempDir()
 	certificates(t, dir)
-	s, err := service.New(service.Config{GRPCAddr: ":0", TLS: transport.FilesIn(dir, "order")}, tel)
+	s, err := service.New(service.Config{GRPCAddr: ":0", TLS: mtls.CertPaths(dir, "order")}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,17 +194,17 @@ func TestNew_TLSFilesThatAreWrongAreOneLineThatNamesThem(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	certificates(t, dir)
-	good := transport.FilesIn(dir, "order")
-	change := func(with func(*transport.MutualTLS)) transport.MutualTLS {
+	good := mtls.CertPaths(dir, "order")
+	change := func(with func(*mtls.Config)) mtls.Config {
 		files := good
 		with(&files)
 		return files
 	}
-	for want, files := range map[string]transport.MutualTLS{
-		"set GRPC_TLS_KEY_FILE too":                         change(func(f *transport.MutualTLS) { f.KeyFile = "" }),
+	for want, files := range map[string]mtls.Config{
+		"set GRPC_TLS_KEY_FILE too":                         change(func(f *mtls.Config) { f.KeyFile = "" }),
 		"set GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE too":  {CAFile: good.CAFile},
-		"reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE:": change(func(f *transport.MutualTLS) { f.KeyFile = transport.FilesIn(dir, "gateway").KeyFile }),
-		"reading GRPC_TLS_CA_FILE:":                         change(func(f *transport.MutualTLS) { f.CAFile = good.KeyFile }),
+		"reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE:": change(func(f *mtls.Config) { f.KeyFile = mtls.CertPaths(dir, "gateway").KeyFile }),
+		"reading GRPC_TLS_CA_FILE:":                         change(func(f *mtls.Config) { f.CAFile = good.KeyFile }),
 	} {
 		_, err := files.Server(slog.New(slog.DiscardHandler))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
@@ -218,7 +218,7 @@ func TestWriteFiles_WritesNothingOutsideItsFolder(t *testing.T) {
 	base := t.TempDir()
 	dir := filepath.Join(base, "certs")
 	for _, name := range []string{"../order", "..", ".", "", "a/b", "/tmp/order", "a/../../order", "order\x00", "*", "ord er", ".order", "a..b"} {
-		if err := transport.WriteFiles(dir, time.Hour, "order", name); err == nil || !strings.Contains(err.Error(), "is no name for a certificate") {
+		if err := mtls.GenerateDevCerts(dir, time.Hour, "order", name); err == nil || !strings.Contains(err.Error(), "is no name for a certificate") {
 			t.Errorf("%q: got %v", name, err)
 		}
 	}
@@ -230,7 +230,7 @@ func TestWriteFiles_WritesNothingOutsideItsFolder(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Mkdir(filepath.Join(base, "theirs"), 0o755), os.Symlink("../theirs", filepath.Join(dir, "order"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := transport.WriteFiles(dir, time.Hour, "order"); err == nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order"); err == nil {
 		t.Error("it has followed a link")
 	}
 	if there, err := os.ReadDir(filepath.Join(base, "theirs")); err != nil || len(there) != 0 {
@@ -241,23 +241,23 @@ func TestWriteFiles_WritesNothingOutsideItsFolder(t *testing.T) {
 func TestCheck_TellsWhichCertificateIsNotGood(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := transport.Check(dir, time.Now(), "order"); err == nil {
+	if err := mtls.VerifyCerts(dir, time.Now(), "order"); err == nil {
 		t.Error("there is none")
 	}
 	certificates(t, dir)
-	if err := transport.Check(dir, time.Now(), "order", "gateway"); err != nil {
+	if err := mtls.VerifyCerts(dir, time.Now(), "order", "gateway"); err != nil {
 		t.Error(err)
 	}
-	if err := transport.Check(dir, time.Now(), "logging"); err == nil {
+	if err := mtls.VerifyCerts(dir, time.Now(), "logging"); err == nil {
 		t.Error("there is none of logging")
 	}
-	if err := transport.Check(dir, time.Now().Add(2*time.Hour), "order"); err == nil || !strings.Contains(err.Error(), "expired") {
+	if err := mtls.VerifyCerts(dir, time.Now().Add(2*time.Hour), "order"); err == nil || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("got %v", err)
 	}
-	if err := transport.WriteFiles(dir, time.Hour, "order"); err != nil {
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order"); err != nil {
 		t.Fatal(err)
 	}
-	if err := transport.Check(dir, time.Now(), "gateway", "order"); err == nil || !strings.Contains(err.Error(), "has other CAs") {
+	if err := mtls.VerifyCerts(dir, time.Now(), "gateway", "order"); err == nil || !strings.Contains(err.Error(), "has other CAs") {
 		t.Errorf("one was made without the other: %v", err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Redacted logs m as JSON without the fields marked debug_redact, however deep they are. Nothing is computed where the
+// Redacted logs m as JSON without the fields marked debug_redact, however deep they are. Nothing is computed if the
 // line is not logged. m must not change until it has been.
 func Redacted(m proto.Message) slog.LogValuer { return redacted{m} }
 

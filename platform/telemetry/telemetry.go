@@ -1,7 +1,7 @@
 // Package telemetry gives a service its logger, metrics and traces.
 //
 // Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
-// Metrics are pulled from MetricsHandler. Spans are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set; elsewhere nothing is
+// Metrics are pulled from MetricsHandler. Spans are sent if OTEL_EXPORTER_OTLP_ENDPOINT is set; otherwise nothing is
 // recorded, and a span only carries its trace id through headers and log lines.
 package telemetry
 
@@ -40,7 +40,7 @@ type Config struct {
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
 	// LogFormat is text, one line for people, or json, one object for machines.
 	LogFormat Format `env:"LOG_FORMAT" envDefault:"text"`
-	// Output takes the log lines, each in one Write; standard error where it is nil.
+	// Output takes the log lines, each in one Write; standard error if it is nil.
 	Output io.Writer
 }
 
@@ -56,7 +56,7 @@ type Telemetry struct {
 	registry *prometheus.Registry
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
-	exporter sdktrace.SpanExporter // nil where spans are not sent
+	exporter sdktrace.SpanExporter // nil if spans are not sent
 }
 
 // New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
@@ -107,13 +107,13 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := t.tracers.Shutdown(ctx); err != nil {
-		t.Logger.WarnContext(ctx, "the last spans were not sent", "err", err)
+		t.Logger.WarnContext(ctx, "the last spans were not sent", "error", err)
 		if t.exporter != nil { // The SDK leaves it to its retries when the time is up.
 			_ = t.exporter.Shutdown(ctx)
 		}
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
-		t.Logger.WarnContext(ctx, "stopping metrics", "err", err)
+		t.Logger.WarnContext(ctx, "stopping metrics", "error", err)
 	}
 }
 
@@ -143,7 +143,7 @@ type loggingExporter struct {
 
 func (e loggingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	if err := e.SpanExporter.ExportSpans(ctx, spans); err != nil {
-		e.logger.WarnContext(ctx, "spans were dropped", "spans", len(spans), "err", err)
+		e.logger.WarnContext(ctx, "spans were dropped", "spans", len(spans), "error", err)
 	}
 	return nil
 }

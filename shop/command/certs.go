@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 	"shop.example/shop/cli"
 	"shop.example/topology"
 )
@@ -29,7 +29,7 @@ The CA's key is not kept. Certificates that are good for another third of their 
 are; else all are made anew, and services that run take them up by themselves. The CA before stays
 accepted until the next time: on several machines replace each ca.pem first, then the rest.`,
 		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging db rabbitmq",
-		Args:    func(_ *cobra.Command, names []string) error { return transport.CheckNames(names...) },
+		Args:    func(_ *cobra.Command, names []string) error { return mtls.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if valid <= 0 {
 				return cli.WrongUsage("--valid %s: certificates would be good for no time; give how long, 8760h for example", valid)
@@ -37,11 +37,11 @@ accepted until the next time: on several machines replace each ca.pem first, the
 			if len(names) == 0 {
 				names = topology.Names()
 			}
-			if !force && transport.Check(dir, time.Now().Add(valid/3), names...) == nil {
+			if !force && mtls.VerifyCerts(dir, time.Now().Add(valid/3), names...) == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "The certificates in %s are good.\n", dir)
 				return nil
 			}
-			if err := transport.WriteFiles(dir, valid, names...); err != nil {
+			if err := mtls.GenerateDevCerts(dir, valid, names...); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "Made %d certificates in %s, good until %s.\n", len(names), dir, time.Now().Add(valid).Format(time.DateOnly))

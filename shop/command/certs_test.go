@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"shop.example/platform/transport"
+	"shop.example/platform/mtls"
 	"shop.example/shop/cli"
 )
 
@@ -28,7 +28,7 @@ func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
 	}
 	ca := func() string {
 		t.Helper()
-		text, err := os.ReadFile(transport.FilesIn(dir, "order").CAFile)
+		text, err := os.ReadFile(mtls.CertPaths(dir, "order").CAFile)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,10 +37,10 @@ func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
 	if out := certs(); !strings.HasPrefix(out, "Made 4 certificates in "+dir) {
 		t.Errorf("printed %q", out)
 	}
-	if err := transport.Check(dir, time.Now(), "gateway", "order", "inventory", "logging"); err != nil {
+	if err := mtls.VerifyCerts(dir, time.Now(), "gateway", "order", "inventory", "logging"); err != nil {
 		t.Error(err)
 	}
-	key, err := os.Stat(transport.FilesIn(dir, "order").KeyFile)
+	key, err := os.Stat(mtls.CertPaths(dir, "order").KeyFile)
 	if err != nil || key.Mode() != 0o600 {
 		t.Errorf("the key is open to others: %v, %v", key, err)
 	}

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/backoff"
 )
 
 // errEnough ends a follower without an error.
@@ -35,7 +35,7 @@ const firstPause = 100 * time.Millisecond
 // run calls handle with each event until it returns an error, which run returns, but for errEnough. It fails where there
 // is no shop to begin with, and where the shop refuses.
 func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error) error {
-	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+	for wait := backoff.New(firstPause, longestPause); ; {
 		before := f.request.GetAfterId()
 		var ended handlerError
 		err := f.read(ctx, handle)
@@ -54,14 +54,10 @@ func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error)
 			fmt.Fprintf(f.notes, "shop: the connection to %s is lost; it is made again, and nothing is left out\n", f.gateway.addr)
 		}
 		if f.request.GetAfterId() > before {
-			pause = firstPause
+			wait.Reset()
 		}
-		wait := time.NewTimer(pause/2 + rand.N(pause))
-		select {
-		case <-ctx.Done():
-			wait.Stop()
+		if wait.Sleep(ctx); ctx.Err() != nil {
 			return context.Canceled
-		case <-wait.C:
 		}
 	}
 }

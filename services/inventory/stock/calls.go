@@ -19,7 +19,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 )
 
 // stockServer serves StockService.
@@ -41,7 +41,7 @@ func (c stockServer) CheckStock(ctx context.Context, req *inventoryv1.CheckStock
 	if err != nil {
 		return nil, err
 	}
-	crash.Point("inventory.held")
+	failpoint.Hit("inventory.held")
 	c.logDecisions(ctx, a.fresh)
 	resp := &inventoryv1.CheckStockResponse{Decisions: make([]*inventoryv1.StockDecision, len(orders))}
 	for i, o := range orders {

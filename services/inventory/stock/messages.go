@@ -14,7 +14,7 @@ import (
 	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 )
@@ -76,7 +76,7 @@ func (st *store) onDecrementQuantity(ctx context.Context, batch []messaging.Mess
 	if err := handleHoldTransitions(ctx, st, batch, settleTransitions); err != nil {
 		return err
 	}
-	crash.Point("inventory.settled")
+	failpoint.Hit("inventory.settled")
 	return nil
 }
 
@@ -85,7 +85,7 @@ func (st *store) onOrderCancelled(ctx context.Context, batch []messaging.Message
 	if err := handleHoldTransitions(ctx, st, batch, releaseTransitions); err != nil {
 		return err
 	}
-	crash.Point("inventory.released")
+	failpoint.Hit("inventory.released")
 	return nil
 }
 

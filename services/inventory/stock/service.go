@@ -20,11 +20,11 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
+	"shop.example/platform/mtls"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -46,7 +46,7 @@ type Config struct {
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:"127.0.0.1:3002"`
 	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr to be on another.
-	TLS       transport.MutualTLS
+	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR"    envDefault:":3102"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
@@ -66,7 +66,7 @@ type Service struct{ *service.Service }
 // New migrates the schema, opens the listeners and returns a service that does nothing until Run. A service that is not
 // run must be closed. The database has to be there; the broker may come later.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
-	if cfg.Retention, err = cfg.Retention.Checked(); err != nil {
+	if cfg.Retention, err = cfg.Retention.Validate(); err != nil {
 		return nil, err
 	}
 	if cfg.HoldLimit == 0 {
@@ -120,7 +120,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
 
-	repeats, err := outbox.NewRepeats(t.Meter)
+	repeats, err := outbox.NewDuplicates(t.Meter)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )
@@ -106,7 +106,7 @@ type store struct {
 	log      *slog.Logger
 	currency string
 	wake     func() // tells the relay that the outbox has something
-	repeats  *outbox.Repeats
+	repeats  *outbox.Duplicates
 }
 
 // changeStock runs f in a transaction that also announces what f changed, and logs it once it is committed. If the
@@ -244,7 +244,7 @@ func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (checkResult, []s
 	if err := insertHolds(ctx, tx, holds); err != nil {
 		return checkResult{}, nil, err
 	}
-	crash.Point("inventory.uncommitted")
+	failpoint.Hit("inventory.uncommitted")
 	return a, changes, nil
 }
 

@@ -21,7 +21,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
@@ -119,9 +119,9 @@ func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delive
 		letter, errText := readDeadLetter(d, time.Now())
 		id, err := storeDeadLetter(ctx, s.db, letter, errText)
 		if err != nil {
-			return messaging.Down(err)
+			return messaging.Unavailable(err)
 		}
-		crash.Point("logging.letter-stored")
+		failpoint.Hit("logging.letter-stored")
 		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
 			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
 			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
@@ -244,7 +244,7 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 		if err := pub.Send(ctx, []messaging.Outgoing{letter.outgoing()}); err != nil {
 			return publishError(letter, err)
 		}
-		crash.Point("logging.redriven")
+		failpoint.Hit("logging.redriven")
 		if err := setState(ctx, tx, &letter, stateRedriven); err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ const (
 
 // overtakenAfter is how much later another event has to be logged, and be handled, for an event to be lost: a message that
 // is retried comes back behind those that were published meanwhile.
-var overtakenAfter = messaging.LongestRetry() + 49*time.Second
+var overtakenAfter = messaging.MaxRetryTime() + 49*time.Second
 
 // reconciler sends events again that were lost between the exchange and the service that handles them: somebody deleted
 // its queue or a binding. The log has them, because it has a queue of its own. See docs/adr/0013.

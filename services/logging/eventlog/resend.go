@@ -22,7 +22,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/telemetry"
 )
@@ -79,7 +79,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	if err := r.pub.Send(ctx, messages); err != nil {
 		return fmt.Errorf("sending %d events to %s: %w", len(messages), rt.queue, err)
 	}
-	crash.Point("logging.resent")
+	failpoint.Hit("logging.resent")
 	if err := markSent(ctx, r.db, sent); err != nil {
 		return err
 	}

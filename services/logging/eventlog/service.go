@@ -23,11 +23,11 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/messaging"
+	"shop.example/platform/mtls"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -37,7 +37,7 @@ type Config struct {
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3003"`
 	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr and InventoryAddr to be on others.
-	TLS       transport.MutualTLS
+	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
@@ -83,7 +83,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.Retention < 0 {
 		return nil, errors.New("EVENT_LOG_RETENTION is negative: give how long events are kept, 720h for example, or 0 to keep them for ever")
 	}
-	if cfg.Messages, err = cfg.Messages.Checked(); err != nil {
+	if cfg.Messages, err = cfg.Messages.Validate(); err != nil {
 		return nil, err
 	}
 	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)

@@ -19,7 +19,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
@@ -41,7 +41,7 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 	if err != nil {
 		return err
 	}
-	crash.Point("logging.inserted")
+	failpoint.Hit("logging.inserted")
 	s.tail.notifyWritten()
 	if s.log.Enabled(ctx, slog.LevelInfo) {
 		logRows(s.log, rows)

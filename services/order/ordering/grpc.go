@@ -16,7 +16,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )
@@ -91,7 +91,7 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 	if err != nil {
 		return nil, apiError(err, id)
 	}
-	crash.Point("order.cancelled")
+	failpoint.Hit("order.cancelled")
 	if changed {
 		s.wake()
 		s.log.LogAttrs(ctx, slog.LevelInfo, "order cancelled", orderid.Attr(o.ID.String()))

@@ -21,7 +21,7 @@ import (
 	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
-	"shop.example/platform/crash"
+	"shop.example/platform/failpoint"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
@@ -68,18 +68,18 @@ func (s *Service) handleOrderPlaced(ctx context.Context, batch []messaging.Messa
 	if err := s.rejectReusedKeys(ctx, pending); err != nil {
 		return err
 	}
-	crash.Point("order.claimed")
+	failpoint.Hit("order.claimed")
 	asked := time.Now() // before asking: how long the answer took counts too
 	if err := s.decide(ctx, stillPending(pending)); err != nil {
 		return err
 	}
-	crash.Point("order.checked")
+	failpoint.Hit("order.checked")
 	stored, err := s.store(ctx, pending, asked)
 	if err != nil {
 		return err
 	}
-	crash.Point("order.stored")
-	s.repeats.Add(ctx, len(batch)-len(stored))
+	failpoint.Hit("order.stored")
+	s.duplicates.Add(ctx, len(batch)-len(stored))
 	s.wake()
 	s.logDecided(ctx, stored)
 	return nil
@@ -212,7 +212,7 @@ func (s *Service) decide(ctx context.Context, pending []pendingOrder) error {
 func classifyStockError(err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.PermissionDenied: // the last is for people to put right
-		return messaging.Down(err)
+		return messaging.Unavailable(err)
 	case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
 		return messaging.Permanent(err)
 	}
@@ -256,7 +256,7 @@ func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		// In the transaction: the wait for a connection has no bound.
 		if age := elapsed(asked); age > decisionTTL {
-			return messaging.Down(fmt.Errorf("inventory's answer about %d orders is %s old", len(pending), age.Round(time.Second)))
+			return messaging.Unavailable(fmt.Errorf("inventory's answer about %d orders is %s old", len(pending), age.Round(time.Second)))
 		}
 		orders := make([]*Order, len(pending))
 		for i, p := range pending {
@@ -289,7 +289,7 @@ func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.
 		if err := outbox.Add(ctx, tx, entries); err != nil {
 			return err
 		}
-		crash.Point("order.uncommitted")
+		failpoint.Hit("order.uncommitted")
 		return nil
 	})
 	return stored, err

@@ -21,11 +21,11 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/messaging"
+	"shop.example/platform/mtls"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
-	"shop.example/platform/transport"
 	"shop.example/topology"
 )
 
@@ -35,7 +35,7 @@ type Config struct {
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3001"`
 	// TLS is for GRPCAddr to be open to other machines.
-	TLS       transport.MutualTLS
+	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
@@ -62,11 +62,11 @@ type Service struct {
 	orderv1.UnimplementedOrderServiceServer
 	*service.Service
 
-	db      *sqlx.DB
-	stock   inventoryv1.StockServiceClient
-	wake    func() // tells the relay that the outbox has something new
-	repeats *outbox.Repeats
-	log     *slog.Logger
+	db         *sqlx.DB
+	stock      inventoryv1.StockServiceClient
+	wake       func() // tells the relay that the outbox has something new
+	duplicates *outbox.Duplicates
+	log        *slog.Logger
 }
 
 // New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
@@ -116,7 +116,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
 
-	if s.repeats, err = outbox.NewRepeats(t.Meter); err != nil {
+	if s.duplicates, err = outbox.NewDuplicates(t.Meter); err != nil {
 		return err
 	}
 	calls := messaging.NewRPCClient(consume, publisher)

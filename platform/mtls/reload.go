@@ -1,4 +1,4 @@
-package transport
+package mtls
 
 import (
 	"log/slog"
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Reloaded is what certificate files say, read again when they have changed. Its methods may be called concurrently.
-type Reloaded[T any] struct {
+// CertReloader is what certificate files say, read again when they have changed. Its methods may be called concurrently.
+type CertReloader[T any] struct {
 	names []string
 	read  func() (T, error)
 	log   *slog.Logger
@@ -25,9 +25,9 @@ type stamp struct {
 	size     int64
 }
 
-// Reload reads the files of these names with read, whose error it returns; their changes are read by Latest.
-func Reload[T any](log *slog.Logger, read func() (T, error), names ...string) (*Reloaded[T], error) {
-	r := &Reloaded[T]{names: names, read: read, log: log, stamps: stampsOf(names)}
+// NewCertReloader reads the files of these names with read, whose error it returns; their changes are read by Latest.
+func NewCertReloader[T any](log *slog.Logger, read func() (T, error), names ...string) (*CertReloader[T], error) {
+	r := &CertReloader[T]{names: names, read: read, log: log, stamps: stampsOf(names)}
 	var err error
 	r.latest, err = read()
 	return r, err
@@ -35,7 +35,7 @@ func Reload[T any](log *slog.Logger, read func() (T, error), names ...string) (*
 
 // Latest returns what the files say now, or said before a change that cannot be read, which is logged. It looks at the
 // files each time: that is little beside a handshake.
-func (r *Reloaded[T]) Latest() T {
+func (r *CertReloader[T]) Latest() T {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Before reading: what is written meanwhile has other stamps and is read with the next handshake.
@@ -46,7 +46,7 @@ func (r *Reloaded[T]) Latest() T {
 	r.stamps = stamps
 	latest, err := r.read()
 	if err != nil {
-		r.log.Warn("the changed certificates cannot be used, the old ones stay in use", "err", err)
+		r.log.Warn("the changed certificates cannot be used, the old ones stay in use", "error", err)
 		return r.latest
 	}
 	r.latest = latest

@@ -1,4 +1,4 @@
-package transport
+package mtls
 
 import (
 	"bytes"
@@ -22,11 +22,11 @@ import (
 // hostName is what a certificate can be for: it is the name of a folder too, and never a way out of one.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
 
-// FilesIn returns where WriteFiles puts the files of the service name: in a folder of its own, which is all that the
+// CertPaths returns where GenerateDevCerts puts the files of the service name: in a folder of its own, which is all that the
 // service has to be given.
-func FilesIn(dir, name string) MutualTLS {
+func CertPaths(dir, name string) Config {
 	in := func(file string) string { return filepath.Join(dir, name, file) }
-	return MutualTLS{CertFile: in("cert.pem"), KeyFile: in("key.pem"), CAFile: in("ca.pem")}
+	return Config{CertFile: in("cert.pem"), KeyFile: in("key.pem"), CAFile: in("ca.pem")}
 }
 
 // CheckNames returns an error that says which of the names no certificate can be for.
@@ -39,13 +39,13 @@ func CheckNames(names ...string) error {
 	return nil
 }
 
-// WriteFiles makes a CA and a certificate of it for each name, valid from now on for as long as given, and writes them
-// to dir, and nowhere else: see FilesIn. A certificate is for its name as a host and for this machine. The CA's key is
+// GenerateDevCerts makes a CA and a certificate of it for each name, valid from now on for as long as given, and writes them
+// to dir, and nowhere else: see CertPaths. A certificate is for its name as a host and for this machine. The CA's key is
 // forgotten, so nobody can add a certificate.
 //
 // Certificates that were there are replaced, and their CA stays among those that are accepted, until the next time. So on
 // several machines nothing is cut off if all get their ca.pem first, and certificates and keys after that.
-func WriteFiles(dir string, valid time.Duration, names ...string) error {
+func GenerateDevCerts(dir string, valid time.Duration, names ...string) error {
 	if err := CheckNames(names...); err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func WriteFiles(dir string, valid time.Duration, names ...string) error {
 		if err := root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("creating the folder of %s: %w", name, err)
 		}
-		if err := write(root, FilesIn("", name).CAFile, 0o644, accepted); err != nil {
+		if err := write(root, CertPaths("", name).CAFile, 0o644, accepted); err != nil {
 			return err
 		}
 	}
@@ -82,7 +82,7 @@ func WriteFiles(dir string, valid time.Duration, names ...string) error {
 // authoritiesInUse returns the CAs of the certificates that the names have now. What cannot be read is not in use.
 func authoritiesInUse(dir string, names []string) (authorities [][]byte) {
 	for _, name := range names {
-		files := FilesIn(dir, name)
+		files := CertPaths(dir, name)
 		i, err := files.load()
 		if err != nil {
 			continue
@@ -102,12 +102,12 @@ func authoritiesInUse(dir string, names []string) (authorities [][]byte) {
 	return authorities
 }
 
-// Check returns an error where one of the names has no certificate in dir that is good at the time, or accepts other CAs
+// VerifyCerts returns an error if one of the names has no certificate in dir that is good at the time, or accepts other CAs
 // than the rest.
-func Check(dir string, at time.Time, names ...string) error {
+func VerifyCerts(dir string, at time.Time, names ...string) error {
 	var accepted *x509.CertPool
 	for _, name := range names {
-		files := FilesIn(dir, name)
+		files := CertPaths(dir, name)
 		i, err := files.load()
 		if err != nil {
 			return err
@@ -139,7 +139,7 @@ func newAuthority(valid time.Duration) (*authority, error) {
 	}
 	a := &authority{key: key, until: time.Now().Add(valid)}
 	// The name tells one CA from another: a bundle may hold two.
-	template := a.template("shop CA " + time.Now().UTC().Format(time.RFC3339Nano))
+	template := a.template("development CA " + time.Now().UTC().Format(time.RFC3339Nano))
 	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
 	template.KeyUsage = x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -152,7 +152,7 @@ func newAuthority(valid time.Duration) (*authority, error) {
 
 func (a *authority) template(name string) *x509.Certificate {
 	return &x509.Certificate{ // A serial number of its own is made by x509.
-		Subject:   pkix.Name{CommonName: name, Organization: []string{"shop"}},
+		Subject:   pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), // for clocks that go slow
 		NotAfter:  a.until,
 	}
@@ -176,7 +176,7 @@ func (a *authority) issue(root *os.Root, name string) error {
 	if err != nil {
 		return fmt.Errorf("encoding the key of %s: %w", name, err)
 	}
-	files := FilesIn("", name)
+	files := CertPaths("", name)
 	return errors.Join(
 		write(root, files.KeyFile, 0o600, encode("PRIVATE KEY", private)),
 		write(root, files.CertFile, 0o644, encode("CERTIFICATE", der)),

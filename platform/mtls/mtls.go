@@ -1,6 +1,10 @@
-// Package transport secures the gRPC between services: mutual TLS where certificates are configured, plain text within
-// one machine where none are.
-package transport
+// Package mtls secures the gRPC between services. With certificates both ends show who they are (mutual TLS); without any,
+// calls are in plain text and stay on one machine.
+//
+// Config names the files. Config.Server and Config.Client make the credentials for a gRPC server and client, which read
+// the files again when they have changed. PeerNames tells a handler who calls. GenerateDevCerts makes certificates for a
+// first try.
+package mtls
 
 import (
 	"context"
@@ -17,9 +21,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// MutualTLS names the PEM files by which services know each other: all three, or none for plain text. The tags are
+// Config names the PEM files by which services know each other: all three, or none for plain text. The tags are
 // those of github.com/caarlos0/env.
-type MutualTLS struct {
+type Config struct {
 	// CertFile is the service's certificate, for both ends of a connection, followed by intermediate ones.
 	CertFile string `env:"GRPC_TLS_CERT_FILE"`
 	KeyFile  string `env:"GRPC_TLS_KEY_FILE"`
@@ -30,10 +34,10 @@ type MutualTLS struct {
 }
 
 // Enabled says whether files are named. Server and Client refuse a name that is missing.
-func (m MutualTLS) Enabled() bool { return m.CertFile != "" || m.KeyFile != "" || m.CAFile != "" }
+func (m Config) Enabled() bool { return m.CertFile != "" || m.KeyFile != "" || m.CAFile != "" }
 
 // Names returns the DNS names in the certificate.
-func (m MutualTLS) Names() ([]string, error) {
+func (m Config) Names() ([]string, error) {
 	own, err := m.load()
 	if err != nil {
 		return nil, err
@@ -42,9 +46,9 @@ func (m MutualTLS) Names() ([]string, error) {
 }
 
 // Server returns what gRPC is served with: TLS that demands a certificate of the CA from each client, or plain text
-// where no files are named. The files are read again when they have changed; a change that cannot be read is logged,
+// if no files are named. The files are read again when they have changed; a change that cannot be read is logged,
 // and what was read last stays in use.
-func (m MutualTLS) Server(log *slog.Logger) (credentials.TransportCredentials, error) {
+func (m Config) Server(log *slog.Logger) (credentials.TransportCredentials, error) {
 	if !m.Enabled() {
 		return insecure.NewCredentials(), nil
 	}
@@ -59,7 +63,7 @@ func (m MutualTLS) Server(log *slog.Logger) (credentials.TransportCredentials, e
 }
 
 // Client returns what gRPC is dialled with, see Server. The server's certificate has to be for the host that is dialled.
-func (m MutualTLS) Client(log *slog.Logger) (credentials.TransportCredentials, error) {
+func (m Config) Client(log *slog.Logger) (credentials.TransportCredentials, error) {
 	if !m.Enabled() {
 		return insecure.NewCredentials(), nil
 	}
@@ -73,7 +77,7 @@ func (m MutualTLS) Client(log *slog.Logger) (credentials.TransportCredentials, e
 // client makes each handshake with the newest files.
 type client struct {
 	credentials.TransportCredentials
-	files *Reloaded[identity]
+	files *CertReloader[tlsCredentials]
 }
 
 func (c client) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -82,34 +86,34 @@ func (c client) ClientHandshake(ctx context.Context, authority string, conn net.
 
 func (c client) Clone() credentials.TransportCredentials { return c }
 
-// RequireLoopback returns an error where others than this machine's own processes reach lis: without TLS, whoever
+// RequireLoopback returns an error if others than this machine's own processes reach lis: without TLS, whoever
 // reaches a service may call it. variable is the environment variable that holds the address.
 func RequireLoopback(variable string, lis net.Listener) error {
 	addr, ok := lis.Addr().(*net.TCPAddr)
 	if ok && addr.IP.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("%s: %s can be reached from other machines, where gRPC needs mutual TLS: set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE (`shop certs` makes such files), or listen on 127.0.0.1", variable, lis.Addr())
+	return fmt.Errorf("%s: %s can be reached from other machines: gRPC needs mutual TLS then; set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE, or listen on 127.0.0.1", variable, lis.Addr())
 }
 
-// identity is who a service is, and whom it believes.
-type identity struct {
+// tlsCredentials are by what a service shows who it is, and by what it knows others.
+type tlsCredentials struct {
 	certificate tls.Certificate
 	authorities *x509.CertPool
 }
 
-func (i identity) server() *tls.Config {
+func (i tlsCredentials) server() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{i.certificate},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: i.authorities,
 	}
 }
 
-func (i identity) client() *tls.Config {
+func (i tlsCredentials) client() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.certificate}, RootCAs: i.authorities}
 }
 
-func open(m MutualTLS, log *slog.Logger) (*Reloaded[identity], error) {
+func open(m Config, log *slog.Logger) (*CertReloader[tlsCredentials], error) {
 	var missing []string
 	for _, f := range []struct{ variable, name string }{
 		{"GRPC_TLS_CERT_FILE", m.CertFile}, {"GRPC_TLS_KEY_FILE", m.KeyFile}, {"GRPC_TLS_CA_FILE", m.CAFile},
@@ -121,10 +125,10 @@ func open(m MutualTLS, log *slog.Logger) (*Reloaded[identity], error) {
 	if len(missing) > 0 {
 		return nil, fmt.Errorf("mutual TLS needs a certificate, its key and a CA: set %s too", strings.Join(missing, " and "))
 	}
-	return Reload(log, m.load, m.CertFile, m.KeyFile, m.CAFile)
+	return NewCertReloader(log, m.load, m.CertFile, m.KeyFile, m.CAFile)
 }
 
-func (m MutualTLS) load() (i identity, err error) {
+func (m Config) load() (i tlsCredentials, err error) {
 	if i.certificate, err = tls.LoadX509KeyPair(m.CertFile, m.KeyFile); err != nil {
 		return i, fmt.Errorf("reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE: %w", err)
 	}

@@ -1,6 +1,6 @@
 //go:build crashpoints
 
-package crash
+package failpoint
 
 import (
 	"fmt"
@@ -32,12 +32,12 @@ func counter(n string) *atomic.Int64 {
 	return c
 }
 
-// Armed says whether SHOP_CRASH_AT names a point.
-func Armed() bool { return name != "" }
+// Enabled says whether SHOP_CRASH_AT names a point.
+func Enabled() bool { return name != "" }
 
-// Point kills the process with SIGKILL where SHOP_CRASH_AT names the point, after a line on standard error. It may be
+// Hit kills the process with SIGKILL if SHOP_CRASH_AT names the point, after a line on standard error. It may be
 // called concurrently.
-func Point(point string) {
+func Hit(point string) {
 	if point != name || left.Add(-1) != 0 {
 		return
 	}
