@@ -139,6 +139,10 @@ upgrade: .bin/shop ## Upgrade the release before this one under load, replica by
 pgbouncer: .bin/shop ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shop exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: guides
+guides: .bin/shop .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
+	@.bin/shop exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
+
 .PHONY: bench
 bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
 	@.bin/shop bench $${BENCH:---floor --runs 3}
@@ -199,7 +203,8 @@ tidy: ## Bring all modules to the same versions, and each go.mod up to date
 .PHONY: outdated
 outdated: ## List direct dependencies that have a newer version, those of tools/* too
 	@for module in $(MODULES) $(TOOLS); do \
-	    GOWORK=off go -C "$$module" list -m -u -f '{{if and .Update (not .Indirect)}}{{.Path}} {{.Version}} {{.Update.Version}}{{end}}' all; \
+	    cd "$(CURDIR)/$$module"; \
+	    GOWORK=off go list -m -f '{{if not (or .Main .Indirect .Replace)}}{{.Path}}{{end}}' all | xargs -r env GOWORK=off go list -m -u -f '{{with .Update}}{{$$.Path}} {{$$.Version}} {{.Version}}{{end}}'; \
 	done | sort -u | awk 'NF { printf "%-60s %s -> %s\n", $$1, $$2, $$3 }'
 
 .PHONY: update

@@ -43,7 +43,7 @@ const (
 )
 
 // scenes are the names of blocks that a test of their own executes.
-var scenes = []string{"install", "backup", "restore", "restore-broker", "audit", "rotation"}
+var scenes = []string{"guide", "install", "backup", "restore", "restore-broker", "audit", "rotation"}
 
 // block is a block of code in a document.
 type block struct {

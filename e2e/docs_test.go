@@ -19,6 +19,8 @@ var (
 	link    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
 	heading = regexp.MustCompile(`(?m)^#{1,6} (.+)$`)
 
+	// goBlock is code that a guide adds, with its own tests.
+	goBlock     = regexp.MustCompile("(?ms)^```go .*?^```$")
 	namedTest   = regexp.MustCompile(`\bTest[A-Z]\w*_(\w+|…)`)
 	declaration = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 )
@@ -56,7 +58,7 @@ func TestDocuments_NameTestsThatExist(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range namedTest.FindAllString(string(text), -1) {
+		for _, name := range namedTest.FindAllString(goBlock.ReplaceAllString(string(text), ""), -1) {
 			named++
 			if !declared(tests, name) {
 				t.Errorf("%s names %s, which does not exist", path, name)
@@ -186,6 +188,29 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 			if !called[target] {
 				t.Errorf("%s does not call make %s", file, target)
 			}
+		}
+	}
+}
+
+// What CI tests with is what the images are built with.
+func TestCI_HasTheGoOfTheImages(t *testing.T) {
+	t.Parallel()
+	dockerfile, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	workflow, err := os.ReadFile("../.github/workflows/ci.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := regexp.MustCompile(`FROM golang:([\d.]+) `).FindSubmatch(dockerfile)
+	versions := regexp.MustCompile(`go-version: "([^"]*)"`).FindAllSubmatch(workflow, -1)
+	if image == nil || len(versions) == 0 {
+		t.Fatalf("Dockerfile: %q, CI: %q: there is a version missing", image, versions)
+	}
+	for _, version := range versions {
+		if string(version[1]) != string(image[1]) {
+			t.Errorf("CI has Go %s, the Dockerfile %s", version[1], image[1])
 		}
 	}
 }

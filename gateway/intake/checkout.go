@@ -11,10 +11,10 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"shop.example/domain/email"
+	"shop.example/domain/orderstate"
 	"shop.example/domain/text"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
-	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 )
 
@@ -56,7 +56,7 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 	if err != nil {
 		return nil, err
 	}
-	if w != nil && order.GetState() == orderv1.Order_PENDING && order.GetId() == w.orderID {
+	if w != nil && !orderstate.IsDecided(order.GetState()) && order.GetId() == w.orderID {
 		order = w.outcome(ctx, order, atMost)
 	}
 	return &checkoutv1.PlaceOrderResponse{Order: order}, nil

@@ -25,10 +25,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/orderstate"
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
-	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
 )
@@ -379,7 +379,7 @@ func (*requestBody) Close() error { return nil }
 func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
 	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
 		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
-		if m.GetOrder().GetState() == orderv1.Order_PENDING {
+		if !orderstate.IsDecided(m.GetOrder().GetState()) {
 			w.WriteHeader(http.StatusAccepted)
 		}
 		return nil

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -278,6 +279,11 @@ var messages = map[string]string{
 	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
+// messageOf is what is said of a state or reason; the name itself if it comes from a newer release.
+func messageOf(name string) string {
+	return cmp.Or(messages[name], "The order is "+name+".")
+}
+
 // serveOrder serves the page of an order. Whoever has its id may see it.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
@@ -296,16 +302,16 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	}
 	// Not found is an order that has not been decided; and while the order service is away, none is.
 	if view.Message == "" {
-		view.Message = messages[view.State]
+		view.Message = messageOf(view.State)
 	}
 	p.write(w, http.StatusOK, "order.html", view)
 }
 
 func (v *orderView) show(o *orderv1.Order) {
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
-	v.Message = messages[v.State]
+	v.Message = messageOf(v.State)
 	if o.Reason != nil {
-		v.Message = messages[o.GetReason().String()]
+		v.Message = messageOf(o.GetReason().String())
 	}
 	for _, item := range o.GetOrderItems() {
 		v.Lines = append(v.Lines, lineView{item.GetProductName(), item.GetQuantity(), price(item.GetUnitPrice())})

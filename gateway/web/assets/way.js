@@ -132,7 +132,8 @@ function show(order, detail) {
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
   setText(stamp, order.state);
-  setText($('slip-detail'), [messages[order.reason ?? order.state], detail && `${detail}.`, order.state === 'REJECTED' && 'Nothing was reserved.'].filter(Boolean).join(' '));
+  const message = messages[order.reason ?? order.state] ?? `The order is ${order.reason ?? order.state}.`;
+  setText($('slip-detail'), [message, detail && `${detail}.`, order.state === 'REJECTED' && 'Nothing was reserved.'].filter(Boolean).join(' '));
   $('cancel').disabled = order.state !== 'CONFIRMED';
   if (order.total_items) {
     const total = order.total_value ? `, ${price(amount(order.total_value), order.total_value.currency_code)}` : '';

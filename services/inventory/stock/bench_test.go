@@ -17,16 +17,16 @@ func benchBatch() []order {
 	return orders
 }
 
-func newStockedWarehouse(b *testing.B) *warehouse {
+func newStockedStore(b *testing.B) *store {
 	b.Helper()
-	w := newWarehouse(b)
-	_, err := w.db.ExecContext(b.Context(), `
+	st := newTestStore(b)
+	_, err := st.db.ExecContext(b.Context(), `
 		WITH more AS (UPDATE product SET on_hand = on_hand + 100000000 RETURNING id)
 		INSERT INTO stock_movement (product_id, quantity, reason) SELECT id, 100000000, 'ADJUSTED' FROM more`)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return w
+	return st
 }
 
 func BenchmarkDecide(b *testing.B) {
@@ -42,21 +42,21 @@ func BenchmarkDecide(b *testing.B) {
 }
 
 func BenchmarkCheckStock(b *testing.B) {
-	w := newStockedWarehouse(b)
+	st := newStockedStore(b)
 	for b.Loop() {
-		w.mustCheck(b, benchBatch()...)
+		st.mustCheck(b, benchBatch()...)
 	}
 	b.ReportMetric(float64(b.N)*benchOrders/b.Elapsed().Seconds(), "orders/s")
 }
 
 func BenchmarkSettle(b *testing.B) {
-	w := newStockedWarehouse(b)
+	st := newStockedStore(b)
 	for b.Loop() {
 		b.StopTimer()
 		orders := benchBatch()
-		w.mustCheck(b, orders...)
+		st.mustCheck(b, orders...)
 		b.StartTimer()
-		w.settleNow(b, orders...)
+		st.settleNow(b, orders...)
 	}
 	b.ReportMetric(float64(b.N)*benchOrders/b.Elapsed().Seconds(), "orders/s")
 }

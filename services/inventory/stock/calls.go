@@ -22,16 +22,16 @@ import (
 	"shop.example/platform/crash"
 )
 
-// checker serves StockService.
-type checker struct {
+// stockServer serves StockService.
+type stockServer struct {
 	inventoryv1.UnimplementedStockServiceServer
-	*warehouse
+	*store
 }
 
-func (c checker) CheckStock(ctx context.Context, req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
+func (c stockServer) CheckStock(ctx context.Context, req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
 	orders := make([]order, len(req.GetOrders()))
 	for i, m := range req.GetOrders() {
-		o, err := orderOf(m)
+		o, err := newOrder(m)
 		if err != nil {
 			return nil, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("orders[%d].order_id", i), Description: "must be a UUID"})
 		}
@@ -42,15 +42,15 @@ func (c checker) CheckStock(ctx context.Context, req *inventoryv1.CheckStockRequ
 		return nil, err
 	}
 	crash.Point("inventory.held")
-	c.report(ctx, a.decided)
+	c.logDecisions(ctx, a.fresh)
 	resp := &inventoryv1.CheckStockResponse{Decisions: make([]*inventoryv1.StockDecision, len(orders))}
 	for i, o := range orders {
-		resp.Decisions[i] = a.byOrder[o.id]
+		resp.Decisions[i] = a.decisions[o.id]
 	}
 	return resp, nil
 }
 
-func orderOf(m *inventoryv1.CheckStockRequest_Order) (order, error) {
+func newOrder(m *inventoryv1.CheckStockRequest_Order) (order, error) {
 	id, err := uuid.Parse(m.GetOrderId())
 	if err != nil {
 		return order{}, err
@@ -85,15 +85,15 @@ func (d decision) message() *inventoryv1.StockDecision {
 	return m
 }
 
-// catalogue serves InventoryService.
-type catalogue struct {
+// inventoryServer serves InventoryService.
+type inventoryServer struct {
 	inventoryv1.UnimplementedInventoryServiceServer
-	*warehouse
+	*store
 }
 
 const defaultPageSize = 50
 
-func (c catalogue) ListItems(ctx context.Context, req *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
+func (c inventoryServer) ListItems(ctx context.Context, req *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
 	after, err := readPageToken(req.GetPageToken())
 	if err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func readPageToken(token string) (after int32, err error) {
 	return after, nil
 }
 
-func (c catalogue) GetItem(ctx context.Context, req *inventoryv1.GetItemRequest) (*inventoryv1.GetItemResponse, error) {
+func (c inventoryServer) GetItem(ctx context.Context, req *inventoryv1.GetItemRequest) (*inventoryv1.GetItemResponse, error) {
 	p, err := readItem(ctx, c.db, req.GetId())
 	if err != nil {
 		return nil, err
@@ -144,12 +144,12 @@ func (c catalogue) GetItem(ctx context.Context, req *inventoryv1.GetItemRequest)
 	return &inventoryv1.GetItemResponse{Item: p.item()}, nil
 }
 
-func (c catalogue) CreateItems(ctx context.Context, req *inventoryv1.CreateItemsRequest) (*inventoryv1.CreateItemsResponse, error) {
-	items, err := newItems(c.warehouse, req.GetItems())
+func (c inventoryServer) CreateItems(ctx context.Context, req *inventoryv1.CreateItemsRequest) (*inventoryv1.CreateItemsResponse, error) {
+	items, err := readNewItems(c.store, req.GetItems())
 	if err != nil {
 		return nil, err
 	}
-	done, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_CreateItems_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+	done, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_CreateItems_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
 		return createItems(ctx, tx, items)
 	})
 	if err != nil {
@@ -158,12 +158,12 @@ func (c catalogue) CreateItems(ctx context.Context, req *inventoryv1.CreateItems
 	return &inventoryv1.CreateItemsResponse{Items: itemsOf(done.products)}, nil
 }
 
-func (c catalogue) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRequest) (*inventoryv1.UpdateItemResponse, error) {
-	update, err := c.updateOf(req)
+func (c inventoryServer) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRequest) (*inventoryv1.UpdateItemResponse, error) {
+	update, err := c.readUpdate(req)
 	if err != nil {
 		return nil, err
 	}
-	done, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_UpdateItem_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+	done, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_UpdateItem_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
 		return updateItems(ctx, tx, []itemUpdate{update})
 	})
 	if err != nil {
@@ -172,8 +172,8 @@ func (c catalogue) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRe
 	return &inventoryv1.UpdateItemResponse{Item: done.products[0].item()}, nil
 }
 
-func (c catalogue) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
-	_, err := c.maintain(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_DeleteItem_FullMethodName, func(tx *sqlx.Tx) (maintenance, error) {
+func (c inventoryServer) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
+	_, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_DeleteItem_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
 		return deleteItems(ctx, tx, []int32{req.GetId()})
 	})
 	if err != nil {
@@ -184,13 +184,13 @@ func (c catalogue) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRe
 
 // The bounds of a product in the contracts of the messages, which an update by call has to keep too.
 const (
-	longestName = 200 // characters
-	mostOnHand  = 1_000_000_000
+	maxNameLength = 200 // characters
+	maxOnHand     = 1_000_000_000
 )
 
-// updateOf reads which fields to change. Over REST the mask lists the leaves of the body, the parts of the price
+// readUpdate reads which fields to change. Over REST the mask lists the leaves of the body, the parts of the price
 // and perhaps id and etag, which say what to change and do not change themselves.
-func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
+func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
 	m := req.GetItem()
 	u := itemUpdate{id: m.GetId(), etag: m.GetEtag()}
 	for _, path := range req.GetUpdateMask().GetPaths() {
@@ -198,19 +198,19 @@ func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, err
 		switch field {
 		case "id", "etag":
 		case "product_name":
-			name, problem := productName(m.GetProductName())
-			if problem != "" {
-				return u, invalidItem(field, "%s", problem)
+			name, violation := readProductName(m.GetProductName())
+			if violation != "" {
+				return u, invalidItem(field, "%s", violation)
 			}
 			u.name = &name
 		case "on_hand":
-			if m.GetOnHand() < 0 || m.GetOnHand() > mostOnHand {
-				return u, invalidItem(field, "must be from 0 to %d", mostOnHand)
+			if m.GetOnHand() < 0 || m.GetOnHand() > maxOnHand {
+				return u, invalidItem(field, "must be from 0 to %d", maxOnHand)
 			}
 			u.onHand = &m.OnHand
 		case "price":
 			if m.GetPrice() == nil {
-				return u, invalidItem(field, "is required where update_mask names it")
+				return u, invalidItem(field, "is required if update_mask names it")
 			}
 			p, err := c.price(m.GetPrice(), "item.price")
 			if err != nil {
@@ -227,12 +227,12 @@ func (c catalogue) updateOf(req *inventoryv1.UpdateItemRequest) (itemUpdate, err
 	return u, nil
 }
 
-// productName is a name as the catalogue has it, or says what is wrong with it: orders find products by their names, so
+// readProductName is a name as the catalogue has it, or says what is wrong with it: orders find products by their names, so
 // two that look the same must be the same.
-func productName(given string) (name, problem string) {
+func readProductName(given string) (name, violation string) {
 	name = text.Normal(given)
-	if n := utf8.RuneCountInString(name); n == 0 || n > longestName {
-		return "", fmt.Sprintf("must be 1 to %d characters long", longestName)
+	if n := utf8.RuneCountInString(name); n == 0 || n > maxNameLength {
+		return "", fmt.Sprintf("must be 1 to %d characters long", maxNameLength)
 	}
 	if !text.Visible(name) {
 		return "", text.Rule
@@ -244,19 +244,19 @@ func invalidItem(field, format string, args ...any) error {
 	return apierror.InvalidArgument(apierror.Violation{Field: "item." + field, Description: fmt.Sprintf(format, args...)})
 }
 
-// newItems reads the items of a call or a message; both have the same fields.
-func newItems[T interface {
+// readNewItems reads the items of a call or a message; both have the same fields.
+func readNewItems[T interface {
 	GetProductName() string
 	GetQuantity() int32
 	GetPrice() *moneyv1.Money
-}](w *warehouse, messages []T) ([]newItem, error) {
+}](st *store, messages []T) ([]newItem, error) {
 	items := make([]newItem, len(messages))
 	for i, m := range messages {
-		name, problem := productName(m.GetProductName())
-		if problem != "" {
-			return nil, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: problem})
+		name, violation := readProductName(m.GetProductName())
+		if violation != "" {
+			return nil, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: violation})
 		}
-		p, err := w.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
+		p, err := st.price(m.GetPrice(), fmt.Sprintf("items[%d].price", i))
 		if err != nil {
 			return nil, err
 		}
@@ -266,9 +266,9 @@ func newItems[T interface {
 }
 
 // price reads a price of the catalogue, which has one currency. field is where the request has it.
-func (w *warehouse) price(m *moneyv1.Money, field string) (price, error) {
-	if m.GetCurrencyCode() != w.currency {
-		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field + ".currency_code", Description: "must be " + w.currency})
+func (st *store) price(m *moneyv1.Money, field string) (price, error) {
+	if m.GetCurrencyCode() != st.currency {
+		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field + ".currency_code", Description: "must be " + st.currency})
 	}
 	if err := money.Check(m); err != nil {
 		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field, Description: err.Error()})

@@ -30,12 +30,12 @@ type order struct {
 	lines []line
 }
 
-// line is one line of an order as asked. The product is found by its name, by its id only where no name is given.
+// line is one line of an order as asked. The product is found by its name, by its id only if no name is given.
 type line struct {
 	productID   int32
 	productName string
 	quantity    int32
-	expected    *price // what the customer saw; nil where any price will do
+	expected    *price // what the customer saw; nil if any price will do
 }
 
 type price struct {
@@ -67,7 +67,7 @@ func (o order) hash() []byte {
 	return sum[:]
 }
 
-// decision is the answer to one order: lines and holds where the stock is held, else reason and detail.
+// decision is the answer to one order: lines and holds if the stock is held, else reason and detail.
 type decision struct {
 	order  order
 	lines  []pricedLine
@@ -94,7 +94,7 @@ func (d decision) pieces() (n int64) {
 // decide answers the orders one after the other on the given stock: what one order takes is gone for the next, so a
 // batch never sells a piece twice. products must hold every product that the orders name and the catalogue has.
 func decide(products []product, orders []order) []decision {
-	s := newShelf(products)
+	s := newAllocation(products)
 	decisions := make([]decision, len(orders))
 	for i, o := range orders {
 		decisions[i] = s.decide(o)
@@ -102,30 +102,30 @@ func decide(products []product, orders []order) []decision {
 	return decisions
 }
 
-// shelf is the stock while a batch is decided.
-type shelf struct {
+// allocation is the stock that is left while a batch is decided.
+type allocation struct {
 	byID   map[int32]*product
 	byName map[string]*product
 }
 
-func newShelf(products []product) shelf {
-	s := shelf{make(map[int32]*product, len(products)), make(map[string]*product, len(products))}
+func newAllocation(products []product) allocation {
+	s := allocation{make(map[int32]*product, len(products)), make(map[string]*product, len(products))}
 	for _, p := range products {
 		s.byID[p.ID], s.byName[p.Name] = &p, &p
 	}
 	return s
 }
 
-func (s shelf) find(l line) *product {
+func (s allocation) find(l line) *product {
 	if l.productName != "" {
 		return s.byName[l.productName]
 	}
 	return s.byID[l.productID]
 }
 
-// decide answers one order and takes what it holds off the shelf. An unknown product is reported before a changed
+// decide answers one order and reserves its stock in the allocation. An unknown product is reported before a changed
 // price, that before an order that nobody could pay, and that before missing stock.
-func (s shelf) decide(o order) decision {
+func (s allocation) decide(o order) decision {
 	priced := make([]pricedLine, len(o.lines))
 	asked := make(map[int32]int64, len(o.lines)) // by product: lines of one product are one demand
 	var unknown, repriced []string
@@ -144,12 +144,12 @@ func (s shelf) decide(o order) decision {
 	}
 	switch {
 	case len(unknown) > 0:
-		return refuse(o, unknownProduct, unknown)
+		return reject(o, unknownProduct, unknown)
 	case len(repriced) > 0:
-		return refuse(o, priceChanged, repriced)
+		return reject(o, priceChanged, repriced)
 	}
-	if why, detail := unpayable(priced); why != "" {
-		return refuse(o, why, []string{detail})
+	if why, detail := checkTotal(priced); why != "" {
+		return reject(o, why, []string{detail})
 	}
 	ids := slices.Sorted(maps.Keys(asked))
 	var short []string
@@ -159,7 +159,7 @@ func (s shelf) decide(o order) decision {
 		}
 	}
 	if len(short) > 0 {
-		return refuse(o, outOfStock, short)
+		return reject(o, outOfStock, short)
 	}
 	d := decision{order: o, lines: priced}
 	for _, id := range ids {
@@ -170,8 +170,8 @@ func (s shelf) decide(o order) decision {
 	return d
 }
 
-// unpayable says why lines have no sum that can be told, "" if they have one.
-func unpayable(lines []pricedLine) (why reason, detail string) {
+// checkTotal says why the value of lines cannot be represented, "" if it can.
+func checkTotal(lines []pricedLine) (why reason, detail string) {
 	var sum int64
 	currency := lines[0].unitPrice.currency
 	for _, l := range lines {
@@ -190,8 +190,8 @@ func unpayable(lines []pricedLine) (why reason, detail string) {
 // reads a hundred of them. One problem alone, with a name of 200 characters that all have to be escaped, has up to 2,050.
 const maxDetail = 2100
 
-// refuse names the problems as far as they fit, and says how many more there are.
-func refuse(o order, why reason, problems []string) decision {
+// reject names the problems as far as they fit, and says how many more there are.
+func reject(o order, why reason, problems []string) decision {
 	detail := problems[0]
 	for i, p := range problems[1:] {
 		more := fmt.Sprintf("; and %d more", len(problems)-1-i)

@@ -122,7 +122,7 @@ func TestDecide_OneOrder(t *testing.T) {
 	}
 }
 
-func TestDecide_LinesCarryTheCatalogue(t *testing.T) {
+func TestDecide_LinesHaveTheCataloguesNamesAndPrices(t *testing.T) {
 	t.Parallel()
 	d := decide(testCatalogue(), []order{orderFor(byID(2, 1), byName("Laptop", 2), byName("Phone", 1))})[0]
 	want := []pricedLine{
@@ -138,7 +138,7 @@ func TestDecide_LinesCarryTheCatalogue(t *testing.T) {
 	}
 }
 
-func TestDecide_WhatOneOrderTakesIsGoneForTheNext(t *testing.T) {
+func TestDecide_StockReservedForOneOrderIsGoneForTheNext(t *testing.T) {
 	t.Parallel()
 	decisions := decide(testCatalogue(), []order{
 		orderFor(byName("Laptop", 3)),
@@ -155,7 +155,7 @@ func TestDecide_WhatOneOrderTakesIsGoneForTheNext(t *testing.T) {
 	}
 }
 
-func TestDecide_LeavesWhatItWasGivenAlone(t *testing.T) {
+func TestDecide_DoesNotModifyItsInput(t *testing.T) {
 	t.Parallel()
 	products := testCatalogue()
 	decide(products, []order{orderFor(byName("Laptop", 5))})

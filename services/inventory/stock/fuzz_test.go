@@ -30,7 +30,7 @@ func FuzzCheckStockRequest_IsReadIfItKeepsItsContract(f *testing.F) {
 			return
 		}
 		for _, m := range request.GetOrders() {
-			o, err := orderOf(m)
+			o, err := newOrder(m)
 			if err != nil {
 				t.Errorf("the contract allows %v, which cannot be read: %v", m, err)
 			}

@@ -19,7 +19,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// The catalogue. What is refused here carries a gRPC status, because it is the asker's to mend; the same functions
+// The catalogue. What is refused here carries a gRPC status, because the caller can correct it; the same functions
 // serve calls and messages.
 
 // newItem is a product to add.
@@ -32,7 +32,7 @@ type newItem struct {
 // itemUpdate changes the fields of a product that are not nil.
 type itemUpdate struct {
 	id     int32
-	etag   string // must be the stored one, where it is not empty
+	etag   string // must be the stored one, if it is not empty
 	name   *string
 	onHand *int32
 	price  *price
@@ -70,21 +70,21 @@ func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error)
 	return p, nil
 }
 
-// maintenance is what was done to the catalogue.
-type maintenance struct {
-	products []product // as they are now
-	changes  []change  // of their stock
-	deeds    []deed
+// catalogueChange is what was done to the catalogue.
+type catalogueChange struct {
+	products []product     // as they are now
+	stock    []stockChange // of their stock
+	actions  []itemAction
 }
 
-// deed is what was done to one product, for the record.
-type deed struct {
+// itemAction is what was done to one product, for the record of operators' actions.
+type itemAction struct {
 	product int32
 	detail  string
 }
 
 // createItems adds products with their stock, all or none.
-func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (maintenance, error) {
+func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (catalogueChange, error) {
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
 		INSERT INTO product AS p (name, unit_price, currency, on_hand)
@@ -99,17 +99,17 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (maintenance
 		postgres.Array(items, func(i newItem) string { return i.price.currency }),
 		postgres.Array(items, func(i newItem) int32 { return i.onHand }))
 	if err != nil {
-		return maintenance{}, fmt.Errorf("creating %d items: %w", len(items), err)
+		return catalogueChange{}, fmt.Errorf("creating %d items: %w", len(items), err)
 	}
 	if len(products) < len(items) {
-		return maintenance{}, itemExists(items, products)
+		return catalogueChange{}, itemExists(items, products)
 	}
-	done := maintenance{products: products}
-	stocked := deltas{}
+	done := catalogueChange{products: products}
+	stocked := stockDeltas{}
 	for _, p := range products {
-		done.changes = append(done.changes, change{product: p})
-		done.deeds = append(done.deeds, deed{p.ID, fmt.Sprintf("created: name %q, price %s, on hand %d", p.Name, money.Format(p.UnitPrice, p.Currency), p.OnHand)})
-		stocked[p.ID] = delta{onHand: p.OnHand}
+		done.stock = append(done.stock, stockChange{product: p})
+		done.actions = append(done.actions, itemAction{p.ID, fmt.Sprintf("created: name %q, price %s, on hand %d", p.Name, money.Format(p.UnitPrice, p.Currency), p.OnHand)})
+		stocked[p.ID] = stockDelta{onHand: p.OnHand}
 	}
 	return done, writeMovements(ctx, tx, stocked, created)
 }
@@ -125,35 +125,35 @@ func itemExists(items []newItem, inserted []product) error {
 }
 
 // updateItems changes products, all or none, one update after the other.
-func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) (maintenance, error) {
+func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) (catalogueChange, error) {
 	ids := make([]int32, len(updates))
 	for i, u := range updates {
 		ids[i] = u.id
 	}
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
-		return maintenance{}, err
+		return catalogueChange{}, err
 	}
 	wanted := maps.Clone(stored)
 	for _, u := range updates {
 		if wanted[u.id], err = u.apply(wanted[u.id]); err != nil {
-			return maintenance{}, err
+			return catalogueChange{}, err
 		}
 	}
 	products, err := writeItems(ctx, tx, slices.Collect(maps.Values(wanted)))
 	if err != nil {
-		return maintenance{}, err
+		return catalogueChange{}, err
 	}
-	done := maintenance{products: products}
-	restocked := deltas{}
+	done := catalogueChange{products: products}
+	restocked := stockDeltas{}
 	for _, p := range products {
 		before := stored[p.ID]
-		done.deeds = append(done.deeds, deed{p.ID, p.differences(before)})
+		done.actions = append(done.actions, itemAction{p.ID, p.differences(before)})
 		if p.OnHand == before.OnHand {
 			continue
 		}
-		done.changes = append(done.changes, change{p, before.available()})
-		restocked[p.ID] = delta{onHand: p.OnHand - before.OnHand}
+		done.stock = append(done.stock, stockChange{p, before.available()})
+		restocked[p.ID] = stockDelta{onHand: p.OnHand - before.OnHand}
 	}
 	return done, writeMovements(ctx, tx, restocked, adjusted)
 }
@@ -226,7 +226,7 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 }
 
 // deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them.
-func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (done maintenance, err error) {
+func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (done catalogueChange, err error) {
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
 		return done, err
@@ -236,7 +236,7 @@ func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (done maintenanc
 		if p.Reserved > 0 {
 			return done, apierror.New(codes.FailedPrecondition, "ITEM_HELD", "%s: %d pieces are held for orders", p.Name, p.Reserved)
 		}
-		done.deeds = append(done.deeds, deed{id, fmt.Sprintf("deleted: name %q", p.Name)})
+		done.actions = append(done.actions, itemAction{id, fmt.Sprintf("deleted: name %q", p.Name)})
 	}
 	_, err = tx.ExecContext(ctx, `
 		UPDATE product SET deleted_at = statement_timestamp(), updated_at = statement_timestamp(), version = version + 1
@@ -270,7 +270,7 @@ func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product
 }
 
 // writeMovements keeps the changes of on_hand that no order caused.
-func writeMovements(ctx context.Context, tx *sqlx.Tx, by deltas, why movement) error {
+func writeMovements(ctx context.Context, tx *sqlx.Tx, by stockDeltas, why movement) error {
 	ids := slices.Collect(maps.Keys(by))
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO stock_movement (product_id, quantity, reason)

@@ -19,9 +19,9 @@ import (
 )
 
 // inTx runs a change of the catalogue as calls and messages do.
-func inTx(t testing.TB, w *warehouse, f func(tx *sqlx.Tx) (maintenance, error)) error {
+func inTx(t testing.TB, st *store, f func(tx *sqlx.Tx) (catalogueChange, error)) error {
 	t.Helper()
-	_, err := w.maintain(t.Context(), "somebody", "something", f)
+	_, err := st.changeCatalogue(t.Context(), "somebody", "something", f)
 	return err
 }
 
@@ -33,9 +33,9 @@ func byOperator(t testing.TB, name string) context.Context {
 }
 
 // recorded takes out of the outbox what operators have done.
-func (w *warehouse) recorded(t testing.TB) (all []string) {
+func (st *store) recorded(t testing.TB) (all []string) {
 	t.Helper()
-	for _, m := range w.published(t) {
+	for _, m := range st.published(t) {
 		if acted, ok := m.(*eventsv1.OperatorActed); ok {
 			all = append(all, strings.Join([]string{acted.GetOperator(), acted.GetMethod(), acted.GetTarget(), acted.GetDetail()}, " | "))
 		}
@@ -45,8 +45,8 @@ func (w *warehouse) recorded(t testing.TB) (all []string) {
 
 func TestCatalogue_EachChangeIsRecordedWithWhoMadeIt(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
 	ctx := byOperator(t, "ada")
 	_, err := c.CreateItems(ctx, &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{
 		{ProductName: "Watch", Quantity: 5, Price: usd(99)}, {ProductName: "Tablet", Price: usd(300)},
@@ -75,7 +75,7 @@ func TestCatalogue_EachChangeIsRecordedWithWhoMadeIt(t *testing.T) {
 		service + `UpdateItem | item 1 | name "Notebook", was "Laptop"; price 900.00 USD, was 1000.00 USD; on hand 40, was 50`,
 		service + `DeleteItem | item 2 | deleted: name "Phone"`,
 	}
-	if got := w.recorded(t); !slices.Equal(got, want) {
+	if got := st.recorded(t); !slices.Equal(got, want) {
 		t.Errorf("recorded %q, want %q", got, want)
 	}
 }
@@ -83,15 +83,15 @@ func TestCatalogue_EachChangeIsRecordedWithWhoMadeIt(t *testing.T) {
 // A message is recorded once, as that of the broker's user who published it.
 func TestCatalogue_ChangesByMessageAreRecordedToo(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
+	st := newTestStore(t)
 	batch := delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: laptop, Price: usd(1)}, {Id: phone}}})
 	batch[0].User = "backoffice"
 	for range 2 {
-		if err := w.onUpdateItems(t.Context(), batch); err != nil {
+		if err := st.onUpdateItems(t.Context(), batch); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+	if err := st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -99,15 +99,15 @@ func TestCatalogue_ChangesByMessageAreRecordedToo(t *testing.T) {
 		"user of the broker backoffice | shop.events.v1.UpdateItems | item 2 | nothing changed",
 		`unknown user of the broker | shop.events.v1.DeleteItems | item 2 | deleted: name "Phone"`,
 	}
-	if got := w.recorded(t); !slices.Equal(got, want) {
+	if got := st.recorded(t); !slices.Equal(got, want) {
 		t.Errorf("recorded %q, want %q", got, want)
 	}
 }
 
-func TestCatalogue_NamesThatDeceiveAreRefusedAndOthersNormalised(t *testing.T) {
+func TestCatalogue_DeceptiveNamesAreRefusedAndOthersNormalised(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
 	create := func(name string) (*inventoryv1.Item, error) {
 		made, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{{ProductName: name, Quantity: 1, Price: usd(1)}}})
 		if err != nil {
@@ -116,7 +116,7 @@ func TestCatalogue_NamesThatDeceiveAreRefusedAndOthersNormalised(t *testing.T) {
 		return made.GetItems()[0], nil
 	}
 	rename := func(name string) error {
-		return w.onUpdateItems(t.Context(), delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: keyboard, ProductName: &name}}}))
+		return st.onUpdateItems(t.Context(), delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: keyboard, ProductName: &name}}}))
 	}
 	for _, bad := range []string{"Lap\u200btop", "Laptop\u202e", "Laptop\n", "\u3164", strings.Repeat("\u0958", 101)} { // which is 202 characters in its normal form
 		if _, err := create(bad); reasonOf(err) != "INVALID_ARGUMENT" {
@@ -141,7 +141,7 @@ func TestCatalogue_NamesThatDeceiveAreRefusedAndOthersNormalised(t *testing.T) {
 	if err := rename("Souris a\u0300 fil"); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.mustCheck(t, orderFor(byName("Souris \u00e0 fil", 1))); got[0].GetRejection() != nil {
+	if got := st.mustCheck(t, orderFor(byName("Souris \u00e0 fil", 1))); got[0].GetRejection() != nil {
 		t.Errorf("ordered by its name: %v", got)
 	}
 }
@@ -152,9 +152,9 @@ func createOf(items ...*eventsv1.CreateItems_Item) *eventsv1.CreateItems {
 	return &eventsv1.CreateItems{RequestId: uuid.NewString(), Items: items}
 }
 
-func (w *warehouse) count(t testing.TB) (n int) {
+func (st *store) count(t testing.TB) (n int) {
 	t.Helper()
-	if err := w.db.GetContext(t.Context(), &n, `SELECT count(*) FROM product WHERE deleted_at IS NULL`); err != nil {
+	if err := st.db.GetContext(t.Context(), &n, `SELECT count(*) FROM product WHERE deleted_at IS NULL`); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -162,8 +162,8 @@ func (w *warehouse) count(t testing.TB) (n int) {
 
 func TestCreateItems_AllOrNone(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
 	euros := &moneyv1.Money{CurrencyCode: "EUR", Units: 1}
 	tests := map[string]struct {
 		items  []*inventoryv1.CreateItemsRequest_NewItem
@@ -184,7 +184,7 @@ func TestCreateItems_AllOrNone(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if n := w.count(t); n != 8 {
+	if n := st.count(t); n != 8 {
 		t.Errorf("%d products after refusals", n)
 	}
 	made, err := c.CreateItems(t.Context(), &inventoryv1.CreateItemsRequest{Items: []*inventoryv1.CreateItemsRequest_NewItem{
@@ -199,35 +199,35 @@ func TestCreateItems_AllOrNone(t *testing.T) {
 		t.Errorf("made %v", made)
 	}
 	// The first StockChanged of each; a product that begins with nothing is not depleted.
-	if got := w.announced(t); len(got) != 2 {
+	if got := st.announced(t); len(got) != 2 {
 		t.Errorf("announced %v", got)
 	}
 }
 
 func TestCreateItemsMessage_TwiceIsOneEffect(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
+	st := newTestStore(t)
 	m := createOf(&eventsv1.CreateItems_Item{ProductName: "Tablet", Quantity: 7, Price: usd(300)})
 	other := createOf(&eventsv1.CreateItems_Item{ProductName: "Watch", Quantity: 1, Price: usd(100)})
 	for range 2 {
-		if err := w.onCreateItems(t.Context(), delivered(m, m, other)); err != nil {
+		if err := st.onCreateItems(t.Context(), delivered(m, m, other)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := w.count(t); n != 10 {
+	if n := st.count(t); n != 10 {
 		t.Errorf("%d products, want 10", n)
 	}
 	again := createOf(m.GetItems()...)
-	if err := w.onCreateItems(t.Context(), delivered(again)); reasonOf(err) != "ITEM_EXISTS" {
+	if err := st.onCreateItems(t.Context(), delivered(again)); reasonOf(err) != "ITEM_EXISTS" {
 		t.Errorf("another request for the same name: %v", err)
 	}
 }
 
 func TestUpdateItems_AllOrNone(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	w.mustCheck(t, orderFor(byName("Phone", 10)))
-	w.announced(t)
+	st := newTestStore(t)
+	st.mustCheck(t, orderFor(byName("Phone", 10)))
+	st.announced(t)
 	name, taken, more, few := "Notebook", "Mouse", int32(60), int32(9)
 	good := &eventsv1.UpdateItems_Item{Id: laptop, ProductName: &name, Quantity: &more, Price: usd(999)}
 	tests := map[string]struct {
@@ -241,12 +241,12 @@ func TestUpdateItems_AllOrNone(t *testing.T) {
 	}
 	for name, tt := range tests {
 		m := &eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{good, tt.bad}}
-		if err := w.onUpdateItems(t.Context(), delivered(m)); reasonOf(err) != tt.reason {
+		if err := st.onUpdateItems(t.Context(), delivered(m)); reasonOf(err) != tt.reason {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	wantStock(t, w, laptop, 50, 0)
-	if got := w.announced(t); len(got) != 0 {
+	wantStock(t, st, laptop, 50, 0)
+	if got := st.announced(t); len(got) != 0 {
 		t.Errorf("refusals announced %v", got)
 	}
 
@@ -255,16 +255,16 @@ func TestUpdateItems_AllOrNone(t *testing.T) {
 		good, {Id: phone, Quantity: &all}, {Id: keyboard, Price: usd(51)},
 	}}
 	for range 2 {
-		if err := w.onUpdateItems(t.Context(), delivered(m)); err != nil {
+		if err := st.onUpdateItems(t.Context(), delivered(m)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	p, err := readItem(t.Context(), w.db, laptop)
+	p, err := readItem(t.Context(), st.db, laptop)
 	if err != nil || p.Name != "Notebook" || p.OnHand != 60 || p.UnitPrice != 99900 || p.Version != 2 {
 		t.Errorf("updated %+v, %v", p, err)
 	}
 	// Laptop and Phone have changed stock, and of Phone nothing is left to sell. A new price is no change of stock.
-	got := w.announced(t)
+	got := st.announced(t)
 	if len(got) != 3 || got[2].(*eventsv1.StockDepleted).GetProductId() != phone {
 		t.Errorf("announced %v", got)
 	}
@@ -272,8 +272,8 @@ func TestUpdateItems_AllOrNone(t *testing.T) {
 
 func TestUpdateItem_ByMaskAndETag(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
 	update := func(item *inventoryv1.Item, paths ...string) (*inventoryv1.Item, error) {
 		resp, err := c.UpdateItem(t.Context(), &inventoryv1.UpdateItemRequest{Item: item, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths}})
 		return resp.GetItem(), err
@@ -307,12 +307,12 @@ func TestUpdateItem_ByMaskAndETag(t *testing.T) {
 
 func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
 	o := orderFor(byName("Laptop", 1))
-	w.mustCheck(t, o)
+	st.mustCheck(t, o)
 	deletion := func(ids ...int32) error {
-		return w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: ids}))
+		return st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: ids}))
 	}
 	if err := deletion(phone, laptop); reasonOf(err) != "ITEM_HELD" {
 		t.Errorf("one of them is held: %v", err)
@@ -320,10 +320,10 @@ func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
 	if err := deletion(phone, 99); reasonOf(err) != "ITEM_NOT_FOUND" {
 		t.Errorf("one of them is unknown: %v", err)
 	}
-	if n := w.count(t); n != 8 {
+	if n := st.count(t); n != 8 {
 		t.Errorf("%d products after refusals", n)
 	}
-	w.settleNow(t, o)
+	st.settleNow(t, o)
 	if err := deletion(phone, laptop); err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,7 @@ func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
 	if _, err := c.GetItem(t.Context(), &inventoryv1.GetItemRequest{Id: laptop}); reasonOf(err) != "ITEM_NOT_FOUND" {
 		t.Errorf("read after deletion: %v", err)
 	}
-	d := w.mustCheck(t, orderFor(byName("Laptop", 1)), orderFor(byID(laptop, 1)))
+	d := st.mustCheck(t, orderFor(byName("Laptop", 1)), orderFor(byID(laptop, 1)))
 	for _, got := range d {
 		if got.GetRejection().GetReason() != eventsv1.OrderRejected_UNKNOWN_PRODUCT {
 			t.Errorf("ordered after deletion: %v", got)
@@ -346,15 +346,15 @@ func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	w.cancelNow(t, o)
-	wantStock(t, w, laptop, 50, 0)
+	st.cancelNow(t, o)
+	wantStock(t, st, laptop, 50, 0)
 }
 
 func TestListItems_PageByPage(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	c := catalogue{warehouse: w}
-	if err := w.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
+	if err := st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
 		t.Fatal(err)
 	}
 	var names []string

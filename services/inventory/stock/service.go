@@ -1,9 +1,10 @@
 // Package stock is the inventory service: the catalogue, and the stock that is held for orders and sold to them.
 //
-// Orders come as CheckStock calls over the broker: decide answers a batch of them, and the warehouse holds their stock
-// and keeps the answers in one transaction. Messages settle the holds, or give them back, and maintain the catalogue, as
-// gRPC calls do. What changes is announced through the outbox. The sweeper asks the order service about holds that
-// nobody has settled.
+// Orders come as CheckStock calls over the broker (calls.go): decide says for each order of a batch whether there is
+// stock (decide.go), and the store holds it and keeps the decisions in one transaction (store.go). Messages settle or
+// release the holds, and change the catalogue (messages.go, items.go), as gRPC calls do (calls.go). Changes of the stock
+// are published through the outbox. The sweeper asks the order service about holds that nobody has settled
+// (sweeper.go), and the logging service asks which events have not been handled (settlement.go).
 package stock
 
 import (
@@ -30,12 +31,12 @@ import (
 const (
 	name   = topology.Inventory
 	schema = "inventory"
-	// callers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
+	// checkWorkers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
 	// each other in the database, so more would only hold connections.
-	callers = 4
+	checkWorkers = 4
 )
 
-// linger is how long a batch of messages waits for more, and what is told of the stock. Nobody waits for either: the stock
+// linger is how long a batch of messages, and of events to publish, waits for more. No client waits for either: the stock
 // is held already.
 const linger = 20 * time.Millisecond
 
@@ -51,7 +52,7 @@ type Config struct {
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 	// OrderAddr is where the order service is asked about old holds.
 	OrderAddr string `env:"ORDER_ADDR"    envDefault:"localhost:3001"`
-	// HoldLimit is the age from which a hold is old, 15 min where it is 0. Less than 5 min is refused.
+	// HoldLimit is the age from which a hold is old, 15 min if it is 0. Less than 5 min is refused.
 	HoldLimit time.Duration `env:"HOLD_LIMIT"`
 	// Currency is the ISO 4217 code of the one currency that the catalogue has.
 	Currency  string `env:"SHOP_CURRENCY" envDefault:"USD"`
@@ -71,8 +72,8 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.HoldLimit == 0 {
 		cfg.HoldLimit = defaultHoldLimit
 	}
-	if cfg.HoldLimit < leastHoldLimit {
-		return nil, fmt.Errorf("HOLD_LIMIT is %s, but an order may still be on its way to being stored: set it to %s or more", cfg.HoldLimit, leastHoldLimit)
+	if cfg.HoldLimit < minHoldLimit {
+		return nil, fmt.Errorf("HOLD_LIMIT is %s, but an order may still be on its way to being stored: set it to %s or more", cfg.HoldLimit, minHoldLimit)
 	}
 	if !money.Valid(cfg.Currency) {
 		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
@@ -123,26 +124,26 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	if err != nil {
 		return err
 	}
-	w := &warehouse{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
+	st := &store{db: pool, log: t.Logger, currency: cfg.Currency, wake: relay.Wake, repeats: repeats}
 	consumer := messaging.NewConsumer(consume, publisher, name,
-		messaging.ConsumerOptions{Linger: linger}, w.handlers(publisher)...)
+		messaging.ConsumerOptions{Linger: linger}, st.handlers(publisher)...)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
-	calls := messaging.NewRPCServer(consume, publisher, callers, apierror.NewInterceptor(t.Logger, postgres.Transient...).Unary)
-	inventoryv1.RegisterStockServiceServer(calls, checker{warehouse: w})
+	calls := messaging.NewRPCServer(consume, publisher, checkWorkers, apierror.NewInterceptor(t.Logger, postgres.Transient...).Unary)
+	inventoryv1.RegisterStockServiceServer(calls, stockServer{store: st})
 	s.Go("stock checks", calls.Run)
 	s.Check("stock checks", calls.Ready)
 
-	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), catalogue{warehouse: w})
-	inventoryv1.RegisterSettlementServiceServer(s.GRPC(), settlement{warehouse: w})
+	inventoryv1.RegisterInventoryServiceServer(s.GRPC(), inventoryServer{store: st})
+	inventoryv1.RegisterSettlementServiceServer(s.GRPC(), settlementServer{store: st})
 	report.Serve(s.Service, report.Outbox(relay))
 
 	orders, err := s.DialService("ORDER_ADDR", cfg.OrderAddr, cfg.TLS)
 	if err != nil {
 		return err
 	}
-	sweeper, err := newSweeper(w, orderv1.NewOrderServiceClient(orders), cfg.HoldLimit, t.Meter)
+	sweeper, err := newSweeper(st, orderv1.NewOrderServiceClient(orders), cfg.HoldLimit, t.Meter)
 	if err != nil {
 		return err
 	}

@@ -15,22 +15,22 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// settlement serves SettlementService, which tells which events about orders have not been handled: a hold's state says
+// settlementServer serves SettlementService, which says which events about orders have not been handled: a hold's state says
 // what was done to it.
-type settlement struct {
+type settlementServer struct {
 	inventoryv1.UnimplementedSettlementServiceServer
-	*warehouse
+	*store
 }
 
 // FindUnhandled is part of inventoryv1.SettlementServiceServer.
-func (s settlement) FindUnhandled(ctx context.Context, req *inventoryv1.FindUnhandledRequest) (*inventoryv1.FindUnhandledResponse, error) {
+func (s settlementServer) FindUnhandled(ctx context.Context, req *inventoryv1.FindUnhandledRequest) (*inventoryv1.FindUnhandledResponse, error) {
 	event, _ := contract.ByRoutingKey(req.GetRoutingKey())
-	var before []step // the steps that handling the event takes
+	var before []holdTransition // what handling the event does to holds
 	switch event.Name {
 	case (&eventsv1.DecrementQuantity{}).ProtoReflect().Descriptor().FullName():
-		before = settling
+		before = settleTransitions
 	case (&eventsv1.OrderCancelled{}).ProtoReflect().Descriptor().FullName():
-		before = releasing
+		before = releaseTransitions
 	default:
 		return nil, apierror.InvalidArgument(apierror.Violation{Field: "routing_key", Description: "must be that of an event which settles or releases holds"})
 	}
@@ -38,26 +38,26 @@ func (s settlement) FindUnhandled(ctx context.Context, req *inventoryv1.FindUnha
 	for i, id := range req.GetOrderIds() {
 		ids[i] = uuid.UUID(id) // 16 bytes, as the contract says
 	}
-	unhandled, err := ordersWith(ctx, s.db, ids, before)
+	unhandled, err := ordersWithHoldsIn(ctx, s.db, ids, before)
 	if err != nil {
 		return nil, err
 	}
-	return &inventoryv1.FindUnhandledResponse{OrderIds: bytesOf(unhandled)}, nil
+	return &inventoryv1.FindUnhandledResponse{OrderIds: idBytes(unhandled)}, nil
 }
 
 // FindHeld is part of inventoryv1.SettlementServiceServer.
-func (s settlement) FindHeld(ctx context.Context, req *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
-	held, err := heldFor(ctx, s.db, req.GetMinAge().AsDuration(), maxHeld)
+func (s settlementServer) FindHeld(ctx context.Context, req *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
+	held, err := ordersHoldingFor(ctx, s.db, req.GetMinAge().AsDuration(), maxHeld)
 	if err != nil {
 		return nil, err
 	}
-	return &inventoryv1.FindHeldResponse{OrderIds: bytesOf(held)}, nil
+	return &inventoryv1.FindHeldResponse{OrderIds: idBytes(held)}, nil
 }
 
 // maxHeld is how many holds FindHeld looks at.
 const maxHeld = 1000
 
-func bytesOf(ids []uuid.UUID) [][]byte {
+func idBytes(ids []uuid.UUID) [][]byte {
 	out := make([][]byte, len(ids))
 	for i := range ids {
 		out[i] = ids[i][:]
@@ -65,20 +65,20 @@ func bytesOf(ids []uuid.UUID) [][]byte {
 	return out
 }
 
-// ordersWith returns those of the orders that have holds which one of the steps would move.
-func ordersWith(ctx context.Context, q sqlx.QueryerContext, orders []uuid.UUID, steps []step) (found []uuid.UUID, err error) {
+// ordersWithHoldsIn returns those of the orders that have holds in the first state of one of the transitions.
+func ordersWithHoldsIn(ctx context.Context, q sqlx.QueryerContext, orders []uuid.UUID, transitions []holdTransition) (found []uuid.UUID, err error) {
 	err = sqlx.SelectContext(ctx, q, &found, postgres.Prepared+`
 		SELECT DISTINCT order_id FROM hold WHERE order_id = ANY ($1::uuid[]) AND state = ANY ($2::text[])`,
-		postgres.ArrayOf(orders), postgres.Array(steps, func(s step) string { return string(s.from) }))
+		postgres.ArrayOf(orders), postgres.Array(transitions, func(s holdTransition) string { return string(s.from) }))
 	if err != nil {
 		return nil, fmt.Errorf("reading the holds of %d orders: %w", len(orders), postgres.Classify(err))
 	}
 	return found, nil
 }
 
-// heldFor returns the orders whose holds are the oldest ones that are neither settled nor released, and at least of this
+// ordersHoldingFor returns the orders whose holds are the oldest ones that are neither settled nor released, and at least of this
 // age. It looks at limit holds.
-func heldFor(ctx context.Context, q sqlx.QueryerContext, age time.Duration, limit int) (orders []uuid.UUID, err error) {
+func ordersHoldingFor(ctx context.Context, q sqlx.QueryerContext, age time.Duration, limit int) (orders []uuid.UUID, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, `
 		SELECT DISTINCT order_id FROM (
 		    SELECT order_id FROM hold WHERE state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'

@@ -15,8 +15,8 @@ import (
 
 func TestFindUnhandled_AHoldSaysWhichEventsOfItsOrderWereHandled(t *testing.T) {
 	t.Parallel()
-	w := newWarehouse(t)
-	s := settlement{warehouse: w}
+	st := newTestStore(t)
+	s := settlementServer{store: st}
 	names := map[uuid.UUID]string{}
 	orders := map[string]order{}
 	var ids [][]byte
@@ -28,12 +28,12 @@ func TestFindUnhandled_AHoldSaysWhichEventsOfItsOrderWereHandled(t *testing.T) {
 		o := order{id: uuid.Must(uuid.NewV7()), lines: []line{{productID: laptop, quantity: quantity}, {productID: phone, quantity: 1}}}
 		orders[name], names[o.id] = o, name
 		if name != "unknown" {
-			w.mustCheck(t, o)
+			st.mustCheck(t, o)
 		}
 		ids = append(ids, o.id[:])
 	}
-	w.settleNow(t, orders["settled"], orders["released"])
-	w.cancelNow(t, orders["released"])
+	st.settleNow(t, orders["settled"], orders["released"])
+	st.cancelNow(t, orders["released"])
 	namesOf := func(ids [][]byte) (found []string) {
 		for _, id := range ids {
 			found = append(found, names[uuid.UUID(id)])
@@ -64,7 +64,7 @@ func TestFindUnhandled_AHoldSaysWhichEventsOfItsOrderWereHandled(t *testing.T) {
 	if got := held(time.Minute); len(got) > 0 {
 		t.Errorf("held for a minute: %q", got)
 	}
-	w.db.MustExec(`UPDATE hold SET created_at = created_at - interval '2 min'`)
+	st.db.MustExec(`UPDATE hold SET created_at = created_at - interval '2 min'`)
 	if got := held(time.Minute); !slices.Equal(got, []string{"held"}) {
 		t.Errorf("held for a minute: %q", got)
 	}

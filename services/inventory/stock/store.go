@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -14,10 +15,15 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/crash"
+	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )
 
@@ -46,21 +52,21 @@ func (p product) available() int32 { return p.OnHand - p.Reserved }
 
 func (p product) price() price { return price{p.UnitPrice, p.Currency} }
 
-// change is a product after its stock has changed.
-type change struct {
+// stockChange is a product after its stock has changed.
+type stockChange struct {
 	product
 	before int32 // how many pieces could be sold before
 }
 
-func (c change) depleted() bool { return c.before > 0 && c.available() == 0 }
+func (c stockChange) depleted() bool { return c.before > 0 && c.available() == 0 }
 
-// deltas is by how much the stock of products changes, by id.
-type deltas map[int32]delta
+// stockDeltas is by how much the stock of products changes, by id.
+type stockDeltas map[int32]stockDelta
 
-type delta struct{ onHand, reserved int32 }
+type stockDelta struct{ onHand, reserved int32 }
 
-// add counts the holds in, each piece with onHand and reserved.
-func (d deltas) add(holds []hold, onHand, reserved int32) {
+// add counts the holds in, each piece with onHandPerPiece and reserved.
+func (d stockDeltas) add(holds []hold, onHand, reserved int32) {
 	for _, h := range holds {
 		sum := d[h.ProductID]
 		sum.onHand += h.Quantity * onHand
@@ -94,69 +100,156 @@ const (
 	restocked movement = "RESTOCKED"
 )
 
-// answers is the outcome of one call of check.
-type answers struct {
-	byOrder map[uuid.UUID]*inventoryv1.StockDecision // every order that was asked about
-	decided []decision                               // those that were decided by this call
+// store changes stock and catalogue for calls and messages. Its methods may be called concurrently, in any number of processes.
+type store struct {
+	db       *sqlx.DB
+	log      *slog.Logger
+	currency string
+	wake     func() // tells the relay that the outbox has something
+	repeats  *outbox.Repeats
+}
+
+// changeStock runs f in a transaction that also announces what f changed, and logs it once it is committed. If the
+// transaction loses against another one, it and f are run once more.
+func (st *store) changeStock(ctx context.Context, f func(tx *sqlx.Tx) ([]stockChange, error)) error {
+	var changes []stockChange
+	attempt := func(tx *sqlx.Tx) (err error) {
+		if changes, err = f(tx); err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, stockEvents(changes))
+	}
+	err := postgres.InTx(ctx, st.db, attempt)
+	if errors.Is(err, postgres.ErrRetry) {
+		err = postgres.InTx(ctx, st.db, attempt)
+	}
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	st.wake()
+	for _, c := range changes {
+		st.log.LogAttrs(ctx, slog.LevelInfo, "stock updated", slog.String("product", c.Name),
+			slog.Int("on_hand", int(c.OnHand)), slog.Int("reserved", int(c.Reserved)), slog.Int("quantity", int(c.available())))
+	}
+	return nil
+}
+
+// changeCatalogue changes the catalogue: it runs f as change does, and records that the operator did it, by a method or a
+// message. An f that returns nothing has done nothing.
+func (st *store) changeCatalogue(ctx context.Context, operator, method string, f func(tx *sqlx.Tx) (catalogueChange, error)) (done catalogueChange, err error) {
+	err = st.changeStock(ctx, func(tx *sqlx.Tx) (_ []stockChange, err error) {
+		if done, err = f(tx); err != nil {
+			return nil, err
+		}
+		acts := make([]outbox.Entry, len(done.actions))
+		for i, d := range done.actions {
+			acts[i].Message = enduser.Acted(operator, method, fmt.Sprintf("item %d", d.product), d.detail)
+		}
+		return done.stock, outbox.Add(ctx, tx, acts)
+	})
+	if err == nil && len(done.actions) > 0 {
+		st.wake()
+	}
+	return done, err
+}
+
+// stockEvents are one StockChanged for each change, and StockDepleted if no piece is left.
+func stockEvents(changes []stockChange) []outbox.Entry {
+	entries := make([]outbox.Entry, 0, len(changes))
+	for _, c := range changes {
+		at := timestamppb.New(c.UpdatedAt)
+		entries = append(entries, outbox.Entry{Message: &eventsv1.StockChanged{
+			ProductId: c.ID, Version: c.Version, ProductName: c.Name, OnHand: c.OnHand, Reserved: c.Reserved, ChangedAt: at,
+		}})
+		if c.depleted() {
+			entries = append(entries, outbox.Entry{Message: &eventsv1.StockDepleted{
+				ProductId: c.ID, Version: c.Version, ProductName: c.Name, DepletedAt: at,
+			}})
+		}
+	}
+	return entries
+}
+
+// logDecisions says what was decided, a line an order.
+func (st *store) logDecisions(ctx context.Context, decided []decision) {
+	if !st.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	for _, d := range decided {
+		id := orderid.Attr(d.order.id.String())
+		if d.reason == "" {
+			st.log.LogAttrs(ctx, slog.LevelInfo, "stock available", id,
+				slog.Int("lines", len(d.lines)), slog.Int64("pieces", d.pieces()))
+			continue
+		}
+		st.log.LogAttrs(ctx, slog.LevelInfo, "stock refused", id,
+			slog.String("reason", string(d.reason)), slog.String("detail", d.detail))
+	}
+}
+
+// checkResult is the outcome of one call of check.
+type checkResult struct {
+	decisions map[uuid.UUID]*inventoryv1.StockDecision // every order that was asked about
+	fresh     []decision                               // those that were decided by this call
 }
 
 // check decides orders, holds their stock and remembers the decisions, all in one transaction. An order that was
-// decided before gets the same answer. Where an order id comes with other lines than before, the whole call fails with
+// decided before gets the same answer. If an order id comes with other lines than before, the whole call fails with
 // ORDER_LINES_DIFFER, which names the order, and nothing is decided.
-func (w *warehouse) check(ctx context.Context, orders []order) (a answers, err error) {
-	decideAll := func(tx *sqlx.Tx) (changes []change, err error) {
+func (st *store) check(ctx context.Context, orders []order) (a checkResult, err error) {
+	decideAll := func(tx *sqlx.Tx) (changes []stockChange, err error) {
 		a, changes, err = checkTx(ctx, tx, orders)
 		return changes, err
 	}
-	err = w.change(ctx, decideAll)
+	err = st.changeStock(ctx, decideAll)
 	if errors.Is(err, postgres.ErrUnique) {
 		// Another replica has just decided one of these, and its decision can be read now.
-		err = w.change(ctx, decideAll)
+		err = st.changeStock(ctx, decideAll)
 	}
 	return a, err
 }
 
-func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (answers, []change, error) {
+func checkTx(ctx context.Context, tx *sqlx.Tx, orders []order) (checkResult, []stockChange, error) {
 	byOrder, undecided, err := readDecisions(ctx, tx, orders)
 	if err != nil {
-		return answers{}, nil, err
+		return checkResult{}, nil, err
 	}
 	if len(byOrder) > 0 {
 		if err := renewHolds(ctx, tx, byOrder); err != nil {
-			return answers{}, nil, err
+			return checkResult{}, nil, err
 		}
 	}
 	if len(undecided) == 0 {
-		return answers{byOrder: byOrder}, nil, nil
+		return checkResult{decisions: byOrder}, nil, nil
 	}
-	products, err := lockAsked(ctx, tx, undecided)
+	products, err := lockProducts(ctx, tx, undecided)
 	if err != nil {
-		return answers{}, nil, err
+		return checkResult{}, nil, err
 	}
-	a := answers{byOrder: byOrder, decided: decide(products, undecided)}
+	a := checkResult{decisions: byOrder, fresh: decide(products, undecided)}
 	var holds []hold
-	for _, d := range a.decided {
+	for _, d := range a.fresh {
 		byOrder[d.order.id] = d.message()
 		holds = append(holds, d.holds...)
 	}
-	taken := deltas{}
+	taken := stockDeltas{}
 	taken.add(holds, 0, +1)
-	changes, err := moveStock(ctx, tx, taken)
+	changes, err := updateStock(ctx, tx, taken)
 	if err != nil {
-		return answers{}, nil, err
+		return checkResult{}, nil, err
 	}
 	if err := insertDecisions(ctx, tx, a); err != nil {
-		return answers{}, nil, err
+		return checkResult{}, nil, err
 	}
 	if err := insertHolds(ctx, tx, holds); err != nil {
-		return answers{}, nil, err
+		return checkResult{}, nil, err
 	}
 	crash.Point("inventory.uncommitted")
 	return a, changes, nil
 }
 
-// lockAsked locks and reads the products that the orders name.
-func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, error) {
+// lockProducts locks and reads the products that the orders name.
+func lockProducts(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, error) {
 	ids, names := map[int32]bool{}, map[string]bool{}
 	for _, o := range orders {
 		for _, l := range o.lines {
@@ -180,7 +273,7 @@ func lockAsked(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, err
 }
 
 // readDecisions returns the answers that were given before, and the orders without one, each once. What is answered
-// again is locked: it cannot be forgotten before the answer is given.
+// again is locked: it cannot be deleted before the answer is given.
 func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.UUID]*inventoryv1.StockDecision, []order, error) {
 	var rows []struct {
 		OrderID   uuid.UUID `db:"order_id"`
@@ -227,10 +320,10 @@ func renewHolds(ctx context.Context, tx *sqlx.Tx, answered map[uuid.UUID]*invent
 	return nil
 }
 
-func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
-	answers := make([][]byte, len(a.decided))
-	for i, d := range a.decided {
-		answer, err := proto.Marshal(a.byOrder[d.order.id])
+func insertDecisions(ctx context.Context, tx *sqlx.Tx, a checkResult) error {
+	answers := make([][]byte, len(a.fresh))
+	for i, d := range a.fresh {
+		answer, err := proto.Marshal(a.decisions[d.order.id])
 		if err != nil {
 			return fmt.Errorf("encoding the decision of order %s: %w", d.order.id, err)
 		}
@@ -241,9 +334,9 @@ func insertDecisions(ctx context.Context, tx *sqlx.Tx, a answers) error {
 		SELECT order_id, lines_hash, nullif(reason, ''), answer
 		FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[]) AS d (order_id, lines_hash, reason, answer)
 		ORDER BY order_id`,
-		postgres.Array(a.decided, func(d decision) uuid.UUID { return d.order.id }),
-		postgres.Array(a.decided, func(d decision) []byte { return d.order.hash() }),
-		postgres.Array(a.decided, func(d decision) string { return string(d.reason) }),
+		postgres.Array(a.fresh, func(d decision) uuid.UUID { return d.order.id }),
+		postgres.Array(a.fresh, func(d decision) []byte { return d.order.hash() }),
+		postgres.Array(a.fresh, func(d decision) string { return string(d.reason) }),
 		postgres.ArrayOf(answers))
 	if err != nil {
 		return fmt.Errorf("storing %d decisions: %w", len(answers), err)
@@ -267,24 +360,24 @@ func insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
 	return nil
 }
 
-// step moves holds from one state to another. onHand and reserved are what one piece does to the stock of its product.
-type step struct {
-	from, to         holdState
-	onHand, reserved int32
-	reason           movement // where on_hand changes
+// holdTransition moves holds from one state to another. onHandPerPiece and reserved are what one piece does to the stock of its product.
+type holdTransition struct {
+	from, to                         holdState
+	onHandPerPiece, reservedPerPiece int32
+	reason                           movement // why, if on_hand changes
 }
 
 var (
-	// settling takes the held pieces of a confirmed order out of the warehouse.
-	settling = []step{{held, settled, -1, -1, sold}}
-	// releasing gives back what a cancelled order holds, or what has been sold to it.
-	releasing = []step{{held, released, 0, -1, ""}, {settled, released, +1, 0, restocked}}
+	// settleTransitions sell the held pieces of a confirmed order.
+	settleTransitions = []holdTransition{{held, settled, -1, -1, sold}}
+	// releaseTransitions return to the stock what a cancelled order holds, or what has been sold to it.
+	releaseTransitions = []holdTransition{{held, released, 0, -1, ""}, {settled, released, +1, 0, restocked}}
 )
 
-// moveHolds takes the steps with the holds of the orders and moves the stock along. Holds in other states stay as they
+// transitionHolds applies the transitions to the holds of the orders, and changes the stock. Holds in other states stay as they
 // are: a hold that is released cannot be settled, whichever message comes first. It returns how many orders had holds to
-// move. NO_HOLD where an order never held anything.
-func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []step) (moved int, _ []change, err error) {
+// move. NO_HOLD if an order never held anything.
+func transitionHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, transitions []holdTransition) (moved int, _ []stockChange, err error) {
 	ids := postgres.ArrayOf(orders)
 	if err := lockDecisions(ctx, tx, ids); err != nil {
 		return 0, nil, err
@@ -293,13 +386,13 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 	for _, id := range orders {
 		missing[id] = true
 	}
-	total := deltas{}
-	for _, s := range steps {
-		holds, err := s.take(ctx, tx, ids)
+	total := stockDeltas{}
+	for _, s := range transitions {
+		holds, err := s.apply(ctx, tx, ids)
 		if err != nil {
 			return 0, nil, err
 		}
-		total.add(holds, s.onHand, s.reserved)
+		total.add(holds, s.onHandPerPiece, s.reservedPerPiece)
 		for _, h := range holds {
 			if missing[h.OrderID] {
 				delete(missing, h.OrderID)
@@ -307,10 +400,10 @@ func moveHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, steps []ste
 			}
 		}
 	}
-	if err := refuseMissing(ctx, tx, slices.Collect(maps.Keys(missing))); err != nil {
+	if err := requireHolds(ctx, tx, slices.Collect(maps.Keys(missing))); err != nil {
 		return 0, nil, err
 	}
-	changes, err := moveStock(ctx, tx, total)
+	changes, err := updateStock(ctx, tx, total)
 	return moved, changes, err
 }
 
@@ -324,8 +417,8 @@ func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 	return nil
 }
 
-// take moves the holds that are in the step's first state, writes the movements and returns what it moved.
-func (s step) take(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, error) {
+// apply moves the holds that are in the first state to the other, writes the movements and returns those holds.
+func (s holdTransition) apply(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, error) {
 	var moved []hold
 	err := tx.SelectContext(ctx, &moved, postgres.Prepared+`
 		WITH moved AS (
@@ -336,15 +429,15 @@ func (s step) take(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, err
 			INSERT INTO stock_movement (product_id, order_id, quantity, reason)
 			SELECT product_id, order_id, quantity * $4::int, $5 FROM moved WHERE $4::int <> 0
 		)
-		SELECT order_id, product_id, quantity FROM moved`, orders, s.from, s.to, s.onHand, s.reason)
+		SELECT order_id, product_id, quantity FROM moved`, orders, s.from, s.to, s.onHandPerPiece, s.reason)
 	if err != nil {
 		return nil, fmt.Errorf("moving holds from %s to %s: %w", s.from, s.to, err)
 	}
 	return moved, nil
 }
 
-// refuseMissing fails with NO_HOLD where one of the orders has no hold in any state.
-func refuseMissing(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
+// requireHolds fails with NO_HOLD if one of the orders has no hold in any state.
+func requireHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
 	if len(orders) == 0 {
 		return nil
 	}
@@ -361,8 +454,8 @@ func refuseMissing(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID) error {
 	return nil
 }
 
-// moveStock locks the products, in the order of their ids, and applies the deltas.
-func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
+// updateStock locks the products, in the order of their ids, and applies the deltas.
+func updateStock(ctx context.Context, tx *sqlx.Tx, by stockDeltas) ([]stockChange, error) {
 	if len(by) == 0 {
 		return nil, nil
 	}
@@ -382,10 +475,10 @@ func moveStock(ctx context.Context, tx *sqlx.Tx, by deltas) ([]change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("changing the stock of %d products: %w", len(by), err)
 	}
-	changes := make([]change, len(products))
+	changes := make([]stockChange, len(products))
 	for i, p := range products {
-		changes[i] = change{p, p.available() - by[p.ID].onHand + by[p.ID].reserved}
+		changes[i] = stockChange{p, p.available() - by[p.ID].onHand + by[p.ID].reserved}
 	}
-	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(changes, func(a, b stockChange) int { return cmp.Compare(a.ID, b.ID) })
 	return changes, nil
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"shop.example/domain/orderid"
+	"shop.example/domain/orderstate"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
@@ -24,45 +25,47 @@ import (
 
 const (
 	defaultHoldLimit = 15 * time.Minute
-	// leastHoldLimit is well above the time in which an order can still be stored after its stock was asked about: the
+	// minHoldLimit is well above the time in which an order can still be stored after its stock was asked about: the
 	// minute that the contract of CheckStock gives, and a transaction of five statements that takes all the time that
 	// package postgres leaves it, 10 s for a statement and 30 s between two.
-	leastHoldLimit = 5 * time.Minute
+	minHoldLimit = 5 * time.Minute
 
 	sweepInterval = time.Minute
 	// sweepBatch is how many orders are asked about and changed together.
 	sweepBatch = 100
-	// askTimeout bounds one question to the order service.
-	askTimeout = 2 * time.Second
-	// maxSilent is how many questions in a row may stay without an answer before the order service counts as away.
-	maxSilent = 3
+	// lookUpTimeout bounds one question to the order service.
+	lookUpTimeout = 2 * time.Second
+	// maxUnanswered is how many questions in a row may stay without an answer before the order service counts as away.
+	maxUnanswered = 3
 )
 
-// sweeper gives back the stock of orders that came to nothing: the order service died between the hold and its commit,
+// sweeper releases the stock of orders that were never stored or are closed: the order service died between the hold and its commit,
 // or an event was lost to a dead letter. How is in docs/adr/0005. It never guesses: a hold whose order
 // nobody can tell about stays.
 //
 // Only what the order service does not know can still become an order, from an OrderPlaced that waits in a queue. So
-// its decision is forgotten together with its holds, and whoever asks again gets a new one. Nobody can be relying on the
+// its decision is deleted together with its holds, and the next CheckStock decides it again. Nobody can be relying on the
 // old one: the holds are renewed whenever it is repeated, and an answer is good for much less than the limit.
 type sweeper struct {
-	*warehouse
+	*store
 	orders orderv1.OrderServiceClient
 	limit  time.Duration
 	swept  metric.Int64Counter
 }
 
-// fate is what becomes of the old holds of an order.
-type fate string
+// outcome is what the sweeper does with the old holds of an order.
+type outcome string
 
 const (
-	kept      fate = "kept"      // the order is confirmed: it will be settled
-	givenBack fate = "released"  // the order is closed
-	forgotten fate = "forgotten" // there is no order
+	outcomeKept     outcome = "kept"      // the order is confirmed: it will be settled
+	outcomeReleased outcome = "released"  // the order is closed
+	outcomeDeleted  outcome = "forgotten" // there is no order
+	// outcomeUnknown is of an order whose state says nothing about its holds, because it comes from a newer release.
+	outcomeUnknown outcome = "unknown_state"
 )
 
-func newSweeper(w *warehouse, orders orderv1.OrderServiceClient, limit time.Duration, meters metric.MeterProvider) (*sweeper, error) {
-	s := &sweeper{warehouse: w, orders: orders, limit: limit}
+func newSweeper(st *store, orders orderv1.OrderServiceClient, limit time.Duration, meters metric.MeterProvider) (*sweeper, error) {
+	s := &sweeper{store: st, orders: orders, limit: limit}
 	meter := meters.Meter("shop.example/services/inventory")
 	var err error
 	s.swept, err = meter.Int64Counter("inventory.sweeper.orders",
@@ -71,10 +74,10 @@ func newSweeper(w *warehouse, orders orderv1.OrderServiceClient, limit time.Dura
 		return nil, fmt.Errorf("registering the metrics of the sweeper: %w", err)
 	}
 	_, err = meter.Float64ObservableGauge("inventory.holds.oldest.age", metric.WithUnit("s"),
-		metric.WithDescription("Age of the oldest hold that is neither settled nor released; 0 where there is none."),
+		metric.WithDescription("Age of the oldest hold that is neither settled nor released; 0 if there is none."),
 		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
 			var age float64
-			err := w.db.GetContext(ctx, &age, `
+			err := st.db.GetContext(ctx, &age, `
 				SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM hold WHERE state = 'HELD'`)
 			if err == nil {
 				o.Observe(age)
@@ -93,7 +96,7 @@ func (s *sweeper) run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "old holds were not swept, will be tried again", "in", sweepInterval, "err", err)
+			s.log.WarnContext(ctx, "old holds were not swept, will be tried again", "in", sweepInterval, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -103,7 +106,7 @@ func (s *sweeper) run(ctx context.Context) error {
 	}
 }
 
-// sweep goes through all old holds once. Where another replica is at it, it does nothing: two would do no harm, but ask
+// sweep goes through all old holds once. If another replica is doing so, it does nothing: two would do no harm, but ask
 // everything twice.
 func (s *sweeper) sweep(ctx context.Context) (err error) {
 	conn, err := s.db.Connx(ctx)
@@ -116,22 +119,22 @@ func (s *sweeper) sweep(ctx context.Context) (err error) {
 		return postgres.Classify(err)
 	}
 	defer func() {
-		// Where it fails the connection is lost, and the lock with it.
+		// If it fails the connection is lost, and the lock with it.
 		_, unlockErr := conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(hashtext('inventory.sweeper'))`)
 		err = errors.Join(err, postgres.Classify(unlockErr))
 	}()
 	// Holds that stay must not hide those behind them, so it goes on from the last one.
-	var unanswered error // the first of them
+	var firstError error // the first of them
 	for last := (oldHold{}); ; {
 		old, err := s.oldHolds(ctx, last)
 		if err != nil || len(old) == 0 {
-			return cmp.Or(err, unanswered)
+			return cmp.Or(err, firstError)
 		}
 		failed, err := s.sweepOrders(ctx, old)
 		if err != nil {
 			return err
 		}
-		unanswered = cmp.Or(unanswered, failed)
+		firstError = cmp.Or(firstError, failed)
 		last = old[len(old)-1]
 	}
 }
@@ -142,15 +145,15 @@ type oldHold struct {
 	OrderID   uuid.UUID `db:"order_id"`
 }
 
-// isOld is the condition for a hold to be swept; $1 is the limit in seconds. A hold is never younger than it was made, so
+// oldHoldCondition is the condition for a hold to be swept; $1 is the limit in seconds. A hold is never younger than it was made, so
 // the index of open holds by creation bounds what is read.
-const isOld = `state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'
+const oldHoldCondition = `state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'
 	AND updated_at < statement_timestamp() - $1 * interval '1 second'`
 
 func (s *sweeper) oldHolds(ctx context.Context, after oldHold) (old []oldHold, err error) {
 	err = s.db.SelectContext(ctx, &old, `
 		SELECT DISTINCT created_at, order_id FROM hold
-		WHERE `+isOld+` AND (created_at, order_id) > ($2, $3)
+		WHERE `+oldHoldCondition+` AND (created_at, order_id) > ($2, $3)
 		ORDER BY created_at, order_id LIMIT $4`, s.limit.Seconds(), after.CreatedAt, after.OrderID, sweepBatch)
 	if err != nil {
 		return nil, fmt.Errorf("reading old holds: %w", postgres.Classify(err))
@@ -160,39 +163,43 @@ func (s *sweeper) oldHolds(ctx context.Context, after oldHold) (old []oldHold, e
 
 // sweepOrders asks about orders and does what the answers say. An order that nobody can tell about does not keep the
 // others waiting: unanswered is the first such error. It fails, having changed nothing, if nobody answers at all.
-func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (unanswered, err error) {
-	byFate := map[fate][]uuid.UUID{}
-	silent := 0 // questions in a row without a word from the order service
+func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (firstError, err error) {
+	byOutcome := map[outcome][]uuid.UUID{}
+	unanswered := 0 // questions in a row without a word from the order service
 	for _, h := range old {
-		f, err := s.ask(ctx, h.OrderID)
+		f, err := s.lookUp(ctx, h.OrderID)
 		if err == nil {
-			byFate[f] = append(byFate[f], h.OrderID)
-			silent = 0
+			byOutcome[f] = append(byOutcome[f], h.OrderID)
+			unanswered = 0
 			continue
 		}
-		err = fmt.Errorf("asking about order %s: %w", h.OrderID, err)
-		unanswered = cmp.Or(unanswered, err)
-		if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
-			silent++
+		if f == outcomeUnknown {
+			byOutcome[f] = append(byOutcome[f], h.OrderID)
 		}
-		if silent == maxSilent || ctx.Err() != nil {
+		err = fmt.Errorf("asking about order %s: %w", h.OrderID, err)
+		firstError = cmp.Or(firstError, err)
+		if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
+			unanswered++
+		}
+		if unanswered == maxUnanswered || ctx.Err() != nil {
 			return nil, err
 		}
 	}
-	s.report(ctx, kept, byFate[kept])
-	if err := s.giveBack(ctx, byFate[givenBack]); err != nil {
-		return unanswered, err
+	s.reportOutcome(ctx, outcomeKept, byOutcome[outcomeKept])
+	s.reportOutcome(ctx, outcomeUnknown, byOutcome[outcomeUnknown])
+	if err := s.release(ctx, byOutcome[outcomeReleased]); err != nil {
+		return firstError, err
 	}
-	return unanswered, s.forget(ctx, byFate[forgotten])
+	return firstError, s.deleteOrphans(ctx, byOutcome[outcomeDeleted])
 }
 
-// ask returns what the order service's answer means for the holds of an order.
-func (s *sweeper) ask(ctx context.Context, id uuid.UUID) (fate, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// lookUp returns what the order service's answer means for the holds of an order.
+func (s *sweeper) lookUp(ctx context.Context, id uuid.UUID) (outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
 	defer cancel()
 	resp, err := s.orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id.String()})
 	if isUnknownOrder(err) {
-		return forgotten, nil
+		return outcomeDeleted, nil
 	}
 	if err != nil {
 		return "", err
@@ -200,13 +207,15 @@ func (s *sweeper) ask(ctx context.Context, id uuid.UUID) (fate, error) {
 	if got := resp.GetOrder().GetId(); got != id.String() {
 		return "", fmt.Errorf("the answer is about order %q", got)
 	}
-	switch state := resp.GetOrder().GetState(); state {
-	case orderv1.Order_CONFIRMED:
-		return kept, nil
-	case orderv1.Order_REJECTED, orderv1.Order_CANCELLED:
-		return givenBack, nil
+	switch state := resp.GetOrder().GetState(); orderstate.StockOf(state) {
+	case orderstate.Sold:
+		return outcomeKept, nil
+	case orderstate.Released:
+		return outcomeReleased, nil
+	case orderstate.Open:
+		return "", fmt.Errorf("its state is %s, although it is stored", state)
 	default:
-		return "", fmt.Errorf("its state is %s", state)
+		return outcomeUnknown, fmt.Errorf("its state is %s, which this release does not know: its stock stays held", state)
 	}
 }
 
@@ -224,56 +233,56 @@ func isUnknownOrder(err error) bool {
 	return false
 }
 
-// giveBack releases what closed orders still hold. An order that is closed stays so: nothing is asked again.
-func (s *sweeper) giveBack(ctx context.Context, orders []uuid.UUID) error {
+// release releases what closed orders still hold. An order that is closed stays so: nothing is asked again.
+func (s *sweeper) release(ctx context.Context, orders []uuid.UUID) error {
 	if len(orders) == 0 {
 		return nil
 	}
-	err := s.change(ctx, func(tx *sqlx.Tx) ([]change, error) {
-		_, changes, err := moveHolds(ctx, tx, orders, []step{{held, released, 0, -1, ""}})
+	err := s.changeStock(ctx, func(tx *sqlx.Tx) ([]stockChange, error) {
+		_, changes, err := transitionHolds(ctx, tx, orders, []holdTransition{{held, released, 0, -1, ""}})
 		return changes, err
 	})
 	if err != nil {
 		return fmt.Errorf("releasing the holds of %d orders: %w", len(orders), err)
 	}
-	s.report(ctx, givenBack, orders)
+	s.reportOutcome(ctx, outcomeReleased, orders)
 	return nil
 }
 
-// forget removes the decisions of orders that nobody knows, and the holds with them. A message that settles such an
+// deleteOrphans deletes the decisions of orders that the order service does not know, and the holds with them. A message that settles such an
 // order after all finds NO_HOLD and becomes a dead letter.
-func (s *sweeper) forget(ctx context.Context, orders []uuid.UUID) error {
+func (s *sweeper) deleteOrphans(ctx context.Context, orders []uuid.UUID) error {
 	if len(orders) == 0 {
 		return nil
 	}
 	var gone []uuid.UUID
-	err := s.change(ctx, func(tx *sqlx.Tx) (changes []change, err error) {
-		gone, changes, err = forgetTx(ctx, tx, orders, s.limit)
+	err := s.changeStock(ctx, func(tx *sqlx.Tx) (changes []stockChange, err error) {
+		gone, changes, err = deleteOrphansTx(ctx, tx, orders, s.limit)
 		return changes, err
 	})
 	if err != nil {
-		return fmt.Errorf("forgetting %d orders: %w", len(orders), err)
+		return fmt.Errorf("deleting the decisions of %d orders that are not stored: %w", len(orders), err)
 	}
-	s.report(ctx, forgotten, gone)
+	s.reportOutcome(ctx, outcomeDeleted, gone)
 	return nil
 }
 
-// forgetTx forgets those of the orders whose holds are still old. CheckStock locks the decisions that it repeats too: one
+// deleteOrphansTx deletes the decisions of those of the orders whose holds are still old. CheckStock locks the decisions that it repeats too: one
 // that is repeated either has renewed the holds by now, or will find no decision.
-func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []change, err error) {
+func deleteOrphansTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []stockChange, err error) {
 	ids := postgres.ArrayOf(orders)
 	if err := lockDecisions(ctx, tx, ids); err != nil {
 		return nil, nil, err
 	}
 	var freed []hold
 	err = tx.SelectContext(ctx, &freed, `
-		DELETE FROM hold WHERE `+isOld+` AND order_id = ANY($2::uuid[]) RETURNING order_id, product_id, quantity`, limit.Seconds(), ids)
+		DELETE FROM hold WHERE `+oldHoldCondition+` AND order_id = ANY($2::uuid[]) RETURNING order_id, product_id, quantity`, limit.Seconds(), ids)
 	if err != nil {
 		return nil, nil, fmt.Errorf("deleting old holds: %w", err)
 	}
-	total := deltas{}
+	total := stockDeltas{}
 	total.add(freed, 0, -1)
-	if changes, err = moveStock(ctx, tx, total); err != nil {
+	if changes, err = updateStock(ctx, tx, total); err != nil {
 		return nil, nil, err
 	}
 	err = tx.SelectContext(ctx, &gone, `DELETE FROM decision WHERE order_id = ANY($1::uuid[]) RETURNING order_id`,
@@ -284,8 +293,8 @@ func forgetTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.D
 	return gone, changes, nil
 }
 
-// report counts orders, and says of each what became of its holds.
-func (s *sweeper) report(ctx context.Context, f fate, orders []uuid.UUID) {
+// reportOutcome counts orders, and says of each what became of its holds.
+func (s *sweeper) reportOutcome(ctx context.Context, f outcome, orders []uuid.UUID) {
 	if len(orders) == 0 {
 		return
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
@@ -61,9 +62,9 @@ func (s *orderService) set(state orderv1.Order_State, orders ...order) {
 }
 
 // newSweeping returns a warehouse with a sweeper that asks an order service of the test's own, over gRPC.
-func newSweeping(t *testing.T) (*warehouse, *sweeper, *orderService) {
+func newSweeping(t *testing.T) (*store, *sweeper, *orderService) {
 	t.Helper()
-	w := newWarehouse(t)
+	st := newTestStore(t)
 	orders := &orderService{states: map[uuid.UUID]orderv1.Order_State{}}
 	server := grpc.NewServer()
 	orderv1.RegisterOrderServiceServer(server, orders)
@@ -84,17 +85,17 @@ func newSweeping(t *testing.T) (*warehouse, *sweeper, *orderService) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	s, err := newSweeper(w, orderv1.NewOrderServiceClient(client), defaultHoldLimit, noop.NewMeterProvider())
+	s, err := newSweeper(st, orderv1.NewOrderServiceClient(client), defaultHoldLimit, noop.NewMeterProvider())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w, s, orders
+	return st, s, orders
 }
 
 // age makes the holds that there are older than the limit.
-func (w *warehouse) age(t *testing.T) {
+func (st *store) age(t *testing.T) {
 	t.Helper()
-	_, err := w.db.ExecContext(t.Context(), `
+	_, err := st.db.ExecContext(t.Context(), `
 		UPDATE hold SET created_at = created_at - interval '16 minutes', updated_at = updated_at - interval '16 minutes'`)
 	if err != nil {
 		t.Fatal(err)
@@ -109,30 +110,66 @@ func mustSweep(t *testing.T, s *sweeper) {
 }
 
 // holds returns the states of an order's holds.
-func (w *warehouse) holds(t *testing.T, o order) (states []string) {
+func (st *store) holds(t *testing.T, o order) (states []string) {
 	t.Helper()
-	if err := w.db.SelectContext(t.Context(), &states, `SELECT state FROM hold WHERE order_id = $1`, o.id); err != nil {
+	if err := st.db.SelectContext(t.Context(), &states, `SELECT state FROM hold WHERE order_id = $1`, o.id); err != nil {
 		t.Fatal(err)
 	}
 	return states
 }
 
-func TestSweeper_DoesWhatTheOrderServiceSays(t *testing.T) {
+// For each state of the contract the sweeper knows what to do with the holds.
+func TestSweeper_KnowsEveryStateOfTheContract(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	_, s, service := newSweeping(t)
+	values := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
+	for i := range values.Len() {
+		state := orderv1.Order_State(values.Get(i).Number())
+		o := orderFor(byID(laptop, 1))
+		service.set(state, o)
+		got, err := s.lookUp(t.Context(), o.id)
+		if orderstate.IsStored(state) == (err != nil || got == outcomeUnknown) && state != orderv1.Order_STATE_UNSPECIFIED {
+			t.Errorf("Order.State %s: outcome %q, %v", state, got, err)
+		}
+	}
+}
+
+// An order in a state of a newer release was in no metric.
+func TestSweeper_AnUnknownStateIsReportedAndItsStockStaysHeld(t *testing.T) {
+	t.Parallel()
+	st, s, service := newSweeping(t)
+	log := &lines{}
+	st.log = slog.New(slog.NewTextHandler(log, nil))
+	newer, cancelled := orderFor(byID(laptop, 1)), orderFor(byID(laptop, 2))
+	service.set(orderv1.Order_State(99), newer)
+	service.set(orderv1.Order_CANCELLED, cancelled)
+	st.mustCheck(t, newer, cancelled)
+	st.age(t)
+	if err := s.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "its state is 99") {
+		t.Errorf("the sweep says %v", err)
+	}
+	wantStock(t, st, laptop, 50, 1)
+	if text := log.String(); !strings.Contains(text, "outcome=unknown_state") {
+		t.Errorf("the log does not say so: %s", text)
+	}
+}
+
+func TestSweeper_FollowsTheOrderService(t *testing.T) {
+	t.Parallel()
+	st, s, service := newSweeping(t)
 	confirmed, cancelled, rejected, unknown, young := orderFor(byID(laptop, 1)), orderFor(byID(laptop, 2)), orderFor(byID(laptop, 4)),
 		orderFor(byID(laptop, 8), byID(phone, 1)), orderFor(byID(laptop, 16))
 	service.set(orderv1.Order_CONFIRMED, confirmed)
 	service.set(orderv1.Order_CANCELLED, cancelled)
 	service.set(orderv1.Order_REJECTED, rejected)
-	w.mustCheck(t, confirmed, cancelled, rejected, unknown)
-	w.age(t)
-	w.mustCheck(t, young)
-	w.announced(t)
+	st.mustCheck(t, confirmed, cancelled, rejected, unknown)
+	st.age(t)
+	st.mustCheck(t, young)
+	st.announced(t)
 
 	mustSweep(t, s)
-	wantStock(t, w, laptop, 50, 1+16)
-	wantStock(t, w, phone, 200, 0)
+	wantStock(t, st, laptop, 50, 1+16)
+	wantStock(t, st, phone, 200, 0)
 	for name, want := range map[string]struct {
 		order  order
 		states []string
@@ -140,47 +177,47 @@ func TestSweeper_DoesWhatTheOrderServiceSays(t *testing.T) {
 		"confirmed": {confirmed, []string{"HELD"}}, "cancelled": {cancelled, []string{"RELEASED"}},
 		"rejected": {rejected, []string{"RELEASED"}}, "unknown": {unknown, nil}, "young": {young, []string{"HELD"}},
 	} {
-		if got := w.holds(t, want.order); !slices.Equal(got, want.states) {
+		if got := st.holds(t, want.order); !slices.Equal(got, want.states) {
 			t.Errorf("%s: holds are %v, want %v", name, got, want.states)
 		}
 	}
 	if slices.Contains(service.asked, young.id) || len(service.asked) != 4 {
 		t.Errorf("asked about %v", service.asked)
 	}
-	changed := w.announced(t)
+	changed := st.announced(t)
 	if len(changed) != 3 { // laptops released, laptops and phones forgotten
 		t.Errorf("announced %v", changed)
 	}
 
 	// What comes late does what it would have done.
-	w.settleNow(t, confirmed)
-	w.cancelNow(t, cancelled)
-	wantStock(t, w, laptop, 49, 16)
+	st.settleNow(t, confirmed)
+	st.cancelNow(t, cancelled)
+	wantStock(t, st, laptop, 49, 16)
 }
 
 // OrderPlaced was still in the queue: the order service asks again, and the old yes must not be repeated.
-func TestSweeper_AForgottenOrderIsDecidedAnew(t *testing.T) {
+func TestSweeper_AnOrderWhoseDecisionWasDeletedIsDecidedAgain(t *testing.T) {
 	t.Parallel()
-	w, s, _ := newSweeping(t)
+	st, s, _ := newSweeping(t)
 	slow, quick := orderFor(byID(laptop, 30)), orderFor(byID(laptop, 30))
-	w.mustCheck(t, slow)
-	w.age(t)
+	st.mustCheck(t, slow)
+	st.age(t)
 	mustSweep(t, s)
-	if d := w.mustCheck(t, quick, slow); d[0].GetRejection() != nil || d[1].GetRejection().GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK {
+	if d := st.mustCheck(t, quick, slow); d[0].GetRejection() != nil || d[1].GetRejection().GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK {
 		t.Errorf("decided %v", d)
 	}
-	wantStock(t, w, laptop, 50, 30)
+	wantStock(t, st, laptop, 50, 30)
 }
 
 // A settlement that could take stock from nobody's hold is never passed over in silence.
-func TestSweeper_ASettlementOfAForgottenOrderIsRefused(t *testing.T) {
+func TestSweeper_SettlingAnOrderWhoseHoldsWereDeletedIsRefused(t *testing.T) {
 	t.Parallel()
-	w, s, _ := newSweeping(t)
+	st, s, _ := newSweeping(t)
 	o := orderFor(byID(laptop, 1))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	mustSweep(t, s)
-	if err := w.onDecrementQuantity(t.Context(), delivered(decrementOf(o)...)); reasonOf(err) != "NO_HOLD" {
+	if err := st.onDecrementQuantity(t.Context(), delivered(decrementOf(o)...)); reasonOf(err) != "NO_HOLD" {
 		t.Errorf("settling: %v, want NO_HOLD", err)
 	}
 }
@@ -188,11 +225,11 @@ func TestSweeper_ASettlementOfAForgottenOrderIsRefused(t *testing.T) {
 // The order service asks again between the sweeper's question and its deed: it relies on the yes that it gets.
 func TestSweeper_AnAnswerRepeatedMeanwhileKeepsTheHold(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	byItsID, byItsName, renamed := orderFor(byID(laptop, 1)), orderFor(byName("Phone", 1)), orderFor(byName("Keyboard", 1))
-	first := w.mustCheck(t, byItsID, byItsName, renamed)
-	w.age(t)
-	err := inTx(t, w, func(tx *sqlx.Tx) (maintenance, error) {
+	first := st.mustCheck(t, byItsID, byItsName, renamed)
+	st.age(t)
+	err := inTx(t, st, func(tx *sqlx.Tx) (catalogueChange, error) {
 		name := "Clavier" // CheckStock finds no product to lock under the old one
 		return updateItems(t.Context(), tx, []itemUpdate{{id: keyboard, name: &name}})
 	})
@@ -202,7 +239,7 @@ func TestSweeper_AnAnswerRepeatedMeanwhileKeepsTheHold(t *testing.T) {
 	var once sync.Once
 	service.before = func(uuid.UUID) error {
 		once.Do(func() {
-			for i, d := range w.mustCheck(t, byItsID, byItsName, renamed) {
+			for i, d := range st.mustCheck(t, byItsID, byItsName, renamed) {
 				if d.GetRejection() != nil || len(d.GetLines()) != 1 || d.GetLines()[0].GetProductName() != first[i].GetLines()[0].GetProductName() {
 					t.Errorf("asked again: %v, before: %v", d, first[i])
 				}
@@ -211,37 +248,37 @@ func TestSweeper_AnAnswerRepeatedMeanwhileKeepsTheHold(t *testing.T) {
 		return nil
 	}
 	mustSweep(t, s)
-	wantStock(t, w, laptop, 50, 1)
-	wantStock(t, w, phone, 200, 1)
-	wantStock(t, w, keyboard, 100, 1)
-	w.settleNow(t, byItsID, byItsName, renamed)
+	wantStock(t, st, laptop, 50, 1)
+	wantStock(t, st, phone, 200, 1)
+	wantStock(t, st, keyboard, 100, 1)
+	st.settleNow(t, byItsID, byItsName, renamed)
 }
 
 // The same race the other way round: CheckStock waits for the sweeper's locks, and then finds no decision.
-func TestSweeper_CheckStockThatWaitsForItDecidesAnew(t *testing.T) {
+func TestSweeper_CheckStockThatWaitsForItDecidesAgain(t *testing.T) {
 	t.Parallel()
-	w, s, _ := newSweeping(t)
+	st, s, _ := newSweeping(t)
 	o := orderFor(byID(laptop, 50))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	decided := make(chan string, 1)
-	err := w.change(t.Context(), func(tx *sqlx.Tx) ([]change, error) {
-		gone, changes, err := forgetTx(t.Context(), tx, []uuid.UUID{o.id}, s.limit)
+	err := st.changeStock(t.Context(), func(tx *sqlx.Tx) ([]stockChange, error) {
+		gone, changes, err := deleteOrphansTx(t.Context(), tx, []uuid.UUID{o.id}, s.limit)
 		if len(gone) != 1 {
 			t.Errorf("forgot %v", gone)
 		}
 		go func() {
-			a, err := w.check(context.WithoutCancel(t.Context()), []order{o})
+			a, err := st.check(context.WithoutCancel(t.Context()), []order{o})
 			if err != nil {
 				decided <- err.Error()
 				return
 			}
-			decided <- a.byOrder[o.id].GetRejection().GetReason().String()
-			if len(a.decided) != 1 {
+			decided <- a.decisions[o.id].GetRejection().GetReason().String()
+			if len(a.fresh) != 1 {
 				t.Error("the forgotten answer was repeated")
 			}
 		}()
-		awaitWaiting(t, w)
+		awaitWaiting(t, st)
 		return changes, err
 	})
 	if err != nil {
@@ -250,21 +287,21 @@ func TestSweeper_CheckStockThatWaitsForItDecidesAnew(t *testing.T) {
 	if got := <-decided; got != eventsv1.OrderRejected_REASON_UNSPECIFIED.String() {
 		t.Errorf("decided %s", got)
 	}
-	wantStock(t, w, laptop, 50, 50)
-	if got := w.holds(t, o); !slices.Equal(got, []string{"HELD"}) {
+	wantStock(t, st, laptop, 50, 50)
+	if got := st.holds(t, o); !slices.Equal(got, []string{"HELD"}) {
 		t.Errorf("holds are %v", got)
 	}
 }
 
 // awaitWaiting returns once a session of the database waits for a lock.
-func awaitWaiting(t *testing.T, w *warehouse) {
+func awaitWaiting(t *testing.T, st *store) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		var waiting bool
-		err := w.db.GetContext(t.Context(), &waiting, `
+		err := st.db.GetContext(t.Context(), &waiting, `
 			SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
 		if err != nil {
 			t.Fatal(err)
@@ -283,25 +320,25 @@ func awaitWaiting(t *testing.T, w *warehouse) {
 // DecrementQuantity was late and comes between the question and the deed.
 func TestSweeper_AnOrderSettledMeanwhileStaysSettled(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	o := orderFor(byID(laptop, 1))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	// The answer is unknown all the same: the worst that a wrong order service could say.
-	service.before = func(uuid.UUID) error { w.settleNow(t, o); return nil }
+	service.before = func(uuid.UUID) error { st.settleNow(t, o); return nil }
 	mustSweep(t, s)
-	wantStock(t, w, laptop, 49, 0)
-	if got := w.holds(t, o); !slices.Equal(got, []string{"SETTLED"}) {
+	wantStock(t, st, laptop, 49, 0)
+	if got := st.holds(t, o); !slices.Equal(got, []string{"SETTLED"}) {
 		t.Errorf("holds are %v", got)
 	}
 }
 
-func TestSweeper_WithoutAClearAnswerNothingHappens(t *testing.T) {
+func TestSweeper_WithoutAClearAnswerHoldsStay(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	o := orderFor(byID(laptop, 1))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	for name, answer := range map[string]error{
 		"down":             status.Error(codes.Unavailable, "down"),
 		"a proxy's answer": status.Error(codes.NotFound, "no such page"),
@@ -321,7 +358,7 @@ func TestSweeper_WithoutAClearAnswerNothingHappens(t *testing.T) {
 			t.Errorf("%s: no error", state)
 		}
 	}
-	wantStock(t, w, laptop, 50, 1)
+	wantStock(t, st, laptop, 50, 1)
 }
 
 // One order that the order service could not answer for kept all old holds of its page, and those behind it.
@@ -332,11 +369,11 @@ func TestSweeper_AnOrderWithoutAnAnswerDoesNotBlockItsPage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w, s, service := newSweeping(t)
+			st, s, service := newSweeping(t)
 			broken, lost := orderFor(byID(laptop, 1)), orderFor(byID(phone, 1))
-			w.mustCheck(t, broken)
-			w.mustCheck(t, lost)
-			w.age(t)
+			st.mustCheck(t, broken)
+			st.mustCheck(t, lost)
+			st.age(t)
 			service.before = func(id uuid.UUID) error {
 				if id == broken.id {
 					return answer
@@ -346,33 +383,33 @@ func TestSweeper_AnOrderWithoutAnAnswerDoesNotBlockItsPage(t *testing.T) {
 			if err := s.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), broken.id.String()) {
 				t.Errorf("the error does not name the order: %v", err)
 			}
-			wantStock(t, w, laptop, 50, 1)
-			wantStock(t, w, phone, 200, 0)
+			wantStock(t, st, laptop, 50, 1)
+			wantStock(t, st, phone, 200, 0)
 		})
 	}
 }
 
 func TestSweeper_AnOrderServiceThatIsAwayIsNotAskedAboutEveryOrder(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	orders := make([]order, 20)
 	for i := range orders {
 		orders[i] = orderFor(byID(phone, 1))
 	}
-	w.mustCheck(t, orders...)
-	w.age(t)
+	st.mustCheck(t, orders...)
+	st.age(t)
 	service.before = func(uuid.UUID) error { return status.Error(codes.Unavailable, "down") }
-	if err := s.sweep(t.Context()); err == nil || len(service.asked) != maxSilent {
+	if err := s.sweep(t.Context()); err == nil || len(service.asked) != maxUnanswered {
 		t.Errorf("asked %d times: %v", len(service.asked), err)
 	}
 }
 
 func TestSweeper_OneReplicaAtATime(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	o := orderFor(byID(laptop, 1))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	other := *s
 	service.before = func(uuid.UUID) error {
 		if err := other.sweep(context.WithoutCancel(t.Context())); err != nil {
@@ -384,35 +421,35 @@ func TestSweeper_OneReplicaAtATime(t *testing.T) {
 	if len(service.asked) != 1 {
 		t.Errorf("asked %d times", len(service.asked))
 	}
-	wantStock(t, w, laptop, 50, 0)
+	wantStock(t, st, laptop, 50, 0)
 	// The lock is given back.
 	o = orderFor(byID(laptop, 1))
-	w.mustCheck(t, o)
-	w.age(t)
+	st.mustCheck(t, o)
+	st.age(t)
 	service.before = nil
 	mustSweep(t, &other)
-	wantStock(t, w, laptop, 50, 0)
+	wantStock(t, st, laptop, 50, 0)
 }
 
 // Confirmed orders whose settlement is lost stay; they must not keep the sweeper from those behind them.
 func TestSweeper_HoldsThatStayDoNotHideOthers(t *testing.T) {
 	t.Parallel()
-	w, s, service := newSweeping(t)
+	st, s, service := newSweeping(t)
 	var log bytes.Buffer
-	w.log = slog.New(slog.NewTextHandler(&log, nil))
+	st.log = slog.New(slog.NewTextHandler(&log, nil))
 	stuck := make([]order, sweepBatch+20)
 	for i := range stuck {
 		stuck[i] = orderFor(byID(phone, 1))
 	}
 	service.set(orderv1.Order_CONFIRMED, stuck...)
-	w.mustCheck(t, stuck...)
-	w.age(t)
+	st.mustCheck(t, stuck...)
+	st.age(t)
 	lost := orderFor(byID(laptop, 1))
-	w.mustCheck(t, lost)
-	w.age(t)
+	st.mustCheck(t, lost)
+	st.age(t)
 	mustSweep(t, s)
-	wantStock(t, w, phone, 200, sweepBatch+20)
-	wantStock(t, w, laptop, 50, 0)
+	wantStock(t, st, phone, 200, sweepBatch+20)
+	wantStock(t, st, laptop, 50, 0)
 	if len(service.asked) != len(stuck)+1 {
 		t.Errorf("asked %d times about %d orders", len(service.asked), len(stuck)+1)
 	}

@@ -84,7 +84,7 @@ func BenchmarkInsert(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer db.Close()
-			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryUpkeep(b.Context())
+			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryMaintain(b.Context())
 			for b.Loop() {
 				b.StopTimer()
 				var records []record
@@ -92,7 +92,7 @@ func BenchmarkInsert(b *testing.B) {
 					records = append(records, readDelivery(d, time.Now()))
 				}
 				b.StartTimer()
-				if _, err := insert(b.Context(), db, records); err != nil {
+				if _, err := insertRecords(b.Context(), db, records); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -111,13 +111,13 @@ func BenchmarkCompare(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer db.Close()
-			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryUpkeep(b.Context())
+			(&partitions{db: db, log: slog.New(slog.DiscardHandler)}).tryMaintain(b.Context())
 			for range stored / 125 {
 				var records []record
 				for _, d := range eventsOfOrders(b, 125) {
 					records = append(records, readDelivery(d, time.Now()))
 				}
-				if _, err := insert(b.Context(), db, records); err != nil {
+				if _, err := insertRecords(b.Context(), db, records); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -125,14 +125,14 @@ func BenchmarkCompare(b *testing.B) {
 			db.MustExec(`VACUUM ANALYZE event_log`)
 			event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 			rt := &route{event: event, queue: "order", unhandled: func(context.Context, [][]byte) ([][]byte, error) { return nil, nil }}
-			e := &evidence{reconciler: &reconciler{db: db}, route: rt}
-			end, err := headOf(b.Context(), db)
+			e := &lossCheck{reconciler: &reconciler{db: db}, route: rt}
+			end, err := readLogEnd(b.Context(), db)
 			if err != nil {
 				b.Fatal(err)
 			}
 			compared := 0
 			for b.Loop() {
-				more, err := e.compare(b.Context(), e, end.mark)
+				more, err := e.compare(b.Context(), e, end.logPosition)
 				if err != nil {
 					b.Fatal(err)
 				}

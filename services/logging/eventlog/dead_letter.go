@@ -6,13 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -21,14 +24,15 @@ import (
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
 	"shop.example/topology"
 )
 
 // The states of a dead letter, as the database and the contracts spell them.
 const (
-	open      = "OPEN"
-	redriven  = "REDRIVEN"
-	discarded = "DISCARDED"
+	stateOpen      = "OPEN"
+	stateRedriven  = "REDRIVEN"
+	stateDiscarded = "DISCARDED"
 )
 
 // deadLetter is a row of dead_letter.
@@ -40,14 +44,14 @@ type deadLetter struct {
 	Exchange      string    `db:"exchange"`
 	RoutingKey    string    `db:"routing_key"`
 	MessageID     uuid.UUID `db:"message_id"`
-	OrderID       string    `db:"order_id"` // "" where it belongs to no order
+	OrderID       string    `db:"order_id"` // "" if it belongs to no order
 	CorrelationID string    `db:"correlation_id"`
 	TraceParent   string    `db:"traceparent"`
 	TraceID       string    `db:"trace_id"`
 	Type          string    `db:"type"`
 	Attempts      int       `db:"attempts"`
-	Headers       string    `db:"headers"` // JSON, see headersJSON; "" where the body was not asked for
-	Body          []byte    `db:"body"`    // nil where it was not asked for
+	Headers       string    `db:"headers"` // JSON, see headersJSON; "" if the body was not asked for
+	Body          []byte    `db:"body"`    // nil if it was not asked for
 	PublishedAt   time.Time `db:"published_at"`
 	CreatedAt     time.Time `db:"created_at"`
 	UpdatedAt     time.Time `db:"updated_at"`
@@ -55,10 +59,10 @@ type deadLetter struct {
 }
 
 // readDeadLetter makes the row of a message from the queue of dead letters, and says what is wrong with the message
-// itself, "" where it can be read.
-func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, problem string) {
+// itself, "" if it can be read.
+func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, errText string) {
 	r := readDelivery(d, now)
-	reason := storable(d.Reason)
+	reason := sanitizeText(d.Reason)
 	if reason == "" {
 		reason = "it does not say why it could not be handled"
 	}
@@ -69,20 +73,20 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, pro
 	}
 	return deadLetter{
 		Reason:        reason,
-		SourceQueue:   storable(d.SourceQueue),
+		SourceQueue:   sanitizeText(d.SourceQueue),
 		Exchange:      r.exchange,
 		RoutingKey:    r.routingKey,
 		MessageID:     r.messageID,
 		OrderID:       r.orderID,
-		CorrelationID: storable(d.CorrelationID),
-		TraceParent:   storable(traceParent),
+		CorrelationID: sanitizeText(d.CorrelationID),
+		TraceParent:   sanitizeText(traceParent),
 		TraceID:       traceID(r.trace),
-		Type:          storable(d.Type),
+		Type:          sanitizeText(d.Type),
 		Attempts:      d.Attempt + 1,
 		Headers:       headersJSON(d),
 		Body:          body,
 		PublishedAt:   r.publishedAt,
-	}, r.problem
+	}, r.errText
 }
 
 // appIDKey is where headersJSON has the property that names the service which published the message.
@@ -108,6 +112,23 @@ func headersJSON(d messaging.Delivery) string {
 	return string(text)
 }
 
+// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
+// other place for it, so it is held until it is stored.
+func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
+	for _, d := range batch {
+		letter, errText := readDeadLetter(d, time.Now())
+		id, err := storeDeadLetter(ctx, s.db, letter, errText)
+		if err != nil {
+			return messaging.Down(err)
+		}
+		crash.Point("logging.letter-stored")
+		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
+			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
+			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
+	}
+	return nil
+}
+
 const insertDeadLetter = `
 INSERT INTO dead_letter (reason, source_queue, exchange, routing_key, message_id, order_id, correlation_id,
                          traceparent, trace_id, type, attempts, headers, body, published_at)
@@ -117,12 +138,12 @@ ON CONFLICT (message_id, source_queue) WHERE state = 'OPEN'
 DO UPDATE SET reason = excluded.reason, attempts = excluded.attempts, headers = excluded.headers, updated_at = now()
 RETURNING id`
 
-// storeDeadLetter stores a dead letter and says in the log of events that it could not be handled. Where the same one
+// storeDeadLetter stores a dead letter and says in the log of events that it could not be handled. If the same one
 // waits for a decision already, that one is brought up to date.
 //
-// The order of locks is that of redrive: the dead letter, then the turn to change the log. Because of the turn, an event
+// The order of locks is that of redrive: the dead letter, then insertLock. Because of that lock, an event
 // that is being logged at the same moment either is there to be marked, or finds the dead letter.
-func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, problem string) (id int64, err error) {
+func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, errText string) (id int64, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		query, args, err := tx.BindNamed(insertDeadLetter, letter)
 		if err != nil {
@@ -131,7 +152,7 @@ func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, proble
 		if err := tx.GetContext(ctx, &id, query, args...); err != nil {
 			return err
 		}
-		return markEvent(ctx, tx, letter.MessageID, problem)
+		return markEvent(ctx, tx, letter.MessageID, errText)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("storing dead letter %s: %w", letter.MessageID, err)
@@ -139,17 +160,17 @@ func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, proble
 	return id, nil
 }
 
-// markEvent brings the event's row, where there is one, to what its dead letters say: an error while one of them was not
-// sent again, and after that what is wrong with the message itself, "" where nothing is.
-func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, problem string) error {
+// markEvent brings the event's row, if there is one, to what its dead letters say: an error while one of them was not
+// sent again, and after that what is wrong with the message itself, "" if nothing is.
+func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, errText string) error {
 	if _, err := tx.ExecContext(ctx, insertLock); err != nil {
-		return fmt.Errorf("waiting for the turn to change the log: %w", err)
+		return fmt.Errorf("waiting for the lock on the log: %w", err)
 	}
 	_, err := tx.ExecContext(ctx, `
 		UPDATE event_log SET status = CASE WHEN now.problem = '' THEN 'success' ELSE 'error' END, error_message = now.problem
 		FROM (SELECT coalesce((
 		    SELECT reason FROM dead_letter WHERE message_id = $1 AND state <> 'REDRIVEN' ORDER BY id DESC LIMIT 1), $2) AS problem) AS now
-		WHERE event_log.message_id = $1`, messageID, problem)
+		WHERE event_log.message_id = $1`, messageID, errText)
 	if err != nil {
 		return fmt.Errorf("marking the event: %w", err)
 	}
@@ -176,7 +197,7 @@ func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock s
 
 // listDeadLetters reads those with an id below before, the newest first, without their bodies. 0 begins with the newest
 // of all, state "" reads all states.
-func listDeadLetters(ctx context.Context, db *sqlx.DB, state string, before int64, most int) ([]deadLetter, error) {
+func listDeadLetters(ctx context.Context, db *sqlx.DB, state string, before int64, limit int) ([]deadLetter, error) {
 	var c conditions
 	if state != "" {
 		c.add("state = %s", state)
@@ -185,7 +206,7 @@ func listDeadLetters(ctx context.Context, db *sqlx.DB, state string, before int6
 		c.add("id < %s", before)
 	}
 	var letters []deadLetter
-	query := fmt.Sprintf("%s FROM dead_letter%s ORDER BY id DESC LIMIT %d", selectDeadLetter, c.where(), most)
+	query := fmt.Sprintf("%s FROM dead_letter%s ORDER BY id DESC LIMIT %d", selectDeadLetter, c.where(), limit)
 	if err := db.SelectContext(ctx, &letters, query, c.args...); err != nil {
 		return nil, fmt.Errorf("reading dead letters: %w", postgres.Classify(err))
 	}
@@ -209,9 +230,9 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
 		switch {
-		case err != nil || letter.State == redriven:
+		case err != nil || letter.State == stateRedriven:
 			return err
-		case letter.State == discarded:
+		case letter.State == stateDiscarded:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_DISCARDED", "dead letter %d was discarded", id)
 		case time.Now().After(letter.FirstAt.Add(horizon)):
 			return apierror.New(codes.FailedPrecondition, "REDRIVE_TOO_LATE",
@@ -224,11 +245,11 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 			return publishError(letter, err)
 		}
 		crash.Point("logging.redriven")
-		if err := setState(ctx, tx, &letter, redriven); err != nil {
+		if err := setState(ctx, tx, &letter, stateRedriven); err != nil {
 			return err
 		}
-		_, problem := decodeJSON(letter.delivery())
-		if err := markEvent(ctx, tx, letter.MessageID, text(problem)); err != nil {
+		_, errText := decodeJSON(letter.delivery())
+		if err := markEvent(ctx, tx, letter.MessageID, errorText(errText)); err != nil {
 			return err
 		}
 		return recordDecision(ctx, tx, loggingv1.DeadLetterService_RedriveDeadLetter_FullMethodName, letter)
@@ -237,7 +258,7 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 }
 
 // outgoing is the message as a first attempt, straight to the queue it came from: through its exchange everyone else would
-// see it again. The headers tell the consumer what the way itself does not: where and by whom the message was published
+// see it again. The headers say what is lost on this way: by which exchange, key and user the message was published
 // first.
 func (l *deadLetter) outgoing() messaging.Outgoing {
 	return messaging.Outgoing{
@@ -282,15 +303,15 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
 		switch {
-		case err != nil || letter.State == discarded:
+		case err != nil || letter.State == stateDiscarded:
 			return err
-		case letter.State == redriven:
+		case letter.State == stateRedriven:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_REDRIVEN", "dead letter %d was redriven", id)
 		}
 		if err := decide(ctx, &letter); err != nil {
 			return err
 		}
-		if err := setState(ctx, tx, &letter, discarded); err != nil {
+		if err := setState(ctx, tx, &letter, stateDiscarded); err != nil {
 			return err
 		}
 		return recordDecision(ctx, tx, loggingv1.DeadLetterService_DiscardDeadLetter_FullMethodName, letter)
@@ -298,19 +319,19 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 	return letter, err
 }
 
-// decideTimeout bounds the call to the order service. The transaction is idle meanwhile, so it has to be shorter than
+// rejectTimeout bounds the call to the order service. The transaction is idle meanwhile, so it has to be shorter than
 // postgres.IdleInTransactionTimeout.
-const decideTimeout = 5 * time.Second
+const rejectTimeout = 5 * time.Second
 
-// decideOrder has the order service reject the order of a letter that could not be decided: its customer would wait for ever.
+// rejectDiscardedOrder has the order service reject the order of a letter that could not be decided: its customer would wait for ever.
 // Nobody's order is what somebody sent who may not place any.
-func (s *Service) decideOrder(ctx context.Context, letter *deadLetter) error {
+func (s *Service) rejectDiscardedOrder(ctx context.Context, letter *deadLetter) error {
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	if letter.SourceQueue != topology.Order || letter.RoutingKey != placed.RoutingKey || letter.OrderID == "" ||
 		!s.broker.MayPublish(letter.header(messaging.HeaderUser), placed) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
+	ctx, cancel := context.WithTimeout(ctx, rejectTimeout)
 	defer cancel()
 	body := letter.Body
 	if len(body) > messaging.MaxEvent {
@@ -329,7 +350,7 @@ func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-// message is the letter as it is shown, with its body where that was read.
+// message is the letter as it is shown, with its body if that was read.
 func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
 		Id:          l.ID,

@@ -225,8 +225,8 @@ func TestRedrive_EndsWithTheHorizonOfTheFirstDeath(t *testing.T) {
 
 func storeLetter(t *testing.T, db *sqlx.DB, d messaging.Delivery) int64 {
 	t.Helper()
-	letter, problem := readDeadLetter(d, time.Now())
-	id, err := storeDeadLetter(t.Context(), db, letter, problem)
+	letter, errText := readDeadLetter(d, time.Now())
+	id, err := storeDeadLetter(t.Context(), db, letter, errText)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestDeadLetter_StoredBeforeItsEventMakesItAnError(t *testing.T) {
 
 // A message that is redriven can die again before the redrive is committed. Its death must not be taken for the one
 // that the redrive is about.
-func TestRedrive_AMessageThatDiesMeanwhileIsALetterOfItsOwn(t *testing.T) {
+func TestRedrive_AMessageThatFailsMeanwhileIsAnotherDeadLetter(t *testing.T) {
 	t.Parallel()
 	url := dbtest.New(t)
 	db, other := openDB(t, url), openDB(t, url)
@@ -284,8 +284,8 @@ func TestRedrive_AMessageThatDiesMeanwhileIsALetterOfItsOwn(t *testing.T) {
 			return err
 		}
 		go func() {
-			letter, problem := readDeadLetter(d, time.Now())
-			id, err := storeDeadLetter(t.Context(), other, letter, problem)
+			letter, errText := readDeadLetter(d, time.Now())
+			id, err := storeDeadLetter(t.Context(), other, letter, errText)
 			if err != nil {
 				t.Error(err)
 			}
@@ -294,7 +294,7 @@ func TestRedrive_AMessageThatDiesMeanwhileIsALetterOfItsOwn(t *testing.T) {
 		eventually(t, "the second death to wait for the redrive", func() bool {
 			return count(t, db, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
 		})
-		if err := setState(t.Context(), tx, &letter, redriven); err != nil {
+		if err := setState(t.Context(), tx, &letter, stateRedriven); err != nil {
 			return err
 		}
 		return markEvent(t.Context(), tx, letter.MessageID, "")

@@ -16,7 +16,7 @@ type filter struct {
 	publishedBefore time.Time // before this time
 }
 
-// conditions are the parts of a WHERE clause, with their arguments. Only what is asked for stands in the query, so that
+// conditions are the parts of a WHERE clause, with their arguments. The query has only the conditions that are needed, so that
 // the planner sees which index serves it.
 type conditions struct {
 	sql  []string
@@ -68,7 +68,7 @@ func (f filter) matches(r *row) bool {
 // keyPattern is a routing key as a binding of a topic exchange writes it: words with dots between them, * for one word,
 // # for any number. The zero value matches every key.
 type keyPattern struct {
-	literal string         // where there is no * or #
+	literal string         // if there is no * or #
 	re      *regexp.Regexp // of the key with a dot before it, in what Go and PostgreSQL have in common
 }
 
@@ -95,7 +95,7 @@ func parseKeyPattern(pattern string) keyPattern {
 	return keyPattern{re: regexp.MustCompile(re.String())}
 }
 
-// String tells one pattern from another.
+// String is different for different patterns.
 func (p keyPattern) String() string {
 	if p.re != nil {
 		return p.re.String()

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"log/slog"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -16,6 +18,7 @@ import (
 	"shop.example/domain/orderid"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
 )
 
@@ -31,7 +34,7 @@ func pageSize(asked int32) int {
 // Page tokens name the last row of a page, so that rows which are added meanwhile move nothing, and the request they
 // belong to, because the place in one list means nothing in another.
 
-// pageToken makes the token of the page behind id. request is the one for the first page, of any page size.
+// pageToken makes the token of the page after id. request is the one for the first page, of any page size.
 func pageToken(id int64, request proto.Message) string {
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(nil, uint64(id)), checksum(request)))
 }
@@ -43,12 +46,12 @@ func parsePageToken(token string, request proto.Message) (id int64, err error) {
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) != 12 || binary.BigEndian.Uint32(b[8:]) != checksum(request) {
-		return 0, errNoToken
+		return 0, errPageToken
 	}
 	return int64(binary.BigEndian.Uint64(b)), nil
 }
 
-var errNoToken = apierror.InvalidArgument(apierror.Violation{
+var errPageToken = apierror.InvalidArgument(apierror.Violation{
 	Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
 })
 
@@ -83,9 +86,9 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	if req.GetPublishedBefore() != nil {
 		f.publishedBefore = req.GetPublishedBefore().AsTime()
 	}
-	page := before
+	page := rowsBefore
 	if f.orderID != "" {
-		page = after
+		page = rowsAfter
 	}
 	rows, more, err := page(ctx, s.db, f, from, pageSize(req.GetPageSize()))
 	if err != nil {
@@ -103,8 +106,8 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	return reply, nil
 }
 
-// StreamEvents settles the place where it begins and says so: what is logged after that is in the stream. It says again
-// where it is when nothing has happened for a while.
+// StreamEvents first sends the position at which it begins: what is logged after that is in the stream. It sends the position again
+// when nothing has happened for a while.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	if err := s.checkOwner(ctx, canonicalUUID(req.GetOrderId())); err != nil {
@@ -117,8 +120,8 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 		return err
 	}
 	begin := startOf(req, head)
-	sayWhere := func(position int64) error { return stream.Send(&loggingv1.StreamEventsResponse{Position: position}) }
-	if err := sayWhere(begin); err != nil {
+	sendPosition := func(position int64) error { return stream.Send(&loggingv1.StreamEventsResponse{Position: position}) }
+	if err := sendPosition(begin); err != nil {
 		return err
 	}
 	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
@@ -131,7 +134,7 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 			return orderNotFound(r.OrderID) // it had not been logged yet when the stream began
 		}
 		return stream.Send(&loggingv1.StreamEventsResponse{Event: event, Position: r.ID})
-	}, sayWhere)
+	}, sendPosition)
 }
 
 // checkOwner returns an error if the order belongs to somebody else than the caller. Whose it is, OrderPlaced says; no
@@ -151,8 +154,8 @@ func orderNotFound(id string) error {
 	return apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 }
 
-// startOf is the id behind which a stream begins when the log ends at head. A client may have seen more than there is
-// where the log was restored from a copy: it would wait for ever for an id beyond that.
+// startOf is the id after which a stream begins when the log ends at head. A client may have seen more than there is
+// if the log was restored from a backup: it would wait for ever for an id beyond that.
 func startOf(req *loggingv1.StreamEventsRequest, head int64) int64 {
 	if req.GetAfterId() == 0 && !req.GetFromBeginning() && req.GetOrderId() == "" {
 		return head
@@ -164,6 +167,16 @@ func (s eventLogServer) ResendEvents(ctx context.Context, req *loggingv1.ResendE
 	orders := make([]uuid.UUID, len(req.GetOrderIds()))
 	for i, id := range req.GetOrderIds() {
 		orders[i] = uuid.MustParse(id) // as the contract says
+	}
+	err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		target := "order " + req.GetOrderIds()[0]
+		if len(orders) > 1 {
+			target = fmt.Sprintf("%d orders", len(orders))
+		}
+		return recordAction(ctx, tx, loggingv1.EventLogService_ResendEvents_FullMethodName, target, "events that were not handled")
+	})
+	if err != nil {
+		return nil, err
 	}
 	events, err := s.reconciler.resendOrders(ctx, orders)
 	if err != nil {
@@ -230,7 +243,7 @@ func (s deadLetterServer) RedriveDeadLetter(ctx context.Context, req *loggingv1.
 }
 
 func (s deadLetterServer) DiscardDeadLetter(ctx context.Context, req *loggingv1.DiscardDeadLetterRequest) (*loggingv1.DiscardDeadLetterResponse, error) {
-	letter, err := discard(ctx, s.db, req.GetId(), s.decideOrder)
+	letter, err := discard(ctx, s.db, req.GetId(), s.rejectDiscardedOrder)
 	if err != nil {
 		return nil, err
 	}

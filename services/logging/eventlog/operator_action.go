@@ -16,8 +16,8 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// action is a row of operator_action, to which rows are only ever added: the database refuses everything else.
-type action struct {
+// operatorAction is a row of operator_action, to which rows are only ever added: the database refuses everything else.
+type operatorAction struct {
 	ID       int64     `db:"id"`
 	Operator string    `db:"operator"`
 	Method   string    `db:"method"`
@@ -27,7 +27,7 @@ type action struct {
 	ActedAt  time.Time `db:"acted_at"`
 }
 
-// recordActions adds what is told by those of the records that are OperatorActed. One that is told twice is added once.
+// recordActions stores the OperatorActed events among the records. One that comes twice is stored once.
 func recordActions(ctx context.Context, tx *sqlx.Tx, records []*record) error {
 	for _, r := range records { // nearly never one
 		if r.acted == nil {
@@ -52,15 +52,15 @@ func addAction(ctx context.Context, tx *sqlx.Tx, acted *eventsv1.OperatorActed, 
 	return nil
 }
 
-// recordOwn adds what the operator does on whose behalf the call is made that ctx is of, in the transaction of the deed.
+// recordAction stores what the operator of the call in ctx does, in the same transaction.
 // Other services tell by an event; this one has the record itself.
-func recordOwn(ctx context.Context, tx *sqlx.Tx, method, target, detail string) error {
+func recordAction(ctx context.Context, tx *sqlx.Tx, method, target, detail string) error {
 	return addAction(ctx, tx, enduser.Acted(enduser.Operator(ctx), method, target, detail), name)
 }
 
 // recordDecision adds what was decided about a dead letter.
 func recordDecision(ctx context.Context, tx *sqlx.Tx, method string, letter deadLetter) error {
-	return recordOwn(ctx, tx, method, fmt.Sprintf("dead letter %d", letter.ID),
+	return recordAction(ctx, tx, method, fmt.Sprintf("dead letter %d", letter.ID),
 		fmt.Sprintf("%s, message %s of queue %s", letter.RoutingKey, letter.MessageID, letter.SourceQueue))
 }
 
@@ -95,7 +95,7 @@ func (s operatorActionServer) ListOperatorActions(ctx context.Context, req *logg
 		c.add("id < %s", before)
 	}
 	size := pageSize(req.GetPageSize())
-	var actions []action
+	var actions []operatorAction
 	query := fmt.Sprintf("SELECT id, operator, method, target, detail, service, acted_at FROM operator_action%s ORDER BY id DESC LIMIT %d", c.where(), size+1)
 	if err := s.db.SelectContext(ctx, &actions, query, c.args...); err != nil {
 		return nil, fmt.Errorf("reading what operators did: %w", postgres.Classify(err))

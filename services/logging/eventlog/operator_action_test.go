@@ -94,7 +94,7 @@ func TestOperatorActions_WhatOperatorsDoIsInOneRecordOnce(t *testing.T) {
 	}
 }
 
-func TestOperatorActions_PagesStandStillAndAreOfOneFilter(t *testing.T) {
+func TestOperatorActions_PagesAreStableAndBelongToOneFilter(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	s := operatorActionServer{Service: &Service{db: db}}
@@ -172,7 +172,7 @@ func TestOperatorActions_StayThreeYearsAndAsLongAsTheLog(t *testing.T) {
 		retention time.Duration
 		left      int
 	}{{0, 4}, {5 * 366 * day, 3}, {day, 2}, {day, 2}} {
-		(&partitions{db: db, log: slog.New(slog.DiscardHandler), retention: c.retention}).tryUpkeep(t.Context())
+		(&partitions{db: db, log: slog.New(slog.DiscardHandler), retention: c.retention}).tryMaintain(t.Context())
 		if n := count(t, db, "SELECT count(*) FROM operator_action"); n != c.left {
 			t.Errorf("%d are left where events are kept for %s, want %d", n, c.retention, c.left)
 		}
@@ -201,7 +201,7 @@ func TestDeadLetters_ThatWereDecidedAboutGoWithTheEvents(t *testing.T) {
 		retention time.Duration
 		left      int
 	}{{0, 7}, {30 * day, 5}, {8 * day, 3}, {day, 3}} {
-		(&partitions{db: db, log: slog.New(slog.DiscardHandler), retention: c.retention, horizon: 7 * day}).tryUpkeep(t.Context())
+		(&partitions{db: db, log: slog.New(slog.DiscardHandler), retention: c.retention, horizon: 7 * day}).tryMaintain(t.Context())
 		if n := count(t, db, "SELECT count(*) FROM dead_letter"); n != c.left {
 			t.Errorf("%d are left where events are kept for %s, want %d", n, c.retention, c.left)
 		}

@@ -19,19 +19,19 @@ import (
 
 const (
 	day = 24 * time.Hour
-	// daysAhead is how many days have their partition before they begin: this many days the upkeep may fail unnoticed
+	// daysAhead is how many days have their partition before they begin: this many days the maintenance may fail unnoticed
 	// before rows go to the default partition.
-	daysAhead      = 7
-	upkeepInterval = time.Hour
-	// requestsKept is how long requests stay in the log, whatever its retention is: anyone can make them, and they change
+	daysAhead        = 7
+	maintainInterval = time.Hour
+	// requestRetention is how long requests stay in the log, whatever its retention is: anyone can make them, and they change
 	// nothing. Those that ended as dead letters stay.
-	requestsKept = day
+	requestRetention = day
 	// expireBatch is how many are deleted at once.
 	expireBatch = 10_000
 )
 
-// requests is the routing key of the one event that asks for something and changes nothing.
-var requests = sync.OnceValue(func() string {
+// requestRoutingKey is the routing key of the one event that asks for something and changes nothing.
+var requestRoutingKey = sync.OnceValue(func() string {
 	event, _ := contract.EventOf(&eventsv1.ListInventory{})
 	return event.RoutingKey
 })
@@ -44,32 +44,32 @@ type partitions struct {
 	horizon   time.Duration // for how long a dead letter can be redriven
 }
 
-// run looks after the partitions every hour until ctx ends.
+// run maintains the partitions every hour until ctx ends.
 func (p *partitions) run(ctx context.Context) error {
-	tick := time.NewTicker(upkeepInterval)
+	tick := time.NewTicker(maintainInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			p.tryUpkeep(ctx)
+			p.tryMaintain(ctx)
 		}
 	}
 }
 
-// tryUpkeep logs a failure, and the next time does what was left undone: rows always have a place, in the default
+// tryMaintain logs a failure, and the next time does what was left undone: rows always have a place, in the default
 // partition if nowhere else.
-func (p *partitions) tryUpkeep(ctx context.Context) {
+func (p *partitions) tryMaintain(ctx context.Context) {
 	now := time.Now()
-	if err := errors.Join(p.upkeep(ctx, now), p.expireRequests(ctx, now), p.expireDeadLetters(ctx), p.expireActions(ctx)); err != nil && ctx.Err() == nil {
-		p.log.WarnContext(ctx, "the upkeep of the partitions of event_log failed, will be tried again", "in", upkeepInterval, "err", err)
+	if err := errors.Join(p.maintain(ctx, now), p.expireRequests(ctx, now), p.expireDeadLetters(ctx), p.expireActions(ctx)); err != nil && ctx.Err() == nil {
+		p.log.WarnContext(ctx, "maintaining the partitions of event_log failed, will be tried again", "in", maintainInterval, "error", err)
 	}
 }
 
-// upkeep makes the partitions that are missing and drops those whose time is over. Where another replica is at it, it
+// maintain creates the partitions that are missing and drops those older than the retention. If another replica is doing so, it
 // does nothing.
-func (p *partitions) upkeep(ctx context.Context, now time.Time) error {
+func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 	today := now.UTC().Truncate(day)
 	var made, dropped []string
 	err := postgres.InTx(ctx, p.db, func(tx *sqlx.Tx) error {
@@ -100,7 +100,7 @@ func (p *partitions) upkeep(ctx context.Context, now time.Time) error {
 			}
 		}
 		for _, at := range missing {
-			if err := makePartition(ctx, tx, at); err != nil {
+			if err := createPartition(ctx, tx, at); err != nil {
 				return fmt.Errorf("making partition %s: %w", partitionName(at), err)
 			}
 			made = append(made, partitionName(at))
@@ -122,10 +122,10 @@ func (p *partitions) upkeep(ctx context.Context, now time.Time) error {
 	return err
 }
 
-// expireRequests deletes the requests that are older than requestsKept, some at a time, from the partitions in which there
+// expireRequests deletes the requests that are older than requestRetention, some at a time, from the partitions in which there
 // can be any. It finds them by the index on the routing key, which leads past all other rows.
 func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
-	before := now.Add(-requestsKept)
+	before := now.Add(-requestRetention)
 	existing, err := existingPartitions(ctx, p.db)
 	if err != nil {
 		return err
@@ -141,7 +141,7 @@ func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
 			result, err := p.db.ExecContext(ctx, fmt.Sprintf(`
 				DELETE FROM %[1]s WHERE ctid = ANY (ARRAY(
 				    SELECT ctid FROM %[1]s WHERE routing_key = $1 AND published_at < $2 AND status = 'success' LIMIT %[2]d))`,
-				table, expireBatch), requests(), before)
+				table, expireBatch), requestRoutingKey(), before)
 			if err != nil {
 				return fmt.Errorf("deleting old requests from %s: %w", table, err)
 			}
@@ -164,9 +164,9 @@ func lockEventLog(ctx context.Context, tx *sqlx.Tx) error {
 	return err
 }
 
-// makePartition makes the partition of a day. Rows of that day which are in the default partition move into it: the
+// createPartition makes the partition of a day. Rows of that day which are in the default partition move into it: the
 // server refuses a partition while the default one holds its rows.
-func makePartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
+func createPartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
 	name, from, to := partitionName(at), pq.QuoteLiteral(at.Format(time.RFC3339)), pq.QuoteLiteral(at.Add(day).Format(time.RFC3339))
 	for _, statement := range []string{
 		"CREATE TABLE " + name + " (LIKE event_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",

@@ -28,7 +28,7 @@ func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
 	}
 	before := allRows(t, db, filter{})
 	for range 2 { // the second time there is nothing to do
-		if err := p.upkeep(t.Context(), time.Now()); err != nil {
+		if err := p.maintain(t.Context(), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +58,7 @@ func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
 	db := openDB(t, dbtest.New(t))
 	p := &partitions{db: db, log: slog.New(slog.DiscardHandler), retention: 3 * day}
 	now := time.Now()
-	if err := p.upkeep(t.Context(), now.Add(-10*day)); err != nil { // makes the partitions of those days
+	if err := p.maintain(t.Context(), now.Add(-10*day)); err != nil { // makes the partitions of those days
 		t.Fatal(err)
 	}
 	for _, age := range []time.Duration{0, 2 * day, 5 * day, 9 * day, 400 * day} {
@@ -66,14 +66,14 @@ func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
 		d.Timestamp = now.Add(-age)
 		write(t, db, d)
 	}
-	if err := p.upkeep(t.Context(), now); err != nil {
+	if err := p.maintain(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
 		t.Errorf("%d rows are left, want 2", n)
 	}
 	keepsAll := &partitions{db: db, log: p.log}
-	if err := keepsAll.upkeep(t.Context(), now.Add(1000*day)); err != nil {
+	if err := keepsAll.maintain(t.Context(), now.Add(1000*day)); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
@@ -86,7 +86,7 @@ func TestPartitions_RequestsAreKeptADayHoweverLongTheLogIs(t *testing.T) {
 	db := openDB(t, dbtest.New(t))
 	p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
 	now := time.Now()
-	if err := p.upkeep(t.Context(), now.Add(-6*day)); err != nil { // makes the partitions of those days
+	if err := p.maintain(t.Context(), now.Add(-6*day)); err != nil { // makes the partitions of those days
 		t.Fatal(err)
 	}
 	for _, age := range []time.Duration{0, day - time.Hour, day + time.Hour, 5 * day, 400 * day} {
@@ -106,7 +106,7 @@ func TestPartitions_RequestsAreKeptADayHoweverLongTheLogIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to do
-		p.tryUpkeep(t.Context())
+		p.tryMaintain(t.Context())
 		if n := count(t, db, "SELECT count(*) FROM event_log WHERE routing_key = 'shop.inventory.list' AND status = 'success'"); n != 2 {
 			t.Errorf("%d requests are left, want the 2 of a day", n)
 		}
@@ -126,7 +126,7 @@ func TestPartitions_ManyReplicasAndWritersAtOnce(t *testing.T) {
 			if i%2 == 0 {
 				p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
 				for n := range 10 {
-					if err := p.upkeep(t.Context(), time.Now().Add(time.Duration(n-5)*day)); err != nil && !errors.Is(err, postgres.ErrRetry) {
+					if err := p.maintain(t.Context(), time.Now().Add(time.Duration(n-5)*day)); err != nil && !errors.Is(err, postgres.ErrRetry) {
 						t.Error(err)
 					}
 				}

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// stretch is how many events a call looks at. There is no index on addresses: each event would pay for it.
-	stretch = 200_000
+	// scanLimit is how many events one call reads. There is no index on addresses: it would slow down storing every order.
+	scanLimit = 200_000
 	// maxFound is how many events a call returns or erases, and how many messages it reads that nobody can read.
 	maxFound = 200
 	// maxRead bounds what a call reads of messages that have to be read as they came, in bytes; one is read in any case. They
@@ -30,9 +30,9 @@ const (
 	maxRead = 256 << 10
 )
 
-// personalData serves PersonalDataService with what events and dead letters say about people. Of all events only OrderPlaced
+// personalDataServer serves PersonalDataService with what events and dead letters say about people. Of all events only OrderPlaced
 // names anybody.
-type personalData struct {
+type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
 }
@@ -44,7 +44,7 @@ const (
 	inLetters    = "d"
 )
 
-// search is where a search stands: in a stage, behind the row with this id.
+// search is the position of a search: in a stage, after the row with this id.
 type search struct {
 	person customer.Person
 	whose  *customerv1.Person
@@ -59,13 +59,13 @@ func newSearch(whose *customerv1.Person, token string) (s search, err error) {
 	}
 	s.stage = token[:1]
 	if !slices.Contains([]string{inEvents, inUnreadable, inLetters}, s.stage) || len(token) == 1 {
-		return s, errNoToken
+		return s, errPageToken
 	}
 	s.after, err = parsePageToken(token[1:], whose)
 	return s, err
 }
 
-// next is the token with which the search goes on behind an id, or in the next stage if this one is done; "" at the end.
+// next is the token with which the search continues after an id, or in the next stage if this one is done; "" at the end.
 func (s search) next(id int64, done bool) string {
 	stage := s.stage
 	if done {
@@ -82,19 +82,12 @@ func (s search) next(id int64, done bool) string {
 	return stage + pageToken(id, s.whose)
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. That a person's data are handed out is recorded before.
-func (s personalData) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
+// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
+// before, and each search.
+func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	at, err := newSearch(req.GetPerson(), req.GetPageToken())
 	if err != nil {
 		return nil, err
-	}
-	if req.GetPageToken() == "" {
-		err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-			return recordOwn(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, at.person.String(), "events and dead letters")
-		})
-		if err != nil {
-			return nil, err
-		}
 	}
 	resp := &customerv1.FindPersonalDataResponse{}
 	switch at.stage {
@@ -142,12 +135,18 @@ func (s personalData) FindPersonalData(ctx context.Context, req *customerv1.Find
 		}
 		resp.NextPageToken = at.next(last, done)
 	}
-	return resp, nil
+	// Whatever the token says: who makes one up is recorded, too.
+	if len(resp.GetRecords()) == 0 && req.GetPageToken() != "" {
+		return resp, nil
+	}
+	return resp, postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		return recordAction(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, at.person.String(), "events and dead letters")
+	})
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. What is left of an OrderPlaced breaks its contract, so
 // that nobody can send it again, and a dead letter that names the person is discarded first.
-func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
+func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	at, err := newSearch(req.GetPerson(), req.GetPageToken())
 	if err != nil {
 		return nil, err
@@ -186,9 +185,9 @@ func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.Era
 	return resp, nil
 }
 
-// eraseEvents sets what has to be set in the rows, in which $3 is the mark, and records it. An error message that names
+// eraseEvents sets what has to be set in the rows, in which $3 is the text that replaces personal data, and records it. An error message that names
 // the person goes too.
-func (s personalData) eraseEvents(ctx context.Context, person customer.Person, rows []*row, set string, args ...any) error {
+func (s personalDataServer) eraseEvents(ctx context.Context, person customer.Person, rows []*row, set string, args ...any) error {
 	if len(rows) == 0 {
 		return nil
 	}
@@ -206,19 +205,19 @@ func (s personalData) eraseEvents(ctx context.Context, person customer.Person, r
 		if err != nil {
 			return fmt.Errorf("erasing a person in %d events: %w", len(rows), err)
 		}
-		return recordOwn(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person.String(), fmt.Sprintf("%d events", len(rows)))
+		return recordAction(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person.String(), fmt.Sprintf("%d events", len(rows)))
 	})
 }
 
 // eraseLetters discards those that are open: what is left of them cannot be redriven.
-func (s personalData) eraseLetters(ctx context.Context, person customer.Person, letters []*deadLetter) error {
+func (s personalDataServer) eraseLetters(ctx context.Context, person customer.Person, letters []*deadLetter) error {
 	if len(letters) == 0 {
 		return nil
 	}
 	for _, l := range letters {
-		if l.State == open {
+		if l.State == stateOpen {
 			// One that was redriven at this moment is as good.
-			if _, err := discard(ctx, s.db, l.ID, s.decideOrder); err != nil && apierror.Status(err).Code() != codes.FailedPrecondition {
+			if _, err := discard(ctx, s.db, l.ID, s.rejectDiscardedOrder); err != nil && apierror.Status(err).Code() != codes.FailedPrecondition {
 				return err
 			}
 		}
@@ -233,7 +232,7 @@ func (s personalData) eraseLetters(ctx context.Context, person customer.Person, 
 				return fmt.Errorf("erasing a person in dead letter %d: %w", l.ID, err)
 			}
 		}
-		return recordOwn(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person.String(), fmt.Sprintf("%d dead letters", len(letters)))
+		return recordAction(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person.String(), fmt.Sprintf("%d dead letters", len(letters)))
 	})
 }
 
@@ -264,7 +263,7 @@ func (l *deadLetter) names(person customer.Person) bool {
 	return person.NamedIn(l.Body) || person.NamedIn([]byte(l.Headers)) || person.NamedIn([]byte(l.Reason))
 }
 
-// findEvents looks at a stretch of the log for orders that the person has placed. last is up to where it has looked.
+// findEvents looks at the next scanLimit events for orders that the person has placed. last is the last id it has looked at.
 func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last int64, done bool, err error) {
 	var ends struct {
 		First int64 `db:"first"`
@@ -274,7 +273,7 @@ func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last
 		return nil, 0, false, fmt.Errorf("reading the ends of the log: %w", postgres.Classify(err))
 	}
 	after := max(at.after, ends.First-1)
-	last = min(after+stretch, ends.Last)
+	last = min(after+scanLimit, ends.Last)
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	rows, err := db.QueryxContext(ctx, selectRows+`
 		WHERE routing_key = $1 AND id > $2 AND id <= $3 AND (payload ->> 'customer_email' ILIKE ANY ($4::text[]) OR payload ->> 'owner' = $5)
@@ -297,7 +296,7 @@ func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last
 			found = append(found, r)
 		}
 		seen++
-		if size += len(r.Payload); seen == maxFound || size > mostBytes {
+		if size += len(r.Payload); seen == maxFound || size > maxReadBytes {
 			return found, r.ID, false, nil
 		}
 	}
@@ -309,7 +308,7 @@ func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last
 
 // findUnreadable looks for the person in messages of the log that nobody could read. All are errors, which are few.
 func findUnreadable(ctx context.Context, db *sqlx.DB, at search) (found []*row, last int64, done bool, err error) {
-	ids, done, err := someOf(ctx, db, "event_log WHERE status = 'error' AND payload IS NULL AND id > $1", at.after)
+	ids, done, err := idsToRead(ctx, db, "event_log WHERE status = 'error' AND payload IS NULL AND id > $1", at.after)
 	if err != nil || len(ids) == 0 {
 		return nil, 0, done, err
 	}
@@ -328,7 +327,7 @@ func findUnreadable(ctx context.Context, db *sqlx.DB, at search) (found []*row, 
 
 // findLetters looks for the person in dead letters.
 func findLetters(ctx context.Context, db *sqlx.DB, at search) (found []*deadLetter, last int64, done bool, err error) {
-	ids, done, err := someOf(ctx, db, "dead_letter WHERE id > $1", at.after)
+	ids, done, err := idsToRead(ctx, db, "dead_letter WHERE id > $1", at.after)
 	if err != nil || len(ids) == 0 {
 		return nil, 0, done, err
 	}
@@ -345,9 +344,9 @@ func findLetters(ctx context.Context, db *sqlx.DB, at search) (found []*deadLett
 	return found, ids[len(ids)-1], done, nil
 }
 
-// someOf returns the first ids of rows whose bodies are read together, and whether there are no others. from is a table
+// idsToRead returns the first ids of rows whose bodies are read together, and whether there are no others. from is a table
 // and its condition, in which $1 is after.
-func someOf(ctx context.Context, db *sqlx.DB, from string, after int64) (ids []int64, done bool, err error) {
+func idsToRead(ctx context.Context, db *sqlx.DB, from string, after int64) (ids []int64, done bool, err error) {
 	var rows []struct {
 		ID   int64 `db:"id"`
 		Size int   `db:"size"`

@@ -33,10 +33,10 @@ const (
 	// reconcileBatch is how many events are looked at together, and asked about in one call.
 	reconcileBatch = 1000
 	askTimeout     = 5 * time.Second
-	// settleTime is how long an event is left alone that has just been logged or sent: it is being handled.
-	settleTime = 3 * time.Second
-	// inHandTime is how long a message may be in the hands of a consumer whose queue is empty.
-	inHandTime = 8 * time.Second
+	// graceTime is how long an event is left alone that has just been logged or sent: it is being handled.
+	graceTime = 3 * time.Second
+	// maxHandlingTime is how long a message may be in the hands of a consumer whose queue is empty.
+	maxHandlingTime = 8 * time.Second
 	// maxSends is how often an event is sent again that is lost each time.
 	maxSends = 5
 	// closedRetention is how long it is remembered which events were sent again.
@@ -56,30 +56,30 @@ var overtakenAfter = messaging.LongestRetry() + 49*time.Second
 type reconciler struct {
 	db     *sqlx.DB
 	pub    *messaging.Publisher
-	broker *messaging.Connection // is asked how the queues stand
+	broker *messaging.Connection // for the state of the queues
 	log    *slog.Logger
 	routes []*route
 	events metric.Int64Counter
-	head   head   // where the log ended at the pass before
+	head   logEnd // where the log ended at the pass before
 	failed string // the error of that pass, "" if it had none
 }
 
-// head is where the log ended at some time: what was logged up to there is older.
-type head struct {
-	mark
+// logEnd is where the log ended at some time: what was logged up to there is older.
+type logEnd struct {
+	logPosition
 	at time.Time // by the clock of this process
 }
 
-// route is the way of an event to the service that handles it.
+// route is an event, and the queue and service that handle it.
 type route struct {
 	event contract.Event
 	queue string
 	user  string // of the broker, who publishes it
 	// unhandled asks the service for those of the orders whose event it has not handled.
 	unhandled func(ctx context.Context, orders [][]byte) ([][]byte, error)
-	// suspects asks the service for orders that wait for the event. If it is nil every event is asked about.
-	suspects func(context.Context) ([][]byte, error)
-	idle     []time.Time // when its queue was seen to be empty, since it was not
+	// waiting asks the service for orders that still wait for the event. If it is nil every event is asked about.
+	waiting    func(context.Context) ([][]byte, error)
+	emptySince []time.Time // when its queue was seen to be empty, since it was not
 }
 
 func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Connection, orders orderv1.IntakeServiceClient,
@@ -109,8 +109,8 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		})
 		if _, settles := m.(*eventsv1.DecrementQuantity); settles {
 			// Nearly every order has one; but what has not been settled is still held, and nothing is held for long.
-			rt.suspects = func(ctx context.Context) ([][]byte, error) {
-				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(settleTime)})
+			rt.waiting = func(ctx context.Context) ([][]byte, error) {
+				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(graceTime)})
 				return resp.GetOrderIds(), err
 			}
 		}
@@ -150,14 +150,14 @@ func (r *reconciler) report(ctx context.Context, err error) {
 	switch {
 	case now == r.failed:
 	case err != nil:
-		r.log.WarnContext(ctx, "it cannot be told whether events were lost, will be tried again", "error", err)
+		r.log.WarnContext(ctx, "looking for lost events failed, will be tried again", "error", err)
 	default:
-		r.log.InfoContext(ctx, "it can be told again whether events were lost")
+		r.log.InfoContext(ctx, "looking for lost events works again")
 	}
 	r.failed = now
 }
 
-// pass looks at all routes. If another replica is at it, it does nothing.
+// pass looks at all routes. If another replica is doing so, it does nothing.
 func (r *reconciler) pass(ctx context.Context) (err error) {
 	conn, err := r.db.Connx(ctx)
 	if err != nil {
@@ -174,51 +174,51 @@ func (r *reconciler) pass(ctx context.Context) (err error) {
 		err = errors.Join(err, postgres.Classify(unlockErr))
 	}()
 	upTo := r.head
-	if time.Since(upTo.at) < settleTime {
+	if time.Since(upTo.at) < graceTime {
 		return nil
 	}
-	if r.head, err = headOf(ctx, r.db); err != nil {
+	if r.head, err = readLogEnd(ctx, r.db); err != nil {
 		return err
 	}
 	var errs []error
 	for _, rt := range r.routes {
-		if err := r.reconcile(ctx, rt, upTo.mark); err != nil {
+		if err := r.reconcile(ctx, rt, upTo.logPosition); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", rt.event.RoutingKey, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// reconcile finds the events of a route that are lost, of those that were logged up to a mark, and sends them.
-func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo mark) (err error) {
-	e := &evidence{reconciler: r, route: rt}
-	if rt.suspects != nil {
-		err = r.suspect(ctx, e, upTo)
+// reconcile finds the events of a route that are lost, of those that were logged up to a position, and sends them.
+func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo logPosition) (err error) {
+	e := &lossCheck{reconciler: r, route: rt}
+	if rt.waiting != nil {
+		err = r.checkWaiting(ctx, e, upTo)
 	} else {
 		for more := true; more && err == nil; {
 			more, err = r.compare(ctx, e, upTo)
 		}
 	}
 	for more := true; more && err == nil; {
-		more, err = r.follow(ctx, e)
+		more, err = r.followUp(ctx, e)
 	}
 	return err
 }
 
 // compare compares the next events of the log with what the service has handled. more says that others may follow.
-func (r *reconciler) compare(ctx context.Context, e *evidence, upTo mark) (more bool, err error) {
+func (r *reconciler) compare(ctx context.Context, e *lossCheck, upTo logPosition) (more bool, err error) {
 	from, err := checkedUpTo(ctx, r.db, e.event.RoutingKey)
 	if err != nil || from.EventID >= upTo.EventID {
 		return false, err
 	}
-	orders, last, err := ordersBehind(ctx, r.db, e.event.RoutingKey, from, upTo, reconcileBatch)
+	orders, last, err := ordersAfter(ctx, r.db, e.event.RoutingKey, from, upTo, reconcileBatch)
 	if err != nil {
 		return false, err
 	}
 	if more = len(orders) == reconcileBatch; more {
 		upTo = last
 	}
-	open, err := e.ask(ctx, orders)
+	open, err := e.findUnhandled(ctx, orders)
 	if err != nil {
 		return false, err
 	}
@@ -226,45 +226,45 @@ func (r *reconciler) compare(ctx context.Context, e *evidence, upTo mark) (more 
 	if err != nil {
 		return false, err
 	}
-	done, lost, err := r.judge(ctx, e, entries)
+	done, lost, err := r.classify(ctx, e, entries)
 	if err != nil {
 		return false, err
 	}
 	if done < len(entries) {
-		more, upTo = false, mark{EventID: entries[done].EventID - 1, LoggedAt: entries[done].Since}
+		more, upTo = false, logPosition{EventID: entries[done].EventID - 1, LoggedAt: entries[done].Since}
 	}
 	return more, saveChecked(ctx, r.db, e.event.RoutingKey, upTo, e.queue, lost)
 }
 
-// suspect looks at the events of orders that the service still waits for.
-func (r *reconciler) suspect(ctx context.Context, e *evidence, upTo mark) error {
+// checkWaiting looks at the events of orders that the service still waits for.
+func (r *reconciler) checkWaiting(ctx context.Context, e *lossCheck, upTo logPosition) error {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	orders, err := e.suspects(asking)
+	orders, err := e.waiting(asking)
 	if err != nil {
 		return fmt.Errorf("asking which orders wait for it: %w", err)
 	}
-	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders), mark{}, upTo)
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders), logPosition{}, upTo)
 	if err != nil {
 		return err
 	}
-	_, lost, err := r.judge(ctx, e, entries)
+	_, lost, err := r.classify(ctx, e, entries)
 	if err != nil {
 		return err
 	}
 	return insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING")
 }
 
-// judge looks at events that the service has not handled, in the order of the log. It returns how many of them are lost or
-// dead letters, and those. The one behind may still be waiting.
-func (r *reconciler) judge(ctx context.Context, e *evidence, entries []entry) (done int, unhandled []entry, err error) {
+// classify looks at events that the service has not handled, in the order of the log. It returns how many of them are lost or
+// dead letters, and those. The next one may still be waiting.
+func (r *reconciler) classify(ctx context.Context, e *lossCheck, entries []entry) (done int, unhandled []entry, err error) {
 	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
 	if err != nil {
 		return 0, nil, err
 	}
 	for i, entry := range entries {
 		switch letters[entry.MessageID] {
-		case discarded: // a person has decided
+		case stateDiscarded: // a person has decided
 			continue
 		case "":
 			if lost, err := e.lost(ctx, entry); err != nil || !lost {
@@ -276,8 +276,8 @@ func (r *reconciler) judge(ctx context.Context, e *evidence, entries []entry) (d
 	return len(entries), unhandled, nil
 }
 
-// follow looks at events that were not handled, and sends those that are lost. more says that others may follow.
-func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err error) {
+// followUp looks at events that were not handled, and sends those that are lost. more says that others may follow.
+func (r *reconciler) followUp(ctx context.Context, e *lossCheck) (more bool, err error) {
 	rows, err := openUnhandled(ctx, r.db, e.event.RoutingKey, reconcileBatch)
 	if err != nil || len(rows) == 0 {
 		return false, err
@@ -286,7 +286,7 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 	for i := range rows {
 		orders[i] = rows[i].OrderID
 	}
-	open, err := e.ask(ctx, orders)
+	open, err := e.findUnhandled(ctx, orders)
 	if err != nil {
 		return false, err
 	}
@@ -295,13 +295,13 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 	for _, row := range rows {
 		switch {
 		case !open[row.OrderID]:
-			closed[handled] = append(closed[handled], row.MessageID)
+			closed[outcomeHandled] = append(closed[outcomeHandled], row.MessageID)
 			continue
-		case row.Letter == discarded:
-			closed[discardedAsLetter] = append(closed[discardedAsLetter], row.MessageID)
+		case row.DeadLetter == stateDiscarded:
+			closed[outcomeDiscarded] = append(closed[outcomeDiscarded], row.MessageID)
 			continue
 		}
-		if row.Sent > 0 || row.Letter != "" { // else it was found to be lost
+		if row.Sent > 0 || row.DeadLetter != "" { // else it was found to be lost
 			if lost, err := e.lost(ctx, row.entry); err != nil {
 				return false, err
 			} else if !lost {
@@ -311,7 +311,7 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 		if row.Sent >= maxSends {
 			r.log.LogAttrs(ctx, slog.LevelError, "an event is lost each time that it is sent", telemetry.RoutingKey(e.event.RoutingKey),
 				telemetry.MessageID(row.MessageID), orderid.Attr(row.OrderID.String()), slog.Int("sent", row.Sent))
-			closed[lostForGood] = append(closed[lostForGood], row.MessageID)
+			closed[outcomeLost] = append(closed[outcomeLost], row.MessageID)
 			continue
 		}
 		due = append(due, row.entry)
@@ -327,19 +327,19 @@ func (r *reconciler) follow(ctx context.Context, e *evidence) (more bool, err er
 	return total == reconcileBatch, err
 }
 
-// evidence says whether events of a route that the service has not handled are lost. What it needs to know it finds out once
+// lossCheck decides whether events of a route that the service has not handled are lost. It asks the broker and the service once
 // a pass, when it is first asked.
-type evidence struct {
+type lossCheck struct {
 	*reconciler
 	*route
 
-	looked bool
-	empty  time.Time // the queue was empty at this time, and is now; zero if it is not
-	front  *time.Time
+	queueChecked  bool
+	emptyAt       time.Time // the queue was empty at this time, and is now; zero if it is not
+	newestHandled *time.Time
 }
 
-// ask returns those of the orders whose events the service has not handled.
-func (e *evidence) ask(ctx context.Context, orders []uuid.UUID) (open map[uuid.UUID]bool, err error) {
+// findUnhandled returns those of the orders whose events the service has not handled.
+func (e *lossCheck) findUnhandled(ctx context.Context, orders []uuid.UUID) (open map[uuid.UUID]bool, err error) {
 	if len(orders) == 0 {
 		return nil, nil
 	}
@@ -363,37 +363,37 @@ func (e *evidence) ask(ctx context.Context, orders []uuid.UUID) (open map[uuid.U
 // lost says whether an event that was not handled cannot be waiting any more. Either its queue is empty, and was so some time
 // ago when the event had to be in it: then nobody has it in hand either. Or others that came clearly later were handled. If
 // it is wrong, because a consumer held a message for very long, the event comes twice, and has one effect.
-func (e *evidence) lost(ctx context.Context, entry entry) (bool, error) {
-	if !e.looked {
-		if err := e.look(ctx); err != nil {
+func (e *lossCheck) lost(ctx context.Context, entry entry) (bool, error) {
+	if !e.queueChecked {
+		if err := e.checkQueue(ctx); err != nil {
 			return false, err
 		}
 	}
-	if !e.empty.IsZero() && time.Now().Add(-entry.age()).Add(time.Second).Before(e.empty) {
+	if !e.emptyAt.IsZero() && time.Now().Add(-entry.age()).Add(time.Second).Before(e.emptyAt) {
 		return true, nil
 	}
 	if entry.age() < overtakenAfter {
 		return false, nil
 	}
-	if e.front == nil {
-		front, err := e.frontier(ctx, entry.EventID)
+	if e.newestHandled == nil {
+		front, err := e.findNewestHandled(ctx, entry.EventID)
 		if err != nil {
 			return false, err
 		}
-		e.front = &front
+		e.newestHandled = &front
 	}
-	return !entry.Since.Add(overtakenAfter).After(*e.front), nil
+	return !entry.Since.Add(overtakenAfter).After(*e.newestHandled), nil
 }
 
-// look asks the broker whether the queue is empty and somebody consumes it, and nothing of it is on a detour.
-func (e *evidence) look(ctx context.Context) error {
+// checkQueue asks the broker whether the queue is empty and somebody consumes it, and nothing of it is on a detour.
+func (e *lossCheck) checkQueue(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	states, err := e.broker.Queues(ctx)
 	if err != nil {
 		return err
 	}
-	e.looked = true
+	e.queueChecked = true
 	now, empty := time.Now(), false
 	for _, q := range states {
 		switch {
@@ -402,30 +402,30 @@ func (e *evidence) look(ctx context.Context) error {
 			fallthrough
 		case strings.HasPrefix(q.Name, e.queue+".") || q.Name == messaging.DeadLetterQueue:
 			if q.Messages > 0 {
-				e.idle = nil
+				e.emptySince = nil
 				return nil
 			}
 		}
 	}
 	if !empty {
-		e.idle = nil
+		e.emptySince = nil
 		return nil
 	}
-	e.idle = append(e.idle, now)
-	// Of the times that are long enough ago the last one tells of the most events.
-	for len(e.idle) > 1 && now.Sub(e.idle[1]) >= inHandTime {
-		e.idle = e.idle[1:]
+	e.emptySince = append(e.emptySince, now)
+	// Of the times that are long enough ago the last one covers the most events.
+	for len(e.emptySince) > 1 && now.Sub(e.emptySince[1]) >= maxHandlingTime {
+		e.emptySince = e.emptySince[1:]
 	}
-	if first := e.idle[0]; now.Sub(first) >= inHandTime {
-		e.empty = first
+	if first := e.emptySince[0]; now.Sub(first) >= maxHandlingTime {
+		e.emptyAt = first
 	}
 	return nil
 }
 
-// frontier is when the newest event was logged that is known to be handled, of samples of those behind an event; the zero
+// findNewestHandled returns when the newest event was logged that is known to be handled, of samples of those after an event; the zero
 // time if none is.
-func (e *evidence) frontier(ctx context.Context, from int64) (front time.Time, err error) {
-	samples, err := samplesBehind(ctx, e.db, e.event.RoutingKey, from)
+func (e *lossCheck) findNewestHandled(ctx context.Context, from int64) (front time.Time, err error) {
+	samples, err := samplesAfter(ctx, e.db, e.event.RoutingKey, from)
 	if err != nil {
 		return front, err
 	}
@@ -433,7 +433,7 @@ func (e *evidence) frontier(ctx context.Context, from int64) (front time.Time, e
 	for i := range samples {
 		orders[i] = samples[i].OrderID
 	}
-	open, err := e.ask(ctx, orders)
+	open, err := e.findUnhandled(ctx, orders)
 	if err != nil {
 		return front, err
 	}

@@ -192,7 +192,7 @@ func (f *resending) logs(t *testing.T, events ...proto.Message) {
 		t.Fatalf("%d of %d events were logged", len(rows), len(events))
 	}
 	var err error
-	if f.head, err = headOf(t.Context(), f.db); err != nil {
+	if f.head, err = readLogEnd(t.Context(), f.db); err != nil {
 		t.Fatal(err)
 	}
 	f.ages(10 * time.Second)
@@ -206,8 +206,8 @@ func (f *resending) ages(d time.Duration, others ...*reconciler) {
 	for _, r := range append(others, f.reconciler) {
 		r.head.at = r.head.at.Add(-d)
 		for _, rt := range r.routes {
-			for i := range rt.idle {
-				rt.idle[i] = rt.idle[i].Add(-d)
+			for i := range rt.emptySince {
+				rt.emptySince[i] = rt.emptySince[i].Add(-d)
 			}
 		}
 	}
@@ -272,7 +272,7 @@ func pricedLines() []*eventsv1.PricedLine {
 }
 
 // The queue of the order service was deleted, or its binding: the log has orders that the service never got.
-func TestReconciler_SendsOnceWhatTheLogHasAndItsServiceHasNot(t *testing.T) {
+func TestReconciler_SendsALostEventOnce(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)
 	f.attach(t)
@@ -307,7 +307,7 @@ func TestReconciler_SendsOnceWhatTheLogHasAndItsServiceHasNot(t *testing.T) {
 	if len(f.came) > 0 {
 		t.Errorf("%d more came", len(f.came))
 	}
-	if outcome, sent := f.outcome(t, lost.GetOrderId()); outcome != handled || sent != 1 {
+	if outcome, sent := f.outcome(t, lost.GetOrderId()); outcome != outcomeHandled || sent != 1 {
 		t.Errorf("it is %q and was sent %d times", outcome, sent)
 	}
 	if n := count(t, f.db, `SELECT count(*) FROM unhandled_event`); n != 1 {
@@ -320,7 +320,7 @@ func TestReconciler_SendsOnceWhatTheLogHasAndItsServiceHasNot(t *testing.T) {
 }
 
 // An outage of the order service can hold hundreds of thousands in its queue for hours: none of them is lost.
-func TestReconciler_WhatWaitsIsNotDoubled(t *testing.T) {
+func TestReconciler_AWaitingEventIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)
 	var waiting []proto.Message
@@ -355,7 +355,7 @@ func TestReconciler_WhatWaitsIsNotDoubled(t *testing.T) {
 }
 
 // A queue that never is empty proves nothing; what came clearly later does.
-func TestReconciler_WhatOthersHaveOvertakenIsLost(t *testing.T) {
+func TestReconciler_AnEventThatLaterOnesOvertookIsLost(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)
 	if err := f.pub.Publish(within(t), placed(newOrderID())); err != nil { // which nobody takes
@@ -408,7 +408,7 @@ func TestReconciler_DeadLettersAreForPeopleUntilTheyAreRedriven(t *testing.T) {
 }
 
 // What was erased cannot be sent, and is nobody's loss.
-func TestReconciler_WhatIsNoSuchEventAnyMoreIsSkippedAndCounted(t *testing.T) {
+func TestReconciler_AnUnreadableEventIsSkippedAndCounted(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)
 	f.attach(t)
@@ -419,7 +419,7 @@ func TestReconciler_WhatIsNoSuchEventAnyMoreIsSkippedAndCounted(t *testing.T) {
 	if got := f.next(t); got.CorrelationID != whole.GetOrderId() || len(f.came) > 0 {
 		t.Errorf("order %s came, and %d more", got.CorrelationID, len(f.came))
 	}
-	if outcome, sent := f.outcome(t, erased.GetOrderId()); outcome != unreadable || sent != 0 {
+	if outcome, sent := f.outcome(t, erased.GetOrderId()); outcome != outcomeUnreadable || sent != 0 {
 		t.Errorf("it is %q and was sent %d times", outcome, sent)
 	}
 	if !strings.Contains(f.log.String(), "an event is lost and cannot be sent again") {
@@ -448,7 +448,7 @@ func TestReconciler_AsksUntilItGetsAnAnswer(t *testing.T) {
 }
 
 // Somebody deletes the queue again and again.
-func TestReconciler_WhatIsLostEachTimeIsGivenUpAtLast(t *testing.T) {
+func TestReconciler_StopsAfterTheMaximumNumberOfSends(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)
 	f.attach(t)
@@ -458,7 +458,7 @@ func TestReconciler_WhatIsLostEachTimeIsGivenUpAtLast(t *testing.T) {
 	for range maxSends {
 		f.next(t)
 	}
-	if outcome, sent := f.outcome(t, lost.GetOrderId()); outcome != lostForGood || sent != maxSends || len(f.came) > 0 {
+	if outcome, sent := f.outcome(t, lost.GetOrderId()); outcome != outcomeLost || sent != maxSends || len(f.came) > 0 {
 		t.Errorf("it is %q and was sent %d times", outcome, sent)
 	}
 }
@@ -533,8 +533,8 @@ func TestResendEvents_SendsAtOnceWhatAnOperatorNames(t *testing.T) {
 			t.Errorf("got %v", e)
 		}
 	}
-	problem, sent := problems[lost.GetOrderId()]
-	if len(problems) != 3 || !sent || problem != "" || !strings.Contains(problems[dead.GetOrderId()], "dead letter") || !strings.Contains(problems[erased.GetOrderId()], "contract") {
+	errText, sent := problems[lost.GetOrderId()]
+	if len(problems) != 3 || !sent || errText != "" || !strings.Contains(problems[dead.GetOrderId()], "dead letter") || !strings.Contains(problems[erased.GetOrderId()], "contract") {
 		t.Errorf("got %q", problems)
 	}
 	if m := o.next(t); m.Body.GetOrderId() != lost.GetOrderId() {

@@ -23,11 +23,11 @@ import (
 type record struct {
 	routingKey  string
 	exchange    string
-	payload     []byte // JSON on one line; nil where the message could not be read
-	body        []byte // the message as it came, where payload is nil
-	problem     string // why the status is error; "" where it is success
+	payload     []byte // JSON on one line; nil if the message could not be read
+	body        []byte // the message as it came, if payload is nil
+	errText     string // why the status is error; "" if it is success
 	messageID   uuid.UUID
-	orderID     string // "" where it belongs to no order
+	orderID     string // "" if it belongs to no order
 	trace       trace.SpanContext
 	source      string
 	attempt     int
@@ -38,12 +38,12 @@ type record struct {
 // readDelivery makes the row of a message. It never fails: what cannot be read is a row too, which says why.
 func readDelivery(d messaging.Delivery, now time.Time) record {
 	r := record{
-		routingKey:  storable(d.RoutingKey),
-		exchange:    storable(d.Exchange),
+		routingKey:  sanitizeText(d.RoutingKey),
+		exchange:    sanitizeText(d.Exchange),
 		trace:       d.Trace,
-		source:      storable(d.AppID),
+		source:      sanitizeText(d.AppID),
 		attempt:     d.Attempt,
-		publishedAt: believable(d.Timestamp, now),
+		publishedAt: clampTime(d.Timestamp, now),
 	}
 	m, err := decode(d)
 	if m != nil {
@@ -53,17 +53,17 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 	}
 	r.messageID = messageID(m, d.MessageID)
 	r.orderID = orderID(m, d)
-	r.problem = text(err)
+	r.errText = errorText(err)
 	if r.payload == nil {
 		r.body = d.Body
 	}
 	return r
 }
 
-// unstorable turns r, which the database has refused, into a row that it takes.
-func (r record) unstorable(d messaging.Delivery, cause error) record {
+// asUndecodable turns r, which the database has refused, into a row without the message's content, which it accepts.
+func (r record) asUndecodable(d messaging.Delivery, cause error) record {
 	r.payload, r.body, r.acted = nil, d.Body, nil
-	r.problem = storable(fmt.Sprintf("the database refused it: %v", cause))
+	r.errText = sanitizeText(fmt.Sprintf("the database refused it: %v", cause))
 	return r
 }
 
@@ -90,15 +90,15 @@ func decode(d messaging.Delivery) (proto.Message, error) {
 	return m, nil
 }
 
-// usualPayload is room for the JSON of most events, in bytes: it need not be moved while it grows.
-const usualPayload = 512
+// payloadCapacity is room for the JSON of most events, in bytes: it need not be moved while it grows.
+const payloadCapacity = 512
 
 // snakeCase is the JSON of the API.
 var snakeCase = protojson.MarshalOptions{UseProtoNames: true}
 
 // toJSON writes m; err is what is wrong with m already, and is passed on.
 func toJSON(m proto.Message, err error) ([]byte, error) {
-	text, jsonErr := snakeCase.MarshalAppend(make([]byte, 0, usualPayload), m)
+	text, jsonErr := snakeCase.MarshalAppend(make([]byte, 0, payloadCapacity), m)
 	switch {
 	case jsonErr != nil:
 		return nil, errors.Join(err, fmt.Errorf("it cannot be written as JSON: %w", jsonErr))
@@ -108,7 +108,7 @@ func toJSON(m proto.Message, err error) ([]byte, error) {
 	return text, err
 }
 
-// decodeJSON is decode, and the message as JSON where it can be read.
+// decodeJSON is decode, and the message as JSON if it can be read.
 func decodeJSON(d messaging.Delivery) ([]byte, error) {
 	m, err := decode(d)
 	if m == nil {
@@ -128,7 +128,7 @@ func messageID(m proto.Message, property string) uuid.UUID {
 	return propertyID(property)
 }
 
-// orderID is the order that m belongs to, "" for none. Where m does not say or could not be read, the message's
+// orderID is the order that m belongs to, "" for none. If m does not say or could not be read, the message's
 // correlation id does, unless it is that of a request, which names the request.
 func orderID(m proto.Message, d messaging.Delivery) string {
 	if m != nil {
@@ -163,22 +163,22 @@ func canonicalUUID(s string) string {
 
 var earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// believable is when a message was published, as far as it can be believed: a clock that is more than a day ahead, or a
+// clampTime is when a message was published, as far as it can be believed: a clock that is more than a day ahead, or a
 // header that holds something else, must not send a row to the end of time.
-func believable(published, now time.Time) time.Time {
+func clampTime(published, now time.Time) time.Time {
 	if published.Before(earliest) || published.After(now.Add(24*time.Hour)) {
 		published = now
 	}
 	return published.Truncate(time.Millisecond)
 }
 
-// text is err as a text column takes it, "" for nil.
-func text(err error) string {
+// errorText is err as a text column takes it, "" for nil.
+func errorText(err error) string {
 	if err == nil {
 		return ""
 	}
 	// Package protobuf writes a no-break space into its errors in some builds and not in others.
-	return storable(strings.ReplaceAll(err.Error(), "\u00a0", " "))
+	return sanitizeText(strings.ReplaceAll(err.Error(), "\u00a0", " "))
 }
 
 func traceID(sc trace.SpanContext) string {
@@ -188,13 +188,13 @@ func traceID(sc trace.SpanContext) string {
 	return sc.TraceID().String()
 }
 
-// mostText is how long a text from a header may be, in bytes. Routing keys and names have at most 255.
-const mostText = 1000
+// maxText is how long a text from a header may be, in bytes. Routing keys and names have at most 255.
+const maxText = 1000
 
-// storable is s as a text column takes it: valid UTF-8 without NUL, and no longer than mostText.
-func storable(s string) string {
-	if len(s) > mostText {
-		s = s[:mostText]
+// sanitizeText is s as a text column takes it: valid UTF-8 without NUL, and no longer than maxText.
+func sanitizeText(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText]
 	}
 	if utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
 		return s

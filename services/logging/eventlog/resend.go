@@ -30,8 +30,8 @@ import (
 // sendBatch is how many events are read and sent together: the largest that the contracts allow are some 100 kB.
 const sendBatch = 50
 
-// errGone says that an event is not in the log any more.
-var errGone = errors.New("it is not in the log any more")
+// errNotLogged says that an event is not in the log any more.
+var errNotLogged = errors.New("it is not in the log any more")
 
 // send sends events that are written down as unhandled again, straight to the queue of the service that handles them, and
 // notes that. problems are by message id, why events could not be sent: those are not tried again.
@@ -60,20 +60,20 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	var sent, failed []uuid.UUID
 	for _, e := range entries {
 		event, ok := byID[e.MessageID]
-		problem := errGone
+		errText := errNotLogged
 		if ok {
 			var m messaging.Outgoing
-			if m, problem = event.outgoing(rt); problem == nil {
+			if m, errText = event.outgoing(rt); errText == nil {
 				messages, sent = append(messages, m), append(sent, e.MessageID)
 				continue
 			}
 		}
-		problems[e.MessageID], failed = problem, append(failed, e.MessageID)
+		problems[e.MessageID], failed = errText, append(failed, e.MessageID)
 		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.event.RoutingKey),
-			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", problem))
+			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
 	}
 	r.count(ctx, rt, "unreadable", len(failed))
-	if err := closeUnhandled(ctx, r.db, unreadable, failed); err != nil || len(messages) == 0 {
+	if err := closeUnhandled(ctx, r.db, outcomeUnreadable, failed); err != nil || len(messages) == 0 {
 		return err
 	}
 	if err := r.pub.Send(ctx, messages); err != nil {
@@ -142,7 +142,7 @@ func traceParent(id string) string {
 // resendOrders sends the events of orders again that were not handled, whether they are lost or wait.
 func (r *reconciler) resendOrders(ctx context.Context, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
 	for _, rt := range r.routes {
-		some, err := r.resendRoute(ctx, &evidence{reconciler: r, route: rt}, orders)
+		some, err := r.resendRoute(ctx, &lossCheck{reconciler: r, route: rt}, orders)
 		if err != nil {
 			return nil, err
 		}
@@ -151,12 +151,12 @@ func (r *reconciler) resendOrders(ctx context.Context, orders []uuid.UUID) (resu
 	return results, nil
 }
 
-func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
-	open, err := e.ask(ctx, orders)
+func (r *reconciler) resendRoute(ctx context.Context, e *lossCheck, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
+	open, err := e.findUnhandled(ctx, orders)
 	if err != nil {
 		return nil, apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second, "the %s service does not say which events it has handled; try again", e.queue).WithCause(err)
 	}
-	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), mark{}, mark{EventID: math.MaxInt64})
+	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, slices.Collect(maps.Keys(open)), logPosition{}, logPosition{EventID: math.MaxInt64})
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid
 		result := &loggingv1.ResentEvent{
 			OrderId: entry.OrderID.String(), RoutingKey: e.event.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
 		}
-		if state := letters[entry.MessageID]; state != "" && state != redriven {
+		if state := letters[entry.MessageID]; state != "" && state != stateRedriven {
 			result.Problem = "it is a dead letter: redrive or discard that"
 		} else {
 			due = append(due, entry)
@@ -184,8 +184,8 @@ func (r *reconciler) resendRoute(ctx context.Context, e *evidence, orders []uuid
 		return nil, apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take all events; try again").WithCause(err)
 	}
 	for _, result := range results {
-		if problem := problems[uuid.MustParse(result.GetMessageId())]; problem != nil {
-			result.Problem = problem.Error()
+		if errText := problems[uuid.MustParse(result.GetMessageId())]; errText != nil {
+			result.Problem = errText.Error()
 		}
 	}
 	return results, nil

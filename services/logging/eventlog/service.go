@@ -1,12 +1,11 @@
 // Package eventlog is the logging service: it keeps every event once, and the messages that could not be handled until
 // a person has decided about them.
 //
-// Every message comes in batches from the queue (record.go) and becomes a row of event_log (store.go), whose daily
-// partitions the service keeps (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are
-// read over gRPC (grpc.go), the log also as a stream (stream.go). What the log has and the service that handles it has not
-// is found (reconcile.go, unhandled.go) and sent again (resend.go). What operators do is in a record of its own
-// (operator_action.go). All of it is deleted when it is old (retention.go), and what names a person when that person wants
-// it (personal.go).
+// Messages come in batches from the queue and become rows of event_log (store.go, record.go), which has a partition for
+// each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are read over gRPC (grpc.go),
+// the log also as a stream (stream.go). Events that were logged but never reached the service that handles them are found
+// (reconcile.go, unhandled.go) and sent again (resend.go). Operators' actions are recorded (operator_action.go). All of
+// it is deleted after its retention (retention.go), and personal data on request (personal.go).
 package eventlog
 
 import (
@@ -16,16 +15,13 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"go.opentelemetry.io/otel/trace"
 
 	"shop.example/db"
-	"shop.example/domain/orderid"
 	"shop.example/domain/report"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
@@ -60,7 +56,7 @@ const (
 	name   = topology.Logging
 	schema = "logging"
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
-	// stand in the log as they stood in the queue.
+	// are in the log in the order of the queue.
 	batch = 500
 	// linger is how long a batch waits for more events: whoever looks at the log sees them that much later.
 	linger = 20 * time.Millisecond
@@ -119,7 +115,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("database", postgres.Ready(s.db))
 
 	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention, horizon: s.horizon}
-	s.partitions.tryUpkeep(ctx)
+	s.partitions.tryMaintain(ctx)
 	s.Go("partitions", s.partitions.run)
 
 	publisher, consume, err := s.Broker(cfg.AMQPURL, topology.Broker(), name, t)
@@ -133,7 +129,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer", events.Run)
 	s.Check("consumer", events.Ready)
 	deadLetters := messaging.NewConsumer(consume, s.pub, messaging.DeadLetterQueue,
-		messaging.ConsumerOptions{Batch: 50}, messaging.HandleRaw(s.keepDeadLetters))
+		messaging.ConsumerOptions{Batch: 50}, messaging.HandleRaw(s.storeDeadLetters))
 	s.Go("consumer of dead letters", deadLetters.Run)
 	s.Check("consumer of dead letters", deadLetters.Ready)
 
@@ -145,7 +141,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
-	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	report.Serve(s.Service)
 	return nil
 }
@@ -165,60 +161,5 @@ func (s *Service) buildReconciler(cfg Config, t *telemetry.Telemetry) error {
 		return err
 	}
 	s.Go("reconciler", s.reconciler.run)
-	return nil
-}
-
-// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
-// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
-func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
-	now := time.Now()
-	records := make([]record, len(batch))
-	for i, d := range batch {
-		records[i] = readDelivery(d, now)
-	}
-	rows, err := insert(ctx, s.db, records)
-	if len(batch) == 1 && refused(err) {
-		records[0] = records[0].unstorable(batch[0], err)
-		rows, err = insert(ctx, s.db, records)
-	}
-	if err != nil {
-		return err
-	}
-	crash.Point("logging.inserted")
-	s.tail.written()
-	if s.log.Enabled(ctx, slog.LevelInfo) {
-		logRows(s.log, rows)
-	}
-	return nil
-}
-
-// refused says whether err is about what was to be written, and not about the state of the database or the end of ctx.
-func refused(err error) bool {
-	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
-}
-
-func logRows(log *slog.Logger, rows []logged) {
-	for _, row := range rows {
-		// The trace of the event, which the logger takes from the context, not that of the batch.
-		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
-		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
-			telemetry.MessageID(row.messageID), orderid.Attr(row.orderID))
-	}
-}
-
-// keepDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
-// other place for it, so it is held until it is stored.
-func (s *Service) keepDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
-	for _, d := range batch {
-		letter, problem := readDeadLetter(d, time.Now())
-		id, err := storeDeadLetter(ctx, s.db, letter, problem)
-		if err != nil {
-			return messaging.Down(err)
-		}
-		crash.Point("logging.letter-stored")
-		s.log.LogAttrs(trace.ContextWithRemoteSpanContext(ctx, d.Trace), slog.LevelWarn, "dead letter stored", slog.Int64("id", id),
-			slog.String("queue", letter.SourceQueue), telemetry.RoutingKey(letter.RoutingKey), telemetry.MessageID(letter.MessageID),
-			orderid.Attr(letter.OrderID), slog.String("reason", letter.Reason))
-	}
 	return nil
 }

@@ -94,7 +94,7 @@ func start(t *testing.T) *fixture {
 	return f
 }
 
-// replica starts the service, once more where it runs already.
+// replica starts the service, once more if it runs already.
 func (f *fixture) replica(t *testing.T) (loggingv1.EventLogServiceClient, loggingv1.DeadLetterServiceClient) {
 	t.Helper()
 	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: name, LogFormat: telemetry.JSON, Output: f.log})
@@ -266,7 +266,7 @@ func TestService_GarbageIsLoggedAndNothingIsLost(t *testing.T) {
 	}
 }
 
-func TestListEvents_PagesStandStillWhileRowsArrive(t *testing.T) {
+func TestListEvents_PagesAreStableWhileRowsArrive(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	id := newOrderID()
@@ -379,7 +379,7 @@ func TestStreamEvents_BeginsWhereItIsTold(t *testing.T) {
 	for _, test := range []struct {
 		req      *loggingv1.StreamEventsRequest
 		position int64
-		first    int64 // the id of the first event, 0 where it is still to come
+		first    int64 // the id of the first event, 0 if it is still to come
 	}{
 		{&loggingv1.StreamEventsRequest{}, 3, 0},
 		{&loggingv1.StreamEventsRequest{FromBeginning: true}, 0, 1},

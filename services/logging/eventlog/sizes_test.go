@@ -12,7 +12,7 @@ import (
 func TestTail_IsBoundedInBytes(t *testing.T) {
 	t.Parallel()
 	tail := newTail(nil, nil)
-	tail.warm = true
+	tail.active = true
 	slow, fast := &listener{news: make(chan struct{}, 1)}, &listener{news: make(chan struct{}, 1)}
 	tail.next(slow, 0)
 	const size, rows = 90_000, 1000
@@ -23,7 +23,7 @@ func TestTail_IsBoundedInBytes(t *testing.T) {
 			id++
 			batch[i] = &row{ID: id, Payload: make([]byte, size)}
 		}
-		tail.grow(batch)
+		tail.addRows(batch)
 		taken := int64(0)
 		for do := tail.next(fast, id-10); do.row != nil; do = tail.next(fast, id-10) {
 			taken = do.row.ID
@@ -38,7 +38,7 @@ func TestTail_IsBoundedInBytes(t *testing.T) {
 	if held := len(tail.rows) * size; held > tailBytes || held < tailBytes-2*size || tail.size != held {
 		t.Errorf("the tail holds %d bytes and counts %d", held, tail.size)
 	}
-	tail.grow([]*row{{ID: id + 1, Payload: make([]byte, tailBytes+1)}})
+	tail.addRows([]*row{{ID: id + 1, Payload: make([]byte, tailBytes+1)}})
 	if len(tail.rows) != 0 || tail.from != id+1 || tail.head != id+1 || tail.size != 0 {
 		t.Errorf("behind a row that is too large for it: %d rows from %d to %d", len(tail.rows), tail.from, tail.head)
 	}
@@ -50,7 +50,7 @@ func TestReadDelivery_WhatIsTooLargeForAnEventIsNotRead(t *testing.T) {
 	d := deliveryOf(t, placed(newOrderID()))
 	d.Body = []byte(strings.Repeat("\x22\x00", messaging.MaxEvent/2+1)) // lines of an order, as many as there is room for
 	r := readDelivery(d, time.Now())
-	if r.payload != nil || len(r.body) != len(d.Body) || r.problem != "the body has 1048578 bytes, and an event 1048576 at most" {
-		t.Errorf("%d bytes of payload, %d of body: %s", len(r.payload), len(r.body), r.problem)
+	if r.payload != nil || len(r.body) != len(d.Body) || r.errText != "the body has 1048578 bytes, and an event 1048576 at most" {
+		t.Errorf("%d bytes of payload, %d of body: %s", len(r.payload), len(r.body), r.errText)
 	}
 }

@@ -5,28 +5,72 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/orderid"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
+	"shop.example/platform/crash"
+	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
 )
 
-// insertLock makes writers take turns until their commit. Ids are given out under it, so they become visible in their
-// order, and what reads the log by id never misses a row that is committed later. The turns are cheap: rows come in
+// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
+// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
+func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
+	now := time.Now()
+	records := make([]record, len(batch))
+	for i, d := range batch {
+		records[i] = readDelivery(d, now)
+	}
+	rows, err := insertRecords(ctx, s.db, records)
+	if len(batch) == 1 && isRefusal(err) {
+		records[0] = records[0].asUndecodable(batch[0], err)
+		rows, err = insertRecords(ctx, s.db, records)
+	}
+	if err != nil {
+		return err
+	}
+	crash.Point("logging.inserted")
+	s.tail.notifyWritten()
+	if s.log.Enabled(ctx, slog.LevelInfo) {
+		logRows(s.log, rows)
+	}
+	return nil
+}
+
+// isRefusal says whether err is about what was to be written, and not about the state of the database or the end of ctx.
+func isRefusal(err error) bool {
+	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
+}
+
+func logRows(log *slog.Logger, rows []loggedRow) {
+	for _, row := range rows {
+		// The trace of the event, which the logger takes from the context, not that of the batch.
+		ctx := trace.ContextWithRemoteSpanContext(context.Background(), row.trace)
+		log.LogAttrs(ctx, slog.LevelInfo, "log created", slog.Int64("id", row.id), telemetry.RoutingKey(row.routingKey),
+			telemetry.MessageID(row.messageID), orderid.Attr(row.orderID))
+	}
+}
+
+// insertLock lets one writer insert at a time, until its commit. Ids are given out under it, so they become visible in their
+// order, and what reads the log by id never misses a row that is committed later. That is cheap: rows come in
 // batches.
 const insertLock = postgres.Prepared + `
 SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0))`
 
-// duplicateWindow is how long the same event, published again by a client that repeats itself, is told by its message id
-// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and is told however
+// duplicateWindow is how long the same event, published again by a client that repeats itself, is recognised by its message id
+// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and is recognised however
 // old it is.
 const duplicateWindow = 24 * time.Hour
 
@@ -54,14 +98,14 @@ const deadLetterReasons = `
         SELECT DISTINCT ON (message_id) message_id, reason FROM dead_letter
         WHERE message_id = ANY ($6::uuid[]) AND state <> 'REDRIVEN' ORDER BY message_id, id DESC`
 
-// logged is a record that has become a row.
-type logged struct {
+// loggedRow is a record that has become a row.
+type loggedRow struct {
 	*record
 	id int64
 }
 
-// insert writes the records that are not in the log yet, and returns those, in the order of their ids.
-func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error) {
+// insertRecords writes the records that are not in the log yet, and returns those, in the order of their ids.
+func insertRecords(ctx context.Context, db *sqlx.DB, records []record) ([]loggedRow, error) {
 	byMessage := make(map[uuid.UUID]*record, len(records))
 	fresh := make([]*record, 0, len(records))
 	for n := range records {
@@ -70,18 +114,18 @@ func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error
 			fresh = append(fresh, r)
 		}
 	}
-	rows := make([]logged, 0, len(fresh))
+	rows := make([]loggedRow, 0, len(fresh))
 	err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, insertLock); err != nil {
-			return fmt.Errorf("waiting for the turn to insert: %w", err)
+			return fmt.Errorf("waiting for the lock on the log: %w", err)
 		}
-		inserted, err := tx.QueryContext(ctx, insertRows, columns(fresh)...)
+		inserted, err := tx.QueryContext(ctx, insertRows, insertParams(fresh)...)
 		if err != nil {
 			return err
 		}
 		defer inserted.Close()
 		for inserted.Next() {
-			var row logged
+			var row loggedRow
 			var messageID uuid.UUID
 			if err := inserted.Scan(&row.id, &messageID); err != nil {
 				return err
@@ -100,8 +144,8 @@ func insert(ctx context.Context, db *sqlx.DB, records []record) ([]logged, error
 	return rows, nil
 }
 
-// columns are the parameters of insertRows.
-func columns(records []*record) []any {
+// insertParams are the parameters of insertRows.
+func insertParams(records []*record) []any {
 	first, last := records[0].publishedAt, records[0].publishedAt
 	for _, r := range records {
 		if r.publishedAt.Before(first) {
@@ -116,7 +160,7 @@ func columns(records []*record) []any {
 		postgres.Array(records, func(r *record) string { return r.exchange }),
 		postgres.Array(records, func(r *record) postgres.JSON { return r.payload }),
 		postgres.Array(records, func(r *record) []byte { return r.body }),
-		postgres.Array(records, func(r *record) string { return r.problem }),
+		postgres.Array(records, func(r *record) string { return r.errText }),
 		postgres.Array(records, func(r *record) uuid.UUID { return r.messageID }),
 		postgres.Array(records, func(r *record) uuid.NullUUID { return nullUUID(r.orderID) }),
 		postgres.Array(records, func(r *record) string { return traceID(r.trace) }),
@@ -127,7 +171,7 @@ func columns(records []*record) []any {
 	}
 }
 
-// nullUUID is NULL where s is "".
+// nullUUID is NULL if s is "".
 func nullUUID(s string) (id uuid.NullUUID) {
 	if s != "" {
 		id.UUID, id.Valid = uuid.MustParse(s), true // canonicalUUID has made it
@@ -140,17 +184,17 @@ type row struct {
 	ID           int64     `db:"id"`
 	RoutingKey   string    `db:"routing_key"`
 	Exchange     string    `db:"exchange"`
-	Payload      []byte    `db:"payload"` // JSON, nil where the message could not be read
+	Payload      []byte    `db:"payload"` // JSON, nil if the message could not be read
 	Status       string    `db:"status"`
 	ErrorMessage string    `db:"error_message"`
 	MessageID    string    `db:"message_id"`
-	OrderID      string    `db:"order_id"` // "" where it belongs to no order
+	OrderID      string    `db:"order_id"` // "" if it belongs to no order
 	TraceID      string    `db:"trace_id"`
 	Source       string    `db:"source"`
 	Attempt      int32     `db:"attempt"`
 	PublishedAt  time.Time `db:"published_at"`
 	CreatedAt    time.Time `db:"created_at"`
-	Body         []byte    `db:"body"` // the message as it came, where Payload is nil; nil where it was not asked for
+	Body         []byte    `db:"body"` // the message as it came, if Payload is nil; nil if it was not asked for
 }
 
 const rowColumns = `
@@ -194,28 +238,28 @@ func structOf(payload []byte) (*structpb.Struct, error) {
 	return s, nil
 }
 
-// mostBytes bounds what one read takes of the log, however large its rows: gRPC's clients refuse more than 4 MiB.
-const mostBytes = 1 << 20
+// maxReadBytes bounds what one read takes of the log, however large its rows: gRPC's clients refuse more than 4 MiB.
+const maxReadBytes = 1 << 20
 
-// after reads rows with an id above id, in the order of their ids. more says that others may follow.
-func after(ctx context.Context, db *sqlx.DB, f filter, id int64, most int) (rows []*row, more bool, err error) {
+// rowsAfter reads rows with an id above id, in the order of their ids. more says that others may follow.
+func rowsAfter(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
 	c := f.conditions()
 	c.add("id > %s", id)
-	return read(ctx, db, c, "ORDER BY id", most)
+	return read(ctx, db, c, "ORDER BY id", limit)
 }
 
-// before reads rows with an id below id, the newest first; 0 begins with the newest of all.
-func before(ctx context.Context, db *sqlx.DB, f filter, id int64, most int) (rows []*row, more bool, err error) {
+// rowsBefore reads rows with an id below id, the newest first; 0 begins with the newest of all.
+func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
 	c := f.conditions()
 	if id > 0 {
 		c.add("id < %s", id)
 	}
-	return read(ctx, db, c, "ORDER BY id DESC", most)
+	return read(ctx, db, c, "ORDER BY id DESC", limit)
 }
 
-func read(ctx context.Context, db *sqlx.DB, c conditions, order string, most int) (rows []*row, more bool, err error) {
+func read(ctx context.Context, db *sqlx.DB, c conditions, order string, limit int) (rows []*row, more bool, err error) {
 	// One more than asked for tells whether others follow.
-	query := fmt.Sprintf("%s%s %s LIMIT %d", selectRows, c.where(), order, most+1)
+	query := fmt.Sprintf("%s%s %s LIMIT %d", selectRows, c.where(), order, limit+1)
 	result, err := db.QueryxContext(ctx, query, c.args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("reading events: %w", postgres.Classify(err))
@@ -223,7 +267,7 @@ func read(ctx context.Context, db *sqlx.DB, c conditions, order string, most int
 	defer result.Close()
 	size := 0
 	for result.Next() {
-		if len(rows) == most || size > mostBytes {
+		if len(rows) == limit || size > maxReadBytes {
 			return rows, true, nil
 		}
 		r := &row{}

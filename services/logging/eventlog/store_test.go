@@ -50,7 +50,7 @@ func count(t *testing.T, db *sqlx.DB, query string, args ...any) (n int) {
 	return n
 }
 
-// eventually waits for what another process is about to do, where nothing tells of it.
+// eventually waits for what another process is about to do, if nothing announces it.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -80,13 +80,13 @@ func rejected(orderID string) *eventsv1.OrderRejected {
 }
 
 // write logs messages as the service does. Goroutines of a test may call it.
-func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged {
+func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []loggedRow {
 	t.Helper()
 	records := make([]record, len(deliveries))
 	for i, d := range deliveries {
 		records[i] = readDelivery(d, time.Now())
 	}
-	rows, err := insert(t.Context(), db, records)
+	rows, err := insertRecords(t.Context(), db, records)
 	if err != nil {
 		t.Error(err)
 	}
@@ -95,7 +95,7 @@ func write(t *testing.T, db *sqlx.DB, deliveries ...messaging.Delivery) []logged
 
 func allRows(t *testing.T, db *sqlx.DB, f filter) []*row {
 	t.Helper()
-	rows, more, err := after(t.Context(), db, f, 0, 10_000)
+	rows, more, err := rowsAfter(t.Context(), db, f, 0, 10_000)
 	if err != nil || more {
 		t.Fatalf("reading all rows: more %t, %v", more, err)
 	}
@@ -241,7 +241,7 @@ func TestReadDelivery_WithoutProperties(t *testing.T) {
 	now := time.Now()
 	m := placed(newOrderID())
 	r := readDelivery(messaging.Delivery{Meta: messaging.Meta{RoutingKey: "shop.order.placed", Exchange: "shop.topic"}, Body: deliveryOf(t, m).Body}, now)
-	if r.problem != "" || r.messageID != contract.MessageID(m) || r.orderID != m.GetOrderId() || !r.publishedAt.Equal(now.Truncate(time.Millisecond)) {
+	if r.errText != "" || r.messageID != contract.MessageID(m) || r.orderID != m.GetOrderId() || !r.publishedAt.Equal(now.Truncate(time.Millisecond)) {
 		t.Errorf("row is %+v", r)
 	}
 	garbage := messaging.Delivery{Meta: messaging.Meta{RoutingKey: "nobody.knows"}}
@@ -261,7 +261,7 @@ func TestReadDelivery_WithoutProperties(t *testing.T) {
 }
 
 // A rule of the test stands for whatever the database may refuse.
-func TestLogEvents_WhatTheDatabaseRefusesIsLoggedWithoutWhatItSays(t *testing.T) {
+func TestLogEvents_AMessageThatTheDatabaseRefusesIsLoggedWithoutItsPayload(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	db.MustExec("ALTER TABLE event_log ADD CHECK (payload->>'customer_name' <> 'Refused')")
@@ -353,14 +353,14 @@ func TestRead_LargeRowsMakeAShorterPage(t *testing.T) {
 	db := openDB(t, dbtest.New(t))
 	for range 4 {
 		big := placed(newOrderID())
-		big.CustomerName = strings.Repeat("a", mostBytes/2)
+		big.CustomerName = strings.Repeat("a", maxReadBytes/2)
 		write(t, db, deliveryOf(t, big))
 	}
 	seen := 0
 	for id, more := int64(0), true; more; {
 		var rows []*row
 		var err error
-		if rows, more, err = after(t.Context(), db, filter{}, id, 100); err != nil {
+		if rows, more, err = rowsAfter(t.Context(), db, filter{}, id, 100); err != nil {
 			t.Fatal(err)
 		}
 		if len(rows) == 0 || len(rows) > 3 {
@@ -434,7 +434,7 @@ func TestInsert_IDsBecomeVisibleInTheirOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	other, second := openDB(t, url), make(chan []logged, 1)
+	other, second := openDB(t, url), make(chan []loggedRow, 1)
 	go func() { second <- write(t, other, deliveryOf(t, placed(newOrderID()))) }()
 	eventually(t, "the second writer to wait for its turn", func() bool {
 		return count(t, db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1

@@ -21,9 +21,9 @@ const (
 	// their payloads may be. Who is slower than that reads from the database.
 	tailRows  = 4096
 	tailBytes = 16 << 20
-	// readRows is how many rows are read at once, or are at hand for one listener, and mostBytes how large their payloads.
+	// readRows is how many rows are read at once, or wait for one listener, and maxReadBytes how large their payloads.
 	readRows = 500
-	// heartbeat is how often a stream says where it is although nothing has happened: proxies close what is silent for a
+	// heartbeat is how often a stream sends its position although nothing has happened: proxies close what is silent for a
 	// minute.
 	heartbeat = 15 * time.Second
 	// maxRemembered is how many routing keys a pattern remembers whether it matches.
@@ -34,17 +34,17 @@ const (
 // rows that other replicas have written are there too. A row costs the streams that want it, and no others: it is handed to
 // those that want its order, and to those that want its routing key.
 type tail struct {
-	db   *sqlx.DB
-	log  *slog.Logger
-	wake chan struct{} // tells run that someone listens
-	news chan struct{} // tells run that this replica has written
-	wait time.Duration // tailInterval
-	beat time.Duration // heartbeat
+	db                *sqlx.DB
+	log               *slog.Logger
+	wake              chan struct{} // tells run that someone listens
+	written           chan struct{} // tells run that this replica has written
+	pollInterval      time.Duration // tailInterval
+	heartbeatInterval time.Duration // heartbeat
 
 	mu        sync.Mutex
 	listeners int
-	warm      bool          // whether run follows the log
-	warmed    chan struct{} // closed while it does
+	active    bool          // whether run follows the log
+	activated chan struct{} // closed while it does
 	rows      []*row        // every row with from < id <= head, in the order of the ids. Never changed in place.
 	size      int           // of the payloads of rows
 	from      int64
@@ -60,7 +60,7 @@ type keyListeners struct {
 	listeners map[*listener]bool
 }
 
-func (k *keyListeners) want(key string) bool {
+func (k *keyListeners) wants(key string) bool {
 	matches, seen := k.matches[key]
 	if !seen {
 		if len(k.matches) == maxRemembered {
@@ -82,8 +82,8 @@ type listener struct {
 
 func newTail(db *sqlx.DB, log *slog.Logger) *tail {
 	return &tail{
-		db: db, log: log, wake: make(chan struct{}, 1), news: make(chan struct{}, 1), wait: tailInterval, beat: heartbeat,
-		warmed: make(chan struct{}), byOrder: map[string]map[*listener]bool{}, byKey: map[string]*keyListeners{},
+		db: db, log: log, wake: make(chan struct{}, 1), written: make(chan struct{}, 1), pollInterval: tailInterval, heartbeatInterval: heartbeat,
+		activated: make(chan struct{}), byOrder: map[string]map[*listener]bool{}, byKey: map[string]*keyListeners{},
 	}
 }
 
@@ -101,7 +101,7 @@ func (t *tail) run(ctx context.Context) error {
 
 // follow reads what is added to the log until nobody listens.
 func (t *tail) follow(ctx context.Context) {
-	tick := time.NewTicker(t.wait)
+	tick := time.NewTicker(t.pollInterval)
 	defer tick.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -112,7 +112,7 @@ func (t *tail) follow(ctx context.Context) {
 			return
 		}
 		if err != nil && !failing {
-			t.log.WarnContext(ctx, "streams stand still: the log cannot be read", "err", err)
+			t.log.WarnContext(ctx, "streams get no events: the log cannot be read", "error", err)
 		}
 		failing = err != nil
 		pause.Reset(tailPause)
@@ -124,47 +124,47 @@ func (t *tail) follow(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.news:
+		case <-t.written:
 		case <-tick.C:
 		}
-		if t.cool() {
+		if t.stop() {
 			return
 		}
 	}
 }
 
-// advance reads all rows behind the head.
+// advance reads all rows after the head.
 func (t *tail) advance(ctx context.Context) error {
-	if !t.warm { // only this goroutine changes it
+	if !t.active { // only this goroutine changes it
 		head, err := lastID(ctx, t.db)
 		if err != nil {
 			return err
 		}
-		t.warmUp(head)
+		t.activate(head)
 	}
 	for more := true; more; {
-		rows, others, err := after(ctx, t.db, filter{}, t.head, readRows)
+		rows, others, err := rowsAfter(ctx, t.db, filter{}, t.head, readRows)
 		if err != nil {
 			return err
 		}
 		if len(rows) > 0 {
-			t.grow(rows)
+			t.addRows(rows)
 		}
 		more = others
 	}
 	return nil
 }
 
-// warmUp begins to follow the log behind head.
-func (t *tail) warmUp(head int64) {
+// activate begins to follow the log after head.
+func (t *tail) activate(head int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.warm, t.from, t.head = true, head, head
-	close(t.warmed)
+	t.active, t.from, t.head = true, head, head
+	close(t.activated)
 }
 
-// grow adds rows, forgets the oldest beyond tailRows and tailBytes, and hands the new ones to those that want them.
-func (t *tail) grow(rows []*row) {
+// addRows adds rows, drops the oldest beyond tailRows and tailBytes, and delivers the new ones to the listeners that match.
+func (t *tail) addRows(rows []*row) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.rows = append(t.rows, rows...)
@@ -184,22 +184,22 @@ func (t *tail) grow(rows []*row) {
 	for _, r := range rows {
 		for l := range t.byOrder[r.OrderID] {
 			if l.filter.matches(r) {
-				t.hand(l, r)
+				t.deliver(l, r)
 			}
 		}
 		for _, same := range t.byKey {
-			if same.want(r.RoutingKey) {
+			if same.wants(r.RoutingKey) {
 				for l := range same.listeners {
-					t.hand(l, r)
+					t.deliver(l, r)
 				}
 			}
 		}
 	}
 }
 
-// hand gives a row to a listener. One that has not taken what the tail is forgetting has to read from the database: so
+// deliver gives a row to a listener. One that has not taken what the tail is forgetting has to read from the database: so
 // nobody holds more than the tail does.
-func (t *tail) hand(l *listener, r *row) {
+func (t *tail) deliver(l *listener, r *row) {
 	l.queue = append(l.queue, r)
 	if l.queue[0].ID <= t.from {
 		t.detach(l)
@@ -210,7 +210,7 @@ func (t *tail) hand(l *listener, r *row) {
 	}
 }
 
-// attach has a listener be handed rows, first those behind cursor, which the tail holds.
+// attach registers a listener for rows, and queues those after cursor, which the tail holds.
 func (t *tail) attach(l *listener, cursor int64) {
 	i, _ := slices.BinarySearchFunc(t.rows, cursor+1, func(r *row, id int64) int { return cmp.Compare(r.ID, id) })
 	for _, r := range t.rows[i:] {
@@ -250,14 +250,14 @@ func (t *tail) detach(l *listener) {
 	}
 }
 
-// cool lets go of the rows where nobody listens any more.
-func (t *tail) cool() bool {
+// stop drops the rows if nobody listens any more, and says whether it did.
+func (t *tail) stop() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.listeners > 0 {
 		return false
 	}
-	t.warm, t.warmed, t.rows, t.size = false, make(chan struct{}), nil, 0
+	t.active, t.activated, t.rows, t.size = false, make(chan struct{}), nil, 0
 	return true
 }
 
@@ -271,10 +271,10 @@ func (t *tail) join() {
 	}
 }
 
-// written tells the tail that this replica has written to the log, so that it need not wait for its next turn.
-func (t *tail) written() {
+// notifyWritten tells the tail that this replica has written to the log, so that it need not wait for its next poll.
+func (t *tail) notifyWritten() {
 	select {
-	case t.news <- struct{}{}:
+	case t.written <- struct{}{}:
 	default: // it is about to look
 	}
 }
@@ -285,8 +285,8 @@ func (t *tail) leave() {
 	t.mu.Unlock()
 }
 
-// step is what a listener does next.
-type step struct {
+// nextStep is what a listener has to do next.
+type nextStep struct {
 	row    *row  // send it
 	behind bool  // read from the database what the tail does not hold
 	head   int64 // where the tail is
@@ -296,15 +296,15 @@ type step struct {
 }
 
 // next returns what a listener that is at cursor does next.
-func (t *tail) next(l *listener, cursor int64) step {
+func (t *tail) next(l *listener, cursor int64) nextStep {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.warm {
-		return step{cursor: cursor, changed: t.warmed}
+	if !t.active {
+		return nextStep{cursor: cursor, changed: t.activated}
 	}
 	if !l.attached {
 		if cursor < t.from {
-			return step{behind: true, head: t.head}
+			return nextStep{behind: true, head: t.head}
 		}
 		t.attach(l, cursor)
 	}
@@ -312,14 +312,14 @@ func (t *tail) next(l *listener, cursor int64) step {
 		r := l.queue[0]
 		l.queue[0], l.queue = nil, l.queue[1:]
 		if r.ID > cursor { // a stream may begin ahead of the tail
-			return step{row: r}
+			return nextStep{row: r}
 		}
 	}
-	return step{cursor: max(cursor, t.head), changed: l.news}
+	return nextStep{cursor: max(cursor, t.head), changed: l.news}
 }
 
-// listen sends the rows behind cursor that match f, in the order of their ids, each once, as they are added, until ctx
-// ends or a send fails. Where there is nothing to send it calls idle now and then with the id up to which that is so. The
+// listen sends the rows after cursor that match f, in the order of their ids, each once, as they are added, until ctx
+// ends or a send fails. If there is nothing to send it calls idle now and then with the id up to which that is so. The
 // caller has joined.
 func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*row) error, idle func(cursor int64) error) error {
 	l := &listener{filter: f, news: make(chan struct{}, 1)}
@@ -328,7 +328,7 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 		defer t.mu.Unlock()
 		t.detach(l)
 	}()
-	beat := time.NewTicker(t.beat)
+	beat := time.NewTicker(t.heartbeatInterval)
 	defer beat.Stop()
 	for {
 		do := t.next(l, cursor)
@@ -357,7 +357,7 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 // catchUp sends a piece of the log that the tail does not hold, and returns where it ended. head is a place that the
 // tail has reached: a read that began after that and found the end has missed nothing up to there.
 func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send func(*row) error) (int64, error) {
-	rows, more, err := after(ctx, t.db, f, cursor, readRows)
+	rows, more, err := rowsAfter(ctx, t.db, f, cursor, readRows)
 	if err != nil {
 		return cursor, err
 	}

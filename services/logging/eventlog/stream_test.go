@@ -57,10 +57,10 @@ func TestTail_MissesNothingWhileTwoWrite(t *testing.T) {
 	}
 }
 
-func (t *tail) isWarm() bool {
+func (t *tail) isActive() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.warm
+	return t.active
 }
 
 // ignore is for listeners that do not want to know where they are.
@@ -95,7 +95,7 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 	runUntilDone(t, tail.run)
 	tail.join()
 	defer tail.leave()
-	eventually(t, "the tail to follow", tail.isWarm)
+	eventually(t, "the tail to follow", tail.isActive)
 
 	rejectedOnly := filter{key: parseKeyPattern("shop.*.rejected")}
 	var got []int64
@@ -138,15 +138,15 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 	}
 }
 
-func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
+func TestTail_SendsRowsOfItsOwnReplicaAtOnce(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	tail := newTail(db, slog.New(slog.DiscardHandler))
-	tail.wait = time.Hour
+	tail.pollInterval = time.Hour
 	runUntilDone(t, tail.run)
 	tail.join()
 	defer tail.leave()
-	eventually(t, "the tail to follow", tail.isWarm)
+	eventually(t, "the tail to follow", tail.isActive)
 	s := &Service{db: db, log: slog.New(slog.DiscardHandler), tail: tail}
 	for want := range 3 {
 		if err := s.logEvents(within(t), []messaging.Delivery{deliveryOf(t, placed(newOrderID()))}); err != nil {
@@ -160,23 +160,23 @@ func TestTail_DoesNotWaitForWhatItsOwnReplicaHasWritten(t *testing.T) {
 	}
 }
 
-func TestTail_AsksNothingWhereNobodyListens(t *testing.T) {
+func TestTail_DoesNotQueryIfNobodyListens(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	tail := newTail(db, slog.New(slog.DiscardHandler))
 	runUntilDone(t, tail.run)
 	for range 2 {
 		tail.join()
-		eventually(t, "the tail to follow", tail.isWarm)
+		eventually(t, "the tail to follow", tail.isActive)
 		tail.leave()
-		eventually(t, "the tail to rest", func() bool { return !tail.isWarm() })
+		eventually(t, "the tail to rest", func() bool { return !tail.isActive() })
 	}
 }
 
-func TestTail_ARowIsHandedToThoseWhoWantItAndNobodyElseWakesUp(t *testing.T) {
+func TestTail_ARowWakesOnlyTheListenersThatMatch(t *testing.T) {
 	t.Parallel()
 	tail := newTail(nil, slog.New(slog.DiscardHandler))
-	tail.warmUp(0)
+	tail.activate(0)
 	attached := func(f filter) *listener {
 		l := &listener{filter: f, news: make(chan struct{}, 1)}
 		if do := tail.next(l, 0); do.row != nil || do.behind {
@@ -210,7 +210,7 @@ func TestTail_ARowIsHandedToThoseWhoWantItAndNobodyElseWakesUp(t *testing.T) {
 		r.ID = int64(i + 1)
 		rows = append(rows, &r)
 	}
-	tail.grow(rows)
+	tail.addRows(rows)
 	for what, test := range map[string]struct {
 		l    *listener
 		want []int64
@@ -245,25 +245,25 @@ func TestTail_ARowIsHandedToThoseWhoWantItAndNobodyElseWakesUp(t *testing.T) {
 func TestTail_AStreamThatBeginsAheadOfTheTailSeesNothingBeforeItsBeginning(t *testing.T) {
 	t.Parallel()
 	tail := newTail(nil, slog.New(slog.DiscardHandler))
-	tail.warmUp(3)
+	tail.activate(3)
 	l := &listener{news: make(chan struct{}, 1)}
 	if do := tail.next(l, 5); do.cursor != 5 {
 		t.Fatalf("at 5: %+v", do)
 	}
-	tail.grow([]*row{{ID: 4}, {ID: 5}, {ID: 6}})
+	tail.addRows([]*row{{ID: 4}, {ID: 5}, {ID: 6}})
 	if do := tail.next(l, 5); do.row == nil || do.row.ID != 6 {
 		t.Errorf("behind 5: %+v", do)
 	}
 }
 
-func TestTail_AListenerThatTakesNothingHoldsNoMoreThanTheTail(t *testing.T) {
+func TestTail_AStuckListenerBuffersNoMoreThanTheTail(t *testing.T) {
 	t.Parallel()
 	tail := newTail(nil, slog.New(slog.DiscardHandler))
-	tail.warmUp(0)
+	tail.activate(0)
 	slow := &listener{news: make(chan struct{}, 1)}
 	tail.next(slow, 0)
 	for id := int64(1); id <= 3*tailRows; id++ {
-		tail.grow([]*row{{ID: id}})
+		tail.addRows([]*row{{ID: id}})
 		if held := len(slow.queue); held > tailRows {
 			t.Fatalf("it holds %d rows", held)
 		}
@@ -273,15 +273,15 @@ func TestTail_AListenerThatTakesNothingHoldsNoMoreThanTheTail(t *testing.T) {
 	}
 }
 
-func TestTail_SaysNowAndThenWhereAStreamIs(t *testing.T) {
+func TestTail_SendsHeartbeatsWithThePosition(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	tail := newTail(db, slog.New(slog.DiscardHandler))
-	tail.beat = 10 * time.Millisecond
+	tail.heartbeatInterval = 10 * time.Millisecond
 	runUntilDone(t, tail.run)
 	tail.join()
 	defer tail.leave()
-	eventually(t, "the tail to follow", tail.isWarm)
+	eventually(t, "the tail to follow", tail.isActive)
 	last := write(t, db, deliveryOf(t, placed(newOrderID())), deliveryOf(t, placed(newOrderID())))[1].id
 	enough := errors.New("enough")
 	err := tail.listen(within(t), filter{orderID: newOrderID()}, 0, func(r *row) error {
@@ -303,7 +303,7 @@ func BenchmarkTail_OrdersThatSomebodyWatches(b *testing.B) {
 	for _, streams := range []int{1, 1000} {
 		b.Run(fmt.Sprint(streams, " streams"), func(b *testing.B) {
 			tail := newTail(nil, slog.New(slog.DiscardHandler))
-			tail.warmUp(0)
+			tail.activate(0)
 			ctx, stop := context.WithCancel(context.Background())
 			var listening sync.WaitGroup
 			for range streams {
@@ -323,7 +323,7 @@ func BenchmarkTail_OrdersThatSomebodyWatches(b *testing.B) {
 					id++
 					rows[i] = &row{ID: id, OrderID: "another", RoutingKey: "shop.order.placed"}
 				}
-				tail.grow(rows)
+				tail.addRows(rows)
 			}
 			stop()
 			listening.Wait()

@@ -15,10 +15,10 @@ import (
 
 // The outcomes of an event that was not handled, as the database spells them.
 const (
-	handled           = "handled"
-	discardedAsLetter = "discarded"
-	unreadable        = "unreadable"
-	lostForGood       = "lost"
+	outcomeHandled    = "handled"
+	outcomeDiscarded  = "discarded"
+	outcomeUnreadable = "unreadable"
+	outcomeLost       = "lost"
 )
 
 // entry is an event of the log, as far as comparing goes.
@@ -34,16 +34,16 @@ type entry struct {
 
 func (e entry) age() time.Duration { return e.Now.Sub(e.Since) }
 
-// mark is a place in the log.
-type mark struct {
+// logPosition is a position in the log.
+type logPosition struct {
 	EventID  int64     `db:"event_id"`
 	LoggedAt time.Time `db:"logged_at"`
 }
 
-// headOf is where the log ends.
-func headOf(ctx context.Context, db *sqlx.DB) (h head, err error) {
+// readLogEnd is where the log ends.
+func readLogEnd(ctx context.Context, db *sqlx.DB) (h logEnd, err error) {
 	h.at = time.Now() // before: what is added meanwhile is younger
-	err = db.GetContext(ctx, &h.mark, `SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
+	err = db.GetContext(ctx, &h.logPosition, `SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
 	if err != nil {
 		return h, fmt.Errorf("reading the end of the log: %w", postgres.Classify(err))
 	}
@@ -51,7 +51,7 @@ func headOf(ctx context.Context, db *sqlx.DB) (h head, err error) {
 }
 
 // checkedUpTo is where the comparison of the events with the routing key goes on.
-func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m mark, err error) {
+func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m logPosition, err error) {
 	err = db.GetContext(ctx, &m, postgres.Prepared+`
 		SELECT event_id, logged_at FROM event_check WHERE routing_key IN ($1, '') ORDER BY routing_key DESC LIMIT 1`, key)
 	if err != nil {
@@ -60,23 +60,23 @@ func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m mark, err erro
 	return m, nil
 }
 
-// published bounds the partitions that are looked at for what was logged behind m: what was published long before is not
-// looked for. The zero mark looks at all.
-func (m mark) published() time.Time {
+// published bounds the partitions that are read for what was logged after m: what was published long before is not
+// looked for. The zero position reads all.
+func (m logPosition) published() time.Time {
 	if m.LoggedAt.IsZero() {
 		return m.LoggedAt
 	}
 	return m.LoggedAt.Add(-day)
 }
 
-// ordersBehind reads the orders of the next events between two marks, most of them at most, and where the last one is.
-func ordersBehind(ctx context.Context, db *sqlx.DB, key string, from, upTo mark, most int) (orders []uuid.UUID, last mark, err error) {
+// ordersAfter reads the orders of the next events between two positions, at most limit of them, and the position of the last one.
+func ordersAfter(ctx context.Context, db *sqlx.DB, key string, from, upTo logPosition, limit int) (orders []uuid.UUID, last logPosition, err error) {
 	var ids []byte // in one value, because there may be many
 	err = db.QueryRowxContext(ctx, postgres.Prepared+`
 		SELECT coalesce(string_agg(uuid_send(order_id), '' ORDER BY id), ''), coalesce(max(id), 0), coalesce(max(created_at), now()) FROM (
 		    SELECT id, order_id, created_at FROM event_log
 		    WHERE routing_key = $1 AND id > $2 AND id <= $3 AND published_at >= $4 AND order_id IS NOT NULL ORDER BY id LIMIT $5) AS next`,
-		key, from.EventID, upTo.EventID, from.published(), most).Scan(&ids, &last.EventID, &last.LoggedAt)
+		key, from.EventID, upTo.EventID, from.published(), limit).Scan(&ids, &last.EventID, &last.LoggedAt)
 	if err != nil {
 		return nil, last, fmt.Errorf("reading the log: %w", postgres.Classify(err))
 	}
@@ -86,8 +86,8 @@ func ordersBehind(ctx context.Context, db *sqlx.DB, key string, from, upTo mark,
 	return orders, last, nil
 }
 
-// entriesOf reads the events of orders between two marks, each once, in the order of the log.
-func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID, from, upTo mark) (entries []entry, err error) {
+// entriesOf reads the events of orders between two positions, each once, in the order of the log.
+func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID, from, upTo logPosition) (entries []entry, err error) {
 	if len(orders) == 0 {
 		return nil, nil
 	}
@@ -102,8 +102,8 @@ func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID,
 	return entries, nil
 }
 
-// samplesBehind reads some of the events behind an id: ten at each of ten places, the last ones among them.
-func samplesBehind(ctx context.Context, db *sqlx.DB, key string, from int64) (entries []entry, err error) {
+// samplesAfter reads some of the events after an id: ten at each of ten places, the last ones among them.
+func samplesAfter(ctx context.Context, db *sqlx.DB, key string, from int64) (entries []entry, err error) {
 	err = db.SelectContext(ctx, &entries, `
 		WITH last AS (SELECT max(id) AS id FROM event_log WHERE routing_key = $1)
 		SELECT e.id AS event_id, e.message_id, e.order_id, e.published_at, e.created_at AS since, clock_timestamp() AS now
@@ -143,8 +143,8 @@ func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []
 	return states, nil
 }
 
-// saveChecked notes that the log was compared up to a mark, and which events were found not to be handled.
-func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo mark, queue string, unhandled []entry) error {
+// saveChecked notes that the log was compared up to a position, and which events were found not to be handled.
+func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo logPosition, queue string, unhandled []entry) error {
 	return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if err := insertUnhandled(ctx, tx, key, queue, unhandled, "NOTHING"); err != nil {
 			return err
@@ -182,13 +182,13 @@ func insertUnhandled(ctx context.Context, db sqlx.ExecerContext, key, queue stri
 // unhandledRow is a row of unhandled_event.
 type unhandledRow struct {
 	entry
-	Sent   int    `db:"sent"`
-	Letter string `db:"letter"` // the state of its newest dead letter, "" if there is none
+	Sent       int    `db:"sent"`
+	DeadLetter string `db:"letter"` // the state of its newest dead letter, "" if there is none
 }
 
 // openUnhandled reads events that are looked at until they are handled, those that were not sent yet first. What is an open
 // dead letter waits for a person. A letter that was redriven was sent when that was done.
-func openUnhandled(ctx context.Context, db *sqlx.DB, key string, most int) (rows []unhandledRow, err error) {
+func openUnhandled(ctx context.Context, db *sqlx.DB, key string, limit int) (rows []unhandledRow, err error) {
 	err = db.SelectContext(ctx, &rows, postgres.Prepared+`
 		SELECT u.event_id, u.message_id, u.order_id, u.published_at, u.sent, coalesce(letter.state, '') AS letter,
 		       greatest(coalesce(u.sent_at, u.noticed_at), letter.updated_at) AS since, clock_timestamp() AS now
@@ -196,7 +196,7 @@ func openUnhandled(ctx context.Context, db *sqlx.DB, key string, most int) (rows
 		    SELECT state, updated_at FROM dead_letter
 		    WHERE message_id = u.message_id AND source_queue = u.queue ORDER BY id DESC LIMIT 1) AS letter ON true
 		WHERE u.closed_at IS NULL AND u.routing_key = $1 AND letter.state IS DISTINCT FROM 'OPEN'
-		ORDER BY u.sent_at NULLS FIRST, u.noticed_at LIMIT $2`, key, most)
+		ORDER BY u.sent_at NULLS FIRST, u.noticed_at LIMIT $2`, key, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading events that were not handled: %w", postgres.Classify(err))
 	}

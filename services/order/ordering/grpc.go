@@ -29,7 +29,7 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	o, err := get(ctx, s.db, id, false)
+	o, err := getOrder(ctx, s.db, id, false)
 	if err == nil && !enduser.MayAccess(ctx, o.Owner) {
 		err = errNotFound
 	}
@@ -63,7 +63,7 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	if size == 0 {
 		size = defaultPageSize
 	}
-	orders, more, err := list(ctx, s.db, state, owner, after, size)
+	orders, more, err := listOrders(ctx, s.db, state, owner, after, size)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +84,10 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 		return nil, err
 	}
 	o, changed, err := s.cancel(ctx, id)
+	if errors.Is(err, ErrInvalidTransition) {
+		return nil, apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
+			"order %s is %s; only a confirmed order can be cancelled", id, o.State)
+	}
 	if err != nil {
 		return nil, apiError(err, id)
 	}
@@ -98,7 +102,7 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 // cancel cancels a confirmed order and says so in the outbox. An order that is cancelled already stays as it is.
 func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed bool, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-		if o, err = get(ctx, tx, id, true); err != nil {
+		if o, err = getOrder(ctx, tx, id, true); err != nil {
 			return err
 		}
 		if !enduser.MayAccess(ctx, o.Owner) {
@@ -107,7 +111,7 @@ func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed b
 		if o.State == Cancelled {
 			return nil
 		}
-		if err := o.move(Cancelled, time.Now().Truncate(time.Microsecond)); err != nil {
+		if err := o.transition(Cancelled, time.Now().Truncate(time.Microsecond)); err != nil {
 			return err
 		}
 		if err := updateState(ctx, tx, o); err != nil {
@@ -140,9 +144,6 @@ func apiError(err error, id uuid.UUID) error {
 	case errors.Is(err, errNotFound):
 		return apierror.New(codes.NotFound, "ORDER_NOT_FOUND",
 			"there is no order %s; an order that was just placed appears once it has been decided, usually within a second", id)
-	case errors.Is(err, ErrIllegalMove):
-		return apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
-			"order %s was rejected; only a confirmed order can be cancelled", id)
 	}
 	return err
 }

@@ -20,14 +20,14 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// intake serves IntakeService, which the other services ask about orders on their way.
-type intake struct {
+// intakeServer serves IntakeService, which other services ask about orders that are being placed.
+type intakeServer struct {
 	orderv1.UnimplementedIntakeServiceServer
 	*Service
 }
 
 // FindKey is part of orderv1.IntakeServiceServer.
-func (s intake) FindKey(ctx context.Context, req *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
+func (s intakeServer) FindKey(ctx context.Context, req *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
 	owners, err := keyOwners(ctx, s.db, postgres.ArrayOf(req.GetKeyHashes()))
 	if err != nil {
 		return nil, err
@@ -55,8 +55,8 @@ func (s intake) FindKey(ctx context.Context, req *orderv1.FindKeyRequest) (*orde
 }
 
 // find reads an order; the response is empty if it is not stored.
-func (s intake) find(ctx context.Context, id uuid.UUID) (*orderv1.FindKeyResponse, error) {
-	o, err := get(ctx, s.db, id, false)
+func (s intakeServer) find(ctx context.Context, id uuid.UUID) (*orderv1.FindKeyResponse, error) {
+	o, err := getOrder(ctx, s.db, id, false)
 	switch {
 	case errors.Is(err, errNotFound):
 		return &orderv1.FindKeyResponse{}, nil
@@ -67,12 +67,12 @@ func (s intake) find(ctx context.Context, id uuid.UUID) (*orderv1.FindKeyRespons
 }
 
 // FindUnknown is part of orderv1.IntakeServiceServer.
-func (s intake) FindUnknown(ctx context.Context, req *orderv1.FindUnknownRequest) (*orderv1.FindUnknownResponse, error) {
+func (s intakeServer) FindUnknown(ctx context.Context, req *orderv1.FindUnknownRequest) (*orderv1.FindUnknownResponse, error) {
 	ids := make([]uuid.UUID, len(req.GetOrderIds()))
 	for i, id := range req.GetOrderIds() {
 		ids[i] = uuid.UUID(id) // 16 bytes, as the contract says
 	}
-	missing, err := unknown(ctx, s.db, ids)
+	missing, err := missingOrders(ctx, s.db, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (s intake) FindUnknown(ctx context.Context, req *orderv1.FindUnknownRequest
 }
 
 // RejectDiscarded is part of orderv1.IntakeServiceServer.
-func (s intake) RejectDiscarded(ctx context.Context, req *orderv1.RejectDiscardedRequest) (*orderv1.RejectDiscardedResponse, error) {
+func (s intakeServer) RejectDiscarded(ctx context.Context, req *orderv1.RejectDiscardedRequest) (*orderv1.RejectDiscardedResponse, error) {
 	id, err := parseOrderID(req.GetOrderId())
 	if err != nil {
 		return nil, err
@@ -92,18 +92,22 @@ func (s intake) RejectDiscarded(ctx context.Context, req *orderv1.RejectDiscarde
 	o := discardedOrder(id, req.GetOrderPlaced(), time.Now().Truncate(time.Microsecond))
 	var stored bool
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-		fresh, err := insert(ctx, tx, []*Order{o})
+		fresh, err := storeOrders(ctx, tx, []*Order{o})
 		if stored = fresh[id]; err != nil || !stored {
 			return err
 		}
-		return outbox.Add(ctx, tx, []outbox.Entry{{Message: decided(o)[0]}})
+		rejected, err := eventsOf(o)
+		if err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, []outbox.Entry{{Message: rejected[0]}})
 	})
 	if err != nil {
 		return nil, err
 	}
 	if stored {
 		s.wake()
-		s.logDecided(ctx, []placement{{trace: trace.SpanContextFromContext(ctx), order: o}})
+		s.logDecided(ctx, []pendingOrder{{trace: trace.SpanContextFromContext(ctx), order: o}})
 	}
 	return &orderv1.RejectDiscardedResponse{}, nil
 }

@@ -18,9 +18,9 @@ import (
 
 func TestFindUnknown_NamesTheOrdersThatAreNotStored(t *testing.T) {
 	t.Parallel()
-	s := intake{Service: newStore(t)}
+	s := intakeServer{Service: newStore(t)}
 	stored, lost := newPlaced(), newPlaced()
-	mustStore(t, s.Service, decidedPlacements(t, held, stored))
+	mustStore(t, s.Service, decidedOrders(t, held, stored))
 	var ids [][]byte
 	for _, m := range []*eventsv1.OrderPlaced{stored, lost} {
 		id := uuid.MustParse(m.GetOrderId())
@@ -38,7 +38,7 @@ func TestFindUnknown_NamesTheOrdersThatAreNotStored(t *testing.T) {
 // reject discards a letter about an order, and returns the order.
 func reject(t *testing.T, s *Service, id string, body []byte) *orderv1.Order {
 	t.Helper()
-	if _, err := (intake{Service: s}).RejectDiscarded(t.Context(), &orderv1.RejectDiscardedRequest{OrderId: id, OrderPlaced: body}); err != nil {
+	if _, err := (intakeServer{Service: s}).RejectDiscarded(t.Context(), &orderv1.RejectDiscardedRequest{OrderId: id, OrderPlaced: body}); err != nil {
 		t.Fatal(err)
 	}
 	return mustGet(t, s, id)
@@ -91,7 +91,7 @@ func TestRejectDiscarded_AnOrderThatIsStoredStaysAsItIs(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	m := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, m))
+	mustStore(t, s, decidedOrders(t, held, m))
 	if o := reject(t, s, m.GetOrderId(), encoded(t, m)); o.GetState() != orderv1.Order_CONFIRMED {
 		t.Errorf("the order is %v", o)
 	}
@@ -106,7 +106,7 @@ func TestRejectDiscarded_AnOrderThatIsStoredStaysAsItIs(t *testing.T) {
 		t.Errorf("discarding twice: %d messages in the outbox, want 3", n)
 	}
 	// A message that was on its way all the same changes nothing any more.
-	if n := mustStore(t, s, decidedPlacements(t, held, again)); n != 0 {
+	if n := mustStore(t, s, decidedOrders(t, held, again)); n != 0 {
 		t.Error("it was decided once more")
 	}
 }

@@ -38,10 +38,10 @@ func noInventoryFor(t *testing.T, losers ...*eventsv1.OrderPlaced) func(*invento
 	}
 }
 
-func TestIdempotencyKey_TheSecondOrderOfABatchWasDroppedWithoutAWord(t *testing.T) {
+func TestIdempotencyKey_TheSecondOrderOfABatchIsRejected(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	first, second, other := keyed(1, 1), keyed(1, 2), keyed(2, 3)
 	n.inventory(noInventoryFor(t, second))
 	n.publish(t, first, second, other, first) // in the queue before the service: one batch
@@ -73,7 +73,7 @@ func TestIdempotencyKey_TheSecondOrderOfABatchWasDroppedWithoutAWord(t *testing.
 func TestIdempotencyKey_OrdersOfOneKeyOnTwoReplicasAtOnce(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	n.inventory(each(held))
 	database := dbtest.New(t)
 	a, _, _ := start(t, broker, database)
@@ -86,7 +86,7 @@ func TestIdempotencyKey_OrdersOfOneKeyOnTwoReplicasAtOnce(t *testing.T) {
 	for i, s := range []*Service{a, b} {
 		calls.Go(func() error {
 			for key := range 50 { // each replica gets one order of every key
-				if err := s.place(t.Context(), messages(orders[2*key+i])); err != nil {
+				if err := s.handleOrderPlaced(t.Context(), messages(orders[2*key+i])); err != nil {
 					return err
 				}
 			}
@@ -108,7 +108,7 @@ func TestIdempotencyKey_OrdersOfOneKeyOnTwoReplicasAtOnce(t *testing.T) {
 func TestIdempotencyKey_ThePreviousSecretsHashCountsToo(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	before, after := keyed(1, 1), keyed(2, 2)
 	after.PreviousKeyHash = before.GetKeyHash()
 	n.inventory(noInventoryFor(t, after))
@@ -117,7 +117,7 @@ func TestIdempotencyKey_ThePreviousSecretsHashCountsToo(t *testing.T) {
 	n.until(t, "shop.order.confirmed", 1)
 	n.publish(t, after)
 	n.until(t, "shop.order.rejected", 1)
-	found, err := intake{Service: s}.FindKey(t.Context(), &orderv1.FindKeyRequest{KeyHashes: [][]byte{before.GetKeyHash(), after.GetKeyHash()}})
+	found, err := intakeServer{Service: s}.FindKey(t.Context(), &orderv1.FindKeyRequest{KeyHashes: [][]byte{before.GetKeyHash(), after.GetKeyHash()}})
 	if err != nil || found.GetOrderId() != before.GetOrderId() {
 		t.Errorf("the key belongs to %v, %v; want the order that came before", found, err)
 	}
@@ -129,7 +129,7 @@ func TestOrderPlaced_TheSameIDWithOtherContentIsADeadLetter(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			broker := brokertest.New(t)
-			n := newNeighbours(t, broker)
+			n := newFakePeers(t, broker)
 			n.inventory(each(held))
 			first := newPlaced()
 			first.Fingerprint = bytes.Repeat([]byte{1}, 32)
@@ -159,7 +159,7 @@ func TestOrderPlaced_TheSameIDWithOtherContentIsADeadLetter(t *testing.T) {
 func TestFindKey_SaysWhoseAKeyIs(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	n.inventory(each(held))
 	s, _, _ := start(t, broker, dbtest.New(t))
 	find := func(former string, keys ...[]byte) *orderv1.FindKeyResponse {
@@ -168,7 +168,7 @@ func TestFindKey_SaysWhoseAKeyIs(t *testing.T) {
 		if former != "" {
 			req.FormerOrderIds = []string{former}
 		}
-		resp, err := intake{Service: s}.FindKey(t.Context(), req)
+		resp, err := intakeServer{Service: s}.FindKey(t.Context(), req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -197,7 +197,7 @@ func TestFindKey_SaysWhoseAKeyIs(t *testing.T) {
 
 func mustPending(t *testing.T, m *eventsv1.OrderPlaced) *Order {
 	t.Helper()
-	o, err := pendingOrder(m)
+	o, err := newOrder(m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestKeyRetention_IsLongerThanAnOrderCanComeAgain(t *testing.T) {
 func TestOrderRejected_AReasonOfANewerReleaseIsKept(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	const unknown = eventsv1.OrderRejected_Reason(4711)
 	n.inventory(each(func(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
 		return &inventoryv1.StockDecision{OrderId: m.GetOrderId(), Rejection: &inventoryv1.StockDecision_Rejection{Reason: unknown}}

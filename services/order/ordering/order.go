@@ -12,7 +12,7 @@ import (
 	"shop.example/domain/money"
 )
 
-// State is where an order stands, as the database and the contracts spell it.
+// State is the state of an order, as the database and the contracts spell it.
 type State string
 
 // The states of an order.
@@ -23,17 +23,17 @@ const (
 	Cancelled State = "CANCELLED"
 )
 
-// moves is the whole life of an order: what is not listed is illegal.
-var moves = map[State][]State{
+// transitions are the valid changes of an order's state.
+var transitions = map[State][]State{
 	Pending:   {Confirmed, Rejected},
 	Confirmed: {Cancelled},
 }
 
-// ErrIllegalMove says that an order cannot go from its state to the one asked for.
-var ErrIllegalMove = errors.New("illegal move")
+// ErrInvalidTransition says that an order cannot go from its state to the one asked for.
+var ErrInvalidTransition = errors.New("invalid transition")
 
-// errTotal says that an order is worth or holds more than the contracts can carry.
-var errTotal = errors.New("total out of range")
+// errTotalOutOfRange says that an order is worth or holds more than the contracts can carry.
+var errTotalOutOfRange = errors.New("total out of range")
 
 // Order is an order as it is decided and stored. The tags name the columns of its row.
 type Order struct {
@@ -49,7 +49,7 @@ type Order struct {
 	CreatedAt     time.Time `db:"created_at"`  // when it was placed
 	UpdatedAt     time.Time `db:"updated_at"`
 	Fingerprint   []byte    `db:"-"`     // SHA-256 of what was ordered by whom; only written, nil if the message has none
-	Owner         string    `db:"owner"` // issuer and subject of whom placed it, "" if nobody can be told; personal data
+	Owner         string    `db:"owner"` // issuer and subject of whom placed it, "" if that is not known; personal data
 	Lines         []Line    `db:"-"`     // in the order of their numbers
 }
 
@@ -69,7 +69,7 @@ func (o *Order) confirm(lines []Line, currency string, at time.Time) error {
 	if err != nil {
 		return fmt.Errorf("order %s: %w", o.ID, err)
 	}
-	if err := o.move(Confirmed, at); err != nil {
+	if err := o.transition(Confirmed, at); err != nil {
 		return err
 	}
 	o.Lines, o.TotalItems, o.TotalValue, o.Currency = lines, items, value, currency
@@ -82,37 +82,37 @@ func (o *Order) reject(reason, detail string, at time.Time) error {
 	if err != nil {
 		return fmt.Errorf("order %s: %w", o.ID, err)
 	}
-	if err := o.move(Rejected, at); err != nil {
+	if err := o.transition(Rejected, at); err != nil {
 		return err
 	}
 	o.TotalItems, o.Reason, o.Detail = items, reason, detail
 	return nil
 }
 
-// move puts the order into another state, or returns ErrIllegalMove and leaves it as it is.
-func (o *Order) move(to State, at time.Time) error {
-	if !slices.Contains(moves[o.State], to) {
-		return fmt.Errorf("order %s: %w from %s to %s", o.ID, ErrIllegalMove, o.State, to)
+// transition changes the state of the order, or returns ErrInvalidTransition and leaves it as it is.
+func (o *Order) transition(to State, at time.Time) error {
+	if !slices.Contains(transitions[o.State], to) {
+		return fmt.Errorf("order %s: %w from %s to %s", o.ID, ErrInvalidTransition, o.State, to)
 	}
 	o.State, o.UpdatedAt = to, at
 	return nil
 }
 
-// totals sums the pieces of all lines and their value in minor units. It returns errTotal where there is nothing to
+// totals sums the pieces of all lines and their value in minor units. It returns errTotalOutOfRange if there is nothing to
 // sum or a sum leaves its range.
 func totals(lines []Line) (items int32, value int64, err error) {
 	if len(lines) == 0 {
-		return 0, 0, fmt.Errorf("%w: no lines", errTotal)
+		return 0, 0, fmt.Errorf("%w: no lines", errTotalOutOfRange)
 	}
 	for _, l := range lines {
 		if l.Quantity <= 0 || l.UnitPrice < 0 {
-			return 0, 0, fmt.Errorf("%w: line %d has the quantity %d and the price %d", errTotal, l.Number, l.Quantity, l.UnitPrice)
+			return 0, 0, fmt.Errorf("%w: line %d has the quantity %d and the price %d", errTotalOutOfRange, l.Number, l.Quantity, l.UnitPrice)
 		}
 		if items > math.MaxInt32-l.Quantity {
-			return 0, 0, fmt.Errorf("%w: more than %d pieces", errTotal, math.MaxInt32)
+			return 0, 0, fmt.Errorf("%w: more than %d pieces", errTotalOutOfRange, math.MaxInt32)
 		}
 		if l.UnitPrice > (money.Max-value)/int64(l.Quantity) {
-			return 0, 0, fmt.Errorf("%w: worth more than %d minor units", errTotal, int64(money.Max))
+			return 0, 0, fmt.Errorf("%w: worth more than %d minor units", errTotalOutOfRange, int64(money.Max))
 		}
 		items += l.Quantity
 		value += l.UnitPrice * int64(l.Quantity)

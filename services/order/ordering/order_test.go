@@ -9,9 +9,11 @@ import (
 	"github.com/google/uuid"
 
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
+	orderv1 "shop.example/gen/shop/order/v1"
 )
 
-func TestMove_OnlyTheTablesMovesAreLegal(t *testing.T) {
+func TestTransition_OnlyListedTransitionsAreValid(t *testing.T) {
 	t.Parallel()
 	states := []State{Pending, Confirmed, Rejected, Cancelled}
 	legal := map[[2]State]bool{
@@ -23,16 +25,45 @@ func TestMove_OnlyTheTablesMovesAreLegal(t *testing.T) {
 	for _, from := range states {
 		for _, to := range states {
 			o := &Order{ID: uuid.New(), State: from, UpdatedAt: placed}
-			err := o.move(to, moved)
+			err := o.transition(to, moved)
 			if legal[[2]State{from, to}] {
 				if err != nil || o.State != to || !o.UpdatedAt.Equal(moved) {
 					t.Errorf("%s to %s: state %s at %v, %v", from, to, o.State, o.UpdatedAt, err)
 				}
 				continue
 			}
-			if !errors.Is(err, ErrIllegalMove) || o.State != from || !o.UpdatedAt.Equal(placed) {
-				t.Errorf("%s to %s: state %s at %v, %v; want ErrIllegalMove and no change", from, to, o.State, o.UpdatedAt, err)
+			if !errors.Is(err, ErrInvalidTransition) || o.State != from || !o.UpdatedAt.Equal(placed) {
+				t.Errorf("%s to %s: state %s at %v, %v; want ErrInvalidTransition and no change", from, to, o.State, o.UpdatedAt, err)
 			}
+		}
+	}
+}
+
+// The service's states and transitions are those of the contract: a new state has to be decided about here too.
+func TestStates_AreThoseOfTheContract(t *testing.T) {
+	t.Parallel()
+	values := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
+	reachable := map[State]bool{Pending: true}
+	for _, next := range transitions {
+		for _, s := range next {
+			reachable[s] = true
+		}
+	}
+	for i := range values.Len() {
+		s := orderv1.Order_State(values.Get(i).Number())
+		if s == orderv1.Order_STATE_UNSPECIFIED {
+			continue
+		}
+		if !reachable[State(s.String())] {
+			t.Errorf("Order.State %s: no transition leads to it; add it to transitions", s)
+		}
+		if final := len(transitions[State(s.String())]) == 0; final != orderstate.IsFinal(s) {
+			t.Errorf("Order.State %s: final by transitions: %t, by package orderstate: %t", s, final, orderstate.IsFinal(s))
+		}
+	}
+	for s := range reachable {
+		if orderstate.Parse(string(s)) == orderv1.Order_STATE_UNSPECIFIED {
+			t.Errorf("the contract has no Order.State %s", s)
 		}
 	}
 }
@@ -49,14 +80,14 @@ func TestTotals(t *testing.T) {
 		"a product twice":   {lines: []Line{{ProductID: 1, Quantity: 1, UnitPrice: 5}, {ProductID: 1, Quantity: 2, UnitPrice: 5}}, items: 3, value: 15},
 		"for nothing":       {lines: []Line{{Quantity: 2}}, items: 2},
 		"the highest value": {lines: []Line{{Quantity: 1, UnitPrice: money.Max}}, items: 1, value: money.Max},
-		"no lines":          {err: errTotal},
-		"no pieces":         {lines: []Line{{Quantity: 0, UnitPrice: 1}}, err: errTotal},
-		"negative pieces":   {lines: []Line{{Quantity: 2}, {Quantity: -1}}, err: errTotal},
-		"negative price":    {lines: []Line{{Quantity: 1, UnitPrice: -1}}, err: errTotal},
-		"one line too dear": {lines: []Line{{Quantity: 1, UnitPrice: money.Max + 1}}, err: errTotal},
-		"product overflows": {lines: []Line{{Quantity: math.MaxInt32, UnitPrice: math.MaxInt64}}, err: errTotal},
-		"sum too dear":      {lines: []Line{{Quantity: 1, UnitPrice: money.Max}, {Quantity: 1, UnitPrice: 1}}, err: errTotal},
-		"pieces overflow":   {lines: []Line{{Quantity: math.MaxInt32}, {Quantity: 1}}, err: errTotal},
+		"no lines":          {err: errTotalOutOfRange},
+		"no pieces":         {lines: []Line{{Quantity: 0, UnitPrice: 1}}, err: errTotalOutOfRange},
+		"negative pieces":   {lines: []Line{{Quantity: 2}, {Quantity: -1}}, err: errTotalOutOfRange},
+		"negative price":    {lines: []Line{{Quantity: 1, UnitPrice: -1}}, err: errTotalOutOfRange},
+		"one line too dear": {lines: []Line{{Quantity: 1, UnitPrice: money.Max + 1}}, err: errTotalOutOfRange},
+		"product overflows": {lines: []Line{{Quantity: math.MaxInt32, UnitPrice: math.MaxInt64}}, err: errTotalOutOfRange},
+		"sum too dear":      {lines: []Line{{Quantity: 1, UnitPrice: money.Max}, {Quantity: 1, UnitPrice: 1}}, err: errTotalOutOfRange},
+		"pieces overflow":   {lines: []Line{{Quantity: math.MaxInt32}, {Quantity: 1}}, err: errTotalOutOfRange},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -69,7 +100,7 @@ func TestTotals(t *testing.T) {
 	}
 }
 
-func TestConfirm_TakesTheCataloguesLines(t *testing.T) {
+func TestConfirm_UsesTheCataloguesLines(t *testing.T) {
 	t.Parallel()
 	o := &Order{State: Pending, Lines: []Line{{Number: 1, ProductName: "Mouse", Quantity: 2}}}
 	priced := []Line{{Number: 1, ProductID: 4, ProductName: "Mouse", Quantity: 2, UnitPrice: 4500}}
@@ -79,7 +110,7 @@ func TestConfirm_TakesTheCataloguesLines(t *testing.T) {
 	if o.State != Confirmed || o.TotalItems != 2 || o.TotalValue != 9000 || o.Currency != "USD" || o.Lines[0] != priced[0] {
 		t.Errorf("confirmed order is %+v", o)
 	}
-	if err := o.reject("OUT_OF_STOCK", "", time.Unix(6, 0)); !errors.Is(err, ErrIllegalMove) || o.State != Confirmed || o.Reason != "" {
+	if err := o.reject("OUT_OF_STOCK", "", time.Unix(6, 0)); !errors.Is(err, ErrInvalidTransition) || o.State != Confirmed || o.Reason != "" {
 		t.Errorf("rejecting a confirmed order: %v, order %+v", err, o)
 	}
 }

@@ -19,7 +19,7 @@ import (
 func TestOwner_AnOrderIsItsOwnersAndTheOperators(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	n.inventory(each(held))
 	s, _, _ := start(t, broker, dbtest.New(t))
 	const issuer = "https://login.example.org"

@@ -19,33 +19,25 @@ import (
 )
 
 const (
-	// stretch is how many orders a call looks at. There is no index on addresses: each order would pay for it.
-	stretch = 100_000
+	// scanLimit is how many orders one call reads. There is no index on addresses: it would slow down storing every order.
+	scanLimit = 100_000
 	// maxFound is how many orders a call returns or erases, and maxBytes about how many bytes it returns.
 	maxFound = 200
 	maxBytes = 1 << 20
 )
 
-// personalData serves PersonalDataService with what orders say about people.
-type personalData struct {
+// personalDataServer serves PersonalDataService with what orders say about people.
+type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. That a person's data are handed out is recorded before.
-func (s personalData) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
-	person, after, err := personIn(req.GetPerson(), req.GetPageToken())
+// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
+// before, and each search.
+func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
+	person, after, err := parsePerson(req.GetPerson(), req.GetPageToken())
 	if err != nil {
 		return nil, err
-	}
-	if req.GetPageToken() == "" {
-		err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-			return record(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, person, "orders")
-		})
-		if err != nil {
-			return nil, err
-		}
-		s.wake()
 	}
 	orders, next, err := findOrdersOf(ctx, s.db, person, after)
 	if err != nil {
@@ -67,14 +59,25 @@ func (s personalData) FindPersonalData(ctx context.Context, req *customerv1.Find
 	if n := len(resp.GetRecords()); n < len(orders) {
 		next = positionAfter(orders[n-1])
 	}
-	resp.NextPageToken = tokenOf(next, req.GetPerson())
+	resp.NextPageToken = nextPageToken(next, req.GetPerson())
+	// Whatever the token says: who makes one up is recorded, too.
+	if len(resp.GetRecords()) == 0 && req.GetPageToken() != "" {
+		return resp, nil
+	}
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		return recordAction(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, person, "orders")
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.wake()
 	return resp, nil
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. An order that comes again is not compared with one
 // that was erased: without who placed it there is no fingerprint. Claims of idempotency keys stay, they are keyed hashes.
-func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
-	person, after, err := personIn(req.GetPerson(), req.GetPageToken())
+func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
+	person, after, err := parsePerson(req.GetPerson(), req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +93,7 @@ func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.Era
 		if err != nil {
 			return fmt.Errorf("erasing who placed %d orders: %w", len(orders), err)
 		}
-		return record(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person, fmt.Sprintf("%d orders", len(orders)))
+		return recordAction(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person, fmt.Sprintf("%d orders", len(orders)))
 	})
 	if err != nil {
 		return nil, err
@@ -98,16 +101,16 @@ func (s personalData) ErasePersonalData(ctx context.Context, req *customerv1.Era
 	if len(orders) > 0 {
 		s.wake()
 	}
-	return &customerv1.ErasePersonalDataResponse{Orders: int32(len(orders)), NextPageToken: tokenOf(next, req.GetPerson())}, nil //nolint:gosec // at most maxFound
+	return &customerv1.ErasePersonalDataResponse{Orders: int32(len(orders)), NextPageToken: nextPageToken(next, req.GetPerson())}, nil //nolint:gosec // at most maxFound
 }
 
-func record(ctx context.Context, tx *sqlx.Tx, method string, person customer.Person, detail string) error {
+func recordAction(ctx context.Context, tx *sqlx.Tx, method string, person customer.Person, detail string) error {
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
 
-// personIn reads whose data are meant, and where a call goes on.
-func personIn(p *customerv1.Person, token string) (customer.Person, position, error) {
-	after, ok := parsePosition(token, filterOf(p))
+// parsePerson reads whose data are meant, and the position to continue at.
+func parsePerson(p *customerv1.Person, token string) (customer.Person, position, error) {
+	after, ok := parsePosition(token, tokenFilter(p))
 	if !ok {
 		return customer.Person{}, position{}, apierror.InvalidArgument(apierror.Violation{
 			Field: "page_token", Description: "is not a next_page_token for this person; leave it out to start at the first page",
@@ -116,31 +119,31 @@ func personIn(p *customerv1.Person, token string) (customer.Person, position, er
 	return customer.Of(p), after, nil
 }
 
-func tokenOf(next position, p *customerv1.Person) string {
-	if next == oldest {
+func nextPageToken(next position, p *customerv1.Person) string {
+	if next == listEnd {
 		return ""
 	}
-	return next.token(filterOf(p))
+	return next.token(tokenFilter(p))
 }
 
-func filterOf(p *customerv1.Person) string {
+func tokenFilter(p *customerv1.Person) string {
 	return "personal data " + p.GetEmail() + " " + p.GetOwner()
 }
 
-// findOrdersOf looks at a stretch of the orders that follow after, the newest first, and returns those that name the person,
-// without their lines, and the place where to go on; oldest if there are no more.
+// findOrdersOf looks at the next scanLimit orders after a position, the newest first, and returns those that name the person,
+// without their lines, and the position to continue at; listEnd if there are no more.
 func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after position) (found []*Order, next position, err error) {
 	var end Order
 	err = sqlx.GetContext(ctx, q, &end, `
 		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
-		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, stretch-1)
+		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, scanLimit-1)
 	switch {
 	case err == nil:
 		next = positionAfter(&end)
 	case errors.Is(err, sql.ErrNoRows):
-		next = oldest
+		next = listEnd
 	default:
-		return nil, next, fmt.Errorf("looking for the end of a stretch of orders: %w", postgres.Classify(err))
+		return nil, next, fmt.Errorf("looking for the end of the next orders to read: %w", postgres.Classify(err))
 	}
 	var rows []*Order
 	err = sqlx.SelectContext(ctx, q, &rows, selectOrders+`

@@ -48,7 +48,7 @@ func recorded(t *testing.T, s *Service) (all []string) {
 func find(t *testing.T, s *Service, p *customerv1.Person) (records []*customerv1.PersonalRecord, pages int) {
 	t.Helper()
 	for token := ""; ; pages++ {
-		resp, err := personalData{Service: s}.FindPersonalData(byOperator(t, "ada"), &customerv1.FindPersonalDataRequest{Person: p, PageToken: token})
+		resp, err := personalDataServer{Service: s}.FindPersonalData(byOperator(t, "ada"), &customerv1.FindPersonalDataRequest{Person: p, PageToken: token})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +62,7 @@ func find(t *testing.T, s *Service, p *customerv1.Person) (records []*customerv1
 func eraseAll(t *testing.T, s *Service, p *customerv1.Person) (orders int) {
 	t.Helper()
 	for token := ""; ; {
-		resp, err := personalData{Service: s}.ErasePersonalData(byOperator(t, "ada"), &customerv1.ErasePersonalDataRequest{Person: p, PageToken: token})
+		resp, err := personalDataServer{Service: s}.ErasePersonalData(byOperator(t, "ada"), &customerv1.ErasePersonalDataRequest{Person: p, PageToken: token})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +92,7 @@ func TestPersonalData_IsFoundByAddressInAnyCaseAndByOwner(t *testing.T) {
 	names := map[string]string{}
 	for name, m := range placed {
 		names[m.GetOrderId()] = name
-		mustStore(t, s, decidedPlacements(t, held, m))
+		mustStore(t, s, decidedOrders(t, held, m))
 	}
 	for _, c := range []struct {
 		person *customerv1.Person
@@ -129,7 +129,7 @@ func TestPersonalData_ErasedOrdersNameNobodyAndAreOrdersStill(t *testing.T) {
 	if _, err := claimKeys(t.Context(), s.db, []claim{{mine.GetKeyHash(), uuid.MustParse(mine.GetOrderId())}}); err != nil {
 		t.Fatal(err)
 	}
-	mustStore(t, s, decidedPlacements(t, held, mine, others))
+	mustStore(t, s, decidedOrders(t, held, mine, others))
 	recorded(t, s)
 	before := mustGet(t, s, mine.GetOrderId())
 
@@ -158,7 +158,7 @@ func TestPersonalData_ErasedOrdersNameNobodyAndAreOrdersStill(t *testing.T) {
 		t.Errorf("erased again: %d", n)
 	}
 	// The order comes again, with who placed it: it stays as it is, and is no dead letter. Its key is its own.
-	if n := mustStore(t, s, decidedPlacements(t, held, mine)); n != 0 {
+	if n := mustStore(t, s, decidedOrders(t, held, mine)); n != 0 {
 		t.Errorf("it was stored again: %d", n)
 	}
 	if got := mustGet(t, s, mine.GetOrderId()); !proto.Equal(got, want) {
@@ -176,7 +176,7 @@ func TestPersonalData_ErasedOrdersNameNobodyAndAreOrdersStill(t *testing.T) {
 }
 
 // No call looks at all orders, however many there are, and all calls together miss none.
-func TestPersonalData_IsFoundInStretches(t *testing.T) {
+func TestPersonalData_IsFoundAcrossScanLimits(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	insert := func(n int, email string, at time.Time) {
@@ -190,7 +190,7 @@ func TestPersonalData_IsFoundInStretches(t *testing.T) {
 	}
 	now := time.Now().Add(-time.Hour)
 	insert(2*maxFound+50, "ada@example.org", now) // in three pages
-	insert(stretch+10, "bob@example.org", now.Add(time.Minute))
+	insert(scanLimit+10, "bob@example.org", now.Add(time.Minute))
 	insert(1, "ADA@example.org", now.Add(time.Minute))
 	insert(1, "Ada@example.org", now.Add(2*time.Minute))
 	insert(1, "ada@example.org", time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC))
@@ -220,8 +220,8 @@ func TestPersonalData_AnExportIsRecordedAndItsPagesAreOfOnePerson(t *testing.T) 
 	if len(got) != 1 || !strings.HasPrefix(got[0], "ada | shop.customer.v1.CustomerService/ExportCustomer | customer sha256:") || strings.Contains(got[0], "login") {
 		t.Errorf("recorded %q", got)
 	}
-	token := positionAfter(&Order{ID: uuid.New(), CreatedAt: time.Now()}).token(filterOf(&customerv1.Person{Email: "ada@example.org"}))
-	_, err := personalData{Service: s}.FindPersonalData(t.Context(), &customerv1.FindPersonalDataRequest{Person: &customerv1.Person{Email: "bob@example.org"}, PageToken: token})
+	token := positionAfter(&Order{ID: uuid.New(), CreatedAt: time.Now()}).token(tokenFilter(&customerv1.Person{Email: "ada@example.org"}))
+	_, err := personalDataServer{Service: s}.FindPersonalData(t.Context(), &customerv1.FindPersonalDataRequest{Person: &customerv1.Person{Email: "bob@example.org"}, PageToken: token})
 	assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
 }
 
@@ -229,7 +229,7 @@ func TestCancelOrder_ByAnOperatorIsRecorded(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	theirs, own := newPlaced(), newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, theirs, own))
+	mustStore(t, s, decidedOrders(t, held, theirs, own))
 	for range 2 { // the second time nothing changes
 		if _, err := s.CancelOrder(byOperator(t, "ada"), &orderv1.CancelOrderRequest{OrderId: theirs.GetOrderId()}); err != nil {
 			t.Fatal(err)

@@ -28,53 +28,53 @@ import (
 )
 
 const (
-	// checkTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
-	checkTimeout = 5 * time.Second
-	// answerLasts is how long after asking a transaction may begin that is based on the answer: the contract of
+	// checkStockTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
+	checkStockTimeout = 5 * time.Second
+	// decisionTTL is how long after asking a transaction may begin that is based on the answer: the contract of
 	// CheckStock. Later inventory may have given the stock to another order. The transaction itself is bounded by the
 	// timeouts of package postgres.
-	answerLasts = time.Minute
+	decisionTTL = time.Minute
 )
 
 // The most that inventory's decision about an order can have, in bytes: it has the catalogue's name for each line, 200
 // characters of up to four bytes, however short the order was that asked for it; or else why it is refused.
 const (
-	maxDecidedLine = 900
-	maxRejection   = 2500
-	decidedOrder   = 100 // beside its lines
+	maxLineDecisionSize = 900
+	maxRejectionSize    = 2500
+	orderDecisionSize   = 100 // beside its lines
 )
 
 // decisionSize bounds what is decided about an order: a batch of orders, which is one call to inventory, has a reply that
 // a call can carry.
 func decisionSize(m *eventsv1.OrderPlaced) int {
-	return decidedOrder + max(maxRejection, maxDecidedLine*len(m.GetLines()))
+	return orderDecisionSize + max(maxRejectionSize, maxLineDecisionSize*len(m.GetLines()))
 }
 
-// placement is a placed order on its way to being stored.
-type placement struct {
+// pendingOrder is a placed order on its way to being stored.
+type pendingOrder struct {
 	trace     trace.SpanContext
 	lines     []*eventsv1.RequestedLine
 	keyHashes [][]byte // of the caller's idempotency key, by each secret; none without a key
 	order     *Order
 }
 
-// place decides and stores a batch of placed orders: one call to inventory, one transaction. An order that comes again
+// handleOrderPlaced decides and stores a batch of placed orders: one call to inventory, one transaction. A redelivered order
 // changes nothing, because its key is its own, inventory repeats what it decided, and the order is stored already.
-func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
-	placements, err := placementsOf(batch)
+func (s *Service) handleOrderPlaced(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+	pending, err := newPendingOrders(batch)
 	if err != nil {
 		return err
 	}
-	if err := s.rejectReusedKeys(ctx, placements); err != nil {
+	if err := s.rejectReusedKeys(ctx, pending); err != nil {
 		return err
 	}
 	crash.Point("order.claimed")
 	asked := time.Now() // before asking: how long the answer took counts too
-	if err := s.decide(ctx, undecided(placements)); err != nil {
+	if err := s.decide(ctx, stillPending(pending)); err != nil {
 		return err
 	}
 	crash.Point("order.checked")
-	stored, err := s.store(ctx, placements, asked)
+	stored, err := s.store(ctx, pending, asked)
 	if err != nil {
 		return err
 	}
@@ -85,30 +85,30 @@ func (s *Service) place(ctx context.Context, batch []messaging.Message[*eventsv1
 	return nil
 }
 
-// errContent says that an order id has come with another order than before. No gateway gives one id to two orders, so
+// errContentDiffers says that an order id has come with another order than before. No gateway gives one id to two orders, so
 // the message is not to be trusted; the first one counts.
-var errContent = errors.New("this order id belongs to an order with other content")
+var errContentDiffers = errors.New("this order id belongs to an order with other content")
 
-// placementsOf returns the pending orders of a batch, each once. Two orders with one id fail the batch: tried one by one,
+// newPendingOrders returns the pending orders of a batch, each once. Two orders with one id fail the batch: tried one by one,
 // the first is stored and the second is compared with it.
-func placementsOf(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]placement, error) {
-	placements := make([]placement, 0, len(batch))
+func newPendingOrders(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]pendingOrder, error) {
+	pending := make([]pendingOrder, 0, len(batch))
 	seen := make(map[uuid.UUID]*Order, len(batch))
 	for _, m := range batch {
-		o, err := pendingOrder(m.Body)
+		o, err := newOrder(m.Body)
 		if err != nil {
 			return nil, messaging.Permanent(err)
 		}
 		if first, again := seen[o.ID]; again {
 			if !bytes.Equal(first.Fingerprint, o.Fingerprint) {
-				return nil, fmt.Errorf("order %s: %w", o.ID, errContent)
+				return nil, fmt.Errorf("order %s: %w", o.ID, errContentDiffers)
 			}
 			continue
 		}
 		seen[o.ID] = o
-		placements = append(placements, placement{m.Trace, m.Body.GetLines(), keyHashes(m.Body), o})
+		pending = append(pending, pendingOrder{m.Trace, m.Body.GetLines(), keyHashes(m.Body), o})
 	}
-	return placements, nil
+	return pending, nil
 }
 
 func keyHashes(m *eventsv1.OrderPlaced) (hashes [][]byte) {
@@ -120,18 +120,18 @@ func keyHashes(m *eventsv1.OrderPlaced) (hashes [][]byte) {
 	return hashes
 }
 
-// undecided are the orders that inventory has to be asked about.
-func undecided(placements []placement) []placement {
-	return slices.DeleteFunc(slices.Clone(placements), func(p placement) bool { return p.order.State != Pending })
+// stillPending are the orders that inventory has to be asked about.
+func stillPending(pending []pendingOrder) []pendingOrder {
+	return slices.DeleteFunc(slices.Clone(pending), func(p pendingOrder) bool { return p.order.State != Pending })
 }
 
 // rejectReusedKeys claims the idempotency keys of the orders that came with one, and rejects the orders whose key belongs
 // to another order: stored or on its way, here or on another replica. Of the orders of this batch the first one in the
 // queue gets the key. An order that comes again finds its own claim.
-func (s *Service) rejectReusedKeys(ctx context.Context, placements []placement) error {
+func (s *Service) rejectReusedKeys(ctx context.Context, pending []pendingOrder) error {
 	var claims []claim
 	claimed := map[string]bool{}
-	for _, p := range placements {
+	for _, p := range pending {
 		for _, hash := range p.keyHashes {
 			if !claimed[string(hash)] {
 				claimed[string(hash)] = true
@@ -147,7 +147,7 @@ func (s *Service) rejectReusedKeys(ctx context.Context, placements []placement) 
 		return err
 	}
 	now := time.Now().Truncate(time.Microsecond)
-	for _, p := range placements {
+	for _, p := range pending {
 		for _, hash := range p.keyHashes {
 			if owners[string(hash)] == p.order.ID || p.order.State != Pending {
 				continue
@@ -161,7 +161,7 @@ func (s *Service) rejectReusedKeys(ctx context.Context, placements []placement) 
 	return nil
 }
 
-func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
+func newOrder(m *eventsv1.OrderPlaced) (*Order, error) {
 	id, err := uuid.Parse(m.GetOrderId())
 	if err != nil {
 		return nil, fmt.Errorf("order id %q: %w", m.GetOrderId(), err)
@@ -179,37 +179,37 @@ func pendingOrder(m *eventsv1.OrderPlaced) (*Order, error) {
 	return o, nil
 }
 
-// decide asks inventory about all orders in one call and moves each to what was decided.
-func (s *Service) decide(ctx context.Context, placements []placement) error {
-	if len(placements) == 0 {
+// decide asks inventory about all orders in one call and applies the decisions.
+func (s *Service) decide(ctx context.Context, pending []pendingOrder) error {
+	if len(pending) == 0 {
 		return nil
 	}
-	req := &inventoryv1.CheckStockRequest{Orders: make([]*inventoryv1.CheckStockRequest_Order, len(placements))}
-	for i, p := range placements {
+	req := &inventoryv1.CheckStockRequest{Orders: make([]*inventoryv1.CheckStockRequest_Order, len(pending))}
+	for i, p := range pending {
 		req.Orders[i] = &inventoryv1.CheckStockRequest_Order{OrderId: p.order.ID.String(), Lines: p.lines}
 	}
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkStockTimeout)
 	defer cancel()
 	resp, err := s.stock.CheckStock(ctx, req)
 	if err != nil {
-		return stockError(fmt.Errorf("asking inventory about %d orders: %w", len(placements), err))
+		return classifyStockError(fmt.Errorf("asking inventory about %d orders: %w", len(pending), err))
 	}
-	if len(resp.GetDecisions()) != len(placements) {
-		return fmt.Errorf("inventory answered %d decisions about %d orders", len(resp.GetDecisions()), len(placements))
+	if len(resp.GetDecisions()) != len(pending) {
+		return fmt.Errorf("inventory answered %d decisions about %d orders", len(resp.GetDecisions()), len(pending))
 	}
 	// Whole microseconds, as the database keeps them: event and row say the same.
 	now := time.Now().Truncate(time.Microsecond)
 	for i, d := range resp.GetDecisions() {
-		if err := apply(d, placements[i].order, now); err != nil {
+		if err := applyDecision(d, pending[i].order, now); err != nil {
 			return messaging.Permanent(err)
 		}
 	}
 	return nil
 }
 
-// stockError says what a failed call to inventory means for the batch: whether inventory is down, or refuses something
+// classifyStockError says what a failed call to inventory means for the batch: whether inventory is down, or refuses something
 // in it for good, which its size can be.
-func stockError(err error) error {
+func classifyStockError(err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.PermissionDenied: // the last is for people to put right
 		return messaging.Down(err)
@@ -219,8 +219,8 @@ func stockError(err error) error {
 	return err
 }
 
-// apply moves a pending order to what inventory decided about it.
-func apply(d *inventoryv1.StockDecision, o *Order, now time.Time) error {
+// applyDecision moves a pending order to what inventory decided about it.
+func applyDecision(d *inventoryv1.StockDecision, o *Order, now time.Time) error {
 	if d.GetOrderId() != o.ID.String() {
 		return fmt.Errorf("inventory decided order %s where order %s was asked for", d.GetOrderId(), o.ID)
 	}
@@ -250,19 +250,19 @@ func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string
 }
 
 // store writes the orders that are new, with the messages that follow from them, in one transaction. It returns those
-// orders. Where inventory was asked about them too long ago nothing is stored, and they have to be asked
+// orders. If inventory was asked about them longer than decisionTTL ago nothing is stored, and they have to be asked
 // about again.
-func (s *Service) store(ctx context.Context, placements []placement, asked time.Time) (stored []placement, err error) {
+func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.Time) (stored []pendingOrder, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		// In the transaction: the wait for a connection has no bound.
-		if age := since(asked); age > answerLasts {
-			return messaging.Down(fmt.Errorf("inventory's answer about %d orders is %s old", len(placements), age.Round(time.Second)))
+		if age := elapsed(asked); age > decisionTTL {
+			return messaging.Down(fmt.Errorf("inventory's answer about %d orders is %s old", len(pending), age.Round(time.Second)))
 		}
-		orders := make([]*Order, len(placements))
-		for i, p := range placements {
+		orders := make([]*Order, len(pending))
+		for i, p := range pending {
 			orders[i] = p.order
 		}
-		fresh, err := insert(ctx, tx, orders)
+		fresh, err := storeOrders(ctx, tx, orders)
 		if err != nil {
 			return err
 		}
@@ -271,14 +271,18 @@ func (s *Service) store(ctx context.Context, placements []placement, asked time.
 				return err
 			}
 		}
-		stored = make([]placement, 0, len(fresh))
+		stored = make([]pendingOrder, 0, len(fresh))
 		entries := make([]outbox.Entry, 0, 2*len(fresh))
-		for _, p := range placements {
+		for _, p := range pending {
 			if !fresh[p.order.ID] {
 				continue
 			}
 			stored = append(stored, p)
-			for _, m := range decided(p.order) {
+			events, err := eventsOf(p.order)
+			if err != nil {
+				return err
+			}
+			for _, m := range events {
 				entries = append(entries, outbox.Entry{Message: m, Trace: p.trace})
 			}
 		}
@@ -291,26 +295,29 @@ func (s *Service) store(ctx context.Context, placements []placement, asked time.
 	return stored, err
 }
 
-// since is the time that has passed by the clock that shows more of it: the monotonic one stands still while the machine
+// elapsed is the time since t by the monotonic or the wall clock, whichever shows more: the monotonic one stops while the machine
 // is suspended, the other one can be set back.
-func since(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
+func elapsed(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
 
-// decided are the messages that follow from an order's decision.
-func decided(o *Order) []proto.Message {
+// eventsOf are the messages that follow from an order's decision.
+func eventsOf(o *Order) ([]proto.Message, error) {
 	at := timestamppb.New(o.UpdatedAt)
-	if o.State == Rejected {
+	switch o.State {
+	case Rejected:
 		return []proto.Message{&eventsv1.OrderRejected{
 			OrderId: o.ID.String(), Reason: o.reason(), Detail: o.Detail, RejectedAt: at,
-		}}
+		}}, nil
+	case Confirmed:
+		lines := pricedLines(o)
+		return []proto.Message{
+			&eventsv1.OrderConfirmed{
+				OrderId: o.ID.String(), Lines: lines, TotalItems: o.TotalItems,
+				TotalValue: money.FromMinor(o.TotalValue, o.Currency), ConfirmedAt: at,
+			},
+			&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
+		}, nil
 	}
-	lines := pricedLines(o)
-	return []proto.Message{
-		&eventsv1.OrderConfirmed{
-			OrderId: o.ID.String(), Lines: lines, TotalItems: o.TotalItems,
-			TotalValue: money.FromMinor(o.TotalValue, o.Currency), ConfirmedAt: at,
-		},
-		&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
-	}
+	return nil, fmt.Errorf("order %s: no event says that an order was decided as %s", o.ID, o.State)
 }
 
 // pricedLines are the lines of an order that was confirmed.
@@ -325,11 +332,11 @@ func pricedLines(o *Order) []*eventsv1.PricedLine {
 	return lines
 }
 
-func (s *Service) logDecided(ctx context.Context, placements []placement) {
+func (s *Service) logDecided(ctx context.Context, pending []pendingOrder) {
 	if !s.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
-	for _, p := range placements {
+	for _, p := range pending {
 		o, ctx := p.order, trace.ContextWithRemoteSpanContext(ctx, p.trace)
 		if o.State == Rejected {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "order rejected",

@@ -11,7 +11,7 @@ import (
 const rateWindow = 10 * time.Second
 
 // reportRate adds how many orders are decided per second. It counts rows, along an index and by when they were written:
-// what is true of all replicas together, where a counter in memory would know those of its own. Nothing is added where the
+// what is true of all replicas together, while a counter in memory would know only its own. Nothing is added if the
 // database does not answer.
 func (s *Service) reportRate(ctx context.Context, report *statusv1.GetReportResponse) {
 	var decided int64

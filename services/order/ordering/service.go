@@ -1,9 +1,10 @@
 // Package ordering is the order service: it decides placed orders with the help of inventory, stores them, and answers
 // for them.
 //
-// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both go
-// through the states of an order and its totals (order.go) to the database (store.go). What follows from an order is
-// written to the outbox in the same transaction, and the relay publishes it.
+// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both use
+// the states of an order and its totals (order.go) and the database (store.go). The events of an order are written to
+// the outbox in the same transaction, and the relay publishes them. The other services ask which orders there are
+// (intake.go), and what names a person is exported and erased (personal.go).
 package ordering
 
 import (
@@ -124,15 +125,15 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Check("replies", calls.Ready)
 
 	consumer := messaging.NewConsumer(consume, publisher, name,
-		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.place))
+		messaging.ConsumerOptions{Batch: batch, Linger: linger}, messaging.HandleWeighed(decisionSize, s.handleOrderPlaced))
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
 	s.Go("old idempotency keys", func(ctx context.Context) error { return s.deleteOldKeys(ctx, cfg.KeyRetention) })
 
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
-	orderv1.RegisterIntakeServiceServer(s.GRPC(), intake{Service: s})
-	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalData{Service: s})
+	orderv1.RegisterIntakeServiceServer(s.GRPC(), intakeServer{Service: s})
+	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	report.Serve(s.Service, report.Outbox(relay), s.reportRate)
 	return nil
 }

@@ -32,9 +32,9 @@ import (
 // patience bounds every wait of these tests; none waits that long unless something is broken.
 const patience = 30 * time.Second
 
-// neighbours are the other services as far as the order service meets them: a publisher, and what the queues of
+// fakePeers are the other services as far as the order service meets them: a publisher, and what the queues of
 // others receive.
-type neighbours struct {
+type fakePeers struct {
 	consume *messaging.Connection
 	pub     *messaging.Publisher
 	events  chan messaging.Delivery // what goes to the log: every event
@@ -42,9 +42,9 @@ type neighbours struct {
 	run     func(func(context.Context) error)
 }
 
-func newNeighbours(t testing.TB, broker *brokertest.Broker) *neighbours {
+func newFakePeers(t testing.TB, broker *brokertest.Broker) *fakePeers {
 	t.Helper()
-	n := &neighbours{events: make(chan messaging.Delivery, 50_000), dead: make(chan messaging.Delivery, 1000)}
+	n := &fakePeers{events: make(chan messaging.Delivery, 50_000), dead: make(chan messaging.Delivery, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
@@ -100,13 +100,13 @@ func each(answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision) func(*i
 }
 
 // inventory starts the inventory.
-func (n *neighbours) inventory(check func(*inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error)) {
+func (n *fakePeers) inventory(check func(*inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error)) {
 	server := messaging.NewRPCServer(n.consume, n.pub, 4, nil)
 	inventoryv1.RegisterStockServiceServer(server, stock{check: check})
 	n.run(server.Run)
 }
 
-func (n *neighbours) publish(t testing.TB, messages ...*eventsv1.OrderPlaced) {
+func (n *fakePeers) publish(t testing.TB, messages ...*eventsv1.OrderPlaced) {
 	t.Helper()
 	out := make([]messaging.Outgoing, len(messages))
 	for i, m := range messages {
@@ -133,7 +133,7 @@ func next(t testing.TB, ch <-chan messaging.Delivery) messaging.Delivery {
 }
 
 // until takes events until there are n with the routing key, and returns those.
-func (n *neighbours) until(t testing.TB, key string, count int) (ids []string) {
+func (n *fakePeers) until(t testing.TB, key string, count int) (ids []string) {
 	t.Helper()
 	for len(ids) < count {
 		if d := next(t, n.events); d.RoutingKey == key {
@@ -221,7 +221,7 @@ func start(t testing.TB, broker *brokertest.Broker, database string) (s *Service
 func TestOrderPlaced_IsConfirmedThenDecremented(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	n.inventory(each(held))
 	s, logged, _ := start(t, broker, dbtest.New(t))
 
@@ -273,7 +273,7 @@ func TestOrderPlaced_IsConfirmedThenDecremented(t *testing.T) {
 func TestOrderPlaced_IsRejected(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	n.inventory(each(refused))
 	s, _, _ := start(t, broker, dbtest.New(t))
 	placed := newPlaced()
@@ -295,7 +295,7 @@ func TestOrderPlaced_IsRejected(t *testing.T) {
 func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	s, logged, _ := start(t, broker, dbtest.New(t))
 	placed := make([]*eventsv1.OrderPlaced, 20)
 	want := make([]string, len(placed))
@@ -322,7 +322,7 @@ func TestOrderPlaced_WaitsForInventory(t *testing.T) {
 func TestOrderPlaced_WaitsForTheDatabaseThatWentAfterTheStockWasHeld(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	database := dbtest.New(t)
 	proxy := netproxy.New(t, database)
 	var asked atomic.Int32
@@ -350,7 +350,7 @@ func TestOrderPlaced_WaitsForTheDatabaseThatWentAfterTheStockWasHeld(t *testing.
 func TestOrderPlaced_DeliveredTwiceHasOneEffect(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	asked := make(chan string, 100)
 	n.inventory(each(func(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
 		asked <- m.GetOrderId()
@@ -379,10 +379,10 @@ func TestOrderPlaced_DeliveredTwiceHasOneEffect(t *testing.T) {
 	}
 }
 
-func TestOrderPlaced_WhatInventoryRefusesCostsNoOther(t *testing.T) {
+func TestOrderPlaced_AnOrderThatInventoryRefusesDoesNotAffectOthers(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	orders := make([]*eventsv1.OrderPlaced, 10)
 	for i := range orders {
 		orders[i] = newPlaced()
@@ -415,7 +415,7 @@ func BenchmarkOrderPlaced(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		broker := brokertest.New(b)
-		n := newNeighbours(b, broker)
+		n := newFakePeers(b, broker)
 		n.inventory(each(held))
 		placed := make([]*eventsv1.OrderPlaced, backlog)
 		for i := range placed {

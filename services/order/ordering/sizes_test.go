@@ -19,7 +19,7 @@ import (
 )
 
 // What inventory can answer about an order is bounded before it is asked: by the longest that the contracts allow.
-func TestOrderPlaced_NoDecisionIsLargerThanIsReckonedWith(t *testing.T) {
+func TestOrderPlaced_NoDecisionExceedsItsEstimatedSize(t *testing.T) {
 	t.Parallel()
 	longest := strings.Repeat("\U0001F6D2", 200)
 	const largest = 1<<31 - 1
@@ -46,10 +46,10 @@ func TestOrderPlaced_NoDecisionIsLargerThanIsReckonedWith(t *testing.T) {
 }
 
 // A reply that cannot be sent says so. Taken for an inventory that is down it would be asked for again, for ever.
-func TestOrderPlaced_WhatIsTooLargeIsNotTakenForInventoryBeingDown(t *testing.T) {
+func TestOrderPlaced_ATooLargeBatchIsNotMistakenForInventoryBeingDown(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
-	n := newNeighbours(t, broker)
+	n := newFakePeers(t, broker)
 	good, large := []*eventsv1.OrderPlaced{newPlaced(), newPlaced(), newPlaced()}, newPlaced()
 	n.inventory(func(req *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
 		if len(req.GetOrders()) > 1 || req.GetOrders()[0].GetOrderId() == large.GetOrderId() {
@@ -81,7 +81,7 @@ func TestListOrders_APageIsBoundedInBytes(t *testing.T) {
 	var want []string
 	for range 30 {
 		placed := newPlaced(lines...)
-		mustStore(t, s, decidedPlacements(t, held, placed))
+		mustStore(t, s, decidedOrders(t, held, placed))
 		want = append(want, placed.GetOrderId())
 	}
 	slices.Reverse(want)

@@ -57,9 +57,9 @@ type lineRow struct {
 	Line
 }
 
-// insert stores decided orders with their lines, and returns the ids of those that were not stored before: the others
+// storeOrders stores decided orders with their lines, and returns the ids of those that were not stored before: the others
 // stay as they are. It waits for a transaction that has inserted one of them and is still open.
-func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.UUID]bool, err error) {
+func storeOrders(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.UUID]bool, err error) {
 	var lines []lineRow
 	for _, o := range orders {
 		for _, l := range o.Lines {
@@ -103,7 +103,7 @@ func insert(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.U
 	return fresh, nil
 }
 
-// compareStored returns errContent, Permanent, if one of the orders is stored with other content. What is stored without
+// compareStored returns errContentDiffers, Permanent, if one of the orders is stored with other content. What is stored without
 // a fingerprint, by an older release or because its customer's data were erased, cannot be compared.
 func compareStored(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 	var different []uuid.UUID
@@ -116,7 +116,7 @@ func compareStored(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 		return fmt.Errorf("comparing orders that came again: %w", err)
 	}
 	if len(different) > 0 {
-		return messaging.Permanent(fmt.Errorf("order %s: %w", different[0], errContent))
+		return messaging.Permanent(fmt.Errorf("order %s: %w", different[0], errContentDiffers))
 	}
 	return nil
 }
@@ -176,8 +176,8 @@ func keyOwners(ctx context.Context, db *sqlx.DB, hashes []byte) (rows []keyOwner
 	return rows, nil
 }
 
-// unknown returns those of the ids under which no order is stored.
-func unknown(ctx context.Context, q sqlx.QueryerContext, ids []uuid.UUID) (missing []uuid.UUID, err error) {
+// missingOrders returns those of the ids under which no order is stored.
+func missingOrders(ctx context.Context, q sqlx.QueryerContext, ids []uuid.UUID) (missing []uuid.UUID, err error) {
 	err = sqlx.SelectContext(ctx, q, &missing, postgres.Prepared+`
 		SELECT id FROM unnest($1::uuid[]) AS asked (id) WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = asked.id)`, postgres.ArrayOf(ids))
 	if err != nil {
@@ -192,9 +192,9 @@ SELECT id, customer_name, customer_email, state, COALESCE(reason, '') AS reason,
        COALESCE(owner, '') AS owner
 FROM orders `
 
-// get reads an order with its lines; errNotFound where there is none. With lock, the row stays as it was read until
+// getOrder reads an order with its lines; errNotFound if there is none. With lock, the row stays as it was read until
 // the transaction of q ends.
-func get(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*Order, error) {
+func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*Order, error) {
 	query := selectOrders + `WHERE id = $1`
 	if lock {
 		query += ` FOR UPDATE`
@@ -213,30 +213,30 @@ func get(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*
 	return &o, nil
 }
 
-// maxPage bounds the lines of a page of orders, in bytes: 1,000 of the largest have 90 MB.
-const maxPage = 1 << 20
+// maxPageBytes bounds the lines of a page of orders, in bytes: 1,000 of the largest have 90 MB.
+const maxPageBytes = 1 << 20
 
-// list reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
+// listOrders reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
 // states if state is "", and of all owners if owner is "". more says whether others follow.
-func list(
-	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, most int,
+func listOrders(
+	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int,
 ) (orders []*Order, more bool, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
 		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, most+1) // one more tells whether another page follows
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1) // one more tells whether another page follows
 	if err != nil {
 		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}
-	fit, err := countFitting(ctx, q, orders, most)
+	fit, err := countFitting(ctx, q, orders, limit)
 	if err != nil {
 		return nil, false, err
 	}
 	return orders[:fit], fit < len(orders), addLines(ctx, q, orders[:fit])
 }
 
-// countFitting returns how many of the orders, at most and at least one, have lines of no more than maxPage bytes.
-func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, most int) (n int, err error) {
+// countFitting returns how many of the orders, at most and at least one, have lines of no more than maxPageBytes bytes.
+func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, limit int) (n int, err error) {
 	var sizes []struct {
 		OrderID uuid.UUID `db:"order_id"`
 		Size    int       `db:"size"`
@@ -252,8 +252,8 @@ func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, m
 	for _, s := range sizes {
 		size[s.OrderID] = s.Size
 	}
-	for page := 0; n < min(most, len(orders)); n++ {
-		if page += size[orders[n].ID]; n > 0 && page > maxPage {
+	for page := 0; n < min(limit, len(orders)); n++ {
+		if page += size[orders[n].ID]; n > 0 && page > maxPageBytes {
 			break
 		}
 	}
@@ -292,24 +292,24 @@ func updateState(ctx context.Context, tx *sqlx.Tx, o *Order) error {
 	return nil
 }
 
-// position is a place in the list of orders: after the order placed at the time, in microseconds since 1970, that has
+// position is a position in the list of orders: after the order placed at the time, in microseconds since 1970, that has
 // the id. Orders that arrive later do not move it.
 type position struct {
 	micros int64
 	id     uuid.UUID
 }
 
-// newest is the place before the first order, and oldest the one behind the last.
+// listStart is the position before the first order, and listEnd the one after the last.
 var (
-	newest = position{micros: -1, id: uuid.Max}
-	oldest = position{micros: math.MinInt64}
+	listStart = position{micros: -1, id: uuid.Max}
+	listEnd   = position{micros: math.MinInt64}
 )
 
 func (p position) sqlTime() string {
 	switch p {
-	case newest:
+	case listStart:
 		return "infinity"
-	case oldest:
+	case listEnd:
 		return "-infinity"
 	}
 	return time.UnixMicro(p.micros).UTC().Format(time.RFC3339Nano)
@@ -321,11 +321,11 @@ func positionAfter(o *Order) position { return position{o.CreatedAt.UnixMicro(),
 // token is the position as a page token of the list with this filter.
 func (p position) token(filter string) string {
 	b := binary.BigEndian.AppendUint64(nil, uint64(p.micros))
-	return base64.RawURLEncoding.EncodeToString(append(append(b, p.id[:]...), filterMark(filter)...))
+	return base64.RawURLEncoding.EncodeToString(append(append(b, p.id[:]...), filterHash(filter)...))
 }
 
-// filterMark tells the tokens of lists with different filters apart: in another list the position would skip orders.
-func filterMark(filter string) []byte {
+// filterHash is different for lists with different filters: in another list the position would skip orders.
+func filterHash(filter string) []byte {
 	sum := sha256.Sum256([]byte(filter))
 	return sum[:4]
 }
@@ -333,10 +333,10 @@ func filterMark(filter string) []byte {
 // parsePosition reads a page token of the list with this filter; "" is the first page. False if the token is none.
 func parsePosition(token, filter string) (position, bool) {
 	if token == "" {
-		return newest, true
+		return listStart, true
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) != 8+16+4 || !bytes.Equal(b[8+16:], filterMark(filter)) {
+	if err != nil || len(b) != 8+16+4 || !bytes.Equal(b[8+16:], filterHash(filter)) {
 		return position{}, false
 	}
 	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8 : 8+16])}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +20,7 @@ import (
 
 	"shop.example/db/dbtest"
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -80,26 +82,26 @@ func refused(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
 	}}
 }
 
-// decidedPlacements are orders as they are before they are stored.
-func decidedPlacements(t testing.TB, answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision, placed ...*eventsv1.OrderPlaced) []placement {
+// decidedOrders are orders as they are before they are stored.
+func decidedOrders(t testing.TB, answer func(*eventsv1.OrderPlaced) *inventoryv1.StockDecision, placed ...*eventsv1.OrderPlaced) []pendingOrder {
 	t.Helper()
-	placements, err := placementsOf(messages(placed...))
+	pending, err := newPendingOrders(messages(placed...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now().Truncate(time.Microsecond)
-	for i, p := range placements {
-		if err := apply(answer(placed[i]), p.order, now); err != nil {
+	for i, p := range pending {
+		if err := applyDecision(answer(placed[i]), p.order, now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return placements
+	return pending
 }
 
 // mustStore stores orders and returns how many were new.
-func mustStore(t testing.TB, s *Service, placements []placement) int {
+func mustStore(t testing.TB, s *Service, pending []pendingOrder) int {
 	t.Helper()
-	stored, err := s.store(t.Context(), placements, time.Now())
+	stored, err := s.store(t.Context(), pending, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,10 +144,10 @@ func TestStore_SameBatchTwiceHasOneEffect(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	a, b := newPlaced(), newPlaced()
-	if n := mustStore(t, s, decidedPlacements(t, held, a, b)); n != 2 {
+	if n := mustStore(t, s, decidedOrders(t, held, a, b)); n != 2 {
 		t.Fatalf("%d orders were new, want 2", n)
 	}
-	if n := mustStore(t, s, decidedPlacements(t, held, a, b, newPlaced())); n != 1 {
+	if n := mustStore(t, s, decidedOrders(t, held, a, b, newPlaced())); n != 1 {
 		t.Errorf("the second time %d orders were new, want the one that was", n)
 	}
 	for table, want := range map[string]int{"orders": 3, "order_item": 6, "outbox": 6} {
@@ -166,11 +168,11 @@ func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
 	slices.Reverse(reversed)
 	var wg sync.WaitGroup
 	for _, batch := range [][]*eventsv1.OrderPlaced{placed, reversed} {
-		placements := decidedPlacements(t, held, batch...)
+		pending := decidedOrders(t, held, batch...)
 		wg.Go(func() {
 			// Batches that meet in opposite order may be told to try again, as the consumer does.
 			for {
-				_, err := s.store(t.Context(), placements, time.Now())
+				_, err := s.store(t.Context(), pending, time.Now())
 				if !errors.Is(err, postgres.ErrRetry) {
 					if err != nil {
 						t.Error(err)
@@ -186,27 +188,27 @@ func TestStore_WorkersWithTheSameBatchHaveOneEffect(t *testing.T) {
 	}
 }
 
-func TestPlacementsOf_AnOrderTwiceInABatchIsOne(t *testing.T) {
+func TestNewPendingOrders_AnOrderTwiceInABatchIsOne(t *testing.T) {
 	t.Parallel()
 	a, b := newPlaced(), newPlaced()
-	placements, err := placementsOf(messages(a, b, a))
+	pending, err := newPendingOrders(messages(a, b, a))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(placements) != 2 || placements[0].order.ID.String() != a.GetOrderId() || placements[1].order.ID.String() != b.GetOrderId() {
-		t.Errorf("placements are %+v, want one of each order", placements)
+	if len(pending) != 2 || pending[0].order.ID.String() != a.GetOrderId() || pending[1].order.ID.String() != b.GetOrderId() {
+		t.Errorf("placements are %+v, want one of each order", pending)
 	}
 }
 
-func TestStore_AnOrderThatHasMovedOnStaysAsItIs(t *testing.T) {
+func TestStore_ALaterStateIsNotOverwritten(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, placed))
+	mustStore(t, s, decidedOrders(t, held, placed))
 	if _, err := s.db.ExecContext(t.Context(), `UPDATE orders SET state = 'CANCELLED', version = 2`); err != nil {
 		t.Fatal(err)
 	}
-	if n := mustStore(t, s, decidedPlacements(t, held, placed)); n != 0 {
+	if n := mustStore(t, s, decidedOrders(t, held, placed)); n != 0 {
 		t.Errorf("%d orders were new", n)
 	}
 	var state string
@@ -219,22 +221,22 @@ func TestStore_AnOrderThatHasMovedOnStaysAsItIs(t *testing.T) {
 }
 
 // Inventory may have given the stock away by then: it asks whether the order is stored and is told that it is not.
-func TestStore_AnAnswerOfInventoryThatIsTooOldIsNotActedUpon(t *testing.T) {
+func TestStore_ADecisionOlderThanItsTTLIsNotUsed(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
-	placements := decidedPlacements(t, held, newPlaced())
+	pending := decidedOrders(t, held, newPlaced())
 	for name, asked := range map[string]time.Time{
-		"by the monotonic clock": time.Now().Add(-answerLasts - time.Second),
-		"by the wall clock":      time.Now().Round(0).Add(-answerLasts - time.Second),
+		"by the monotonic clock": time.Now().Add(-decisionTTL - time.Second),
+		"by the wall clock":      time.Now().Round(0).Add(-decisionTTL - time.Second),
 	} {
-		if stored, err := s.store(t.Context(), placements, asked); err == nil || len(stored) != 0 {
+		if stored, err := s.store(t.Context(), pending, asked); err == nil || len(stored) != 0 {
 			t.Errorf("too old %s: stored %v, %v", name, stored, err)
 		}
 	}
 	if orders, out := count(t, s, "orders"), count(t, s, "outbox"); orders+out != 0 {
 		t.Errorf("%d orders and %d messages were stored", orders, out)
 	}
-	if n := mustStore(t, s, placements); n != 1 {
+	if n := mustStore(t, s, pending); n != 1 {
 		t.Errorf("%d orders stored with a new answer", n)
 	}
 }
@@ -243,8 +245,8 @@ func TestStore_ConfirmedOrderReadsAsItWasDecided(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	placements := decidedPlacements(t, held, placed)
-	mustStore(t, s, placements)
+	pending := decidedOrders(t, held, placed)
+	mustStore(t, s, pending)
 	want := &orderv1.Order{
 		Id: placed.GetOrderId(), State: orderv1.Order_CONFIRMED, CustomerName: "Ada", CustomerEmail: "ada@example.org",
 		OrderItems: []*orderv1.OrderItem{
@@ -253,7 +255,7 @@ func TestStore_ConfirmedOrderReadsAsItWasDecided(t *testing.T) {
 		},
 		TotalItems: 7, TotalValue: money.FromMinor(24500, "USD"),
 		CreatedAt: timestamppb.New(placed.GetPlacedAt().AsTime().Truncate(time.Microsecond)),
-		UpdatedAt: timestamppb.New(placements[0].order.UpdatedAt),
+		UpdatedAt: timestamppb.New(pending[0].order.UpdatedAt),
 	}
 	if got := mustGet(t, s, placed.GetOrderId()); !proto.Equal(got, want) {
 		t.Errorf("order is\n%v, want\n%v", got, want)
@@ -264,7 +266,7 @@ func TestStore_RejectedOrderKeepsReasonAndLines(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced(&eventsv1.RequestedLine{ProductName: "Laptop Stand", Quantity: 3}, &eventsv1.RequestedLine{ProductId: 2, Quantity: 1})
-	mustStore(t, s, decidedPlacements(t, refused, placed))
+	mustStore(t, s, decidedOrders(t, refused, placed))
 	got := mustGet(t, s, placed.GetOrderId())
 	if got.GetState() != orderv1.Order_REJECTED || got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetTotalItems() != 4 || got.TotalValue != nil {
 		t.Errorf("order is %v", got)
@@ -319,12 +321,12 @@ func TestListOrders_PagesStayAsTheyWereWhileOrdersArrive(t *testing.T) {
 	for i := range 25 {
 		placed := newPlaced()
 		placed.PlacedAt = timestamppb.New(start.Add(time.Duration(i/5) * time.Second))
-		mustStore(t, s, decidedPlacements(t, held, placed))
+		mustStore(t, s, decidedOrders(t, held, placed))
 		want = append(want, placed.GetOrderId()) // version 7 ids grow, so this is the order of time and id
 	}
 	slices.Reverse(want)
 	got := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 4}, func() {
-		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+		mustStore(t, s, decidedOrders(t, held, newPlaced()))
 	})
 	if !slices.Equal(got, want) {
 		t.Errorf("pages list\n%v, want\n%v", got, want)
@@ -337,8 +339,8 @@ func TestListOrders_FiltersByState(t *testing.T) {
 	var rejected []string
 	for range 3 {
 		r := newPlaced()
-		mustStore(t, s, decidedPlacements(t, refused, r))
-		mustStore(t, s, decidedPlacements(t, held, newPlaced()))
+		mustStore(t, s, decidedOrders(t, refused, r))
+		mustStore(t, s, decidedOrders(t, held, newPlaced()))
 		rejected = append(rejected, r.GetOrderId())
 	}
 	slices.Reverse(rejected)
@@ -365,7 +367,7 @@ func TestListOrders_ATokenIsOfOneFilter(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	for range 3 {
-		mustStore(t, s, decidedPlacements(t, refused, newPlaced()))
+		mustStore(t, s, decidedOrders(t, refused, newPlaced()))
 	}
 	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, State: orderv1.Order_REJECTED})
 	if err != nil || page.GetNextPageToken() == "" {
@@ -386,7 +388,7 @@ func TestCancelOrder_HasOneEffectHoweverOftenItIsAsked(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, held, placed))
+	mustStore(t, s, decidedOrders(t, held, placed))
 	cancelled := make([]*orderv1.Order, 8)
 	var wg sync.WaitGroup
 	for i := range cancelled {
@@ -427,7 +429,7 @@ func TestCancelOrder_RejectedOrderIsNotCancellable(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	placed := newPlaced()
-	mustStore(t, s, decidedPlacements(t, refused, placed))
+	mustStore(t, s, decidedOrders(t, refused, placed))
 	_, err := cancelOrder(t.Context(), s, placed.GetOrderId())
 	assertError(t, err, codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE")
 	if got := mustGet(t, s, placed.GetOrderId()); got.GetState() != orderv1.Order_REJECTED || count(t, s, "outbox") != 1 {
@@ -453,9 +455,9 @@ func BenchmarkStore(b *testing.B) {
 				for i := range placed {
 					placed[i] = newPlaced()
 				}
-				placements := decidedPlacements(b, held, placed...)
+				pending := decidedOrders(b, held, placed...)
 				b.StartTimer()
-				mustStore(b, s, placements)
+				mustStore(b, s, pending)
 			}
 			b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "orders/s")
 		})
@@ -471,19 +473,71 @@ func BenchmarkUnknown(b *testing.B) {
 		for range 500 {
 			placed = append(placed, newPlaced())
 		}
-		placements := decidedPlacements(b, held, placed...)
-		mustStore(b, s, placements)
+		pending := decidedOrders(b, held, placed...)
+		mustStore(b, s, pending)
 		if len(ids) < 1000 {
-			for _, p := range placements {
+			for _, p := range pending {
 				ids = append(ids, p.order.ID)
 			}
 		}
 	}
 	for b.Loop() {
-		missing, err := unknown(b.Context(), s.db, ids)
+		missing, err := missingOrders(b.Context(), s.db, ids)
 		if err != nil || len(missing) > 0 {
 			b.Fatal(missing, err)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(ids)), "ns/order")
+}
+
+// A new state or reason of the contract has to be one that the database takes and queries return.
+func TestStates_EachStateAndReasonIsStoredReadAndListed(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	store := func(state orderv1.Order_State, reason string) *Order {
+		at := time.Now().Truncate(time.Microsecond)
+		o := &Order{
+			ID: uuid.Must(uuid.NewV7()), CustomerName: "Ada", CustomerEmail: "ada@example.org", State: State(state.String()), Reason: reason,
+			TotalItems: 1, TotalValue: 100, Currency: "USD", CreatedAt: at, UpdatedAt: at,
+			Lines: []Line{{Number: 1, ProductID: 1, ProductName: "Laptop", Quantity: 1, UnitPrice: 100}},
+		}
+		err := postgres.InTx(t.Context(), s.db, func(tx *sqlx.Tx) error {
+			_, err := storeOrders(t.Context(), tx, []*Order{o})
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s %s is not stored: %v; it may need a migration", state, reason, err)
+		}
+		return o
+	}
+	for _, state := range orderstate.Stored() {
+		reasons := []string{""}
+		if state == orderv1.Order_REJECTED {
+			reasons = nil
+			values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
+			for i := range values.Len() {
+				if v := values.Get(i); v.Number() != 0 {
+					reasons = append(reasons, string(v.Name()))
+				}
+			}
+		}
+		want := map[string]string{} // reason by id
+		for _, reason := range reasons {
+			want[store(state, reason).ID.String()] = reason
+		}
+		resp, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{State: state})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(resp.GetOrders()) != len(want) {
+			t.Errorf("%d orders are %s, want %d", len(resp.GetOrders()), state, len(want))
+		}
+		for _, o := range resp.GetOrders() {
+			got := mustGet(t, s, o.GetId())
+			reason, known := want[o.GetId()]
+			if !known || got.GetState() != state || o.GetState() != state || (reason != "") != (got.Reason != nil) || reason != "" && got.GetReason().String() != reason {
+				t.Errorf("an order that is %s %q is read as %v and listed as %v", state, reason, got, o)
+			}
+		}
+	}
 }
