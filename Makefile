@@ -100,6 +100,18 @@ race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk 
 	CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 	    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT) $(MODULES:%=%/...)
 
+.PHONY: removable
+removable: ## Build the gateway without each feature that can be removed, in a copy of the tree
+	@for feature in intermediary web; do \
+	    echo "removing gateway/$$feature and its line in gateway/server/features.go"; \
+	    copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	    git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$$copy"; \
+	    rm -r "$$copy/gateway/$$feature"; \
+	    sed -i "/gateway\/$$feature\"/d; /$$feature\.Register(/d" "$$copy/gateway/server/features.go"; \
+	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./shop/... && go vet ./gateway/...); \
+	    rm -rf "$$copy"; \
+	done
+
 .PHONY: sbom
 sbom: .bin/cyclonedx-gomod .bin/go-licenses ## List what the programs link: versions, licences, CycloneDX files; fail on a licence that is not allowed
 	@mkdir -p .bin/sbom
