@@ -29,6 +29,7 @@ const (
 	Reserved    Check = "reserved"
 	Sold        Check = "sold"
 	Undecided   Check = "undecided"
+	States      Check = "states"
 	Decisions   Check = "decisions"
 	Holds       Check = "holds"
 	Lines       Check = "lines"
@@ -46,6 +47,7 @@ var checks = []struct {
 	{Reserved, "its reserved pieces are the sum of its open holds"},
 	{Sold, "the pieces that moved for orders are those of settled holds"},
 	{Undecided, "what was placed or decided is stored as an order"},
+	{States, "an order is in a state that the audit knows"},
 	{Decisions, "an order is what inventory decided about it"},
 	{Holds, "confirmed: settled; cancelled: released; rejected: nothing held"},
 	{Lines, "order, decision and holds agree on pieces and prices"},

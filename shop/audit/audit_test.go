@@ -14,6 +14,7 @@ import (
 	"shop.example/db"
 	"shop.example/db/dbtest"
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/testkit/postgrestest"
@@ -126,6 +127,36 @@ func TestRun_WhatAddsUpHasNoViolation(t *testing.T) {
 	r := newShop(t).audit(t)
 	if len(r.Violations) != 0 || r.Count() != 0 || r.InFlight() != 0 || r.Orders != 3 || len(r.Checks) != len(checks) {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A new state or reason of the contract has to be one that the audit can compare.
+func TestStates_TheAuditKnowsEveryStateAndReasonOfTheContract(t *testing.T) {
+	t.Parallel()
+	for _, state := range orderstate.Stored() {
+		if !isKnownState(state.String()) {
+			t.Errorf("Order.State %s: say in eventsOf which events such an order has had, and in holdsOf how its holds are", state)
+		}
+	}
+	values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
+	for i := range values.Len() {
+		reason := string(values.Get(i).Name())
+		if _, known := decidedAlone[reason]; !known && values.Get(i).Number() != 0 {
+			t.Errorf("OrderRejected.Reason %s: say in decidedAlone whether the order service gives it without inventory", reason)
+		}
+	}
+}
+
+// An order in a state of a newer release was compared as if its events and holds had been lost.
+func TestStates_OneThatTheAuditDoesNotKnowIsAViolationAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `ALTER TABLE orders.orders DROP CONSTRAINT orders_state_check`)
+	s.exec(t, `UPDATE orders.orders SET state = 'SHIPPED' WHERE id = $1`, s.confirmed)
+	r := s.audit(t)
+	want := "it is SHIPPED, a state that this audit does not know"
+	if len(r.Violations) != 1 || r.Violations[0].Check != States || !strings.Contains(r.Violations[0].String(), want) || len(r.Lost()) != 0 {
+		t.Errorf("%v, lost %v; want one violation: %s", r.Violations, r.Lost(), want)
 	}
 }
 

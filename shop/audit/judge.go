@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/contract"
 )
@@ -34,10 +35,23 @@ var eventsOf = map[string][]string{
 	"REJECTED":  {placed, rejected},
 }
 
-// decidedAlone are the reasons for which the order service rejects an order without inventory.
+// decidedAlone says of each reason of a rejection whether the order service gives it without inventory.
 var decidedAlone = map[string]bool{
+	eventsv1.OrderRejected_OUT_OF_STOCK.String():           false,
+	eventsv1.OrderRejected_UNKNOWN_PRODUCT.String():        false,
+	eventsv1.OrderRejected_PRICE_CHANGED.String():          false,
+	eventsv1.OrderRejected_AMOUNT_TOO_LARGE.String():       false,
+	eventsv1.OrderRejected_MIXED_CURRENCIES.String():       false,
 	eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED.String(): true,
 	eventsv1.OrderRejected_DISCARDED.String():              true,
+}
+
+// holdsOf is the state of the holds of an order that needs its stock in this way.
+var holdsOf = map[orderstate.Stock]string{orderstate.Sold: "SETTLED", orderstate.Released: "RELEASED"}
+
+// isKnownState says whether the audit knows what an order in this state must look like.
+func isKnownState(state string) bool {
+	return len(eventsOf[state]) > 0 && holdsOf[orderstate.StockOf(orderstate.Parse(state))] != ""
 }
 
 // judge compares what the services know about an order.
@@ -45,6 +59,10 @@ func (a *Auditor) judge(f *facts) []finding {
 	j := judgement{facts: f}
 	if f.order == nil {
 		j.judgeUndecided(a)
+		return j.found
+	}
+	if !isKnownState(f.order.state) {
+		j.add(true, States, "it is %s, a state that this audit does not know; use the shop command of the release that wrote it", f.order.state)
 		return j.found
 	}
 	j.judgeDecision()
@@ -132,7 +150,7 @@ func (j *judgement) judgeHolds(late bool) {
 	for _, l := range j.order.lines {
 		pieces[l.productID] += int64(l.quantity)
 	}
-	want := map[string]string{"CONFIRMED": "SETTLED", "CANCELLED": "RELEASED"}[j.order.state]
+	want := holdsOf[orderstate.StockOf(orderstate.Parse(j.order.state))]
 	onTheWay := false
 	for _, h := range j.holds {
 		if pieces[h.productID] != int64(h.quantity) {

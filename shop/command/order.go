@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -133,7 +134,7 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	case order.GetState() == orderv1.Order_REJECTED:
 		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(order))
 		return ExitCode(1)
-	case order.GetState() == orderv1.Order_PENDING && p.wait > 0:
+	case !orderstate.IsDecided(order.GetState()) && p.wait > 0:
 		fmt.Fprintf(cmd.ErrOrStderr(), "It has been taken, but not yet decided: shop order watch %s shows what becomes of it.\n", order.GetId())
 	}
 	return nil
@@ -224,7 +225,7 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 	return nil
 }
 
-// stateCell is where an order stands, and why.
+// stateCell is the state of an order, and why it was rejected.
 func stateCell(order *orderv1.Order) cell {
 	c := text(order.GetState().String())
 	if order.Reason != nil {
@@ -237,8 +238,11 @@ func stateCell(order *orderv1.Order) cell {
 		c.colour = red
 	case orderv1.Order_CANCELLED:
 		c.colour = yellow
-	default:
+	case orderv1.Order_PENDING:
 		c.colour = dim
+	default:
+		c.text += " (unknown to this release of shop)"
+		c.colour = red
 	}
 	return c
 }
@@ -264,7 +268,7 @@ func (o *orders) getCommand() *cobra.Command {
 }
 
 // orderStates are those that a stored order can have.
-var orderStates = []orderv1.Order_State{orderv1.Order_CONFIRMED, orderv1.Order_REJECTED, orderv1.Order_CANCELLED}
+var orderStates = orderstate.Stored()
 
 func (o *orders) listCommand() *cobra.Command {
 	var (
@@ -308,12 +312,9 @@ func (o *orders) listCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&state, "state", "all", "which ones: confirmed, rejected, cancelled or all")
+	cmd.Flags().StringVar(&state, "state", "all", "which ones: "+strings.Join(orderStateNames(), ", ")+" or all")
 	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
-	states := []cobra.Completion{"all"}
-	for _, s := range orderStates {
-		states = append(states, strings.ToLower(s.String()))
-	}
+	states := append([]cobra.Completion{"all"}, orderStateNames()...)
 	completeFlag(cmd, "state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -327,7 +328,15 @@ func parseOrderState(s string) (orderv1.Order_State, error) {
 			return state, nil
 		}
 	}
-	return 0, wrongUsage("--state %s: there are confirmed, rejected, cancelled and all", printable(s))
+	return 0, wrongUsage("--state %s: there are %s and all", printable(s), strings.Join(orderStateNames(), ", "))
+}
+
+// orderStateNames are the states as they are given to --state.
+func orderStateNames() (names []string) {
+	for _, state := range orderStates {
+		names = append(names, strings.ToLower(state.String()))
+	}
+	return names
 }
 
 func ordersTable(list []*orderv1.Order) *table {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -57,6 +58,10 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	f := follower{
 		client: loggingv1.NewEventLogServiceClient(conn), gateway: &o.gateway, notes: cmd.ErrOrStderr(),
 		request: &loggingv1.StreamEventsRequest{OrderId: id},
+	}
+	if known != nil && orderstate.StockOf(w.state) == orderstate.Unknown {
+		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", printable(id), w.state)
+		forever = true
 	}
 	silent := time.AfterFunc(patience, func() {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", printable(id))

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/metadata"
 
+	"shop.example/domain/orderstate"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -54,7 +55,7 @@ func (l *lab) race(ctx context.Context, body []byte) (any, error) {
 	answer := raceAnswer{ProductID: product.GetId(), Tried: buyers, Seconds: time.Since(begin).Seconds()}
 	for _, o := range orders {
 		switch {
-		case o.GetState() == orderv1.Order_PENDING:
+		case !orderstate.IsDecided(o.GetState()):
 			return nil, l.late("the orders were accepted, but not all of them are decided yet; they will be")
 		case o.GetState() == orderv1.Order_CONFIRMED:
 			answer.Sold++

@@ -11,10 +11,10 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
-	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
@@ -42,7 +42,7 @@ func (l *lab) twice(ctx context.Context, body []byte) (any, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case order.GetState() == orderv1.Order_PENDING:
+	case !orderstate.IsDecided(order.GetState()):
 		return nil, l.late("the order was accepted, but is not decided yet; it will be")
 	}
 	if err := l.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"shop.example/domain/orderid"
+	"shop.example/domain/orderstate"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
@@ -59,6 +60,8 @@ const (
 	outcomeKept     outcome = "kept"      // the order is confirmed: it will be settled
 	outcomeReleased outcome = "released"  // the order is closed
 	outcomeDeleted  outcome = "forgotten" // there is no order
+	// outcomeUnknown is of an order whose state says nothing about its holds, because it comes from a newer release.
+	outcomeUnknown outcome = "unknown_state"
 )
 
 func newSweeper(st *store, orders orderv1.OrderServiceClient, limit time.Duration, meters metric.MeterProvider) (*sweeper, error) {
@@ -170,6 +173,9 @@ func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (firstError, e
 			unanswered = 0
 			continue
 		}
+		if f == outcomeUnknown {
+			byOutcome[f] = append(byOutcome[f], h.OrderID)
+		}
 		err = fmt.Errorf("asking about order %s: %w", h.OrderID, err)
 		firstError = cmp.Or(firstError, err)
 		if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
@@ -180,6 +186,7 @@ func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (firstError, e
 		}
 	}
 	s.reportOutcome(ctx, outcomeKept, byOutcome[outcomeKept])
+	s.reportOutcome(ctx, outcomeUnknown, byOutcome[outcomeUnknown])
 	if err := s.release(ctx, byOutcome[outcomeReleased]); err != nil {
 		return firstError, err
 	}
@@ -200,13 +207,15 @@ func (s *sweeper) lookUp(ctx context.Context, id uuid.UUID) (outcome, error) {
 	if got := resp.GetOrder().GetId(); got != id.String() {
 		return "", fmt.Errorf("the answer is about order %q", got)
 	}
-	switch state := resp.GetOrder().GetState(); state {
-	case orderv1.Order_CONFIRMED:
+	switch state := resp.GetOrder().GetState(); orderstate.StockOf(state) {
+	case orderstate.Sold:
 		return outcomeKept, nil
-	case orderv1.Order_REJECTED, orderv1.Order_CANCELLED:
+	case orderstate.Released:
 		return outcomeReleased, nil
+	case orderstate.Open:
+		return "", fmt.Errorf("its state is %s, although it is stored", state)
 	default:
-		return "", fmt.Errorf("its state is %s", state)
+		return outcomeUnknown, fmt.Errorf("its state is %s, which this release does not know: its stock stays held", state)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
@@ -115,6 +116,42 @@ func (st *store) holds(t *testing.T, o order) (states []string) {
 		t.Fatal(err)
 	}
 	return states
+}
+
+// For each state of the contract the sweeper knows what to do with the holds.
+func TestSweeper_KnowsEveryStateOfTheContract(t *testing.T) {
+	t.Parallel()
+	_, s, service := newSweeping(t)
+	values := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
+	for i := range values.Len() {
+		state := orderv1.Order_State(values.Get(i).Number())
+		o := orderFor(byID(laptop, 1))
+		service.set(state, o)
+		got, err := s.lookUp(t.Context(), o.id)
+		if orderstate.IsStored(state) == (err != nil || got == outcomeUnknown) && state != orderv1.Order_STATE_UNSPECIFIED {
+			t.Errorf("Order.State %s: outcome %q, %v", state, got, err)
+		}
+	}
+}
+
+// An order in a state of a newer release was in no metric.
+func TestSweeper_AnUnknownStateIsReportedAndItsStockStaysHeld(t *testing.T) {
+	t.Parallel()
+	st, s, service := newSweeping(t)
+	log := &lines{}
+	st.log = slog.New(slog.NewTextHandler(log, nil))
+	newer, cancelled := orderFor(byID(laptop, 1)), orderFor(byID(laptop, 2))
+	service.set(orderv1.Order_State(99), newer)
+	service.set(orderv1.Order_CANCELLED, cancelled)
+	st.mustCheck(t, newer, cancelled)
+	st.age(t)
+	if err := s.sweep(t.Context()); err == nil || !strings.Contains(err.Error(), "its state is 99") {
+		t.Errorf("the sweep says %v", err)
+	}
+	wantStock(t, st, laptop, 50, 1)
+	if text := log.String(); !strings.Contains(text, "outcome=unknown_state") {
+		t.Errorf("the log does not say so: %s", text)
+	}
 }
 
 func TestSweeper_FollowsTheOrderService(t *testing.T) {

@@ -84,6 +84,10 @@ func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderReque
 		return nil, err
 	}
 	o, changed, err := s.cancel(ctx, id)
+	if errors.Is(err, ErrInvalidTransition) {
+		return nil, apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
+			"order %s is %s; only a confirmed order can be cancelled", id, o.State)
+	}
 	if err != nil {
 		return nil, apiError(err, id)
 	}
@@ -140,9 +144,6 @@ func apiError(err error, id uuid.UUID) error {
 	case errors.Is(err, errNotFound):
 		return apierror.New(codes.NotFound, "ORDER_NOT_FOUND",
 			"there is no order %s; an order that was just placed appears once it has been decided, usually within a second", id)
-	case errors.Is(err, ErrInvalidTransition):
-		return apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
-			"order %s was rejected; only a confirmed order can be cancelled", id)
 	}
 	return err
 }

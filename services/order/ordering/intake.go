@@ -96,7 +96,11 @@ func (s intakeServer) RejectDiscarded(ctx context.Context, req *orderv1.RejectDi
 		if stored = fresh[id]; err != nil || !stored {
 			return err
 		}
-		return outbox.Add(ctx, tx, []outbox.Entry{{Message: eventsOf(o)[0]}})
+		rejected, err := eventsOf(o)
+		if err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, []outbox.Entry{{Message: rejected[0]}})
 	})
 	if err != nil {
 		return nil, err

@@ -9,6 +9,8 @@ import (
 	"github.com/google/uuid"
 
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
+	orderv1 "shop.example/gen/shop/order/v1"
 )
 
 func TestTransition_OnlyListedTransitionsAreValid(t *testing.T) {
@@ -33,6 +35,35 @@ func TestTransition_OnlyListedTransitionsAreValid(t *testing.T) {
 			if !errors.Is(err, ErrInvalidTransition) || o.State != from || !o.UpdatedAt.Equal(placed) {
 				t.Errorf("%s to %s: state %s at %v, %v; want ErrInvalidTransition and no change", from, to, o.State, o.UpdatedAt, err)
 			}
+		}
+	}
+}
+
+// The service's states and transitions are those of the contract: a new state has to be decided about here too.
+func TestStates_AreThoseOfTheContract(t *testing.T) {
+	t.Parallel()
+	values := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
+	reachable := map[State]bool{Pending: true}
+	for _, next := range transitions {
+		for _, s := range next {
+			reachable[s] = true
+		}
+	}
+	for i := range values.Len() {
+		s := orderv1.Order_State(values.Get(i).Number())
+		if s == orderv1.Order_STATE_UNSPECIFIED {
+			continue
+		}
+		if !reachable[State(s.String())] {
+			t.Errorf("Order.State %s: no transition leads to it; add it to transitions", s)
+		}
+		if final := len(transitions[State(s.String())]) == 0; final != orderstate.IsFinal(s) {
+			t.Errorf("Order.State %s: final by transitions: %t, by package orderstate: %t", s, final, orderstate.IsFinal(s))
+		}
+	}
+	for s := range reachable {
+		if orderstate.Parse(string(s)) == orderv1.Order_STATE_UNSPECIFIED {
+			t.Errorf("the contract has no Order.State %s", s)
 		}
 	}
 }

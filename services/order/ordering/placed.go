@@ -278,7 +278,11 @@ func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.
 				continue
 			}
 			stored = append(stored, p)
-			for _, m := range eventsOf(p.order) {
+			events, err := eventsOf(p.order)
+			if err != nil {
+				return err
+			}
+			for _, m := range events {
 				entries = append(entries, outbox.Entry{Message: m, Trace: p.trace})
 			}
 		}
@@ -296,21 +300,24 @@ func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.
 func elapsed(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
 
 // eventsOf are the messages that follow from an order's decision.
-func eventsOf(o *Order) []proto.Message {
+func eventsOf(o *Order) ([]proto.Message, error) {
 	at := timestamppb.New(o.UpdatedAt)
-	if o.State == Rejected {
+	switch o.State {
+	case Rejected:
 		return []proto.Message{&eventsv1.OrderRejected{
 			OrderId: o.ID.String(), Reason: o.reason(), Detail: o.Detail, RejectedAt: at,
-		}}
+		}}, nil
+	case Confirmed:
+		lines := pricedLines(o)
+		return []proto.Message{
+			&eventsv1.OrderConfirmed{
+				OrderId: o.ID.String(), Lines: lines, TotalItems: o.TotalItems,
+				TotalValue: money.FromMinor(o.TotalValue, o.Currency), ConfirmedAt: at,
+			},
+			&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
+		}, nil
 	}
-	lines := pricedLines(o)
-	return []proto.Message{
-		&eventsv1.OrderConfirmed{
-			OrderId: o.ID.String(), Lines: lines, TotalItems: o.TotalItems,
-			TotalValue: money.FromMinor(o.TotalValue, o.Currency), ConfirmedAt: at,
-		},
-		&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
-	}
+	return nil, fmt.Errorf("order %s: no event says that an order was decided as %s", o.ID, o.State)
 }
 
 // pricedLines are the lines of an order that was confirmed.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +20,7 @@ import (
 
 	"shop.example/db/dbtest"
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -486,4 +488,56 @@ func BenchmarkUnknown(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(ids)), "ns/order")
+}
+
+// A new state or reason of the contract has to be one that the database takes and queries return.
+func TestStates_EachStateAndReasonIsStoredReadAndListed(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	store := func(state orderv1.Order_State, reason string) *Order {
+		at := time.Now().Truncate(time.Microsecond)
+		o := &Order{
+			ID: uuid.Must(uuid.NewV7()), CustomerName: "Ada", CustomerEmail: "ada@example.org", State: State(state.String()), Reason: reason,
+			TotalItems: 1, TotalValue: 100, Currency: "USD", CreatedAt: at, UpdatedAt: at,
+			Lines: []Line{{Number: 1, ProductID: 1, ProductName: "Laptop", Quantity: 1, UnitPrice: 100}},
+		}
+		err := postgres.InTx(t.Context(), s.db, func(tx *sqlx.Tx) error {
+			_, err := storeOrders(t.Context(), tx, []*Order{o})
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s %s is not stored: %v; it may need a migration", state, reason, err)
+		}
+		return o
+	}
+	for _, state := range orderstate.Stored() {
+		reasons := []string{""}
+		if state == orderv1.Order_REJECTED {
+			reasons = nil
+			values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
+			for i := range values.Len() {
+				if v := values.Get(i); v.Number() != 0 {
+					reasons = append(reasons, string(v.Name()))
+				}
+			}
+		}
+		want := map[string]string{} // reason by id
+		for _, reason := range reasons {
+			want[store(state, reason).ID.String()] = reason
+		}
+		resp, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{State: state})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(resp.GetOrders()) != len(want) {
+			t.Errorf("%d orders are %s, want %d", len(resp.GetOrders()), state, len(want))
+		}
+		for _, o := range resp.GetOrders() {
+			got := mustGet(t, s, o.GetId())
+			reason, known := want[o.GetId()]
+			if !known || got.GetState() != state || o.GetState() != state || (reason != "") != (got.Reason != nil) || reason != "" && got.GetReason().String() != reason {
+				t.Errorf("an order that is %s %q is read as %v and listed as %v", state, reason, got, o)
+			}
+		}
+	}
 }
