@@ -36,7 +36,10 @@ func outboxListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the events that are parked, the oldest first",
-		Args:  cobra.NoArgs,
+		Long: `Shows the events of all outboxes that the broker has refused for good, with the reason. What follows
+them is published; they wait for shop outbox resend.`,
+		Example: "  shop outbox list",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
 				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
