@@ -90,9 +90,9 @@ func TestPage_RefusalsSayWhatIsWrongWhereItIs(t *testing.T) {
 	b := browse(t, s.url)
 	b.mayComplain("status of 400") // the browser notes every such answer
 	b.click("#place")
-	b.text("#customer_name-error", "must be at least 1 character")
-	b.text("#customer_email-error", "valid email address")
-	b.text("#outcome", "The basket is empty")
+	b.text("#customer_name-error", "Enter your name")
+	b.text("#customer_email-error", "Enter an email address")
+	b.text("#outcome", "Add at least one product")
 	if focus := eval[string](b, "document.activeElement.id"); focus != "customer_name" {
 		t.Errorf("the focus is on %q, not on the first field that is wrong", focus)
 	}
@@ -100,7 +100,7 @@ func TestPage_RefusalsSayWhatIsWrongWhereItIs(t *testing.T) {
 	b.text("#quantity-1-error", "must be")
 	b.order("1", "51")
 	b.text("#slip-state", "REJECTED")
-	b.text("#slip-detail", "not everything in it is in stock any more")
+	b.text("#slip-detail", "Not enough stock. Laptop: you asked for 51, only 50 available. Nothing was reserved.")
 
 	// The price in the page is older than the catalogue's, by the moment that a person takes to order.
 	eval[any](b, "document.dispatchEvent(new Event('visibilitychange'))")
@@ -120,8 +120,8 @@ func TestPage_TheOrderFormWorksWithoutScripts(t *testing.T) {
 	b.fill(`[name="quantity.6"]`, "4")
 	b.fill("#customer_email", "no address")
 	b.click("#place")
-	b.text("#customer_name-error", "must be at least 1 character")
-	b.text("#customer_email-error", "valid email address")
+	b.text("#customer_name-error", "Enter your name")
+	b.text("#customer_email-error", "Enter an email address")
 	if kept := eval[string](b, `document.querySelector('[name="quantity.6"]').value + document.getElementById('customer_email').value`); kept != "4no address" {
 		t.Errorf("the form has kept %q", kept)
 	}
@@ -373,18 +373,18 @@ func TestPage_ARaceSellsTheLastPiecesOnceEach(t *testing.T) {
 	s := startDemo(t)
 	b := browse(t, s.operatorLink())
 	b.click("[data-experiment=race] button")
-	b.text("[data-experiment=race] .verdict", "It held. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
+	b.text("[data-experiment=race] .verdict", "Passed. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
 	b.click("[data-experiment=twice] button")
-	b.text("[data-experiment=twice] .verdict", "It held. 2 deliveries of each event, 1 effect.")
+	b.text("[data-experiment=twice] .verdict", "Passed. 2 deliveries of each event, 1 effect.")
 }
 
 func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
 	b := browse(t, s.operatorLink())
-	b.text("#dead-letters", "None waits.")
+	b.text("#dead-letters", "No open dead letters.")
 	b.click("[data-experiment=poison] button")
-	b.text("[data-experiment=poison] .verdict", "It held. It is dead letter ")
+	b.text("[data-experiment=poison] .verdict", "Passed. It is dead letter ")
 	b.text(".letters .letter-what", "shop.order.placed of queue order")
 	first := eval[string](b, "document.querySelector('.letters li').dataset.id")
 	b.click(".letters summary")
@@ -394,7 +394,7 @@ func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
 	// It is poison still, and so comes back as another letter.
 	b.until("document.querySelector('.letters li[data-id]') && document.querySelector('.letters li').dataset.id !== '" + first + "'")
 	b.click(".letters .actions button:last-child")
-	b.text("#dead-letters", "None waits.")
+	b.text("#dead-letters", "No open dead letters.")
 }
 
 func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
@@ -405,7 +405,7 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	b.click("[data-service=order]")
 	b.text("[data-service=order]", "Start order")
 	b.order("1", "1")
-	b.text("#slip-detail", "It is being decided")
+	b.text("#slip-detail", "Checking stock…")
 	b.text("#picture .node.waiting", "1 waiting")
 	b.text("#picture .node.down", "stopped")
 	b.text("#health", "not ready")
@@ -466,7 +466,7 @@ func TestPage_FitsEveryScreen(t *testing.T) {
 		if name == "operator" {
 			for _, experiment := range []string{"twice", "poison", "race"} {
 				b.click("[data-experiment=" + experiment + "] button")
-				b.text("[data-experiment="+experiment+"] .verdict", "It held.")
+				b.text("[data-experiment="+experiment+"] .verdict", "Passed.")
 			}
 			b.until("document.querySelector('.letters [data-id]')")
 			eval[any](b, "document.getElementById('log').scrollIntoView()")

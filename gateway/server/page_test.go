@@ -27,10 +27,10 @@ func TestPage_IsForBrowsersAndMayLoadItsOwnFilesOnly(t *testing.T) {
 		t.Errorf("the page: %d %v", front.status, front.header)
 	}
 	// The inventory service is away here: the page is there all the same, and says so.
-	if !strings.Contains(front.body, "The catalogue does not answer") || !strings.Contains(front.body, `name="customer_email"`) {
+	if !strings.Contains(front.body, "The catalogue is unavailable") || !strings.Contains(front.body, `name="customer_email"`) {
 		t.Errorf("the page:\n%s", front.body)
 	}
-	if figures := send(t, http.MethodGet, "http://"+addr+"/catalogue", ""); figures.status != http.StatusServiceUnavailable || !strings.Contains(figures.body, "does not answer") {
+	if figures := send(t, http.MethodGet, "http://"+addr+"/catalogue", ""); figures.status != http.StatusServiceUnavailable || !strings.Contains(figures.body, "is unavailable") {
 		t.Errorf("its figures: %d %s", figures.status, figures.body)
 	}
 	policy := front.header.Get("Content-Security-Policy")
@@ -92,9 +92,9 @@ func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
 		again  bool // whether the browser is to look again
 	}{
 		storedOrder:  {http.StatusOK, "Your order is confirmed", false},
-		missingOrder: {http.StatusOK, "is deciding it", true},
-		lockedOrder:  {http.StatusOK, "is deciding it", true},
-		"1":          {http.StatusNotFound, "no order&#39;s address", false},
+		missingOrder: {http.StatusOK, "Checking stock…", true},
+		lockedOrder:  {http.StatusOK, "Checking stock…", true},
+		"1":          {http.StatusNotFound, "no order with this address", false},
 	} {
 		got := send(t, http.MethodGet, "http://"+addr+"/orders/"+order, "")
 		text := strings.ReplaceAll(got.body, "'", "&#39;")

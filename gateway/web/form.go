@@ -44,12 +44,12 @@ const (
 
 // form is what the front page shows: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Demo     bool // whether operators can break the shop under /demo
-	Products []product
-	Closed   bool   // inventory does not answer: there is no catalogue
-	Key      string // the order's idempotency key: a form that is sent twice is one order
-	Name     string
-	Email    string
+	Demo               bool // whether operators can break the shop under /demo
+	Products           []product
+	CatalogUnavailable bool   // inventory does not answer
+	Key                string // the order's idempotency key: a form that is sent twice is one order
+	Name               string
+	Email              string
 	// What is wrong: with a field, and with the order as a whole.
 	NameError, EmailError, Problem string
 
@@ -62,7 +62,7 @@ type product struct {
 	Name      string
 	Price     string // for people
 	UnitPrice string // for the form: what the customer saw, see readPrice
-	Sellable  int32
+	Available int32
 	OnHand    int32
 	Reserved  int32
 	Quantity  string // as it was entered
@@ -85,7 +85,7 @@ func newForm() *form { return &form{Key: rand.Text()} }
 
 // The forms that no page of ours makes.
 var (
-	errTooManyLines = fmt.Errorf("an order has %d products at most", maxLines)
+	errTooManyLines = fmt.Errorf("an order can have at most %d products", maxLines)
 	errNotUTF8      = errors.New("the form is not in UTF-8")
 )
 
@@ -111,7 +111,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 		}
 		n, err := strconv.ParseInt(id, 10, 32)
 		if err != nil || strconv.FormatInt(n, 10) != id {
-			continue // no field of ours: 05 would be a second line of product 5
+			continue // not a field of this form: 05 would be a second line of product 5
 		}
 		l := line{id: int32(n), entered: entered, price: readPrice(r.PostForm.Get(priceField + id))}
 		if quantity, err := strconv.ParseInt(entered, 10, 32); err == nil {
@@ -129,12 +129,12 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 }
 
 // fill puts the catalogue into the form, and what was entered into the catalogue's rows.
-func (f *form) fill(items []*inventoryv1.Item, open bool) {
-	f.Closed = !open
+func (f *form) fill(items []*inventoryv1.Item, available bool) {
+	f.CatalogUnavailable = !available
 	for _, item := range items {
 		f.Products = append(f.Products, product{
 			ID: item.GetId(), Name: item.GetProductName(), Price: price(item.GetPrice()), UnitPrice: writePrice(item.GetPrice()),
-			Sellable: item.GetQuantity(), OnHand: item.GetOnHand(), Reserved: item.GetReserved(),
+			Available: item.GetQuantity(), OnHand: item.GetOnHand(), Reserved: item.GetReserved(),
 		})
 	}
 	for _, l := range f.lines {
@@ -157,12 +157,12 @@ func (f *form) request() *checkoutv1.PlaceOrderRequest {
 	return request
 }
 
-// explain puts an error of PlaceOrder beside the fields that it is about.
-func (f *form) explain(err error) {
+// describeError puts an error of PlaceOrder beside the fields that it is about.
+func (f *form) describeError(err error) {
 	s := status.Convert(err)
 	if s.Code() == codes.AlreadyExists {
 		f.Key = rand.Text()
-		f.Problem = "This form has placed another order before. Send it again to place this one too."
+		f.Problem = "This form has already placed another order. Submit it again to place this one, too."
 		return
 	}
 	violations := 0
@@ -170,7 +170,7 @@ func (f *form) explain(err error) {
 		bad, _ := detail.(*errdetails.BadRequest)
 		for _, v := range bad.GetFieldViolations() {
 			violations++
-			f.blame(v.GetField(), v.GetDescription())
+			f.setFieldError(v.GetField(), v.GetDescription())
 		}
 	}
 	if violations == 0 {
@@ -178,15 +178,22 @@ func (f *form) explain(err error) {
 	}
 }
 
-func (f *form) blame(field, description string) {
+// setFieldError puts an error beside the field that it is about, or above the form.
+func (f *form) setFieldError(field, description string) {
 	var i int
 	switch {
 	case field == nameField:
 		f.NameError = description
+		if f.Name == "" {
+			f.NameError = "Enter your name"
+		}
 	case field == emailField:
-		f.EmailError = description
+		f.EmailError = "Enter an email address"
+		if f.Email != "" {
+			f.EmailError = "Enter an email address such as ada@example.org"
+		}
 	case len(f.lines) == 0:
-		f.Problem = "The basket is empty: say of at least one product how many you want."
+		f.Problem = "Add at least one product"
 	default:
 		if _, err := fmt.Sscanf(field, "order_items[%d]", &i); err != nil || i < 0 || i >= len(f.lines) {
 			f.Problem = field + " " + description
@@ -196,8 +203,8 @@ func (f *form) blame(field, description string) {
 	}
 }
 
-// misread says whether an entry could not be read as what it has to be.
-func (f *form) misread() bool {
+// hasParseErrors says whether an entry is not a number.
+func (f *form) hasParseErrors() bool {
 	return slices.ContainsFunc(f.lines, func(l line) bool { return l.problem != "" })
 }
 
@@ -213,10 +220,10 @@ func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]s
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 		return
 	case err != nil:
-		http.Error(w, "the form could not be read", http.StatusBadRequest)
+		http.Error(w, "the form cannot be decoded", http.StatusBadRequest)
 		return
 	}
-	if f.misread() {
+	if f.hasParseErrors() {
 		p.showFront(r.Context(), w, http.StatusUnprocessableEntity, f)
 		return
 	}
@@ -226,7 +233,7 @@ func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]s
 	}
 	placed, err := p.orders.PlaceOrder(ctx, f.request())
 	if err != nil {
-		f.explain(err)
+		f.describeError(err)
 		p.showFront(r.Context(), w, refusalStatus(err), f)
 		return
 	}
@@ -247,7 +254,7 @@ type orderView struct {
 	ID      string
 	Order   *orderv1.Order // nil while it has not been decided
 	State   string
-	Verdict string
+	Message string
 	Total   string
 	Lines   []lineView
 }
@@ -258,53 +265,53 @@ type lineView struct {
 	Price    string
 }
 
-// verdicts says what a customer wants to know of each end that an order can have.
-var verdicts = map[string]string{
-	"PENDING":                "The shop has your order and is deciding it. This page looks again each second.",
-	"CONFIRMED":              "Your order is confirmed: everything in it is yours.",
-	"CANCELLED":              "The order was cancelled, and everything in it is back in stock.",
-	"OUT_OF_STOCK":           "The order was refused: not everything in it is in stock any more. Nothing was taken.",
-	"UNKNOWN_PRODUCT":        "The order was refused: a product in it is not in the catalogue. Nothing was taken.",
-	"PRICE_CHANGED":          "The order was refused: a price has changed since you saw it. Nothing was taken.",
+// messages are what a customer is told about each state and each reason of a rejection.
+var messages = map[string]string{
+	"PENDING":                "Accepted and safely queued. Checking stock… This page refreshes every second.",
+	"CONFIRMED":              "Your order is confirmed.",
+	"CANCELLED":              "The order was cancelled, and its items are back in stock.",
+	"OUT_OF_STOCK":           "The order was rejected: not enough stock. Nothing was reserved. Order less.",
+	"UNKNOWN_PRODUCT":        "The order was rejected: a product is no longer available. Nothing was reserved.",
+	"PRICE_CHANGED":          "The order was rejected: a price has changed since you saw it. Nothing was reserved.",
 	"IDEMPOTENCY_KEY_REUSED": "The order was rejected: its form has placed another order before. Nothing was reserved. Place the order again.",
 	"AMOUNT_TOO_LARGE":       "The order was rejected: it is worth more than the shop can handle. Nothing was reserved. Order less.",
 	"DISCARDED":              "The order was rejected: the shop could not process it. Nothing was reserved.",
 	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
-// verdictOf is what is said of a state or reason; the name itself if it comes from a newer release.
-func verdictOf(name string) string {
-	return cmp.Or(verdicts[name], "The order is "+name+".")
+// messageOf is what is said of a state or reason; the name itself if it comes from a newer release.
+func messageOf(name string) string {
+	return cmp.Or(messages[name], "The order is "+name+".")
 }
 
 // serveOrder serves the page of an order. Whoever has its id may see it.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
 	got, err := p.decided.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: view.ID})
 	switch status.Code(err) {
 	case codes.OK:
 		view.show(got.GetOrder())
 	case codes.InvalidArgument:
-		http.Error(w, "this is no order's address", http.StatusNotFound)
+		http.Error(w, "there is no order with this address", http.StatusNotFound)
 		return
 	case codes.Unauthenticated, codes.PermissionDenied:
 		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
 		return
 	}
 	// Not found is an order that has not been decided; and while the order service is away, none is.
-	if view.Verdict == "" {
-		view.Verdict = verdictOf(view.State)
+	if view.Message == "" {
+		view.Message = messageOf(view.State)
 	}
 	p.write(w, http.StatusOK, "order.html", view)
 }
 
 func (v *orderView) show(o *orderv1.Order) {
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
-	v.Verdict = verdictOf(v.State)
+	v.Message = messageOf(v.State)
 	if o.Reason != nil {
-		v.Verdict = verdictOf(o.GetReason().String())
+		v.Message = messageOf(o.GetReason().String())
 	}
 	for _, item := range o.GetOrderItems() {
 		v.Lines = append(v.Lines, lineView{item.GetProductName(), item.GetQuantity(), price(item.GetUnitPrice())})

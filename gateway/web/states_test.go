@@ -15,16 +15,16 @@ import (
 func TestStates_ThePagesKnowEveryStateAndReasonOfTheContract(t *testing.T) {
 	t.Parallel()
 	script, style := asset(t, "way.js"), asset(t, "style.css")
-	words, _, found := strings.Cut(script[strings.Index(script, "const verdicts = {"):], "};")
+	words, _, found := strings.Cut(script[strings.Index(script, "const messages = {"):], "};")
 	if !found {
-		t.Fatal("way.js has no verdicts")
+		t.Fatal("way.js has no messages")
 	}
 	inWords := func(kind string, value protoreflect.Name) {
-		if verdicts[string(value)] == "" {
-			t.Errorf("%s %s: say in verdicts in form.go what it means to a customer", kind, value)
+		if messages[string(value)] == "" {
+			t.Errorf("%s %s: say in messages in form.go what it means to a customer", kind, value)
 		}
 		if !regexp.MustCompile(`\b` + string(value) + `: '`).MatchString(words) {
-			t.Errorf("%s %s: say in verdicts in assets/way.js what it means to a customer", kind, value)
+			t.Errorf("%s %s: say in messages in assets/way.js what it means to a customer", kind, value)
 		}
 	}
 	states := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
@@ -56,8 +56,8 @@ func TestStates_OneOfANewerReleaseIsShownByItsName(t *testing.T) {
 	t.Parallel()
 	var view orderView
 	view.show(&orderv1.Order{State: orderv1.Order_State(99)})
-	if view.State != "99" || !strings.Contains(view.Verdict, "99") {
-		t.Errorf("state %q, verdict %q", view.State, view.Verdict)
+	if view.State != "99" || !strings.Contains(view.Message, "99") {
+		t.Errorf("state %q, message %q", view.State, view.Message)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"sync"
-	"testing"
+	"testing" //nolint:depguard // only tests import this package, and it needs no module that the gateway does not
 	"time"
 
 	"github.com/go-jose/go-jose/v4"

@@ -24,10 +24,10 @@ export const hasToken = () => token !== null;
 
 export const authorization = () => (token ? {Authorization: `Bearer ${token}`} : {});
 
-// Refusal is an answer that is an error. status is 0 where there was no answer.
+// Refusal is an error response. status is 0 if there was no response.
 export class Refusal extends Error {
   constructor(status, body, retryAfter) {
-    super(body?.message || (status ? `the shop answered with ${status}` : 'the shop cannot be reached'));
+    super(body?.message || (status ? `HTTP status ${status}` : 'the shop is unreachable'));
     this.status = status;
     this.retryAfter = retryAfter;
     const details = body?.details ?? [];
@@ -35,8 +35,8 @@ export class Refusal extends Error {
     this.violations = details.flatMap((d) => d.field_violations ?? d.fieldViolations ?? []);
   }
 
-  // passing says that the same call may well succeed later.
-  get passing() { return this.status === 0 || this.status === 429 || this.status >= 500; }
+  // transient says that the same call may succeed later.
+  get transient() { return this.status === 0 || this.status === 429 || this.status >= 500; }
 }
 
 // call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after 10 s.

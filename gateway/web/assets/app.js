@@ -1,13 +1,13 @@
-// The front page. Everything that a customer needs is started at once; what operators see once their token is known
-// to be good.
+// The front page. Everything that a customer needs is started at once; what operators see, when their token is known to be
+// valid.
 import {asOperator, forgetToken, hasToken, Refusal, takeToken} from './api.js';
 import {$, setText} from './dom.js';
 import * as storefront from './storefront.js';
 import * as way from './way.js';
 
-// The worst state of what is connected is what the page says.
+// The page shows the worst state of its connections.
 const connections = new Map();
-const words = {cut: 'reconnecting', connecting: 'connecting', resting: 'resting', live: 'live'};
+const words = {cut: 'reconnecting', connecting: 'connecting', idle: 'paused', live: 'live'};
 
 function report(what, state) {
   connections.set(what, state);
@@ -21,7 +21,7 @@ function followAddress() {
   if (id) way.follow(id);
 }
 
-async function admitOperator() {
+async function startOperator() {
   if (!hasToken()) return;
   try {
     await asOperator('GET', '/v1/events?page_size=1');
@@ -29,10 +29,10 @@ async function admitOperator() {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 401) {
       forgetToken();
-      setText($('operator-hint'), 'This operator token is not valid here. Open the link that shop up printed last.');
+      setText($('operator-hint'), 'This operator token is not valid here. Open the link that the last make up printed.');
       return;
     }
-    // The log is away: the token may well be good, and the operator is here to see what is wrong.
+    // The log is down: the token may be valid, and the operator wants to see what is wrong.
   }
   setText($('role'), 'operator');
   $('operator-hint').hidden = true;
@@ -53,4 +53,4 @@ storefront.start({
 });
 addEventListener('hashchange', followAddress);
 followAddress();
-admitOperator();
+startOperator();

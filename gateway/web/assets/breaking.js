@@ -1,32 +1,32 @@
-// Try to break it: experiments that a shop makes with itself, what it promises, and whether it held, in figures.
+// Try to break it: experiments that the shop runs on itself, what it guarantees, and whether they passed, in figures.
 import {asOperator, Refusal} from './api.js';
 import {$, h, plural, setText} from './dom.js';
 
-const held = (ok) => (ok ? 'It held.' : 'It did not hold.');
+const result = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
 
 const experiments = [
   {
     path: '/demo/race', body: {buyers: 50, stock: 10}, name: '50 buyers for the last 10',
-    promise: 'Stock is never sold twice, however many want it at once.',
+    promise: 'Stock is never oversold, however many customers order at once.',
     verdict: ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
       `${tried} tried, ${sold} sold, ${refused} refused, ${oversold} oversold; ${audited(audit)}.`],
   },
   {
     path: '/demo/twice', name: 'Deliver an event twice',
-    promise: 'A message that is handled twice has one effect.',
+    promise: 'An event that is delivered twice has one effect.',
     verdict: ({deliveries, effects}) => [effects === 1, `${plural(deliveries, 'delivery', 'deliveries')} of each event, ${plural(effects, 'effect')}.`],
   },
   {
     path: '/demo/poison', name: 'Send a poison message',
-    promise: 'What cannot be handled is kept where a person can see it, and holds nobody up.',
+    promise: 'A message that cannot be handled becomes a dead letter, and other orders are not delayed.',
     verdict: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
   },
   {
     path: '/demo/audit', name: 'Audit everything',
     promise: 'Orders, holds, movements, stock and log agree.',
     verdict: ({orders, violations, findings}) => [violations === 0,
-      `${plural(orders, 'order')} looked at, ${plural(violations, 'violation')}. ${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
+      `${plural(orders, 'order')} checked, ${plural(violations, 'violation')}. ${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
   },
 ];
 
@@ -40,7 +40,7 @@ export function start(options) {
   for (const element of document.querySelectorAll('[data-demo-part]')) element.hidden = false;
   $('breaking-body').append(h('ul', {class: 'experiments'}, ...experiments.map(newExperiment)),
     h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services,
-      h('p', {}, 'Promised: orders are taken all the same, wait in the queue, and are decided when it is back.')));
+      h('p', {}, 'Guarantee: orders are still accepted, wait in the queue, and are decided when the service is back.')));
   refresh();
 }
 
@@ -51,7 +51,7 @@ function newExperiment(experiment) {
   return h('li', {'data-experiment': experiment.path.split('/').at(-1)}, button, h('p', {class: 'promise'}, experiment.promise), verdict);
 }
 
-// run runs one experiment: they would disturb each other.
+// run runs one experiment. The others are disabled meanwhile: they would disturb each other.
 async function run({path, body = {}, verdict}, place) {
   for (const button of buttons) button.disabled = true;
   delete place.dataset.held;
@@ -59,10 +59,10 @@ async function run({path, body = {}, verdict}, place) {
   try {
     const [ok, figures] = verdict(await asOperator('POST', path, body));
     place.dataset.held = ok;
-    setText(place, `${held(ok)} ${figures}`);
+    setText(place, `${result(ok)} ${figures}`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText(place, `No verdict: ${error.message}.`);
+    setText(place, `Not run: ${error.message}.`);
   } finally {
     for (const button of buttons) button.disabled = false;
   }
@@ -77,7 +77,7 @@ async function refresh() {
       h('button', {type: 'button', 'aria-pressed': !running, 'data-service': name, onclick: () => turn(name, running)}, `${running ? 'Stop' : 'Start'} ${name}`))));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    services.replaceChildren(h('li', {}, `The services cannot be switched: ${error.message}.`));
+    services.replaceChildren(h('li', {}, `The services cannot be stopped or started: ${error.message}.`));
   }
 }
 

@@ -1,4 +1,4 @@
-// Dead letters: what nobody could handle, why, and what is to become of it.
+// Dead letters: messages that could not be handled, why, and buttons to redrive or discard them.
 import {asOperator, Refusal} from './api.js';
 import {$, clock, h, setText} from './dom.js';
 
@@ -26,7 +26,7 @@ async function refresh() {
     show((await asOperator('GET', '/v1/dead-letters?state=OPEN&page_size=50')).dead_letters);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'none'}, 'The log does not answer.'));
+    if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'none'}, 'Dead letters are unavailable: the logging service does not answer.'));
   }
   clearTimeout(timer);
   timer = setTimeout(refresh, interval);
@@ -41,7 +41,7 @@ function show(letters) {
     const row = list.querySelector(`[data-id="${letter.id}"]`) ?? newRow(letter);
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
-  if (letters.length === 0) list.append(h('li', {class: 'none'}, 'None waits. A message that cannot be handled is kept here until somebody decides about it.'));
+  if (letters.length === 0) list.append(h('li', {class: 'none'}, 'No open dead letters. Messages that cannot be handled are kept here until an operator redrives or discards them.'));
 }
 
 function newRow(letter) {
@@ -67,17 +67,17 @@ async function read(letter, payload) {
   }
 }
 
-// printable is a body that nobody could read, as a person can.
+// printable is a body in ASCII, with other bytes escaped.
 const printable = (bytes) => [...bytes].map((c) => (c >= ' ' && c <= '~' ? c : `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`)).join('');
 
 async function decide(letter, verb) {
   try {
     await asOperator('POST', `/v1/dead-letters/${letter.id}:${verb}`, {});
-    const sent = `Dead letter ${letter.id} was sent to queue ${letter.source_queue} again. If it still cannot be handled it comes back here.`;
+    const sent = `Dead letter ${letter.id} was sent to queue ${letter.source_queue} again. If it still cannot be handled, it comes back here.`;
     setText(note, verb === 'redrive' ? sent : `Dead letter ${letter.id} was discarded.`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText(note, `Not done: ${error.message}.`);
+    setText(note, `Failed: ${error.message}.`);
   }
   refresh();
 }

@@ -10,7 +10,7 @@ const height = 64;
 
 const rates = [];
 let timer;
-let letters; // how many dead letters are on their way to the log
+let letters; // how many dead letters the log has not stored yet
 
 const services = h('tbody');
 const queues = h('tbody');
@@ -29,7 +29,7 @@ export function start(options) {
     h('div', {class: 'health-rate'}, h('h3', {}, 'Orders decided'), h('p', {}, rate, ' a second'), h('div', {class: 'chart-frame'}, chart, scale)),
     table('Services', ['service', 'state'], services),
     table('Queues', ['queue', 'waiting', 'consumers'], queues),
-    table('Outboxes', ['of', 'pending', 'oldest'], outboxes)));
+    table('Outboxes', ['service', 'pending', 'oldest'], outboxes)));
   document.addEventListener('visibilitychange', () => (document.hidden ? clearTimeout(timer) : refresh()));
   refresh();
 }
@@ -56,7 +56,7 @@ async function refresh() {
 }
 
 function show(status) {
-  fill(services, status.services.map(({name, ready, detail}) => [name, ready ? 'ready' : `not ready: ${detail || 'no answer'}`]), (row, i) => {
+  fill(services, status.services.map(({name, ready, detail}) => [name, ready ? 'ready' : `not ready: ${detail || 'no response'}`]), (row, i) => {
     row.classList.toggle('down', !status.services[i].ready);
   });
   for (const {name, ready} of status.services) picture.setService(name, ready);
@@ -83,9 +83,9 @@ function plot(now) {
   setText(rate, now === undefined ? '–' : now.toFixed(now < 10 ? 1 : 0));
   rates.push(now ?? 0);
   if (rates.length > samples) rates.shift();
-  const most = Math.max(1, ...rates);
-  setText(scale, most.toFixed(most < 10 ? 1 : 0));
-  const points = rates.map((value, i) => `${((i + samples - rates.length) * width / (samples - 1)).toFixed(1)},${(height - 2 - value / most * (height - 6)).toFixed(1)}`);
+  const highest = Math.max(1, ...rates);
+  setText(scale, highest.toFixed(highest < 10 ? 1 : 0));
+  const points = rates.map((value, i) => `${((i + samples - rates.length) * width / (samples - 1)).toFixed(1)},${(height - 2 - value / highest * (height - 6)).toFixed(1)}`);
   line.setAttribute('points', points.join(' '));
   area.setAttribute('points', [`${points[0].split(',')[0]},${height}`, ...points, `${width},${height}`].join(' '));
 }

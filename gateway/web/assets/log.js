@@ -3,11 +3,11 @@ import {asOperator, Refusal} from './api.js';
 import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
 
-const mostRows = 300;
-const beginning = '0'; // is behind no event: those that come before the stream begins must not be missed
+const maxRows = 300;
+const beginning = '0'; // is before the first event: events that arrive before the stream begins must not be missed
 const history = 100; // events that are shown from before
 const rateWindow = 5000; // ms
-const drawEvery = 100; // ms: nobody reads faster, and each time the browser has to lay out and paint
+const drawEvery = 100; // ms: each time the browser has to lay out and paint
 
 const rows = $('log-rows');
 let stream = null;
@@ -15,7 +15,7 @@ let waiting = []; // events without a row yet, the oldest first
 let due = 0;
 let drawn = 0; // when rows were added last
 let paused = false;
-let skipped = 0; // events that came while the log was paused, and have no place any more
+let skipped = 0; // events that arrived while the log was paused, and were dropped
 let arrivals = []; // {at, count}
 let state = 'connecting';
 let filter = {routing_key: '', order_id: ''};
@@ -56,7 +56,7 @@ async function restart() {
       setState('refused', what);
       return;
     }
-    // The log is away: the stream waits for it.
+    // The log is down: the stream waits for it.
   }
   if (mine !== filter) return;
   stream = open(`/v1/events:stream?${new URLSearchParams(filled(filter))}`, {
@@ -64,7 +64,7 @@ async function restart() {
     after,
     onEvents: arrived,
     onState: (is, status) => setState(is, status === 429 ? 'too many streams are open' : ''),
-    // After a rest the newest events are of interest, and not all that has happened since.
+    // After the tab was hidden, show the newest events, and not all since then.
     onWake: async (last) => {
       try {
         return await past() ?? last;
@@ -91,9 +91,9 @@ async function past() {
 function arrived(events) {
   arrivals.push({at: performance.now(), count: events.length});
   waiting.push(...events);
-  if (waiting.length > mostRows) {
-    if (paused) skipped += waiting.length - mostRows;
-    waiting = waiting.slice(-mostRows);
+  if (waiting.length > maxRows) {
+    if (paused) skipped += waiting.length - maxRows;
+    waiting = waiting.slice(-maxRows);
   }
   for (const event of events) seen(event);
   if (!paused) draw();
@@ -107,7 +107,7 @@ function draw() {
     const follows = rows.scrollHeight - rows.scrollTop - rows.clientHeight < 40;
     const fresh = waiting.map(row);
     waiting = [];
-    const surplus = rows.childElementCount + fresh.length - mostRows;
+    const surplus = rows.childElementCount + fresh.length - maxRows;
     for (let i = 0; i < surplus && rows.firstElementChild; i++) rows.firstElementChild.remove();
     rows.append(...fresh);
     if (follows) rows.scrollTop = rows.scrollHeight;
@@ -136,7 +136,7 @@ function expand(element) {
     h('p', {class: 'actions'},
       h('button', {type: 'button', onclick: (click) => copy(click.target, asGrpcurl(event))}, 'Copy as grpcurl'),
       h('button', {type: 'button', onclick: (click) => copy(click.target, JSON.stringify(event, null, 2))}, 'Copy JSON'),
-      event.order_id ? h('a', {href: `#order=${event.order_id}`}, 'The order’s way') : null),
+      event.order_id ? h('a', {href: `#order=${event.order_id}`}, 'Order flow') : null),
     h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event, null, 2))));
 }
 
@@ -151,9 +151,9 @@ function asGrpcurl(event) {
 function pause() {
   paused = !paused;
   $('log-pause').setAttribute('aria-pressed', paused);
-  $('log-pause').textContent = paused ? 'Go on' : 'Pause';
+  $('log-pause').textContent = paused ? 'Resume' : 'Pause';
   if (!paused && skipped > 0) {
-    rows.append(h('p', {class: 'gap'}, `${plural(skipped, 'event')} that came meanwhile are not shown`));
+    rows.append(h('p', {class: 'gap'}, `${plural(skipped, 'event')} not shown`));
     skipped = 0;
   }
   draw();
@@ -173,6 +173,6 @@ function describe() {
   const now = performance.now();
   arrivals = arrivals.filter(({at}) => now - at < rateWindow);
   const rate = arrivals.reduce((sum, {count}) => sum + count, 0) / (rateWindow / 1000);
-  const words = {connecting: 'connecting', live: `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} events/s`, cut: 'reconnecting', resting: 'resting', refused: 'not possible'};
+  const words = {connecting: 'connecting', live: `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} events/s`, cut: 'reconnecting', idle: 'paused while hidden', refused: 'Unavailable'};
   setText($('log-state'), [paused ? `paused, ${waiting.length + skipped} new` : words[state], why].filter(Boolean).join(': '));
 }

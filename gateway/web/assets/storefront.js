@@ -4,23 +4,23 @@ import {$, amount, h, plural, price, setText} from './dom.js';
 
 const form = $('order');
 const list = $('products');
-// The stock is looked at every two seconds, less often where nothing changes.
-const shortest = 2000;
-const longest = 6000;
-const moment = 600; // the shop gives the same answer to everyone for half a second
+// The stock is read every two seconds, less often if nothing changes.
+const minPoll = 2000;
+const maxPoll = 6000;
+const cacheTime = 600; // the server caches the stock for half a second
 
 const items = new Map(); // by id, as the catalogue has them
-let idempotencyKey = crypto.randomUUID(); // of the order that is being filled in; a new one once it has been taken
+let idempotencyKey = crypto.randomUUID(); // of the order that is being filled in; a new one once it is accepted
 let timer;
-let pause = shortest;
+let pause = minPoll;
 let again = false;
 let last = '';
 let placing = false;
 let placed = () => {};
 let reached = () => {};
 
-// start brings the form to life. onPlaced(order, ms) is called with each order that was taken, onReached(whether) with
-// each look at the stock.
+// start registers the form. onPlaced(order, ms) is called with each order that was accepted, onReached(whether) each time
+// the stock is read.
 export function start({onPlaced, onReached}) {
   placed = onPlaced;
   reached = onReached;
@@ -34,14 +34,14 @@ export function start({onPlaced, onReached}) {
   refresh();
 }
 
-// refresh looks at the stock now, and then from time to time.
+// refresh reads the stock now, and then regularly.
 export async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const answer = await call('GET', '/catalogue', {cache: 'no-cache'}); // the same answer is not sent again
+    const answer = await call('GET', '/catalogue', {cache: 'no-cache'}); // 304 if nothing has changed
     const text = JSON.stringify(answer.items);
-    pause = text === last ? Math.min(pause * 1.5, longest) : shortest;
+    pause = text === last ? Math.min(pause * 1.5, maxPoll) : minPoll;
     last = text;
     show(answer.items);
     $('catalogue-notice').hidden = true;
@@ -49,17 +49,17 @@ export async function refresh() {
   } catch (error) {
     reached(error instanceof Refusal && error.status > 0);
     $('catalogue-notice').hidden = items.size > 0;
-    list.classList.add('stale'); // the figures are old
+    list.classList.add('stale'); // the stock may be outdated
   }
   clearTimeout(timer);
-  timer = setTimeout(refresh, again ? moment : pause);
+  timer = setTimeout(refresh, again ? cacheTime : pause);
   again = false;
 }
 
-// refreshSoon looks at the stock in a moment, and once more when what the first look got is sure to be newer than the
-// call; many calls are one.
+// refreshSoon reads the stock soon, and once more when the server's cache is sure to be newer than the call. Several calls
+// are combined.
 export function refreshSoon() {
-  pause = shortest;
+  pause = minPoll;
   again = true;
   clearTimeout(timer);
   timer = setTimeout(refresh, 150);
@@ -87,8 +87,8 @@ function newRow(item) {
   const row = $('product-row').content.firstElementChild.cloneNode(true);
   row.dataset.id = item.id;
   const [less, more] = row.querySelectorAll('[data-step]');
-  less.setAttribute('aria-label', `One less: ${item.product_name}`);
-  more.setAttribute('aria-label', `One more: ${item.product_name}`);
+  less.setAttribute('aria-label', `Decrease quantity: ${item.product_name}`);
+  more.setAttribute('aria-label', `Increase quantity: ${item.product_name}`);
   const name = row.querySelector('.product-name');
   const error = row.querySelector('.field-error');
   const quantity = row.querySelector('[type=number]');
@@ -124,7 +124,7 @@ function add(row, step) {
   input.dispatchEvent(new Event('input', {bubbles: true}));
 }
 
-// lines are what has been chosen.
+// lines are the rows with a quantity.
 function lines() {
   return [...list.children].flatMap((row) => {
     const input = quantityOf(row);
@@ -163,9 +163,9 @@ async function submit(event) {
     customer_email: $('customer_email').value.trim(),
     order_items: chosen.map(({item, quantity}) => ({product_id: item.id, quantity, expected_unit_price: item.price})),
   };
-  const misread = chosen.find(({quantity}) => !Number.isInteger(quantity));
-  if (misread) {
-    blame(quantityOf(misread.row), 'must be a whole number');
+  const notANumber = chosen.find(({quantity}) => !Number.isInteger(quantity));
+  if (notANumber) {
+    setFieldError(quantityOf(notANumber.row), 'Enter a whole number');
     focusFirstError();
     return;
   }
@@ -180,7 +180,7 @@ async function submit(event) {
     placed(taken, performance.now() - start);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    explain(error, chosen);
+    describeError(error, chosen);
   } finally {
     busy(false);
   }
@@ -193,25 +193,26 @@ function busy(is) {
 
 const say = (text) => setText($('outcome'), text);
 
-// explain says what a refusal means, beside the fields that it is about.
-function explain(refusal, chosen) {
+// describeError shows an error beside the fields that it is about.
+function describeError(refusal, chosen) {
   if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') idempotencyKey = crypto.randomUUID();
   for (const {field, description} of refusal.violations) {
     const line = /^order_items\[(\d+)\]/.exec(field);
-    if (field === 'customer_name' || field === 'customer_email') blame($(field), description);
-    else if (line && chosen[line[1]]) blame(quantityOf(chosen[line[1]].row), description);
-    else if (field === 'order_items' && chosen.length === 0) say('The basket is empty: say of at least one product how many you want.');
+    if (field === 'customer_name') setFieldError($(field), $(field).value.trim() ? description : 'Enter your name');
+    else if (field === 'customer_email') setFieldError($(field), $(field).value.trim() ? 'Enter an email address such as ada@example.org' : 'Enter an email address');
+    else if (line && chosen[line[1]]) setFieldError(quantityOf(chosen[line[1]].row), description);
+    else if (field === 'order_items' && chosen.length === 0) say('Add at least one product');
     else say(`${field} ${description}`);
   }
   if (refusal.violations.length === 0) {
-    const again = refusal.passing
-      ? ` Place it again${refusal.retryAfter ? ` in ${plural(refusal.retryAfter, 'second')}` : ''}: however often you do, it is taken once.` : '';
+    const again = refusal.transient
+      ? ` Try again${refusal.retryAfter ? ` in ${plural(refusal.retryAfter, 'second')}` : ''}. Retrying is safe: you will not order twice.` : '';
     say(`The order was not placed: ${refusal.message}.${again}`);
   }
   focusFirstError();
 }
 
-function blame(input, description) {
+function setFieldError(input, description) {
   input.setAttribute('aria-invalid', 'true');
   $(input.getAttribute('aria-describedby')).textContent = description;
 }

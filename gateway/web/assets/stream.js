@@ -1,25 +1,25 @@
 // Live events by server-sent events. EventSource cannot send a token, so the stream is read by hand; like EventSource
-// it goes on behind the last event it has seen when it was cut.
+// it resumes after the last event when it was cut.
 import {authorization} from './api.js';
 
-const firstPause = 250;
-const longestPause = 5000;
-// A stream says something every 15 s, if only a comment. One that is silent for longer is dead.
+const minBackoff = 250; // ms
+const maxBackoff = 5000;
+// A stream sends something every 15 s, if only a comment. One that is silent for longer is dead.
 const silence = 40_000;
 
-// open reads the events at path until stop() of what it returns is called. It rests while the tab is hidden.
+// open reads the events at path until stop() of what it returns is called. It is idle while the tab is hidden.
 //   onEvents(events)  those that arrived together, oldest first
-//   onState(state)    'connecting', 'live', 'cut' (it tries again), 'resting', or 'refused' (it does not)
+//   onState(state)    'connecting', 'live', 'cut' (it tries again), 'idle', or 'refused' (it does not)
 //   after             the id of the last event that is known already
-//   onWake(last)      called when the tab is seen again, with the last id; returns the id to go on behind, or a promise of it
+//   onWake(last)      called when the tab is seen again, with the last id; returns the id to resume after, or a promise of it
 export function open(path, {onEvents, onState = () => {}, operator = false, after = '', onWake = (last) => last}) {
   let last = after;
   let stopped = false;
   let running = null; // the AbortController of the connection
-  let pause = firstPause;
+  let pause = minBackoff;
   let timer;
 
-  // An error of whoever shows the events is no reason to connect again, and not to be lost.
+  // An error in onEvents is reported, and no reason to reconnect.
   function show(events) {
     try {
       onEvents(events);
@@ -54,7 +54,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
         if (done) break;
         clearTimeout(watchdog);
         watchdog = setTimeout(abort, silence);
-        pause = firstPause;
+        pause = minBackoff;
         const events = parser.feed(value);
         last = parser.lastId || last;
         if (events.length > 0) show(events);
@@ -68,7 +68,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
     if (stopped || document.hidden) return;
     onState('cut');
     timer = setTimeout(connect, pause * (0.5 + Math.random()));
-    pause = Math.min(pause * 2, longestPause);
+    pause = Math.min(pause * 2, maxBackoff);
   }
 
   async function wake() {
@@ -76,7 +76,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
     if (document.hidden) {
       clearTimeout(timer);
       running?.abort();
-      onState('resting');
+      onState('idle');
       return;
     }
     if (running) return;
@@ -85,7 +85,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
     if (!stopped && !running && !document.hidden) connect();
   }
   document.addEventListener('visibilitychange', wake);
-  if (document.hidden) onState('resting');
+  if (document.hidden) onState('idle');
   else connect();
 
   return {

@@ -1,4 +1,4 @@
-// The way of one order: its slip, the picture, and the timeline of its events.
+// The flow of one order: its state, the picture, and the timeline of its events.
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys} from './contracts.js';
@@ -7,22 +7,22 @@ import {Picture} from './picture.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
-const mostOwn = 12;
-const lookAgain = 1500; // an order that waits for a service that is away is looked at in this interval, in ms
+const maxOwn = 12;
+const pollInterval = 1500; // ms; an order is read this often until it is decided
 
 export const picture = new Picture($('picture'));
 
-const verdicts = {
-  PENDING: 'Accepted: the broker has it on disk. It is being decided.',
-  CONFIRMED: 'Confirmed: everything in the order is yours.',
-  CANCELLED: 'Cancelled: everything in the order is back in stock.',
-  OUT_OF_STOCK: 'Refused: not everything in it is in stock any more. Nothing was taken; order less.',
-  UNKNOWN_PRODUCT: 'Refused: a product in it is not in the catalogue any more. Nothing was taken.',
-  PRICE_CHANGED: 'Refused: a price has changed since you saw it. Nothing was taken; the list shows the new price.',
-  IDEMPOTENCY_KEY_REUSED: 'Rejected: this form has placed another order before. Nothing was reserved; place the order again.',
-  AMOUNT_TOO_LARGE: 'Rejected: the order is worth more than the shop can handle. Nothing was reserved; order less.',
-  DISCARDED: 'Rejected: the shop could not process the order. Nothing was reserved.',
-  MIXED_CURRENCIES: 'Rejected: the prices of the products are in different currencies. Nothing was reserved.',
+const messages = {
+  PENDING: 'Accepted and safely queued. Checking stock…',
+  CONFIRMED: 'Your order is confirmed.',
+  CANCELLED: 'The order was cancelled, and its items are back in stock.',
+  OUT_OF_STOCK: 'Not enough stock.',
+  UNKNOWN_PRODUCT: 'A product is no longer available.',
+  PRICE_CHANGED: 'A price has changed since you saw it. The list shows the new price.',
+  IDEMPOTENCY_KEY_REUSED: 'This form has already placed another order. Place the order again.',
+  AMOUNT_TOO_LARGE: 'The order is worth more than the shop can handle. Order less.',
+  DISCARDED: 'The shop could not process the order.',
+  MIXED_CURRENCIES: 'The prices of the products are in different currencies.',
 };
 const states = {[keys.OrderConfirmed]: 'CONFIRMED', [keys.OrderRejected]: 'REJECTED', [keys.OrderCancelled]: 'CANCELLED'};
 
@@ -30,7 +30,7 @@ let current = null; // the order that is followed
 let changed = () => {};
 let connection = () => {};
 
-// start brings the buttons to life. onChange() is called when an order has changed the stock, onConnection(state) with
+// start registers the buttons. onChange() is called when an order has changed the stock, onConnection(state) with
 // the state of the stream.
 export function start({onChange, onConnection}) {
   changed = onChange;
@@ -43,7 +43,7 @@ export function start({onChange, onConnection}) {
   showOwn();
 }
 
-// follow shows an order from its beginning, and on. taken is the answer to placing it, where it was placed just now.
+// follow shows an order from its beginning, live. taken is the response if it was placed just now.
 export function follow(id, taken, tookMs) {
   if (current?.id === id && !taken) return;
   current?.stream.stop();
@@ -55,7 +55,7 @@ export function follow(id, taken, tookMs) {
   if (taken) {
     remember(taken);
     $('timeline').append(h('li', {class: 'accepted'}, h('span', {class: 'since code'}, duration(tookMs)),
-      h('span', {class: 'key code'}, '202 Accepted'), h('span', {class: 'from'}, 'answer of the gateway')));
+      h('span', {class: 'key code'}, '202 Accepted'), h('span', {class: 'from'}, 'HTTP response')));
   }
   setText($('slip-id'), short(id));
   $('slip-id').title = id;
@@ -71,11 +71,11 @@ export function follow(id, taken, tookMs) {
     onState: (state, status) => {
       if (order !== current) return;
       connection(state);
-      if (state === 'refused') setText($('slip-detail'), status === 400 ? 'This is no order’s id.' : 'The shop does not show this order’s events.');
+      if (state === 'refused') setText($('slip-detail'), status === 400 ? 'There is no order with this id.' : 'You may not see this order’s events.');
     },
   });
-  // What was placed just now is not decided yet, and its events say when it is.
-  if (taken) order.timer = setTimeout(look, lookAgain, order);
+  // An order that was placed just now is not decided yet, and its events say when it is.
+  if (taken) order.timer = setTimeout(look, pollInterval, order);
   else look(order);
 }
 
@@ -112,7 +112,7 @@ function timelineRow(event) {
     event.error_message ? h('span', {class: 'why'}, event.error_message) : null);
 }
 
-// look reads how the order stands, and again until it has been decided: also while nobody can say what its events are.
+// look reads the order until it is decided: also while its events are unavailable.
 async function look(order, event) {
   clearTimeout(order.timer);
   try {
@@ -122,8 +122,8 @@ async function look(order, event) {
     if (event && states[event.routing_key] !== read.state && order.state !== 'CANCELLED') order.timer = setTimeout(look, 200, order, event);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    // Not there, or the order service is away: it has not been decided.
-    if (order === current && order.state === 'PENDING' && error.status !== 400) order.timer = setTimeout(look, lookAgain, order);
+    // Not found, or the order service is down: it is not decided yet.
+    if (order === current && order.state === 'PENDING' && error.status !== 400) order.timer = setTimeout(look, pollInterval, order);
   }
 }
 
@@ -132,7 +132,8 @@ function show(order, detail) {
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
   setText(stamp, order.state);
-  setText($('slip-detail'), [verdicts[order.reason ?? order.state] ?? `The order is ${order.reason ?? order.state}.`, detail].filter(Boolean).join(' '));
+  const message = messages[order.reason ?? order.state] ?? `The order is ${order.reason ?? order.state}.`;
+  setText($('slip-detail'), [message, detail && `${detail}.`, order.state === 'REJECTED' && 'Nothing was reserved.'].filter(Boolean).join(' '));
   $('cancel').disabled = order.state !== 'CONFIRMED';
   if (order.total_items) {
     const total = order.total_value ? `, ${price(amount(order.total_value), order.total_value.currency_code)}` : '';
@@ -152,7 +153,7 @@ async function cancel() {
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     $('cancel').disabled = false;
-    setText($('slip-detail'), `Not cancelled: ${error.message}.${error.passing ? ' Try again.' : ''}`);
+    setText($('slip-detail'), `Not cancelled: ${error.message}.${error.transient ? ' Try again.' : ''}`);
   }
 }
 
@@ -172,7 +173,7 @@ async function replay() {
   if (order === current) $('replay').disabled = false;
 }
 
-// The orders that were placed here. Whoever has an order's id can read and cancel it, so they stay on this device.
+// The orders that were placed in this browser. Anyone with an order's id can read and cancel it, so they stay on this device.
 function own() {
   try {
     return JSON.parse(localStorage.getItem(ownKey)) ?? [];
@@ -182,7 +183,7 @@ function own() {
 }
 
 function remember(order) {
-  const rest = own().filter(({id}) => id !== order.id).slice(0, mostOwn - 1);
+  const rest = own().filter(({id}) => id !== order.id).slice(0, maxOwn - 1);
   localStorage.setItem(ownKey, JSON.stringify([{id: order.id, at: order.created_at, pieces: order.total_items}, ...rest]));
   showOwn();
 }
@@ -194,7 +195,7 @@ function showOwn() {
     h('a', {href: `#order=${id}`, class: 'code'}, short(id)), ` ${plural(pieces, 'piece')}, ${clock(at).slice(0, 5)}`)));
 }
 
-// seen shows an event of any order on the picture, for operators, while no order of their own is on its way.
+// seen animates an event of any other order, for operators.
 export function seen(event) {
   if (hasToken() && event.order_id !== current?.id) picture.passBy(event.routing_key);
 }

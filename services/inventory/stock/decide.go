@@ -155,7 +155,7 @@ func (s allocation) decide(o order) decision {
 	var short []string
 	for _, id := range ids {
 		if p := s.byID[id]; asked[id] > int64(p.available()) {
-			short = append(short, fmt.Sprintf("%s: %d asked, %d left", p.Name, asked[id], p.available()))
+			short = append(short, fmt.Sprintf("%s: you asked for %d, only %d available", p.Name, asked[id], p.available()))
 		}
 	}
 	if len(short) > 0 {

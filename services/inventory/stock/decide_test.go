@@ -66,17 +66,17 @@ func TestDecide_OneOrder(t *testing.T) {
 		"an unknown name, though id is":     {lines: []line{{productID: 1, productName: "laptop", quantity: 1}}, reason: unknownProduct, detail: `there is no product "laptop"`},
 		"an unknown id":                     {lines: []line{byID(9, 1)}, reason: unknownProduct, detail: "there is no product with id 9"},
 		"the last piece":                    {lines: []line{byName("Laptop", 5)}, holds: map[int32]int32{1: 5}},
-		"one more than there is":            {lines: []line{byName("Laptop", 6)}, reason: outOfStock, detail: "Laptop: 6 asked, 5 left"},
-		"reserved pieces are not left":      {lines: []line{byName("Phone", 3)}, reason: outOfStock, detail: "Phone: 3 asked, 2 left"},
-		"nothing left":                      {lines: []line{byName("Mouse", 1)}, reason: outOfStock, detail: "Mouse: 1 asked, 0 left"},
+		"one more than there is":            {lines: []line{byName("Laptop", 6)}, reason: outOfStock, detail: "Laptop: you asked for 6, only 5 available"},
+		"reserved pieces are not left":      {lines: []line{byName("Phone", 3)}, reason: outOfStock, detail: "Phone: you asked for 3, only 2 available"},
+		"nothing left":                      {lines: []line{byName("Mouse", 1)}, reason: outOfStock, detail: "Mouse: you asked for 1, only 0 available"},
 		"two lines of one product, enough":  {lines: []line{byName("Laptop", 2), byName("Laptop", 3)}, holds: map[int32]int32{1: 5}},
-		"two lines of one product, too few": {lines: []line{byName("Laptop", 3), byName("Laptop", 3)}, reason: outOfStock, detail: "Laptop: 6 asked, 5 left"},
-		"one product by name and by id":     {lines: []line{byName("Laptop", 3), byID(1, 3)}, reason: outOfStock, detail: "Laptop: 6 asked, 5 left"},
+		"two lines of one product, too few": {lines: []line{byName("Laptop", 3), byName("Laptop", 3)}, reason: outOfStock, detail: "Laptop: you asked for 6, only 5 available"},
+		"one product by name and by id":     {lines: []line{byName("Laptop", 3), byID(1, 3)}, reason: outOfStock, detail: "Laptop: you asked for 6, only 5 available"},
 		"sums beyond 32 bits": {
-			lines: slices.Repeat([]line{byName("Laptop", 1<<31-1)}, 3), reason: outOfStock, detail: "Laptop: 6442450941 asked, 5 left",
+			lines: slices.Repeat([]line{byName("Laptop", 1<<31-1)}, 3), reason: outOfStock, detail: "Laptop: you asked for 6442450941, only 5 available",
 		},
-		"all lines or none":       {lines: []line{byName("Laptop", 1), byName("Phone", 3)}, reason: outOfStock, detail: "Phone: 3 asked, 2 left"},
-		"every missing product":   {lines: []line{byName("Phone", 3), byName("Laptop", 6)}, reason: outOfStock, detail: "Laptop: 6 asked, 5 left; Phone: 3 asked, 2 left"},
+		"all lines or none":       {lines: []line{byName("Laptop", 1), byName("Phone", 3)}, reason: outOfStock, detail: "Phone: you asked for 3, only 2 available"},
+		"every missing product":   {lines: []line{byName("Phone", 3), byName("Laptop", 6)}, reason: outOfStock, detail: "Laptop: you asked for 6, only 5 available; Phone: you asked for 3, only 2 available"},
 		"the expected price":      {lines: []line{expecting(byName("Laptop", 1), 100000, "USD")}, holds: map[int32]int32{1: 1}},
 		"a price that was lower":  {lines: []line{expecting(byName("Laptop", 1), 99999, "USD")}, reason: priceChanged, detail: "Laptop: the price is 1000.00 USD, not 999.99 USD"},
 		"a price that was higher": {lines: []line{expecting(byID(1, 1), 100001, "USD")}, reason: priceChanged, detail: "Laptop: the price is 1000.00 USD, not 1000.01 USD"},
@@ -147,7 +147,7 @@ func TestDecide_StockReservedForOneOrderIsGoneForTheNext(t *testing.T) {
 		orderFor(byName("Laptop", 2)),
 		orderFor(byName("Laptop", 1)),
 	})
-	want := []string{"", "Laptop: 3 asked, 2 left", "Mouse: 1 asked, 0 left", "", "Laptop: 1 asked, 0 left"}
+	want := []string{"", "Laptop: you asked for 3, only 2 available", "Mouse: you asked for 1, only 0 available", "", "Laptop: you asked for 1, only 0 available"}
 	for i, d := range decisions {
 		if d.detail != want[i] {
 			t.Errorf("order %d: %q, want %q", i, d.detail, want[i])

@@ -168,7 +168,7 @@ func TestService_AnOrderIsCheckedSettledAndCancelled(t *testing.T) {
 		t.Errorf("the second decision is %v", no)
 	}
 	r.log.await(t, "stock available", "order_id="+telemetry.ShortID(id), "pieces=7")
-	r.log.await(t, "stock refused", "order_id="+telemetry.ShortID(poor), "Laptop: 51 asked, 50 left")
+	r.log.await(t, "stock refused", "order_id="+telemetry.ShortID(poor), "Laptop: you asked for 51, only 50 available")
 	r.log.await(t, "stock updated", "Laptop Stand", "on_hand=150", "reserved=3", "quantity=147")
 
 	if err := r.pub.Publish(ctx, &eventsv1.DecrementQuantity{OrderId: id, Lines: yes.GetLines()}); err != nil {

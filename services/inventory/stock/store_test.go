@@ -186,7 +186,7 @@ func TestCheckStock_TwoLinesOfOneProductAreSummed(t *testing.T) {
 	if d[0].GetRejection() != nil || len(d[0].GetLines()) != 2 {
 		t.Errorf("40 of 50 pieces: %v", d[0])
 	}
-	if got := d[1].GetRejection(); got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetDetail() != "Laptop: 12 asked, 10 left" {
+	if got := d[1].GetRejection(); got.GetReason() != eventsv1.OrderRejected_OUT_OF_STOCK || got.GetDetail() != "Laptop: you asked for 12, only 10 available" {
 		t.Errorf("12 of 10 pieces: %v", d[1])
 	}
 	wantStock(t, st, laptop, 50, 40)
