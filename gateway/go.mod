@@ -79,6 +79,5 @@ replace shop.example/platform => ../platform
 
 replace shop.example/platform/testkit => ../platform/testkit
 
-replace shop.example/db => ../db
 
 replace shop.example/topology => ../topology
