@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -93,6 +94,14 @@ func (g guide) apply(root string) (changed map[string]string, err error) {
 	return changed, nil
 }
 
+// followed says whether all that the guide adds is there: somebody is following it.
+func (g guide) followed(root string) bool {
+	return !slices.ContainsFunc(g.edits, func(e edit) bool {
+		text, err := os.ReadFile(filepath.Join(root, e.path))
+		return err != nil || !strings.Contains(string(text), e.text)
+	})
+}
+
 func (e edit) in(text string) (string, error) {
 	if e.tag == "new" {
 		return e.text, nil
@@ -119,6 +128,9 @@ func (e edit) in(text string) (string, error) {
 func TestGuides_FitTheCodeAndCountTheirFiles(t *testing.T) {
 	t.Parallel()
 	for _, g := range guides(t) {
+		if g.followed("..") {
+			continue
+		}
 		changed, err := g.apply("..")
 		if err != nil {
 			t.Error(err)

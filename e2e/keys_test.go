@@ -22,7 +22,7 @@ var spelledTwice = map[string]string{
 	"shop/bench/floor_stock.go":       "as above",
 	"shop/bench/preload.go":           "SQL that writes a past of the shop as it is stored",
 	"gateway/web/index.html":          "an example of a pattern, for people",
-	"e2e/example/main.go":             "a client, which knows of the shop what its documents say",
+	"examples/client/main.go":         "a client, which knows of the shop what its documents say",
 }
 
 // A routing key that stands in code a second time is the one that is forgotten when the contract is changed: nothing

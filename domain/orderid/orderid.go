@@ -21,7 +21,7 @@ func Of(m proto.Message) string {
 	return r.Get(field).String()
 }
 
-// Attr names the order that a log line is about by the last 12 digits of its id: whoever knows a whole id may see and
+// Attr names the order that a log line is about by the first 16 digits of its id: whoever knows a whole id may see and
 // cancel the order. If there is none, "", the line does not mention any.
 func Attr(id string) slog.Attr {
 	if id == "" {

@@ -144,7 +144,7 @@ func TestLogins_TokensOfCallsThatComeInTogetherAreNotAllLookedAt(t *testing.T) {
 		fmt.Fprintf(conn, "POST /v1/customers:export HTTP/1.1\r\nHost: shop\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: 2\r\n\r\n{", token)
 		open[i] = conn
 	}
-	time.Sleep(soon) // until all have come in; one that has not makes the test easier, and no other
+	<-time.After(soon) // until all have come in; one that has not makes the test easier, and no other
 	looked := 0
 	for i, conn := range open { // one after the other: the right one comes last
 		fmt.Fprint(conn, "}")

@@ -19,6 +19,22 @@ var (
 	ErrTooLarge = errors.New("the message is too large")
 )
 
+// RefusedError says which of the messages given to Send the broker refuses for what it is: no queue takes it, its exchange
+// is none of the topology's, or it is too large. Those before it are confirmed, those after it may not be. A topology that
+// is incomplete for the moment can be the reason, see Permanent.
+type RefusedError struct {
+	Index int
+	// Permanent says that no repair of the broker's topology helps: the message is too large, or the topology has no binding
+	// for it.
+	Permanent bool
+	Cause     error // an ErrUnroutable or ErrTooLarge
+}
+
+func (e *RefusedError) Error() string { return e.Cause.Error() }
+
+// Unwrap returns the cause.
+func (e *RefusedError) Unwrap() error { return e.Cause }
+
 type verdict struct {
 	error
 	permanent bool

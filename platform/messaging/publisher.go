@@ -133,12 +133,14 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 // message id, until ctx ends (10 s if ctx has no deadline); so is what followed it, which has overtaken it otherwise.
 // Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published), ErrUnconfirmed (outcome unknown),
 // ErrUnroutable (no queue takes one of them, or there is no such exchange), ErrTooLarge (the broker refuses one of them
-// for its size). After an error any of the messages may have been published.
+// for its size); a RefusedError that wraps one of these says which. After an error any of the messages may have been
+// published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	start := time.Now()
 	wait := newBackoff()
+	var gone missingExchange
 	for pending := messages; ; {
 		s, err := p.session(ctx)
 		if err != nil {
@@ -146,16 +148,21 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			return err
 		}
 		for len(pending) > 0 {
-			next, slots, err := p.nextWindow(pending)
+			before := gone.first(pending) // those before it are not its fault: they go alone
+			if before == 0 {
+				p.count(ctx, pending, "failed")
+				return p.withoutExchange(gone.err, len(messages), pending)
+			}
+			next, slots, err := p.nextWindow(pending[:before])
 			confirmed := 0
 			if err == nil {
 				confirmed, err = p.publishWindow(ctx, s, next, slots)
 			}
+			pending = pending[confirmed:]
 			if err != nil {
 				p.count(ctx, pending, "failed")
-				return err
+				return p.refused(err, len(messages), pending)
 			}
-			pending = pending[confirmed:]
 			if confirmed < len(next) {
 				break
 			}
@@ -166,15 +173,33 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
 			return nil
 		}
 		wait.sleep(ctx)
-		if err := s.missing(pending[0].Exchange); err != nil {
+		if gone = s.missing(pending); gone.first(pending) == 0 {
 			p.count(ctx, pending, "failed")
-			return err
+			return p.withoutExchange(gone.err, len(messages), pending)
 		}
 		if ctx.Err() != nil {
 			p.count(ctx, pending, "unconfirmed")
 			return ErrUnconfirmed
 		}
 	}
+}
+
+// refused is err as that of the first of pending, of so many messages, if it is about a message.
+func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
+	tooLarge := errors.Is(err, ErrTooLarge)
+	if !tooLarge && !errors.Is(err, ErrUnroutable) {
+		return err
+	}
+	return &RefusedError{of - len(pending), tooLarge || !p.conn.topology.routes(pending[0].Exchange, pending[0].RoutingKey), err}
+}
+
+// withoutExchange is the error about the first of pending, whose exchange is missing. One of the topology can be there
+// again at any moment; another one is the message's fault.
+func (p *Publisher) withoutExchange(err error, of int, pending []Outgoing) error {
+	if slices.ContainsFunc(p.conn.topology.Exchanges(), func(e Exchange) bool { return e.Name == pending[0].Exchange }) {
+		return err
+	}
+	return p.refused(err, of, pending)
 }
 
 func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome string) {
@@ -192,6 +217,9 @@ func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int6
 	for i := range messages {
 		size := int64(len(messages[i].Body))
 		if size > p.maxBody.Load() {
+			if i > 0 {
+				return messages[:i], slots, nil // those before it are not its fault
+			}
 			return nil, 0, fmt.Errorf("%w: %s has %d bytes, the broker takes %d", ErrTooLarge, messages[i].Type, size, p.maxBody.Load())
 		}
 		takes := min(1+size/slotBytes, window)
@@ -368,13 +396,35 @@ func (s *publishSession) wait(ctx context.Context) error {
 	}
 }
 
-// missing is an error if the broker has closed the channel because there is no such exchange: it can be long until there is
-// one again.
-func (s *publishSession) missing(exchange string) error {
-	if cause := s.cause.Load(); cause != nil && cause.Code == amqp.NotFound && strings.Contains(cause.Reason, "'"+exchange+"'") {
-		return fmt.Errorf("%w: %s", ErrUnroutable, strings.ToLower(cause.Reason))
+// missingExchange is one that the broker does not have, over which it has closed a channel; the zero value is none.
+type missingExchange struct {
+	name string
+	err  error
+}
+
+// first returns the place of the first message to that exchange, or their number.
+func (m missingExchange) first(messages []Outgoing) int {
+	if m.err == nil {
+		return len(messages)
 	}
-	return nil
+	if i := slices.IndexFunc(messages, func(o Outgoing) bool { return o.Exchange == m.name }); i >= 0 {
+		return i
+	}
+	return len(messages)
+}
+
+// missing returns the exchange that the broker has closed the channel over: it can be long until there is one again.
+func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
+	cause := s.cause.Load()
+	if cause == nil || cause.Code != amqp.NotFound {
+		return none
+	}
+	for i := range messages {
+		if strings.Contains(cause.Reason, "'"+messages[i].Exchange+"'") {
+			return missingExchange{messages[i].Exchange, fmt.Errorf("%w: %s", ErrUnroutable, strings.ToLower(cause.Reason))}
+		}
+	}
+	return none
 }
 
 // register notes messages that are about to be published.

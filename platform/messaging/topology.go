@@ -182,6 +182,27 @@ func (t Topology) ownQueues(service string) []Queue {
 	return slices.DeleteFunc(t.Queues(), func(q Queue) bool { return q.Owner != service })
 }
 
+// routes says whether the topology has a binding that takes what is published to the exchange under the key. One that
+// another program has made is not known.
+func (t Topology) routes(exchange, key string) bool {
+	return slices.ContainsFunc(t.Queues(), func(q Queue) bool {
+		return q.Exchange == exchange && slices.ContainsFunc(q.Keys, func(binding string) bool {
+			return matches(strings.Split(binding, "."), strings.Split(key, "."))
+		})
+	})
+}
+
+// matches is a topic exchange's rule: * stands for one word, # for any number of them.
+func matches(binding, key []string) bool {
+	switch {
+	case len(binding) == 0:
+		return len(key) == 0
+	case binding[0] == "#":
+		return matches(binding[1:], key) || len(key) > 0 && matches(binding, key[1:])
+	}
+	return len(key) > 0 && (binding[0] == "*" || binding[0] == key[0]) && matches(binding[1:], key[1:])
+}
+
 // requiredHandlers are the services without whose queues the event may not be published.
 func (t Topology) requiredHandlers(event contract.Event) []string {
 	var required []string

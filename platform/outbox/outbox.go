@@ -22,7 +22,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// Schema is the SQL that makes the two tables. A service whose own rows say what it has handled needs no inbox.
+// Schema is the SQL that makes the tables. A service whose own rows say what it has handled needs no inbox.
 //
 //go:embed schema.sql
 var Schema string

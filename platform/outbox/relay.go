@@ -16,6 +16,7 @@ import (
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
+	"shop.example/platform/telemetry"
 )
 
 // scope names the package in metrics.
@@ -35,6 +36,10 @@ const (
 	readyAge = 30 * time.Second
 
 	cleanInterval = 10 * time.Minute
+
+	// refusalGrace is how long a message that a complete topology would route may hold up what follows it: whoever owns the
+	// missing queue declares it again within seconds, if it is there.
+	refusalGrace = time.Minute
 )
 
 // Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher is one.
@@ -64,17 +69,21 @@ type Options struct {
 type Relay struct {
 	pool      *sqlx.DB
 	sender    Sender
+	refused   map[string]time.Time // since when the broker has refused messages of a routing key
+	grace     time.Duration
 	batch     int
 	linger    time.Duration
 	retention time.Duration
 	log       *slog.Logger
 	published metric.Int64Counter
+	parked    metric.Int64Counter
 	wake      chan struct{}
 }
 
 // NewRelay returns a relay from pool to sender. Its work is done by Run.
 func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
-	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1)}
+	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1),
+		refused: map[string]time.Time{}, grace: refusalGrace}
 	if r.batch == 0 {
 		r.batch = 700
 	}
@@ -92,6 +101,21 @@ func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 
 func (r *Relay) register(meter metric.Meter) (err error) {
 	r.published, err = meter.Int64Counter("outbox.published", metric.WithDescription("Messages of the outbox that the broker has confirmed."))
+	if err != nil {
+		return err
+	}
+	r.parked, err = meter.Int64Counter("outbox.parked", metric.WithDescription("Messages that the broker refused and that were parked."))
+	if err != nil {
+		return err
+	}
+	_, err = meter.Int64ObservableGauge("outbox.parked.waiting", metric.WithDescription("Messages that are parked and wait for an operator."),
+		metric.WithInt64Callback(func(ctx context.Context, o metric.Int64Observer) error {
+			n, err := countParked(ctx, r.pool)
+			if err == nil {
+				o.Observe(n)
+			}
+			return err
+		}))
 	if err != nil {
 		return err
 	}
@@ -201,6 +225,7 @@ func (r *Relay) sleep(ctx context.Context, d time.Duration, wake <-chan struct{}
 // round publishes the oldest messages of the outbox, and says whether there may be more than it could take.
 func (r *Relay) round(ctx context.Context) (more bool, err error) {
 	var n, size int
+	var parked []parkedMessage
 	var sendErr error // kept apart: what the broker says is no error of the database
 	err = postgres.InTx(ctx, r.pool, func(tx *sqlx.Tx) error {
 		messages, err := take(ctx, tx, r.batch)
@@ -212,11 +237,11 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 			size += len(messages[i].Body)
 		}
 		crash.Point("relay.taken")
-		if sendErr = r.send(ctx, messages); sendErr != nil {
+		if parked, sendErr = r.send(ctx, messages); sendErr != nil {
 			return sendErr
 		}
 		crash.Point("relay.published")
-		return nil
+		return park(ctx, tx, parked)
 	})
 	switch {
 	case sendErr != nil:
@@ -224,15 +249,61 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 	case err != nil:
 		return false, err
 	}
-	r.published.Add(ctx, int64(n))
+	r.published.Add(ctx, int64(n-len(parked)))
+	for _, m := range parked {
+		r.parked.Add(ctx, 1)
+		r.log.ErrorContext(ctx, "the broker refuses a message, which is parked", "message_id", m.MessageID,
+			telemetry.RoutingKey(m.RoutingKey), "correlation_id", m.CorrelationID, "type", m.Type, "error", m.reason)
+	}
 	return n == r.batch || size >= maxRound, nil
 }
 
-// send sees through what was taken also when ctx ends: otherwise a shutdown would publish many messages twice.
-func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) error {
+// send sees through what was taken also when ctx ends: otherwise a shutdown would publish many messages twice. It returns
+// the messages that the broker will not take, which are to be parked; all others are confirmed.
+func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) (parked []parkedMessage, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
 	defer cancel()
-	return r.sender.Send(ctx, messages)
+	for {
+		err := r.sender.Send(ctx, messages)
+		refusal, refused := errors.AsType[*messaging.RefusedError](err)
+		switch {
+		case err == nil:
+			r.accepted(messages)
+			return parked, nil
+		case !refused:
+			return nil, err
+		}
+		r.accepted(messages[:refusal.Index])
+		m := messages[refusal.Index]
+		if r.waitsFor(m.RoutingKey, refusal) {
+			return nil, err
+		}
+		parked = append(parked, parkedMessage{m, refusal.Error()})
+		messages = messages[refusal.Index+1:]
+	}
+}
+
+// accepted notes that the broker takes messages of these kinds.
+func (r *Relay) accepted(messages []messaging.Outgoing) {
+	if len(r.refused) == 0 {
+		return
+	}
+	for i := range messages {
+		delete(r.refused, messages[i].RoutingKey)
+	}
+}
+
+// waitsFor says whether what the broker has refused may be taken when its topology is complete again.
+func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) bool {
+	if refusal.Permanent {
+		return false
+	}
+	since, known := r.refused[routingKey]
+	if !known {
+		since = time.Now()
+		r.refused[routingKey] = since
+	}
+	return time.Since(since) < r.grace
 }
 
 // One relay at a time keeps the order over all replicas; it ends with the transaction, also where the replica dies.

@@ -60,7 +60,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 					return wrongUsage("--%s %s: it is a time, 30s for example, and cannot be less than none", flag, d)
 				}
 			}
-			if cfg.DatabaseURLs, err = auditedDatabases(cmd.Context()); err != nil {
+			if cfg.DatabaseURLs, err = databaseURLs(cmd.Context(), audit.Schemas()); err != nil {
 				return err
 			}
 			if cfg.HoldLimit, err = holdLimit(); err != nil {
@@ -163,11 +163,11 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 	return err
 }
 
-// auditedDatabases returns the URL of each schema: from the environment, or of the shop that runs in this workspace.
-func auditedDatabases(ctx context.Context) (map[string]string, error) {
+// databaseURLs returns the URL of each of the schemas: from the environment, or of the shop that runs in this workspace.
+func databaseURLs(ctx context.Context, schemas []string) (map[string]string, error) {
 	urls := map[string]string{}
 	missing := ""
-	for _, schema := range audit.Schemas() {
+	for _, schema := range schemas {
 		variable := strings.ToUpper(schema) + "_DATABASE_URL"
 		if urls[schema] = os.Getenv(variable); urls[schema] == "" {
 			urls[schema] = os.Getenv("DATABASE_URL")

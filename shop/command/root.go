@@ -37,7 +37,7 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 	for group, commands := range map[string][]*cobra.Command{
 		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand(), secretsCommand()},
 		use:      {orderCommand(), inventoryCommand(), eventsCommand()},
-		maintain: {statusCommand(), auditCommand(), dlqCommand(), actionsCommand(), customerCommand(), benchCommand(), versionCommand()},
+		maintain: {statusCommand(), auditCommand(), dlqCommand(), outboxCommand(), provisionCommand(), actionsCommand(), customerCommand(), benchCommand(), versionCommand()},
 	} {
 		for _, cmd := range commands {
 			cmd.GroupID = group

@@ -84,6 +84,7 @@ type binding struct {
 	DestinationType string         `json:"destination_type"`
 	RoutingKey      string         `json:"routing_key"`
 	Arguments       map[string]any `json:"arguments"`
+	PropertiesKey   string         `json:"properties_key,omitempty"` // by which the broker knows it
 }
 
 // JSON returns the definitions of the topology as a file to import: in the virtual host /, with the rights of users that
@@ -140,7 +141,7 @@ func define(t messaging.Topology, vhost string) *definitions {
 	for _, q := range t.Queues() {
 		d.Queues = append(d.Queues, queue{Name: q.Name, Vhost: vhost, Durable: true, Arguments: q.Args})
 		for _, key := range q.Keys {
-			d.Bindings = append(d.Bindings, binding{q.Exchange, vhost, q.Name, "queue", key, map[string]any{}})
+			d.Bindings = append(d.Bindings, binding{Source: q.Exchange, Vhost: vhost, Destination: q.Name, DestinationType: "queue", RoutingKey: key, Arguments: map[string]any{}})
 		}
 	}
 	var consumers []string

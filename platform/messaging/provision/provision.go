@@ -91,8 +91,12 @@ func Compare(ctx context.Context, t messaging.Topology, managementURL, vhost str
 	if err != nil {
 		return err
 	}
-	if differences := compare(define(t, vhost), have); len(differences) > 0 {
-		return fmt.Errorf("the broker's topology in virtual host %s is not the shop's: %s", vhost, strings.Join(differences, "; "))
+	var differences []string
+	for _, change := range define(t, vhost).changes(have) {
+		differences = append(differences, change.Text)
+	}
+	if len(differences) > 0 {
+		return fmt.Errorf("the broker's topology in virtual host %s is not the one of this release: %s", vhost, strings.Join(differences, "; "))
 	}
 	return nil
 }
@@ -109,35 +113,39 @@ func export(ctx context.Context, managementURL, vhost string) (*definitions, err
 	return have, nil
 }
 
-func compare(want, have *definitions) (differences []string) {
-	differ := func(format string, args ...any) { differences = append(differences, fmt.Sprintf(format, args...)) }
-	for _, w := range want.Exchanges {
+// changes lists where have is not what we are.
+func (d *definitions) changes(have *definitions) (changes []Change) {
+	byHand := func(format string, args ...any) {
+		changes = append(changes, Change{fmt.Sprintf(format, args...), true})
+	}
+	missing := func(what string) { changes = append(changes, Change{Text: what + " is missing"}) }
+	for _, w := range d.Exchanges {
 		i := slices.IndexFunc(have.Exchanges, func(e exchange) bool { return e.Name == w.Name })
 		switch {
 		case i < 0:
-			differ("exchange %s is missing", w.Name)
+			missing("exchange " + w.Name)
 		case have.Exchanges[i].Type != w.Type || have.Exchanges[i].Durable != w.Durable:
-			differ("exchange %s is %s, and has to be %s: delete it, and start again", w.Name, have.Exchanges[i], w)
+			byHand("exchange %s is %s, and has to be %s: delete it, and start again", w.Name, have.Exchanges[i], w)
 		}
 	}
-	for _, w := range want.Queues {
+	for _, w := range d.Queues {
 		i := slices.IndexFunc(have.Queues, func(q queue) bool { return q.Name == w.Name })
 		switch {
 		case i < 0:
-			differ("queue %s is missing", w.Name)
+			missing("queue " + w.Name)
 		case have.Queues[i].String() != w.String():
-			differ("queue %s is %s, and has to be %s: once it is empty delete it, and start again", w.Name, have.Queues[i], w)
+			byHand("queue %s is %s, and has to be %s: once it is empty delete it, and start again", w.Name, have.Queues[i], w)
 		}
 	}
-	for _, w := range want.Bindings {
+	for _, w := range d.Bindings {
 		if !have.has(w) {
-			differ("%s is missing: start again, or bind it", w)
+			missing(w.String())
 		}
 	}
-	for _, b := range want.surplus(have) {
-		differ("%s is too much: unbind it", b)
+	for _, b := range d.surplus(have) {
+		changes = append(changes, Change{Text: b.String() + " is too much"})
 	}
-	return differences
+	return changes
 }
 
 func (d *definitions) has(b binding) bool {
@@ -148,7 +156,7 @@ func (d *definitions) has(b binding) bool {
 func (d *definitions) surplus(have *definitions) (surplus []binding) {
 	for _, b := range have.Bindings {
 		ours := slices.ContainsFunc(d.Queues, func(q queue) bool { return q.Name == b.Destination })
-		if ours && b.DestinationType == "queue" && !d.has(b) {
+		if ours && b.Source != "" && b.DestinationType == "queue" && !d.has(b) { // to the default exchange all queues are bound
 			surplus = append(surplus, b)
 		}
 	}

@@ -1,0 +1,6 @@
+package outbox
+
+import "time"
+
+// SetGrace says how long a message that a complete topology would route is waited for. It is called before Run.
+func (r *Relay) SetGrace(grace time.Duration) { r.grace = grace }

@@ -1,0 +1,149 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"shop.example/platform/contract"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/topology"
+)
+
+func outboxCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "outbox",
+		Short: "List and send again events that the broker refused",
+		Long: `An event that the broker will not take, because no queue takes it or because it is too large, is parked: what
+follows it is published, and outbox_parked_waiting counts it until it is sent again. docs/operations.md says
+what to mend first.
+
+It works on the services' databases: <SCHEMA>_DATABASE_URL (ORDERS_DATABASE_URL), else DATABASE_URL, else those of
+the shop that runs in this workspace.`,
+		Example: "  shop outbox list\n  shop outbox resend --all",
+	}
+	cmd.AddCommand(outboxListCommand(), outboxResendCommand())
+	return cmd
+}
+
+func outboxListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the events that are parked, the oldest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t := table{
+				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
+			}
+			err := eachOutbox(cmd.Context(), func(schema string, pool *sqlx.DB) error {
+				parked, err := outbox.ListParked(cmd.Context(), pool)
+				for _, p := range parked {
+					t.add(text(p.MessageID), text(schema), text(printable(p.RoutingKey)), number(fmt.Sprint(p.Size)),
+						text(p.ParkedAt.Local().Format(time.DateTime)), text(printable(p.Reason)))
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			screenOf(cmd.OutOrStdout()).print(&t)
+			if len(t.rows) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "No event is parked.")
+			}
+			return nil
+		},
+	}
+}
+
+func outboxResendCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "resend [MESSAGE...]",
+		Short: "Put parked events back into the outbox",
+		Long: `Puts parked events back into the outbox, from where they are published within a second, under the same message
+ids. What the broker refuses again is parked again.`,
+		Example: "  shop outbox resend 0192f3a1-5ad9-8e4f-b0a7-6d3c8f5a2b10\n  shop outbox resend --all",
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			if all == (len(ids) > 0) {
+				return wrongUsage("give the message ids of shop outbox list, or --all")
+			}
+			missing := map[string]bool{}
+			for _, id := range ids {
+				missing[strings.ToLower(id)] = true
+			}
+			n := 0
+			err := eachOutbox(cmd.Context(), func(_ string, pool *sqlx.DB) error {
+				sent, err := outbox.Unpark(cmd.Context(), pool, ids)
+				for _, id := range sent {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is in the outbox again\n", id)
+					delete(missing, id)
+					n++
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			for id := range missing {
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s is not parked\n", printable(id))
+			}
+			if len(missing) > 0 {
+				return ExitCode(1)
+			}
+			if n == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "No event is parked.")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "all that are parked")
+	return cmd
+}
+
+// eachOutbox calls f with each schema that has an outbox and that the user of its URL may enter.
+func eachOutbox(ctx context.Context, f func(schema string, pool *sqlx.DB) error) error {
+	schemas := outboxSchemas()
+	urls, err := databaseURLs(ctx, schemas)
+	if err != nil {
+		return err
+	}
+	for _, schema := range schemas {
+		if err := inOutbox(ctx, urls[schema], schema, f); err != nil {
+			return fmt.Errorf("schema %s: %w", schema, err)
+		}
+	}
+	return nil
+}
+
+// outboxSchemas are those of the services that store what they publish.
+func outboxSchemas() (schemas []string) {
+	for _, s := range topology.Services() {
+		publishes := slices.ContainsFunc(contract.Events(), func(e contract.Event) bool { return slices.Contains(e.PublishedBy, s.Name) })
+		if publishes && s.Schema != "" {
+			schemas = append(schemas, s.Schema)
+		}
+	}
+	return schemas
+}
+
+func inOutbox(ctx context.Context, url, schema string, f func(schema string, pool *sqlx.DB) error) error {
+	pool, err := postgres.Open(ctx, url, schema, postgres.Options{Application: "shop outbox"})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	var has bool
+	err = pool.GetContext(ctx, &has, `
+		SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND c.relname = 'outbox_parked' AND has_schema_privilege(n.oid, 'USAGE'))`, schema)
+	if err != nil || !has {
+		return postgres.Classify(err)
+	}
+	return f(schema, pool)
+}
