@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
+	"shop.example/dev/controls"
+	"shop.example/dev/local"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/shop/controls"
-	"shop.example/shop/local"
 	"shop.example/topology"
 )
 

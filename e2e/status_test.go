@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"shop.example/shop/cli"
 	"shop.example/shop/command"
 	"shop.example/topology"
 )
@@ -179,7 +180,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 	s.place(t, 1, 1)
 	eventually(t, func() error {
 		out, err := status()
-		if !errors.Is(err, command.ExitCode(1)) || !strings.Contains(lines(out), "order no - not reachable") ||
+		if !errors.Is(err, cli.ExitCode(1)) || !strings.Contains(lines(out), "order no - not reachable") ||
 			!strings.Contains(lines(out), "order 1 0") || !strings.Contains(out, "does not say how many orders") {
 			return fmt.Errorf("it ended with: %w\n%s", err, out)
 		}
@@ -187,7 +188,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 	})
 	out, err := status("--json")
 	var st shopStatus
-	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, command.ExitCode(1)) || len(st.unready()) != 1 {
+	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, cli.ExitCode(1)) || len(st.unready()) != 1 {
 		t.Errorf("--json: %v, %v\n%s", parsed, err, out)
 	}
 }
