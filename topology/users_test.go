@@ -22,7 +22,12 @@ func management() string { return os.Getenv("AMQP_MANAGEMENT_URL") }
 // connect runs a service's connection until it is ready or has failed, and returns why.
 func connect(t *testing.T, url, service string) error {
 	t.Helper()
-	conn, err := messaging.Dial(url, messaging.Options{Topology: topology.Broker(), Service: service, Role: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return connectIn(t, topology.Broker(), url, service)
+}
+
+func connectIn(t *testing.T, in messaging.Topology, url, service string) error {
+	t.Helper()
+	conn, err := messaging.Dial(url, messaging.Options{Topology: in, Service: service, Role: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,5 +291,37 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 				t.Errorf("%s may not %s: %v", service, a.what, err)
 			}
 		}
+	}
+}
+
+// A service that only consumes is a row: its queues and rights follow, and nobody waits for it.
+func TestUsers_AServiceThatIsAddedHasItsOwnAndIsNobodysProblem(t *testing.T) {
+	t.Parallel()
+	with := topology.Broker()
+	with.Services = append(with.Services, messaging.Service{Name: "notifications", Bindings: topology.Broker().Services[0].Follows})
+	broker := brokertest.New(t)
+	urls := broker.Services(t, with)
+	if err := connectIn(t, with, urls["notifications"], "notifications"); err != nil {
+		t.Fatal(err)
+	}
+	for _, queue := range []string{"order", "notifications.copy", "dead-letter"} {
+		_, err := channel(t, urls["notifications"]).QueueDeclare(queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum})
+		if e, ok := errors.AsType[*amqp.Error](err); !ok || e.Code != amqp.AccessRefused {
+			t.Errorf("it may declare %s: %v", queue, err)
+		}
+	}
+	if _, err := channel(t, broker.URL).QueueDelete("notifications", false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range topology.Names() {
+		if err := connectIn(t, with, urls[other], other); err != nil {
+			t.Errorf("%s waits for it: %v", other, err)
+		}
+	}
+	if err := connectIn(t, with, urls["notifications"], "notifications"); err != nil { // declares it again
+		t.Error(err)
+	}
+	if err := provision.Compare(t.Context(), with, management(), broker.Vhost); err != nil {
+		t.Error(err)
 	}
 }
