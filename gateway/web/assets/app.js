@@ -29,7 +29,7 @@ async function admitOperator() {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 401) {
       forgetToken();
-      setText($('operator-hint'), 'This operator token is not valid here. Open the link that shop up printed last.');
+      setText($('operator-hint'), 'This operator token is not valid here. Open the link that make up printed last.');
       return;
     }
     // The log is away: the token may well be good, and the operator is here to see what is wrong.
