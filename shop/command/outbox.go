@@ -37,6 +37,9 @@ func outboxListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the events that are parked, the oldest first",
+		Long: `Lists the events that the broker refused, with the reason: of all schemas that the database's user may read.
+MESSAGE is what resend takes.`,
+		Example: "  shop outbox list",
 		Args:  cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
