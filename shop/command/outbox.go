@@ -40,7 +40,7 @@ func outboxListCommand() *cobra.Command {
 		Long: `Lists the events that the broker refused, with the reason: of all schemas that the database's user may read.
 MESSAGE is what resend takes.`,
 		Example: "  shop outbox list",
-		Args:  cli.Args(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
 				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
