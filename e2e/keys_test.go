@@ -15,14 +15,14 @@ import (
 
 // spelledTwice are the files that spell a routing key although they are neither contracts, documents nor tests, and why.
 var spelledTwice = map[string]string{
-	"topology/topology.go":             "the table of services has the patterns",
-	"topology/definitions.json":        "written by make generate",
-	"gateway/page/assets/contracts.js": "written by make generate",
-	"bench/measure/floor.go":           "the bare minimum that the shop is compared with has no contracts",
-	"bench/measure/floor_stock.go":     "as above",
-	"bench/measure/preload.go":         "SQL that writes a past of the shop as it is stored",
-	"gateway/page/index.html":          "an example of a pattern, for people",
-	"examples/client/main.go":          "a client, which knows of the shop what its documents say",
+	"topology/topology.go":            "the table of services has the patterns",
+	"topology/definitions.json":       "written by make generate",
+	"gateway/web/assets/contracts.js": "written by make generate",
+	"bench/measure/floor.go":          "the bare minimum that the shop is compared with has no contracts",
+	"bench/measure/floor_stock.go":    "as above",
+	"bench/measure/preload.go":        "SQL that writes a past of the shop as it is stored",
+	"gateway/web/index.html":          "an example of a pattern, for people",
+	"examples/client/main.go":         "a client, which knows of the shop what its documents say",
 }
 
 // A routing key that stands in code a second time is the one that is forgotten when the contract is changed: nothing

@@ -134,7 +134,7 @@ func TestStatus_ServicesThatAreAwayAreNamedAndDoNotHoldItUp(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 	for _, said := range unready {
-		if !strings.HasSuffix(said, ": it cannot be reached") && !strings.Contains(said, "has not answered within 1s") {
+		if !strings.HasSuffix(said, ": not reachable") && !strings.Contains(said, "no answer within 1s") {
 			t.Errorf("it says %q", said)
 		}
 	}
@@ -179,7 +179,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 	s.place(t, 1, 1)
 	eventually(t, func() error {
 		out, err := status()
-		if !errors.Is(err, cli.ExitCode(1)) || !strings.Contains(lines(out), "order no - it cannot be reached") ||
+		if !errors.Is(err, cli.ExitCode(1)) || !strings.Contains(lines(out), "order no - not reachable") ||
 			!strings.Contains(lines(out), "order 1 0") || !strings.Contains(out, "does not say how many orders") {
 			return fmt.Errorf("it ended with: %w\n%s", err, out)
 		}

@@ -1,5 +1,5 @@
 // Command gateway serves the shop's API, REST and gRPC on one port. Its configuration is in the environment; see
-// edge.Config. `gateway healthcheck` asks the running one whether it is ready.
+// server.Config. `gateway healthcheck` asks the running one whether it is ready.
 package main
 
 import (
@@ -9,7 +9,7 @@ import (
 
 	"github.com/caarlos0/env/v11"
 
-	"shop.example/gateway/edge"
+	"shop.example/gateway/server"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 )
@@ -17,7 +17,7 @@ import (
 func main() { service.Main("gateway", run) }
 
 func run(ctx context.Context) error {
-	cfg := edge.Config{Telemetry: telemetry.Config{Service: "gateway"}}
+	cfg := server.Config{Telemetry: telemetry.Config{Service: "gateway"}}
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -29,7 +29,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer t.Shutdown(ctx)
-	s, err := edge.New(ctx, cfg, t)
+	s, err := server.New(ctx, cfg, t)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"shop.example/dev/local"
-	"shop.example/gateway/edge"
+	"shop.example/gateway/rest"
 	"shop.example/platform/apierror"
 	"shop.example/shop/audit"
 	"shop.example/topology"
@@ -46,10 +46,10 @@ type Config struct {
 }
 
 // New returns what makes the controls of a shop, for local.Config.
-func New(cfg Config) func(*local.Shop) []edge.Control {
-	return func(shop *local.Shop) []edge.Control {
+func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
+	return func(shop *local.Shop) []rest.DemoHandler {
 		c := &controls{Config: cfg, shop: shop}
-		return []edge.Control{
+		return []rest.DemoHandler{
 			{Method: http.MethodGet, Path: "/demo", Call: c.list},
 			{Method: http.MethodPost, Path: "/demo/services/{service}/stop", Call: c.stop},
 			{Method: http.MethodPost, Path: "/demo/services/{service}/start", Call: c.start},

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"shop.example/gateway/edge"
+	"shop.example/gateway/ingress"
+	"shop.example/gateway/rest"
+	"shop.example/gateway/server"
 	"shop.example/platform/outbox"
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
@@ -42,12 +44,12 @@ type Config struct {
 	// PprofAddr is where the profiles of the process are served.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 
-	// Door is the gateway's.
-	Door edge.DoorConfig
+	// Ingress is the gateway's.
+	Ingress ingress.Config
 
 	// Controls, where it is set, returns calls for operators that are added to the gateway's REST API. It is called before
 	// the gateway is built; the calls come when the shop runs.
-	Controls func(*Shop) []edge.Control
+	Controls func(*Shop) []rest.DemoHandler
 
 	// TLS is for the services' addresses to be open to other machines. All services have the one certificate.
 	TLS transport.MutualTLS
@@ -76,7 +78,7 @@ func OneBroker(amqpURL string) map[string]string {
 
 // Shop is all services, listening.
 type Shop struct {
-	Gateway   *edge.Service
+	Gateway   *server.Service
 	Order     *Service
 	Inventory *Service
 	Logging   *Service
@@ -131,16 +133,16 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
 		return nil, err
 	}
-	front := edge.Config{
+	front := server.Config{
 		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
-		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Door: cfg.Door,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Ingress: cfg.Ingress,
 	}
 	if cfg.Controls != nil {
-		front.Controls = cfg.Controls(s)
+		front.DemoHandlers = cfg.Controls(s)
 	}
-	s.Gateway, err = edge.New(ctx, front, s.telemetry)
+	s.Gateway, err = server.New(ctx, front, s.telemetry)
 	return s, err
 }
 

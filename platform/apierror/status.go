@@ -64,3 +64,13 @@ func complete(s *status.Status) *status.Status {
 	}
 	return detailed
 }
+
+// ReasonOf returns the reason in the ErrorInfo of err; "" if it has none of this project's domain.
+func ReasonOf(err error) string {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == Domain {
+			return info.GetReason()
+		}
+	}
+	return ""
+}

@@ -141,8 +141,16 @@ func TestStates_TheAuditKnowsEveryStateAndReasonOfTheContract(t *testing.T) {
 	values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
 	for i := range values.Len() {
 		reason := string(values.Get(i).Name())
-		if _, known := decidedAlone[reason]; !known && values.Get(i).Number() != 0 {
-			t.Errorf("OrderRejected.Reason %s: say in decidedAlone whether the order service gives it without inventory", reason)
+		f := &facts{id: "o", order: &order{state: "REJECTED", reason: reason}}
+		if !decidedAlone[reason] {
+			f.decision = &decision{reason: reason}
+		}
+		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 {
+			t.Errorf("an order that was rejected for %s: %v", reason, found)
+		}
+		f.decision = &decision{reason: "ANOTHER"}
+		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 == decidedAlone[reason] {
+			t.Errorf("an order that was rejected for %s, and by inventory for another reason: %v", reason, found)
 		}
 	}
 }

@@ -35,13 +35,8 @@ var eventsOf = map[string][]string{
 	"REJECTED":  {placed, rejected},
 }
 
-// decidedAlone says of each reason of a rejection whether the order service gives it without inventory.
+// decidedAlone are the reasons for which the order service rejects an order without inventory.
 var decidedAlone = map[string]bool{
-	eventsv1.OrderRejected_OUT_OF_STOCK.String():           false,
-	eventsv1.OrderRejected_UNKNOWN_PRODUCT.String():        false,
-	eventsv1.OrderRejected_PRICE_CHANGED.String():          false,
-	eventsv1.OrderRejected_AMOUNT_TOO_LARGE.String():       false,
-	eventsv1.OrderRejected_MIXED_CURRENCIES.String():       false,
 	eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED.String(): true,
 	eventsv1.OrderRejected_DISCARDED.String():              true,
 }

@@ -54,7 +54,7 @@ func run(dir string) error {
 	if err := os.WriteFile(bootstrap, sql, 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing the script that makes the roles: %w", err)
 	}
-	page := filepath.Join(dir, "gateway", "page", "assets", "contracts.js")
+	page := filepath.Join(dir, "gateway", "web", "assets", "contracts.js")
 	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing what the page knows of events: %w", err)
 	}

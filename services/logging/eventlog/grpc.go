@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"log/slog"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -16,6 +18,7 @@ import (
 	"shop.example/domain/orderid"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
 )
 
@@ -164,6 +167,16 @@ func (s eventLogServer) ResendEvents(ctx context.Context, req *loggingv1.ResendE
 	orders := make([]uuid.UUID, len(req.GetOrderIds()))
 	for i, id := range req.GetOrderIds() {
 		orders[i] = uuid.MustParse(id) // as the contract says
+	}
+	err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		target := "order " + req.GetOrderIds()[0]
+		if len(orders) > 1 {
+			target = fmt.Sprintf("%d orders", len(orders))
+		}
+		return recordAction(ctx, tx, loggingv1.EventLogService_ResendEvents_FullMethodName, target, "events that were not handled")
+	})
+	if err != nil {
+		return nil, err
 	}
 	events, err := s.reconciler.resendOrders(ctx, orders)
 	if err != nil {

@@ -82,19 +82,12 @@ func (s search) next(id int64, done bool) string {
 	return stage + pageToken(id, s.whose)
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. That a person's data are handed out is recorded before.
+// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
+// before, and each search.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	at, err := newSearch(req.GetPerson(), req.GetPageToken())
 	if err != nil {
 		return nil, err
-	}
-	if req.GetPageToken() == "" {
-		err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-			return recordAction(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, at.person.String(), "events and dead letters")
-		})
-		if err != nil {
-			return nil, err
-		}
 	}
 	resp := &customerv1.FindPersonalDataResponse{}
 	switch at.stage {
@@ -142,7 +135,13 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 		}
 		resp.NextPageToken = at.next(last, done)
 	}
-	return resp, nil
+	// Whatever the token says: who makes one up is recorded, too.
+	if len(resp.GetRecords()) == 0 && req.GetPageToken() != "" {
+		return resp, nil
+	}
+	return resp, postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		return recordAction(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, at.person.String(), "events and dead letters")
+	})
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. What is left of an OrderPlaced breaks its contract, so

@@ -160,7 +160,7 @@ func TestPersonalData_IsFoundInEventsAndDeadLetters(t *testing.T) {
 	if strings.Contains(text.String(), "bob") {
 		t.Errorf("another's data are in %s", text.String())
 	}
-	if got := count(t, s.db, "SELECT count(*) FROM operator_action WHERE method = 'shop.customer.v1.CustomerService/ExportCustomer'"); got != 1 {
+	if got := count(t, s.db, "SELECT count(*) FROM operator_action WHERE method = 'shop.customer.v1.CustomerService/ExportCustomer'"); got != 3 { // each answer that hands something out
 		t.Errorf("the export is recorded %d times", got)
 	}
 }
@@ -325,5 +325,22 @@ func TestPersonalData_ATokenIsOfOnePerson(t *testing.T) {
 	}
 	if _, err := s.FindPersonalData(t.Context(), &customerv1.FindPersonalDataRequest{Person: ada, PageToken: at.next(7, false)}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A page token that an operator made up led past the record.
+func TestPersonalData_WhatIsHandedOutIsRecordedWhateverTheTokenSays(t *testing.T) {
+	t.Parallel()
+	s := people(t)
+	write(t, s.db, deliveryOf(t, placedBy("ada@example.org", "")))
+	md, _ := metadata.FromOutgoingContext(asOperator(t.Context(), "eve"))
+	ctx := metadata.NewIncomingContext(t.Context(), md)
+	person := &customerv1.Person{Email: "ada@example.org"}
+	resp, err := s.FindPersonalData(ctx, &customerv1.FindPersonalDataRequest{Person: person, PageToken: inEvents + pageToken(0, person)})
+	if err != nil || len(resp.GetRecords()) != 1 {
+		t.Fatalf("found %v, %v", resp, err)
+	}
+	if n := count(t, s.db, "SELECT count(*) FROM operator_action WHERE operator = 'eve'"); n != 1 {
+		t.Errorf("%d records of it, want 1", n)
 	}
 }

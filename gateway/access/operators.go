@@ -1,0 +1,70 @@
+package access
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+const (
+	// minToken is the least length of an operator token, in characters: a shorter one can be guessed.
+	minToken = 16
+	// unnamedOperator is who sends SHOP_OPERATOR_TOKEN.
+	unnamedOperator = "operator token"
+)
+
+// operatorName is what a name may be: it is written to logs and records.
+var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
+
+// Operators are the tokens that make their senders operators. A name may have several, while one replaces another.
+type Operators []namedToken
+
+type namedToken struct {
+	name string
+	sum  [sha256.Size]byte // of the token: comparing hashes tells nothing about the token's length
+}
+
+// ParseOperators reads SHOP_OPERATOR_TOKEN, "" for none, and the entries name:token of SHOP_OPERATOR_TOKENS. No error has a
+// token in it.
+func ParseOperators(token string, named []string) (Operators, error) {
+	var o Operators
+	if token != "" {
+		if len(token) < minToken {
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKEN is too short: it needs at least %d characters", minToken)
+		}
+		o = o.with(unnamedOperator, token)
+	}
+	for i, entry := range named {
+		name, token, ok := strings.Cut(strings.TrimSpace(entry), ":")
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: entry %d has no name: write name:token, with commas between entries", i+1)
+		case !operatorName.MatchString(name):
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: the name of entry %d must be 1 to 64 letters, digits, dots, dashes, underscores or @", i+1)
+		case len(token) < minToken:
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: the token of %s is too short: it needs at least %d characters", name, minToken)
+		}
+		if other, known := o.find(token); known {
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: %s and %s have the same token: give each a token of their own", name, other)
+		}
+		o = o.with(name, token)
+	}
+	return o, nil
+}
+
+func (o Operators) with(name, token string) Operators {
+	return append(o, namedToken{name, sha256.Sum256([]byte(token))})
+}
+
+// find returns whose token it is. It takes the same time whatever the token is.
+func (o Operators) find(token string) (name string, ok bool) {
+	sum := sha256.Sum256([]byte(token))
+	for _, t := range o {
+		if subtle.ConstantTimeCompare(sum[:], t.sum[:]) == 1 {
+			name, ok = t.name, true
+		}
+	}
+	return name, ok
+}

@@ -1,0 +1,264 @@
+// Package ingress is what every call to the gateway meets first, REST or gRPC. It knows the client (client.go), limits how
+// often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
+// (memory.go) and how many connections it has (listener.go), and terminates TLS (tls.go). What it lets through goes to the
+// gRPC server or to REST (ingress.go).
+package ingress
+
+import (
+	"context"
+	"encoding/base64"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/gateway/access"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
+)
+
+// Config says who may call, and how much. Each limit has a default.
+type Config struct {
+	RateLimit RateLimit
+	OIDC      access.OIDC
+	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 if it is 0.
+	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
+	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 if it is 0. One client may have two
+	// thirds of them.
+	MaxCalls int `env:"SHOP_MAX_CALLS"`
+	// MaxConnections is how many connections may be open at a time; 3000 if it is 0. One address may have two thirds of
+	// them, or all if the addresses are those of proxies.
+	MaxConnections int `env:"SHOP_MAX_CONNECTIONS"`
+}
+
+// Ingress is the http.Handler of all calls. It is safe for concurrent use.
+type Ingress struct {
+	GRPC    http.Handler
+	REST    restHandler
+	Clients ClientIdentifier
+	rate    *rateLimiter // of all calls; nil for no limit
+	paths   *PathLimits  // nil for none
+	logins  *logins      // nil if nobody watches
+	Limits  Limits
+	// WriteTimeout is how long a client of a gRPC stream may leave a message unread.
+	WriteTimeout time.Duration
+}
+
+// restHandler answers a REST call, or its refusal if that is not nil.
+type restHandler interface {
+	ServeCall(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error)
+}
+
+// New returns an Ingress that passes calls on to grpc and rest.
+func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
+	rate, err := newRateLimiter(cfg.RateLimit, meter)
+	if err != nil {
+		return nil, err
+	}
+	logins, err := newLogins(meter, log)
+	if err != nil {
+		return nil, err
+	}
+	return &Ingress{
+		GRPC: grpc, REST: rest, Clients: callers, rate: rate, paths: paths, logins: logins, Limits: l, WriteTimeout: SlowReaderTimeout,
+	}, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	call := CallMemory{limiter: d.Limits.Memory, client: d.Clients.Identify(r)}
+	refusal := d.check(r, call.client)
+	if refusal == nil {
+		defer d.Limits.Calls.Release(call.client, 1)
+		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
+			r = r.WithContext(withLogin(r.Context(), &login{d.logins, call.client.subject, d.Clients.address(r)}))
+		}
+	}
+	if isGRPC(r) {
+		d.serveGRPC(w, r, call, refusal)
+		return
+	}
+	setSecurityHeaders(w.Header(), r.TLS != nil)
+	d.REST.ServeCall(w, r, call, refusal)
+}
+
+// crossOrigin recognises calls that a page of another site made a browser send, by Sec-Fetch-Site and Origin.
+var crossOrigin http.CrossOriginProtection
+
+// check returns an error if the call is refused. One that is not counts as open.
+func (d *Ingress) check(r *http.Request, from Client) error {
+	if d.rate != nil {
+		if err := d.rate.allow(r, from); err != nil {
+			return err
+		}
+	}
+	if d.paths != nil {
+		if l := d.paths.byPath[r.URL.Path]; l != nil {
+			if err := l.allow(r, from); err != nil {
+				return err
+			}
+		}
+	}
+	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
+		if err := d.logins.check(r.Context(), from.subject, d.Clients.address(r)); err != nil {
+			return err
+		}
+	}
+	if err := crossOrigin.Check(r); err != nil && !isGRPC(r) { // a browser sends gRPC only after a preflight, which is refused
+		return apierror.New(codes.PermissionDenied, "CROSS_ORIGIN", "a page of another site may not make this call").WithCause(err)
+	}
+	if e := d.Limits.Calls.Acquire(from, 1); e != nil {
+		return tooManyCalls(e)
+	}
+	return nil
+}
+
+// serveGRPC passes a call on within the server's limits: the request must arrive within readTimeout, and the call must end
+// within writeTimeout. Streams have no such end; they end when their client leaves a message unread for too long.
+func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error) {
+	if refusal == nil && r.URL.Path == healthv1.Health_Watch_FullMethodName { // other streams are counted when they are forwarded, after access is checked
+		if e := d.Limits.Streams.Acquire(h.client, 1); e != nil {
+			refusal = TooManyStreams(e)
+		} else {
+			defer d.Limits.Streams.Release(h.client, 1)
+		}
+	}
+	if refusal != nil {
+		w.Header().Set("Content-Type", "application/grpc")
+		setTrailers(w.Header(), apierror.Status(refusal)) // a response without messages has its trailers as headers
+		return
+	}
+	call := &grpcCall{ResponseWriter: w, memory: h}
+	defer call.memory.Release()
+	call.request = RequestReader{ReadCloser: r.Body, Held: &call.memory, max: MaxBody + grpcPrefix, keepsBuffers: true}
+	r.Body = &call.request
+	switch r.URL.Path {
+	case loggingv1.EventLogService_StreamEvents_FullMethodName, healthv1.Health_Watch_FullMethodName:
+		ctx, cancel := context.WithCancel(WithClient(r.Context(), h.client))
+		defer cancel()
+		call.clearDeadlines(d.WriteTimeout, cancel)
+		r = r.WithContext(ctx)
+	}
+	d.GRPC.ServeHTTP(call, r)
+	if call.failed {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
+	}
+	completeTrailers(w.Header(), call.request.Refusal)
+}
+
+// grpcPrefix is the length of what precedes each message of gRPC, in bytes.
+const grpcPrefix = 5
+
+// grpcCall is the response to a gRPC call, with its request.
+type grpcCall struct {
+	http.ResponseWriter
+	request RequestReader
+	memory  CallMemory
+	failed  bool
+
+	// Of a stream: a client that does not read a message in time is cut off. gRPC itself would wait as long as the connection
+	// lasts.
+	control      *http.ResponseController // nil for others
+	writeTimeout time.Duration
+	cancel       context.CancelFunc // gRPC ignores the errors of writes
+	writing      bool
+}
+
+// clearDeadlines takes the server's limits off a call: each message has its own.
+func (c *grpcCall) clearDeadlines(timeout time.Duration, cancel context.CancelFunc) {
+	c.control, c.writeTimeout, c.cancel = http.NewResponseController(c.ResponseWriter), timeout, cancel
+	_ = c.control.SetWriteDeadline(time.Time{})
+}
+
+// Write writes a part of a message.
+func (c *grpcCall) Write(part []byte) (int, error) {
+	c.begin()
+	n, err := c.memory.Write(c.ResponseWriter, part)
+	if err != nil {
+		c.fail()
+	}
+	return n, err
+}
+
+// Flush ends a message. There is no deadline until the next one begins.
+func (c *grpcCall) Flush() {
+	if c.control == nil {
+		c.ResponseWriter.(http.Flusher).Flush()
+		return
+	}
+	c.begin()
+	if err := c.control.Flush(); err != nil {
+		c.fail()
+		return
+	}
+	c.writing = false
+	_ = c.control.SetWriteDeadline(time.Time{})
+}
+
+func (c *grpcCall) begin() {
+	if c.control != nil && !c.writing {
+		c.writing = true
+		_ = c.control.SetWriteDeadline(time.Now().Add(c.writeTimeout))
+	}
+}
+
+func (c *grpcCall) fail() {
+	c.failed = true
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+// isGRPC says whether a call is gRPC's. All others are served as REST, so that a browser gets an error that it can show.
+func isGRPC(r *http.Request) bool {
+	kind, isGRPC := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
+	return isGRPC && r.ProtoMajor == 2 && r.Method == http.MethodPost && (kind == "" || kind[0] == '+' || kind[0] == ';')
+}
+
+const (
+	grpcStatus  = "Grpc-Status"
+	grpcMessage = "Grpc-Message"
+	grpcDetails = "Grpc-Status-Details-Bin"
+)
+
+// unreadableMessage begins what the gRPC library says of a request that it cannot decode, under the code INTERNAL.
+const unreadableMessage = "grpc: failed to unmarshal the received message"
+
+// completeTrailers gives errors of the gRPC library itself, which no interceptor sees, what every other error has: an
+// ErrorInfo, and no internal text. The library answers by itself if the request is too large or cannot be decoded, and if
+// the method is not known. unread is why the request was not read to its end; nil if it was.
+func completeTrailers(trailer http.Header, unread error) {
+	code, err := strconv.ParseUint(trailer.Get(grpcStatus), 10, 32)
+	if err != nil || code == uint64(codes.OK) || trailer.Get(grpcDetails) != "" {
+		return
+	}
+	message, err := url.PathUnescape(trailer.Get(grpcMessage))
+	if err != nil {
+		message = ""
+	}
+	refusal := status.Error(codes.Code(code), message)
+	switch {
+	case unread != nil:
+		refusal = unread
+	case strings.HasPrefix(message, unreadableMessage): // the library exports no error to compare with
+		refusal = apierror.New(codes.InvalidArgument, "INVALID_PROTOBUF", "the request is not a message of the type that the call takes")
+	}
+	setTrailers(trailer, apierror.Status(refusal))
+}
+
+// setTrailers writes a status the way gRPC does.
+func setTrailers(trailer http.Header, s *status.Status) {
+	trailer.Set(grpcStatus, strconv.FormatUint(uint64(s.Code()), 10))
+	trailer.Set(grpcMessage, strings.ReplaceAll(url.PathEscape(s.Message()), "%20", " "))
+	if details, err := proto.Marshal(s.Proto()); err == nil {
+		trailer.Set(grpcDetails, base64.RawStdEncoding.EncodeToString(details))
+	}
+}

@@ -1,0 +1,113 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/netip"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"shop.example/platform/apierror"
+)
+
+// failedRate bounds the failed logins from an address, whatever RATE_LIMIT says: tokens cannot be tried in numbers.
+var failedRate = RateLimit{PerSecond: 1, Burst: 20}
+
+// logins limits how often one address may send tokens that are not valid. After too many, a valid token is refused from
+// there, too: else a token could be guessed by trying. The exception are operators and customers who were let in from the
+// same address before, so that a stranger behind the same proxy cannot lock them out. It is safe for concurrent use.
+type logins struct {
+	failures *rateLimiter // a bucket an address
+	known    *lru.Cache[Client, struct{}]
+	failed   metric.Int64Counter
+	log      *slog.Logger
+}
+
+func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
+	failures, err := newRateLimiter(failedRate, meter)
+	if err != nil {
+		return nil, err
+	}
+	known, err := lru.New[Client, struct{}](maxClients)
+	if err != nil {
+		return nil, fmt.Errorf("known clients: %w", err)
+	}
+	failed, err := meter.Int64Counter("gateway.logins.failed", metric.WithDescription("Calls whose token is not valid, or does not give the role that they need."))
+	if err != nil {
+		return nil, fmt.Errorf("metrics of logins: %w", err)
+	}
+	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
+}
+
+// check returns an error if tokens from this address are refused for now. subject is whom the token is for; "" if that
+// is not known before it is verified. A call is checked when it comes in, and again before its token is verified: many calls
+// that come in together, each with a request that arrives slowly, would all pass the first check.
+func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
+	client := Client{subject: subject, addr: at}
+	if subject != "" && l.known.Contains(client) {
+		return nil
+	}
+	if bucket, any := l.failures.buckets.Get(Client{addr: at}); any {
+		if missing := 1 - bucket.TokensAt(time.Now()); missing > 0 {
+			l.failed.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", "TOO_MANY_FAILED_LOGINS")))
+			wait := time.Duration(math.Ceil(missing/l.failures.PerSecond*1000)) * time.Millisecond
+			return apierror.New(codes.ResourceExhausted, "TOO_MANY_FAILED_LOGINS", "too many tokens from this address were not valid").WithRetryAfter(wait)
+		}
+	}
+	return nil
+}
+
+// login is a call that sends a token.
+type login struct {
+	*logins
+	subject string // whom the token is for, if that is known before it is verified
+	at      netip.Addr
+}
+
+type loginKey struct{}
+
+func withLogin(ctx context.Context, l *login) context.Context {
+	return context.WithValue(ctx, loginKey{}, l)
+}
+
+// Login is an access.Login: it limits, counts and logs failed logins from the address that the call of ctx comes from.
+func Login(ctx context.Context, check func() error) error {
+	l, ok := ctx.Value(loginKey{}).(*login)
+	if !ok {
+		return check()
+	}
+	if err := l.check(ctx, l.subject, l.at); err != nil {
+		return err
+	}
+	err := check()
+	if err != nil {
+		l.fail(ctx, err)
+	} else if l.subject != "" {
+		l.known.Add(Client{subject: l.subject, addr: l.at}, struct{}{})
+	}
+	return err
+}
+
+// fail counts and logs that the call of ctx was refused because of its token. It does not log the token, and no more lines
+// for an address than it may have failed logins.
+func (l *login) fail(ctx context.Context, err error) {
+	var refusal *apierror.Error
+	if code := status.Code(err); !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {
+		return // the issuer of tokens may be unavailable, which is not the client's fault
+	}
+	reason := refusal.Reason()
+	l.failed.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
+	if l.failures.bucket(Client{addr: l.at}).Allow() {
+		method, _ := grpc.Method(ctx)
+		l.log.WarnContext(ctx, "login failed", "reason", reason, "address", l.at.String(), "method", method)
+	}
+}

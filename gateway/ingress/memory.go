@@ -1,0 +1,110 @@
+package ingress
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"shop.example/platform/apierror"
+)
+
+const (
+	// MaxBody bounds a request, in bytes.
+	MaxBody = 1 << 20
+	// maxMemory bounds, in bytes, the requests that are being read and the responses that are being written, all together;
+	// one client may have a quarter of it.
+	maxMemory = 32 << 20
+	// FreeRequest and freeAnswer are what a call may hold uncounted: the number of calls is bounded, and the server has
+	// buffers of about this size for each of them anyway.
+	FreeRequest = 16 << 10
+	freeAnswer  = 4 << 10
+	// memoryStep is how much more of a request is counted at a time.
+	memoryStep = 16 << 10
+)
+
+// CallMemory counts what one call holds in memory for a client: its request until the call ends, and its response until
+// the client has read it, which may take long. A request may be read while a response is written; otherwise it is not for
+// concurrent use.
+type CallMemory struct {
+	limiter      *Limiter
+	client       Client
+	requestBytes int // bytes that are counted
+}
+
+// Release ends the call.
+func (h *CallMemory) Release() { h.limiter.Release(h.client, h.requestBytes) }
+
+// errSlowReader says that a response was not written because its client leaves too much unread.
+var errSlowReader = errors.New("the client leaves too much unread")
+
+// Write writes a response, or a part of one, to w. After errSlowReader the call must be cut off: the response is
+// incomplete.
+func (h *CallMemory) Write(w io.Writer, part []byte) (int, error) {
+	if len(part) <= freeAnswer {
+		return w.Write(part)
+	}
+	if h.limiter.Acquire(h.client, len(part)) != nil {
+		return 0, errSlowReader
+	}
+	defer h.limiter.Release(h.client, len(part))
+	return w.Write(part)
+}
+
+// RequestReader reads the body of a request, and counts it.
+type RequestReader struct {
+	io.ReadCloser
+	Held *CallMemory
+	// max is how many bytes there may be; 0 if the limit is enforced elsewhere.
+	max int
+	// keepsBuffers says that whoever reads keeps each buffer whole, for a single byte too: gRPC does.
+	keepsBuffers bool
+
+	length, kept int
+	Refusal      error // why no more is read, if that is not the connection's fault
+}
+
+// Read implements io.Reader.
+func (b *RequestReader) Read(p []byte) (int, error) {
+	if b.Refusal != nil {
+		return 0, b.Refusal
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.length += n
+	b.kept += n
+	if b.keepsBuffers && n > 0 {
+		b.kept += len(p) - n
+	}
+	switch {
+	case b.max > 0 && b.length > b.max:
+		b.Refusal = status.Errorf(codes.ResourceExhausted, "the request is larger than %d bytes", b.max)
+	case !b.count():
+		b.Refusal = errTooMuchMemory
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		b.Refusal = ErrRequestTimeout
+	default:
+		return n, err
+	}
+	return 0, b.Refusal
+}
+
+// count counts what is kept beyond FreeRequest, and says whether there is room for it.
+func (b *RequestReader) count() bool {
+	for b.kept > FreeRequest+b.Held.requestBytes {
+		if b.Held.limiter.Acquire(b.Held.client, memoryStep) != nil {
+			return false
+		}
+		b.Held.requestBytes += memoryStep
+	}
+	return true
+}
+
+// What is answered to requests that are not read to their end.
+var (
+	ErrRequestTimeout = apierror.New(codes.DeadlineExceeded, "REQUEST_TIMEOUT", "the request did not arrive whole within %s", readTimeout)
+	errTooMuchMemory  = apierror.New(codes.ResourceExhausted, "TOO_MUCH_AT_ONCE",
+		"too much is being sent at the same time; send one large request after the other").WithRetryAfter(time.Second)
+)

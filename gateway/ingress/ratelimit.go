@@ -1,0 +1,120 @@
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+
+	"shop.example/platform/apierror"
+)
+
+// maxClients is how many clients have a bucket at a time, some 10 MB. The least recent one is dropped for a new one, and
+// starts again with a full bucket: its old one would be full by then, too, unless so many clients call at once that their
+// number is the problem.
+const maxClients = 1 << 15
+
+// RateLimit bounds how often one client may call one gateway. There is no limit by default: on a developer's machine all
+// calls come from one address, those of a load test, too.
+type RateLimit struct {
+	// PerSecond is how many calls a client may make a second, REST and gRPC together; 0 for no limit.
+	PerSecond float64 `env:"RATE_LIMIT" envDefault:"0"`
+	// Burst is how many it may make at once; 0 for two seconds' worth.
+	Burst int `env:"RATE_LIMIT_BURST" envDefault:"0"`
+	// TrustedProxies is how many proxies in front of the gateway append to X-Forwarded-For. With 0 that header is ignored:
+	// any client can send it.
+	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
+}
+
+// PathLimits are limits of calls to some paths alone, beside the one of all calls. Add them before the first call.
+type PathLimits struct {
+	meter  metric.Meter
+	byPath map[string]*rateLimiter
+}
+
+// NewPathLimits returns no limits yet.
+func NewPathLimits(meter metric.Meter) *PathLimits {
+	return &PathLimits{meter: meter, byPath: map[string]*rateLimiter{}}
+}
+
+// Add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
+func (p *PathLimits) Add(cfg RateLimit, paths ...string) error {
+	l, err := newRateLimiter(cfg, p.meter)
+	for _, path := range paths {
+		p.byPath[path] = l
+	}
+	return err
+}
+
+// rateLimiter gives each client a token bucket. It is safe for concurrent use.
+type rateLimiter struct {
+	RateLimit
+	buckets *lru.Cache[Client, *rate.Limiter]
+	refused metric.Int64Counter
+}
+
+// newRateLimiter returns nil if there is no limit.
+func newRateLimiter(cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
+	switch {
+	case cfg.PerSecond < 0 || math.IsNaN(cfg.PerSecond):
+		return nil, errors.New("RATE_LIMIT must be 0 (no limit) or more calls a second")
+	case cfg.Burst < 0:
+		return nil, errors.New("RATE_LIMIT_BURST must be 0 (two seconds' worth) or more calls")
+	case cfg.TrustedProxies < 0:
+		return nil, errors.New("TRUSTED_PROXIES must be 0 (none) or more proxies")
+	case cfg.PerSecond == 0:
+		return nil, nil
+	case cfg.Burst == 0:
+		cfg.Burst = int(min(math.Ceil(2*cfg.PerSecond), math.MaxInt32))
+	}
+	buckets, err := lru.New[Client, *rate.Limiter](maxClients)
+	if err != nil {
+		return nil, fmt.Errorf("rate limit: %w", err)
+	}
+	refused, err := meter.Int64Counter("gateway.rate_limited", metric.WithDescription("Calls refused because their client makes too many."))
+	if err != nil {
+		return nil, fmt.Errorf("metrics of the rate limit: %w", err)
+	}
+	return &rateLimiter{RateLimit: cfg, buckets: buckets, refused: refused}, nil
+}
+
+var (
+	overREST = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "rest")))
+	overGRPC = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "grpc")))
+)
+
+// allow returns an error if the client has called too often.
+func (l *rateLimiter) allow(r *http.Request, from Client) error {
+	now := time.Now()
+	bucket := l.bucket(from)
+	if bucket.AllowN(now, 1) {
+		return nil
+	}
+	api := overREST
+	if isGRPC(r) {
+		api = overGRPC
+	}
+	l.refused.Add(r.Context(), 1, api)
+	missing := 1 - bucket.TokensAt(now)
+	wait := time.Duration(math.Ceil(max(missing, 0)/l.PerSecond*1000)) * time.Millisecond
+	return apierror.New(codes.ResourceExhausted, "RATE_LIMITED", "too many calls: one client may make %g a second", l.PerSecond).
+		WithRetryAfter(max(wait, time.Millisecond))
+}
+
+func (l *rateLimiter) bucket(from Client) *rate.Limiter {
+	if bucket, known := l.buckets.Get(from); known {
+		return bucket
+	}
+	bucket := rate.NewLimiter(rate.Limit(l.PerSecond), l.Burst)
+	if other, known, _ := l.buckets.PeekOrAdd(from, bucket); known { // another call of the same client was first
+		return other
+	}
+	return bucket
+}

@@ -1,0 +1,84 @@
+// Package intake takes orders. An order gets its id (orderid.go), is published to the broker, and is PENDING then (orders.go);
+// a client that wants to wait for the decision is told when it is made (decisions.go). checkout.go is the gRPC service.
+package intake
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"shop.example/domain/email"
+	"shop.example/domain/orderstate"
+	"shop.example/domain/text"
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/apierror"
+)
+
+// checkout implements CheckoutService.
+type checkout struct {
+	checkoutv1.UnimplementedCheckoutServiceServer
+	orders    *Orders
+	decisions *Decisions
+}
+
+// NewCheckout returns the service that takes orders. decisions may be nil if no client waits.
+func NewCheckout(orders *Orders, decisions *Decisions) checkoutv1.CheckoutServiceServer {
+	return checkout{orders: orders, decisions: decisions}
+}
+
+// PlaceOrder publishes the order and returns it: PENDING, or as it was decided if the client prefers to wait and that
+// happens in time.
+func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
+	if !email.Valid(text.Normal(req.GetCustomerEmail())) {
+		return nil, invalidEmail
+	}
+	lines := make([]*eventsv1.RequestedLine, len(req.GetOrderItems()))
+	for i, item := range req.GetOrderItems() {
+		lines[i] = &eventsv1.RequestedLine{
+			ProductId:         item.GetProductId(),
+			Quantity:          item.GetQuantity(),
+			ExpectedUnitPrice: item.GetExpectedUnitPrice(),
+		}
+	}
+	announce := func(string) {}
+	atMost := preferredWait(ctx)
+	var w *wait
+	if atMost > 0 {
+		w = c.decisions.await(ctx)
+		defer w.close()
+		announce = w.setOrder
+	}
+	order, err := c.orders.Place(ctx, req.GetCustomerName(), req.GetCustomerEmail(), lines, announce)
+	if err != nil {
+		return nil, err
+	}
+	if w != nil && !orderstate.IsDecided(order.GetState()) && order.GetId() == w.orderID {
+		order = w.outcome(ctx, order, atMost)
+	}
+	return &checkoutv1.PlaceOrderResponse{Order: order}, nil
+}
+
+var invalidEmail = apierror.InvalidArgument(apierror.Violation{Field: "customer_email", Description: "must be a valid email address"})
+
+// preferredWait is how long the client prefers to wait: the preference "wait" of RFC 7240, in seconds. A preference
+// that cannot be understood is ignored, as that RFC says.
+func preferredWait(ctx context.Context) time.Duration {
+	for _, header := range metadata.ValueFromIncomingContext(ctx, "prefer") {
+		for preference := range strings.SplitSeq(header, ",") {
+			name, value, _ := strings.Cut(strings.TrimSpace(preference), "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			seconds, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
+			if err != nil {
+				return 0
+			}
+			return min(time.Duration(seconds)*time.Second, maxWait)
+		}
+	}
+	return 0
+}

@@ -1,0 +1,199 @@
+package intake
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/messaging"
+)
+
+const (
+	// maxWait bounds what a client may wait for the outcome of its order.
+	maxWait = 30 * time.Second
+	// bindTimeout bounds the wait for the subscription before an order is published. Without it the order is looked up later.
+	bindTimeout = time.Second
+	// pollInterval is how often a waiting client's order is looked up while there is no subscription, and maxLookups how many
+	// are looked up at a time: so that waiting clients do not slow down the order service.
+	pollInterval = 2 * time.Second
+	maxLookups   = 4
+)
+
+// Decisions tells waiting clients how their orders were decided. Waiting costs the order service nothing: the gateway
+// subscribes to its events while a client waits. It is safe for concurrent use.
+type Decisions struct {
+	events   *messaging.Subscription
+	lookup   func(ctx context.Context, orderID string) *orderv1.Order // nil if it is not decided, or not known
+	lookups  *semaphore.Weighted
+	stopping <-chan struct{} // closed when the gateway stops
+
+	mu      sync.Mutex // guards what follows
+	awaited map[string]*awaited
+}
+
+// awaited is an order whose decision is waited for.
+type awaited struct {
+	waiting int
+	decided chan struct{}
+	event   proto.Message // the decision, once decided is closed
+}
+
+// NewDecisions returns Decisions that do nothing until Run. lookup reads an order; nobody waits any more when stopping is
+// closed.
+func NewDecisions(conn *messaging.Connection, look func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
+	d := &Decisions{lookup: look, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
+	d.events = messaging.NewSubscription(conn, d.isAwaited, onDecision[*eventsv1.OrderConfirmed](d), onDecision[*eventsv1.OrderRejected](d))
+	return d
+}
+
+// Run receives events while clients wait, until ctx ends.
+func (d *Decisions) Run(ctx context.Context) error { return d.events.Run(ctx) }
+
+func (d *Decisions) isAwaited(orderID string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.awaited[orderID] != nil
+}
+
+func onDecision[T interface {
+	proto.Message
+	GetOrderId() string
+}](d *Decisions) messaging.Handler {
+	return messaging.Handle(func(_ context.Context, batch []messaging.Message[T]) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, m := range batch {
+			if a := d.awaited[m.Body.GetOrderId()]; a != nil && a.event == nil {
+				a.event = m.Body
+				close(a.decided)
+			}
+		}
+		return nil
+	})
+}
+
+// await begins to wait, before the order that is waited for is published. Close the wait in the end.
+func (d *Decisions) await(ctx context.Context) *wait {
+	w := &wait{Decisions: d, release: d.events.Want()}
+	timeout := time.NewTimer(bindTimeout)
+	defer timeout.Stop()
+	for {
+		generation, changed := d.events.Bound()
+		if generation != 0 {
+			w.generation = generation
+			return w
+		}
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return w
+		case <-ctx.Done():
+			return w
+		}
+	}
+}
+
+// wait is one client's wait for one order.
+type wait struct {
+	*Decisions
+	release    func()
+	generation uint64 // of the subscription, since when no event of the order was missed; 0 if some may have been missed
+	orderID    string
+	order      *awaited
+}
+
+// setOrder sets the order that is waited for. Call it once.
+func (w *wait) setOrder(orderID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orderID, w.order = orderID, w.awaited[orderID]
+	if w.order == nil {
+		w.order = &awaited{decided: make(chan struct{})}
+		w.awaited[orderID] = w.order
+	}
+	w.order.waiting++
+}
+
+func (w *wait) close() {
+	w.release()
+	if w.order == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.order.waiting--; w.order.waiting == 0 {
+		delete(w.awaited, w.orderID)
+	}
+}
+
+// outcome returns the order when it is decided, or the pending one when the time is over.
+func (w *wait) outcome(ctx context.Context, pending *orderv1.Order, atMost time.Duration) *orderv1.Order {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	for {
+		generation, changed := w.events.Bound()
+		if generation == 0 || generation != w.generation { // events may have been missed
+			if decided := w.lookUp(ctx); decided != nil {
+				return decided
+			}
+			w.generation = generation
+		}
+		var again <-chan time.Time
+		if generation == 0 {
+			again = time.After(pollInterval)
+		}
+		select {
+		case <-w.order.decided:
+			return w.decided(ctx, pending)
+		case <-changed:
+		case <-again:
+		case <-ctx.Done():
+			return pending
+		case <-w.stopping:
+			return pending
+		}
+	}
+}
+
+func (w *wait) lookUp(ctx context.Context) *orderv1.Order {
+	if w.lookups.Acquire(ctx, 1) != nil {
+		return nil
+	}
+	defer w.lookups.Release(1)
+	return w.lookup(ctx, w.orderID)
+}
+
+// decided returns the order as it was decided. With an idempotency key it may have been placed earlier than the pending one
+// says: then it is read from the order service.
+func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Order {
+	if len(metadata.ValueFromIncomingContext(ctx, idempotencyKey)) > 0 {
+		if stored := w.lookUp(ctx); stored != nil {
+			return stored
+		}
+	}
+	return decide(pending, w.order.event)
+}
+
+// decide turns a pending order into what the order service stores with the event.
+func decide(order *orderv1.Order, event proto.Message) *orderv1.Order {
+	switch e := event.(type) {
+	case *eventsv1.OrderConfirmed:
+		order.State, order.UpdatedAt = orderv1.Order_CONFIRMED, e.GetConfirmedAt()
+		order.TotalItems, order.TotalValue = e.GetTotalItems(), e.GetTotalValue()
+		order.OrderItems = make([]*orderv1.OrderItem, len(e.GetLines()))
+		for i, l := range e.GetLines() {
+			order.OrderItems[i] = &orderv1.OrderItem{
+				Line: l.GetLine(), ProductId: l.GetProductId(), ProductName: l.GetProductName(), Quantity: l.GetQuantity(), UnitPrice: l.GetUnitPrice(),
+			}
+		}
+	case *eventsv1.OrderRejected:
+		order.State, order.Reason, order.UpdatedAt = orderv1.Order_REJECTED, e.GetReason().Enum(), e.GetRejectedAt()
+	}
+	return order
+}

@@ -1,0 +1,329 @@
+package intake
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"shop.example/domain/money"
+	"shop.example/domain/orderid"
+	"shop.example/domain/text"
+	"shop.example/gateway/access"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/messaging"
+)
+
+// retryAfter is what clients are told to wait when the message broker is away.
+const retryAfter = 2 * time.Second
+
+// lookupTimeout bounds the question whether an idempotency key has been used before. Orders are taken without the answer,
+// too.
+const lookupTimeout = 500 * time.Millisecond
+
+// Orders takes orders, whichever API they come through. It is safe for concurrent use.
+type Orders struct {
+	secrets []Secret                                   // the current one, and perhaps the previous one
+	publish func(context.Context, proto.Message) error // returns once the broker has the event
+	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
+	keys    orderv1.IntakeServiceClient                // knows which idempotency keys were used
+	// inFlight bounds the orders that wait for the broker; a large one counts as several. Without a bound they would fill the
+	// memory while the broker is away.
+	inFlight *semaphore.Weighted
+	log      *slog.Logger
+}
+
+// Config says what Orders need.
+type Config struct {
+	Secrets      []Secret
+	Publish      func(context.Context, proto.Message) error
+	OrderService grpc.ClientConnInterface
+	MaxInFlight  int64 // 0 for the default
+	Log          *slog.Logger
+}
+
+// NewOrders returns Orders that can be placed at once.
+func NewOrders(cfg Config) *Orders {
+	return &Orders{
+		secrets: cfg.Secrets, publish: cfg.Publish, log: cfg.Log,
+		stored: orderv1.NewOrderServiceClient(cfg.OrderService), keys: orderv1.NewIntakeServiceClient(cfg.OrderService),
+		inFlight: semaphore.NewWeighted(cmp.Or(cfg.MaxInFlight, defaultOrdersInFlight)),
+	}
+}
+
+// defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
+const defaultOrdersInFlight = 2000
+
+// weightOf is how many orders of the usual size an order counts as, MaxWeight at most, by the memory that it takes while it
+// waits: one of 100 lines with names of 200 characters takes 350 kB.
+func weightOf(lines []*eventsv1.RequestedLine) int64 {
+	const line, usual = 100, 8 << 10
+	size := line * len(lines)
+	for _, l := range lines {
+		size += len(l.GetProductName())
+	}
+	return int64(1 + size/usual)
+}
+
+// MaxWeight is what the largest order counts as.
+const MaxWeight = 11
+
+// Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
+// with the order's id before anybody else can know it.
+//
+// An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
+// it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
+// says in time that the key is taken; else it is accepted, under an id of its own, and rejected by the order service
+// (docs/adr/0012).
+//
+// After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
+// idempotency key it is taken once.
+func (o *Orders) Place(
+	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
+) (*orderv1.Order, error) {
+	weight := weightOf(lines)
+	if !o.inFlight.TryAcquire(weight) {
+		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
+	}
+	defer o.inFlight.Release(weight)
+	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
+	for _, line := range lines {
+		line.ProductName = text.Normal(line.GetProductName())
+	}
+	if err := checkTexts(customerName, customerEmail, lines); err != nil {
+		return nil, err
+	}
+	if err := checkPrices(lines); err != nil {
+		return nil, err
+	}
+	by := access.PrincipalOf(ctx)
+	key, keyed, err := keyOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	order := &eventsv1.OrderPlaced{
+		CustomerName:  customerName,
+		CustomerEmail: customerEmail,
+		Lines:         lines,
+		Owner:         by.Owner(),
+		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
+	}
+	order.Fingerprint = fingerprint(order)
+	if keyed {
+		known := o.identify(order, requestKey{by.KeyScope(order.GetCustomerEmail()), key})
+		announce(order.GetOrderId())
+		if found, err := known(ctx); found != nil || err != nil {
+			return found, err
+		}
+	} else {
+		id, err := uuid.NewV7() // 74 bits of it are random: it cannot be guessed
+		if err != nil {
+			return nil, err
+		}
+		order.OrderId = id.String()
+		announce(order.GetOrderId())
+	}
+	if err := o.publish(ctx, order); err != nil {
+		return nil, publishError(err)
+	}
+	o.log.InfoContext(ctx, "order published", orderid.Attr(order.GetOrderId()), slog.Int("lines", len(lines)))
+	return pending(order), nil
+}
+
+// The bounds of OrderPlaced, in characters.
+const (
+	maxName  = 200
+	maxEmail = 254
+)
+
+// checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
+// be longer than what was sent.
+func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedLine) error {
+	var wrong []apierror.Violation
+	check := func(field, value string, limit int) {
+		switch {
+		case !text.Visible(value):
+			wrong = append(wrong, apierror.Violation{Field: field, Description: text.Rule})
+		case len(value) > limit && utf8.RuneCountInString(value) > limit:
+			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})
+		}
+	}
+	check("customer_name", customerName, maxName)
+	check("customer_email", customerEmail, maxEmail)
+	for i, line := range lines {
+		if name := line.GetProductName(); name != "" {
+			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
+		}
+	}
+	if len(wrong) > 0 {
+		return apierror.InvalidArgument(wrong...)
+	}
+	return nil
+}
+
+// checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
+// with a sum that is too large.
+func checkPrices(lines []*eventsv1.RequestedLine) error {
+	var wrong []apierror.Violation
+	var sum int64
+	var currency string
+	for i, line := range lines {
+		price := line.GetExpectedUnitPrice()
+		if price == nil {
+			continue
+		}
+		field := fmt.Sprintf("order_items[%d].expected_unit_price", i)
+		if err := money.Check(price); err != nil {
+			wrong = append(wrong, apierror.Violation{Field: field, Description: err.Error()})
+			continue
+		}
+		if currency = cmp.Or(currency, price.GetCurrencyCode()); currency != price.GetCurrencyCode() {
+			wrong = append(wrong, apierror.Violation{Field: field, Description: "must be in " + currency + ", as the other prices of the order are"})
+			continue
+		}
+		if money.Minor(price) > (money.Max-sum)/int64(line.GetQuantity()) {
+			wrong = append(wrong, apierror.Violation{Field: "order_items", Description: "must be worth at most " + money.Format(money.Max, currency)})
+			break
+		}
+		sum += money.Minor(price) * int64(line.GetQuantity())
+	}
+	if len(wrong) > 0 {
+		return apierror.InvalidArgument(wrong...)
+	}
+	return nil
+}
+
+// identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it
+// is: it returns the order as it stands if it has come before, nil if it is to be published, and an error if the key
+// belongs to another order.
+func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func(context.Context) (*orderv1.Order, error)) {
+	order.OrderId = o.secrets[0].orderID(k, order.GetFingerprint()).String()
+	order.KeyHash = o.secrets[0].keyHash(k)
+	if len(o.secrets) > 1 {
+		order.PreviousKeyHash = o.secrets[1].keyHash(k)
+	}
+	return func(ctx context.Context) (*orderv1.Order, error) {
+		ids, find := []string{}, &orderv1.FindKeyRequest{}
+		for _, secret := range slices.Backward(o.secrets) { // orders under the previous secret are older
+			ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
+			find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
+			find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
+		}
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		defer cancel()
+		found, err := o.keys.FindKey(ctx, find)
+		switch id := found.GetOrderId(); {
+		case err != nil || id == "":
+			return nil, nil // the key is free, as far as is known
+		case found.Order == nil && id == order.GetOrderId():
+			return nil, nil // it is being decided: it is published again, and the order service finds its own claim
+		case found.Order == nil && slices.Contains(ids, id):
+			before := proto.CloneOf(order) // it is being decided, under the id that the previous secret gave it
+			before.OrderId = id
+			return pending(before), nil
+		case slices.Contains(ids, id):
+			return found.GetOrder(), nil
+		case slices.Contains(find.GetFormerOrderIds(), id):
+			return formerOrder(found.GetOrder(), order)
+		}
+		return nil, errKeyReused
+	}
+}
+
+var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
+	"this Idempotency-Key has placed another order: use a new key for a new order")
+
+// formerOrder compares an order with what the release before this one has stored under its key, whoever placed that. It
+// can go with the next release, or 30 days after the last gateway of the release before.
+func formerOrder(stored *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
+	switch {
+	case !strings.EqualFold(stored.GetCustomerEmail(), order.GetCustomerEmail()):
+		return nil, nil // another customer's: the key is free for this one
+	case stored.GetCustomerName() == order.GetCustomerName() && slices.EqualFunc(stored.GetOrderItems(), order.GetLines(), sameLine):
+		return stored, nil
+	}
+	return nil, errKeyReused
+}
+
+func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
+	if item.GetQuantity() != line.GetQuantity() {
+		return false
+	}
+	if name := line.GetProductName(); name != "" {
+		return item.GetProductName() == name
+	}
+	return item.GetProductId() == line.GetProductId()
+}
+
+// Lookup reads an order; nil if it has not been decided, or if the order service does not answer.
+func (o *Orders) Lookup(ctx context.Context, id string) *orderv1.Order {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	got, err := o.stored.GetOrder(access.OnBehalfOf(ctx), &orderv1.GetOrderRequest{OrderId: id})
+	if err != nil {
+		return nil
+	}
+	return got.GetOrder()
+}
+
+// pending is the order as far as it is known before it has been decided.
+func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
+	order := &orderv1.Order{
+		Id:            placed.GetOrderId(),
+		State:         orderv1.Order_PENDING,
+		CustomerName:  placed.GetCustomerName(),
+		CustomerEmail: placed.GetCustomerEmail(),
+		OrderItems:    make([]*orderv1.OrderItem, len(placed.GetLines())),
+		CreatedAt:     placed.GetPlacedAt(),
+		UpdatedAt:     placed.GetPlacedAt(),
+	}
+	for i, line := range placed.GetLines() {
+		order.OrderItems[i] = &orderv1.OrderItem{
+			Line: int32(i + 1), ProductId: line.GetProductId(), ProductName: line.GetProductName(), Quantity: line.GetQuantity(),
+		}
+		order.TotalItems += line.GetQuantity()
+	}
+	return order
+}
+
+// publishError returns what the client is told about an order that was not published.
+func publishError(err error) error {
+	if errors.Is(err, messaging.ErrTooLarge) {
+		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
+			"the order is larger than the message broker accepts: order fewer lines at once").WithCause(err)
+	}
+	for _, sentinel := range []error{messaging.ErrNotConnected, messaging.ErrBlocked, messaging.ErrUnconfirmed, messaging.ErrUnroutable} {
+		if errors.Is(err, sentinel) {
+			return apierror.Unavailable("BROKER_UNAVAILABLE", retryAfter,
+				"the order was not confirmed by the message broker; send it again, with an Idempotency-Key so that you do not order twice").
+				WithCause(err)
+		}
+	}
+	return err
+}
+
+// RequireQueues returns a publish that refuses orders while a queue is missing that they wait in. Without the order service's
+// queue the broker would confirm an order all the same, because the log takes it, too, and nobody would decide it.
+func RequireQueues(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
+	return func(ctx context.Context, order proto.Message) error {
+		if err := queues.Ready(ctx); err != nil {
+			return apierror.Unavailable("ORDER_QUEUE_UNAVAILABLE", retryAfter,
+				"the queue of orders is missing; this order was not accepted, send it again").WithCause(err)
+		}
+		return publish(ctx, order)
+	}
+}

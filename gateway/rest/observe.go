@@ -1,0 +1,144 @@
+package rest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"shop.example/gateway/ingress"
+	"shop.example/platform/telemetry"
+)
+
+// observer traces, measures and logs REST calls by OpenTelemetry's conventions for HTTP. It costs less
+// than half of what otelhttp does, because it knows the routes and caches their attributes. Path, query and body are not
+// recorded: they hold personal data.
+type observer struct {
+	tracer     trace.Tracer
+	propagator propagation.TextMapPropagator
+	duration   metric.Float64Histogram
+	log        *slog.Logger
+	attributes sync.Map // outcome → metric.MeasurementOption
+}
+
+func newObserver(t *telemetry.Telemetry) (*observer, error) {
+	const scope = "shop.example/gateway"
+	duration, err := t.Meter.Meter(scope).Float64Histogram("http.server.request.duration",
+		metric.WithUnit("s"), metric.WithDescription("Duration of REST calls."))
+	if err != nil {
+		return nil, fmt.Errorf("metrics of REST calls: %w", err)
+	}
+	return &observer{tracer: t.Tracer.Tracer(scope), propagator: t.Propagator, duration: duration, log: t.Logger}, nil
+}
+
+var serverSpan = trace.WithSpanKind(trace.SpanKindServer)
+
+// serve lets next answer the call, and records it.
+func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, next func(*Response, *http.Request)) {
+	start := time.Now()
+	ctx := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx, span := o.tracer.Start(ctx, "REST", serverSpan)
+	answer := &Response{ResponseWriter: w, memory: h}
+	defer answer.memory.Release()
+	defer func() { o.finish(ctx, span, time.Since(start), outcomeOf(r.Method, answer)) }()
+	next(answer, r.WithContext(ctx))
+}
+
+func (o *observer) finish(ctx context.Context, span trace.Span, took time.Duration, end outcome) {
+	attributes, known := o.attributes.Load(end)
+	if !known {
+		attributes, _ = o.attributes.LoadOrStore(end, metric.WithAttributeSet(attribute.NewSet(end.attributes()...)))
+	}
+	o.duration.Record(ctx, took.Seconds(), attributes.(metric.MeasurementOption))
+	if span.IsRecording() {
+		span.SetName(end.method + " " + end.route)
+		span.SetAttributes(end.attributes()...)
+		if end.status >= http.StatusInternalServerError {
+			span.SetStatus(codes.Error, "")
+		}
+	}
+	span.End()
+	if level := end.level(); o.log.Enabled(ctx, level) {
+		o.log.LogAttrs(ctx, level, "REST call", slog.String("method", end.method), slog.String("route", end.route),
+			slog.Int("status", end.status), slog.Duration("took", took))
+	}
+}
+
+// outcome is what calls are counted by. Clients cannot create new values, so there are few.
+type outcome struct {
+	method string
+	route  string // the path's template; empty for a path that is not known
+	status int
+}
+
+func outcomeOf(method string, answer *Response) outcome {
+	end := outcome{method: method, status: answer.status}
+	if !slices.Contains(methods, method) {
+		end.method = "_OTHER"
+	}
+	if answer.route != nil {
+		end.route = answer.route.path
+	}
+	if end.status == 0 {
+		end.status = http.StatusOK
+	}
+	return end
+}
+
+func (o outcome) attributes() []attribute.KeyValue {
+	return []attribute.KeyValue{
+		attribute.String("http.request.method", o.method),
+		attribute.String("http.route", o.route),
+		attribute.Int("http.response.status_code", o.status),
+	}
+}
+
+// level is that of the call's log line. Internal errors and unavailable services have been logged with their cause before.
+func (o outcome) level() slog.Level {
+	switch {
+	case o.status < http.StatusInternalServerError, o.status == http.StatusInternalServerError, o.status == http.StatusServiceUnavailable:
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
+}
+
+// Response is the response to a REST call. It records its outcome.
+type Response struct {
+	http.ResponseWriter
+	route  *route // nil until the call is routed
+	Head   bool   // whether the client wants no body
+	status int
+	memory ingress.CallMemory
+	body   ingress.RequestReader // of the request, if it is read
+	broken bool                  // whether a part of it was not written
+}
+
+// WriteHeader is part of http.ResponseWriter.
+func (w *Response) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write is part of http.ResponseWriter.
+func (w *Response) Write(body []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.memory.Write(w.ResponseWriter, body)
+	w.broken = w.broken || err != nil
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *Response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

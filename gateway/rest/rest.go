@@ -1,0 +1,418 @@
+// Package rest serves gRPC services as REST, as their contracts say. grpc-gateway transcodes (rest.go, codec.go); this package
+// adds what a client of a public API expects: errors that name the field and what it must be (errors.go, decode_errors.go),
+// documents (docs.go, index.go), traces and metrics by route (observe.go). Calls reach the handlers through a connection
+// within the process.
+package rest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"shop.example/domain/orderstate"
+	"shop.example/gateway/ingress"
+	"shop.example/gateway/intake"
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	"shop.example/platform/apierror"
+	"shop.example/platform/telemetry"
+)
+
+// methods are HTTP's methods.
+var methods = []string{
+	http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut,
+}
+
+// Server serves the REST form of the API. Add everything before the first call; calls may be concurrent.
+type Server struct {
+	conn     grpc.ClientConnInterface // to the handlers
+	mux      *runtime.ServeMux
+	routes   map[string]*route // by method and path template: "POST /v1/orders"
+	texts    map[protoreflect.FullName]textAnswer
+	observer *observer
+}
+
+// route is one way to call the API.
+type route struct {
+	path    string                   // the template: "/v1/orders/{order_id}:cancel"
+	request protoreflect.MessageType // nil for a page or a demo handler
+	body    string                   // the field that the body is; "*" for the request itself, "" for none
+	bound   []string                 // the fields that are in the path
+}
+
+// New returns a server that calls conn. It serves the API's documents; add services to it with Add.
+func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error) {
+	o, err := newObserver(t)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{conn: conn, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
+	s.mux = runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
+		runtime.WithMiddlewares(s.validate),
+		runtime.WithForwardResponseOption(s.setHeaders),
+		runtime.WithForwardResponseRewriter(s.rewrite),
+		runtime.WithErrorHandler(s.writeError),
+		runtime.WithRoutingErrorHandler(s.writeRoutingError),
+		runtime.WithIncomingHeaderMatcher(incomingHeader),
+		runtime.WithOutgoingHeaderMatcher(noHeader),
+		runtime.WithOutgoingTrailerMatcher(noHeader),
+		runtime.WithDisablePathLengthFallback(),
+		runtime.WithDisableHTTPMethodOverride(),
+	)
+	if err := errors.Join(s.HandlePath(http.MethodGet, "/", s.serveIndex), handleDocs(s.mux)); err != nil {
+		return nil, fmt.Errorf("registering the API's documents: %w", err)
+	}
+	return s, nil
+}
+
+// Add serves a gRPC service over REST, as its contract says. The arguments are what is generated for it. The router
+// tries routes from the last one on, so what is called most is added last.
+func Add[C any](
+	s *Server, desc *grpc.ServiceDesc, client func(grpc.ClientConnInterface) C, register func(context.Context, *runtime.ServeMux, C) error,
+) error {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(desc.ServiceName))
+	if err != nil {
+		return fmt.Errorf("contract of %s: %w", desc.ServiceName, err)
+	}
+	if err := s.addRoutes(d.(protoreflect.ServiceDescriptor)); err != nil {
+		return err
+	}
+	if err := register(context.Background(), s.mux, client(s.conn)); err != nil {
+		return fmt.Errorf("serving %s over REST: %w", desc.ServiceName, err)
+	}
+	return nil
+}
+
+// HandlePath adds a route that no contract describes: a page.
+func (s *Server) HandlePath(method, path string, handler runtime.HandlerFunc) error {
+	if err := s.mux.HandlePath(method, path, handler); err != nil {
+		return fmt.Errorf("serving %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+// HandleStream serves the routes of a streaming method with this request, in place of grpc-gateway. handler returns
+// an error if it has answered nothing.
+func (s *Server) HandleStream(request protoreflect.MessageType, handler func(*Response, *http.Request, map[string]string) error) error {
+	for _, to := range s.routes {
+		if to.request != request {
+			continue
+		}
+		err := s.HandlePath(http.MethodGet, to.path, func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+			if err := handler(w.(*Response), r, inPath); err != nil {
+				s.writeError(r.Context(), nil, nil, w, r, err)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CallContext is the context in which r calls method, with its headers as metadata.
+func (s *Server) CallContext(r *http.Request, method string) (context.Context, error) {
+	return runtime.AnnotateContext(r.Context(), s.mux, r, method)
+}
+
+// textAnswer is what is sent in place of a message: plain text, and the path of what was created.
+type textAnswer func(answer proto.Message) (text, location string)
+
+// AnswerInText sends messages of a type as text.
+func (s *Server) AnswerInText(of proto.Message, text textAnswer) {
+	s.texts[of.ProtoReflect().Descriptor().FullName()] = text
+}
+
+// ServeCall answers a call, or its refusal if that is not nil.
+func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, refusal error) {
+	s.observer.serve(w, r, h, func(w *Response, r *http.Request) {
+		if refusal != nil {
+			s.writeError(r.Context(), nil, nil, w, r, refusal)
+			return
+		}
+		defer s.recoverPanic(w, r)
+		w.Head = r.Method == http.MethodHead
+		r.Method = routingMethod(r.Method) // of this copy; the server leaves the body of a response to HEAD out
+		s.mux.ServeHTTP(w, r)
+	})
+}
+
+// recoverPanic answers in place of code that panicked, and aborts a call whose response could not be written. Panics of gRPC
+// handlers do not get here: the interceptor recovers them.
+func (s *Server) recoverPanic(w *Response, r *http.Request) {
+	panicked := recover()
+	if panicked == nil && !w.broken {
+		return
+	}
+	if panicked == nil {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
+	}
+	s.observer.log.ErrorContext(r.Context(), "a REST call panicked", "error", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+	if w.status != 0 {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
+	}
+	s.writeError(r.Context(), nil, nil, w, r, errors.New("panicked"))
+}
+
+// routingMethod is the method that a call is routed by.
+func routingMethod(method string) string {
+	if method == http.MethodHead {
+		return http.MethodGet
+	}
+	return method
+}
+
+// validate is the middleware of calls that have found their route: parameters must be known and readable, which
+// grpc-gateway does not check or explains badly, and the body must be JSON and not too large.
+func (s *Server) validate(next runtime.HandlerFunc) runtime.HandlerFunc {
+	var once sync.Once
+	var to *route
+	var custom []string
+	return func(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+		once.Do(func() {
+			to = s.routeOf(r)
+			custom = s.customMethods(to)
+		})
+		isCustom := slices.ContainsFunc(custom, func(verb string) bool { return strings.HasSuffix(r.URL.Path, verb) })
+		if p, ok := w.(*routeProbe); ok {
+			p.routed = !isCustom
+			return
+		}
+		if isCustom {
+			s.writeRoutingError(r.Context(), nil, nil, w, r, http.StatusMethodNotAllowed)
+			return
+		}
+		w.(*Response).route = to
+		err := to.checkParameters(r, inPath)
+		if err == nil {
+			err = to.readBody(w, r)
+		}
+		if err != nil {
+			s.writeError(r.Context(), nil, nil, w, r, err)
+			return
+		}
+		next(w, r, inPath)
+	}
+}
+
+// routeOf returns the route of a call that has been matched with its pattern.
+func (s *Server) routeOf(r *http.Request) *route {
+	pattern, _ := runtime.HTTPPattern(r.Context())
+	path := strings.ReplaceAll(pattern.String(), "=*}", "}")
+	if to, ok := s.routes[r.Method+" "+path]; ok {
+		return to
+	}
+	return &route{path: path} // a page
+}
+
+// customMethods are the suffixes of a resource's path, ":cancel" for example, that make it the path of a custom method. With
+// an HTTP method of the resource itself, GET for example, the router takes the suffix for a part of the id.
+func (s *Server) customMethods(resource *route) []string {
+	var endings []string
+	for _, to := range s.routes {
+		if ending, ok := strings.CutPrefix(to.path, resource.path+":"); ok {
+			endings = append(endings, ":"+ending)
+		}
+	}
+	return endings
+}
+
+// addRoutes adds the routes to the methods of a service, from its contract.
+func (s *Server) addRoutes(sd protoreflect.ServiceDescriptor) error {
+	for i := range sd.Methods().Len() {
+		md := sd.Methods().Get(i)
+		rule, _ := proto.GetExtension(md.Options(), annotations.E_Http).(*annotations.HttpRule)
+		if rule == nil {
+			continue // not callable over REST
+		}
+		request, err := protoregistry.GlobalTypes.FindMessageByName(md.Input().FullName())
+		if err != nil {
+			return fmt.Errorf("request of %s: %w", md.FullName(), err)
+		}
+		for _, rule := range slices.Concat([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()) {
+			method, path := methodAndPath(rule)
+			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path)}
+		}
+	}
+	return nil
+}
+
+func methodAndPath(rule *annotations.HttpRule) (method, path string) {
+	switch p := rule.GetPattern().(type) {
+	case *annotations.HttpRule_Get:
+		return http.MethodGet, p.Get
+	case *annotations.HttpRule_Post:
+		return http.MethodPost, p.Post
+	case *annotations.HttpRule_Put:
+		return http.MethodPut, p.Put
+	case *annotations.HttpRule_Patch:
+		return http.MethodPatch, p.Patch
+	case *annotations.HttpRule_Delete:
+		return http.MethodDelete, p.Delete
+	}
+	return "", ""
+}
+
+// fieldsIn lists the fields in a path template.
+func fieldsIn(path string) []string {
+	var fields []string
+	for _, part := range strings.Split(path, "{")[1:] {
+		field, _, _ := strings.Cut(part, "}")
+		fields = append(fields, field)
+	}
+	return fields
+}
+
+// checkParameters returns an error if the path or the query cannot be decoded.
+func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
+	for _, key := range r.Header["Idempotency-Key"] {
+		if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
+			return err
+		}
+	}
+	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
+		return nil
+	}
+	path := url.Values{}
+	for name, value := range inPath {
+		path.Set(name, value)
+	}
+	found := parameterErrors(t.request, path, func(string) bool { return false })
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return apierror.New(codes.InvalidArgument, "INVALID_QUERY", "the query is not well encoded")
+	}
+	found = append(found, parameterErrors(t.request, query, t.isBound)...)
+	if len(found) > 0 {
+		return apierror.InvalidArgument(found...)
+	}
+	return nil
+}
+
+// isBound says whether a field is set by the path or the body, so that the query cannot.
+func (t *route) isBound(field string) bool {
+	return t.body == "*" || t.body != "" && strings.HasPrefix(field+".", t.body+".") || slices.Contains(t.bound, field)
+}
+
+// readBody reads the body if the route has one, and keeps it for errors about it.
+func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
+	r.Body = http.MaxBytesReader(w, r.Body, ingress.MaxBody)
+	if t.body == "" {
+		return nil
+	}
+	if err := checkMediaType(w, r); err != nil {
+		return err
+	}
+	var data bytes.Buffer
+	if r.ContentLength > 0 { // a hint only: the client may lie
+		data.Grow(int(min(r.ContentLength, ingress.FreeRequest)) + bytes.MinRead)
+	}
+	call := w.(*Response)
+	call.body = ingress.RequestReader{ReadCloser: r.Body, Held: &call.memory}
+	_, err := data.ReadFrom(&call.body)
+	var large *http.MaxBytesError
+	switch {
+	case errors.Is(call.body.Refusal, ingress.ErrRequestTimeout):
+		return httpError{http.StatusRequestTimeout, call.body.Refusal}
+	case call.body.Refusal != nil:
+		return call.body.Refusal
+	case errors.As(err, &large):
+		return httpError{http.StatusRequestEntityTooLarge, apierror.New(codes.InvalidArgument, "BODY_TOO_LARGE",
+			"the body is larger than %d bytes", ingress.MaxBody)}
+	case err != nil:
+		return apierror.New(codes.InvalidArgument, "INCOMPLETE_BODY", "the body is incomplete").WithCause(err)
+	}
+	r.Body = &requestBody{Reader: *bytes.NewReader(data.Bytes()), data: data.Bytes()}
+	return nil
+}
+
+const jsonType = "application/json"
+
+// checkMediaType returns an error if the headers say that the body is not JSON in UTF-8. Without a Content-Type the body is
+// taken for JSON, as the demo did; without a body its type does not matter.
+func checkMediaType(w http.ResponseWriter, r *http.Request) error {
+	given := r.Header.Get("Content-Type")
+	coding := r.Header.Get("Content-Encoding")
+	plain := coding == "" || strings.EqualFold(coding, "identity")
+	if r.ContentLength == 0 || plain && (given == "" || given == jsonType || isJSON(given)) {
+		return nil
+	}
+	w.Header().Set("Accept", jsonType)
+	if !plain {
+		w.Header().Set("Accept-Encoding", "identity")
+	}
+	return httpError{http.StatusUnsupportedMediaType, apierror.New(codes.InvalidArgument, "UNSUPPORTED_MEDIA_TYPE",
+		"the body must be JSON in UTF-8, not compressed: send Content-Type: application/json")}
+}
+
+func isJSON(contentType string) bool {
+	kind, parameters, err := mime.ParseMediaType(contentType)
+	charset, given := parameters["charset"]
+	return err == nil && kind == jsonType && (!given || strings.EqualFold(charset, "utf-8"))
+}
+
+// requestBody is a body that has been read.
+type requestBody struct {
+	bytes.Reader
+	data []byte
+}
+
+func (*requestBody) Close() error { return nil }
+
+// setHeaders sets status and headers of a response.
+func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
+	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
+		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
+		if !orderstate.IsDecided(m.GetOrder().GetState()) {
+			w.WriteHeader(http.StatusAccepted)
+		}
+		return nil
+	}
+	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
+		_, location := text(answer)
+		w.Header().Set("Location", location)
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	}
+	return nil
+}
+
+// rewrite turns a response that is sent as text into text.
+func (s *Server) rewrite(_ context.Context, answer proto.Message) (any, error) {
+	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
+		body, _ := text(answer)
+		return plainText(body), nil
+	}
+	return answer, nil
+}
+
+// OrderPath is where an order can be read.
+func OrderPath(orderID string) string { return "/v1/orders/" + orderID }
+
+// incomingHeader names the metadata that a header becomes. authorization is passed on by grpc-gateway itself; the
+// trace context is in the context.
+func incomingHeader(header string) (string, bool) {
+	switch header {
+	case "Idempotency-Key", "Prefer":
+		return strings.ToLower(header), true
+	}
+	return "", false
+}
+
+// noHeader keeps metadata of handlers out of REST responses.
+func noHeader(string) (string, bool) { return "", false }

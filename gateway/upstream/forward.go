@@ -1,0 +1,179 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"shop.example/gateway/access"
+	"shop.example/gateway/ingress"
+	"shop.example/platform/apierror"
+)
+
+const (
+	// CallTimeout bounds a unary call whose client has set no deadline, and maxCallTimeout one with a deadline: it must be
+	// answered before the server's write timeout.
+	CallTimeout    = 10 * time.Second
+	maxCallTimeout = 50 * time.Second
+	// reconnectAfter is what clients are told to wait when a service is away.
+	reconnectAfter = 2 * time.Second
+)
+
+// forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
+// service like any other: its messages are the generated types. name is the service that clients are told is unavailable.
+//
+// The backend gets the deadline, the trace context and who calls, but not the client's metadata: tokens are checked here.
+// Each stream counts as open while it lasts.
+func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *ingress.Limiter) (*grpc.ServiceDesc, error) {
+	desc := &grpc.ServiceDesc{
+		ServiceName: string(sd.FullName()),
+		HandlerType: (*any)(nil),
+		Metadata:    sd.ParentFile().Path(),
+	}
+	for i := range sd.Methods().Len() {
+		f, err := newForwarding(sd.Methods().Get(i), name, backend, open)
+		if err != nil {
+			return nil, fmt.Errorf("forwarding %s: %w", sd.FullName(), err)
+		}
+		if f.streams {
+			desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: f.method, Handler: f.stream, ServerStreams: true})
+		} else {
+			desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: f.method, Handler: f.unary})
+		}
+	}
+	return desc, nil
+}
+
+// forwarding is one forwarded method.
+type forwarding struct {
+	method   string
+	fullName string
+	request  protoreflect.MessageType
+	reply    protoreflect.MessageType
+	streams  bool
+	name     string // of the service behind it
+	backend  grpc.ClientConnInterface
+	open     *ingress.Limiter // for streams
+}
+
+func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open *ingress.Limiter) (*forwarding, error) {
+	if md.IsStreamingClient() {
+		return nil, fmt.Errorf("%s streams from the client, which is not forwarded", md.Name())
+	}
+	request, err := protoregistry.GlobalTypes.FindMessageByName(md.Input().FullName())
+	if err != nil {
+		return nil, fmt.Errorf("request of %s: %w", md.Name(), err)
+	}
+	reply, err := protoregistry.GlobalTypes.FindMessageByName(md.Output().FullName())
+	if err != nil {
+		return nil, fmt.Errorf("reply of %s: %w", md.Name(), err)
+	}
+	return &forwarding{
+		method: string(md.Name()), fullName: fullName(md), request: request, reply: reply,
+		streams: md.IsStreamingServer(), name: name, backend: backend, open: open,
+	}, nil
+}
+
+// unary is a grpc.MethodHandler.
+func (f *forwarding) unary(server any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC's order of parameters
+	request := f.request.New().Interface()
+	if err := decode(request); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return f.call(ctx, request)
+	}
+	return interceptor(ctx, request, &grpc.UnaryServerInfo{Server: server, FullMethod: f.fullName}, f.call)
+}
+
+func (f *forwarding) call(ctx context.Context, request any) (any, error) {
+	timeout := CallTimeout
+	if _, set := ctx.Deadline(); set {
+		timeout = maxCallTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	reply := f.reply.New().Interface()
+	if err := f.backend.Invoke(access.OnBehalfOf(ctx), f.fullName, request, reply); err != nil {
+		return nil, Error(f.name, err)
+	}
+	return reply, nil
+}
+
+// stream is a grpc.StreamHandler. It lasts as long as client and backend want.
+func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
+	request := f.request.New().Interface()
+	if err := client.RecvMsg(request); err != nil {
+		return err
+	}
+	from := ingress.ClientOf(client.Context())
+	if e := f.open.Acquire(from, 1); e != nil {
+		return ingress.TooManyStreams(e)
+	}
+	defer f.open.Release(from, 1)
+	replies, err := f.begin(client.Context(), request)
+	if err != nil {
+		return Error(f.name, err)
+	}
+	for {
+		reply := f.reply.New().Interface()
+		switch err := replies.RecvMsg(reply); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return Error(f.name, err)
+		}
+		if err := client.SendMsg(reply); err != nil {
+			return err
+		}
+	}
+}
+
+func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.ClientStream, error) {
+	stream, err := f.backend.NewStream(access.OnBehalfOf(ctx), &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
+	if err != nil {
+		return nil, err
+	}
+	// io.EOF means that the backend has ended the stream; RecvMsg returns why.
+	if err := stream.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return stream, stream.CloseSend()
+}
+
+// Error returns what the client is told about a failed call to a service. Errors of the service pass unchanged; errors of the
+// connection are replaced, because they contain addresses.
+func Error(name string, err error) error {
+	s := status.Convert(err)
+	if len(s.Details()) > 0 {
+		return err
+	}
+	switch {
+	case s.Code() == codes.Unavailable:
+		return Unavailable(name, err)
+	case s.Code() == codes.DeadlineExceeded:
+		return apierror.New(codes.DeadlineExceeded, "DEADLINE_EXCEEDED", "%s service did not answer in time", name).
+			WithMetadata("service", name).WithCause(err)
+	}
+	return err
+}
+
+// Unavailable returns what the client is told while a service cannot be reached.
+func Unavailable(name string, cause error) error {
+	return apierror.Unavailable("SERVICE_UNAVAILABLE", reconnectAfter, "%s service is not available", name).
+		WithMetadata("service", name).WithCause(cause)
+}
+
+// fullName spells a method the way gRPC does.
+func fullName(m protoreflect.MethodDescriptor) string {
+	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+}

@@ -1,0 +1,335 @@
+package web
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"shop.example/domain/money"
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// The names of the form's fields; the product's id follows those of a product.
+const (
+	nameField     = "customer_name"
+	emailField    = "customer_email"
+	keyField      = "idempotency_key"
+	quantityField = "quantity."
+	priceField    = "price."
+)
+
+const (
+	// maxForm bounds a form, in bytes: with all fields of all products filled in it has 12 KB.
+	maxForm = 16 << 10
+	// maxLines is how many products an order may have, see PlaceOrderRequest. What is wrong with a form is shown in the form:
+	// with a row for each field that somebody made up it could become a page of megabytes.
+	maxLines = 100
+)
+
+// form is what the front page shows: the catalogue, and the order as far as it has been filled in.
+type form struct {
+	Demo     bool // whether operators can break the shop under /demo
+	Products []product
+	Closed   bool   // inventory does not answer: there is no catalogue
+	Key      string // the order's idempotency key: a form that is sent twice is one order
+	Name     string
+	Email    string
+	// What is wrong: with a field, and with the order as a whole.
+	NameError, EmailError, Problem string
+
+	lines []line
+}
+
+// product is one row of the form.
+type product struct {
+	ID        int32
+	Name      string
+	Price     string // for people
+	UnitPrice string // for the form: what the customer saw, see readPrice
+	Sellable  int32
+	OnHand    int32
+	Reserved  int32
+	Quantity  string // as it was entered
+	Error     string
+}
+
+// line is what was entered for one product.
+type line struct {
+	id       int32
+	entered  string
+	quantity int32
+	price    *moneyv1.Money // nil where the form does not say what the customer saw
+	problem  string
+}
+
+// Blank is the row that products are made of that come later.
+func (*form) Blank() product { return product{} }
+
+func newForm() *form { return &form{Key: rand.Text()} }
+
+// The forms that no page of ours makes.
+var (
+	errTooManyLines = fmt.Errorf("an order has %d products at most", maxLines)
+	errNotUTF8      = errors.New("the form is not in UTF-8")
+)
+
+// readForm reads what was posted. What is wrong with it is said in the form.
+func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		return nil, fmt.Errorf("reading the form: %w", err)
+	}
+	f := &form{
+		Key:   r.PostForm.Get(keyField),
+		Name:  strings.TrimSpace(r.PostForm.Get(nameField)),
+		Email: strings.TrimSpace(r.PostForm.Get(emailField)),
+	}
+	if !utf8.ValidString(f.Key + f.Name + f.Email) {
+		return nil, errNotUTF8
+	}
+	for field, values := range r.PostForm {
+		id, found := strings.CutPrefix(field, quantityField)
+		entered := strings.TrimSpace(values[0])
+		if !found || entered == "" || entered == "0" {
+			continue
+		}
+		n, err := strconv.ParseInt(id, 10, 32)
+		if err != nil {
+			continue // no field of ours
+		}
+		l := line{id: int32(n), entered: entered, price: readPrice(r.PostForm.Get(priceField + id))}
+		if quantity, err := strconv.ParseInt(entered, 10, 32); err == nil {
+			l.quantity = int32(quantity)
+		} else {
+			l.problem = "must be a whole number"
+		}
+		f.lines = append(f.lines, l)
+	}
+	if len(f.lines) > maxLines {
+		return nil, errTooManyLines
+	}
+	slices.SortFunc(f.lines, func(a, b line) int { return int(a.id) - int(b.id) })
+	return f, nil
+}
+
+// fill puts the catalogue into the form, and what was entered into the catalogue's rows.
+func (f *form) fill(items []*inventoryv1.Item, open bool) {
+	f.Closed = !open
+	for _, item := range items {
+		f.Products = append(f.Products, product{
+			ID: item.GetId(), Name: item.GetProductName(), Price: price(item.GetPrice()), UnitPrice: writePrice(item.GetPrice()),
+			Sellable: item.GetQuantity(), OnHand: item.GetOnHand(), Reserved: item.GetReserved(),
+		})
+	}
+	for _, l := range f.lines {
+		i := slices.IndexFunc(f.Products, func(p product) bool { return p.ID == l.id })
+		if i < 0 { // no longer there, or not known at the moment: the entry stays all the same
+			f.Products = append(f.Products, product{ID: l.id, Name: fmt.Sprintf("Product %d", l.id)})
+			i = len(f.Products) - 1
+		}
+		f.Products[i].Quantity, f.Products[i].Error = l.entered, l.problem
+	}
+}
+
+func (f *form) request() *checkoutv1.PlaceOrderRequest {
+	request := &checkoutv1.PlaceOrderRequest{CustomerName: f.Name, CustomerEmail: f.Email}
+	for _, l := range f.lines {
+		request.OrderItems = append(request.OrderItems, &checkoutv1.PlaceOrderRequest_Item{
+			ProductId: l.id, Quantity: l.quantity, ExpectedUnitPrice: l.price,
+		})
+	}
+	return request
+}
+
+// explain puts an error of PlaceOrder beside the fields that it is about.
+func (f *form) explain(err error) {
+	s := status.Convert(err)
+	if s.Code() == codes.AlreadyExists {
+		f.Key = rand.Text()
+		f.Problem = "This form has placed another order before. Send it again to place this one too."
+		return
+	}
+	violations := 0
+	for _, detail := range s.Details() {
+		bad, _ := detail.(*errdetails.BadRequest)
+		for _, v := range bad.GetFieldViolations() {
+			violations++
+			f.blame(v.GetField(), v.GetDescription())
+		}
+	}
+	if violations == 0 {
+		f.Problem = "The order was not placed: " + s.Message() + "."
+	}
+}
+
+func (f *form) blame(field, description string) {
+	var i int
+	switch {
+	case field == nameField:
+		f.NameError = description
+	case field == emailField:
+		f.EmailError = description
+	case len(f.lines) == 0:
+		f.Problem = "The basket is empty: say of at least one product how many you want."
+	default:
+		if _, err := fmt.Sscanf(field, "order_items[%d]", &i); err != nil || i < 0 || i >= len(f.lines) {
+			f.Problem = field + " " + description
+			return
+		}
+		f.lines[i].problem = description
+	}
+}
+
+// misread says whether an entry could not be read as what it has to be.
+func (f *form) misread() bool {
+	return slices.ContainsFunc(f.lines, func(l line) bool { return l.problem != "" })
+}
+
+// placeOrder takes the form and goes on to the page of the order, or shows the form again with what is wrong.
+func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
+	f, err := readForm(w, r)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		http.Error(w, fmt.Sprintf("the form is larger than %d bytes", maxForm), http.StatusRequestEntityTooLarge)
+		return
+	case errors.Is(err, errTooManyLines):
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	case err != nil:
+		http.Error(w, "the form could not be read", http.StatusBadRequest)
+		return
+	}
+	if f.misread() {
+		p.showFront(r.Context(), w, http.StatusUnprocessableEntity, f)
+		return
+	}
+	ctx := r.Context()
+	if f.Key != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", f.Key)
+	}
+	placed, err := p.orders.PlaceOrder(ctx, f.request())
+	if err != nil {
+		f.explain(err)
+		p.showFront(r.Context(), w, refusalStatus(err), f)
+		return
+	}
+	http.Redirect(w, r, "/orders/"+placed.GetOrder().GetId(), http.StatusSeeOther)
+}
+
+// refusalStatus is the HTTP status of a form that was refused: that of the API, but for a form whose fields are wrong.
+func refusalStatus(err error) int {
+	code := status.Code(err)
+	if code == codes.InvalidArgument {
+		return http.StatusUnprocessableEntity
+	}
+	return runtime.HTTPStatusFromCode(code)
+}
+
+// orderView is what the page of an order shows.
+type orderView struct {
+	ID      string
+	Order   *orderv1.Order // nil while it has not been decided
+	State   string
+	Verdict string
+	Total   string
+	Lines   []lineView
+}
+
+type lineView struct {
+	Name     string
+	Quantity int32
+	Price    string
+}
+
+// verdicts says what a customer wants to know of each end that an order can have.
+var verdicts = map[string]string{
+	"PENDING":                "The shop has your order and is deciding it. This page looks again each second.",
+	"CONFIRMED":              "Your order is confirmed: everything in it is yours.",
+	"CANCELLED":              "The order was cancelled, and everything in it is back in stock.",
+	"OUT_OF_STOCK":           "The order was refused: not everything in it is in stock any more. Nothing was taken.",
+	"UNKNOWN_PRODUCT":        "The order was refused: a product in it is not in the catalogue. Nothing was taken.",
+	"PRICE_CHANGED":          "The order was refused: a price has changed since you saw it. Nothing was taken.",
+	"IDEMPOTENCY_KEY_REUSED": "The order was rejected: its form has placed another order before. Nothing was reserved. Place the order again.",
+	"AMOUNT_TOO_LARGE":       "The order was rejected: it is worth more than the shop can handle. Nothing was reserved. Order less.",
+	"DISCARDED":              "The order was rejected: the shop could not process it. Nothing was reserved.",
+	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
+}
+
+// verdictOf is what is said of a state or reason; the name itself if it comes from a newer release.
+func verdictOf(name string) string {
+	return cmp.Or(verdicts[name], "The order is "+name+".")
+}
+
+// serveOrder serves the page of an order. Whoever has its id may see it.
+func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	got, err := p.decided.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: view.ID})
+	switch status.Code(err) {
+	case codes.OK:
+		view.show(got.GetOrder())
+	case codes.InvalidArgument:
+		http.Error(w, "this is no order's address", http.StatusNotFound)
+		return
+	case codes.Unauthenticated, codes.PermissionDenied:
+		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
+		return
+	}
+	// Not found is an order that has not been decided; and while the order service is away, none is.
+	if view.Verdict == "" {
+		view.Verdict = verdictOf(view.State)
+	}
+	p.write(w, http.StatusOK, "order.html", view)
+}
+
+func (v *orderView) show(o *orderv1.Order) {
+	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
+	v.Verdict = verdictOf(v.State)
+	if o.Reason != nil {
+		v.Verdict = verdictOf(o.GetReason().String())
+	}
+	for _, item := range o.GetOrderItems() {
+		v.Lines = append(v.Lines, lineView{item.GetProductName(), item.GetQuantity(), price(item.GetUnitPrice())})
+	}
+}
+
+// price is an amount for people; nothing where there is none.
+func price(m *moneyv1.Money) string {
+	if m == nil {
+		return ""
+	}
+	return money.Format(money.Minor(m), m.GetCurrencyCode())
+}
+
+// writePrice puts a price into the form's hidden field: "1050 USD" in minor units.
+func writePrice(m *moneyv1.Money) string {
+	return fmt.Sprintf("%d %s", money.Minor(m), m.GetCurrencyCode())
+}
+
+// readPrice reads what writePrice wrote; nil where it is anything else.
+func readPrice(text string) *moneyv1.Money {
+	minor, currency, _ := strings.Cut(text, " ")
+	n, err := strconv.ParseInt(minor, 10, 64)
+	if err != nil || n < 0 {
+		return nil
+	}
+	return money.FromMinor(n, currency)
+}

@@ -1,0 +1,71 @@
+package web
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// A new state or reason of the contract has to be one that the pages show in words, and a state has its stamp.
+func TestStates_ThePagesKnowEveryStateAndReasonOfTheContract(t *testing.T) {
+	t.Parallel()
+	script, style := asset(t, "way.js"), asset(t, "style.css")
+	words, _, found := strings.Cut(script[strings.Index(script, "const verdicts = {"):], "};")
+	if !found {
+		t.Fatal("way.js has no verdicts")
+	}
+	inWords := func(kind string, value protoreflect.Name) {
+		if verdicts[string(value)] == "" {
+			t.Errorf("%s %s: say in verdicts in form.go what it means to a customer", kind, value)
+		}
+		if !regexp.MustCompile(`\b` + string(value) + `: '`).MatchString(words) {
+			t.Errorf("%s %s: say in verdicts in assets/way.js what it means to a customer", kind, value)
+		}
+	}
+	states := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()
+	for i := range states.Len() {
+		value := states.Get(i)
+		if value.Number() == 0 {
+			continue
+		}
+		if orderv1.Order_State(value.Number()) != orderv1.Order_REJECTED { // its reason is shown instead
+			inWords("Order.State", value.Name())
+		}
+		if !strings.Contains(style, ".stamp[data-state="+string(value.Name())+"]") {
+			t.Errorf("Order.State %s: give it a stamp in assets/style.css", value.Name())
+		}
+		// The script looks at the order again when an event says that its state has changed.
+		if orderv1.Order_State(value.Number()) != orderv1.Order_PENDING && !strings.Contains(script, ": '"+string(value.Name())+"'") {
+			t.Errorf("Order.State %s: say in states in assets/way.js which event leads to it", value.Name())
+		}
+	}
+	reasons := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
+	for i := range reasons.Len() {
+		if value := reasons.Get(i); value.Number() != 0 {
+			inWords("OrderRejected.Reason", value.Name())
+		}
+	}
+}
+
+func TestStates_OneOfANewerReleaseIsShownByItsName(t *testing.T) {
+	t.Parallel()
+	var view orderView
+	view.show(&orderv1.Order{State: orderv1.Order_State(99)})
+	if view.State != "99" || !strings.Contains(view.Verdict, "99") {
+		t.Errorf("state %q, verdict %q", view.State, view.Verdict)
+	}
+}
+
+func asset(t *testing.T, name string) string {
+	t.Helper()
+	content, err := assets.ReadFile("assets/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}

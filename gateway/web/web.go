@@ -1,0 +1,171 @@
+// Package web is the shop's front page: what a browser gets at /.
+//
+// The HTML is rendered with the catalogue in it, so that it can be read, and an order placed, without JavaScript
+// (form.go). With JavaScript the modules in assets/ bring it to life: they use the shop's API as any other client does.
+// There are no cookies, and so nothing that a page of somebody else could make a browser do in a customer's name.
+package web
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/grpc"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+)
+
+// policy lets the page load its own files and call its own shop, and nothing else. No script makes HTML of text.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
+	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+//go:embed *.html
+var sources embed.FS
+
+//go:embed assets
+var assets embed.FS
+
+// page serves the front page, its files and its form. It is safe for concurrent use.
+type page struct {
+	templates *template.Template
+	files     map[string]file // by name
+	index     func() string   // what those get who do not ask for HTML
+	demo      bool            // whether operators can break the shop under /demo
+	orders    checkoutv1.CheckoutServiceClient
+	decided   orderv1.OrderServiceClient
+	catalogue catalogue
+}
+
+// file is one of the page's files.
+type file struct {
+	content  []byte
+	mimeType string
+	etag     string
+}
+
+// routes is where the page's routes are added.
+type routes interface {
+	HandlePath(method, path string, handler runtime.HandlerFunc) error
+	Index() string
+}
+
+// Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
+// under /demo.
+func Register(rest routes, conn grpc.ClientConnInterface, demo bool) error {
+	p, err := newPage(conn)
+	if err != nil {
+		return err
+	}
+	p.index, p.demo = rest.Index, demo
+	return errors.Join(
+		rest.HandlePath(http.MethodGet, "/", p.serveFront),
+		rest.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
+		rest.HandlePath(http.MethodGet, "/catalogue", p.serveCatalogue),
+		rest.HandlePath(http.MethodPost, "/orders", p.placeOrder),
+		rest.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
+	)
+}
+
+func newPage(conn grpc.ClientConnInterface) (*page, error) {
+	templates, err := template.New("page").Funcs(template.FuncMap{"short": short}).ParseFS(sources, "*.html")
+	if err != nil {
+		return nil, fmt.Errorf("reading the page's templates: %w", err)
+	}
+	files, err := readFiles()
+	if err != nil {
+		return nil, err
+	}
+	return &page{
+		templates: templates, files: files,
+		orders:    checkoutv1.NewCheckoutServiceClient(conn),
+		decided:   orderv1.NewOrderServiceClient(conn),
+		catalogue: catalogue{inventory: inventoryv1.NewInventoryServiceClient(conn)},
+	}, nil
+}
+
+func readFiles() (map[string]file, error) {
+	entries, err := fs.ReadDir(assets, "assets")
+	if err != nil {
+		return nil, fmt.Errorf("reading the page's files: %w", err)
+	}
+	files := map[string]file{}
+	for _, entry := range entries {
+		content, err := assets.ReadFile("assets/" + entry.Name())
+		if err != nil {
+			return nil, fmt.Errorf("reading the page's files: %w", err)
+		}
+		files[entry.Name()] = file{content, mimeTypeOf(entry.Name()), etagOf(content)}
+	}
+	return files, nil
+}
+
+// mimeTypeOf does not leave it to the machine's tables what a module is: a browser would not run it as anything else.
+func mimeTypeOf(name string) string {
+	if path.Ext(name) == ".js" {
+		return "text/javascript; charset=utf-8"
+	}
+	return mime.TypeByExtension(path.Ext(name))
+}
+
+// serveFront serves the front page to browsers, and to others plain text about where things are.
+func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
+	w.Header().Set("Vary", "Accept")
+	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = w.Write([]byte(p.index())) // fails when the client has gone
+		return
+	}
+	p.showFront(r.Context(), w, http.StatusOK, newForm())
+}
+
+// serveFile serves one of the page's files. A browser asks each time whether it has changed, and mostly it has not.
+func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+	f, ok := p.files[inPath["file"]]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	header := w.Header()
+	header.Set("Content-Type", f.mimeType)
+	header.Set("Cache-Control", "no-cache")
+	header.Set("ETag", f.etag)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.content))
+}
+
+// showFront writes the front page with the form as it stands, and with the catalogue where inventory answers.
+func (p *page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
+	items, _, err := p.catalogue.read(ctx)
+	f.Demo = p.demo
+	f.fill(items, err == nil)
+	p.write(w, status, "index.html", f)
+}
+
+// write writes a page. The gateway's own headers keep it from being stored, since it shows the shop as it is now, and
+// from being told to others as their referrer, since the address of an order is the key to it.
+func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
+	var body bytes.Buffer
+	if err := p.templates.ExecuteTemplate(&body, name, data); err != nil {
+		http.Error(w, "the page could not be written", http.StatusInternalServerError)
+		return
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/html; charset=utf-8")
+	header.Set("Content-Security-Policy", policy)
+	w.WriteHeader(status)
+	_, _ = body.WriteTo(w) // fails when the client has gone
+}
+
+// short is the part of an order's id that people read to each other. Ids begin with the time, and so with the same.
+func short(orderID string) string { return orderID[max(0, len(orderID)-8):] }
