@@ -276,7 +276,7 @@ func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, list
 				return nil
 			case err != nil:
 				m.failures.Add(ctx, 1)
-				t.Logger.ErrorContext(ctx, "the audit failed", "err", err)
+				t.Logger.ErrorContext(ctx, "the audit failed", "error", err)
 			default:
 				m.record(ctx, r)
 				for _, v := range r.Violations {

@@ -14,8 +14,8 @@ import (
 	"shop.example/platform/backoff"
 )
 
-// errEnough ends a follower without an error.
-var errEnough = errors.New("enough")
+// errStop ends a follower without an error.
+var errStop = errors.New("stop")
 
 // follower reads events as they are logged, each once, in the order of their ids, and does not lose its place where the
 // connection or the shop goes.
@@ -32,7 +32,7 @@ type follower struct {
 // firstPause is before the first attempt to find the place in the log again; each next one is twice as long.
 const firstPause = 100 * time.Millisecond
 
-// run calls handle with each event until it returns an error, which run returns, but for errEnough. It fails where there
+// run calls handle with each event until it returns an error, which run returns, but for errStop. It fails where there
 // is no shop to begin with, and where the shop refuses.
 func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error) error {
 	for wait := backoff.New(firstPause, longestPause); ; {
@@ -40,13 +40,13 @@ func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error)
 		var ended handlerError
 		err := f.read(ctx, handle)
 		switch {
-		case errors.Is(err, errEnough):
+		case errors.Is(err, errStop):
 			return nil
 		case errors.As(err, &ended):
 			return ended.error
 		case ctx.Err() != nil:
 			return context.Canceled
-		case !f.connected || !passing(err):
+		case !f.connected || !retryable(err):
 			return f.gateway.explain(err)
 		}
 		if !f.lost {
@@ -67,9 +67,9 @@ type handlerError struct{ error }
 
 func (e handlerError) Unwrap() error { return e.error }
 
-// passing says whether a stream that ended like this can go on later. A shop that ends a stream in peace does so when it
+// retryable says whether a stream that ended like this can go on later. A shop that ends a stream in peace does so when it
 // stops.
-func passing(err error) bool {
+func retryable(err error) bool {
 	switch status.Code(err) {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.Unimplemented:
 		return false

@@ -73,7 +73,7 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		if err := w.show(event); err != nil || forever || !w.over() {
 			return err
 		}
-		return errEnough
+		return errStop
 	})
 	if err != nil {
 		return err
