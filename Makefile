@@ -25,16 +25,16 @@ help: ## List the targets
 # --- Run -------------------------------------------------------------------------------------------------------------
 
 .PHONY: up
-up: .bin/shop ## Run the whole shop on this machine, on localhost:3000, until Ctrl-C
-	@.bin/shop up
+up: .bin/shop .bin/shopdev ## Run the whole shop on this machine, on localhost:3000, until Ctrl-C
+	@.bin/shopdev up
 
 .PHONY: demo
-demo: .bin/shop ## The same, then send the sample order, show its way, and stop
-	@.bin/shop demo
+demo: .bin/shopdev ## The same, then send the sample order, show its way, and stop
+	@.bin/shopdev demo
 
 .PHONY: down
-down: .bin/shop ## Stop and remove what make up started, its data too (YES=1: without asking)
-	@.bin/shop down $(if $(YES),--yes)
+down: .bin/shopdev ## Stop and remove what make up started, its data too (YES=1: without asking)
+	@.bin/shopdev down $(if $(YES),--yes)
 
 # --- Check -----------------------------------------------------------------------------------------------------------
 
@@ -44,9 +44,9 @@ unit: ## Run the tests that need no server, in seconds (docs/adr/0025)
 	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
 
 .PHONY: t
-t: .bin/shop ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
+t: .bin/shopdev ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
 	@$(if $(PKG),,$(error Say which package: make t PKG=./services/order/ordering))\
-	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shop exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
+	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
 
 .PHONY: test
 test: setup generated breaking lint modules race ## Everything that has to pass
@@ -96,8 +96,8 @@ modules: # Each module has to do without the workspace too, and its go.mod has t
 TEST_TIMEOUT ?= 2h
 
 .PHONY: race
-race: .bin/shop .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
-	CGO_ENABLED=1 .bin/shop exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
+race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
+	CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 	    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT) $(MODULES:%=%/...)
 
 .PHONY: removable
@@ -108,7 +108,7 @@ removable: ## Build the gateway without each feature that can be removed, in a c
 	    git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$$copy"; \
 	    rm -r "$$copy/gateway/$$feature"; \
 	    sed -i "/gateway\/$$feature\"/d; /$$feature\.Register(/d" "$$copy/gateway/server/features.go"; \
-	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./shop/... && go vet ./gateway/...); \
+	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./dev/... && go vet ./gateway/...); \
 	    rm -rf "$$copy"; \
 	done
 
@@ -126,53 +126,53 @@ sbom: .bin/cyclonedx-gomod .bin/go-licenses ## List what the programs link: vers
 	@echo 'for each program a CycloneDX file: .bin/sbom/*.cdx.json'
 
 .PHONY: chaos
-chaos: .bin/shop ## Place orders for two minutes while everything fails (CHAOS_DURATION=1h, CHAOS_SEED=42)
+chaos: .bin/shopdev ## Place orders for two minutes while everything fails (CHAOS_DURATION=1h, CHAOS_SEED=42)
 	@echo 'The seed and the figures; what the services say is in .bin/chaos.log'
-	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shop exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
+	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shopdev exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: upgrade
-upgrade: .bin/shop ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
-	@.bin/shop exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
+	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: pgbouncer
-pgbouncer: .bin/shop ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
-	@.bin/shop exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
+	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: guides
 guides: .bin/shop .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
-	@.bin/shop exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
+	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: bench
-bench: .bin/shop ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shop bench)
-	@.bin/shop bench $${BENCH:---floor --runs 3}
+bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
+	@.bin/shopbench $${BENCH:---floor --runs 3}
 
 .PHONY: benchstat
-benchstat: .bin/shop .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
+benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
 	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \
 	packages=$$(cd "$$base"; grep -rlE '^func Benchmark' --include='*_test.go' gateway platform services | xargs -n1 dirname | sort -u | sed 's|^|./|'); \
 	rm -f .bin/base.txt .bin/this.txt; \
 	for round in $$(seq $${ROUNDS:-6}); do \
 	    for tree in "base $$base" "this $(CURDIR)"; do \
-	        .bin/shop exec --fast -- go -C "$${tree#* }" test -run '^$$' -bench "$${BENCHMARKS:-.}" -timeout=1h $$packages >>".bin/$${tree%% *}.txt" || \
+	        .bin/shopdev exec --fast -- go -C "$${tree#* }" test -run '^$$' -bench "$${BENCHMARKS:-.}" -timeout=1h $$packages >>".bin/$${tree%% *}.txt" || \
 	            { tail -20 ".bin/$${tree%% *}.txt"; exit 1; }; \
 	    done; \
 	done; \
 	cd .bin; ./benchstat base.txt this.txt
 
 .PHONY: fuzz
-fuzz: .bin/shop ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
+fuzz: .bin/shopdev ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
 	@for target in $$(grep -rhoE '^func Fuzz\w+' --include=fuzz_test.go gateway platform services | sed 's/func //'); do \
 	    package=$$(dirname "$$(grep -rlE "^func $$target\(" --include=fuzz_test.go gateway platform services)"); \
 	    echo "$$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime "$${FUZZ_DURATION:-1m}" "./$$package"; \
 	done
-	@FUZZ_DURATION=$${FUZZ_DURATION:-1m} .bin/shop exec --fast -- go test -v -run '^TestFuzz_' -count=1 -timeout=24h ./e2e | \
+	@FUZZ_DURATION=$${FUZZ_DURATION:-1m} .bin/shopdev exec --fast -- go test -v -run '^TestFuzz_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/fuzz.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: screenshots
-screenshots: .bin/shop ## Take the pictures of the front page in docs/images again (needs Chromium)
+screenshots: .bin/shopdev ## Take the pictures of the front page in docs/images again (needs Chromium)
 	@mkdir -p docs/images
-	@SCREENSHOTS=$(CURDIR)/docs/images .bin/shop exec --fast -- go test -run '^TestPage_FitsEveryScreen$$' -count=1 ./e2e >/dev/null
+	@SCREENSHOTS=$(CURDIR)/docs/images .bin/shopdev exec --fast -- go test -run '^TestPage_FitsEveryScreen$$' -count=1 ./e2e >/dev/null
 	@ls -l docs/images
 
 # --- Change ----------------------------------------------------------------------------------------------------------
@@ -241,9 +241,13 @@ artefacts: sbom .bin/buf ## Gather what a release consists of besides its images
 
 # --- Programs --------------------------------------------------------------------------------------------------------
 
-.bin/shop: always
+# shop is for people and operators, shopdev for a developer's machine, shopbench measures.
+.bin/shop: package = ./shop
+.bin/shopdev: package = ./dev
+.bin/shopbench: package = ./bench
+.bin/shop .bin/shopdev .bin/shopbench: always
 	@echo 'building $@ (about a minute the first time)'
-	@go build -o $@ ./shop
+	@go build -o $@ $(package)
 
 # Each developer tool is the one `tool` of a module of its own, which pins it; a new version means a new build.
 .bin/%: tools/%/go.mod tools/%/go.sum

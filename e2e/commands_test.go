@@ -22,9 +22,12 @@ import (
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"mvdan.cc/sh/v3/syntax"
 
+	benchcommand "shop.example/bench/command"
+	devcommand "shop.example/dev/command"
 	"shop.example/shop/command"
 )
 
@@ -174,15 +177,17 @@ func TestDocuments_NameCommandsAndFilesThatExist(t *testing.T) {
 func check(t *testing.T, document string, words []string, targets map[string]bool, top []fs.DirEntry) int {
 	t.Helper()
 	switch name, args := words[0], words[1:]; {
-	case name == "shop" || name == ".bin/shop":
-		if err := known(args); err != nil {
-			t.Errorf("%s: shop %s: %v", document, strings.Join(args, " "), err)
+	case roots[strings.TrimPrefix(name, ".bin/")] != nil:
+		if err := known(roots[strings.TrimPrefix(name, ".bin/")](), args); err != nil {
+			t.Errorf("%s: %s %s: %v", document, name, strings.Join(args, " "), err)
 		}
 	case name == "make" && len(args) > 0:
 		if !targets[args[0]] {
 			t.Errorf("%s: make %s: the Makefile has no such target", document, args[0])
 		}
-	case len(args) == 0 && slices.ContainsFunc(top, func(e fs.DirEntry) bool { return e.IsDir() && strings.HasPrefix(name, e.Name()+"/") }):
+	case len(args) == 0 && slices.ContainsFunc(top, func(e fs.DirEntry) bool {
+		return e.IsDir() && e.Name() != ".shop" && strings.HasPrefix(name, e.Name()+"/")
+	}): // .shop is there while something runs
 		if found, err := filepath.Glob("../" + strings.TrimSuffix(name, "/") + "*"); err != nil || found == nil { // docs/adr/0006 is one
 			t.Errorf("%s names %s, which does not exist", document, name)
 		}
@@ -192,9 +197,12 @@ func check(t *testing.T, document string, words []string, targets map[string]boo
 	return 1
 }
 
-// known says whether there is such a command of shop, with such flags.
-func known(args []string) error {
-	cmd, rest, err := command.Root().Find(args)
+// roots are the commands that people type, by name.
+var roots = map[string]func() *cobra.Command{"shop": command.Root, "shopdev": devcommand.Root, "shopbench": benchcommand.Root}
+
+// known says whether a command has such a subcommand, with such flags.
+func known(root *cobra.Command, args []string) error {
+	cmd, rest, err := root.Find(args)
 	if err != nil {
 		return err
 	}
@@ -293,7 +301,7 @@ type terminal struct {
 // do executes a block.
 func (sh *terminal) do(t *testing.T, b block) {
 	t.Helper()
-	text := strings.NewReplacer("localhost:3000", sh.address, ".bin/shop", "shop").Replace(b.text)
+	text := strings.NewReplacer("localhost:3000", sh.address, ".bin/", "").Replace(b.text)
 	if b.tag == watched {
 		file, err := syntax.NewParser().Parse(strings.NewReader(text), b.String())
 		if err != nil {

@@ -56,9 +56,8 @@ var (
 	publishedPort = regexp.MustCompile(`^127\.0\.0\.1:\$\{([A-Z_]+):-(\d+)\}:\d+$`)
 	// certsFolders is the loop over the folders that shop certs writes to.
 	certsFolders = regexp.MustCompile(`for name in (.*); do mkdir -p "/out/all/\$name"`)
-
-	required    = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
-	withDefault = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
+	required     = regexp.MustCompile(`\$\{([A-Z_]+):\?`)
+	withDefault  = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
 )
 
 // A tag that moves is another program on the next machine.
@@ -76,7 +75,7 @@ func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 	used := len(images)
 	for path, pattern := range map[string]*regexp.Regexp{
 		"../Dockerfile": fromLine, "../.devcontainer/devcontainer.json": containerImage, "../.gitlab-ci.yml": containerImage,
-		"../shop/stack/postgres.go": stackImage, "../shop/stack/rabbitmq.go": stackImage,
+		"../dev/stack/postgres.go": stackImage, "../dev/stack/rabbitmq.go": stackImage,
 	} {
 		text, err := os.ReadFile(path)
 		if err != nil {

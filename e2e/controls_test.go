@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"shop.example/db/dbtest"
+	"shop.example/dev/controls"
+	"shop.example/dev/local"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/shop/controls"
-	"shop.example/shop/local"
 	"shop.example/topology"
 )
 
@@ -93,7 +93,7 @@ func TestControls_AreForOperatorsAndSayWhatIsWrong(t *testing.T) {
 		{"POST /demo/race", `[1]`, 400, `INVALID_JSON`},
 		{"POST /demo/twice", `{"times":3}`, 400, `"times","description":"unknown field"`},
 		{"POST /demo/services/order/stop", `{"kill":true}`, 400, `"kill","description":"unknown field"`},
-		{"POST /demo/services/gateway/stop", ``, 404, `there are order, inventory, logging`},
+		{"POST /demo/services/gateway/stop", ``, 404, "there are " + strings.Join(topology.Names()[1:], ", ")},
 		{"GET /demo/race", ``, 405, `POST only`},
 		{"GET /demo/nothing", ``, 404, `UNKNOWN_PATH`},
 	} {
@@ -203,8 +203,12 @@ func TestControls_OrdersAreTakenWhileTheOrderServiceIsStoppedAndDecidedWhenItIsB
 	for range 2 { // twice is as good as once
 		s.control(t, "/demo/services/order/stop", ``, nil)
 	}
-	if got := s.demo(t); got != `{"services":[{"name":"order","running":false},{"name":"inventory","running":true},{"name":"logging","running":true}]}` {
-		t.Errorf("GET /demo: %s", got)
+	var states []string
+	for _, name := range topology.Names()[1:] {
+		states = append(states, fmt.Sprintf(`{"name":"%s","running":%t}`, name, name != topology.Order))
+	}
+	if got, want := s.demo(t), `{"services":[`+strings.Join(states, ",")+`]}`; got != want {
+		t.Errorf("GET /demo: %s, want %s", got, want)
 	}
 	var locations []string
 	for range 20 {

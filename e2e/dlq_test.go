@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"shop.example/shop/cli"
 	"shop.example/shop/command"
 )
 
@@ -97,7 +98,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 	}
 	// What is wrong with one does not keep the others.
 	out, errs, err := s.dlq(t, "redrive", garbage.ID, "4711", twice.ID)
-	var code command.ExitCode
+	var code cli.ExitCode
 	if !errors.As(err, &code) || code != 1 || out != twice.ID+" redriven (shop.inventory.create of queue inventory)\n" ||
 		!strings.Contains(errs, "was discarded") || !strings.Contains(errs, "there is no dead letter 4711") || !strings.Contains(errs, "2 of 3 dead letters not redriven") {
 		t.Errorf("redriven: %v\n%s%s", err, out, errs)
@@ -113,7 +114,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		return nil
 	})
 	for _, what := range []string{"redrive", "discard"} { // a script that nobody can be asked by
-		if out, _, err := s.dlq(t, what, "--all"); command.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--yes") || out != "" {
+		if out, _, err := s.dlq(t, what, "--all"); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--yes") || out != "" {
 			t.Errorf("shop dlq %s --all without a terminal: %v, %q", what, err, out)
 		}
 	}

@@ -10,10 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"shop.example/shop/command"
+	"shop.example/dev/command"
+	"shop.example/shop/cli"
 )
 
-// down runs `shop down` on the folder, without a terminal.
+// down runs `shopdev down` on the folder, without a terminal.
 func down(t *testing.T, dir string, args ...string) (said string, err error) {
 	t.Helper()
 	root := command.Root()
@@ -29,7 +30,7 @@ func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
 	t.Parallel()
 	bin := mustBinaries(t)
 	dir := filepath.Join(t.TempDir(), "servers")
-	holder := exec.Command(filepath.Join(bin, "shop"), "exec", "--dir", dir, "--", "sh", "-c", "echo runs && exec cat") // on the servers of the tests
+	holder := exec.Command(filepath.Join(bin, "shopdev"), "exec", "--dir", dir, "--", "sh", "-c", "echo runs && exec cat") // on the servers of the tests
 	holder.Stderr = t.Output()
 	holder.SysProcAttr = endsWithParent()
 	input, err := holder.StdinPipe()
@@ -51,7 +52,7 @@ func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
 	go func() { defer close(ended); _ = holder.Wait() }()
 
 	said, err := down(t, dir)
-	if command.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "runs on the servers in "+dir) || !strings.Contains(err.Error(), "--yes") {
+	if cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "runs on the servers in "+dir) || !strings.Contains(err.Error(), "--yes") {
 		t.Errorf("nobody was asked: %v, %q", err, said)
 	}
 	select {

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"shop.example/dev/stack"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/shop/stack"
 )
 
 const (
@@ -192,18 +192,18 @@ func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
 	tr.flows(t, 50)
 }
 
-// servers are a broker and a database server that a test can stop. They are those of `shop exec`, which holds them as
+// servers are a broker and a database server that a test can stop. They are those of `shopdev exec`, which holds them as
 // long as its command waits for the end of its input.
 type servers struct {
 	program, dir               string
-	env                        []string // of shop exec, to be added
+	env                        []string // of shopdev exec, to be added
 	database, amqp, management string
 	holder                     *exec.Cmd
 	hold                       io.Closer // the command's input
 	held                       chan struct{}
 }
 
-// newServers starts servers without data. env is added to the environment of shop exec, which then takes from it what
+// newServers starts servers without data. env is added to the environment of shopdev exec, which then takes from it what
 // it is not to start.
 func newServers(t *testing.T, env ...string) *servers {
 	t.Helper()
@@ -222,7 +222,7 @@ func startServers(t *testing.T, dir string, env ...string) *servers {
 func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	bin := mustBinaries(t)
-	s := &servers{program: filepath.Join(bin, "shop"), dir: dir, env: env}
+	s := &servers{program: filepath.Join(bin, "shopdev"), dir: dir, env: env}
 	t.Cleanup(func() {
 		if s.hold != nil {
 			s.release(t, syscall.SIGKILL)
@@ -277,7 +277,7 @@ func (s *servers) release(t *testing.T, signal syscall.Signal) {
 	select {
 	case <-s.held:
 	case <-time.After(patience):
-		t.Fatal("shop exec did not end")
+		t.Fatal("shopdev exec did not end")
 	}
 }
 

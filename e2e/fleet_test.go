@@ -33,7 +33,7 @@ const stopLimit = 10 * time.Second
 
 var services = topology.Names()
 
-// binaries builds the services once for all tests. Without the race detector, which would halve the speed of the suite
+// binaries builds the services, shop and shopdev once for all tests. Without the race detector, which would halve the speed of the suite
 // and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "shop-e2e-")
@@ -41,13 +41,16 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", "shop.example/shop")
+	cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "shop.example/gateway", "shop.example/shop", "shop.example/dev")
 	for _, name := range services[1:] {
 		cmd.Args = append(cmd.Args, "shop.example/services/"+name)
 	}
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the services: %w\n%s", err, out)
+	}
+	if err := os.Rename(filepath.Join(dir, "dev"), filepath.Join(dir, "shopdev")); err != nil {
+		return "", err
 	}
 	return dir, nil
 })

@@ -18,8 +18,10 @@ require (
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	mvdan.cc/sh/v3 v3.14.1
+	shop.example/bench v0.0.0
 	shop.example/db v0.0.0
 	shop.example/db/dbtest v0.0.0
+	shop.example/dev v0.0.0
 	shop.example/domain v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
@@ -82,6 +84,7 @@ require (
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 	shop.example/gateway v0.0.0 // indirect
@@ -110,5 +113,9 @@ replace shop.example/services/logging => ../services/logging
 replace shop.example/services/order => ../services/order
 
 replace shop.example/shop => ../shop
+
+replace shop.example/dev => ../dev
+
+replace shop.example/bench => ../bench
 
 replace shop.example/topology => ../topology

@@ -18,9 +18,9 @@ var spelledTwice = map[string]string{
 	"topology/topology.go":            "the table of services has the patterns",
 	"topology/definitions.json":       "written by make generate",
 	"gateway/web/assets/contracts.js": "written by make generate",
-	"shop/bench/floor.go":             "the bare minimum that the shop is compared with has no contracts",
-	"shop/bench/floor_stock.go":       "as above",
-	"shop/bench/preload.go":           "SQL that writes a past of the shop as it is stored",
+	"bench/measure/floor.go":          "the bare minimum that the shop is compared with has no contracts",
+	"bench/measure/floor_stock.go":    "as above",
+	"bench/measure/preload.go":        "SQL that writes a past of the shop as it is stored",
 	"gateway/web/index.html":          "an example of a pattern, for people",
 	"examples/client/main.go":         "a client, which knows of the shop what its documents say",
 }

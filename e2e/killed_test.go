@@ -24,7 +24,7 @@ const (
 	mostStart  = 3 * time.Second
 )
 
-// program is `shop up` as a process of its own, over data in a folder of its own.
+// program is `shopdev up` as a process of its own, over data in a folder of its own.
 type program struct {
 	shop
 	process *os.Process
@@ -38,7 +38,7 @@ var (
 	ready  = regexp.MustCompile(`shop ready \(([0-9.]+) s\)`)
 )
 
-// up starts `shop up` in dir, with env added to its environment, and returns once it says that it is open.
+// up starts `shopdev up` in dir, with env added to its environment, and returns once it says that it is open.
 func up(t *testing.T, binary, dir string, env ...string) *program {
 	t.Helper()
 	cmd := exec.Command(binary, "up")
@@ -74,7 +74,7 @@ func up(t *testing.T, binary, dir string, env ...string) *program {
 	select {
 	case <-isOpen:
 	case <-p.exited:
-		t.Fatal("shop up ended before the shop was open")
+		t.Fatal("shopdev up ended before the shop was open")
 	case <-time.After(2 * time.Minute):
 		t.Fatal("the shop did not open within two minutes")
 	}
@@ -94,7 +94,7 @@ func (p *program) stop(t *testing.T) {
 	}
 }
 
-// operator gets path with the token that shop up printed.
+// operator gets path with the token that make up printed.
 func (p *program) operator(t *testing.T, path string) answer {
 	t.Helper()
 	return p.call(t, http.MethodGet, path, "", "Authorization", "Bearer "+p.token)
@@ -106,15 +106,15 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 		t.Skip("starts the shop")
 	}
 	dir := t.TempDir()
-	binary := filepath.Join(dir, "shop")
-	if out, err := exec.Command("go", "build", "-o", binary, "shop.example/shop").CombinedOutput(); err != nil {
+	binary := filepath.Join(dir, "shopdev")
+	if out, err := exec.Command("go", "build", "-o", binary, "shop.example/dev").CombinedOutput(); err != nil {
 		t.Fatalf("building the shop: %v\n%s", err, out)
 	}
 	t.Cleanup(func() {
 		down := exec.Command(binary, "down")
 		down.Dir = dir
 		if out, err := down.CombinedOutput(); err != nil {
-			t.Errorf("shop down: %v\n%s", err, out)
+			t.Errorf("shopdev down: %v\n%s", err, out)
 		}
 	})
 

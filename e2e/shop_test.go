@@ -17,9 +17,9 @@ import (
 
 	"shop.example/db"
 	"shop.example/db/dbtest"
+	"shop.example/dev/local"
 	"shop.example/platform/telemetry"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/shop/local"
 	"shop.example/topology"
 )
 

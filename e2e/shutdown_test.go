@@ -101,7 +101,7 @@ func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	published := f.tap(t)
 	dir, addr := t.TempDir(), freeAddr(t)
 	open := func() *program {
-		return up(t, filepath.Join(bin, "shop"), dir, "AMQP_URL="+f.broker.URL, "DATABASE_URL="+f.database, "HTTP_ADDR="+addr,
+		return up(t, filepath.Join(bin, "shopdev"), dir, "AMQP_URL="+f.broker.URL, "DATABASE_URL="+f.database, "HTTP_ADDR="+addr,
 			"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
 	}
 	first := open()

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"shop.example/shop/cli"
 	"shop.example/shop/command"
+	"shop.example/topology"
 )
 
 // shopStatus is the JSON of GET /v1/status; its numbers are numbers.
@@ -84,7 +86,7 @@ func TestStatus_ShowsServicesQueuesOutboxesAndTheRateOfOrders(t *testing.T) {
 	for _, q := range st.Queues {
 		consumers[q.Name] = q.Consumers
 	}
-	if len(consumers) != 13 || consumers["order"] != 1 || consumers["inventory"] != 1 || consumers["logging"] != 1 || consumers["dead-letter"] != 1 {
+	if len(consumers) != len(topology.Broker().Queues()) || consumers["order"] != 1 || consumers["inventory"] != 1 || consumers["logging"] != 1 || consumers["dead-letter"] != 1 {
 		t.Errorf("queues %+v", st.Queues)
 	}
 	if len(st.Outboxes) != 2 || st.Outboxes[0].Service != "order" || st.Outboxes[1].Service != "inventory" {
@@ -178,7 +180,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 	s.place(t, 1, 1)
 	eventually(t, func() error {
 		out, err := status()
-		if !errors.Is(err, command.ExitCode(1)) || !strings.Contains(lines(out), "order no - not reachable") ||
+		if !errors.Is(err, cli.ExitCode(1)) || !strings.Contains(lines(out), "order no - not reachable") ||
 			!strings.Contains(lines(out), "order 1 0") || !strings.Contains(out, "does not say how many orders") {
 			return fmt.Errorf("it ended with: %w\n%s", err, out)
 		}
@@ -186,7 +188,7 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 	})
 	out, err := status("--json")
 	var st shopStatus
-	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, command.ExitCode(1)) || len(st.unready()) != 1 {
+	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, cli.ExitCode(1)) || len(st.unready()) != 1 {
 		t.Errorf("--json: %v, %v\n%s", parsed, err, out)
 	}
 }

@@ -14,12 +14,12 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"shop.example/db/dbtest"
+	"shop.example/dev/local"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/shop/local"
 	"shop.example/topology"
 )
 

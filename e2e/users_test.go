@@ -17,11 +17,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/db/dbtest"
+	"shop.example/dev/local"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/testkit/brokertest"
 	"shop.example/platform/transport"
-	"shop.example/shop/local"
 	"shop.example/topology"
 )
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what `make test` needs besides Go and make, if it is missing: on Debian and Ubuntu, as root or with sudo.
-# Elsewhere it says what to install. PostgreSQL and RabbitMQ are not among it: `shop exec` brings its own.
+# Elsewhere it says what to install. PostgreSQL and RabbitMQ are not among it: `shopdev exec` brings its own.
 set -euo pipefail
 
 missing=() packages=()

@@ -1,6 +1,6 @@
 // Package topology is the one place that says which services the shop has, and what each of them has on the broker, in
 // the database and on the network. Whatever runs over all services takes the table below: the broker's definitions,
-// certificates, roles of the database, `shop up`, the audit, tests. What a service publishes, handles, calls and answers is
+// certificates, roles of the database, `make up`, the audit, tests. What a service publishes, handles, calls and answers is
 // said by the contracts.
 package topology
 

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/email"
 	"shop.example/domain/enduser"
 	"shop.example/domain/orderid"
 	accessv1 "shop.example/gen/shop/access/v1"
@@ -110,10 +111,10 @@ func OnBehalfOf(ctx context.Context) context.Context {
 }
 
 // KeyScope is whose idempotency keys the principal uses: its own or, for nobody, those of the email address.
-func (p *Principal) KeyScope(email string) string {
+func (p *Principal) KeyScope(address string) string {
 	switch {
 	case p == nil:
-		return "anybody " + strings.ToLower(email)
+		return "anybody " + email.Fold(address)
 	case p.Issuer == "":
 		return operator + " " + p.Name
 	}

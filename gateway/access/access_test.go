@@ -138,3 +138,15 @@ func TestAccess_APanicInTheCheckIsAnAnswer(t *testing.T) {
 		t.Errorf("the next call: %v", err)
 	}
 }
+
+// One address, written in two ways, was two callers with one key.
+func TestKeyScope_IsTheSameForAllSpellingsOfAnAddress(t *testing.T) {
+	t.Parallel()
+	var nobody *Principal
+	want := nobody.KeyScope("a@exämple.org")
+	for _, address := range []string{"A@EXÄMPLE.org", "a@xn--exmple-cua.org"} {
+		if got := nobody.KeyScope(address); got != want {
+			t.Errorf("%s: %q, want %q", address, got, want)
+		}
+	}
+}

@@ -110,8 +110,8 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 			continue
 		}
 		n, err := strconv.ParseInt(id, 10, 32)
-		if err != nil {
-			continue // not a field of this form
+		if err != nil || strconv.FormatInt(n, 10) != id {
+			continue // not a field of this form: 05 would be a second line of product 5
 		}
 		l := line{id: int32(n), entered: entered, price: readPrice(r.PostForm.Get(priceField + id))}
 		if quantity, err := strconv.ParseInt(entered, 10, 32); err == nil {

@@ -16,7 +16,6 @@ import (
 	"shop.example/platform/crash"
 	"shop.example/platform/messaging"
 	"shop.example/platform/postgres"
-	"shop.example/platform/telemetry"
 )
 
 // scope names the package in metrics.
@@ -253,7 +252,7 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 	for _, m := range parked {
 		r.parked.Add(ctx, 1)
 		r.log.ErrorContext(ctx, "the broker refuses a message, which is parked", "message_id", m.MessageID,
-			telemetry.RoutingKey(m.RoutingKey), "correlation_id", m.CorrelationID, "type", m.Type, "error", m.reason)
+			"routing_key", m.RoutingKey, "correlation_id", m.CorrelationID, "type", m.Type, "error", m.reason)
 	}
 	return n == r.batch || size >= maxRound, nil
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/shop/cli"
 )
 
 func actionsCommand() *cobra.Command {
@@ -26,13 +27,13 @@ func actionsCommand() *cobra.Command {
 		Long: `Lists who of the operators has done what, the newest first: changed the catalogue, cancelled an order,
 redriven or discarded a dead letter, exported or erased a person's data. Nobody can change this record.`,
 		Example: "  shop actions --since 24h\n  shop actions --operator ada --json | jq -r '.operator_actions[].target'\n  shop actions --target 'item 5'",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 0 {
-				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
+				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			if since < 0 {
-				return wrongUsage("--since %s: give how far to look back, 24h for example", since)
+				return cli.WrongUsage("--since %s: give how far to look back, 24h for example", since)
 			}
 			if since > 0 {
 				req.ActedAfter = timestamppb.New(time.Now().Add(-since))

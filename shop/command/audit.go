@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -24,7 +23,8 @@ import (
 	"shop.example/platform/service"
 	"shop.example/platform/telemetry"
 	"shop.example/shop/audit"
-	"shop.example/shop/stack"
+	"shop.example/shop/cli"
+	"shop.example/shop/workspace"
 )
 
 func auditCommand() *cobra.Command {
@@ -48,19 +48,19 @@ The shop does so by itself once it is sure that they cannot be waiting; an event
 comes twice then, and has one effect. That is a call for operators (--server, --token).
 
 The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
-of DATABASE_URL, with a role that may read the schemas; else those of the shop that runs here.
+of DATABASE_URL, with a role that may read the schemas; else those of the shop that make up runs here.
 
 With --every it goes on until it is ended, logs what it finds, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
 		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			for flag, d := range map[string]time.Duration{"since": cfg.Since, "late": cfg.Late, "wait": wait, "every": every} {
 				if d < 0 {
-					return wrongUsage("--%s %s: it is a time, 30s for example, and cannot be less than none", flag, d)
+					return cli.WrongUsage("--%s %s: it is a time, 30s for example, and cannot be less than none", flag, d)
 				}
 			}
-			if cfg.DatabaseURLs, err = databaseURLs(cmd.Context(), audit.Schemas()); err != nil {
+			if cfg.DatabaseURLs, err = databaseURLs(audit.Schemas()); err != nil {
 				return err
 			}
 			if cfg.HoldLimit, err = holdLimit(); err != nil {
@@ -93,7 +93,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 				return err
 			}
 			if report.Count() > 0 || wait > 0 && report.InFlight() > 0 {
-				return ExitCode(1)
+				return cli.ExitCode(1)
 			}
 			return nil
 		},
@@ -154,17 +154,17 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 					sent++
 					continue
 				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s of order %s is not sent again: %s\n", printable(e.GetRoutingKey()), printable(e.GetOrderId()), printable(e.GetProblem()))
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s of order %s is not sent again: %s\n", cli.Printable(e.GetRoutingKey()), cli.Printable(e.GetOrderId()), cli.Printable(e.GetProblem()))
 			}
 		}
 		return nil
 	})
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s sent again, of %s.\n", plural(sent, "event"), plural(len(lost), "order"))
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s sent again, of %s.\n", cli.Plural(sent, "event"), cli.Plural(len(lost), "order"))
 	return err
 }
 
 // databaseURLs returns the URL of each of the schemas: from the environment, or of the shop that runs in this workspace.
-func databaseURLs(ctx context.Context, schemas []string) (map[string]string, error) {
+func databaseURLs(schemas []string) (map[string]string, error) {
 	urls := map[string]string{}
 	missing := ""
 	for _, schema := range schemas {
@@ -179,22 +179,20 @@ func databaseURLs(ctx context.Context, schemas []string) (map[string]string, err
 	if missing == "" {
 		return urls, nil
 	}
-	base, err := dataDir()
+	here, err := workspace.Up()
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(base, "up")
-	admin, err := stack.RunningDatabase(ctx, dir)
+	running, err := here.DatabaseURLs()
 	if err != nil {
 		return nil, fmt.Errorf("%s and DATABASE_URL are not set, and %w", missing, err)
 	}
-	running, _, err := roles(dir, admin)
 	for schema, url := range urls {
 		if url == "" {
 			urls[schema] = running[schema]
 		}
 	}
-	return urls, err
+	return urls, nil
 }
 
 func printJSON(out io.Writer, r *audit.Report) error {
@@ -208,7 +206,7 @@ func printReport(out io.Writer, r *audit.Report) error {
 	for _, c := range r.Checks {
 		result := "ok"
 		if c.Violations > 0 {
-			result = plural(c.Violations, "violation")
+			result = cli.Plural(c.Violations, "violation")
 		}
 		if c.InFlight > 0 {
 			result += fmt.Sprintf(", %d in flight", c.InFlight)
@@ -233,7 +231,7 @@ func printReport(out io.Writer, r *audit.Report) error {
 		}
 	}
 	if r.ResentCount > 0 {
-		fmt.Fprintf(out, "\n%s lost on the way to a service and sent again:\n", plural(r.ResentCount, "event"))
+		fmt.Fprintf(out, "\n%s lost on the way to a service and sent again:\n", cli.Plural(r.ResentCount, "event"))
 		for _, e := range r.Resent[:min(len(r.Resent), mostResent)] {
 			fmt.Fprintf(out, "  order %s: %s, %s, %s\n", e.OrderID, e.RoutingKey, localTime(e.At), cmp.Or(e.Outcome, "on its way"))
 		}
@@ -241,19 +239,12 @@ func printReport(out io.Writer, r *audit.Report) error {
 			fmt.Fprintf(out, "  and %d more\n", more)
 		}
 	}
-	fmt.Fprintf(out, "\n%s, %s in %.1f s\n", plural(r.Count(), "violation"), plural(r.Orders, "order"), r.Took.Seconds())
+	fmt.Fprintf(out, "\n%s, %s in %.1f s\n", cli.Plural(r.Count(), "violation"), cli.Plural(r.Orders, "order"), r.Took.Seconds())
 	return nil
 }
 
 // mostResent is how many events that were sent again are listed.
 const mostResent = 10
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
 
 // auditEvery audits until ctx ends. An audit that fails is logged and counted: the metrics then grow old.
 func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, listen string) error {

@@ -14,6 +14,7 @@ import (
 	"shop.example/db/dbtest"
 	"shop.example/platform/telemetry"
 	"shop.example/shop/audit"
+	"shop.example/shop/cli"
 )
 
 func runAudit(args ...string) (out string, err error) {
@@ -49,7 +50,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 	}
 	t.Setenv("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere")
 	out, err = runAudit()
-	if code := ExitCode(0); !errors.As(err, &code) || code != 1 {
+	if code := cli.ExitCode(0); !errors.As(err, &code) || code != 1 {
 		t.Errorf("the error is %v, want exit status 1", err)
 	}
 	for _, want := range []string{"on_hand        1 violation   ", "\non_hand:\n  product 1 (Laptop): 7 on hand, its movements sum up to 50\n", "\n1 violation, 0 orders in "} {
@@ -66,7 +67,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 	t.Setenv("LOGGING_DATABASE_URL", "")
 	t.Setenv("DATABASE_URL", "")
 	t.Chdir(t.TempDir())
-	if _, err := runAudit(); err == nil || !strings.Contains(err.Error(), "LOGGING_DATABASE_URL and DATABASE_URL are not set") || !strings.Contains(err.Error(), "shop up") {
+	if _, err := runAudit(); err == nil || !strings.Contains(err.Error(), "LOGGING_DATABASE_URL and DATABASE_URL are not set") || !strings.Contains(err.Error(), "make up") {
 		t.Errorf("without a database: %v", err)
 	}
 }
@@ -75,7 +76,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 func TestAudit_ATimeThatIsLessThanNoneIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, flag := range []string{"--since", "--late", "--wait", "--every"} {
-		if out, err := runAudit(flag, "-1h"); ExitStatus(err) != 2 || !strings.Contains(err.Error(), flag+" -1h") || out != "" {
+		if out, err := runAudit(flag, "-1h"); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), flag+" -1h") || out != "" {
 			t.Errorf("%s: %v\n%s", flag, err, out)
 		}
 	}

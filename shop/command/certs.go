@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/platform/transport"
+	"shop.example/shop/cli"
 	"shop.example/topology"
 )
 
@@ -31,7 +32,7 @@ accepted until the next time: on several machines replace each ca.pem first, the
 		Args:    func(_ *cobra.Command, names []string) error { return transport.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if valid <= 0 {
-				return wrongUsage("--valid %s: certificates would be good for no time; give how long, 8760h for example", valid)
+				return cli.WrongUsage("--valid %s: certificates would be good for no time; give how long, 8760h for example", valid)
 			}
 			if len(names) == 0 {
 				names = topology.Names()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shop.example/platform/transport"
+	"shop.example/shop/cli"
 )
 
 func TestCerts_GoodOnesStayAndOthersAreMadeAnew(t *testing.T) {
@@ -61,7 +62,7 @@ func TestCerts_NothingIsWrittenOutsideTheFolder(t *testing.T) {
 	for _, name := range []string{"../order", "/tmp/order", "a/../../order", ".."} {
 		cmd := Root()
 		cmd.SetArgs([]string{"certs", "--dir", filepath.Join(base, "certs"), "order", name})
-		if err := cmd.ExecuteContext(t.Context()); ExitStatus(err) != 2 || !strings.Contains(err.Error(), "is no name for a certificate") {
+		if err := cmd.ExecuteContext(t.Context()); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "is no name for a certificate") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -77,7 +78,7 @@ func TestCerts_ForNoTimeAreNotMade(t *testing.T) {
 	for _, valid := range []string{"0s", "-1h"} {
 		cmd := Root()
 		cmd.SetArgs([]string{"certs", "--dir", filepath.Join(base, "certs"), "--valid", valid})
-		if err := cmd.ExecuteContext(t.Context()); ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--valid") {
+		if err := cmd.ExecuteContext(t.Context()); cli.ExitStatus(err) != 2 || !strings.Contains(err.Error(), "--valid") {
 			t.Errorf("%s: %v", valid, err)
 		}
 	}

@@ -6,12 +6,10 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -27,6 +25,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"shop.example/shop/cli"
+	"shop.example/shop/workspace"
 )
 
 const (
@@ -50,7 +51,7 @@ type gateway struct {
 // flags gives a command and its subcommands the flags that say which shop they talk to.
 func (g *gateway) flags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&g.addr, "server", "", "the shop to talk to, host:port or https://host (default SHOP_SERVER, else localhost:3000)")
-	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of shop up on this machine)")
+	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of make up on this machine)")
 }
 
 // with calls f with a connection to the shop.
@@ -78,7 +79,7 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 	}
 	host, _, err := net.SplitHostPort(target)
 	if err != nil {
-		return nil, wrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", printable(g.addr))
+		return nil, cli.WrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", cli.Printable(g.addr))
 	}
 	if g.token, err = operatorToken(g.token, host); err != nil {
 		return nil, err
@@ -103,7 +104,7 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 		}))
 }
 
-// operatorToken finds the token: the one that was given, else that of the environment, else the one that shop up keeps,
+// operatorToken finds the token: the one that was given, else that of the environment, else the one that make up keeps,
 // which is shown to nobody but a shop on this machine. "" where there is none.
 func operatorToken(given, host string) (string, error) {
 	if token := cmp.Or(given, os.Getenv("SHOP_OPERATOR_TOKEN")); token != "" {
@@ -112,15 +113,11 @@ func operatorToken(given, host string) (string, error) {
 	if ip := net.ParseIP(host); host != "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return "", nil
 	}
-	base, err := dataDir()
+	here, err := workspace.Up()
 	if err != nil {
 		return "", err
 	}
-	kept, err := os.ReadFile(filepath.Join(base, "up", "operator-token"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("reading the operator token of shop up: %w", err)
-	}
-	return string(kept), nil
+	return here.OperatorToken()
 }
 
 // operator is the operator token as credentials of a call; "" shows none.
@@ -151,14 +148,14 @@ func (g *gateway) explain(err error) error {
 		return nil
 	}
 	s := status.Convert(err)
-	message := printable(s.Message())
+	message := cli.Printable(s.Message())
 	switch reason := reasonOf(s); {
 	case s.Code() == codes.InvalidArgument:
 		message = g.violations(s, message)
 	case reason == "OPERATOR_TOKEN_REQUIRED":
-		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (shop up prints it and keeps it in .shop/up/operator-token)"
+		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (make up prints it and keeps it in .shop/up/operator-token)"
 	case reason == "OPERATOR_TOKEN_INVALID":
-		message = fmt.Sprintf("the shop at %s does not know this operator token: shop up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token", g.addr)
+		message = fmt.Sprintf("the shop at %s does not know this operator token: make up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token", g.addr)
 	case reason == "" && s.Code() == codes.Unavailable:
 		message = fmt.Sprintf("no shop answers at %s: start one with make up, or name it with --server", g.addr)
 	case reason == "" && s.Code() == codes.DeadlineExceeded:
@@ -175,7 +172,7 @@ func (g *gateway) violations(s *status.Status, otherwise string) string {
 	for _, detail := range s.Details() {
 		if bad, ok := detail.(*errdetails.BadRequest); ok {
 			for _, v := range bad.GetFieldViolations() {
-				all = append(all, g.called(v.GetField())+": "+printable(v.GetDescription()))
+				all = append(all, g.called(v.GetField())+": "+cli.Printable(v.GetDescription()))
 			}
 		}
 	}
@@ -192,7 +189,7 @@ func (g *gateway) called(field string) string {
 			return name
 		}
 	}
-	return printable(field)
+	return cli.Printable(field)
 }
 
 var indexes = regexp.MustCompile(`\[[^]]*\]`)

@@ -13,6 +13,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/shop/cli"
 )
 
 const (
@@ -59,7 +60,7 @@ func productNames(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completio
 	items, err := allItems(ctx, inventoryv1.NewInventoryServiceClient(conn))
 	var found []cobra.Completion
 	for _, item := range items {
-		found = append(found, cobra.CompletionWithDesc(printable(item.GetProductName()),
+		found = append(found, cobra.CompletionWithDesc(cli.Printable(item.GetProductName()),
 			fmt.Sprintf("%d left, %s", item.GetQuantity(), money.Format(money.Minor(item.GetPrice()), item.GetPrice().GetCurrencyCode()))))
 	}
 	return found, err
@@ -78,7 +79,7 @@ func letterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, 
 	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn), loggingv1.DeadLetter_OPEN, recent)
 	var found []cobra.Completion
 	for _, l := range letters {
-		found = append(found, cobra.CompletionWithDesc(strconv.FormatInt(l.GetId(), 10), fit(printable(l.GetReason()), 60)))
+		found = append(found, cobra.CompletionWithDesc(strconv.FormatInt(l.GetId(), 10), cli.Truncate(cli.Printable(l.GetReason()), 60)))
 	}
 	return found, err
 }

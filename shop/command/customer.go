@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	customerv1 "shop.example/gen/shop/customer/v1"
+	"shop.example/shop/cli"
 )
 
 // customers is what the subcommands of shop customer have in common.
@@ -42,7 +43,7 @@ both are recorded (shop actions). What waits in a queue of the broker is found o
 // with calls f with a client of the shop, if it is said who is meant.
 func (c *customers) with(f func(customerv1.CustomerServiceClient) error) error {
 	if c.email == "" && c.subject == "" {
-		return wrongUsage("say whose data are meant: --email or --subject, or both")
+		return cli.WrongUsage("say whose data are meant: --email or --subject, or both")
 	}
 	return c.gateway.with(func(conn *grpc.ClientConn) error { return f(customerv1.NewCustomerServiceClient(conn)) })
 }
@@ -54,7 +55,7 @@ func (c *customers) exportCommand() *cobra.Command {
 		Long: `Prints everything that names a person as JSON: {"records": [...]}, each record an order, an event or a
 dead letter.`,
 		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer export --subject 4711 --issuer https://login.example.org | jq '.records | length'",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(func(client customerv1.CustomerServiceClient) error {
 				all := &customerv1.ExportCustomerResponse{}
@@ -84,11 +85,11 @@ func (c *customers) eraseCommand() *cobra.Command {
 became of it stays. Dead letters that name the person are discarded: an order that nobody could handle
 is not decided any more. To erase what is erased already is no error.`,
 		Example: "  shop customer erase --email ada@example.org\n  shop customer erase --email ada@example.org --subject 4711 --yes",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(func(client customerv1.CustomerServiceClient) error {
 				if !yes {
-					if err := confirm(cmd, "Erase who this is, for good?"); err != nil {
+					if err := cli.Confirm(cmd, "Erase who this is, for good?"); err != nil {
 						return err
 					}
 				}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/shop/cli"
 )
 
 const (
@@ -74,14 +75,14 @@ func (d *dlq) listCommand() *cobra.Command {
 		Short:   "List dead letters, the newest first",
 		Long:    "Lists dead letters with the reason, without their messages. What was decided stays in the list: see --state.",
 		Example: "  shop dlq list\n  shop dlq list --state all --json | jq -r '.dead_letters[] | select(.source_queue == \"order\") | .id'",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wanted, err := parseState(state)
 			if err != nil {
 				return err
 			}
 			if limit < 0 {
-				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
+				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
 				letters, more, err := listLetters(cmd.Context(), c, wanted, limit)
@@ -115,7 +116,7 @@ func parseState(s string) (loggingv1.DeadLetter_State, error) {
 	}
 	state, ok := loggingv1.DeadLetter_State_value[strings.ToUpper(s)]
 	if !ok || state == 0 {
-		return 0, wrongUsage("--state %s: there are open, redriven, discarded and all", s)
+		return 0, cli.WrongUsage("--state %s: there are open, redriven, discarded and all", s)
 	}
 	return loggingv1.DeadLetter_State(state), nil
 }
@@ -144,7 +145,7 @@ func or(s, otherwise string) string {
 	if s == "" {
 		return otherwise
 	}
-	return printable(s)
+	return cli.Printable(s)
 }
 
 func (d *dlq) showCommand() *cobra.Command {
@@ -155,7 +156,7 @@ func (d *dlq) showCommand() *cobra.Command {
 		Long: "Shows everything that is known of a dead letter: where it came from, why it could not be handled, and the\n" +
 			"message itself, as JSON where it can be read and as bytes where it cannot.",
 		Example:           "  shop dlq show 12\n  shop dlq show 12 --json | jq -r .body | base64 -d",
-		Args:              exactly("ID"),
+		Args:              cli.Args("ID"),
 		ValidArgsFunction: d.gateway.complete(letterIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := parseIDs(args)
@@ -183,7 +184,7 @@ func parseIDs(args []string) ([]int64, error) {
 	for i, arg := range args {
 		id, err := strconv.ParseInt(arg, 10, 64)
 		if err != nil || id <= 0 {
-			return nil, wrongUsage("%q is no id of a dead letter: shop dlq list shows them", arg)
+			return nil, cli.WrongUsage("%q is no id of a dead letter: shop dlq list shows them", arg)
 		}
 		ids[i] = id
 	}
@@ -269,8 +270,8 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if all && !yes && !canAsk(cmd) { // before it depends on what is open
-				return wrongUsage("--all decides about every dead letter that is open, and nobody can be asked here: add --yes (see %s --help)", cmd.CommandPath())
+			if all && !yes && !cli.CanAsk(cmd) { // before it depends on what is open
+				return cli.WrongUsage("--all decides about every dead letter that is open, and nobody can be asked here: add --yes (see %s --help)", cmd.CommandPath())
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
 				if all {
@@ -282,8 +283,8 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 					fmt.Fprintln(cmd.ErrOrStderr(), "No dead letter is open.")
 					return nil
 				}
-				if !yes && canAsk(cmd) { // else the script says which ones it means
-					if err := confirm(cmd, fmt.Sprintf("%s%s %s?", strings.ToUpper(what.name[:1]), what.name[1:], amount(len(ids)))); err != nil {
+				if !yes && cli.CanAsk(cmd) { // else the script says which ones it means
+					if err := cli.Confirm(cmd, fmt.Sprintf("%s%s %s?", strings.ToUpper(what.name[:1]), what.name[1:], amount(len(ids)))); err != nil {
 						return err
 					}
 				}
@@ -335,7 +336,7 @@ func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decisi
 	}
 	if failed > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "shop: %d of %s not %s\n", failed, amount(len(ids)), what.did)
-		return ExitCode(1)
+		return cli.ExitCode(1)
 	}
 	return nil
 }

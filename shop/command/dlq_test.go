@@ -55,7 +55,7 @@ func TestOperatorToken_IsGivenOrInTheEnvironmentOrThatOfShopUpHere(t *testing.T)
 	t.Chdir(dir)
 	t.Setenv("SHOP_OPERATOR_TOKEN", "")
 	if token, err := operatorToken("", "localhost"); token != "" || err != nil {
-		t.Errorf("where shop up never ran: %q, %v", token, err)
+		t.Errorf("where make up never ran: %q, %v", token, err)
 	}
 	kept := filepath.Join(dir, ".shop", "up", "operator-token")
 	if err := os.MkdirAll(filepath.Dir(kept), 0o755); err != nil {
@@ -82,7 +82,7 @@ func TestExplain_IsOneLineThatSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	g := &gateway{addr: "localhost:3000"}
 	for want, err := range map[string]error{
-		"shop up prints it and keeps it": apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED", "send it").GRPCStatus().Err(),
+		"make up prints it and keeps it": apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED", "send it").GRPCStatus().Err(),
 		"does not know this operator":    apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "wrong").GRPCStatus().Err(),
 		"no shop answers at localhost":   status.Error(codes.Unavailable, "connection error: desc = \"transport: …\""),
 		"has not answered in time":       status.Error(codes.DeadlineExceeded, "context deadline exceeded"),

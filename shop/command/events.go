@@ -14,6 +14,7 @@ import (
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
+	"shop.example/shop/cli"
 )
 
 // events is what the subcommands of shop events have in common.
@@ -65,20 +66,20 @@ func (e *events) listCommand() *cobra.Command {
 		Short:   "List events, the newest first",
 		Long:    "Lists events, the newest first; those of one order (--order) in the order in which they were logged.",
 		Example: "  shop events list --limit 10\n  shop events list --since 1h --status error --json | jq -r '.events[].error_message'",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if status != "" {
 				value, ok := loggingv1.Event_Status_value[status]
 				if !ok || value == 0 {
-					return wrongUsage("--status %s: there are success and error", printable(status))
+					return cli.WrongUsage("--status %s: there are success and error", cli.Printable(status))
 				}
 				req.Status = loggingv1.Event_Status(value)
 			}
 			if limit < 0 {
-				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
+				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			if since < 0 {
-				return wrongUsage("--since %s: give how far to look back, 10m for example", since)
+				return cli.WrongUsage("--since %s: give how far to look back, 10m for example", since)
 			}
 			if since > 0 {
 				req.PublishedAfter = timestamppb.New(time.Now().Add(-since))
@@ -164,7 +165,7 @@ func keyColour(event *loggingv1.Event) colour {
 func keyWidth() int {
 	longest := 0
 	for _, event := range contract.Events() {
-		longest = max(longest, columns(event.RoutingKey))
+		longest = max(longest, cli.Columns(event.RoutingKey))
 	}
 	return longest
 }
@@ -188,7 +189,7 @@ none is shown twice.`,
 		Example: `  shop events tail
   shop events tail --routing-key 'shop.stock.#' --json | jq -c .payload
   shop events tail --after 4711`,
-		Args: exactly(),
+		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req.FromBeginning = cmd.Flags().Changed("after")
 			s := screenOf(cmd.OutOrStdout())

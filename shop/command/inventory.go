@@ -15,6 +15,7 @@ import (
 	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/shop/cli"
 )
 
 // inventory is what the subcommands of shop inventory have in common.
@@ -54,7 +55,7 @@ func (i *inventory) listCommand() *cobra.Command {
 		Long: `Lists all products. LEFT is what can still be sold, ON HAND what is in the warehouse, RESERVED what of it
 is held for orders.`,
 		Example: "  shop inventory list\n  shop inventory list --json | jq '.items[] | select(.quantity < 5)'",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return i.with(func(c inventoryv1.InventoryServiceClient) error {
 				items, err := allItems(cmd.Context(), c)
@@ -123,7 +124,7 @@ func (i *inventory) createCommand() *cobra.Command {
 		Short:             "Add a product",
 		Long:              "Adds a product with its stock. Its name must be new.",
 		Example:           "  shop inventory create Webcam --quantity 20 --price 49.90",
-		Args:              exactly("NAME"),
+		Args:              cli.Args("NAME"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			amount, err := parsePrice(price, currency)
@@ -160,11 +161,11 @@ func priceFlags(cmd *cobra.Command, price, currency *string) {
 func parsePrice(s, currency string) (*moneyv1.Money, error) {
 	units, err := strconv.ParseFloat(s, 64)
 	if err != nil {
-		return nil, wrongUsage("--price %s: give an amount like 12.50", printable(s))
+		return nil, cli.WrongUsage("--price %s: give an amount like 12.50", cli.Printable(s))
 	}
 	amount, err := money.FromFloat(units, currency)
 	if err != nil {
-		return nil, wrongUsage("--price %s: %w", printable(s), err)
+		return nil, cli.WrongUsage("--price %s: %w", cli.Printable(s), err)
 	}
 	return amount, nil
 }
@@ -184,7 +185,7 @@ A product changes with every order for it. With --etag the change is refused whe
 changed since that etag was read, so that nobody's change is lost.`,
 		Example: `  shop inventory set Webcam --price 39.90
   shop inventory set 7 --name "Webcam HD" --quantity 25 --etag 3`,
-		Args:              exactly("PRODUCT"),
+		Args:              cli.Args("PRODUCT"),
 		ValidArgsFunction: first(i.gateway.complete(productNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &inventoryv1.UpdateItemRequest{Item: &inventoryv1.Item{Etag: etag}, UpdateMask: &fieldmaskpb.FieldMask{}}
@@ -234,7 +235,7 @@ func (i *inventory) deleteCommand() *cobra.Command {
 		Short:             "Take a product out of the catalogue",
 		Long:              "Takes a product out of the catalogue for good. It is refused while pieces are held for orders. Orders keep its name.",
 		Example:           "  shop inventory delete Webcam\n  shop inventory delete 7 --yes",
-		Args:              exactly("PRODUCT"),
+		Args:              cli.Args("PRODUCT"),
 		ValidArgsFunction: first(i.gateway.complete(productNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return i.with(func(c inventoryv1.InventoryServiceClient) error {
@@ -242,8 +243,8 @@ func (i *inventory) deleteCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if !yes && canAsk(cmd) { // else the script says which one it means
-					if err := confirm(cmd, fmt.Sprintf("Delete product %s?", printable(args[0]))); err != nil {
+				if !yes && cli.CanAsk(cmd) { // else the script says which one it means
+					if err := cli.Confirm(cmd, fmt.Sprintf("Delete product %s?", cli.Printable(args[0]))); err != nil {
 						return err
 					}
 				}
@@ -293,15 +294,15 @@ func byName(items []*inventoryv1.Item, name string) (int32, error) {
 		return near[0].GetId(), nil
 	}
 	if len(items) == 0 {
-		return 0, fmt.Errorf("there is no product %q, and no other: shop inventory create adds one", printable(name))
+		return 0, fmt.Errorf("there is no product %q, and no other: shop inventory create adds one", cli.Printable(name))
 	}
 	var names []string
 	for _, item := range items[:min(len(items), mostNames)] {
-		names = append(names, printable(item.GetProductName()))
+		names = append(names, cli.Printable(item.GetProductName()))
 	}
 	list := strings.Join(names, ", ")
 	if more := len(items) - len(names); more > 0 {
 		list += fmt.Sprintf(" and %d more: shop inventory list shows them", more)
 	}
-	return 0, wrongUsage("there is no product %q; there are %s", printable(name), list)
+	return 0, cli.WrongUsage("there is no product %q; there are %s", cli.Printable(name), list)
 }

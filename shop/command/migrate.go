@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/db"
+	"shop.example/shop/cli"
 )
 
 func migrateCommand() *cobra.Command {
@@ -22,7 +23,7 @@ As an administrator it migrates all schemas. Roles and schemas that are missing 
 db/bootstrap.sql says, and everything belongs to the service's role. PGOPTIONS gives new roles their
 passwords. As the role of a service it migrates the schema of that service alone.`,
 		Example: "  DATABASE_URL=postgres://postgres@localhost/shopdb shop migrate",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			url := os.Getenv("DATABASE_URL")
 			if url == "" {

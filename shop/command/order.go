@@ -23,6 +23,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/shop/cli"
 )
 
 // orders is what the subcommands of shop order have in common.
@@ -78,10 +79,10 @@ rejected or could not be placed.`,
 		Example: `  shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad=4"
   shop order place --name Ada --email ada@example.org --item 5=3 --watch
   shop order place --name Ada --email ada@example.org --item 5 --wait 0 --json | jq -r .id`,
-		Args: exactly(),
+		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if p.wait < 0 || p.wait > longestWait {
-				return wrongUsage("--wait %s: give 0 to %s", p.wait, longestWait)
+				return cli.WrongUsage("--wait %s: give 0 to %s", p.wait, longestWait)
 			}
 			return o.gateway.with(func(conn *grpc.ClientConn) error { return o.place(cmd, conn, p) })
 		},
@@ -133,7 +134,7 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	switch {
 	case order.GetState() == orderv1.Order_REJECTED:
 		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(order))
-		return ExitCode(1)
+		return cli.ExitCode(1)
 	case !orderstate.IsDecided(order.GetState()) && p.wait > 0:
 		fmt.Fprintf(cmd.ErrOrStderr(), "It has been taken, but not yet decided: shop order watch %s shows what becomes of it.\n", order.GetId())
 	}
@@ -172,13 +173,13 @@ func orderItems(ctx context.Context, c inventoryv1.InventoryServiceClient, given
 		if at := strings.LastIndexByte(arg, '='); at >= 0 {
 			n, err := strconv.ParseInt(strings.TrimSpace(arg[at+1:]), 10, 32)
 			if err != nil || n <= 0 {
-				return nil, wrongUsage("--item %s: give a whole number of pieces after =, %s=2 for example", printable(arg), printable(arg[:at]))
+				return nil, cli.WrongUsage("--item %s: give a whole number of pieces after =, %s=2 for example", cli.Printable(arg), cli.Printable(arg[:at]))
 			}
 			product, quantity = arg[:at], int32(n)
 		}
 		product = strings.TrimSpace(product)
 		if product == "" {
-			return nil, wrongUsage("--item %q: give the id or the name of a product", printable(arg))
+			return nil, cli.WrongUsage("--item %q: give the id or the name of a product", cli.Printable(arg))
 		}
 		id, err := strconv.ParseInt(product, 10, 32)
 		if err != nil {
@@ -253,7 +254,7 @@ func (o *orders) getCommand() *cobra.Command {
 		Short:             "Show an order",
 		Long:              "Shows an order with its lines. An order is there once it has been decided, usually within a second of being placed.",
 		Example:           "  shop order get 0192f6a0-0000-7000-8000-000000000001\n  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state",
-		Args:              exactly("ORDER_ID"),
+		Args:              cli.Args("ORDER_ID"),
 		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
@@ -280,14 +281,14 @@ func (o *orders) listCommand() *cobra.Command {
 		Short:   "List orders, the newest first (for operators)",
 		Long:    "Lists the orders that have been decided, the newest first. It is for operators.",
 		Example: "  shop order list\n  shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c",
-		Args:    exactly(),
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wanted, err := parseOrderState(state)
 			if err != nil {
 				return err
 			}
 			if limit < 0 {
-				return wrongUsage("--limit %d: give how many to list, 0 for all", limit)
+				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
 				client := orderv1.NewOrderServiceClient(conn)
@@ -328,7 +329,7 @@ func parseOrderState(s string) (orderv1.Order_State, error) {
 			return state, nil
 		}
 	}
-	return 0, wrongUsage("--state %s: there are %s and all", printable(s), strings.Join(orderStateNames(), ", "))
+	return 0, cli.WrongUsage("--state %s: there are %s and all", cli.Printable(s), strings.Join(orderStateNames(), ", "))
 }
 
 // orderStateNames are the states as they are given to --state.
@@ -354,7 +355,7 @@ func (o *orders) cancelCommand() *cobra.Command {
 		Short:             "Cancel a confirmed order",
 		Long:              "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
 		Example:           "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
-		Args:              exactly("ORDER_ID"),
+		Args:              cli.Args("ORDER_ID"),
 		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.gateway.with(func(conn *grpc.ClientConn) error {

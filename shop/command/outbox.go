@@ -13,6 +13,7 @@ import (
 	"shop.example/platform/contract"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
+	"shop.example/shop/cli"
 	"shop.example/topology"
 )
 
@@ -34,9 +35,11 @@ the shop that runs in this workspace.`,
 
 func outboxListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List the events that are parked, the oldest first",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List the events that are parked, the oldest first",
+		Long:    "Lists the events that are parked with the broker's reason, the oldest first, without their messages.",
+		Example: "  shop outbox list\n  DATABASE_URL=postgres://postgres@localhost/shopdb shop outbox list",
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
 				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
@@ -44,8 +47,8 @@ func outboxListCommand() *cobra.Command {
 			err := eachOutbox(cmd.Context(), func(schema string, pool *sqlx.DB) error {
 				parked, err := outbox.ListParked(cmd.Context(), pool)
 				for _, p := range parked {
-					t.add(text(p.MessageID), text(schema), text(printable(p.RoutingKey)), number(fmt.Sprint(p.Size)),
-						text(p.ParkedAt.Local().Format(time.DateTime)), text(printable(p.Reason)))
+					t.add(text(p.MessageID), text(schema), text(cli.Printable(p.RoutingKey)), number(fmt.Sprint(p.Size)),
+						text(p.ParkedAt.Local().Format(time.DateTime)), text(cli.Printable(p.Reason)))
 				}
 				return err
 			})
@@ -71,7 +74,7 @@ ids. What the broker refuses again is parked again.`,
 		Example: "  shop outbox resend 0192f3a1-5ad9-8e4f-b0a7-6d3c8f5a2b10\n  shop outbox resend --all",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if all == (len(ids) > 0) {
-				return wrongUsage("give the message ids of shop outbox list, or --all")
+				return cli.WrongUsage("give the message ids of shop outbox list, or --all")
 			}
 			missing := map[string]bool{}
 			for _, id := range ids {
@@ -91,10 +94,10 @@ ids. What the broker refuses again is parked again.`,
 				return err
 			}
 			for id := range missing {
-				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s is not parked\n", printable(id))
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %s is not parked\n", cli.Printable(id))
 			}
 			if len(missing) > 0 {
-				return ExitCode(1)
+				return cli.ExitCode(1)
 			}
 			if n == 0 {
 				fmt.Fprintln(cmd.ErrOrStderr(), "No event is parked.")
@@ -109,7 +112,7 @@ ids. What the broker refuses again is parked again.`,
 // eachOutbox calls f with each schema that has an outbox and that the user of its URL may enter.
 func eachOutbox(ctx context.Context, f func(schema string, pool *sqlx.DB) error) error {
 	schemas := outboxSchemas()
-	urls, err := databaseURLs(ctx, schemas)
+	urls, err := databaseURLs(schemas)
 	if err != nil {
 		return err
 	}
@@ -137,7 +140,7 @@ func inOutbox(ctx context.Context, url, schema string, f func(schema string, poo
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer func() { _ = pool.Close() }()
 	var has bool
 	err = pool.GetContext(ctx, &has, `
 		SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/platform/messaging/provision"
+	"shop.example/shop/cli"
 	"shop.example/topology"
 )
 
@@ -29,7 +30,7 @@ The services' users have the services' names, after --user-prefix. A user whose 
 
 An upgrade does this first, then migrates, then replaces the services. --dry-run says what would change.`,
 		Example: "  AMQP_MANAGEMENT_URL=http://shop:password@localhost:15672 shop provision --dry-run",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			at.ManagementURL = os.Getenv("AMQP_MANAGEMENT_URL")
 			if at.ManagementURL == "" {
@@ -60,7 +61,7 @@ An upgrade does this first, then migrates, then replaces the services. --dry-run
 				fmt.Fprintln(cmd.OutOrStdout(), "The broker has all that this release needs.")
 			}
 			if left > 0 {
-				return fmt.Errorf("%s left to be done by hand", plural(left, "change"))
+				return fmt.Errorf("%s left to be done by hand", cli.Plural(left, "change"))
 			}
 			return nil
 		},

@@ -2,73 +2,41 @@
 package command
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-
 	"github.com/spf13/cobra"
+
+	"shop.example/shop/cli"
 )
 
 // Root returns the command with all its subcommands.
 func Root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "shop",
-		Short: "Runs the shop, and talks to one that runs",
-		Long: `Runs the shop, an event-driven ordering system, on this machine, and talks to one that runs.
+		Short: "Uses and operates a shop",
+		Long: `Uses and operates a shop, an event-driven ordering system.
 
-To run it takes PostgreSQL and RabbitMQ from DATABASE_URL and AMQP_URL where these are set. Otherwise
-private instances are started, on ports of their own and with their data under .shop in the
-workspace: from the installed servers, else with Docker, else from Debian's packages, which are
-then installed.
-
-To talk to one, order, inventory, events, dlq, actions, customer and status call localhost:3000, or where --server or
-SHOP_SERVER says. Operators show SHOP_OPERATOR_TOKEN, or the token that shop up keeps on this machine.
+order, inventory, events, dlq, actions, customer and status call a shop that runs: at localhost:3000, or at
+the address of --server or SHOP_SERVER. Operators show SHOP_OPERATOR_TOKEN, or the token that make up keeps
+on this machine. audit and migrate work on its databases. certs and secrets prepare one for production.
 
 Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wrong.`,
-		Example: `  shop up
+		Example: `  shop status
   shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad"
   shop events tail`,
 		SilenceUsage:  true,
-		SilenceErrors: true, // main prints them
+		SilenceErrors: true, // cli.Main prints them
 	}
-	const run, use, maintain = "run", "use", "maintain"
-	root.AddGroup(&cobra.Group{ID: run, Title: "Run the shop:"}, &cobra.Group{ID: use, Title: "Use it:"}, &cobra.Group{ID: maintain, Title: "Look after it:"})
+	const use, operate, install = "use", "operate", "install"
+	root.AddGroup(&cobra.Group{ID: use, Title: "Use:"}, &cobra.Group{ID: operate, Title: "Operate:"}, &cobra.Group{ID: install, Title: "Install and upgrade:"})
 	for group, commands := range map[string][]*cobra.Command{
-		run:      {upCommand(), demoCommand(), downCommand(), migrateCommand(), execCommand(), certsCommand(), secretsCommand()},
-		use:      {orderCommand(), inventoryCommand(), eventsCommand()},
-		maintain: {statusCommand(), auditCommand(), dlqCommand(), outboxCommand(), provisionCommand(), actionsCommand(), customerCommand(), benchCommand(), versionCommand()},
+		use:     {orderCommand(), inventoryCommand(), eventsCommand()},
+		operate: {statusCommand(), auditCommand(), dlqCommand(), outboxCommand(), actionsCommand(), customerCommand(), versionCommand()},
+		install: {secretsCommand(), certsCommand(), provisionCommand(), migrateCommand()},
 	} {
 		for _, cmd := range commands {
 			cmd.GroupID = group
 			root.AddCommand(cmd)
 		}
 	}
-	strict(root)
+	cli.Strict(root)
 	return root
-}
-
-// ExitCode is the error of a command that has already said what there is to say.
-type ExitCode int
-
-func (c ExitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
-
-// dataDir returns the folder .shop of the workspace that the current folder is in, or of the current folder.
-func dataDir() (string, error) {
-	here, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("finding the current folder: %w", err)
-	}
-	for dir := here; ; dir = filepath.Dir(dir) {
-		_, err := os.Stat(filepath.Join(dir, "go.work"))
-		if err == nil {
-			return filepath.Join(dir, ".shop"), nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("looking for the workspace: %w", err)
-		}
-		if dir == filepath.Dir(dir) {
-			return filepath.Join(here, ".shop"), nil
-		}
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"shop.example/shop/cli"
 	"shop.example/topology"
 )
 
@@ -59,7 +60,7 @@ alone can read; docker compose reads it by itself when it is .env beside compose
 --renew replaces a secret, and --operator adds a token, also for an operator who has one: then both are
 good until the old one is taken out of the file. docs/production.md has the procedure for each secret.`,
 		Example: "  shop secrets --operator ada --operator bob\n  shop secrets --renew ORDERS_PASSWORD",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSecrets(file)
 			if err != nil {
@@ -143,7 +144,7 @@ var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 func (s *secretFile) complete(operators, renew []string) (made []string, err error) {
 	for _, name := range renew {
 		if !slices.Contains(secretNames, name) {
-			return nil, wrongUsage("--renew %q: there are %s; a new token of an operator is made by --operator", printable(name), strings.Join(secretNames, ", "))
+			return nil, cli.WrongUsage("--renew %q: there are %s; a new token of an operator is made by --operator", cli.Printable(name), strings.Join(secretNames, ", "))
 		}
 	}
 	for _, name := range secretNames {
@@ -161,7 +162,7 @@ func (s *secretFile) complete(operators, renew []string) (made []string, err err
 	}
 	for _, name := range operators {
 		if !operatorName.MatchString(name) {
-			return nil, wrongUsage("--operator %q: a name has 1 to 64 letters, digits, dots, dashes, underscores or @", printable(name))
+			return nil, cli.WrongUsage("--operator %q: a name has 1 to 64 letters, digits, dots, dashes, underscores or @", cli.Printable(name))
 		}
 		tokens, known := s.get(operatorTokens)
 		if known {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"shop.example/shop/cli"
 )
 
 // makeSecrets runs `shop secrets` on the file and returns what is in it then.
@@ -111,7 +113,7 @@ func TestSecrets_WrongNamesAreRefusedAndNothingIsWritten(t *testing.T) {
 	for _, args := range [][]string{{"--renew", "PASSWORD"}, {"--renew", "SHOP_OPERATOR_TOKENS"}, {"--operator", ""}, {"--operator", "a:b"}, {"--operator", "a,b"}, {"--operator", "a\nb"}, {"x"}} {
 		cmd := Root()
 		cmd.SetArgs(append([]string{"secrets", "--file", file}, args...))
-		if err := cmd.ExecuteContext(t.Context()); ExitStatus(err) != 2 {
+		if err := cmd.ExecuteContext(t.Context()); cli.ExitStatus(err) != 2 {
 			t.Errorf("%q: %v", args, err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	statusv1 "shop.example/gen/shop/status/v1"
+	"shop.example/shop/cli"
 )
 
 func statusCommand() *cobra.Command {
@@ -28,7 +29,7 @@ consumes a retry queue: the broker moves its messages back in time.
 
 Exit code 0 means that every service is ready, 1 that one is not.`,
 		Example: "  shop status\n  watch shop status\n  shop status --json | jq '.queues[] | select(.messages > 0)'",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s *statusv1.GetStatusResponse
 			err := shop.with(func(conn *grpc.ClientConn) (err error) {
@@ -46,7 +47,7 @@ Exit code 0 means that every service is ready, 1 that one is not.`,
 				printStatus(cmd.OutOrStdout(), s)
 			}
 			if slices.ContainsFunc(s.GetServices(), func(service *statusv1.GetStatusResponse_Service) bool { return !service.GetReady() }) {
-				return ExitCode(1)
+				return cli.ExitCode(1)
 			}
 			return nil
 		},
@@ -94,5 +95,5 @@ func waiting(o *statusv1.Outbox) string {
 		return "empty"
 	}
 	age := time.Duration(o.GetOldestAgeMs()) * time.Millisecond
-	return fmt.Sprintf("%s, oldest %s", plural(int(o.GetPending()), "message"), age.Round(100*time.Millisecond))
+	return fmt.Sprintf("%s, oldest %s", cli.Plural(int(o.GetPending()), "message"), age.Round(100*time.Millisecond))
 }

@@ -6,10 +6,8 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
-	"golang.org/x/text/width"
+	"shop.example/shop/cli"
 )
 
 // colour is how a terminal shows a cell: the number of ANSI's SGR.
@@ -42,7 +40,7 @@ type screen struct {
 }
 
 func screenOf(out io.Writer) screen {
-	columns, isTerminal := terminalWidth(out)
+	columns, isTerminal := cli.TerminalWidth(out)
 	return screen{out, columns, isTerminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
@@ -70,8 +68,8 @@ func (s screen) print(t *table) {
 	widths := make([]int, len(t.header))
 	for _, line := range lines {
 		for i := range line {
-			line[i].text = printable(line[i].text)
-			widths[i] = max(widths[i], columns(line[i].text))
+			line[i].text = cli.Printable(line[i].text)
+			widths[i] = max(widths[i], cli.Columns(line[i].text))
 		}
 	}
 	if s.width > 0 {
@@ -111,8 +109,8 @@ func (s screen) line(cells []cell, widths []int, room int) {
 		if most <= 0 {
 			break
 		}
-		shown := fit(c.text, most)
-		padding := strings.Repeat(" ", most-columns(shown))
+		shown := cli.Truncate(c.text, most)
+		padding := strings.Repeat(" ", most-cli.Columns(shown))
 		switch {
 		case c.right:
 			out.WriteString(padding + s.paint(shown, c.colour))
@@ -130,8 +128,8 @@ func (s screen) line(cells []cell, widths []int, room int) {
 func (s screen) stream(cells []cell, widths []int) {
 	widths = slices.Clone(widths)
 	for i := range cells {
-		cells[i].text = printable(cells[i].text)
-		widths[i] = max(widths[i], columns(cells[i].text))
+		cells[i].text = cli.Printable(cells[i].text)
+		widths[i] = max(widths[i], cli.Columns(cells[i].text))
 	}
 	s.line(cells, widths, s.width)
 }
@@ -141,49 +139,4 @@ func (s screen) paint(text string, c colour) string {
 		return text
 	}
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
-}
-
-// columns is how many columns of a terminal s takes.
-func columns(s string) (n int) {
-	for _, r := range s {
-		n += runeColumns(r)
-	}
-	return n
-}
-
-func runeColumns(r rune) int {
-	if unicode.In(r, unicode.Mn, unicode.Me) {
-		return 0
-	}
-	if kind := width.LookupRune(r).Kind(); kind == width.EastAsianWide || kind == width.EastAsianFullwidth {
-		return 2
-	}
-	return 1
-}
-
-// fit shortens s to at most so many columns, with an ellipsis where something is missing.
-func fit(s string, most int) string {
-	if columns(s) <= most {
-		return s
-	}
-	at := 0
-	for i, r := range s {
-		if at += runeColumns(r); at > most-1 {
-			return s[:i] + "…"
-		}
-	}
-	return s
-}
-
-// printable is s on one line without what would move a terminal's cursor: messages may come from anybody.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case unicode.IsGraphic(r):
-			return r
-		}
-		return utf8.RuneError
-	}, s)
 }

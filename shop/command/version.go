@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"shop.example/shop/cli"
 )
 
 // release is the version of a build for a release, which the Dockerfile sets: images are built without git's history.
@@ -21,7 +23,7 @@ func versionCommand() *cobra.Command {
 		Long: `Prints the version, the commit with its time, whether the source had changes that are not in it, and
 the version of Go. Include it in a report about a problem.`,
 		Example: "  shop version\n  shop version --json",
-		Args:    cobra.NoArgs,
+		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			info, _ := debug.ReadBuildInfo()
 			return printVersion(cmd.OutOrStdout(), versionOf(info), asJSON)

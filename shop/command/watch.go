@@ -18,6 +18,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
+	"shop.example/shop/cli"
 )
 
 func (o *orders) watchCommand() *cobra.Command {
@@ -33,7 +34,7 @@ With --json each event is one line of JSON, and nothing else is printed. Exit co
 order was rejected.`,
 		Example: `  shop order watch 0192f6a0-0000-7000-8000-000000000001
   shop order watch 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .routing_key`,
-		Args:              exactly("ORDER_ID"),
+		Args:              cli.Args("ORDER_ID"),
 		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.gateway.with(func(conn *grpc.ClientConn) error { return o.watch(cmd, conn, args[0], follow) })
@@ -60,11 +61,11 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		request: &loggingv1.StreamEventsRequest{OrderId: id},
 	}
 	if known != nil && orderstate.StockOf(w.state) == orderstate.Unknown {
-		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", printable(id), w.state)
+		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", cli.Printable(id), w.state)
 		forever = true
 	}
 	silent := time.AfterFunc(patience, func() {
-		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", printable(id))
+		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 	})
 	defer silent.Stop()
 	err = f.run(cmd.Context(), func(event *loggingv1.Event) error {
@@ -88,7 +89,7 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	}
 	if known.GetState() == orderv1.Order_REJECTED {
 		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(known))
-		return ExitCode(1)
+		return cli.ExitCode(1)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ async function startOperator() {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 401) {
       forgetToken();
-      setText($('operator-hint'), 'This operator token is not valid here. Open the link that the last shop up printed.');
+      setText($('operator-hint'), 'This operator token is not valid here. Open the link that the last make up printed.');
       return;
     }
     // The log is down: the token may be valid, and the operator wants to see what is wrong.

@@ -1,0 +1,337 @@
+// Package measure measures how fast the shop is, and how near that comes to a floor: a bare-minimum pipeline of our own
+// (Floor), which does with the same servers only what has to be done.
+//
+// Each run has a database and a virtual host of its own (ground.go). What is measured runs in a process of its own
+// (process.go), so that its processor time and memory are told apart from those of the load (load.go), which comes over
+// HTTP or gRPC. A run ends when everything has come to rest, and what is stored has been counted (watch.go). The figures
+// of all runs make the report (report.go).
+package measure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options say what is measured. The zero value of a number means none, except where something else is said.
+type Options struct {
+	Orders  int // how many orders a run places; in open loop that is Rate times its duration
+	Clients int // how many connections place orders, one at a time each
+	// Rate is how many orders a second are due in open loop. 0 is closed loop: a client places its next order when the
+	// last one is accepted.
+	Rate int
+	// Lines is how many lines an order has, Products how many products there are. An order's lines name different
+	// products as far as there are so many; with one product it is in all orders.
+	Lines, Products int
+	// GRPC places orders over gRPC. The floor has HTTP only.
+	GRPC bool
+	Runs int
+	// Floor takes turns with the bare minimum: each run measures first one, then the other.
+	Floor bool
+	// Preload is how many orders are stored before, as if they had been placed in the last hour.
+	Preload int
+	// Backlog has all orders accepted while nobody decides them, and measures from the moment somebody does.
+	Backlog bool
+	// Replicas is how many processes the shop has. Clients are spread over their gateways.
+	Replicas int
+	// Profile is the file that takes the processor profile of the last run, "" for none. The floor's gets the ending
+	// ".floor".
+	Profile string
+
+	// Program runs Serve with the arguments that follow it.
+	Program []string
+	Servers Servers
+	// Logs takes what the measured processes say.
+	Logs io.Writer
+	// Progress is called a few times a second, from one goroutine at a time. It may be nil.
+	Progress func(Progress)
+}
+
+// Servers are what the shop runs on.
+type Servers struct {
+	// DatabaseURL belongs to an administrator, and so does ManagementURL, of RabbitMQ's HTTP API.
+	DatabaseURL, AMQPURL, ManagementURL string
+	// PostgresPID and RabbitMQPID are 0 where these servers run elsewhere: what they use is not measured then.
+	PostgresPID, RabbitMQPID int
+}
+
+// Progress is how far a run is.
+type Progress struct {
+	Pipeline  Pipeline
+	Run, Runs int
+	Doing     string
+	Done, Of  int
+}
+
+// Pipeline is what is measured.
+type Pipeline string
+
+// The shop, and the bare minimum that it is compared with.
+const (
+	Shop  Pipeline = "shop"
+	Floor Pipeline = "floor"
+)
+
+// Check says what is wrong with the options. Run does so too, but what Options need may take a while to start.
+func (o *Options) Check() error {
+	switch {
+	case o.Orders < 1 || o.Clients < 1 || o.Lines < 1 || o.Products < 1 || o.Runs < 1 || o.Replicas < 1:
+		return errors.New("orders, clients, lines, products, runs and replicas must be at least 1")
+	case o.Lines > 100:
+		return errors.New("an order has at most 100 lines: give --lines from 1 to 100")
+	case o.Rate < 0 || o.Preload < 0:
+		return errors.New("rate and preload must not be negative")
+	case o.Backlog && o.Rate > 0:
+		return errors.New("a backlog is accepted in closed loop: leave out --rate or --backlog")
+	case o.Backlog && o.Replicas > 1:
+		return errors.New("a backlog is measured with one process: leave out --replicas or --backlog")
+	}
+	return nil
+}
+
+// Run measures as often as the options say and returns the report. Errors: a server or a measured process that fails,
+// an order that is refused, orders that are not all confirmed and written in the end. What a run has made in the
+// servers is removed also then.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	pipelines := []Pipeline{Shop}
+	if o.Floor {
+		pipelines = []Pipeline{Floor, Shop}
+	}
+	report := newReport(ctx, &o)
+	for n := 1; n <= o.Runs; n++ {
+		for _, pipeline := range pipelines {
+			figures, err := measure(ctx, &o, pipeline, n)
+			if err != nil {
+				return nil, fmt.Errorf("run %d of %s: %w", n, pipeline, err)
+			}
+			report.add(pipeline, figures)
+		}
+	}
+	report.finish()
+	return report, nil
+}
+
+// run is one measurement under way.
+type run struct {
+	*Options
+	pipeline Pipeline
+	number   int
+	ground   *ground
+	servants []*process
+	load     *load
+	watch    *watch
+}
+
+func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f Figures, err error) {
+	r := &run{Options: o, pipeline: pipeline, number: number}
+	r.say(0, r.Orders, "preparing")
+	r.ground, err = prepare(ctx, o.Servers)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.ground.remove()) }()
+	defer func() { err = errors.Join(err, r.stop()) }()
+	if err := r.start(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.stock(ctx); err != nil {
+		return nil, err
+	}
+	r.load, err = dial(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer r.load.close()
+	r.watch = &watch{db: r.ground.db, products: r.ground.products}
+	if !o.Backlog {
+		if err := r.warmUp(ctx); err != nil {
+			return nil, fmt.Errorf("warming up: %w", err)
+		}
+	}
+	// Otherwise the server writes its checkpoint whenever it likes, in some runs and not in others.
+	if _, err := r.ground.db.ExecContext(ctx, "CHECKPOINT"); err != nil {
+		return nil, fmt.Errorf("writing a checkpoint: %w", err)
+	}
+	return r.measure(ctx)
+}
+
+// start starts the processes; the floor has one.
+func (r *run) start(ctx context.Context) error {
+	n := r.Replicas
+	if r.pipeline == Floor {
+		n = 1
+	}
+	for i := range n {
+		profile := ""
+		if i == 0 && r.number == r.Runs && r.Profile != "" {
+			profile = r.Profile
+			if r.pipeline == Floor {
+				profile += ".floor"
+			}
+		}
+		p, err := startProcess(ctx, r.Options, r.pipeline, r.ground, profile)
+		if err != nil {
+			return err
+		}
+		r.servants = append(r.servants, p)
+	}
+	return nil
+}
+
+func (r *run) stop() (err error) {
+	for _, p := range r.servants {
+		err = errors.Join(err, p.stop())
+	}
+	return err
+}
+
+// stock makes the products, and the orders of the past.
+func (r *run) stock(ctx context.Context) error {
+	if err := r.ground.makeProducts(ctx, r.Products); err != nil {
+		return err
+	}
+	return r.ground.preload(ctx, r.Preload, r.Lines, func(done int) {
+		r.say(done, r.Preload, fmt.Sprintf("%d of %d earlier orders stored", done, r.Preload))
+	})
+}
+
+// warmUp places a few orders, so that what is done once only is not measured.
+func (r *run) warmUp(ctx context.Context) error {
+	n := min(r.Orders, 1000)
+	before, err := r.watch.state(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := r.load.closedLoop(ctx, n); err != nil {
+		return err
+	}
+	if _, err := r.watch.settled(ctx, before, n*r.Lines, func(int64) {}); err != nil {
+		return err
+	}
+	return r.watch.rest(ctx, before, n)
+}
+
+// measure is the run itself. Processor time counts from the first request until everything has come to rest; memory is
+// the most that was seen.
+func (r *run) measure(ctx context.Context) (Figures, error) {
+	before, err := r.watch.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stored, err := r.watch.count(ctx)
+	if err != nil {
+		return nil, err
+	}
+	usage, err := newMeter(r.Servers, r.servants)
+	if err != nil {
+		return nil, err
+	}
+	defer usage.close()
+	r.load.accepted.Store(0)
+	var settledOrders atomic.Int64
+	stopProgress := r.showProgress(&settledOrders)
+	defer stopProgress()
+
+	var confirms *confirms
+	if r.Rate > 0 {
+		if confirms, err = listen(r.ground.amqpURL); err != nil {
+			return nil, err
+		}
+		defer confirms.close()
+		r.load.onAccept = confirms.accepted
+	}
+	f := Figures{}
+	start := time.Now()
+	var result *loadResult
+	var loadErr error
+	placed := make(chan struct{}) // closed when result and loadErr are there
+	failed := make(chan error, 1)
+	place := func() {
+		defer close(placed)
+		if r.Rate > 0 {
+			result, loadErr = r.load.openLoop(ctx, r.Orders, r.Rate)
+		} else {
+			result, loadErr = r.load.closedLoop(ctx, r.Orders)
+		}
+		failed <- loadErr
+	}
+	if r.Backlog {
+		place()
+		if err := <-failed; err != nil {
+			return nil, err
+		}
+		start = time.Now()
+		if err := r.servants[0].release(); err != nil {
+			return nil, err
+		}
+		failed <- nil
+	} else {
+		go place()
+	}
+	settled, err := r.watch.settledUnless(ctx, failed, before, r.Orders*r.Lines, func(pieces int64) {
+		settledOrders.Store(pieces / int64(r.Lines))
+	})
+	if err != nil {
+		return nil, err
+	}
+	f[settledRate] = float64(r.Orders) / settled.Sub(start).Seconds()
+	if err := r.watch.rest(ctx, before, r.Orders); err != nil {
+		return nil, err
+	}
+	f[loggedRate] = float64(r.Orders) / r.watch.rested.Sub(start).Seconds()
+	if err := usage.read(f, r.Orders); err != nil {
+		return nil, err
+	}
+	stopProgress()
+	<-placed // the last answer may come after the last order was settled
+	if loadErr != nil {
+		return nil, loadErr
+	}
+	f.addLoad(result)
+	if err := r.watch.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
+		return nil, err
+	}
+	if confirms != nil {
+		return f, confirms.read(f, r.Orders)
+	}
+	return f, r.watch.decisions(ctx, f, result.begin)
+}
+
+func (r *run) say(done, of int, doing string) {
+	if r.Progress != nil {
+		r.Progress(Progress{Pipeline: r.pipeline, Run: r.number, Runs: r.Runs, Doing: doing, Done: done, Of: of})
+	}
+}
+
+// showProgress reports how far the run is until the returned function is called, which may be done again.
+func (r *run) showProgress(settled *atomic.Int64) (stop func()) {
+	if r.Progress == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	var reporter sync.WaitGroup
+	reporter.Go(func() {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				n := int(settled.Load())
+				r.say(n, r.Orders, fmt.Sprintf("%d of %d orders settled, %d accepted", n, r.Orders, r.load.accepted.Load()))
+			}
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(done)
+		reporter.Wait()
+	})
+}

@@ -1,0 +1,249 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"shop.example/dev/local"
+	"shop.example/dev/stack"
+	"shop.example/shop/cli"
+	"shop.example/shop/workspace"
+)
+
+// sampleOrder is the order of the demo that the shop grew out of.
+//
+//go:embed sample.json
+var sampleOrder []byte
+
+// demoPatience bounds each wait of the demo. An order takes milliseconds.
+const demoPatience = 20 * time.Second
+
+func demoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Run the shop, send it the sample order, and show what became of it",
+		Long: `Starts a shop with fresh data on a free port, sends it the sample order, shows the events that the
+order caused and the stock before and after, and ends. Exit code 0 means all of it was as it must be.`,
+		Example: "  shopdev demo",
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			base, err := workspace.Dir()
+			if err != nil {
+				return err
+			}
+			dir := filepath.Join(base, "demo")
+			if err := stack.Down(dir); err != nil { // what a killed demo left
+				return err
+			}
+			return withShop(cmd.Context(), workspace.Shop(dir), true, cmd.ErrOrStderr(), anyPort, func(ctx context.Context, s *running) error {
+				return demonstrate(ctx, cmd.OutOrStdout(), s)
+			})
+		},
+	}
+}
+
+// anyPort lets a demo run beside a shop that has the usual ports, unless the environment says where it has to be.
+func anyPort(cfg *local.Config, _ *stack.Stack) {
+	for variable, addr := range map[string]*string{
+		"HTTP_ADDR": &cfg.HTTPAddr, "ORDER_ADDR": &cfg.OrderAddr, "INVENTORY_ADDR": &cfg.InventoryAddr,
+		"LOGGING_ADDR": &cfg.LoggingAddr, "ADMIN_ADDR": &cfg.AdminAddr,
+	} {
+		if os.Getenv(variable) == "" {
+			*addr = "127.0.0.1:0"
+		}
+	}
+}
+
+type (
+	order struct {
+		ID         string `json:"id"`
+		State      string `json:"state"`
+		Reason     string `json:"reason"`
+		TotalItems int    `json:"total_items"`
+		TotalValue struct {
+			Currency string `json:"currency_code"`
+			Units    string `json:"units"`
+		} `json:"total_value"`
+	}
+	event struct {
+		RoutingKey  string    `json:"routing_key"`
+		Source      string    `json:"source"`
+		PublishedAt time.Time `json:"published_at"`
+	}
+	item struct {
+		Name     string `json:"product_name"`
+		OnHand   int    `json:"on_hand"`
+		Reserved int    `json:"reserved"`
+	}
+)
+
+// demonstrate sends the sample order and shows its way. It fails where the order does not end as it must.
+func demonstrate(ctx context.Context, out io.Writer, s *running) error {
+	c := client{base: s.url, http: &http.Client{Timeout: demoPatience}}
+	before, err := c.stock(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\nThe sample order: POST %s/intermediary/order\n%s", s.url, sampleOrder)
+	answer, location, err := c.post(ctx, "/intermediary/order", sampleOrder)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "→ %s  Location: %s\n", answer, location)
+
+	var o order
+	if err := c.until(ctx, location, &o, func() bool { return o.State != "" }); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\nGET %s\n→ %s, %d pieces, %s %s\n", location, o.State, o.TotalItems, o.TotalValue.Units, o.TotalValue.Currency)
+	if o.State != "CONFIRMED" || o.TotalItems != 7 || o.TotalValue.Units != "205" {
+		return fmt.Errorf("the sample order is %s %s: want CONFIRMED with 7 pieces worth 205", o.State, o.Reason)
+	}
+
+	var log struct {
+		Events []event `json:"events"`
+	}
+	if err := c.until(ctx, location+"/events", &log, func() bool { return len(log.Events) >= 3 }); err != nil {
+		return err
+	}
+	var after []item
+	settled := func() bool { return changed(before, after) == "Laptop Stand -3, Mouse Pad -4" }
+	if err := c.until(ctx, "/v1/inventory", &struct{ Items *[]item }{&after}, settled); err != nil {
+		return fmt.Errorf("%w: the stock changed by %q", err, changed(before, after))
+	}
+	fmt.Fprintln(out, "\nIts events, with the time since the one before:")
+	printEvents(out, log.Events)
+	fmt.Fprintln(out, "\nThe stock:")
+	printStock(out, before, after)
+	return nil
+}
+
+func printEvents(out io.Writer, events []event) {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	for i, e := range events {
+		since := ""
+		if i > 0 {
+			since = fmt.Sprintf("+%d ms", e.PublishedAt.Sub(events[i-1].PublishedAt).Milliseconds())
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\tby %s\n", e.PublishedAt.Local().Format("15:04:05.000"), since, e.RoutingKey, e.Source)
+	}
+	_ = w.Flush()
+}
+
+func printStock(out io.Writer, before, after []item) {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	for i, b := range before {
+		if b.OnHand != after[i].OnHand {
+			fmt.Fprintf(w, "  %s\t%d → %d\n", b.Name, b.OnHand, after[i].OnHand)
+		} else {
+			fmt.Fprintf(w, "  %s\t%d\n", b.Name, b.OnHand)
+		}
+	}
+	_ = w.Flush()
+}
+
+// changed names the products whose pieces on hand have changed, once nothing is reserved any more.
+func changed(before, after []item) string {
+	var parts []string
+	for i, b := range before {
+		if i >= len(after) || after[i].Reserved != 0 {
+			return "not settled yet"
+		}
+		if d := after[i].OnHand - b.OnHand; d != 0 {
+			parts = append(parts, b.Name+" "+strconv.Itoa(d))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// client talks REST, as anybody would.
+type client struct {
+	base string
+	http *http.Client
+}
+
+func (c client) stock(ctx context.Context) ([]item, error) {
+	var list struct{ Items []item }
+	err := c.until(ctx, "/v1/inventory", &list, func() bool { return true })
+	return list.Items, err
+}
+
+func (c client) post(ctx context.Context, path string, body []byte) (answer, location string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return "", "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	a, err := c.do(req)
+	if err != nil {
+		return "", "", err
+	}
+	if a.code != http.StatusOK {
+		return "", "", fmt.Errorf("POST %s: %d %s", path, a.code, a.text)
+	}
+	return fmt.Sprintf("%d %s", a.code, a.text), a.location, nil
+}
+
+// until gets path into v until enough, which looks at v, is content.
+func (c client) until(ctx context.Context, path string, v any, enough func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, demoPatience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+		if err != nil {
+			return err
+		}
+		a, err := c.do(req)
+		switch {
+		case err != nil:
+			return err
+		case a.code == http.StatusOK:
+			if err := json.Unmarshal(a.text, v); err != nil {
+				return fmt.Errorf("GET %s: %w", path, err)
+			}
+			if enough() {
+				return nil
+			}
+		case a.code != http.StatusNotFound: // an order is there once it has been decided
+			return fmt.Errorf("GET %s: %d %s", path, a.code, a.text)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("GET %s: still %d %s after %s", path, a.code, a.text, demoPatience)
+		case <-tick.C:
+		}
+	}
+}
+
+// restAnswer is what a call got.
+type restAnswer struct {
+	code     int
+	text     []byte
+	location string
+}
+
+func (c client) do(req *http.Request) (a restAnswer, err error) {
+	res, err := c.http.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	a.code, a.location = res.StatusCode, res.Header.Get("Location")
+	a.text, err = io.ReadAll(res.Body)
+	return a, err
+}

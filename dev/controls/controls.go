@@ -1,0 +1,250 @@
+// Package controls breaks the shop on purpose, to show that it holds: calls for operators under /demo, in a shop that
+// runs in one process and was started with them.
+//
+// Services are stopped and started (controls.go). An experiment does something unkind and says in figures what became of
+// it (race.go, repeat.go); one runs at a time, and each ends within 20 s, with an error where the shop could not finish.
+package controls
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	"shop.example/dev/local"
+	"shop.example/gateway/rest"
+	"shop.example/platform/apierror"
+	"shop.example/shop/audit"
+	"shop.example/topology"
+)
+
+const (
+	// experimentTimeout bounds an experiment, and the wait for a service to start.
+	experimentTimeout = 20 * time.Second
+	// auditTimeout is what of that is left for things to come to rest before the last figures are read.
+	auditTimeout = 5 * time.Second
+	lookInterval = 20 * time.Millisecond
+)
+
+// Config says what experiments do their work with.
+type Config struct {
+	AMQPURLs      map[string]string // by service
+	DatabaseURLs  map[string]string // by schema, of roles that may read it
+	OperatorToken string
+	Currency      string // the catalogue's
+}
+
+// New returns what makes the controls of a shop, for local.Config.
+func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
+	return func(shop *local.Shop) []rest.DemoHandler {
+		c := &controls{Config: cfg, shop: shop}
+		return []rest.DemoHandler{
+			{Method: http.MethodGet, Path: "/demo", Call: c.list},
+			{Method: http.MethodPost, Path: "/demo/services/{service}/stop", Call: c.stop},
+			{Method: http.MethodPost, Path: "/demo/services/{service}/start", Call: c.start},
+			{Method: http.MethodPost, Path: "/demo/race", Call: c.experiment((*lab).race)},
+			{Method: http.MethodPost, Path: "/demo/twice", Call: c.experiment((*lab).twice)},
+			{Method: http.MethodPost, Path: "/demo/poison", Call: c.experiment((*lab).poison)},
+			{Method: http.MethodPost, Path: "/demo/audit", Call: c.experiment((*lab).audit)},
+		}
+	}
+}
+
+type controls struct {
+	Config
+	shop *local.Shop
+	busy sync.Mutex // held by the experiment that runs
+}
+
+// state is what is said about a service.
+type state struct {
+	Name    string `json:"name"`
+	Running bool   `json:"running"`
+}
+
+var names = topology.Names()[1:] // all but the gateway, whose page the controls are on
+
+func (c *controls) list(context.Context, map[string]string, []byte) (any, error) {
+	var answer struct {
+		Services []state `json:"services"`
+	}
+	for _, name := range names {
+		answer.Services = append(answer.Services, state{name, c.shop.Services()[name].Running()})
+	}
+	return answer, nil
+}
+
+func (c *controls) service(inPath map[string]string, body []byte) (*local.Service, error) {
+	if err := read(body); err != nil {
+		return nil, err
+	}
+	service, ok := c.shop.Services()[inPath["service"]]
+	if !ok {
+		return nil, apierror.New(codes.NotFound, "UNKNOWN_SERVICE", "there is no such service to stop or start: there are %s", strings.Join(names, ", "))
+	}
+	return service, nil
+}
+
+func (c *controls) stop(_ context.Context, inPath map[string]string, body []byte) (any, error) {
+	service, err := c.service(inPath, body)
+	if err != nil {
+		return nil, err
+	}
+	if err := service.Stop(); err != nil {
+		return nil, apierror.New(codes.Internal, "SERVICE_NOT_STOPPED_WELL", "it is stopped, but not as it should be: %v", err)
+	}
+	return state{inPath["service"], false}, nil
+}
+
+func (c *controls) start(ctx context.Context, inPath map[string]string, body []byte) (any, error) {
+	service, err := c.service(inPath, body)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, experimentTimeout)
+	defer cancel()
+	if err := service.Start(ctx); err != nil {
+		return nil, apierror.Unavailable("SERVICE_NOT_STARTED", time.Second, "%v", err)
+	}
+	return state{inPath["service"], true}, nil
+}
+
+// lab is what one experiment works with.
+type lab struct {
+	*controls
+	gateway *grpc.ClientConn // of an operator
+}
+
+func (c *controls) experiment(run func(*lab, context.Context, []byte) (any, error)) func(context.Context, map[string]string, []byte) (any, error) {
+	return func(ctx context.Context, _ map[string]string, body []byte) (any, error) {
+		if !c.busy.TryLock() {
+			return nil, apierror.New(codes.Aborted, "EXPERIMENT_RUNNING", "another experiment is running; try again when it has ended")
+		}
+		defer c.busy.Unlock()
+		conn, err := grpc.NewClient(c.shop.Gateway.HTTPAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, fmt.Errorf("calling the gateway: %w", err)
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(ctx, experimentTimeout)
+		defer cancel()
+		return run(&lab{c, conn}, metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.OperatorToken), body)
+	}
+}
+
+// until calls look until it is content. The error, at the end of ctx, says what was waited for, and which service is
+// stopped.
+func (l *lab) until(ctx context.Context, what string, look func() bool) error {
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	for !look() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return l.late(what)
+		}
+	}
+	return nil
+}
+
+func (l *lab) late(what string) error {
+	var stopped []string
+	for _, name := range names {
+		if !l.shop.Services()[name].Running() {
+			stopped = append(stopped, name)
+		}
+	}
+	if len(stopped) > 0 {
+		what += "; stopped: " + strings.Join(stopped, ", ")
+	}
+	return apierror.New(codes.DeadlineExceeded, "EXPERIMENT_TIMED_OUT", "%s", what)
+}
+
+// verdict is what an audit says in short.
+type verdict struct {
+	Orders     int `json:"orders"` // that were looked at
+	Violations int `json:"violations"`
+	InFlight   int `json:"in_flight"`
+}
+
+type auditAnswer struct {
+	verdict
+	Seconds  float64           `json:"seconds"`
+	Findings []audit.Violation `json:"findings"`
+}
+
+// audit compares all that the services have stored, once.
+func (l *lab) audit(ctx context.Context, body []byte) (any, error) {
+	if err := read(body); err != nil {
+		return nil, err
+	}
+	r, err := l.auditSince(ctx, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	return auditAnswer{verdict{r.Orders, r.Count(), r.InFlight()}, r.Took.Seconds(), r.Violations}, nil
+}
+
+// auditSince leaves out orders older than since, and gives what is on its way patience to arrive.
+func (l *lab) auditSince(ctx context.Context, since, patience time.Duration) (r *audit.Report, err error) {
+	a, err := audit.Open(ctx, audit.Config{DatabaseURLs: l.DatabaseURLs, Since: since, Pause: 200 * time.Millisecond})
+	if err == nil {
+		defer a.Close()
+		r, err = a.RunWhenQuiet(ctx, patience)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, l.late("the audit has not ended in time; shop audit has all the time it needs")
+	case err != nil:
+		return nil, apierror.Unavailable("AUDIT_FAILED", time.Second, "%v", err)
+	}
+	return r, nil
+}
+
+// number is a field of a body, with its default as value.
+type number struct {
+	name        string
+	least, most int
+	value       *int
+}
+
+// read reads whole numbers from a body, which may be empty. Errors name the fields.
+func read(body []byte, numbers ...number) error {
+	given := map[string]json.RawMessage{}
+	if len(bytes.TrimSpace(body)) > 0 {
+		if err := json.Unmarshal(body, &given); err != nil {
+			return apierror.New(codes.InvalidArgument, "INVALID_JSON", "the body is not a JSON object")
+		}
+	}
+	var violations []apierror.Violation
+	for _, n := range numbers {
+		raw, ok := given[n.name]
+		delete(given, n.name)
+		if !ok {
+			continue
+		}
+		if json.Unmarshal(raw, n.value) != nil || *n.value < n.least || *n.value > n.most {
+			violations = append(violations, apierror.Violation{
+				Field: n.name, Description: fmt.Sprintf("must be a whole number from %d to %d", n.least, n.most),
+			})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		violations = append(violations, apierror.Violation{Field: name, Description: "unknown field"})
+	}
+	if len(violations) > 0 {
+		return apierror.InvalidArgument(violations...)
+	}
+	return nil
+}

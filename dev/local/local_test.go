@@ -1,0 +1,59 @@
+package local_test
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/caarlos0/env/v11"
+
+	"shop.example/dev/local"
+)
+
+// Whoever only wants to see the shop does not expect to open it to the network.
+func TestConfig_NothingIsServedToOtherMachinesUnlessTold(t *testing.T) {
+	for _, variable := range []string{"HTTP_ADDR", "ORDER_ADDR", "INVENTORY_ADDR", "LOGGING_ADDR", "ADMIN_ADDR", "PPROF_ADDR"} {
+		t.Setenv(variable, "") // as if it were not set
+	}
+	var cfg local.Config
+	if err := env.Parse(&cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{cfg.HTTPAddr, cfg.OrderAddr, cfg.InventoryAddr, cfg.LoggingAddr, cfg.AdminAddr, cfg.PprofAddr} {
+		if host, _, err := net.SplitHostPort(addr); err != nil || !net.ParseIP(host).IsLoopback() {
+			t.Errorf("it listens on %s: %v", addr, err)
+		}
+	}
+}
+
+// In one process each service has its address from a variable of its own.
+func TestNew_AnAddressThatCannotBeServedIsNamedByTheVariableThatMovesIt(t *testing.T) {
+	t.Parallel()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	taken := lis.Addr().String()
+	const free, open = "127.0.0.1:0", "0.0.0.0:0"
+	for _, c := range []struct {
+		http, order, inventory, logging, admin string
+		want                                   []string
+	}{
+		{free, open, free, free, free, []string{"ORDER_ADDR: ", "can be reached from other machines", "GRPC_TLS_CERT_FILE"}},
+		{free, free, open, free, free, []string{"INVENTORY_ADDR: ", "can be reached from other machines"}},
+		{free, free, free, open, free, []string{"LOGGING_ADDR: ", "can be reached from other machines"}},
+		{free, taken, free, free, free, []string{"cannot listen on " + taken, "set ORDER_ADDR to another address"}},
+		{taken, free, free, free, free, []string{"cannot listen on " + taken, "set HTTP_ADDR to another address"}},
+		{free, free, free, free, taken, []string{"cannot listen on " + taken, "set ADMIN_ADDR to another address"}},
+	} {
+		_, err := local.New(t.Context(), local.Config{
+			HTTPAddr: c.http, OrderAddr: c.order, InventoryAddr: c.inventory, LoggingAddr: c.logging, AdminAddr: c.admin,
+		})
+		for _, want := range c.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v: got %v, want %q in it", c, err, want)
+			}
+		}
+	}
+}

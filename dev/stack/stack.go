@@ -1,0 +1,334 @@
+// Package stack gives the shop its two servers on a machine that has none running for it.
+//
+// Each server comes from the first of these that there is: the URL that the environment names (such a server is never
+// touched), a private instance of the installed server on ports of its own with its data under the stack's folder,
+// Docker, or Debian's packages, which are then installed. What was started outlives a crash of the starter: the next
+// Start in the same folder adopts a server that still answers and starts the others again over the same data.
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"shop.example/shop/workspace"
+)
+
+// Options say where a stack lives and what is asked of it.
+type Options struct {
+	// Dir holds the data, the logs and what is needed to find the servers again. One process at a time may use it.
+	Dir string
+	// Fast lets PostgreSQL answer before its commits are on disk. For tests alone: a power cut loses data.
+	Fast bool
+	// Progress gets a line for each step, with the time it took. Nil means none.
+	Progress io.Writer
+}
+
+// Stack is a running pair of servers. Its fields are set by Start and do not change.
+type Stack struct {
+	// DatabaseURL belongs to a role that may create databases and roles, unless the environment named another.
+	DatabaseURL string
+	AMQPURL     string
+	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty where AMQP_URL was given without
+	// AMQP_MANAGEMENT_URL.
+	ManagementURL string
+	// PostgresPID (the postmaster) and RabbitMQPID (the Erlang machine) are 0 for servers that the environment named.
+	PostgresPID, RabbitMQPID int
+
+	host host
+	dir  string
+	lock *os.File
+	end  sync.Once
+	err  error
+}
+
+// Environment returns the variables by which a command finds the stack.
+func (s *Stack) Environment() []string {
+	env := []string{"DATABASE_URL=" + s.DatabaseURL, "AMQP_URL=" + s.AMQPURL}
+	if s.ManagementURL != "" {
+		env = append(env, "AMQP_MANAGEMENT_URL="+s.ManagementURL)
+	}
+	return env
+}
+
+// Start brings both servers up and returns when they answer. If one fails, or ctx ends, what was started is stopped
+// again and its data is kept. Errors are one sentence on what is wrong and what to do, with the end of the server's
+// log where that helps.
+func Start(ctx context.Context, o Options) (*Stack, error) {
+	return start(ctx, o, thisHost())
+}
+
+func start(ctx context.Context, o Options, h host) (*Stack, error) {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("finding folder %s: %w", o.Dir, err)
+	}
+	h.report = reporter(o.Progress)
+	s := &Stack{dir: dir, host: h}
+	if s.lock, err = acquire(dir); err != nil {
+		return nil, err
+	}
+	if err := s.startServers(ctx, o.Fast); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// StartAndLeave is Start for servers that several commands use, one after the other or at once: it leaves them running and
+// lets go of the folder. If another process is starting them, it waits for that. Down ends them.
+func StartAndLeave(ctx context.Context, o Options) (*Stack, error) {
+	return startAndLeave(ctx, o, thisHost())
+}
+
+func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
+	for {
+		s, err := start(ctx, o, h)
+		if err == nil {
+			return s, s.lock.Close()
+		}
+		var used InUseError
+		if !errors.As(err, &used) {
+			return nil, err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (s *Stack) startServers(ctx context.Context, fast bool) error {
+	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: fast}
+	mq := &rabbitMQ{host: s.host, dir: filepath.Join(s.dir, rabbitKind.folder)}
+	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
+		return err
+	}
+	// The first failure ends the other start too: there is nothing to wait for any more.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, srv := range []server{pg, mq} {
+		wg.Go(func() {
+			begin := time.Now()
+			about, err := srv.start(ctx)
+			if err != nil {
+				cancel(fmt.Errorf("starting %s: %w", srv.kind().name, err))
+				return
+			}
+			s.host.report("%-10s %s  %.1f s", srv.kind().name, about, time.Since(begin).Seconds())
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	s.DatabaseURL, s.PostgresPID = pg.url, pg.pid
+	s.AMQPURL, s.ManagementURL, s.RabbitMQPID = mq.url, mq.management, mq.pid
+	return nil
+}
+
+// Stop ends the servers that were started for this folder, adopted ones too, and keeps their data. It takes at most
+// half a minute: a server that does not heed the request in time is killed. It may be called again and concurrently;
+// all calls return the same error.
+func (s *Stack) Stop() error {
+	return s.finish(func() error { return stopServers(s.host, s.dir, false) })
+}
+
+// Remove is Stop for a stack whose data nobody wants: the servers are ended at once and the folder is deleted.
+func (s *Stack) Remove() error {
+	return s.finish(func() error { return remove(s.host, s.dir) })
+}
+
+func (s *Stack) finish(end func() error) error {
+	s.end.Do(func() { s.err = errors.Join(end(), s.lock.Close()) })
+	return s.err
+}
+
+// Down stops and removes everything that was started for dir, also after a crash. When a process runs the stack now, it
+// does nothing and returns an InUseError.
+func Down(dir string) error { return down(dir, acquire) }
+
+// EndAndDown is Down that asks a process that runs the stack now to end first, which has half a minute to do so.
+func EndAndDown(dir string) error { return down(dir, takeOver) }
+
+func down(dir string, lock func(dir string) (*os.File, error)) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("finding folder %s: %w", dir, err)
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := checkStack(dir); err != nil {
+		return fmt.Errorf("%s is no folder of a stack, so it is left alone: %w", dir, err)
+	}
+	held, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	return remove(thisHost(), dir)
+}
+
+// checkStack returns why a folder is none of ours. Many have a file of the name of the lock: apt's and dpkg's, for example.
+// Ours has the number of a process in it, and nothing beside it but the servers' folders and the secrets of make up.
+func checkStack(dir string) error {
+	lock, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("it has no file %s", lockFile)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := strconv.Atoi(strings.TrimSpace(string(lock))); err != nil && len(lock) > 0 { // empty where the disk was full
+		return fmt.Errorf("its file %s is somebody else's", lockFile)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == lockFile, name == postgresKind.folder, name == rabbitKind.folder, name == installLog:
+		case name == workspace.DatabaseURLsFile:
+		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
+		default:
+			return fmt.Errorf("it has %s, which no stack has", name)
+		}
+	}
+	return nil
+}
+
+func remove(h host, dir string) error {
+	if err := stopServers(h, dir, true); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing %s: %w", dir, err)
+	}
+	return nil
+}
+
+// stopServers ends what the records in dir name. At once means without a clean shutdown; containers go with their
+// data then.
+func stopServers(h host, dir string, atOnce bool) error {
+	var wg sync.WaitGroup
+	var pg, mq, docker error
+	wg.Go(func() { pg = stopPostgres(filepath.Join(dir, postgresKind.folder), atOnce) })
+	wg.Go(func() { mq = stopRabbitMQ(filepath.Join(dir, rabbitKind.folder), atOnce) })
+	wg.Go(func() { docker = stopContainers(h, dir, atOnce) })
+	wg.Wait()
+	return errors.Join(pg, mq, docker)
+}
+
+const lockFile = "lock"
+
+// InUseError says that another process holds a folder.
+type InUseError struct {
+	Dir string
+	PID int // 0 when it is not known
+}
+
+func (e InUseError) Error() string {
+	return fmt.Sprintf("%s is in use by process %d: stop that one first, or choose another folder with --dir", e.Dir, e.PID)
+}
+
+// acquire makes dir ours until the returned file is closed or the process ends, however it ends. The servers do not
+// inherit it.
+func acquire(dir string) (*os.File, error) {
+	for {
+		// Only the servers' own folders hold data: others may pass through this one, as PostgreSQL's user must.
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("creating %s: %w", dir, err)
+		}
+		f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, fmt.Errorf("locking %s: %w", dir, err)
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			var pid int
+			_, _ = fmt.Fscan(f, &pid) // 0 where it does not say
+			_ = f.Close()
+			if errors.Is(err, syscall.EWOULDBLOCK) {
+				return nil, InUseError{dir, pid}
+			}
+			return nil, fmt.Errorf("locking %s: %w", dir, err)
+		}
+		if !stillAt(f, filepath.Join(dir, lockFile)) { // Down removed it between open and lock
+			_ = f.Close()
+			continue
+		}
+		err = f.Truncate(0)
+		if err == nil {
+			_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+		}
+		if err != nil {
+			_ = f.Close()
+			return nil, explain(fmt.Errorf("writing %s: %w", f.Name(), err), dir)
+		}
+		return f, nil
+	}
+}
+
+func stillAt(f *os.File, path string) bool {
+	held, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(held, there)
+}
+
+// takeOver acquires dir, after asking the process that holds it to end.
+func takeOver(dir string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	asked := false
+	for {
+		lock, err := acquire(dir)
+		var used InUseError
+		if !errors.As(err, &used) || used.PID == os.Getpid() {
+			return lock, err
+		}
+		if !asked && used.PID > 0 {
+			if err := syscall.Kill(used.PID, syscall.SIGTERM); err != nil {
+				return nil, fmt.Errorf("ending process %d, which uses %s: %w", used.PID, dir, err)
+			}
+			asked = true
+		}
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return nil, used
+		}
+	}
+}
+
+// pause waits for d or until ctx ends, and then returns why.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func reporter(w io.Writer) func(string, ...any) {
+	var mu sync.Mutex
+	return func(format string, args ...any) {
+		if w == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintf(w, format+"\n", args...)
+	}
+}

@@ -1,0 +1,52 @@
+// Package cli has what the commands of the shop have in common: they say what is wrong with a command line in one line,
+// end with the same exit codes, ask before they destroy something, and write text that a terminal can show.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Main runs a command with the arguments of the process and returns its exit code. The first SIGINT, SIGTERM or SIGHUP
+// ends the command's context, the second one the process.
+func Main(root *cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	err := root.ExecuteContext(ctx)
+	var code ExitCode
+	if err != nil && !errors.As(err, &code) && !errors.Is(err, context.Canceled) { // an interrupt needs no words
+		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+	}
+	return ExitStatus(err)
+}
+
+// ExitCode is the error of a command that has already said what there is to say.
+type ExitCode int
+
+func (c ExitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+// ExitStatus is the exit code for the error of a command: 0 for none, 2 if the command line is wrong, also if it is the
+// shop that says so, 130 for an interrupt, 1 for all else, unless the error is an ExitCode.
+func ExitStatus(err error) int {
+	var code ExitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	case errors.As(err, &usageError{}), status.Code(err) == codes.InvalidArgument:
+		return 2
+	case errors.Is(err, context.Canceled):
+		return 130
+	}
+	return 1
+}

@@ -1,0 +1,76 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// usageError says what is wrong with a command line.
+type usageError struct{ error }
+
+// WrongUsage returns an error that says what is wrong with a command line.
+func WrongUsage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// Strict makes a command and its subcommands report wrong arguments and flags as wrong usage, in one line that names
+// the help. It is called once all subcommands have been added.
+func Strict(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(withUsage)
+	if cmd.HasSubCommands() && cmd.RunE == nil {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return withUsage(cmd, unknownCommand(cmd, args[0]))
+		}
+	}
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			err := args(cmd, given)
+			if err == nil {
+				err = cmd.ValidateRequiredFlags()
+			}
+			if err == nil {
+				err = cmd.ValidateFlagGroups()
+			}
+			return withUsage(cmd, err)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		Strict(sub)
+	}
+}
+
+// withUsage adds to an error where the help is.
+func withUsage(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	return WrongUsage("%w (see %s --help)", err, cmd.CommandPath())
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	err := fmt.Errorf("unknown command %q", Printable(name))
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		err = fmt.Errorf("%w: did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return err
+}
+
+// Args takes exactly the arguments of these names.
+func Args(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return fmt.Errorf("%s is missing", names[len(args)])
+		case len(args) > len(names):
+			return fmt.Errorf("unexpected argument %q", Printable(args[len(names)]))
+		}
+		return nil
+	}
+}
