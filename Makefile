@@ -108,7 +108,7 @@ removable: ## Build the gateway without each feature that can be removed, in a c
 	    git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$$copy"; \
 	    rm -r "$$copy/gateway/$$feature"; \
 	    sed -i "/gateway\/$$feature\"/d; /$$feature\.Register(/d" "$$copy/gateway/server/features.go"; \
-	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./shop/... && go vet ./gateway/...); \
+	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./dev/... && go vet ./gateway/...); \
 	    rm -rf "$$copy"; \
 	done
 
