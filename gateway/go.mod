@@ -79,5 +79,4 @@ replace shop.example/platform => ../platform
 
 replace shop.example/platform/testkit => ../platform/testkit
 
-
 replace shop.example/topology => ../topology
