@@ -140,7 +140,7 @@ pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get ins
 	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: guides
-guides: .bin/shop .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
+guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: bench
