@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"shop.example/platform/testkit/netproxy"
@@ -157,8 +158,13 @@ func TestOrderCommand_WatchesAnOrderToItsEnd(t *testing.T) {
 		t.Errorf("watched:\n%s", watched)
 	}
 	id := uuidPattern.FindString(watched)
-	if again := s.must(t, "order", "watch", id); again != watched {
-		t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+	for _, again := range []string{s.must(t, "order", "watch", id), s.must(t, "order", "get", id, "--watch")} {
+		if again != watched {
+			t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+		}
+	}
+	if unknown := s.shopCommand(t, "order", "watch", uuid.NewString()); unknown.status != 1 || !strings.Contains(unknown.errs, "there is no order") {
+		t.Errorf("an id that nobody was given: %+v", unknown)
 	}
 	s.must(t, "order", "cancel", id)
 	if cancelled := s.must(t, "order", "watch", id, "--json"); strings.Count(cancelled, "\n") != 4 || strings.Count(cancelled, `"routing_key":"shop.order.cancelled"`) != 1 {

@@ -52,7 +52,7 @@ func newShop(secrets ...string) *aShop {
 		},
 	}
 	for _, secret := range secrets {
-		s.secrets = append(s.secrets, Secret(secret))
+		s.secrets = append(s.secrets, NewSecret(secret))
 	}
 	return s
 }
@@ -225,6 +225,49 @@ func TestIDSecret_ThePreviousOneIsStillGood(t *testing.T) {
 	}
 	if _, err := s.place(t, request{key: "1", name: "Eve", email: "ada@example.org"}); apierror.ReasonOf(err) != "IDEMPOTENCY_KEY_REUSED" {
 		t.Errorf("another order under its key: %v", err)
+	}
+}
+
+func TestOrderID_IsAUUIDThatEndsWithASignature(t *testing.T) {
+	t.Parallel()
+	s := newShop("a secret")
+	for key, version := range map[string]uuid.Version{"": 7, "1": 8} {
+		id := uuid.MustParse(s.mustPlace(t, request{key: key}).GetOrderId())
+		if id.Version() != version || id.Variant() != uuid.RFC4122 {
+			t.Errorf("with the key %q the id is %s, version %d", key, id, id.Version())
+		}
+		if !s.secrets[0].signed(id) || NewSecret("another secret").signed(id) {
+			t.Errorf("%s is not signed with the secret, or with any", id)
+		}
+		for i := range id {
+			other := id
+			other[i] ^= 1
+			if s.secrets[0].signed(other) {
+				t.Errorf("%s, of which one bit differs, is signed, too", other)
+			}
+		}
+	}
+	if invented := uuid.Must(uuid.NewV7()); s.secrets[0].signed(invented) {
+		t.Errorf("%s, which nobody gave, is signed", invented)
+	}
+}
+
+// The ids that gateways gave before they signed them are still those of their keys.
+func TestIdempotencyKey_AnOrderWithAnUnsignedIDIsRecognised(t *testing.T) {
+	t.Parallel()
+	s := newShop("a secret")
+	m := s.mustPlace(t, request{key: "1"})
+	before := s.secrets[0].unsignedOrderID(requestKey{"anybody ada@example.org", "1"}, m.GetFingerprint()).String()
+	if before[:len("01234567-89ab-8def-8123-456789")] != m.GetOrderId()[:len("01234567-89ab-8def-8123-456789")] || before == m.GetOrderId() {
+		t.Fatalf("the id is %s, and was %s", m.GetOrderId(), before)
+	}
+	for _, stored := range []*orderv1.Order{nil, {Id: before, State: orderv1.Order_CONFIRMED}} {
+		s.find = func(context.Context, *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
+			return &orderv1.FindKeyResponse{OrderId: before, Order: stored}, nil
+		}
+		if order, err := s.place(t, request{key: "1"}); err != nil || order.GetId() != before {
+			t.Errorf("answered with %v, %v", order, err)
+		}
 	}
 }
 

@@ -44,6 +44,10 @@ func (b *orderBook) GetOrder(_ context.Context, req *orderv1.GetOrderRequest) (*
 	return nil, apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no such order")
 }
 
+func (b *orderBook) CancelOrder(context.Context, *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	return nil, apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no such order")
+}
+
 func (b *orderBook) store(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

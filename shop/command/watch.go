@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -44,15 +45,16 @@ order was rejected.`,
 	return cmd
 }
 
-// patience is how long nothing is said of an order that has no events.
+// patience is how long nothing is said of an order that has no events, and how long one that is not found may still show
+// some.
 const patience = 3 * time.Second
 
 // watch shows the events of an order as they are logged, to its end or without one.
 func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
 	client := orderv1.NewOrderServiceClient(conn)
-	known, err := find(cmd.Context(), client, id)
-	if err != nil {
-		return err
+	known, missing := find(cmd.Context(), client, id)
+	if missing != nil && status.Code(missing) != codes.NotFound {
+		return missing
 	}
 	w := &watcher{out: cmd.OutOrStdout(), asJSON: o.asJSON, logged: map[string]bool{}, state: known.GetState()}
 	w.screen = screenOf(w.out)
@@ -64,17 +66,26 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", cli.Printable(id), w.state)
 		forever = true
 	}
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
 	silent := time.AfterFunc(patience, func() {
+		if missing != nil { // and it has no events either, as an order would have that an older release has taken
+			cancel(missing)
+			return
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 	})
 	defer silent.Stop()
-	err = f.run(cmd.Context(), func(event *loggingv1.Event) error {
+	err := f.run(ctx, func(event *loggingv1.Event) error {
 		silent.Stop()
 		if err := w.show(event); err != nil || forever || !w.over() {
 			return err
 		}
 		return errStop
 	})
+	if missing != nil && errors.Is(context.Cause(ctx), missing) {
+		return missing
+	}
 	if err != nil {
 		return err
 	}
@@ -94,11 +105,10 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	return nil
 }
 
-// find reads an order; nil where it has not been decided, or the order service is away: its events may be there all the
-// same.
+// find reads an order; nil while the order service is away: its events may be there all the same.
 func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
 	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
-	if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
+	if status.Code(err) == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
 		return nil, nil
 	}
 	return reply.GetOrder(), err
