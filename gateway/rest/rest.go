@@ -61,7 +61,7 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{conn: conn, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
+	s := &Server{conn: conditionalConn{conn}, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
 	s.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
 		runtime.WithMiddlewares(s.validate),
@@ -202,6 +202,9 @@ func (s *Server) validate(next runtime.HandlerFunc) runtime.HandlerFunc {
 		err := to.checkParameters(r, inPath)
 		if err == nil {
 			err = to.readBody(w, r)
+		}
+		if err == nil {
+			r, err = withConditions(r)
 		}
 		if err != nil {
 			s.writeError(r.Context(), nil, nil, w, r, err)
@@ -377,6 +380,9 @@ func (*requestBody) Close() error { return nil }
 
 // setHeaders sets status and headers of a response.
 func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
+	if tag := tagOf(answer.ProtoReflect().Interface()); tag != "" {
+		w.Header().Set("ETag", quoted(tag))
+	}
 	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
 		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
 		if !orderstate.IsDecided(m.GetOrder().GetState()) {

@@ -174,7 +174,7 @@ func (c inventoryServer) UpdateItem(ctx context.Context, req *inventoryv1.Update
 
 func (c inventoryServer) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
 	_, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_DeleteItem_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
-		return deleteItems(ctx, tx, []int32{req.GetId()})
+		return deleteItems(ctx, tx, []int32{req.GetId()}, req.GetEtag())
 	})
 	if err != nil {
 		return nil, err

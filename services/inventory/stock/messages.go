@@ -152,7 +152,7 @@ func (st *store) onUpdateItems(ctx context.Context, batch []messaging.Message[*e
 
 func (st *store) onDeleteItems(ctx context.Context, batch []messaging.Message[*eventsv1.DeleteItems]) error {
 	return handleOnce(ctx, st, batch, func(tx *sqlx.Tx, m *eventsv1.DeleteItems) (catalogueChange, error) {
-		return deleteItems(ctx, tx, m.GetIds())
+		return deleteItems(ctx, tx, m.GetIds(), "")
 	})
 }
 
