@@ -26,6 +26,9 @@ func TestPreferWait_AnswersWithTheOutcome(t *testing.T) {
 	if a.code != http.StatusOK || o.State != "CONFIRMED" || o.TotalValue.Units != "2000" || a.header.Get("Location") != "/v1/orders/"+o.ID {
 		t.Errorf("%d %s", a.code, a.body)
 	}
+	if tag := s.get(t, "/v1/orders/"+o.ID).header.Get("ETag"); tag == "" || a.header.Get("ETag") != tag || a.header.Get("Preference-Applied") != "wait=20" {
+		t.Errorf("its ETag is %s, headers %v", tag, a.header)
+	}
 	a = s.call(t, http.MethodPost, "/v1/orders", orderOf(1, 2000), "Prefer", "wait=20")
 	if a.json(t, &o); a.code != http.StatusOK || o.State != "REJECTED" || o.Reason != "OUT_OF_STOCK" {
 		t.Errorf("%d %s", a.code, a.body)
@@ -89,7 +92,8 @@ func TestIdempotencyKey_RepeatedIsTheSameOrderAndAnotherOrderIsAConflict(t *test
 	s.decided(t, location)
 	again := s.call(t, http.MethodPost, "/v1/orders", orderOf(1, 3), key, "basket 7")
 	var o order
-	if again.json(t, &o); again.code != http.StatusOK || o.State != "CONFIRMED" || again.header.Get("Location") != location {
+	const replayed = "Idempotent-Replayed"
+	if again.json(t, &o); again.code != http.StatusOK || o.State != "CONFIRMED" || again.header.Get("Location") != location || again.header.Get(replayed) != "true" || first.header.Get(replayed) != "" {
 		t.Errorf("the same order again: %d %s", again.code, again.body)
 	}
 	for what, body := range map[string]string{

@@ -32,6 +32,7 @@ type aShop struct {
 	Orders
 	published []*eventsv1.OrderPlaced
 	announced string // the id of the order that is being placed
+	header    callHeader
 	find      func(context.Context, *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error)
 }
 
@@ -57,6 +58,14 @@ func newShop(secrets ...string) *aShop {
 	return s
 }
 
+// callHeader is what a call is answered with before its response.
+type callHeader struct{ metadata.MD }
+
+func (*callHeader) Method() string                    { return "" }
+func (h *callHeader) SetHeader(md metadata.MD) error  { h.MD = metadata.Join(h.MD, md); return nil }
+func (h *callHeader) SendHeader(md metadata.MD) error { return h.SetHeader(md) }
+func (*callHeader) SetTrailer(metadata.MD) error      { return nil }
+
 // request is a call that places an order.
 type request struct {
 	by               *access.Principal
@@ -76,8 +85,9 @@ func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
 	if r.name == "" {
 		r.name, r.email = "Ada", "ada@example.org"
 	}
-	s.announced = ""
-	return s.Orders.Place(access.WithPrincipal(metadata.NewIncomingContext(t.Context(), md), r.by), r.name, r.email, r.lines, func(id string) {
+	s.announced, s.header = "", callHeader{}
+	ctx := grpc.NewContextWithServerTransportStream(metadata.NewIncomingContext(t.Context(), md), &s.header)
+	return s.Orders.Place(access.WithPrincipal(ctx, r.by), r.name, r.email, r.lines, func(id string) {
 		if s.announced = id; len(s.published) > 0 && s.published[len(s.published)-1].GetOrderId() == id && r.key == "" {
 			t.Error("the id is told after the order was published")
 		}
@@ -164,14 +174,15 @@ func TestIdempotencyKey_WhatTheOrderServiceSaysOfIt(t *testing.T) {
 		reason     string // of the error
 		known      *orderv1.Order
 		publishes  bool
+		replayed   bool
 		unanswered bool
 	}{
 		"nothing":                       {found: &orderv1.FindKeyResponse{}, publishes: true},
 		"nothing in time":               {unanswered: true, publishes: true},
-		"this order, decided":           {found: &orderv1.FindKeyResponse{OrderId: stored.GetId(), Order: stored}, known: stored},
-		"this order, not decided":       {found: &orderv1.FindKeyResponse{OrderId: stored.GetId()}, publishes: true},
+		"this order, decided":           {found: &orderv1.FindKeyResponse{OrderId: stored.GetId(), Order: stored}, known: stored, replayed: true},
+		"this order, not decided":       {found: &orderv1.FindKeyResponse{OrderId: stored.GetId()}, publishes: true, replayed: true},
 		"another order":                 {found: &orderv1.FindKeyResponse{OrderId: uuid.NewString()}, reason: "IDEMPOTENCY_KEY_REUSED"},
-		"this order, by its former id":  {formerly: former, known: former},
+		"this order, by its former id":  {formerly: former, known: former, replayed: true},
 		"another one, by its former id": {formerly: former, request: request{lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 9}}}, reason: "IDEMPOTENCY_KEY_REUSED"},
 		"somebody else's, by its former id": {
 			formerly: former, request: request{name: "Bob", email: "bob@example.org"}, publishes: true,
@@ -198,6 +209,9 @@ func TestIdempotencyKey_WhatTheOrderServiceSaysOfIt(t *testing.T) {
 			}
 			if published := len(s.published) > 0; published != c.publishes {
 				t.Errorf("published: %v, want %v", published, c.publishes)
+			}
+			if replayed := len(s.header.Get("idempotent-replayed")) > 0; replayed != c.replayed {
+				t.Errorf("the client is told that it is a repetition: %v, want %v", replayed, c.replayed)
 			}
 			if c.known != nil && order != c.known {
 				t.Errorf("answered with %v, want %v", order, c.known)

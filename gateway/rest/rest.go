@@ -29,6 +29,7 @@ import (
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
 )
@@ -53,6 +54,9 @@ type route struct {
 	request protoreflect.MessageType // nil for a page or a demo handler
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
+	// creates says that each call creates something, so that an Idempotency-Key counts. All other calls have the same effect
+	// however often they are made, and ignore it.
+	creates bool
 }
 
 // New returns a server that calls conn. It serves the API's documents; add services to it with Add.
@@ -70,7 +74,7 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 		runtime.WithErrorHandler(s.writeError),
 		runtime.WithRoutingErrorHandler(s.writeRoutingError),
 		runtime.WithIncomingHeaderMatcher(incomingHeader),
-		runtime.WithOutgoingHeaderMatcher(noHeader),
+		runtime.WithOutgoingHeaderMatcher(outgoingHeader),
 		runtime.WithOutgoingTrailerMatcher(noHeader),
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
@@ -250,7 +254,7 @@ func (s *Server) addRoutes(sd protoreflect.ServiceDescriptor) error {
 		}
 		for _, rule := range slices.Concat([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()) {
 			method, path := methodAndPath(rule)
-			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path)}
+			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path), creates: method == http.MethodPost && !strings.Contains(path, ":")}
 		}
 	}
 	return nil
@@ -284,9 +288,11 @@ func fieldsIn(path string) []string {
 
 // checkParameters returns an error if the path or the query cannot be decoded.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
-	for _, key := range r.Header["Idempotency-Key"] {
-		if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
-			return err
+	if t.creates {
+		for _, key := range r.Header["Idempotency-Key"] {
+			if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
+				return err
+			}
 		}
 	}
 	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
@@ -378,6 +384,9 @@ type requestBody struct {
 
 func (*requestBody) Close() error { return nil }
 
+// decisionDelay is when an order that is pending is worth another look, in seconds. It is shared and never changed.
+var decisionDelay = []string{"1"}
+
 // setHeaders sets status and headers of a response.
 func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
 	if tag := tagOf(answer.ProtoReflect().Interface()); tag != "" {
@@ -386,9 +395,13 @@ func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer pro
 	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
 		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
 		if !orderstate.IsDecided(m.GetOrder().GetState()) {
+			w.Header()["Retry-After"] = decisionDelay
 			w.WriteHeader(http.StatusAccepted)
 		}
 		return nil
+	}
+	if m, ok := answer.ProtoReflect().Interface().(*orderv1.GetOrderResponse); ok && m.GetOrder().GetState() == orderv1.Order_PENDING {
+		w.Header()["Retry-After"] = decisionDelay
 	}
 	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
 		_, location := text(answer)
@@ -416,6 +429,15 @@ func incomingHeader(header string) (string, bool) {
 	switch header {
 	case "Idempotency-Key", "Prefer":
 		return strings.ToLower(header), true
+	}
+	return "", false
+}
+
+// outgoingHeader names the header that metadata of a handler become.
+func outgoingHeader(key string) (string, bool) {
+	switch key {
+	case "preference-applied", "idempotent-replayed":
+		return http.CanonicalHeaderKey(key), true
 	}
 	return "", false
 }

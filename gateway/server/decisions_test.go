@@ -163,8 +163,8 @@ func TestPreferWait_AnOrderThatWasSentAgainIsReadOnce(t *testing.T) {
 	if err := o.confirm(t.Context(), placed); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-answered; got.status != http.StatusOK || !strings.Contains(got.body, "as it is stored") {
-		t.Errorf("answered with %d %s", got.status, got.body)
+	if got := <-answered; got.status != http.StatusOK || !strings.Contains(got.body, "as it is stored") || got.header.Get("Preference-Applied") != "wait=20" || got.header.Get("ETag") == "" {
+		t.Errorf("answered with %d %s %v", got.status, got.body, got.header)
 	}
 	if asked := book.questions(); len(asked) != 1 { // when it was decided
 		t.Errorf("the order service was asked %d times", len(asked))

@@ -27,13 +27,16 @@ func TestOrder_IsPendingFromTheMomentItIsAccepted(t *testing.T) {
 			headers = append(headers, "Idempotency-Key: "+key)
 		}
 		var accepted, read struct{ ID, State string }
-		taken := send(t, http.MethodPost, base+"/v1/orders", order, headers...)
+		taken := send(t, http.MethodPost, base+"/v1/orders", order, append(headers, "Prefer: respond-async, return=minimal")...)
 		if err := json.Unmarshal([]byte(taken.body), &accepted); err != nil || taken.status != http.StatusAccepted {
 			t.Fatalf("placing it: %d %s", taken.status, taken.body)
 		}
+		if taken.header.Get("Retry-After") != "1" || taken.header.Get("Preference-Applied") != "respond-async" || taken.header.Get("ETag") != "" {
+			t.Errorf("headers: %v", taken.header)
+		}
 		location := taken.header.Get("Location")
 		got := send(t, http.MethodGet, base+location, "")
-		if err := json.Unmarshal([]byte(got.body), &read); err != nil || got.status != http.StatusOK || read.ID != accepted.ID || read.State != "PENDING" {
+		if err := json.Unmarshal([]byte(got.body), &read); err != nil || got.status != http.StatusOK || read.ID != accepted.ID || read.State != "PENDING" || got.header.Get("Retry-After") != "1" {
 			t.Errorf("GET %s: %d %s", location, got.status, got.body)
 		}
 		refused := send(t, http.MethodPost, base+location+":cancel", "{}")
@@ -48,7 +51,7 @@ func TestOrder_IsPendingFromTheMomentItIsAccepted(t *testing.T) {
 			t.Errorf("cancelling it over gRPC: %v", err)
 		}
 		book.store(accepted.ID)
-		if got := send(t, http.MethodGet, base+location, ""); got.status != http.StatusOK || json.Unmarshal([]byte(got.body), &read) != nil || read.State != "CONFIRMED" {
+		if got := send(t, http.MethodGet, base+location, ""); got.status != http.StatusOK || json.Unmarshal([]byte(got.body), &read) != nil || read.State != "CONFIRMED" || got.header.Get("Retry-After") != "" {
 			t.Errorf("decided: %d %s", got.status, got.body)
 		}
 	}
