@@ -185,7 +185,7 @@ func (c *grpcCall) clearDeadlines(timeout time.Duration, cancel context.CancelFu
 // Write writes a part of a message.
 func (c *grpcCall) Write(part []byte) (int, error) {
 	c.begin()
-	n, err := c.memory.Write(c.ResponseWriter, part)
+	n, err := c.memory.Write(c.ResponseWriter, part, len(part))
 	if err != nil {
 		c.fail()
 	}

@@ -70,9 +70,11 @@ func parseTags(name string, values []string, weak bool) (tags []string, err erro
 	}
 }
 
-// hold says whether a resource with this tag may be changed, or sent.
+// hold says whether a resource with this tag may be changed, or sent. Its tag is another one while it is compressed.
 func (c *conditions) hold(tag string) bool {
-	has := func(tags []string) bool { return slices.Contains(tags, tag) || slices.Contains(tags, anyTag) }
+	has := func(tags []string) bool {
+		return slices.ContainsFunc(tags, func(given string) bool { return given == anyTag || strings.TrimSuffix(given, gzipSuffix) == tag })
+	}
 	return (c.match == nil || has(c.match)) && (c.noneMatch == nil || !has(c.noneMatch))
 }
 
@@ -108,6 +110,9 @@ func (conn conditionalConn) Invoke(ctx context.Context, method string, args, rep
 func (c *conditions) unmet(tag string) error {
 	if held := (&conditions{match: c.match}).hold(tag); !held {
 		return errPrecondition
+	}
+	if compressed := tag + gzipSuffix; slices.Contains(c.noneMatch, compressed) && !slices.Contains(c.noneMatch, tag) {
+		tag = compressed // the client has it in this form
 	}
 	return notModified{tag}
 }

@@ -13,21 +13,23 @@ func TestConditions_AreThoseOfRFC9110(t *testing.T) {
 		match, noneMatch []string
 		hold             bool
 	}{
-		"none":                       {hold: true},
-		"the tag":                    {match: []string{`"3"`}, hold: true},
-		"one of several":             {match: []string{`"1", "3"`}, hold: true},
-		"one of several lines":       {match: []string{`"1"`, `"3"`}, hold: true},
-		"another":                    {match: []string{`"4"`}},
-		"any":                        {match: []string{"*"}, hold: true},
-		"a tag with a comma":         {match: []string{`"1,", "3"`}, hold: true},
-		"a part of a tag":            {match: []string{`"1,3"`}},
-		"a weak one is never strong": {match: []string{`W/"3"`}},
-		"an empty list":              {match: []string{""}},
-		"not the tag":                {noneMatch: []string{`"3"`}},
-		"not it, weak":               {noneMatch: []string{`W/"3"`}},
-		"not another":                {noneMatch: []string{`"4"`}, hold: true},
-		"not any":                    {noneMatch: []string{"*"}},
-		"both":                       {match: []string{`"3"`}, noneMatch: []string{`"4"`}, hold: true},
+		"none":                           {hold: true},
+		"the tag":                        {match: []string{`"3"`}, hold: true},
+		"one of several":                 {match: []string{`"1", "3"`}, hold: true},
+		"one of several lines":           {match: []string{`"1"`, `"3"`}, hold: true},
+		"another":                        {match: []string{`"4"`}},
+		"any":                            {match: []string{"*"}, hold: true},
+		"a tag with a comma":             {match: []string{`"1,", "3"`}, hold: true},
+		"a part of a tag":                {match: []string{`"1,3"`}},
+		"a weak one is never strong":     {match: []string{`W/"3"`}},
+		"an empty list":                  {match: []string{""}},
+		"not the tag":                    {noneMatch: []string{`"3"`}},
+		"not it, weak":                   {noneMatch: []string{`W/"3"`}},
+		"not another":                    {noneMatch: []string{`"4"`}, hold: true},
+		"not any":                        {noneMatch: []string{"*"}},
+		"the tag of the compressed form": {match: []string{`"3-gzip"`}, hold: true},
+		"not the compressed form":        {noneMatch: []string{`"3-gzip"`}},
+		"both":                           {match: []string{`"3"`}, noneMatch: []string{`"4"`}, hold: true},
 	} {
 		r, err := withConditions(&http.Request{Header: http.Header{"If-Match": c.match, "If-None-Match": c.noneMatch}})
 		if err != nil {

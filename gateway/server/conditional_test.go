@@ -196,3 +196,27 @@ func TestIfMatch_AnOrderThatHasChangedIsNotCancelled(t *testing.T) {
 		t.Errorf("its tag is %s, the answer's %s, and was %s", now, got.header.Get("ETag"), tag)
 	}
 }
+
+// A compressed answer has a tag of its own, which means the same.
+func TestETag_OfACompressedOrderIsGoodToo(t *testing.T) {
+	t.Parallel()
+	c, do := serveCatalogueOfOne(t)
+	for line := range int32(50) {
+		c.order.OrderItems = append(c.order.OrderItems, &orderv1.OrderItem{Line: line + 1, ProductId: 5, ProductName: "Laptop Stand", Quantity: 1})
+	}
+	const read, accept = "GET /v1/orders/" + storedOrder, "Accept-Encoding: gzip"
+	plain, packed := do(read, "", "Accept-Encoding: identity"), do(read, "", accept)
+	if packed.header.Get("Content-Encoding") != "gzip" || len(packed.body) > len(plain.body)/4 || plain.header.Get("Content-Encoding") != "" {
+		t.Fatalf("%d bytes %v, plain %d bytes %v", len(packed.body), packed.header, len(plain.body), plain.header)
+	}
+	tag := packed.header.Get("ETag")
+	if tag == plain.header.Get("ETag") {
+		t.Errorf("both forms have the tag %s", tag)
+	}
+	if again := do(read, "", accept, "If-None-Match: "+tag); again.status != http.StatusNotModified || again.header.Get("ETag") != tag {
+		t.Errorf("once more: %d %v", again.status, again.header)
+	}
+	if got := do("POST /v1/orders/"+storedOrder+":cancel", "{}", "If-Match: "+tag); got.status != http.StatusOK {
+		t.Errorf("cancelling it: %d %s", got.status, got.body)
+	}
+}
