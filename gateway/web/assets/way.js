@@ -127,7 +127,7 @@ async function look(order, event) {
   }
 }
 
-function show(order, detail) {
+function show(order, detail = order.rejection_detail) {
   current.state = order.state;
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
