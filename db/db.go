@@ -99,7 +99,7 @@ func inspect(ctx context.Context, url string) (database, user string, missing bo
 // Migrate applies the migrations of the schema that the database at url does not have yet, and returns their file
 // names. It makes the schema if it is missing and the user may make it; what it makes in it belongs to the schema's owner,
 // whose role the user has to be allowed to take. Replicas that start at once may all call it: one works, the others wait
-// for it. A pooler that gives each transaction another connection is an error.
+// for it. A pooler that gives each transaction another connection is an error, and so is a database that is not in UTF8.
 func Migrate(ctx context.Context, url, schema string) (applied []string, err error) {
 	files, err := migrationsOf(schema)
 	if err != nil {
@@ -135,6 +135,9 @@ func prepare(ctx context.Context, config pq.Config, schema string) (owner string
 	}
 	defer pool.Close()
 	if err := postgres.RefuseTransactionPooling(ctx, pool); err != nil {
+		return "", err
+	}
+	if err := requireUTF8(ctx, pool); err != nil {
 		return "", err
 	}
 	if err := createSchema(ctx, pool, schema); err != nil {
@@ -231,7 +234,23 @@ func bootstrap(ctx context.Context, adminURL, database string, passwords map[str
 		return err
 	}
 	defer pool.Close()
+	if err := requireUTF8(ctx, pool); err != nil {
+		return err
+	}
 	_, err = pool.ExecContext(ctx, bootstrapSQL)
+	return err
+}
+
+// requireUTF8 is an error if the database keeps text in another encoding: names of products are compared in a normal form
+// that PostgreSQL knows of UTF8 alone, and not every name fits into another one. A server that was initialised without a
+// locale makes such databases.
+func requireUTF8(ctx context.Context, pool *sql.DB) error {
+	var database, encoding string
+	err := pool.QueryRowContext(ctx, "SELECT current_database(), current_setting('server_encoding')").Scan(&database, &encoding)
+	if err == nil && encoding != "UTF8" {
+		err = fmt.Errorf("database %s has the encoding %s, and the shop needs UTF8: make another one with "+
+			"CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL", database, encoding)
+	}
 	return err
 }
 
@@ -246,7 +265,7 @@ func createDatabase(ctx context.Context, admin pq.Config, name string) error {
 	if err != nil || exists {
 		return err
 	}
-	_, err = pool.ExecContext(ctx, "CREATE DATABASE "+pq.QuoteIdentifier(name))
+	_, err = pool.ExecContext(ctx, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" ENCODING 'UTF8' TEMPLATE template0")
 	if pq.As(err, pqerror.DuplicateDatabase, pqerror.UniqueViolation) != nil {
 		return nil // another one was faster
 	}

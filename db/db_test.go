@@ -50,6 +50,25 @@ func TestMigrate_ReplicasThatStartAtOnceApplyEachMigrationOnce(t *testing.T) {
 	}
 }
 
+func TestMigrate_ADatabaseThatIsNotInUTF8IsRefusedBeforeItIsChanged(t *testing.T) {
+	t.Parallel()
+	url := postgrestest.NewEmpty(t, "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+	for name, migrate := range map[string]func() error{
+		"Migrate": func() error {
+			_, err := db.Migrate(t.Context(), url, "orders")
+			return err
+		},
+		"MigrateAll": func() error { return db.MigrateAll(t.Context(), url, func(string, []string) {}) },
+	} {
+		if err := migrate(); err == nil || !strings.Contains(err.Error(), "ENCODING 'UTF8'") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s = %v, want one line that says how to make the database", name, err)
+		}
+	}
+	if made := queryStrings(t, open(t, url), "SELECT nspname FROM pg_namespace WHERE nspname IN ('orders', 'inventory', 'logging')"); made != nil {
+		t.Errorf("schemas %q were made all the same", made)
+	}
+}
+
 func TestMigrate_KeepsItsRecordInTheSchemaAndNothingElsewhere(t *testing.T) {
 	t.Parallel()
 	pool := open(t, dbtest.New(t))

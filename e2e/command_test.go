@@ -114,7 +114,7 @@ LINE  PRODUCT       QUANTITY  UNIT PRICE       PRICE
 
 	rejected := s.shopCommand(t, placing("--item", "Laptop=51")...)
 	if rejected.status != 1 || !strings.Contains(rejected.out, "REJECTED OUT_OF_STOCK") || rejected.errs !=
-		"shop: the order was rejected: there is not enough of it in stock (OUT_OF_STOCK); shop inventory list shows what is left\n" {
+		"shop: the order was rejected: there is not enough of it in stock (OUT_OF_STOCK: Laptop: you asked for 51, only 50 available); shop inventory list shows what is left\n" {
 		t.Errorf("too many pieces: %+v", rejected)
 	}
 	expect(t, "the list", s.must(t, "order", "list"), `
@@ -248,6 +248,8 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"events tail --server localhost:1", 1, "no shop answers at localhost:1"},
 		{"events tail --after -1", 2, "--after: must be greater than or equal to 0"},
 		{"events tail --order nope", 2, "--order: must be a valid UUID"},
+		{"events list --routing-key shop.ordr.placed", 2, "--routing-key shop.ordr.placed: no event has such a routing key; there are shop.inventory.create, "},
+		{"order list --server https://" + s.Gateway.HTTPAddr(), 1, "does not speak TLS: write http://" + s.Gateway.HTTPAddr()},
 		{"events list --status lost", 2, "--status lost: there are success and error"},
 		{"inventory create Webcam --quantity 1", 2, `required flag(s) "price" not set`},
 		{"inventory create Webcam --quantity -1 --price 1", 2, "--quantity: must be"},

@@ -252,8 +252,8 @@ func TestDocuments_TheirCommandsDoWhatTheySay(t *testing.T) {
 			s := startForReaders(t)
 			id := strings.TrimPrefix(s.place(t, 5, 1), "/v1/orders/")
 			s.decided(t, "/v1/orders/"+id)
-			sh := &terminal{dir: workspace(t), address: s.Gateway.HTTPAddr(), env: append(tools, "TOKEN="+operatorToken,
-				"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_SERVER="+s.Gateway.HTTPAddr(), "ID="+id, "ORDER="+id)}
+			sh := &terminal{dir: workspace(t), address: s.Gateway.HTTPAddr(), env: slices.Concat(tools, []string{"TOKEN=" + operatorToken,
+				"SHOP_OPERATOR_TOKEN=" + operatorToken, "SHOP_SERVER=" + s.Gateway.HTTPAddr(), "ID=" + id, "ORDER=" + id})}
 			for _, b := range blocks {
 				sh.do(t, b)
 			}

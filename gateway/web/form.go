@@ -321,6 +321,9 @@ func (v *orderView) show(o *orderv1.Order) {
 	v.Message = messageOf(v.State)
 	if o.Reason != nil {
 		v.Message = messageOf(o.GetReason().String())
+		if detail := o.GetRejectionDetail(); detail != "" {
+			v.Message += " " + detail + "."
+		}
 	}
 	for _, item := range o.GetOrderItems() {
 		v.Lines = append(v.Lines, lineView{item.GetProductName(), item.GetQuantity(), price(item.GetUnitPrice())})

@@ -29,6 +29,8 @@ type Event struct {
 	PublishedBy []string
 	// HandledBy are the services whose queues take it.
 	HandledBy []string
+	// Answer is the message that answers it, if it asks for an answer; "" if none does.
+	Answer protoreflect.FullName
 
 	identity []protoreflect.FieldDescriptor
 	kind     protoreflect.MessageType
@@ -93,7 +95,8 @@ func eventOf(mt protoreflect.MessageType) (Event, bool) {
 	}
 	e := Event{
 		Name: md.FullName(), Exchange: opt.GetExchange(), RoutingKey: opt.GetRoutingKey(),
-		PublishedBy: opt.GetPublishedBy(), HandledBy: opt.GetHandledBy(), kind: mt,
+		PublishedBy: opt.GetPublishedBy(), HandledBy: opt.GetHandledBy(),
+		Answer: protoreflect.FullName(opt.GetAnswer()), kind: mt,
 	}
 	for _, name := range opt.GetIdentity() {
 		// A name that is no field leaves nil here, which the package's test refuses.

@@ -18,6 +18,7 @@ var notPublished = map[protoreflect.FullName]bool{
 	"shop.events.v1.RequestedLine":   true,
 	"shop.events.v1.PricedLine":      true,
 	"shop.events.v1.InventoryListed": true,
+	"shop.events.v1.ItemsChanged":    true,
 }
 
 func TestEvents_EachHasARouteOfItsOwn(t *testing.T) {

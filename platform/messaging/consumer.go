@@ -14,8 +14,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"shop.example/platform/backoff"
+	"shop.example/platform/contract"
 	"shop.example/platform/failpoint"
 	"shop.example/platform/postgres"
 )
@@ -278,7 +281,7 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 	for _, group := range c.dispatch.groups(batch) {
 		start := time.Now()
 		if group.err != nil {
-			if err := c.deadLetter(ctx, work, &group.deliveries[0], group.err); err != nil {
+			if err := c.deadLetter(ctx, work, &group.deliveries[0], unreadable{group.err}); err != nil {
 				return err
 			}
 			continue
@@ -426,7 +429,38 @@ func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause
 	}
 	failpoint.Hit("consumer.dead-lettered")
 	c.countOne(work, "dead")
+	c.refuse(work, d, cause)
 	return nil
+}
+
+// refuse answers the publisher of a dead letter, if an answer was asked for: that it was not handled, and why.
+func (c *Consumer) refuse(ctx context.Context, d *amqp.Delivery, cause error) {
+	_, key := firstRoute(d)
+	event, ok := contract.ByRoutingKey(key)
+	if !ok || event.Answer == "" || d.ReplyTo == "" {
+		return
+	}
+	if _, ours := c.dispatch.events[event.Name]; !ours {
+		return
+	}
+	if err := c.pub.reply(ctx, d.ReplyTo, d.CorrelationId, nil, refusal(cause)); err != nil {
+		c.log(d).Warn("a refusal was not sent", "error", err)
+	}
+}
+
+// refusal is the status that the publisher of a dead letter is told. Failures of our own are no business of theirs.
+func refusal(cause error) error {
+	var own interface{ GRPCStatus() *status.Status }
+	if errors.As(cause, &own) {
+		return own.GRPCStatus().Err()
+	}
+	switch _, unlawful := errors.AsType[notTheirs](cause); {
+	case unlawful:
+		return status.Error(codes.PermissionDenied, cause.Error())
+	case isPermanent(cause) || isUnreadable(cause):
+		return status.Error(codes.InvalidArgument, truncate(cause.Error()))
+	}
+	return status.Error(codes.Internal, "the message could not be handled; it is kept as a dead letter")
 }
 
 // park publishes what the consumer cannot handle, and holds the queue until the broker has taken it: with an error the

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"mime"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -243,6 +245,16 @@ func truncate(s string) string {
 	return s[:cut] + "…"
 }
 
+// unreadable is the error about a message that no handler was given.
+type unreadable struct{ error }
+
+func (e unreadable) Unwrap() error { return e.error }
+
+func isUnreadable(err error) bool {
+	_, is := errors.AsType[unreadable](err)
+	return is
+}
+
 // group is a run of deliveries that one handler takes together, or one delivery that no handler can take.
 type group struct {
 	deliveries []amqp.Delivery
@@ -320,6 +332,8 @@ func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
 	switch {
 	case !ok:
 		return Handler{}, fmt.Errorf("no message has the routing key %q", key)
+	case !isProtobuf(delivery.ContentType):
+		return Handler{}, fmt.Errorf("the property content_type says %q: a message is protobuf, %s", delivery.ContentType, contentType)
 	case delivery.Type != "" && delivery.Type != string(event.Name):
 		return Handler{}, fmt.Errorf("the type property says %s, but %s carries %s", delivery.Type, key, event.Name)
 	}
@@ -328,6 +342,13 @@ func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
 		return Handler{}, fmt.Errorf("this queue's service does not handle %s", event.Name)
 	}
 	return h, nil
+}
+
+// isProtobuf says whether a property content_type does not contradict that the body is protobuf. Publishers that leave it
+// out are as right as those that use one of protobuf's other names.
+func isProtobuf(property string) bool {
+	name, _, err := mime.ParseMediaType(property)
+	return property == "" || err == nil && slices.Contains([]string{contentType, "application/x-protobuf", "application/vnd.google.protobuf", "application/octet-stream"}, name)
 }
 
 func (c *Consumer) log(d *amqp.Delivery) *slog.Logger {

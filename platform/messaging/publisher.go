@@ -290,7 +290,7 @@ func (p *Publisher) publishTransient(ctx context.Context, exchange, key string, 
 		context.AfterFunc(ctx, func() { s.onReturn.Delete(msg.MessageId) })
 	}
 	msg.AppId, msg.UserId = p.conn.service, p.conn.identity.user
-	msg.ContentType = contentType
+	msg.ContentType = cmp.Or(msg.ContentType, contentType)
 	msg.Timestamp = time.Now()
 	return s.plain.PublishWithContext(ctx, exchange, key, onReturn != nil, false, msg)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/contract"
@@ -270,14 +272,18 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 
 // Reply answers the request that m describes: with failure if that is not nil. An answer that is too large to be sent
 // becomes ResourceExhausted. Nobody waiting is no error of the answer; it is returned as one so that the caller may log it.
+// A queue of the topology gets no answers, whoever names it: they would be dead letters there.
 func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message, failure error) error {
-	if m.ReplyTo == "" {
-		return errNoReplyTo
-	}
 	return p.reply(ctx, m.ReplyTo, m.CorrelationID, answer, failure)
 }
 
 func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer proto.Message, failure error) error {
+	if replyTo == "" {
+		return errNoReplyTo
+	}
+	if slices.Contains(p.conn.topology.queueNames(), replyTo) {
+		return fmt.Errorf("the request's reply_to is the queue %q, which takes no answers", replyTo)
+	}
 	if failure != nil {
 		return p.replyFailure(ctx, replyTo, call, failure)
 	}
@@ -299,9 +305,16 @@ func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer prot
 	return err
 }
 
-// maxStatus bounds the details of a failure, in bytes: headers have to fit into one frame, of 128 KiB as a rule.
-const maxStatus = 32 << 10
+const (
+	// maxStatus bounds the details of a failure, in bytes: headers have to fit into one frame, of 128 KiB as a rule.
+	maxStatus = 32 << 10
+	// failureType is the property type of an answer that is a failure, and failureContentType says how its body is written.
+	// JSON is read by a person without our contracts, and by no decoder of protobuf: nobody takes it for an empty success.
+	failureType        = "google.rpc.Status"
+	failureContentType = "application/json"
+)
 
+// replyFailure answers with a status: in the headers for our own clients, and as the body for those who look no further.
 func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, failure error) error {
 	st := status.Convert(failure)
 	details, err := proto.Marshal(st.Proto())
@@ -311,10 +324,19 @@ func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, fail
 	if err != nil {
 		return fmt.Errorf("encoding the status: %w", err)
 	}
+	body, err := protojson.Marshal(st.Proto())
+	if err != nil || len(body) > maxStatus { // details of a type that is not known here, or long ones
+		if body, err = protojson.Marshal(status.New(st.Code(), truncate(st.Message())).Proto()); err != nil {
+			return fmt.Errorf("encoding the status: %w", err)
+		}
+	}
 	return p.publishTransient(ctx, "", replyTo, amqp.Publishing{
 		Headers:       amqp.Table{headerStatus: int32(st.Code()), headerStatusDetails: details}, //nolint:gosec // codes are below 17
 		DeliveryMode:  amqp.Transient,
 		CorrelationId: call,
+		Type:          failureType,
+		ContentType:   failureContentType,
+		Body:          body,
 	}, nil)
 }
 
@@ -447,19 +469,10 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 	ctx, span := s.conn.tracer.Start(ctx, m.full, trace.WithSpanKind(trace.SpanKindServer))
 	defer span.End()
 
-	var answer any
-	err := s.conn.admitCall(&d, route)
-	if err == nil {
-		answer, err = s.call(ctx, m, d.Body)
-	}
-	if d.ReplyTo == "" {
-		err = errors.Join(err, errNoReplyTo)
-	} else {
-		var message proto.Message
-		if err == nil {
-			message = answer.(proto.Message)
-		}
-		err = s.pub.reply(ctx, d.ReplyTo, d.CorrelationId, message, err)
+	err := errNoReplyTo // what nobody is told is not done
+	if d.ReplyTo != "" {
+		answer, failure := s.admitAndCall(ctx, m, route, &d)
+		err = s.pub.reply(ctx, d.ReplyTo, d.CorrelationId, answer, failure)
 	}
 	if err != nil {
 		s.conn.log.Warn("a call over the broker was not answered", "method", m.full, "error", err)
@@ -468,6 +481,20 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 	if err := d.Ack(false); err != nil && !errors.Is(err, amqp.ErrClosed) {
 		s.conn.log.Warn("acknowledging a call", "method", m.full, "error", err)
 	}
+}
+
+func (s *RPCServer) admitAndCall(ctx context.Context, m method, route contract.Method, d *amqp.Delivery) (proto.Message, error) {
+	if err := s.conn.admitCall(d, route); err != nil {
+		return nil, err
+	}
+	if !isProtobuf(d.ContentType) {
+		return nil, status.Errorf(codes.InvalidArgument, "the property content_type says %q: a request is protobuf, %s", d.ContentType, contentType)
+	}
+	answer, err := s.call(ctx, m, d.Body)
+	if err != nil {
+		return nil, err
+	}
+	return answer.(proto.Message), nil
 }
 
 func (s *RPCServer) call(ctx context.Context, m method, body []byte) (answer any, err error) {

@@ -76,7 +76,8 @@ func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, e
 }
 
 func letterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
-	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn), loggingv1.DeadLetter_OPEN, recent)
+	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn),
+		&loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, recent)
 	var found []cobra.Completion
 	for _, l := range letters {
 		found = append(found, cobra.CompletionWithDesc(strconv.FormatInt(l.GetId(), 10), cli.Truncate(cli.Printable(l.GetReason()), 60)))

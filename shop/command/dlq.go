@@ -66,9 +66,10 @@ func (d *dlq) with(f func(loggingv1.DeadLetterServiceClient) error) error {
 
 func (d *dlq) listCommand() *cobra.Command {
 	var (
-		state  string
-		limit  int
-		asJSON bool
+		state     string
+		messageID string
+		limit     int
+		asJSON    bool
 	)
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -85,7 +86,7 @@ func (d *dlq) listCommand() *cobra.Command {
 				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
-				letters, more, err := listLetters(cmd.Context(), c, wanted, limit)
+				letters, more, err := listLetters(cmd.Context(), c, &loggingv1.ListDeadLettersRequest{State: wanted, MessageId: messageID}, limit)
 				if err != nil {
 					return err
 				}
@@ -105,6 +106,7 @@ func (d *dlq) listCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&state, "state", "open", "which ones: open, redriven, discarded or all")
 	completeFlag(cmd, "state", cobra.FixedCompletions([]cobra.Completion{"open", "redriven", "discarded", "all"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&messageID, "message-id", "", "only those that their publisher gave this message_id")
 	cmd.Flags().IntVar(&limit, "limit", 100, "list at most so many; 0 lists all")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the JSON of GET /v1/dead-letters")
 	return cmd
@@ -121,10 +123,11 @@ func parseState(s string) (loggingv1.DeadLetter_State, error) {
 	return loggingv1.DeadLetter_State(state), nil
 }
 
-// listLetters reads dead letters without their bodies, the newest first; limit 0 reads all.
-func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, state loggingv1.DeadLetter_State, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
+// listLetters reads the dead letters that filter asks for, without their bodies, the newest first; limit 0 reads all.
+func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filter *loggingv1.ListDeadLettersRequest, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
 	return pages(limit, func(size int32, token string) ([]*loggingv1.DeadLetter, string, error) {
-		page, err := c.ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{State: state, PageSize: size, PageToken: token})
+		filter.PageSize, filter.PageToken = size, token
+		page, err := c.ListDeadLetters(ctx, filter)
 		return page.GetDeadLetters(), page.GetNextPageToken(), err
 	})
 }
@@ -306,7 +309,7 @@ func amount(n int) string {
 
 // openIDs lists what waits for a decision, the oldest first.
 func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64, error) {
-	letters, _, err := listLetters(ctx, c, loggingv1.DeadLetter_OPEN, 0)
+	letters, _, err := listLetters(ctx, c, &loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -141,9 +141,18 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	return nil
 }
 
-// rejection says why in words, and what to do.
+// rejection says why in words, with what the shop says about this order, and what to do.
 func rejection(order *orderv1.Order) string {
-	switch order.GetReason() {
+	said, reason := explanation(order.GetReason()), order.GetReason().String()
+	if detail := cli.Printable(order.GetRejectionDetail()); detail != "" {
+		said = strings.Replace(said, reason, reason+": "+detail, 1)
+	}
+	return said
+}
+
+// explanation says what a reason means.
+func explanation(reason eventsv1.OrderRejected_Reason) string {
+	switch reason {
 	case eventsv1.OrderRejected_OUT_OF_STOCK:
 		return "there is not enough of it in stock (OUT_OF_STOCK); shop inventory list shows what is left"
 	case eventsv1.OrderRejected_UNKNOWN_PRODUCT:
@@ -159,7 +168,7 @@ func rejection(order *orderv1.Order) string {
 	case eventsv1.OrderRejected_DISCARDED:
 		return "it could not be handled, and an operator has discarded it (DISCARDED)"
 	default: // of a newer release
-		return order.GetReason().String()
+		return reason.String()
 	}
 }
 

@@ -132,13 +132,26 @@ func (w *watcher) show(event *loggingv1.Event) error {
 	}
 	at, since := event.GetPublishedAt().AsTime(), ""
 	if !w.last.IsZero() {
-		since = fmt.Sprintf("%+d ms", at.Sub(w.last).Milliseconds())
+		since = sinceLast(at.Sub(w.last))
 	}
 	w.last = at
 	w.screen.stream(
 		[]cell{{text: at.Local().Format(clockLayout), colour: dim}, number(since), {text: event.GetRoutingKey(), colour: keyColour(event)}, text("by " + event.GetSource()), problem(event)},
-		[]int{len(clockLayout), len("+12345 ms"), keyWidth(), sourceWidth + len("by "), 0})
+		[]int{len(clockLayout), len("+123 ms"), keyWidth(), sourceWidth + len("by "), 0})
 	return nil
+}
+
+// sinceLast is a time between two events, as short as it can be read: "+14 ms", "+14.1 s", "+2m10s".
+func sinceLast(d time.Duration) string {
+	switch size := d.Abs(); {
+	case size < time.Second:
+		return fmt.Sprintf("%+d ms", d.Milliseconds())
+	case size < time.Minute:
+		return fmt.Sprintf("%+.1f s", d.Seconds())
+	case d < 0:
+		return d.Round(time.Second).String()
+	}
+	return "+" + d.Round(time.Second).String()
 }
 
 // problem is what an event says that went wrong.

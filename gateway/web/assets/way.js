@@ -144,7 +144,7 @@ function showMissing(order) {
   for (const button of ['copy-link', 'copy-order']) $(button).disabled = true;
 }
 
-function show(order, detail) {
+function show(order, detail = order.rejection_detail) {
   current.state = order.state;
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;

@@ -58,11 +58,11 @@ func (template *Template) New(t testing.TB) string {
 	return create(t, admin, template.name)
 }
 
-// NewEmpty returns the URL of a new database with nothing in it, see Template.New.
-func NewEmpty(t testing.TB) string {
+// NewEmpty returns the URL of a new database with nothing in it, see Template.New. options are those of CREATE DATABASE.
+func NewEmpty(t testing.TB, options ...string) string {
 	t.Helper()
 	// template1 may have been changed, and whoever is connected to it is in the way.
-	return create(t, AdminURL(t), "template0")
+	return create(t, AdminURL(t), strings.Join(append([]string{"template0"}, options...), " "))
 }
 
 // AdminURL returns DATABASE_URL, for tests of the server itself. In short mode it skips the test, because there is no

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"shop.example/domain/enduser"
@@ -16,6 +17,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/messaging"
 )
 
 // inTx runs a change of the catalogue as calls and messages do.
@@ -84,14 +86,19 @@ func TestCatalogue_EachChangeIsRecordedWithWhoMadeIt(t *testing.T) {
 func TestCatalogue_ChangesByMessageAreRecordedToo(t *testing.T) {
 	t.Parallel()
 	st := newTestStore(t)
-	batch := delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: laptop, Price: usd(1)}, {Id: phone}}})
-	batch[0].User = "backoffice"
-	for range 2 {
-		if err := st.onUpdateItems(t.Context(), batch); err != nil {
+	update := delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: laptop, Price: usd(1)}, {Id: phone}}})[0]
+	update.User = "backoffice"
+	for _, before := range []bool{false, true} {
+		answer, err := changeOnce(t.Context(), st, update, st.onUpdateItems)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if answer.GetDoneBefore() != before || !before && (len(answer.GetItems()) != 2 || answer.GetItems()[0].GetPrice().GetUnits() != 1) {
+			t.Errorf("done before %t: the answer is %v", before, answer)
+		}
 	}
-	if err := st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+	remove := delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})[0]
+	if _, err := changeOnce(t.Context(), st, remove, st.onDeleteItems); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -102,6 +109,17 @@ func TestCatalogue_ChangesByMessageAreRecordedToo(t *testing.T) {
 	if got := st.recorded(t); !slices.Equal(got, want) {
 		t.Errorf("recorded %q, want %q", got, want)
 	}
+}
+
+// carryOut handles messages as the inventory queue's handler does, without answers.
+func carryOut[T proto.Message](t *testing.T, st *store, change changeOnMessage[T], batch []messaging.Message[T]) error {
+	t.Helper()
+	for _, m := range batch {
+		if _, err := changeOnce(t.Context(), st, m, change); err != nil {
+			return permanent(err)
+		}
+	}
+	return nil
 }
 
 func TestCatalogue_DeceptiveNamesAreRefusedAndOthersNormalised(t *testing.T) {
@@ -116,7 +134,7 @@ func TestCatalogue_DeceptiveNamesAreRefusedAndOthersNormalised(t *testing.T) {
 		return made.GetItems()[0], nil
 	}
 	rename := func(name string) error {
-		return st.onUpdateItems(t.Context(), delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: keyboard, ProductName: &name}}}))
+		return carryOut(t, st, st.onUpdateItems, delivered(&eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{{Id: keyboard, ProductName: &name}}}))
 	}
 	for _, bad := range []string{"Lap\u200btop", "Laptop\u202e", "Laptop\n", "\u3164", strings.Repeat("\u0958", 101)} { // which is 202 characters in its normal form
 		if _, err := create(bad); reasonOf(err) != "INVALID_ARGUMENT" {
@@ -210,7 +228,7 @@ func TestCreateItemsMessage_TwiceIsOneEffect(t *testing.T) {
 	m := createOf(&eventsv1.CreateItems_Item{ProductName: "Tablet", Quantity: 7, Price: usd(300)})
 	other := createOf(&eventsv1.CreateItems_Item{ProductName: "Watch", Quantity: 1, Price: usd(100)})
 	for range 2 {
-		if err := st.onCreateItems(t.Context(), delivered(m, m, other)); err != nil {
+		if err := carryOut(t, st, st.onCreateItems, delivered(m, m, other)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -218,7 +236,7 @@ func TestCreateItemsMessage_TwiceIsOneEffect(t *testing.T) {
 		t.Errorf("%d products, want 10", n)
 	}
 	again := createOf(m.GetItems()...)
-	if err := st.onCreateItems(t.Context(), delivered(again)); reasonOf(err) != "ITEM_EXISTS" {
+	if err := carryOut(t, st, st.onCreateItems, delivered(again)); reasonOf(err) != "ITEM_EXISTS" {
 		t.Errorf("another request for the same name: %v", err)
 	}
 }
@@ -241,7 +259,7 @@ func TestUpdateItems_AllOrNone(t *testing.T) {
 	}
 	for name, tt := range tests {
 		m := &eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: []*eventsv1.UpdateItems_Item{good, tt.bad}}
-		if err := st.onUpdateItems(t.Context(), delivered(m)); reasonOf(err) != tt.reason {
+		if err := carryOut(t, st, st.onUpdateItems, delivered(m)); reasonOf(err) != tt.reason {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -255,7 +273,7 @@ func TestUpdateItems_AllOrNone(t *testing.T) {
 		good, {Id: phone, Quantity: &all}, {Id: keyboard, Price: usd(51)},
 	}}
 	for range 2 {
-		if err := st.onUpdateItems(t.Context(), delivered(m)); err != nil {
+		if err := carryOut(t, st, st.onUpdateItems, delivered(m)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -312,7 +330,7 @@ func TestDeleteItems_RefusedWhileHeld(t *testing.T) {
 	o := orderFor(byName("Laptop", 1))
 	st.mustCheck(t, o)
 	deletion := func(ids ...int32) error {
-		return st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: ids}))
+		return carryOut(t, st, st.onDeleteItems, delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: ids}))
 	}
 	if err := deletion(phone, laptop); reasonOf(err) != "ITEM_HELD" {
 		t.Errorf("one of them is held: %v", err)
@@ -354,7 +372,7 @@ func TestListItems_PageByPage(t *testing.T) {
 	t.Parallel()
 	st := newTestStore(t)
 	c := inventoryServer{store: st}
-	if err := st.onDeleteItems(t.Context(), delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
+	if err := carryOut(t, st, st.onDeleteItems, delivered(&eventsv1.DeleteItems{RequestId: uuid.NewString(), Ids: []int32{phone}})); err != nil {
 		t.Fatal(err)
 	}
 	var names []string

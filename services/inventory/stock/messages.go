@@ -19,41 +19,65 @@ import (
 	"shop.example/platform/outbox"
 )
 
-// handlers are what the inventory queue carries.
+// handlers are what the inventory queue carries. What asks for an answer gets it through pub.
 func (st *store) handlers(pub *messaging.Publisher) []messaging.Handler {
 	return []messaging.Handler{
 		messaging.Handle(st.onDecrementQuantity),
 		messaging.Handle(st.onOrderCancelled),
-		messaging.Handle(st.onCreateItems),
-		messaging.Handle(st.onUpdateItems),
-		messaging.Handle(st.onDeleteItems),
+		handleOnce(st, pub, st.onCreateItems),
+		handleOnce(st, pub, st.onUpdateItems),
+		handleOnce(st, pub, st.onDeleteItems),
 		messaging.Handle(func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
 			return st.onListInventory(ctx, pub, batch)
 		}),
 	}
 }
 
-// handleOnce runs f with each message about the catalogue that was not handled before, in a transaction of its own, which marks
-// it as handled: two messages in one would lock products in the order of the messages, not of the ids. Messages about
-// holds need no such mark: a hold's state says what was done to it. Who did it is the broker's user who published it.
-func handleOnce[T proto.Message](ctx context.Context, st *store, batch []messaging.Message[T], f func(tx *sqlx.Tx, body T) (catalogueChange, error)) error {
-	for _, m := range batch {
-		var fresh []bool
-		method := string(m.Body.ProtoReflect().Descriptor().FullName())
-		_, err := st.changeCatalogue(ctx, publisherOf(m.Meta), method, func(tx *sqlx.Tx) (_ catalogueChange, err error) {
-			if fresh, err = outbox.Claim(ctx, tx, []uuid.UUID{m.ID}); err != nil || !fresh[0] {
-				return catalogueChange{}, err
+// changeOnMessage is what a message of type T changes in the catalogue.
+type changeOnMessage[T proto.Message] func(context.Context, *sqlx.Tx, T) (catalogueChange, error)
+
+// handleOnce makes a handler that runs change with each message, see changeOnce, and answers those who asked for it.
+func handleOnce[T proto.Message](st *store, pub *messaging.Publisher, change changeOnMessage[T]) messaging.Handler {
+	return messaging.Handle(func(ctx context.Context, batch []messaging.Message[T]) error {
+		for _, m := range batch {
+			answer, err := changeOnce(ctx, st, m, change)
+			if err != nil {
+				return permanent(err)
 			}
-			return f(tx, m.Body)
-		})
-		if err != nil {
-			return permanent(err)
+			if m.ReplyTo == "" {
+				continue
+			}
+			if err := pub.Reply(m.Context(ctx), m.Meta, answer, nil); err != nil {
+				st.log.WarnContext(ctx, "a change of the catalogue was not answered", "message_id", m.ID, "error", err)
+			}
 		}
-		if !fresh[0] {
-			st.repeats.Add(ctx, 1)
+		return nil
+	})
+}
+
+// changeOnce runs change if the message was not handled before, in a transaction of its own, which marks it as handled: two
+// messages in one would lock products in the order of the messages, not of the ids. Messages about holds need no such
+// mark: a hold's state says what was done to it. Who did it is the broker's user who published it.
+func changeOnce[T proto.Message](ctx context.Context, st *store, m messaging.Message[T], change changeOnMessage[T]) (*eventsv1.ItemsChanged, error) {
+	var fresh []bool
+	method := string(m.Body.ProtoReflect().Descriptor().FullName())
+	done, err := st.changeCatalogue(ctx, publisherOf(m.Meta), method, func(tx *sqlx.Tx) (_ catalogueChange, err error) {
+		if fresh, err = outbox.Claim(ctx, tx, []uuid.UUID{m.ID}); err != nil || !fresh[0] {
+			return catalogueChange{}, err
 		}
+		return change(ctx, tx, m.Body)
+	})
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	answer := &eventsv1.ItemsChanged{DoneBefore: !fresh[0]}
+	if answer.GetDoneBefore() {
+		st.repeats.Add(ctx, 1)
+	}
+	for _, p := range done.products {
+		answer.Items = append(answer.Items, p.listed())
+	}
+	return answer, nil
 }
 
 func publisherOf(m messaging.Meta) string {
@@ -115,45 +139,39 @@ func handleHoldTransitions[T interface {
 	return nil
 }
 
-func (st *store) onCreateItems(ctx context.Context, batch []messaging.Message[*eventsv1.CreateItems]) error {
-	return handleOnce(ctx, st, batch, func(tx *sqlx.Tx, m *eventsv1.CreateItems) (catalogueChange, error) {
-		items, err := readNewItems(st, m.GetItems())
+func (st *store) onCreateItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.CreateItems) (catalogueChange, error) {
+	items, err := readNewItems(st, m.GetItems())
+	if err != nil {
+		return catalogueChange{}, err
+	}
+	return createItems(ctx, tx, items)
+}
+
+func (st *store) onUpdateItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.UpdateItems) (catalogueChange, error) {
+	updates := make([]itemUpdate, len(m.GetItems()))
+	for i, item := range m.GetItems() {
+		updates[i] = itemUpdate{id: item.GetId(), onHand: item.Quantity}
+		if item.ProductName != nil {
+			name, violation := readProductName(item.GetProductName())
+			if violation != "" {
+				return catalogueChange{}, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: violation})
+			}
+			updates[i].name = &name
+		}
+		if item.GetPrice() == nil {
+			continue
+		}
+		p, err := st.price(item.GetPrice(), fmt.Sprintf("items[%d].price", i))
 		if err != nil {
 			return catalogueChange{}, err
 		}
-		return createItems(ctx, tx, items)
-	})
+		updates[i].price = &p
+	}
+	return updateItems(ctx, tx, updates)
 }
 
-func (st *store) onUpdateItems(ctx context.Context, batch []messaging.Message[*eventsv1.UpdateItems]) error {
-	return handleOnce(ctx, st, batch, func(tx *sqlx.Tx, m *eventsv1.UpdateItems) (catalogueChange, error) {
-		updates := make([]itemUpdate, len(m.GetItems()))
-		for i, item := range m.GetItems() {
-			updates[i] = itemUpdate{id: item.GetId(), onHand: item.Quantity}
-			if item.ProductName != nil {
-				name, violation := readProductName(item.GetProductName())
-				if violation != "" {
-					return catalogueChange{}, apierror.InvalidArgument(apierror.Violation{Field: fmt.Sprintf("items[%d].product_name", i), Description: violation})
-				}
-				updates[i].name = &name
-			}
-			if item.GetPrice() == nil {
-				continue
-			}
-			p, err := st.price(item.GetPrice(), fmt.Sprintf("items[%d].price", i))
-			if err != nil {
-				return catalogueChange{}, err
-			}
-			updates[i].price = &p
-		}
-		return updateItems(ctx, tx, updates)
-	})
-}
-
-func (st *store) onDeleteItems(ctx context.Context, batch []messaging.Message[*eventsv1.DeleteItems]) error {
-	return handleOnce(ctx, st, batch, func(tx *sqlx.Tx, m *eventsv1.DeleteItems) (catalogueChange, error) {
-		return deleteItems(ctx, tx, m.GetIds(), "")
-	})
+func (st *store) onDeleteItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.DeleteItems) (catalogueChange, error) {
+	return deleteItems(ctx, tx, m.GetIds(), "")
 }
 
 // onListInventory replies to the callers. One that has gone is no reason to try again.
@@ -186,10 +204,7 @@ func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, 
 			return nil, err
 		}
 		for _, p := range products {
-			item := &eventsv1.InventoryListed_Item{
-				Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),
-				CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt),
-			}
+			item := p.listed()
 			if size += proto.Size(item); size > maxListBytes {
 				return nil, apierror.New(codes.FailedPrecondition, "CATALOGUE_TOO_LARGE",
 					"the catalogue has too many products to be listed at once: GET /v1/inventory has pages")
@@ -200,5 +215,13 @@ func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, 
 			return answer, nil
 		}
 		after = products[listPage-1].ID
+	}
+}
+
+// listed is the product in answers over the broker.
+func (p product) listed() *eventsv1.InventoryListed_Item {
+	return &eventsv1.InventoryListed_Item{
+		Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),
+		CreatedAt: timestamppb.New(p.CreatedAt), UpdatedAt: timestamppb.New(p.UpdatedAt),
 	}
 }

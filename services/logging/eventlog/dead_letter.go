@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -44,7 +45,8 @@ type deadLetter struct {
 	Exchange      string    `db:"exchange"`
 	RoutingKey    string    `db:"routing_key"`
 	MessageID     uuid.UUID `db:"message_id"`
-	OrderID       string    `db:"order_id"` // "" if it belongs to no order
+	SentMessageID string    `db:"sent_message_id"` // as its publisher gave it, "" if that is MessageID
+	OrderID       string    `db:"order_id"`        // "" if it belongs to no order
 	CorrelationID string    `db:"correlation_id"`
 	TraceParent   string    `db:"traceparent"`
 	TraceID       string    `db:"trace_id"`
@@ -71,12 +73,17 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, err
 	if body == nil {
 		body = []byte{} // which is not NULL
 	}
+	sent := cmp.Or(canonicalUUID(d.MessageID), sanitizeText(d.MessageID))
+	if sent == r.messageID.String() {
+		sent = ""
+	}
 	return deadLetter{
 		Reason:        reason,
 		SourceQueue:   sanitizeText(d.SourceQueue),
 		Exchange:      r.exchange,
 		RoutingKey:    r.routingKey,
 		MessageID:     r.messageID,
+		SentMessageID: sent,
 		OrderID:       r.orderID,
 		CorrelationID: sanitizeText(d.CorrelationID),
 		TraceParent:   sanitizeText(traceParent),
@@ -130,9 +137,9 @@ func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delive
 }
 
 const insertDeadLetter = `
-INSERT INTO dead_letter (reason, source_queue, exchange, routing_key, message_id, order_id, correlation_id,
+INSERT INTO dead_letter (reason, source_queue, exchange, routing_key, message_id, sent_message_id, order_id, correlation_id,
                          traceparent, trace_id, type, attempts, headers, body, published_at)
-VALUES (:reason, :source_queue, :exchange, :routing_key, :message_id, CAST(nullif(:order_id, '') AS uuid), :correlation_id,
+VALUES (:reason, :source_queue, :exchange, :routing_key, :message_id, :sent_message_id, CAST(nullif(:order_id, '') AS uuid), :correlation_id,
         :traceparent, :trace_id, :type, :attempts, :headers, :body, :published_at)
 ON CONFLICT (message_id, source_queue) WHERE state = 'OPEN'
 DO UPDATE SET reason = excluded.reason, attempts = excluded.attempts, headers = excluded.headers, updated_at = now()
@@ -197,10 +204,15 @@ func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock s
 
 // listDeadLetters reads those with an id below before, the newest first, without their bodies. 0 begins with the newest
 // of all, state "" reads all states.
-func listDeadLetters(ctx context.Context, db *sqlx.DB, state string, before int64, limit int) ([]deadLetter, error) {
+func listDeadLetters(ctx context.Context, db *sqlx.DB, state, messageID string, before int64, limit int) ([]deadLetter, error) {
 	var c conditions
 	if state != "" {
 		c.add("state = %s", state)
+	}
+	if id := canonicalUUID(messageID); id != "" {
+		c.add("(message_id = %[1]s::text::uuid OR sent_message_id = %[1]s::text)", id)
+	} else if messageID != "" {
+		c.add("sent_message_id = %s", messageID)
 	}
 	if before > 0 {
 		c.add("id < %s", before)

@@ -251,7 +251,7 @@ func TestDeadLetter_DeliveredTwiceIsStoredOnce(t *testing.T) {
 	if again := storeLetter(t, db, d); again != first {
 		t.Errorf("stored as %d and %d", first, again)
 	}
-	letters, err := listDeadLetters(t.Context(), db, "", 0, 10)
+	letters, err := listDeadLetters(t.Context(), db, "", "", 0, 10)
 	if err != nil || len(letters) != 1 || letters[0].Reason != "it failed once more" || letters[0].Attempts != 4 {
 		t.Errorf("stored: %+v, %v", letters, err)
 	}

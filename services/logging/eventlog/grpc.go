@@ -203,7 +203,7 @@ func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.Li
 		state = req.GetState().String()
 	}
 	size := pageSize(req.GetPageSize())
-	letters, err := listDeadLetters(ctx, s.db, state, from, size+1)
+	letters, err := listDeadLetters(ctx, s.db, state, req.GetMessageId(), from, size+1)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,8 @@ confirm, and can come twice: then the property message_id is the same, and what 
 The property correlation_id is the order's id, app_id the service that said it, timestamp when it did, user_id the
 user of the broker who published it, if each service has its own: what comes from another user than the event's
 publishers is not handled.
+What names a queue in its property reply_to is answered there, if the description says so, with its own correlation_id:
+docs/amqp.md says how to call, and what a failure looks like.
 Who wants to listen binds a queue of their own to the exchange; every key begins with shop.
 `
 
@@ -35,7 +37,8 @@ func describe(contracts *contract.Contracts) (*document, error) {
 		Channels:           map[string]channel{},
 		Operations:         map[string]operation{},
 		Components: components{
-			Messages: map[string]message{}, Schemas: schemas{}, MessageTraits: map[string]trait{"every": everyMessage()},
+			Messages: map[string]message{"Failure": failure()},
+			Schemas:  schemas{"Failure": failureBody()}, MessageTraits: map[string]trait{"every": everyMessage(), "call": call(), "answer": answered()},
 		},
 	}
 	for _, md := range contracts.Messages() {
@@ -64,11 +67,46 @@ func everyMessage() trait {
 			{"shop-user", &schema{Type: "string", Description: "Of what is tried or sent again: the user of the broker who published it first."}},
 			{"shop-attempt", &schema{Type: "integer", Description: "How often it was tried before; absent the first time."}},
 		}},
-		CorrelationID: correlation{
+		CorrelationID: &correlation{
 			Location:    "$message.header#/correlation_id",
 			Description: "A property of AMQP: the order's id, where the message belongs to an order; an answer has its request's.",
 		},
 	}
+}
+
+// call is what a request of a call carries more.
+func call() trait {
+	return trait{Headers: &schema{Type: "object", Properties: properties{
+		{"grpc-method", &schema{Type: "string", Description: "The method's full name, \"/shop.inventory.v1.StockService/CheckStock\" for example. For people: the routing key decides."}},
+		{"grpc-timeout-ms", &schema{Type: "integer", Description: "How long the caller waits, in milliseconds. The property expiration says the same to the broker, which discards the request after that."}},
+	}}}
+}
+
+// answered is what an answer carries more.
+func answered() trait {
+	return trait{Headers: &schema{Type: "object", Properties: properties{
+		{"grpc-status", &schema{Type: "integer", Description: "0, or the code of google.rpc.Code; then the answer is a Failure."}},
+		{"grpc-status-details-bin", &schema{Type: "string", Description: "Of a failure: the google.rpc.Status as protobuf, in bytes."}},
+	}}}
+}
+
+// failure is the answer to what was refused. It is JSON, so that nobody takes it for an empty success.
+func failure() message {
+	return message{
+		Name: "google.rpc.Status", Title: "Failure", ContentType: "application/json",
+		Summary:  "The answer to what was not done: why. Its property type is google.rpc.Status, its content_type application/json.",
+		Traits:   []ref{{"#/components/messageTraits/answer"}},
+		Payload:  ref{"#/components/schemas/Failure"},
+		Bindings: amqp(binding{MessageType: "google.rpc.Status"}),
+	}
+}
+
+func failureBody() *schema {
+	return &schema{Type: "object", Description: "A google.rpc.Status.", Required: []string{"code", "message"}, Properties: properties{
+		{"code", &schema{Type: "integer", Description: "As google.rpc.Code has them: 3 is INVALID_ARGUMENT."}},
+		{"message", &schema{Type: "string", Description: "For a person."}},
+		{"details", &schema{Type: "array", Description: "A google.rpc.ErrorInfo with the reason, and what else there is, each with its @type.", Items: &schema{Type: "object"}}},
+	}}
 }
 
 func (d *document) addEvent(contracts *contract.Contracts, md protoreflect.MessageDescriptor, option protoreflect.Message) error {
@@ -80,7 +118,7 @@ func (d *document) addEvent(contracts *contract.Contracts, md protoreflect.Messa
 		if err != nil {
 			return err
 		}
-		answer = d.addReply(name, answered)
+		answer = d.addReply(answered)
 	}
 	publishers := texts(option, "published_by")
 	if len(publishers) == 0 {
@@ -102,7 +140,8 @@ func (d *document) addEvent(contracts *contract.Contracts, md protoreflect.Messa
 func (d *document) addMethod(md protoreflect.MethodDescriptor, option protoreflect.Message) {
 	name := nameOf(md.Input())
 	at := d.addChannel(md.Input(), text(option, "routing_key"), text(option, "exchange"), contract.Comment(md))
-	answer := d.addReply(name, md.Output())
+	d.addTrait(name, "call")
+	answer := d.addReply(md.Output())
 	for _, service := range texts(option, "called_by") {
 		d.addOperation(service, "send", name, at, answer)
 	}
@@ -121,17 +160,25 @@ func (d *document) addChannel(md protoreflect.MessageDescriptor, key, through, d
 }
 
 // addReply adds the way of an answer: to the queue that the request names.
-func (d *document) addReply(request string, md protoreflect.MessageDescriptor) *reply {
+func (d *document) addReply(md protoreflect.MessageDescriptor) *reply {
 	name := nameOf(md)
 	d.Channels[name] = channel{
-		Title: name, Description: "The queue that " + request + " names in its property reply_to.",
-		Messages: map[string]ref{name: d.addMessage(md)},
+		Title: name, Description: "The queue that the request names in its property reply_to.",
+		Messages: map[string]ref{name: d.addMessage(md), "Failure": {"#/components/messages/Failure"}},
 	}
+	d.addTrait(name, "answer")
+	at := "#/channels/" + name
 	return &reply{
 		Address:  address{Location: "$message.header#/reply_to", Description: "A property of AMQP."},
-		Channel:  ref{"#/channels/" + name},
-		Messages: []ref{{"#/channels/" + name + "/messages/" + name}},
+		Channel:  ref{at},
+		Messages: []ref{{at + "/messages/" + name}, {at + "/messages/Failure"}},
 	}
+}
+
+func (d *document) addTrait(name, trait string) {
+	m := d.Components.Messages[name]
+	m.Traits = append(m.Traits, ref{"#/components/messageTraits/" + trait})
+	d.Components.Messages[name] = m
 }
 
 func (d *document) addMessage(md protoreflect.MessageDescriptor) ref {

@@ -80,18 +80,19 @@ type components struct {
 }
 
 type message struct {
-	Name     string
-	Title    string
-	Summary  string
-	Traits   []ref
-	Payload  ref
-	Bindings map[string]binding
+	Name        string
+	Title       string
+	Summary     string
+	ContentType string `yaml:"contentType,omitempty"`
+	Traits      []ref
+	Payload     ref
+	Bindings    map[string]binding
 }
 
 type trait struct {
-	ContentType   string `yaml:"contentType"`
+	ContentType   string `yaml:"contentType,omitempty"`
 	Headers       *schema
-	CorrelationID correlation `yaml:"correlationId"`
+	CorrelationID *correlation `yaml:"correlationId,omitempty"`
 }
 
 type correlation struct {

@@ -240,6 +240,62 @@ func (x *DeleteItems) GetIds() []int32 {
 	return nil
 }
 
+// ItemsChanged answers CreateItems, UpdateItems and DeleteItems that name a queue in their property reply_to. It goes to
+// the sender alone.
+type ItemsChanged struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The products as they are now, in the order of their ids; none after DeleteItems.
+	Items []*InventoryListed_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// The request was carried out before, under the same request_id: nothing was done now, and items is empty.
+	DoneBefore    bool `protobuf:"varint,2,opt,name=done_before,json=doneBefore,proto3" json:"done_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ItemsChanged) Reset() {
+	*x = ItemsChanged{}
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ItemsChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ItemsChanged) ProtoMessage() {}
+
+func (x *ItemsChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ItemsChanged.ProtoReflect.Descriptor instead.
+func (*ItemsChanged) Descriptor() ([]byte, []int) {
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ItemsChanged) GetItems() []*InventoryListed_Item {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *ItemsChanged) GetDoneBefore() bool {
+	if x != nil {
+		return x.DoneBefore
+	}
+	return false
+}
+
 // ListInventory asks inventory for its products. It is a request: the answer, an InventoryListed, goes to the
 // message's reply_to with its correlation_id.
 type ListInventory struct {
@@ -250,7 +306,7 @@ type ListInventory struct {
 
 func (x *ListInventory) Reset() {
 	*x = ListInventory{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[4]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +318,7 @@ func (x *ListInventory) String() string {
 func (*ListInventory) ProtoMessage() {}
 
 func (x *ListInventory) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[4]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +331,7 @@ func (x *ListInventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInventory.ProtoReflect.Descriptor instead.
 func (*ListInventory) Descriptor() ([]byte, []int) {
-	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{4}
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{5}
 }
 
 // InventoryListed answers ListInventory. It goes to the asker alone.
@@ -289,7 +345,7 @@ type InventoryListed struct {
 
 func (x *InventoryListed) Reset() {
 	*x = InventoryListed{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[5]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +357,7 @@ func (x *InventoryListed) String() string {
 func (*InventoryListed) ProtoMessage() {}
 
 func (x *InventoryListed) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[5]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +370,7 @@ func (x *InventoryListed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryListed.ProtoReflect.Descriptor instead.
 func (*InventoryListed) Descriptor() ([]byte, []int) {
-	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{5}
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *InventoryListed) GetItems() []*InventoryListed_Item {
@@ -340,7 +396,7 @@ type StockChanged struct {
 
 func (x *StockChanged) Reset() {
 	*x = StockChanged{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[6]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +408,7 @@ func (x *StockChanged) String() string {
 func (*StockChanged) ProtoMessage() {}
 
 func (x *StockChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[6]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +421,7 @@ func (x *StockChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockChanged.ProtoReflect.Descriptor instead.
 func (*StockChanged) Descriptor() ([]byte, []int) {
-	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{6}
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StockChanged) GetProductId() int32 {
@@ -424,7 +480,7 @@ type StockDepleted struct {
 
 func (x *StockDepleted) Reset() {
 	*x = StockDepleted{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[7]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +492,7 @@ func (x *StockDepleted) String() string {
 func (*StockDepleted) ProtoMessage() {}
 
 func (x *StockDepleted) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[7]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +505,7 @@ func (x *StockDepleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockDepleted.ProtoReflect.Descriptor instead.
 func (*StockDepleted) Descriptor() ([]byte, []int) {
-	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{7}
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StockDepleted) GetProductId() int32 {
@@ -492,7 +548,7 @@ type CreateItems_Item struct {
 
 func (x *CreateItems_Item) Reset() {
 	*x = CreateItems_Item{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[8]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +560,7 @@ func (x *CreateItems_Item) String() string {
 func (*CreateItems_Item) ProtoMessage() {}
 
 func (x *CreateItems_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[8]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +611,7 @@ type UpdateItems_Item struct {
 
 func (x *UpdateItems_Item) Reset() {
 	*x = UpdateItems_Item{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[9]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +623,7 @@ func (x *UpdateItems_Item) String() string {
 func (*UpdateItems_Item) ProtoMessage() {}
 
 func (x *UpdateItems_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[9]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +683,7 @@ type InventoryListed_Item struct {
 
 func (x *InventoryListed_Item) Reset() {
 	*x = InventoryListed_Item{}
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[10]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +695,7 @@ func (x *InventoryListed_Item) String() string {
 func (*InventoryListed_Item) ProtoMessage() {}
 
 func (x *InventoryListed_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_events_v1_inventory_proto_msgTypes[10]
+	mi := &file_shop_events_v1_inventory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +708,7 @@ func (x *InventoryListed_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryListed_Item.ProtoReflect.Descriptor instead.
 func (*InventoryListed_Item) Descriptor() ([]byte, []int) {
-	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{5, 0}
+	return file_shop_events_v1_inventory_proto_rawDescGZIP(), []int{6, 0}
 }
 
 func (x *InventoryListed_Item) GetId() int32 {
@@ -706,7 +762,7 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12:\n" +
 	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines:Xҵ\x18T\n" +
 	"\n" +
-	"shop.topic\x12!shop.inventory.decrement.quantity\x1a\border_id\"\x05order*\tinventory*\alogging\"\xdf\x02\n" +
+	"shop.topic\x12!shop.inventory.decrement.quantity\x1a\border_id\"\x05order*\tinventory*\alogging\"\xfc\x02\n" +
 	"\vCreateItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12C\n" +
@@ -715,10 +771,10 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\fproduct_name\x18\x01 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\vproductName\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x05B\r\xbaH\n" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00R\bquantity\x122\n" +
-	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price:Gҵ\x18C\n" +
+	"\x05price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price:dҵ\x18`\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.create\x1a\n" +
-	"request_id*\tinventory*\alogging\"\x98\x03\n" +
+	"request_id*\tinventory*\alogging2\x1bshop.events.v1.ItemsChanged\"\xb5\x03\n" +
 	"\vUpdateItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12C\n" +
@@ -730,17 +786,21 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00H\x01R\bquantity\x88\x01\x01\x12*\n" +
 	"\x05price\x18\x04 \x01(\v2\x14.shop.money.v1.MoneyR\x05priceB\x0f\n" +
 	"\r_product_nameB\v\n" +
-	"\t_quantity:Gҵ\x18C\n" +
+	"\t_quantity:dҵ\x18`\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.update\x1a\n" +
-	"request_id*\tinventory*\alogging\"\xa6\x01\n" +
+	"request_id*\tinventory*\alogging2\x1bshop.events.v1.ItemsChanged\"\xc3\x01\n" +
 	"\vDeleteItems\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\trequestId\x12%\n" +
-	"\x03ids\x18\x02 \x03(\x05B\x13\xbaH\x10\x92\x01\r\b\x01\x10\xe8\a\x18\x01\"\x04\x1a\x02 \x00R\x03ids:Gҵ\x18C\n" +
+	"\x03ids\x18\x02 \x03(\x05B\x13\xbaH\x10\x92\x01\r\b\x01\x10\xe8\a\x18\x01\"\x04\x1a\x02 \x00R\x03ids:dҵ\x18`\n" +
 	"\n" +
 	"shop.topic\x12\x15shop.inventory.delete\x1a\n" +
-	"request_id*\tinventory*\alogging\"s\n" +
+	"request_id*\tinventory*\alogging2\x1bshop.events.v1.ItemsChanged\"k\n" +
+	"\fItemsChanged\x12:\n" +
+	"\x05items\x18\x01 \x03(\v2$.shop.events.v1.InventoryListed.ItemR\x05items\x12\x1f\n" +
+	"\vdone_before\x18\x02 \x01(\bR\n" +
+	"doneBefore\"s\n" +
 	"\rListInventory:bҵ\x18^\n" +
 	"\n" +
 	"shop.topic\x12\x13shop.inventory.list\"\agateway*\tinventory*\alogging2\x1eshop.events.v1.InventoryListed\"\xc7\x02\n" +
@@ -790,40 +850,42 @@ func file_shop_events_v1_inventory_proto_rawDescGZIP() []byte {
 	return file_shop_events_v1_inventory_proto_rawDescData
 }
 
-var file_shop_events_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_shop_events_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_shop_events_v1_inventory_proto_goTypes = []any{
 	(*DecrementQuantity)(nil),     // 0: shop.events.v1.DecrementQuantity
 	(*CreateItems)(nil),           // 1: shop.events.v1.CreateItems
 	(*UpdateItems)(nil),           // 2: shop.events.v1.UpdateItems
 	(*DeleteItems)(nil),           // 3: shop.events.v1.DeleteItems
-	(*ListInventory)(nil),         // 4: shop.events.v1.ListInventory
-	(*InventoryListed)(nil),       // 5: shop.events.v1.InventoryListed
-	(*StockChanged)(nil),          // 6: shop.events.v1.StockChanged
-	(*StockDepleted)(nil),         // 7: shop.events.v1.StockDepleted
-	(*CreateItems_Item)(nil),      // 8: shop.events.v1.CreateItems.Item
-	(*UpdateItems_Item)(nil),      // 9: shop.events.v1.UpdateItems.Item
-	(*InventoryListed_Item)(nil),  // 10: shop.events.v1.InventoryListed.Item
-	(*PricedLine)(nil),            // 11: shop.events.v1.PricedLine
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*v1.Money)(nil),              // 13: shop.money.v1.Money
+	(*ItemsChanged)(nil),          // 4: shop.events.v1.ItemsChanged
+	(*ListInventory)(nil),         // 5: shop.events.v1.ListInventory
+	(*InventoryListed)(nil),       // 6: shop.events.v1.InventoryListed
+	(*StockChanged)(nil),          // 7: shop.events.v1.StockChanged
+	(*StockDepleted)(nil),         // 8: shop.events.v1.StockDepleted
+	(*CreateItems_Item)(nil),      // 9: shop.events.v1.CreateItems.Item
+	(*UpdateItems_Item)(nil),      // 10: shop.events.v1.UpdateItems.Item
+	(*InventoryListed_Item)(nil),  // 11: shop.events.v1.InventoryListed.Item
+	(*PricedLine)(nil),            // 12: shop.events.v1.PricedLine
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*v1.Money)(nil),              // 14: shop.money.v1.Money
 }
 var file_shop_events_v1_inventory_proto_depIdxs = []int32{
-	11, // 0: shop.events.v1.DecrementQuantity.lines:type_name -> shop.events.v1.PricedLine
-	8,  // 1: shop.events.v1.CreateItems.items:type_name -> shop.events.v1.CreateItems.Item
-	9,  // 2: shop.events.v1.UpdateItems.items:type_name -> shop.events.v1.UpdateItems.Item
-	10, // 3: shop.events.v1.InventoryListed.items:type_name -> shop.events.v1.InventoryListed.Item
-	12, // 4: shop.events.v1.StockChanged.changed_at:type_name -> google.protobuf.Timestamp
-	12, // 5: shop.events.v1.StockDepleted.depleted_at:type_name -> google.protobuf.Timestamp
-	13, // 6: shop.events.v1.CreateItems.Item.price:type_name -> shop.money.v1.Money
-	13, // 7: shop.events.v1.UpdateItems.Item.price:type_name -> shop.money.v1.Money
-	13, // 8: shop.events.v1.InventoryListed.Item.price:type_name -> shop.money.v1.Money
-	12, // 9: shop.events.v1.InventoryListed.Item.created_at:type_name -> google.protobuf.Timestamp
-	12, // 10: shop.events.v1.InventoryListed.Item.updated_at:type_name -> google.protobuf.Timestamp
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	12, // 0: shop.events.v1.DecrementQuantity.lines:type_name -> shop.events.v1.PricedLine
+	9,  // 1: shop.events.v1.CreateItems.items:type_name -> shop.events.v1.CreateItems.Item
+	10, // 2: shop.events.v1.UpdateItems.items:type_name -> shop.events.v1.UpdateItems.Item
+	11, // 3: shop.events.v1.ItemsChanged.items:type_name -> shop.events.v1.InventoryListed.Item
+	11, // 4: shop.events.v1.InventoryListed.items:type_name -> shop.events.v1.InventoryListed.Item
+	13, // 5: shop.events.v1.StockChanged.changed_at:type_name -> google.protobuf.Timestamp
+	13, // 6: shop.events.v1.StockDepleted.depleted_at:type_name -> google.protobuf.Timestamp
+	14, // 7: shop.events.v1.CreateItems.Item.price:type_name -> shop.money.v1.Money
+	14, // 8: shop.events.v1.UpdateItems.Item.price:type_name -> shop.money.v1.Money
+	14, // 9: shop.events.v1.InventoryListed.Item.price:type_name -> shop.money.v1.Money
+	13, // 10: shop.events.v1.InventoryListed.Item.created_at:type_name -> google.protobuf.Timestamp
+	13, // 11: shop.events.v1.InventoryListed.Item.updated_at:type_name -> google.protobuf.Timestamp
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_shop_events_v1_inventory_proto_init() }
@@ -832,14 +894,14 @@ func file_shop_events_v1_inventory_proto_init() {
 		return
 	}
 	file_shop_events_v1_order_proto_init()
-	file_shop_events_v1_inventory_proto_msgTypes[9].OneofWrappers = []any{}
+	file_shop_events_v1_inventory_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_events_v1_inventory_proto_rawDesc), len(file_shop_events_v1_inventory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

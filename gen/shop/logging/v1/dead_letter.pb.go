@@ -265,7 +265,9 @@ type ListDeadLettersRequest struct {
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only dead letters in this state, where it is set.
-	State         DeadLetter_State `protobuf:"varint,3,opt,name=state,proto3,enum=shop.logging.v1.DeadLetter_State" json:"state,omitempty"`
+	State DeadLetter_State `protobuf:"varint,3,opt,name=state,proto3,enum=shop.logging.v1.DeadLetter_State" json:"state,omitempty"`
+	// Only those whose publisher gave them this message_id, where it is set.
+	MessageId     string `protobuf:"bytes,4,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -319,6 +321,13 @@ func (x *ListDeadLettersRequest) GetState() DeadLetter_State {
 		return x.State
 	}
 	return DeadLetter_STATE_UNSPECIFIED
+}
+
+func (x *ListDeadLettersRequest) GetMessageId() string {
+	if x != nil {
+		return x.MessageId
+	}
+	return ""
 }
 
 type ListDeadLettersResponse struct {
@@ -673,13 +682,15 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\f\n" +
 	"\bREDRIVEN\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03\"\xb1\x01\n" +
+	"\tDISCARDED\x10\x03\"\xde\x01\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12A\n" +
-	"\x05state\x18\x03 \x01(\x0e2!.shop.logging.v1.DeadLetter.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"\x81\x01\n" +
+	"\x05state\x18\x03 \x01(\x0e2!.shop.logging.v1.DeadLetter.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12+\n" +
+	"\n" +
+	"message_id\x18\x04 \x01(\tB\f\xbaH\tr\a\x18\xff\x01\xba\x01\x01\x00R\tmessageId\"\x81\x01\n" +
 	"\x17ListDeadLettersResponse\x12>\n" +
 	"\fdead_letters\x18\x01 \x03(\v2\x1b.shop.logging.v1.DeadLetterR\vdeadLetters\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"/\n" +

@@ -103,7 +103,7 @@ type Event struct {
 	PublishedBy []string `protobuf:"bytes,4,rep,name=published_by,json=publishedBy,proto3" json:"published_by,omitempty"`
 	// The services whose queues take it.
 	HandledBy []string `protobuf:"bytes,5,rep,name=handled_by,json=handledBy,proto3" json:"handled_by,omitempty"`
-	// Of a request: the full name of the message that answers it, sent to its reply_to.
+	// The full name of the message that answers it, sent to its reply_to if it has one.
 	Answer        string `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1,0 +1,270 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	rabbithole "github.com/michaelklishin/rabbit-hole/v3"
+	amqp "github.com/rabbitmq/amqp091-go"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+)
+
+// These tests speak AMQP as docs/amqp.md says, as a program in another language does that has nothing of ours but the contracts.
+
+// asker publishes requests and takes their answers.
+type asker struct {
+	ch      *amqp.Channel
+	answers <-chan amqp.Delivery
+}
+
+// directReplyTo is the broker's pseudo queue that leads answers back to the channel that asked.
+const directReplyTo = "amq.rabbitmq.reply-to"
+
+func newAsker(t *testing.T, ch *amqp.Channel) *asker {
+	t.Helper()
+	a := &asker{ch: ch}
+	var err error
+	if a.answers, err = a.ch.Consume(directReplyTo, "", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// ask sends a request and returns its answer.
+func (a *asker) ask(t *testing.T, exchange, key string, m amqp.Publishing) amqp.Delivery {
+	t.Helper()
+	m.ReplyTo, m.CorrelationId = directReplyTo, uuid.NewString()
+	if err := a.ch.PublishWithContext(t.Context(), exchange, key, true, false, m); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case d := <-a.answers:
+		if d.CorrelationId != m.CorrelationId {
+			t.Fatalf("the answer is to %q, not to %q", d.CorrelationId, m.CorrelationId)
+		}
+		return d
+	case <-time.After(patience):
+		t.Fatalf("%s was not answered", key)
+	}
+	panic("unreachable")
+}
+
+// succeeds reads an answer that is no failure.
+func succeeds(t *testing.T, d amqp.Delivery, answer proto.Message) {
+	t.Helper()
+	if code, _ := d.Headers["grpc-status"].(int32); code != 0 || d.Type != string(answer.ProtoReflect().Descriptor().FullName()) || d.ContentType != "application/protobuf" {
+		t.Fatalf("the answer has grpc-status %d, type %s, content_type %s: %s", code, d.Type, d.ContentType, d.Body)
+	}
+	if err := proto.Unmarshal(d.Body, answer); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fails checks that an answer is a failure of this code, for whoever looks at its headers, its type or its body.
+func fails(t *testing.T, what string, d amqp.Delivery, code codes.Code, message string) {
+	t.Helper()
+	var st statuspb.Status
+	if err := protojson.Unmarshal(d.Body, &st); err != nil {
+		t.Fatalf("%s: the body of the failure is %q: %v", what, d.Body, err)
+	}
+	header, _ := d.Headers["grpc-status"].(int32)
+	if codes.Code(header) != code || codes.Code(st.GetCode()) != code || d.Type != "google.rpc.Status" || d.ContentType != "application/json" {
+		t.Errorf("%s: grpc-status %d, type %s, content_type %s, body %s; want %s", what, header, d.Type, d.ContentType, d.Body, code)
+	}
+	if message != "" && st.GetMessage() != message {
+		t.Errorf("%s: %q, want %q", what, st.GetMessage(), message)
+	}
+	for _, answer := range []proto.Message{&inventoryv1.CheckStockResponse{}, &eventsv1.ItemsChanged{}} {
+		if err := proto.Unmarshal(d.Body, answer); err == nil {
+			t.Errorf("%s: who does not look reads the failure as an empty %T", what, answer)
+		}
+	}
+}
+
+func TestAMQP_ACommandThatAsksForAnAnswerGetsIt(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := newAsker(t, s.openChannel(t))
+	command := products("Tripod", 7)
+	for _, before := range []bool{false, true} {
+		var answer eventsv1.ItemsChanged
+		succeeds(t, a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, command)}), &answer)
+		if answer.GetDoneBefore() != before || !before && (len(answer.GetItems()) != 1 || answer.GetItems()[0].GetQuantity() != 7) {
+			t.Errorf("done before %t: %v", before, &answer)
+		}
+	}
+
+	const id = "backoffice-4711" // no UUID, and not the id that the event has for us
+	again := a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{MessageId: id, Body: encode(t, products("Tripod", 1))})
+	fails(t, "a name that is taken", again, codes.AlreadyExists, `there is an item "Tripod" already`)
+	var found struct {
+		Letters []letter `json:"dead_letters"`
+	}
+	eventually(t, func() error {
+		s.get(t, "/v1/dead-letters?message_id="+id).json(t, &found)
+		if len(found.Letters) != 1 {
+			return fmt.Errorf("%d dead letters are found by the sender's id", len(found.Letters))
+		}
+		return nil
+	})
+
+	fails(t, "a body that is none", a.ask(t, "shop.topic", "shop.inventory.delete", amqp.Publishing{Body: []byte("{}")}), codes.InvalidArgument, "")
+	fails(t, "JSON", a.ask(t, "shop.topic", "shop.inventory.delete", amqp.Publishing{ContentType: "application/json", Body: []byte("{}")}),
+		codes.InvalidArgument, `the property content_type says "application/json": a message is protobuf, application/protobuf`)
+	s.open(t, 3)
+}
+
+func TestAMQP_ACallIsAnsweredOrRefused(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := newAsker(t, s.openChannel(t))
+	request := func(quantity int32) *inventoryv1.CheckStockRequest {
+		return &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{{
+			OrderId: uuid.NewString(), Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: quantity}},
+		}}}
+	}
+	call := func(m amqp.Publishing) amqp.Delivery {
+		m.Headers, m.Expiration = amqp.Table{"grpc-method": "/shop.inventory.v1.StockService/CheckStock"}, "5000"
+		return a.ask(t, "shop.direct", "shop.inventory.check", m)
+	}
+	for quantity, rejected := range map[int32]bool{1: false, 1000: true} {
+		var answer inventoryv1.CheckStockResponse
+		succeeds(t, call(amqp.Publishing{Body: encode(t, request(quantity))}), &answer)
+		if d := answer.GetDecisions(); len(d) != 1 || (d[0].GetRejection() != nil) != rejected {
+			t.Errorf("%d pieces: %v", quantity, d)
+		}
+	}
+	fails(t, "a body that is none", call(amqp.Publishing{Body: []byte{0xff}}), codes.InvalidArgument, "")
+	fails(t, "JSON", call(amqp.Publishing{ContentType: "application/json", Body: []byte("{}")}), codes.InvalidArgument,
+		`the property content_type says "application/json": a request is protobuf, application/protobuf`)
+}
+
+func TestAMQP_WhatNobodyIsToldHoldsNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := newAsker(t, s.openChannel(t))
+	body := encode(t, &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{{
+		OrderId: uuid.NewString(), Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 5}},
+	}}})
+	if err := a.ch.PublishWithContext(t.Context(), "shop.direct", "shop.inventory.check", true, false, amqp.Publishing{Body: body}); err != nil {
+		t.Fatal(err)
+	}
+	// It was taken before the next one, which is answered.
+	a.ask(t, "shop.direct", "shop.inventory.check", amqp.Publishing{Body: encode(t, &inventoryv1.CheckStockRequest{})})
+	if n := s.openHolds(t); n != 0 {
+		t.Errorf("%d holds are open for a call without reply_to", n)
+	}
+}
+
+// Whoever may send a command names where its answer goes: not to a service, as a message that it cannot read.
+func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := newAsker(t, s.openChannel(t))
+	command := amqp.Publishing{ReplyTo: "order", Body: encode(t, products("Tripod", 7))}
+	if err := a.ch.PublishWithContext(t.Context(), "shop.topic", "shop.inventory.create", true, false, command); err != nil {
+		t.Fatal(err)
+	}
+	var answer eventsv1.ItemsChanged
+	succeeds(t, a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, products("Lamp", 7))}), &answer)
+	s.decided(t, s.place(t, 1, 1)) // behind an answer in the order queue, if there were one
+	if letters := s.letters(t, "OPEN"); len(letters) != 0 {
+		t.Errorf("dead letters %+v", letters)
+	}
+}
+
+// expressions are what the recipe gives the user backoffice: in single quotes, from a line of docs/amqp.md.
+func expressions(t *testing.T, command string) (all []string) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/amqp.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "rabbitmqctl "+command+" backoffice ") {
+			continue
+		}
+		for _, quoted := range regexp.MustCompile(`'([^']*)'`).FindAllStringSubmatch(line, -1) {
+			all = append(all, quoted[1])
+		}
+	}
+	return all
+}
+
+func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	rights, topic := expressions(t, "set_permissions"), expressions(t, "set_topic_permissions")
+	if len(rights) != 3 || len(topic) != 2 {
+		t.Fatalf("the recipe gives %q and %q", rights, topic)
+	}
+	name := "backoffice-" + uuid.NewString()[:8]
+	manage := func(res *http.Response, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+	manage(s.broker.Manage.PutUser(name, rabbithole.UserSettings{Password: name}))
+	t.Cleanup(func() { manage(s.broker.Manage.DeleteUser(name)) })
+	manage(s.broker.Manage.UpdatePermissionsIn(s.broker.Vhost, name,
+		rabbithole.Permissions{Configure: rights[0], Write: rights[1], Read: rights[2]}))
+	manage(s.broker.Manage.UpdateTopicPermissionsIn(s.broker.Vhost, name,
+		rabbithole.TopicPermissions{Exchange: "shop.topic", Write: topic[0], Read: topic[1]}))
+	u, err := url.Parse(s.broker.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(name, name)
+	conn, err := amqp.Dial(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAsker(t, ch)
+	var answer eventsv1.ItemsChanged
+	succeeds(t, a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{UserId: name, Body: encode(t, products("Tripod", 7))}), &answer)
+	eventually(t, func() error {
+		if a := s.get(t, "/v1/operator-actions"); !strings.Contains(string(a.body), "user of the broker "+name) {
+			return fmt.Errorf("it is not recorded whose change it was: %s", a.body)
+		}
+		return nil
+	})
+	for _, route := range [][2]string{{"shop.topic", "shop.order.placed"}, {"shop.direct", "shop.inventory.check"}, {"", "order"}, {"shop.dlx", "order"}} {
+		ch, err := conn.Channel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+		if err := ch.PublishWithContext(t.Context(), route[0], route[1], false, false, amqp.Publishing{UserId: name}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case cause := <-closed:
+			if cause == nil || cause.Code != amqp.AccessRefused {
+				t.Errorf("%q: %v", route, cause)
+			}
+		case <-time.After(patience):
+			t.Errorf("%q is not refused", route)
+		}
+	}
+}
