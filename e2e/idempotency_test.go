@@ -207,3 +207,41 @@ func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
 		t.Errorf("the audit says %v, %v", r.Violations, err)
 	}
 }
+
+// The demo's route and new products honour a key, too. What has the same effect however often it is done ignores one.
+func TestIdempotencyKey_CountsWhereSomethingIsCreated(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	const key, replayed = "Idempotency-Key", "Idempotent-Replayed"
+	const desk = `{"items":[{"product_name":"Desk","quantity":5,"price":{"currency_code":"USD","units":"250"}}]}`
+	create := func(name, body, key string) answer {
+		t.Helper()
+		return s.call(t, http.MethodPost, "/v1/inventory", body, "Authorization", "Bearer "+operatorToken, name, key)
+	}
+	first, again := create(key, desk, "desks"), create(key, desk, "desks")
+	if first.code != http.StatusOK || again.code != http.StatusOK || string(first.body) != string(again.body) || first.header.Get(replayed) != "" || again.header.Get(replayed) != "true" {
+		t.Errorf("a product: %d %s %v, again: %d %s %v", first.code, first.body, first.header, again.code, again.body, again.header)
+	}
+	if a := create(key, strings.Replace(desk, "5", "6", 1), "desks"); a.code != http.StatusConflict || !strings.Contains(string(a.body), "IDEMPOTENCY_KEY_REUSED") {
+		t.Errorf("other products under the key: %d %s", a.code, a.body)
+	}
+	if a := create("X-Other", desk, "none"); a.code != http.StatusConflict || !strings.Contains(string(a.body), "ITEM_EXISTS") {
+		t.Errorf("without a key: %d %s", a.code, a.body)
+	}
+	if a := create(key, desk, ""); a.code != http.StatusBadRequest {
+		t.Errorf("a key that is none: %d %s", a.code, a.body)
+	}
+
+	const sample = `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"id":1,"product_name":"Laptop Stand","quantity":3,"price":35}]}`
+	placed := s.call(t, http.MethodPost, "/intermediary/order", sample, key, "sample")
+	location := placed.header.Get("Location")
+	s.decided(t, location)
+	if a := s.call(t, http.MethodPost, "/intermediary/order", sample, key, "sample"); a.code != http.StatusOK || a.header.Get("Location") != location || a.header.Get(replayed) != "true" {
+		t.Errorf("the demo's order again: %d %s %v", a.code, a.body, a.header)
+	}
+	for _, name := range []string{"one", "one", "schl\u00fcssel"} { // twice the same, and one that no key may have
+		if a := s.call(t, http.MethodPost, location+":cancel", "{}", key, name); a.code != http.StatusOK || a.header.Get(replayed) != "" {
+			t.Errorf("cancelling it with the key %s: %d %s %v", name, a.code, a.body, a.header)
+		}
+	}
+}

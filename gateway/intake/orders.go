@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/idempotency"
 	"shop.example/domain/money"
 	"shop.example/domain/orderid"
 	"shop.example/domain/text"
@@ -231,27 +231,21 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 		case err != nil || id == "":
 			return nil, nil // the key is free, as far as is known
 		case found.Order == nil && id == order.GetOrderId():
-			markReplayed(ctx)
+			idempotency.MarkReplayed(ctx)
 			return nil, nil // it is being decided: it is published again, and the order service finds its own claim
 		case found.Order == nil && slices.Contains(ids, id):
-			markReplayed(ctx)
+			idempotency.MarkReplayed(ctx)
 			before := proto.CloneOf(order) // it is being decided, under the id that the previous secret gave it, or an unsigned one
 			before.OrderId = id
 			return pending(before), nil
 		case slices.Contains(ids, id):
-			markReplayed(ctx)
+			idempotency.MarkReplayed(ctx)
 			return found.GetOrder(), nil
 		case slices.Contains(find.GetFormerOrderIds(), id):
 			return formerOrder(ctx, found.GetOrder(), order)
 		}
 		return nil, errKeyReused
 	}
-}
-
-// markReplayed tells the client that its call has been made before, under the same idempotency key: the header
-// Idempotent-Replayed, which other APIs have, too.
-func markReplayed(ctx context.Context) {
-	_ = grpc.SetHeader(ctx, metadata.Pairs("idempotent-replayed", "true")) // fails without a call
 }
 
 var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
@@ -264,7 +258,7 @@ func formerOrder(ctx context.Context, stored *orderv1.Order, order *eventsv1.Ord
 	case !strings.EqualFold(stored.GetCustomerEmail(), order.GetCustomerEmail()):
 		return nil, nil // another customer's: the key is free for this one
 	case stored.GetCustomerName() == order.GetCustomerName() && slices.EqualFunc(stored.GetOrderItems(), order.GetLines(), sameLine):
-		markReplayed(ctx)
+		idempotency.MarkReplayed(ctx)
 		return stored, nil
 	}
 	return nil, errKeyReused

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/idempotency"
 	"shop.example/domain/orderstate"
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
@@ -436,7 +437,7 @@ func incomingHeader(header string) (string, bool) {
 // outgoingHeader names the header that metadata of a handler become.
 func outgoingHeader(key string) (string, bool) {
 	switch key {
-	case "preference-applied", "idempotent-replayed":
+	case "preference-applied", idempotency.Replayed:
 		return http.CanonicalHeaderKey(key), true
 	}
 	return "", false

@@ -139,7 +139,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	orders := intake.NewOrders(intake.Config{
 		Secrets: secrets, Publish: intake.RequireQueues(queues, pub.Publish), OrderService: up.order.Conn, MaxInFlight: cfg.Ingress.OrdersInFlight, Log: t.Logger,
 	})
-	up.order.Fallback = orders.AnswerUndecided
+	up.order.Fallback, up.inventory.Prepare = orders.AnswerUndecided, orders.PassItemKey
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))

@@ -9,11 +9,13 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/idempotency"
 	"shop.example/gateway/access"
 	"shop.example/gateway/ingress"
 	"shop.example/platform/apierror"
@@ -101,13 +103,24 @@ func (f *forwarding) call(ctx context.Context, request any) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	outgoing := access.OnBehalfOf(ctx)
+	if f.to.Prepare != nil {
+		var err error
+		if outgoing, err = f.to.Prepare(outgoing, request.(proto.Message)); err != nil {
+			return nil, err
+		}
+	}
 	reply := f.reply.New().Interface()
-	err := f.to.Conn.Invoke(access.OnBehalfOf(ctx), f.fullName, request, reply)
+	var header metadata.MD
+	err := f.to.Conn.Invoke(outgoing, f.fullName, request, reply, grpc.Header(&header))
 	if err != nil && f.to.Fallback != nil {
 		err = f.to.Fallback(request.(proto.Message), reply, err)
 	}
 	if err != nil {
 		return nil, Error(f.to.Name, err)
+	}
+	if idempotency.IsReplayed(header) {
+		idempotency.MarkReplayed(ctx)
 	}
 	return reply, nil
 }

@@ -3,6 +3,7 @@
 package upstream
 
 import (
+	"context"
 	"fmt"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -28,8 +29,12 @@ const (
 type Service struct {
 	Name     string // for error messages
 	Conn     *grpc.ClientConn
+	Prepare  Prepare  // of forwarded calls; may be nil
 	Fallback Fallback // of forwarded calls; may be nil
 }
+
+// Prepare adds metadata to a call before it is forwarded. ctx has those of the client's call.
+type Prepare func(ctx context.Context, request proto.Message) (context.Context, error)
 
 // Fallback answers a call in place of a service that returned err: it fills in reply and returns nil, or returns the error
 // that the client is to get.
