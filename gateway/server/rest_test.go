@@ -184,7 +184,7 @@ func TestREST_NoSuchPathOrMethod(t *testing.T) {
 	}{
 		{"GET /nothing", 404, codes.NotFound, "UNKNOWN_PATH", ""},
 		{"GET /v1/orders/", 400, codes.InvalidArgument, "INVALID_ARGUMENT", ""}, // an order with an empty id
-		{"POST /v1/orders/" + storedOrder + ":ship", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "GET, HEAD"},
+		{"POST /v1/orders/" + storedOrder + ":no-such-verb", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "GET, HEAD"},
 		{"GET /v1/orders/" + storedOrder + ":cancel", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},
 		{"GET /v1/dead-letters/7:discard", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},
 		{"PUT /v1/dead-letters/7:redrive", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},

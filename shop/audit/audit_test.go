@@ -83,9 +83,9 @@ func (s *shop) store(t *testing.T, state string) (id string) {
 	}
 	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at) VALUES ($1, '', $2, now() - interval '10 min')`, id, body)
 	s.exec(t, `INSERT INTO inventory.hold (order_id, product_id, quantity, state) VALUES ($1, 5, 3, $2), ($1, 6, 4, $2)`, id,
-		map[string]string{"CONFIRMED": "SETTLED", "CANCELLED": "RELEASED"}[state])
+		holdsOf[orderstate.StockOf(orderstate.Parse(state))])
 	s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, -3, 'SOLD'), (6, $1, -4, 'SOLD')`, id)
-	if state == "CANCELLED" {
+	if orderstate.StockOf(orderstate.Parse(state)) == orderstate.Released {
 		s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, 3, 'RESTOCKED'), (6, $1, 4, 'RESTOCKED')`, id)
 		return id
 	}
@@ -126,6 +126,17 @@ func TestRun_WhatAddsUpHasNoViolation(t *testing.T) {
 	t.Parallel()
 	r := newShop(t).audit(t)
 	if len(r.Violations) != 0 || r.Count() != 0 || r.InFlight() != 0 || r.Orders != 3 || len(r.Checks) != len(checks) {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestStates_AnOrderInEachThatAddsUpHasNoViolation(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, state := range orderstate.Stored() {
+		s.store(t, state.String())
+	}
+	if r := s.audit(t); len(r.Violations) != 0 || r.InFlight() != 0 || r.Orders != 3+len(orderstate.Stored()) {
 		t.Errorf("%+v", r)
 	}
 }
