@@ -145,7 +145,7 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
-	@.bin/shopbench $${BENCH:---floor --runs 3}
+	@.bin/shopbench $${BENCH:---baseline --runs 3}
 
 .PHONY: benchstat
 benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
