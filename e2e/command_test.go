@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"shop.example/domain/orderstate"
@@ -114,7 +115,7 @@ LINE  PRODUCT       QUANTITY  UNIT PRICE       PRICE
 
 	rejected := s.shopCommand(t, placing("--item", "Laptop=51")...)
 	if rejected.status != 1 || !strings.Contains(rejected.out, "REJECTED OUT_OF_STOCK") || rejected.errs !=
-		"shop: the order was rejected: there is not enough of it in stock (OUT_OF_STOCK); shop inventory list shows what is left\n" {
+		"shop: the order was rejected: there is not enough of it in stock (OUT_OF_STOCK: Laptop: you asked for 51, only 50 available); shop inventory list shows what is left\n" {
 		t.Errorf("too many pieces: %+v", rejected)
 	}
 	expect(t, "the list", s.must(t, "order", "list"), `
@@ -158,8 +159,13 @@ func TestOrderCommand_WatchesAnOrderToItsEnd(t *testing.T) {
 		t.Errorf("watched:\n%s", watched)
 	}
 	id := uuidPattern.FindString(watched)
-	if again := s.must(t, "order", "watch", id); again != watched {
-		t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+	for _, again := range []string{s.must(t, "order", "watch", id), s.must(t, "order", "get", id, "--watch")} {
+		if again != watched {
+			t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+		}
+	}
+	if unknown := s.shopCommand(t, "order", "watch", uuid.NewString()); unknown.status != 1 || !strings.Contains(unknown.errs, "there is no order") {
+		t.Errorf("an id that nobody was given: %+v", unknown)
 	}
 	s.must(t, "order", "cancel", id)
 	if cancelled := s.must(t, "order", "watch", id, "--json"); strings.Count(cancelled, "\n") != 4 || strings.Count(cancelled, `"routing_key":"shop.order.cancelled"`) != 1 {
@@ -247,6 +253,8 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"events tail --server localhost:1", 1, "no shop answers at localhost:1"},
 		{"events tail --after -1", 2, "--after: must be greater than or equal to 0"},
 		{"events tail --order nope", 2, "--order: must be a valid UUID"},
+		{"events list --routing-key shop.ordr.placed", 2, "--routing-key shop.ordr.placed: no event has such a routing key; there are shop.inventory.create, "},
+		{"order list --server https://" + s.Gateway.HTTPAddr(), 1, "does not speak TLS: write http://" + s.Gateway.HTTPAddr()},
 		{"events list --status lost", 2, "--status lost: there are success and error"},
 		{"inventory create Webcam --quantity 1", 2, `required flag(s) "price" not set`},
 		{"inventory create Webcam --quantity -1 --price 1", 2, "--quantity: must be"},

@@ -194,6 +194,7 @@ func decide(order *orderv1.Order, event proto.Message) *orderv1.Order {
 		}
 	case *eventsv1.OrderRejected:
 		order.State, order.Reason, order.UpdatedAt = orderv1.Order_REJECTED, e.GetReason().Enum(), e.GetRejectedAt()
+		order.RejectionDetail = &e.Detail
 	}
 	return order
 }

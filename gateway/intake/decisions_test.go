@@ -36,8 +36,8 @@ func TestDecide_IsWhatTheOrderServiceStores(t *testing.T) {
 				{Line: 2, ProductId: 6, ProductName: "Mouse Pad", Quantity: 4, UnitPrice: usd(25)},
 			},
 		},
-		&eventsv1.OrderRejected{OrderId: "00000000-0000-4000-8000-000000000001", Reason: eventsv1.OrderRejected_PRICE_CHANGED, RejectedAt: later}: {
-			Id: "00000000-0000-4000-8000-000000000001", State: orderv1.Order_REJECTED, Reason: eventsv1.OrderRejected_PRICE_CHANGED.Enum(),
+		&eventsv1.OrderRejected{OrderId: "00000000-0000-4000-8000-000000000001", Reason: eventsv1.OrderRejected_PRICE_CHANGED, Detail: "Laptop Stand: 36.00 USD", RejectedAt: later}: {
+			Id: "00000000-0000-4000-8000-000000000001", State: orderv1.Order_REJECTED, Reason: eventsv1.OrderRejected_PRICE_CHANGED.Enum(), RejectionDetail: proto.String("Laptop Stand: 36.00 USD"),
 			CustomerName: "Ada", CustomerEmail: "ada@example.org", CreatedAt: at, UpdatedAt: later,
 			TotalItems: 7, OrderItems: []*orderv1.OrderItem{{Line: 1, ProductName: "Laptop Stand", Quantity: 3}, {Line: 2, ProductId: 6, Quantity: 4}},
 		},

@@ -187,9 +187,14 @@ func (t Topology) ownQueues(service string) []Queue {
 func (t Topology) routes(exchange, key string) bool {
 	return slices.ContainsFunc(t.Queues(), func(q Queue) bool {
 		return q.Exchange == exchange && slices.ContainsFunc(q.Keys, func(binding string) bool {
-			return matches(strings.Split(binding, "."), strings.Split(key, "."))
+			return Matches(binding, key)
 		})
 	})
+}
+
+// Matches says whether a topic exchange with this binding passes on what is published under the key.
+func Matches(binding, key string) bool {
+	return matches(strings.Split(binding, "."), strings.Split(key, "."))
 }
 
 // matches is a topic exchange's rule: * stands for one word, # for any number of them.

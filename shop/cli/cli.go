@@ -21,7 +21,12 @@ func Main(root *cobra.Command) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	out := &output{File: os.Stdout}
+	root.SetOut(out)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = out.failure()
+	}
 	var code ExitCode
 	if err != nil && !errors.As(err, &code) && !errors.Is(err, context.Canceled) { // an interrupt needs no words
 		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)

@@ -7,14 +7,42 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
+// output is the standard output of a process. Commands do not look at each write; that one has failed is known in the end.
+type output struct {
+	*os.File
+	mu  sync.Mutex
+	err error // of the first write that failed
+}
+
+func (o *output) Write(text []byte) (int, error) {
+	n, err := o.File.Write(text)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
+// failure says that not everything was written.
+func (o *output) failure() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return fmt.Errorf("the output is incomplete: %w", o.err)
+	}
+	return nil
+}
+
 // TerminalWidth returns how many columns the terminal f has; false if f is not a terminal.
 func TerminalWidth(f any) (columns int, isTerminal bool) {
-	file, ok := f.(*os.File)
+	file, ok := f.(interface{ Fd() uintptr })
 	if !ok {
 		return 0, false
 	}
@@ -38,13 +66,41 @@ func Confirm(cmd *cobra.Command, question string) error {
 		return WrongUsage("%s Nobody can answer here, because the input is no terminal: --yes does it without asking", question)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
-	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("reading the answer: %w", err)
+	answer, err := readLine(cmd)
+	if err != nil {
+		return err
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":
 		return nil
 	}
 	return ErrDeclined
+}
+
+// readLine reads a line of the input, or returns the context's error when it ends: nothing else ends the wait at a
+// terminal. A reader that waits for ever is left behind, because the process ends then.
+func readLine(cmd *cobra.Command) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		text, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+		read <- line{text, err}
+	}()
+	var ended <-chan struct{}
+	if ctx := cmd.Context(); ctx != nil {
+		ended = ctx.Done()
+	}
+	select {
+	case l := <-read:
+		if l.err != nil && !errors.Is(l.err, io.EOF) {
+			return "", fmt.Errorf("reading the answer: %w", l.err)
+		}
+		return l.text, nil
+	case <-ended:
+		fmt.Fprintln(cmd.ErrOrStderr())
+		return "", cmd.Context().Err()
+	}
 }

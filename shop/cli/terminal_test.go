@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -60,5 +62,44 @@ func TestTerminalWidth_IsThatOfTheTerminal(t *testing.T) {
 	}
 	if _, isTerminal := TerminalWidth(&bytes.Buffer{}); isTerminal {
 		t.Error("a buffer is no terminal")
+	}
+}
+
+func TestConfirm_AnInterruptEndsTheWaitForAnAnswer(t *testing.T) {
+	t.Parallel()
+	_, program := terminal(t, 100)
+	ctx, interrupt := context.WithCancel(t.Context())
+	cmd := &cobra.Command{}
+	cmd.SetContext(ctx)
+	cmd.SetIn(program)
+	cmd.SetErr(writer(func([]byte) { interrupt() })) // as soon as the question is there
+	if err := Confirm(cmd, "Discard 3 dead letters?"); ExitStatus(err) != 130 {
+		t.Errorf("Confirm = %v, want an interrupt", err)
+	}
+}
+
+type writer func([]byte)
+
+func (w writer) Write(text []byte) (int, error) {
+	w(text)
+	return len(text), nil
+}
+
+func TestOutput_AFullDiskIsAFailure(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("this machine has no /dev/full")
+	}
+	t.Cleanup(func() { full.Close() })
+	out := &output{File: full}
+	cmd := &cobra.Command{}
+	cmd.SetOut(out)
+	if err := out.failure(); err != nil {
+		t.Errorf("nothing was written, and %v", err)
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), "a list")
+	if err := out.failure(); ExitStatus(err) != 1 || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("failure = %v", err)
 	}
 }

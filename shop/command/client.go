@@ -156,6 +156,10 @@ func (g *gateway) explain(err error) error {
 		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (make up prints it and keeps it in .shop/up/operator-token)"
 	case reason == "OPERATOR_TOKEN_INVALID":
 		message = fmt.Sprintf("the shop at %s does not know this operator token: make up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token", g.addr)
+	case reason == "" && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "first record does not look like a TLS handshake"):
+		message = fmt.Sprintf("the shop at %s does not speak TLS: write %s", g.addr, strings.Replace(g.addr, "https://", "http://", 1))
+	case reason == "" && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "server preface"):
+		message = fmt.Sprintf("what answers at %s is no shop, or speaks TLS: then write https://%s", g.addr, strings.TrimPrefix(g.addr, "http://"))
 	case reason == "" && s.Code() == codes.Unavailable:
 		message = fmt.Sprintf("no shop answers at %s: start one with make up, or name it with --server", g.addr)
 	case reason == "" && s.Code() == codes.DeadlineExceeded:

@@ -14,6 +14,7 @@ import (
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
 	"shop.example/shop/cli"
 )
 
@@ -95,6 +96,9 @@ func (e *events) listCommand() *cobra.Command {
 				screenOf(cmd.OutOrStdout()).print(eventsTable(list))
 				switch {
 				case len(list) == 0:
+					if err := knownKey(req.GetRoutingKey()); err != nil {
+						return err
+					}
 					fmt.Fprintln(cmd.ErrOrStderr(), "No such events.")
 				case more:
 					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
@@ -109,6 +113,23 @@ func (e *events) listCommand() *cobra.Command {
 	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
 	completeFlag(cmd, "status", cobra.FixedCompletions([]cobra.Completion{"success", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// knownKey is an error if no event of this release has a routing key that the pattern matches, or is one without dots in
+// the right places. The shop may be of a newer release, so it is asked first.
+func knownKey(pattern string) error {
+	if pattern == "" {
+		return nil
+	}
+	var keys []string
+	for _, event := range contract.Events() {
+		if messaging.Matches(pattern, event.RoutingKey) {
+			return nil
+		}
+		keys = append(keys, event.RoutingKey)
+	}
+	return cli.WrongUsage("--routing-key %s: no event has such a routing key; there are %s, and patterns with * for a word and # for any number of them",
+		cli.Printable(pattern), strings.Join(keys, ", "))
 }
 
 // listEvents reads events that match a request; limit 0 reads all.
@@ -191,6 +212,9 @@ none is shown twice.`,
   shop events tail --after 4711`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := knownKey(req.GetRoutingKey()); err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v; showing what comes all the same, until Ctrl-C\n", err)
+			}
 			req.FromBeginning = cmd.Flags().Changed("after")
 			s := screenOf(cmd.OutOrStdout())
 			widths := []int{7, len(clockLayout), keyWidth(), orderIDWidth, sourceWidth, 0}

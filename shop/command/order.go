@@ -141,9 +141,18 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	return nil
 }
 
-// rejection says why in words, and what to do.
+// rejection says why in words, with what the shop says about this order, and what to do.
 func rejection(order *orderv1.Order) string {
-	switch order.GetReason() {
+	said, reason := explanation(order.GetReason()), order.GetReason().String()
+	if detail := cli.Printable(order.GetRejectionDetail()); detail != "" {
+		said = strings.Replace(said, reason, reason+": "+detail, 1)
+	}
+	return said
+}
+
+// explanation says what a reason means.
+func explanation(reason eventsv1.OrderRejected_Reason) string {
+	switch reason {
 	case eventsv1.OrderRejected_OUT_OF_STOCK:
 		return "there is not enough of it in stock (OUT_OF_STOCK); shop inventory list shows what is left"
 	case eventsv1.OrderRejected_UNKNOWN_PRODUCT:
@@ -159,7 +168,7 @@ func rejection(order *orderv1.Order) string {
 	case eventsv1.OrderRejected_DISCARDED:
 		return "it could not be handled, and an operator has discarded it (DISCARDED)"
 	default: // of a newer release
-		return order.GetReason().String()
+		return reason.String()
 	}
 }
 
@@ -205,6 +214,10 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 		return printMessage(out, order)
 	}
 	s := screenOf(out)
+	if order.GetCreatedAt() == nil { // it is not decided yet, and nothing more is known of it
+		fmt.Fprintf(out, "%s %s\n", cli.Printable(order.GetId()), order.GetState())
+		return nil
+	}
 	about := &table{header: []string{"ORDER", "STATE", "PLACED", "CUSTOMER"}, flexible: 3, least: 12}
 	about.add(text(order.GetId()), stateCell(order), text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()+" <"+order.GetCustomerEmail()+">"))
 	s.print(about)
@@ -249,15 +262,23 @@ func stateCell(order *orderv1.Order) cell {
 }
 
 func (o *orders) getCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "get ORDER_ID",
-		Short:             "Show an order",
-		Long:              "Shows an order with its lines. An order is there once it has been decided, usually within a second of being placed.",
-		Example:           "  shop order get 0192f6a0-0000-7000-8000-000000000001\n  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state",
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "get ORDER_ID",
+		Short: "Show an order",
+		Long: `Shows an order with its lines. Until it has been decided, usually within a second of being placed, it is
+PENDING, and nothing more is known of it. With --watch each event is shown until the order is
+settled, and then the order, as shop order watch does.`,
+		Example: `  shop order get 0192f6a0-0000-7000-8000-000000000001
+  shop order get 0192f6a0-0000-7000-8000-000000000001 --watch
+  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state`,
 		Args:              cli.Args("ORDER_ID"),
 		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				if watch {
+					return o.watch(cmd, conn, args[0], false)
+				}
 				reply, err := orderv1.NewOrderServiceClient(conn).GetOrder(cmd.Context(), &orderv1.GetOrderRequest{OrderId: args[0]})
 				if err != nil {
 					return err
@@ -266,6 +287,8 @@ func (o *orders) getCommand() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "show each event of the order until it is settled")
+	return cmd
 }
 
 // orderStates are those that a stored order can have.

@@ -37,6 +37,7 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 			root.AddCommand(cmd)
 		}
 	}
+	versionFlag(root)
 	cli.Strict(root)
 	return root
 }

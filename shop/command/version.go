@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,16 @@ the version of Go. Include it in a report about a problem.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// versionFlag makes --version say what the command version says.
+func versionFlag(root *cobra.Command) {
+	info, _ := debug.ReadBuildInfo()
+	var text strings.Builder
+	_ = printVersion(&text, versionOf(info), false) // a builder takes everything
+	root.Version = strings.TrimSpace(text.String())
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.InitDefaultVersionFlag()
 }
 
 // version is what a build knows about itself. Fields that it does not know are empty.

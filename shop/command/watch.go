@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -43,15 +44,16 @@ order was rejected.`,
 	return cmd
 }
 
-// patience is how long nothing is said of an order that has no events.
+// patience is how long nothing is said of an order that has no events, and how long one that is not found may still show
+// some.
 const patience = 3 * time.Second
 
 // watch shows the events of an order as they are logged, to its end or without one.
 func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
 	client := orderv1.NewOrderServiceClient(conn)
-	known, err := find(cmd.Context(), client, id)
-	if err != nil {
-		return err
+	known, missing := find(cmd.Context(), client, id)
+	if missing != nil && status.Code(missing) != codes.NotFound {
+		return missing
 	}
 	w := &watcher{out: cmd.OutOrStdout(), asJSON: o.asJSON, logged: map[string]bool{}, state: known.GetState()}
 	w.screen = screenOf(w.out)
@@ -63,17 +65,26 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", cli.Printable(id), w.state)
 		forever = true
 	}
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
 	silent := time.AfterFunc(patience, func() {
+		if missing != nil { // and it has no events either, as an order would have that an older release has taken
+			cancel(missing)
+			return
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 	})
 	defer silent.Stop()
-	err = f.run(cmd.Context(), func(event *loggingv1.Event) error {
+	err := f.run(ctx, func(event *loggingv1.Event) error {
 		silent.Stop()
 		if err := w.show(event); err != nil || forever || !w.over() {
 			return err
 		}
 		return errStop
 	})
+	if missing != nil && errors.Is(context.Cause(ctx), missing) {
+		return missing
+	}
 	if err != nil {
 		return err
 	}
@@ -93,11 +104,10 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	return nil
 }
 
-// find reads an order; nil where it has not been decided, or the order service is away: its events may be there all the
-// same.
+// find reads an order; nil while the order service is away: its events may be there all the same.
 func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
 	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
-	if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
+	if status.Code(err) == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
 		return nil, nil
 	}
 	return reply.GetOrder(), err
@@ -121,13 +131,26 @@ func (w *watcher) show(event *loggingv1.Event) error {
 	}
 	at, since := event.GetPublishedAt().AsTime(), ""
 	if !w.last.IsZero() {
-		since = fmt.Sprintf("%+d ms", at.Sub(w.last).Milliseconds())
+		since = sinceLast(at.Sub(w.last))
 	}
 	w.last = at
 	w.screen.stream(
 		[]cell{{text: at.Local().Format(clockLayout), colour: dim}, number(since), {text: event.GetRoutingKey(), colour: keyColour(event)}, text("by " + event.GetSource()), problem(event)},
-		[]int{len(clockLayout), len("+12345 ms"), keyWidth(), sourceWidth + len("by "), 0})
+		[]int{len(clockLayout), len("+123 ms"), keyWidth(), sourceWidth + len("by "), 0})
 	return nil
+}
+
+// sinceLast is a time between two events, as short as it can be read: "+14 ms", "+14.1 s", "+2m10s".
+func sinceLast(d time.Duration) string {
+	switch size := d.Abs(); {
+	case size < time.Second:
+		return fmt.Sprintf("%+d ms", d.Milliseconds())
+	case size < time.Minute:
+		return fmt.Sprintf("%+.1f s", d.Seconds())
+	case d < 0:
+		return d.Round(time.Second).String()
+	}
+	return "+" + d.Round(time.Second).String()
 }
 
 // problem is what an event says that went wrong.

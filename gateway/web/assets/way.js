@@ -48,7 +48,7 @@ export function follow(id, taken, tookMs) {
   current?.stream.stop();
   clearTimeout(current?.timer);
   picture.stop();
-  const order = {id, state: 'PENDING', events: [], shown: Promise.resolve(), timer: 0, stream: null};
+  const order = {id, state: 'PENDING', exists: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
   current = order;
   $('timeline').replaceChildren();
   if (taken) {
@@ -81,6 +81,7 @@ export function follow(id, taken, tookMs) {
 function arrived(order, event) {
   if (order !== current || order.events.some((known) => known.id === event.id)) return;
   const at = order.events.findIndex((other) => Date.parse(other.published_at) > Date.parse(event.published_at));
+  order.exists = true;
   order.events.splice(at < 0 ? order.events.length : at, 0, event);
   drawTimeline(order);
   $('replay').disabled = false;
@@ -116,18 +117,34 @@ async function look(order, event) {
   clearTimeout(order.timer);
   try {
     const read = await call('GET', `/v1/orders/${order.id}`);
-    if (order === current) show(read, event?.payload?.detail);
+    if (order !== current) return;
+    if (read.state === 'PENDING') {
+      if (order.state === 'PENDING') order.timer = setTimeout(look, pollInterval, order);
+      return;
+    }
+    show(read, event?.payload?.detail);
     changed();
     // What is read may be older than the event.
     if (event && ways[read.state]?.includes(states[event.routing_key]) === false) order.timer = setTimeout(look, 200, order, event);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    // Not found, or the order service is down: it is not decided yet.
-    if (order === current && order.state === 'PENDING' && error.status !== 400) order.timer = setTimeout(look, pollInterval, order);
+    if (order !== current || order.state !== 'PENDING' || error.status === 400) return;
+    // An order that was seen may come from a release whose ids are not known to be the shop's until they are decided.
+    if (error.status === 404 && !order.exists) showMissing(order);
+    else order.timer = setTimeout(look, pollInterval, order);
   }
 }
 
-function show(order, detail) {
+function showMissing(order) {
+  order.stream.stop();
+  connection('live');
+  $('slip-state').dataset.state = 'UNKNOWN';
+  setText($('slip-state'), 'NOT FOUND');
+  setText($('slip-detail'), 'There is no order with this id. Check the link.');
+  for (const button of ['copy-link', 'copy-order']) $(button).disabled = true;
+}
+
+function show(order, detail = order.rejection_detail) {
   current.state = order.state;
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;

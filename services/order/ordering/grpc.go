@@ -33,7 +33,7 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 	}
 	o, err := getOrder(ctx, s.db, id, false)
 	if err == nil && !enduser.MayAccess(ctx, o.Owner) {
-		err = errNotFound
+		err = errHidden
 	}
 	if err != nil {
 		return nil, apiError(err, id)
@@ -122,7 +122,7 @@ func (s *Service) change(ctx context.Context, orderID string, c change) (*Order,
 			return err
 		}
 		if !enduser.MayAccess(ctx, o.Owner) {
-			return errNotFound
+			return errHidden
 		}
 		if o.State == c.to {
 			return nil
@@ -161,12 +161,17 @@ func parseOrderID(s string) (uuid.UUID, error) {
 	return id, nil
 }
 
+// errHidden says that the order belongs to somebody else. To clients that is the same as none.
+var errHidden = errors.New("somebody else's order")
+
 // apiError gives the errors of this service their gRPC status; what else there is, the server's interceptor maps.
 func apiError(err error, id uuid.UUID) error {
+	notFound := apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 	switch {
+	case errors.Is(err, errHidden):
+		return notFound.WithMetadata(orderid.HiddenKey, "true")
 	case errors.Is(err, errNotFound):
-		return apierror.New(codes.NotFound, "ORDER_NOT_FOUND",
-			"there is no order %s; an order that was just placed appears once it has been decided, usually within a second", id)
+		return notFound
 	}
 	return err
 }

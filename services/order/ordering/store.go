@@ -356,7 +356,7 @@ func (o *Order) message() *orderv1.Order {
 		UpdatedAt:     timestamppb.New(o.UpdatedAt),
 	}
 	if o.Reason != "" {
-		m.Reason = o.reason().Enum()
+		m.Reason, m.RejectionDetail = o.reason().Enum(), &o.Detail
 	}
 	if o.Currency != "" {
 		m.TotalValue = money.FromMinor(o.TotalValue, o.Currency)

@@ -104,11 +104,13 @@ type Order struct {
 	// All pieces of all lines.
 	TotalItems int32 `protobuf:"varint,7,opt,name=total_items,json=totalItems,proto3" json:"total_items,omitempty"`
 	// Absent until the catalogue's prices are known.
-	TotalValue    *v11.Money             `protobuf:"bytes,8,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TotalValue *v11.Money             `protobuf:"bytes,8,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
+	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UpdatedAt  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// The reason in words, for a person: which product, and how many are left; absent on others.
+	RejectionDetail *string `protobuf:"bytes,11,opt,name=rejection_detail,json=rejectionDetail,proto3,oneof" json:"rejection_detail,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
@@ -209,6 +211,13 @@ func (x *Order) GetUpdatedAt() *timestamppb.Timestamp {
 		return x.UpdatedAt
 	}
 	return nil
+}
+
+func (x *Order) GetRejectionDetail() string {
+	if x != nil && x.RejectionDetail != nil {
+		return *x.RejectionDetail
+	}
+	return ""
 }
 
 // OrderItem is one line of an order.
@@ -586,7 +595,7 @@ var File_shop_order_v1_order_proto protoreflect.FileDescriptor
 
 const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\n" +
-	"\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/events/v1/order.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xcf\x04\n" +
+	"\x19shop/order/v1/order.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ashop/events/v1/order.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\x94\x05\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.shop.order.v1.Order.StateR\x05state\x12A\n" +
@@ -603,14 +612,16 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
 	"updated_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"W\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12.\n" +
+	"\x10rejection_detail\x18\v \x01(\tH\x01R\x0frejectionDetail\x88\x01\x01\"W\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\r\n" +
 	"\tCONFIRMED\x10\x02\x12\f\n" +
 	"\bREJECTED\x10\x03\x12\r\n" +
 	"\tCANCELLED\x10\x04B\t\n" +
-	"\a_reason\"\xb2\x01\n" +
+	"\a_reasonB\x13\n" +
+	"\x11_rejection_detail\"\xb2\x01\n" +
 	"\tOrderItem\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\x05R\x04line\x12\x1d\n" +
 	"\n" +
