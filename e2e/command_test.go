@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"shop.example/domain/orderstate"
 	"shop.example/platform/testkit/netproxy"
 	"shop.example/shop/cli"
 	"shop.example/shop/command"
@@ -222,6 +223,10 @@ ID  PRODUCT   LEFT  ON HAND  RESERVED      PRICE  ETAG
 func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	s := start(t)
+	var states []string
+	for _, state := range orderstate.Stored() {
+		states = append(states, strings.ToLower(state.String()))
+	}
 	for _, c := range []struct {
 		args   string
 		status int
@@ -240,7 +245,7 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"order get one two", 2, `unexpected argument "two"`},
 		{"order get nope", 2, "ORDER_ID: must be a valid UUID"},
 		{"order get 0192f6a0-0000-7000-8000-000000000001", 1, "there is no order 0192f6a0-0000-7000-8000-000000000001"},
-		{"order list --state lost", 2, "--state lost: there are confirmed, rejected, cancelled and all"},
+		{"order list --state lost", 2, "--state lost: there are " + strings.Join(states, ", ") + " and all"},
 		{"order list --limit many", 2, `invalid argument "many" for "--limit" flag`},
 		{"order list --token wrong", 1, "does not know this operator token"},
 		{"order list --server localhost:1", 1, "no shop answers at localhost:1: start one with make up, or name it with --server"},

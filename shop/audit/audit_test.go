@@ -57,7 +57,7 @@ func newShop(t *testing.T) *shop {
 func (s *shop) store(t *testing.T, state string) (id string) {
 	t.Helper()
 	id = uuid.Must(uuid.NewV7()).String()
-	for _, event := range eventsOf[state] {
+	for _, event := range eventsOf(orderstate.Parse(state)) {
 		s.log(t, id, event)
 	}
 	answer := &inventoryv1.StockDecision{OrderId: id}
@@ -83,9 +83,9 @@ func (s *shop) store(t *testing.T, state string) (id string) {
 	}
 	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at) VALUES ($1, '', $2, now() - interval '10 min')`, id, body)
 	s.exec(t, `INSERT INTO inventory.hold (order_id, product_id, quantity, state) VALUES ($1, 5, 3, $2), ($1, 6, 4, $2)`, id,
-		map[string]string{"CONFIRMED": "SETTLED", "CANCELLED": "RELEASED"}[state])
+		holdsOf[orderstate.StockOf(orderstate.Parse(state))])
 	s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, -3, 'SOLD'), (6, $1, -4, 'SOLD')`, id)
-	if state == "CANCELLED" {
+	if orderstate.StockOf(orderstate.Parse(state)) == orderstate.Released {
 		s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, 3, 'RESTOCKED'), (6, $1, 4, 'RESTOCKED')`, id)
 		return id
 	}
@@ -130,26 +130,37 @@ func TestRun_WhatAddsUpHasNoViolation(t *testing.T) {
 	}
 }
 
+func TestStates_AnOrderInEachThatAddsUpHasNoViolation(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, state := range orderstate.Stored() {
+		s.store(t, state.String())
+	}
+	if r := s.audit(t); len(r.Violations) != 0 || r.InFlight() != 0 || r.Orders != 3+len(orderstate.Stored()) {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A new state or reason of the contract has to be one that the audit can compare.
 func TestStates_TheAuditKnowsEveryStateAndReasonOfTheContract(t *testing.T) {
 	t.Parallel()
 	for _, state := range orderstate.Stored() {
 		if !isKnownState(state.String()) {
-			t.Errorf("Order.State %s: say in eventsOf which events such an order has had, and in holdsOf how its holds are", state)
+			t.Errorf("Order.State %s: say in package orderstate which events such an order has had, and in holdsOf how its holds are", state)
 		}
 	}
 	values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
 	for i := range values.Len() {
 		reason := string(values.Get(i).Name())
-		f := &facts{id: "o", order: &order{state: "REJECTED", reason: reason}}
+		f := &orderView{id: "o", order: &order{state: "REJECTED", reason: reason}}
 		if !decidedAlone[reason] {
 			f.decision = &decision{reason: reason}
 		}
-		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 {
+		if found := (&Auditor{late: time.Minute}).compare(f); len(found) > 0 {
 			t.Errorf("an order that was rejected for %s: %v", reason, found)
 		}
 		f.decision = &decision{reason: "ANOTHER"}
-		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 == decidedAlone[reason] {
+		if found := (&Auditor{late: time.Minute}).compare(f); len(found) > 0 == decidedAlone[reason] {
 			t.Errorf("an order that was rejected for %s, and by inventory for another reason: %v", reason, found)
 		}
 	}
@@ -160,9 +171,9 @@ func TestStates_OneThatTheAuditDoesNotKnowIsAViolationAndNothingElse(t *testing.
 	t.Parallel()
 	s := newShop(t)
 	s.exec(t, `ALTER TABLE orders.orders DROP CONSTRAINT orders_state_check`)
-	s.exec(t, `UPDATE orders.orders SET state = 'SHIPPED' WHERE id = $1`, s.confirmed)
+	s.exec(t, `UPDATE orders.orders SET state = 'OF_A_NEWER_RELEASE' WHERE id = $1`, s.confirmed)
 	r := s.audit(t)
-	want := "it is SHIPPED, a state that this audit does not know"
+	want := "it is OF_A_NEWER_RELEASE, a state that this audit does not know"
 	if len(r.Violations) != 1 || r.Violations[0].Check != States || !strings.Contains(r.Violations[0].String(), want) || len(r.Lost()) != 0 {
 		t.Errorf("%v, lost %v; want one violation: %s", r.Violations, r.Lost(), want)
 	}
@@ -481,7 +492,7 @@ func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
 	s := newShop(t)
 	s.exec(t, `DELETE FROM logging.event_log`)
 	if n := s.audit(t).Count(); n == 0 {
-		t.Fatal("no violations where nothing is logged")
+		t.Fatal("no violations, although nothing is logged")
 	}
 	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
 	s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
@@ -519,7 +530,7 @@ func TestRun_MoreOrdersThanAPageAreAllLookedAt(t *testing.T) {
 			t.Errorf("%s: %d violations, want %d", c.Check, c.Violations, want)
 		}
 	}
-	if r.Orders != 2*more+3 || len(r.Violations) != 3*MostListed {
+	if r.Orders != 2*more+3 || len(r.Violations) != 3*MaxListed {
 		t.Errorf("%d orders, %d violations listed", r.Orders, len(r.Violations))
 	}
 }
@@ -528,7 +539,7 @@ func TestOpen_SaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	url := postgrestest.NewEmpty(t)
 	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url}})
-	if err == nil || !strings.Contains(err.Error(), "there is no shop in it") {
+	if err == nil || !strings.Contains(err.Error(), "run shop migrate") {
 		t.Errorf("an empty database: %v", err)
 	}
 }

@@ -373,21 +373,30 @@ func ordersTable(list []*orderv1.Order) *table {
 }
 
 func (o *orders) cancelCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "cancel ORDER_ID",
-		Short:             "Cancel a confirmed order",
-		Long:              "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
-		Example:           "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
-		Args:              cli.Args("ORDER_ID"),
-		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.gateway.with(func(conn *grpc.ClientConn) error {
-				reply, err := orderv1.NewOrderServiceClient(conn).CancelOrder(cmd.Context(), &orderv1.CancelOrderRequest{OrderId: args[0]})
-				if err != nil {
-					return err
-				}
-				return o.print(cmd.OutOrStdout(), reply.GetOrder())
-			})
-		},
+	return o.changeCommand(&cobra.Command{
+		Use:     "cancel ORDER_ID",
+		Short:   "Cancel a confirmed order",
+		Long:    "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
+		Example: "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
+	}, func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error) {
+		return client.CancelOrder(ctx, &orderv1.CancelOrderRequest{OrderId: id})
+	})
+}
+
+// changed is the response of a call that changes an order.
+type changed interface{ GetOrder() *orderv1.Order }
+
+// changeCommand adds to cmd that it makes a call with the order id that it is given, and prints the order.
+func (o *orders) changeCommand(cmd *cobra.Command, call func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error)) *cobra.Command {
+	cmd.Args, cmd.ValidArgsFunction = cli.Args("ORDER_ID"), first(o.gateway.complete(orderIDs))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return o.gateway.with(func(conn *grpc.ClientConn) error {
+			reply, err := call(cmd.Context(), orderv1.NewOrderServiceClient(conn), args[0])
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), reply.GetOrder())
+		})
 	}
+	return cmd
 }

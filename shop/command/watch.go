@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/orderstate"
-	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
@@ -163,18 +162,16 @@ func problem(event *loggingv1.Event) cell {
 	return text(strings.TrimSpace(fields["reason"].GetStringValue() + " " + fields["detail"].GetStringValue()))
 }
 
-// over says whether the order is at an end, and all events that lead there have been logged. They may be logged in
-// another order than they happened.
+// over says whether the order is at an end for now, and all events that lead there have been logged. They may be logged in
+// another order than they happened: the state with the longest way whose event is there is the one that the order is in.
 func (w *watcher) over() bool {
-	switch has := w.has; {
-	case has(&eventsv1.OrderCancelled{}):
-		return has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
-	case w.state == orderv1.Order_CANCELLED:
-		return false
-	case has(&eventsv1.OrderRejected{}):
-		return has(&eventsv1.OrderPlaced{})
+	now := w.state
+	for _, s := range orderstate.Stored() {
+		if w.has(orderstate.EventOf(s)) && len(orderstate.EventsOf(s)) > len(orderstate.EventsOf(now)) {
+			now = s
+		}
 	}
-	return w.has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
+	return orderstate.IsDecided(now) && w.has(orderstate.EventsOf(now)...)
 }
 
 // has says whether all of these have been logged.

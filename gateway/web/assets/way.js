@@ -1,7 +1,7 @@
 // The flow of one order: its state, the picture, and the timeline of its events.
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
-import {keys} from './contracts.js';
+import {keys, states, ways} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
 import {open} from './stream.js';
@@ -24,7 +24,6 @@ const messages = {
   DISCARDED: 'The shop could not process the order.',
   MIXED_CURRENCIES: 'The prices of the products are in different currencies.',
 };
-const states = {[keys.OrderConfirmed]: 'CONFIRMED', [keys.OrderRejected]: 'REJECTED', [keys.OrderCancelled]: 'CANCELLED'};
 
 let current = null; // the order that is followed
 let changed = () => {};
@@ -125,7 +124,8 @@ async function look(order, event) {
     }
     show(read, event?.payload?.detail);
     changed();
-    if (event && states[event.routing_key] !== read.state && order.state !== 'CANCELLED') order.timer = setTimeout(look, 200, order, event);
+    // What is read may be older than the event.
+    if (event && ways[read.state]?.includes(states[event.routing_key]) === false) order.timer = setTimeout(look, 200, order, event);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (order !== current || order.state !== 'PENDING' || error.status === 400) return;
