@@ -719,15 +719,23 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x11DeleteItemRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x14\n" +
-	"\x12DeleteItemResponse2\xbb\x05\n" +
+	"\x12DeleteItemResponse2\xf3\b\n" +
 	"\x10InventoryService\x12|\n" +
-	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\x81\x01\n" +
-	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"/ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\x85\x01\n" +
-	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\x95\x01\n" +
+	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\xe1\x01\n" +
+	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"\x8e\x01\x92A\\rZ\n" +
+	"X\n" +
+	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\xff\x01\n" +
+	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"\xa0\x01\x92Avrt\n" +
+	"r\n" +
+	"\x0fIdempotency-Key\x12]1 to 255 printable ASCII characters. A call repeated under the same key creates nothing more.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\x84\x02\n" +
 	"\n" +
-	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\":ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\x84\x01\n" +
+	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"\xa8\x01\x92Akri\n" +
+	"g\n" +
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\xf3\x01\n" +
 	"\n" +
-	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\")ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\x97\x01\x92Akri\n" +
+	"g\n" +
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_inventory_proto_rawDescOnce sync.Once

@@ -36,7 +36,8 @@ type InventoryServiceClient interface {
 	ListItems(ctx context.Context, in *ListItemsRequest, opts ...grpc.CallOption) (*ListItemsResponse, error)
 	// GetItem reads one product.
 	GetItem(ctx context.Context, in *GetItemRequest, opts ...grpc.CallOption) (*GetItemResponse, error)
-	// CreateItems adds products, all or none.
+	// CreateItems adds products, all or none. With an Idempotency-Key (REST header, gRPC metadata) a repeated call gets the
+	// answer of the first.
 	CreateItems(ctx context.Context, in *CreateItemsRequest, opts ...grpc.CallOption) (*CreateItemsResponse, error)
 	// UpdateItem changes the fields of a product that update_mask names.
 	UpdateItem(ctx context.Context, in *UpdateItemRequest, opts ...grpc.CallOption) (*UpdateItemResponse, error)
@@ -112,7 +113,8 @@ type InventoryServiceServer interface {
 	ListItems(context.Context, *ListItemsRequest) (*ListItemsResponse, error)
 	// GetItem reads one product.
 	GetItem(context.Context, *GetItemRequest) (*GetItemResponse, error)
-	// CreateItems adds products, all or none.
+	// CreateItems adds products, all or none. With an Idempotency-Key (REST header, gRPC metadata) a repeated call gets the
+	// answer of the first.
 	CreateItems(context.Context, *CreateItemsRequest) (*CreateItemsResponse, error)
 	// UpdateItem changes the fields of a product that update_mask names.
 	UpdateItem(context.Context, *UpdateItemRequest) (*UpdateItemResponse, error)
