@@ -1,4 +1,4 @@
-// Package local runs the four services of the shop in one process: for development, demonstrations and tests.
+// Package local runs the services of the shop in one process: for development, demonstrations and tests.
 package local
 
 import (
@@ -89,7 +89,9 @@ type Shop struct {
 
 // builders make the services of package topology but the gateway.
 var builders = map[string]func(Config, context.Context, addresses, *telemetry.Telemetry) (instance, error){
-	topology.Order: Config.order, topology.Inventory: Config.inventory, topology.Logging: Config.logging,
+	topology.Order:     Config.order,
+	topology.Inventory: Config.inventory,
+	topology.Logging:   Config.logging,
 }
 
 // New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.

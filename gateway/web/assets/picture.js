@@ -1,6 +1,6 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
 // them. With prefers-reduced-motion nodes and edges light up instead.
-import {eventExchange, keys, routes} from './contracts.js';
+import {eventExchange, keys, routes, states} from './contracts.js';
 import {s} from './dom.js';
 
 // A node has a stage, from the gateway to the databases, and the lane of its service. On wide screens stages are columns,
@@ -35,12 +35,13 @@ const layouts = {
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
 };
 
-// before is the path that leads to an event, before it is published, if the picture has it.
-const before = {
-  [keys.OrderConfirmed]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
-  [keys.OrderRejected]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
-  [keys.OrderCancelled]: ['order', 'order.db'],
-};
+// before is the path that leads to an event, before a service publishes it, if the picture has it: a state of an order is
+// stored, and stock is asked for when the order is decided.
+function before(key, from) {
+  const decided = [keys.OrderConfirmed, keys.OrderRejected].includes(key);
+  if (!states[key]) return null;
+  return decided ? ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'] : [from, `${from}.db`];
+}
 
 // pathsOf returns the paths of an event by its routing key, in stages that begin one after the other; the paths of a stage
 // begin together. An event that no service publishes, or more than one, comes from operators: it begins at the gateway.
@@ -52,7 +53,8 @@ function pathsOf(key) {
     // An order that is placed is stored when it is decided.
     return key === keys.OrderPlaced && service === 'order' ? path : [...path, `${service}.db`];
   });
-  return before[key] ? [[before[key]], branches] : [branches];
+  const first = before(key, from);
+  return first ? [[first], branches] : [branches];
 }
 
 const slow = {perUnit: 2.6, min: 170};
