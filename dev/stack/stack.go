@@ -1,4 +1,4 @@
-// Package stack gives the shop its two servers on a machine that has none running for it.
+// Package stack starts the two servers of the shop, PostgreSQL and RabbitMQ, on a developer's machine.
 //
 // Each server comes from the first of these that there is: the URL that the environment names (such a server is never
 // touched), a private instance of the installed server on ports of its own with its data under the stack's folder,

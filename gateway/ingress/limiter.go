@@ -37,7 +37,7 @@ type Limiter struct {
 	by   map[Client]int // only clients that use something
 }
 
-// NewLimiter returns a limiter of max in all and maxPerClient, 1 at least, by one client.
+// NewLimiter returns a limiter of limit in all and maxPerClient, 1 at least, by one client.
 func NewLimiter(limit, maxPerClient int) *Limiter {
 	return &Limiter{max: limit, maxPerClient: max(1, maxPerClient), by: map[Client]int{}}
 }
