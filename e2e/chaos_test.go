@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// shortChaos is how long the chaos lasts where CHAOS_DURATION does not say.
+	// shortChaos is how long the chaos lasts unless CHAOS_DURATION says otherwise.
 	shortChaos = 20 * time.Second
-	// impatience bounds a call to a gateway, which may be frozen.
-	impatience = 2 * time.Second
+	// callTimeout bounds a call to a gateway, which may be frozen.
+	callTimeout = 2 * time.Second
 )
 
 // TestChaos_NoAcceptedOrderIsLost places orders while services and lines to the servers fail at random. CHAOS_SEED
@@ -45,7 +45,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
-	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, impatience, f.gateways()...)
+	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
 	begin := time.Now()
 	for _, step := range schedule {
 		<-time.After(time.Until(begin.Add(step.at)))
@@ -73,7 +73,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 type chaos struct {
 	*fleet
 	broker, database *netproxy.Proxy
-	own              *servers          // that may be killed; nil where they belong to others too
+	own              *servers          // that may be killed; nil if they belong to others, too
 	away             map[*replica]bool // killed or stopped, to be started again
 	gaveUp           int
 	poison           int  // messages that nobody can read, put into the order queue
@@ -170,7 +170,7 @@ func (c *chaos) block(t *testing.T) {
 func (c *chaos) unblock(t *testing.T) { c.own.control(t, "set_vm_memory_high_watermark", "0.25") }
 
 // discardPoison waits until what block has sent is a dead letter, each once, and gives it up. The log has not seen it as an
-// event, so it may be gone where a queue was deleted.
+// event, so it may be gone if a queue was deleted.
 func (c *chaos) discardPoison(t *testing.T) {
 	t.Helper()
 	var list struct {

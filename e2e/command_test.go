@@ -181,27 +181,27 @@ func TestInventoryCommand_ListsCreatesSetsAndDeletes(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	expect(t, "the catalogue", s.must(t, "inventory", "list"), `
-ID  PRODUCT       LEFT  ON HAND  RESERVED        PRICE  ETAG
- 1  Laptop          50       50         0  1000.00 USD  1
- 2  Phone          200      200         0   500.00 USD  1
- 3  Keyboard       100      100         0    50.00 USD  1
- 4  Mouse          100      100         0    45.00 USD  1
- 5  Laptop Stand   150      150         0    35.00 USD  1
- 6  Mouse Pad      200      200         0    25.00 USD  1
- 7  Phone Case     175      175         0    30.00 USD  1
- 8  KVM Switch     100      100         0   175.00 USD  1
+ID  PRODUCT       AVAILABLE  ON HAND  RESERVED        PRICE  ETAG
+ 1  Laptop               50       50         0  1000.00 USD  1
+ 2  Phone               200      200         0   500.00 USD  1
+ 3  Keyboard            100      100         0    50.00 USD  1
+ 4  Mouse               100      100         0    45.00 USD  1
+ 5  Laptop Stand        150      150         0    35.00 USD  1
+ 6  Mouse Pad           200      200         0    25.00 USD  1
+ 7  Phone Case          175      175         0    30.00 USD  1
+ 8  KVM Switch          100      100         0   175.00 USD  1
 `)
 	expect(t, "created", s.must(t, "inventory", "create", "マウス", "--quantity", "20", "--price", "49.9"), `
-ID  PRODUCT  LEFT  ON HAND  RESERVED      PRICE  ETAG
- 9  マウス     20       20         0  49.90 USD  1
+ID  PRODUCT  AVAILABLE  ON HAND  RESERVED      PRICE  ETAG
+ 9  マウス          20       20         0  49.90 USD  1
 `)
 	expect(t, "changed", s.must(t, "inventory", "set", "マウス", "--price", "12.34", "--name", "Mäuschen", "--etag", "1"), `
-ID  PRODUCT   LEFT  ON HAND  RESERVED      PRICE  ETAG
- 9  Mäuschen    20       20         0  12.34 USD  2
+ID  PRODUCT   AVAILABLE  ON HAND  RESERVED      PRICE  ETAG
+ 9  Mäuschen         20       20         0  12.34 USD  2
 `)
 	expect(t, "sold out", s.must(t, "inventory", "set", "9", "--quantity", "0"), `
-ID  PRODUCT   LEFT  ON HAND  RESERVED      PRICE  ETAG
- 9  Mäuschen     0        0         0  12.34 USD  3
+ID  PRODUCT   AVAILABLE  ON HAND  RESERVED      PRICE  ETAG
+ 9  Mäuschen          0        0         0  12.34 USD  3
 `)
 	if stale := s.shopCommand(t, "inventory", "set", "9", "--price", "1", "--etag", "1"); stale.status != 1 || !strings.Contains(stale.errs, "has changed since it was read") {
 		t.Errorf("an old etag: %+v", stale)

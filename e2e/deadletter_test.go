@@ -43,7 +43,7 @@ type letter struct {
 
 func (l letter) path() string { return "/v1/dead-letters/" + l.ID }
 
-// letters lists the dead letters in a state, or in all where it is "".
+// letters lists the dead letters in a state, or in all if it is "".
 func (s *shop) letters(t *testing.T, state string) []letter {
 	t.Helper()
 	path := "/v1/dead-letters?page_size=1000"
@@ -86,7 +86,7 @@ type eventRow struct {
 	MessageID  string `json:"message_id"`
 }
 
-// events reads the log with a filter, "&status=error" for example. A page ends before its time where its rows are large.
+// events reads the log with a filter, "&status=error" for example. A page ends early if its rows are large.
 func (s *shop) events(t *testing.T, filter string) []eventRow {
 	t.Helper()
 	var all []eventRow
@@ -400,7 +400,7 @@ func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t
 	f.shop.open(t, 0)
 }
 
-// diesOfADelivery takes a message of the queue and is gone before it says what became of it. False where there is none.
+// diesOfADelivery takes a message of the queue and is gone before it says what became of it. False if there is none.
 func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 	t.Helper()
 	conn, err := amqp.Dial(s.broker.URL)

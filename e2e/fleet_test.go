@@ -34,7 +34,7 @@ const stopLimit = 10 * time.Second
 var services = topology.Names()
 
 // binaries builds the services, shop and shopdev once for all tests. Without the race detector, which would halve the speed of the suite
-// and is on in the tests of the services; with the crash points, which are idle where SHOP_CRASH_AT is not set.
+// and is on in the tests of the services; with the crash points, which are idle unless SHOP_CRASH_AT is set.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "shop-e2e-")
 	if err != nil {
@@ -70,7 +70,7 @@ func TestMain(m *testing.M) {
 type fleet struct {
 	shop
 	replicas map[string][]*replica // by service
-	amqp     map[string]string     // the broker's URL with the user of each service; nil where they share one
+	amqp     map[string]string     // the broker's URL with the user of each service; nil if they share one
 	client   *http.Client          // keeps the connections that it has made
 }
 
@@ -78,7 +78,7 @@ type fleet struct {
 type fleetOptions struct {
 	replicas          map[string]int // by service
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
-	host              string         // where the services listen; loopback where it is empty
+	host              string         // where the services listen; loopback if it is empty
 }
 
 // newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
@@ -257,7 +257,7 @@ func (r *replica) term(t *testing.T) {
 	}
 }
 
-// end sends the signal and waits for the process, which is killed where it takes too long. False where it did.
+// end sends the signal and waits for the process, which is killed if it takes too long. False if it did.
 func (r *replica) end(signal syscall.Signal) bool {
 	if !r.running() {
 		return true

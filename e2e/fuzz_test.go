@@ -222,7 +222,7 @@ func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 	}
 }
 
-// judge fails where an answer is a fault of the shop's, or not described.
+// judge fails if an answer is a fault of the shop's, or not described.
 func (s *shop) judge(t *testing.T, op operation, got answer, call string) {
 	t.Helper()
 	if got.code >= http.StatusInternalServerError {

@@ -19,7 +19,7 @@ var spelledTwice = map[string]string{
 	"topology/definitions.json":       "written by make generate",
 	"gateway/web/assets/contracts.js": "written by make generate",
 	"bench/measure/baseline.go":       "the bare minimum that the shop is compared with has no contracts",
-	"bench/measure/baseline_stock.go":    "as above",
+	"bench/measure/baseline_stock.go": "as above",
 	"bench/measure/preload.go":        "SQL that writes a past of the shop as it is stored",
 	"gateway/web/index.html":          "an example of a pattern, for people",
 	"examples/client/main.go":         "a client, which knows of the shop what its documents say",

@@ -20,8 +20,8 @@ import (
 
 // The bounds of an idle shop in one process.
 const (
-	mostMemory = 100 << 20
-	mostStart  = 3 * time.Second
+	maxMemory = 100 << 20
+	maxStart  = 3 * time.Second
 )
 
 // program is `shopdev up` as a process of its own, over data in a folder of its own.
@@ -125,11 +125,11 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 
 	first := up(t, binary, dir)
 	// The better of two: other tests have the machine too.
-	if best := min(before.ready, first.ready); best == 0 || best > mostStart {
-		t.Errorf("ready %s after the servers, want at most %s", best, mostStart)
+	if best := min(before.ready, first.ready); best == 0 || best > maxStart {
+		t.Errorf("ready %s after the servers, want at most %s", best, maxStart)
 	}
-	if rss := memory(t, first.process.Pid); rss > mostMemory {
-		t.Errorf("an idle shop takes %d MiB, want at most %d", rss>>20, mostMemory>>20)
+	if rss := memory(t, first.process.Pid); rss > maxMemory {
+		t.Errorf("an idle shop takes %d MiB, want at most %d", rss>>20, maxMemory>>20)
 	}
 
 	// Kill everything in the midst of orders, the servers as well.

@@ -374,9 +374,9 @@ func TestPage_ARaceSellsTheLastPiecesOnceEach(t *testing.T) {
 	s := startDemo(t)
 	b := browse(t, s.operatorLink())
 	b.click("[data-experiment=race] button")
-	b.text("[data-experiment=race] .verdict", "Passed. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
+	b.text("[data-experiment=race] .result", "Passed. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
 	b.click("[data-experiment=twice] button")
-	b.text("[data-experiment=twice] .verdict", "Passed. 2 deliveries of each event, 1 effect.")
+	b.text("[data-experiment=twice] .result", "Passed. 2 deliveries of each event, 1 effect.")
 }
 
 func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
@@ -385,7 +385,7 @@ func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
 	b := browse(t, s.operatorLink())
 	b.text("#dead-letters", "No open dead letters.")
 	b.click("[data-experiment=poison] button")
-	b.text("[data-experiment=poison] .verdict", "Passed. It is dead letter ")
+	b.text("[data-experiment=poison] .result", "Passed. It is dead letter ")
 	b.text(".letters .letter-what", "shop.order.placed of queue order")
 	first := eval[string](b, "document.querySelector('.letters li').dataset.id")
 	b.click(".letters summary")
@@ -479,7 +479,7 @@ func TestPage_FitsEveryScreen(t *testing.T) {
 		if name == "operator" {
 			for _, experiment := range []string{"twice", "poison", "race"} {
 				b.click("[data-experiment=" + experiment + "] button")
-				b.text("[data-experiment="+experiment+"] .verdict", "Passed.")
+				b.text("[data-experiment="+experiment+"] .result", "Passed.")
 			}
 			b.until("document.querySelector('.letters [data-id]')")
 			eval[any](b, "document.getElementById('log').scrollIntoView()")

@@ -23,7 +23,7 @@ import (
 )
 
 // recorded are the bytes of an event as they once lay in a queue, and what they say. A queue or a dead letter may hold
-// them for a long time, so every later version has to understand them. A file is never changed; where an event gets a
+// them for a long time, so every later version has to understand them. A file is never changed; if an event gets a
 // new form that one is recorded too, under the next number:
 //
 //	buf convert --type shop.events.v1.OrderPlaced --from …/shop.events.v1.OrderPlaced.2.json --to ….2.binpb --validate

@@ -109,7 +109,7 @@ func (f *fleet) comesToRest(t *testing.T, orders int) {
 	}
 }
 
-// balance waits until an audit finds nothing on its way, and fails where it finds something wrong.
+// balance waits until an audit finds nothing on its way, and fails if it finds something wrong.
 func (f *fleet) balance(t *testing.T, books *audit.Auditor) {
 	t.Helper()
 	report, err := books.RunWhenQuiet(t.Context(), resendLimit)

@@ -409,7 +409,7 @@ func (r *rotation) newestCA(t *testing.T) []byte {
 	return pem.EncodeToMemory(block)
 }
 
-// brokerShows returns nil where the broker shows a certificate of the CA.
+// brokerShows returns nil if the broker shows a certificate of the CA.
 func (r *rotation) brokerShows(t *testing.T, ca []byte) error {
 	t.Helper()
 	pool := x509.NewCertPool()
@@ -422,7 +422,7 @@ func (r *rotation) brokerShows(t *testing.T, ca []byte) error {
 	return conn.Close()
 }
 
-// databaseShows returns nil where the database shows a certificate of the CA.
+// databaseShows returns nil if the database shows a certificate of the CA.
 func (r *rotation) databaseShows(t *testing.T, ca []byte) error {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "ca.pem")

@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 		for _, name := range names {
 			t.Run(strings.TrimSuffix(file.Name(), ".js")+"/"+name, func(t *testing.T) {
 				eval[any](b, "localStorage.clear()")
-				b.do(chromedp.Navigate(server.URL+"/?test="+name))
+				b.do(chromedp.Navigate(server.URL + "/?test=" + name))
 				if problem := eval[string](b, "import('"+module+"').then((m) => m."+name+"()).then(() => '', (error) => error.stack)"); problem != "" {
 					t.Error(problem)
 				}

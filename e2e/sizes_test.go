@@ -67,7 +67,7 @@ func (l largest) place(t *testing.T, f *fleet, orders int) []string {
 	return locations
 }
 
-// staysSmall fails the test where a service has taken more memory than compose.yaml gives it.
+// staysSmall fails the test if a service has taken more memory than compose.yaml gives it.
 func (f *fleet) staysSmall(t *testing.T) {
 	t.Helper()
 	for _, name := range services {

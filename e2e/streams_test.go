@@ -33,7 +33,7 @@ type liveEvents struct {
 	lastID string
 }
 
-// openStream opens a stream of the log, behind lastID where it is not empty. The caller closes its body.
+// openStream opens a stream of the log, behind lastID if it is not empty. The caller closes its body.
 func openStream(ctx context.Context, url, token, lastID string) (*liveEvents, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

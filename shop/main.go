@@ -1,5 +1,5 @@
-// Command shop is what customers, operators and administrators of a shop type. It is in the image for production: what
-// runs a shop on a developer's machine is the command dev, and what measures one is bench.
+// Command shop is what customers, operators and administrators of a shop type. It is in the image for production: shopdev
+// runs a shop on a developer's machine, shopbench measures one.
 package main
 
 import (

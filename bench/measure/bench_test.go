@@ -56,7 +56,7 @@ func mustRun(t *testing.T, o Options) *Report {
 	return report
 }
 
-// wantFigures fails where a figure is missing, or is none that a run can give.
+// wantFigures fails if a figure is missing, or is none that a run can give.
 func wantFigures(t *testing.T, f Figures, names ...string) {
 	t.Helper()
 	for _, name := range names {

@@ -90,7 +90,7 @@ type (
 	}
 )
 
-// demonstrate sends the sample order and shows its way. It fails where the order does not end as it must.
+// demonstrate sends the sample order and shows its way. It fails if the order does not end as it must.
 func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 	c := client{base: s.url, http: &http.Client{Timeout: demoPatience}}
 	before, err := c.stock(ctx)

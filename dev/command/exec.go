@@ -113,7 +113,7 @@ func run(program string, args, env []string) error {
 			if s != syscall.SIGTERM && inForeground() { // the terminal sends these to the command too
 				continue
 			}
-			_ = cmd.Process.Signal(s) // it has ended already where this fails
+			_ = cmd.Process.Signal(s) // if this fails it has ended already
 		case err := <-ended:
 			return exitCode(err)
 		}

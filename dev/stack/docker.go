@@ -48,7 +48,7 @@ func (d *docker) run(ctx context.Context, args ...string) (string, error) {
 	return text, nil
 }
 
-// fromDocker makes the servers use containers where Docker answers and has, or can get, the image. It returns those
+// fromDocker makes the servers use containers if Docker answers and has, or can get, the image. It returns those
 // for which it cannot, and why.
 func fromDocker(ctx context.Context, h host, stack string, servers []server) (missing []server, reason string) {
 	asking, cancel := context.WithTimeout(ctx, 10*time.Second)

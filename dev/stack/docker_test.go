@@ -31,7 +31,7 @@ func TestStart_ContainersKeepTheirDataUntilDown(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	// The data decides, even where servers have been installed since.
+	// The data decides, even if servers have been installed since.
 	again, _ := startHere(t, dir, ours())
 	if got := query(t, again, "SELECT v FROM kept"); got != "row" {
 		t.Errorf("the row after a stop: got %q, want row", got)

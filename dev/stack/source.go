@@ -143,7 +143,7 @@ func checkSpace(dir string, need uint64) error {
 	return nil
 }
 
-// explain names the cause that matters more than where it was met.
+// explain names the cause, which matters more than the step that failed.
 func explain(err error, dir string) error {
 	if errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left on device") {
 		return fmt.Errorf("the disk that holds %s is full: free some space: %w", dir, err)

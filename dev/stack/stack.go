@@ -1,4 +1,4 @@
-// Package stack gives the shop its two servers on a machine that has none running for it.
+// Package stack starts the two servers of the shop, PostgreSQL and RabbitMQ, on a developer's machine.
 //
 // Each server comes from the first of these that there is: the URL that the environment names (such a server is never
 // touched), a private instance of the installed server on ports of its own with its data under the stack's folder,
@@ -37,7 +37,7 @@ type Stack struct {
 	// DatabaseURL belongs to a role that may create databases and roles, unless the environment named another.
 	DatabaseURL string
 	AMQPURL     string
-	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty where AMQP_URL was given without
+	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty if AMQP_URL was given without
 	// AMQP_MANAGEMENT_URL.
 	ManagementURL string
 	// PostgresPID (the postmaster) and RabbitMQPID (the Erlang machine) are 0 for servers that the environment named.
@@ -61,7 +61,7 @@ func (s *Stack) Environment() []string {
 
 // Start brings both servers up and returns when they answer. If one fails, or ctx ends, what was started is stopped
 // again and its data is kept. Errors are one sentence on what is wrong and what to do, with the end of the server's
-// log where that helps.
+// log if that helps.
 func Start(ctx context.Context, o Options) (*Stack, error) {
 	return start(ctx, o, thisHost())
 }
@@ -187,7 +187,7 @@ func checkStack(dir string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := strconv.Atoi(strings.TrimSpace(string(lock))); err != nil && len(lock) > 0 { // empty where the disk was full
+	if _, err := strconv.Atoi(strings.TrimSpace(string(lock))); err != nil && len(lock) > 0 { // empty if the disk was full
 		return fmt.Errorf("its file %s is somebody else's", lockFile)
 	}
 	entries, err := os.ReadDir(dir)
@@ -254,7 +254,7 @@ func acquire(dir string) (*os.File, error) {
 		}
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			var pid int
-			_, _ = fmt.Fscan(f, &pid) // 0 where it does not say
+			_, _ = fmt.Fscan(f, &pid) // 0 if it does not say
 			_ = f.Close()
 			if errors.Is(err, syscall.EWOULDBLOCK) {
 				return nil, InUseError{dir, pid}

@@ -1,4 +1,5 @@
-// Package customer knows which of what the shop has kept names a person, and what may be left of it.
+// Package customer finds what the shop has stored about a person, by e-mail address or subject, and says what is left of it
+// when personal data are erased.
 package customer
 
 import (
@@ -20,7 +21,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 )
 
-// Erased stands where a name or an address was, once it has been erased.
+// Erased replaces a name or an address that has been erased.
 const Erased = "(erased)"
 
 // Erase takes out of an event who has placed the order, and what was derived from that. What is left breaks the event's

@@ -1,4 +1,4 @@
-// Package email knows which e-mail addresses there can be, in any script, and which of them are the same.
+// Package email validates e-mail addresses, in any script, and compares them: two spellings of one address are equal.
 package email
 
 import (

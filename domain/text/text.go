@@ -1,4 +1,4 @@
-// Package text says what the names of people and products may be made of, and brings them into one form.
+// Package text validates the names of people and products, and normalizes them.
 package text
 
 import (

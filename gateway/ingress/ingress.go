@@ -1,4 +1,4 @@
-// Package ingress is what every call to the gateway meets first, REST or gRPC. It knows the client (client.go), limits how
+// Package ingress is the middleware that every call to the gateway passes first, REST or gRPC. It knows the client (client.go), limits how
 // often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
 // (memory.go) and how many connections it has (listener.go), says which sites' pages may call (cors.go), and terminates TLS
 // (tls.go). What it lets through goes to the gRPC server or to REST (ingress.go).

@@ -19,7 +19,7 @@ const (
 	streamRetry = 10 * time.Second
 	// callRetry is the same for calls, which do not.
 	callRetry = time.Second
-	// What may be open where nothing else is configured. A call costs up to 30 KB while it waits, a connection about as much:
+	// What may be open unless something else is configured. A call costs up to 30 KB while it waits, a connection about as much:
 	// all of them together stay below 200 MB.
 	defaultStreams     = 1000
 	defaultCalls       = 3000
@@ -37,7 +37,7 @@ type Limiter struct {
 	by   map[Client]int // only clients that use something
 }
 
-// NewLimiter returns a limiter of max in all and maxPerClient, 1 at least, by one client.
+// NewLimiter returns a limiter of limit in all and maxPerClient, 1 at least, by one client.
 func NewLimiter(limit, maxPerClient int) *Limiter {
 	return &Limiter{max: limit, maxPerClient: max(1, maxPerClient), by: map[Client]int{}}
 }

@@ -1,4 +1,4 @@
-// Package inprocess calls gRPC handlers of the same process as over the network, without one.
+// Package inprocess calls gRPC handlers of the same process as if over the network.
 package inprocess
 
 import (

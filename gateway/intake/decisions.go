@@ -46,8 +46,8 @@ type awaited struct {
 
 // NewDecisions returns Decisions that do nothing until Run. lookup reads an order; nobody waits any more when stopping is
 // closed.
-func NewDecisions(conn *messaging.Connection, look func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
-	d := &Decisions{lookup: look, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
+func NewDecisions(conn *messaging.Connection, lookup func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
+	d := &Decisions{lookup: lookup, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
 	d.events = messaging.NewSubscription(conn, d.isAwaited, onDecision[*eventsv1.OrderConfirmed](d), onDecision[*eventsv1.OrderRejected](d))
 	return d
 }

@@ -79,7 +79,7 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	return int64(1 + size/usual)
 }
 
-// MaxWeight is what the largest order counts as.
+// MaxWeight is the weight of the largest order: it counts as that many usual ones.
 const MaxWeight = 11
 
 // Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called

@@ -14,7 +14,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 )
 
-// Whatever protojson refuses, the answer says what is wrong where; it never comes down to "cannot be read".
+// Whatever protojson refuses, the answer says what is wrong in which field, never just "cannot be read".
 func FuzzUnreadableBody_EveryRefusalIsExplained(f *testing.F) {
 	for _, seed := range []string{
 		fuzzSample, fuzzOrder, `{"garbage":true}`, ` {"customer_name": null, "order_items": [null]} `, `{"items":[{"price":{"units":1e3,"nanos":1.5}}]}`,

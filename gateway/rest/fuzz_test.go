@@ -23,7 +23,7 @@ const (
 		`{"id": 1, "product_name": "Laptop Stand", "quantity": 3, "price": 35}, {"id": 2, "product_name": "Mouse Pad", "quantity": 4, "price": 25}]}`
 )
 
-// refusedWell fails where a refusal lacks what clients rely on: text that is not UTF-8 in a detail would cost them all.
+// refusedWell fails if a refusal lacks what clients rely on: text that is not UTF-8 in a detail would cost them all.
 func refusedWell(t *testing.T, err error) {
 	t.Helper()
 	if apierror.ReasonOf(apierror.Status(err).Err()) == "" {

@@ -54,10 +54,10 @@ func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
 	}
 	tests := []struct {
 		name  string
-		path  string // "" where there is no REST call
+		path  string // "" if there is no REST call
 		call  func(context.Context) error
 		token []string
-		want  string // the reason; "" where the call is allowed
+		want  string // the reason; "" if the call is allowed
 	}{
 		{"operators only, no token", "/v1/orders", listOrders, nil, "OPERATOR_TOKEN_REQUIRED"},
 		{"operators only, wrong token", "/v1/orders", listOrders, []string{"Bearer guess"}, "OPERATOR_TOKEN_INVALID"},

@@ -584,7 +584,7 @@ func TestRun_StopsInTimeWithAStreamOpen(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("ended with: %v", err)
 	}
-	if took := time.Since(begin); took > 3*time.Second {
+	if took := time.Since(begin); took > 4*time.Second { // what calls in flight may take
 		t.Errorf("the stop took %v", took)
 	}
 }

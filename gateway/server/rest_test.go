@@ -35,7 +35,7 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 	}
 	tests := []struct {
 		name string
-		path string // POST /v1/orders where it is empty
+		path string // POST /v1/orders if it is empty
 		body string
 		want []violation
 	}{

@@ -63,7 +63,7 @@ type Config struct {
 	PreviousIDSecret string `env:"SHOP_ID_SECRET_PREVIOUS"`
 	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
-	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 where it is 0. One client
+	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 if it is 0. One client
 	// may have a quarter of them.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
 	// HTTPTLS is what REST and gRPC are served with.

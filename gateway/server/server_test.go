@@ -53,7 +53,7 @@ type gateway struct {
 	log *logBuffer
 }
 
-// startGateway starts a gateway on free ports. Where cfg names no broker and no services, there are none.
+// startGateway starts a gateway on free ports. If cfg names no broker and no services, there are none.
 func startGateway(t *testing.T, cfg Config) *gateway {
 	t.Helper()
 	g := &gateway{log: &logBuffer{}}
@@ -236,7 +236,7 @@ func (orderServer) ListOrders(context.Context, *orderv1.ListOrdersRequest) (*ord
 	return &orderv1.ListOrdersResponse{}, nil
 }
 
-// eventServer streams events until the client leaves, or three where after_id is set.
+// eventServer streams events until the client leaves, or three if after_id is set.
 type eventServer struct {
 	loggingv1.UnimplementedEventLogServiceServer
 }

@@ -151,7 +151,7 @@ func follow(t *testing.T, protocols *http.Protocols, url string, headers ...stri
 	return &sseReader{res: res, lines: bufio.NewScanner(res.Body)}
 }
 
-// next is the data of the next event; io.EOF where the stream has ended in order.
+// next is the data of the next event; io.EOF if the stream has ended properly.
 func (r *sseReader) next() (data string, err error) {
 	for r.lines.Scan() {
 		line := r.lines.Text()
@@ -503,7 +503,7 @@ func TestSSE_EndsInOrderWhenTheGatewayStops(t *testing.T) {
 		}
 	}
 	err := <-s.done
-	if took := time.Since(begin); took > 3*time.Second {
+	if took := time.Since(begin); took > 4*time.Second { // what calls in flight may take
 		t.Errorf("the stop took %s", took)
 	}
 	s.done <- err

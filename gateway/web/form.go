@@ -74,7 +74,7 @@ type line struct {
 	id       int32
 	entered  string
 	quantity int32
-	price    *moneyv1.Money // nil where the form does not say what the customer saw
+	price    *moneyv1.Money // nil if the form does not say what the customer saw
 	problem  string
 }
 
@@ -330,7 +330,7 @@ func (v *orderView) show(o *orderv1.Order) {
 	}
 }
 
-// price is an amount for people; nothing where there is none.
+// price is an amount for people; empty if there is none.
 func price(m *moneyv1.Money) string {
 	if m == nil {
 		return ""
@@ -343,7 +343,7 @@ func writePrice(m *moneyv1.Money) string {
 	return fmt.Sprintf("%d %s", money.Minor(m), m.GetCurrencyCode())
 }
 
-// readPrice reads what writePrice wrote; nil where it is anything else.
+// readPrice reads what writePrice wrote; nil if it is anything else.
 func readPrice(text string) *moneyv1.Money {
 	minor, currency, _ := strings.Cut(text, " ")
 	n, err := strconv.ParseInt(minor, 10, 64)

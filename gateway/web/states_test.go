@@ -14,17 +14,17 @@ import (
 // A new state or reason of the contract has to be one that the pages show in words, and a state has its stamp.
 func TestStates_ThePagesKnowEveryStateAndReasonOfTheContract(t *testing.T) {
 	t.Parallel()
-	script, style := asset(t, "way.js"), asset(t, "style.css")
+	script, style := asset(t, "flow.js"), asset(t, "style.css")
 	words, _, found := strings.Cut(script[strings.Index(script, "const messages = {"):], "};")
 	if !found {
-		t.Fatal("way.js has no messages")
+		t.Fatal("flow.js has no messages")
 	}
 	inWords := func(kind string, value protoreflect.Name) {
 		if messages[string(value)] == "" {
 			t.Errorf("%s %s: say in messages in form.go what it means to a customer", kind, value)
 		}
 		if !regexp.MustCompile(`\b` + string(value) + `: '`).MatchString(words) {
-			t.Errorf("%s %s: say in messages in assets/way.js what it means to a customer", kind, value)
+			t.Errorf("%s %s: say in messages in assets/flow.js what it means to a customer", kind, value)
 		}
 	}
 	states := orderv1.Order_STATE_UNSPECIFIED.Descriptor().Values()

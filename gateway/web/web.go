@@ -133,7 +133,7 @@ func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 	f.Serve(w, r)
 }
 
-// showFront writes the front page with the form as it stands, and with the catalogue where inventory answers.
+// showFront writes the front page with the form as it stands, and with the catalogue if inventory answers.
 func (p *page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
 	items, _, err := p.catalogue.read(ctx)
 	f.Demo = p.demo

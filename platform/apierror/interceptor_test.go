@@ -115,8 +115,8 @@ func TestInterceptor_TurnsWhatHandlersReturnIntoStatuses(t *testing.T) {
 				if got.Code() != test.code {
 					t.Errorf("got %s", got)
 				}
-				if test.reason != "" && reasonOf(got) != test.reason {
-					t.Errorf("got reason %q, want %q", reasonOf(got), test.reason)
+				if test.reason != "" && apierror.ReasonOf(got.Err()) != test.reason {
+					t.Errorf("got reason %q, want %q", apierror.ReasonOf(got.Err()), test.reason)
 				}
 				if strings.Contains(got.String(), "secret") || strings.Contains(got.String(), "10.0.0.7") {
 					t.Errorf("the client is told of our inside: %s", got)
@@ -146,15 +146,6 @@ func panics(context.Context) error {
 	panic("pq: secret")
 }
 
-func reasonOf(s *status.Status) string {
-	for _, detail := range s.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
-
 func TestInterceptor_AnInvalidRequestDoesNotReachTheHandler(t *testing.T) {
 	t.Parallel()
 	conn, _ := dial(t, func(context.Context) error {
@@ -163,7 +154,7 @@ func TestInterceptor_AnInvalidRequestDoesNotReachTheHandler(t *testing.T) {
 	})
 	_, err := checkoutv1.NewCheckoutServiceClient(conn).PlaceOrder(t.Context(), &checkoutv1.PlaceOrderRequest{})
 	got := status.Convert(err)
-	if got.Code() != codes.InvalidArgument || reasonOf(got) != "INVALID_ARGUMENT" {
+	if got.Code() != codes.InvalidArgument || apierror.ReasonOf(got.Err()) != "INVALID_ARGUMENT" {
 		t.Errorf("got %s", got)
 	}
 	var fields []string

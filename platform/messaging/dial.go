@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// mostPending is how many bytes wait to be written before writers wait too: enough for a window of messages of the
+	// maxPending is how many bytes wait to be written before writers wait too: enough for a window of messages of the
 	// usual size.
 	maxPending = 256 << 10
 	// closeTimeout bounds writing what is left when the connection is closed.

@@ -110,7 +110,7 @@ func watch(t *testing.T, url, service string) *watched {
 	return w
 }
 
-// counted returns the counter's values by the user they name; "" where they name none.
+// counted returns the counter's values by the user they name; "" if they name none.
 func (w *watched) counted(t *testing.T, name string) map[string]int64 {
 	t.Helper()
 	var all metricdata.ResourceMetrics

@@ -27,7 +27,7 @@ func (s stockServer) CheckStock(ctx context.Context, r *inventoryv1.CheckStockRe
 	return s.check(ctx, r)
 }
 
-// call returns a client and, where check is given, runs a server for it.
+// call returns a client and, if check is given, runs a server for it.
 func call(t testing.TB, url string, check stockFunc) inventoryv1.StockServiceClient {
 	t.Helper()
 	if check != nil {

@@ -1,7 +1,7 @@
 // Package outbox ties messages to transactions, so that a message handled twice has one effect and what a transaction
 // made true is published.
 //
-// A handler claims the ids of its messages in the inbox and adds what it has to say to the outbox, both in the
+// A handler claims the ids of its messages in the inbox and adds the messages that follow to the outbox, both in the
 // transaction of its effect. After the commit a Relay publishes the outbox in its order and deletes what the broker has
 // confirmed. A message can be published twice, if the confirm or the delete is lost: the inbox of whoever takes it
 // tells that it has come before.

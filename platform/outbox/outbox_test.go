@@ -458,7 +458,7 @@ type recorder struct {
 	fail    func(call int) error      // before publishing
 	after   func(call int)            // after publishing
 	during  func(ctx context.Context) // while publishing
-	arrived chan int                  // how many each call published, where it is not nil
+	arrived chan int                  // how many each call published, if it is not nil
 
 	mu    sync.Mutex
 	calls int

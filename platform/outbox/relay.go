@@ -148,7 +148,7 @@ func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 	return time.Duration(max(seconds, 0) * float64(time.Second)), nil
 }
 
-// mostCounted bounds the count of messages that wait. After a long outage counting all of them would take seconds.
+// maxCounted bounds the count of messages that wait. After a long outage counting all of them would take seconds.
 const maxCounted = 100_000
 
 // ORDER BY: along the index, whose dead entries the relay has cleared away, the count reads what waits and no more. The

@@ -20,7 +20,7 @@ func TestRetention_TheInboxRemembersLongerThanAMessageCanComeBack(t *testing.T) 
 	const day = 24 * time.Hour
 	for what, c := range map[string]struct {
 		set   Retention
-		wrong string // what the error names, "" where there is none
+		wrong string // what the error names, "" if there is none
 	}{
 		"a horizon that the default inbox covers":  {Retention{RedriveHorizon: 2 * day}, ""},
 		"a horizon set alone, too long":            {Retention{RedriveHorizon: 30 * day}, "INBOX_RETENTION to 744h1m11s or more"},

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -15,6 +14,7 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/mtls"
 	"shop.example/platform/service"
 )
@@ -87,12 +87,7 @@ func TestCallers_InventoryMayNotDiscardDeadLetters(t *testing.T) {
 				}
 				continue
 			}
-			var reason string
-			for _, detail := range status.Convert(err).Details() {
-				if info, ok := detail.(*errdetails.ErrorInfo); ok {
-					reason = info.GetReason()
-				}
-			}
+			reason := apierror.ReasonOf(err)
 			if status.Code(err) != codes.PermissionDenied || reason != "CALLER_NOT_ALLOWED" {
 				t.Errorf("%s by %s: %v %s", name, caller, err, reason)
 			}

@@ -9,7 +9,7 @@
 //	s.Go("consumer", consumer.Run)   // finishes what it has in hand
 //	                                 // first of all: gRPC, where calls in flight may end
 //
-// The admin listener is there before and after all of them.
+// The admin listener starts before all of them and stops after them.
 package service
 
 import (

@@ -24,8 +24,8 @@ func actionsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "actions",
 		Short: "List what operators have done",
-		Long: `Lists who of the operators has done what, the newest first: changed the catalogue, cancelled an order,
-redriven or discarded a dead letter, exported or erased a person's data. Nobody can change this record.`,
+		Long: `Lists actions of operators, the newest first: changes of the catalogue, cancelled orders, redriven and
+discarded dead letters, exports and erasures of personal data. Nobody can change this record.`,
 		Example: "  shop actions --since 24h\n  shop actions --operator ada --json | jq -r '.operator_actions[].target'\n  shop actions --target 'item 5'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,7 +76,7 @@ redriven or discarded a dead letter, exported or erased a person's data. Nobody 
 
 // actionsTable is the list for people. On a narrow terminal it is what has changed that is cut.
 func actionsTable(list []*loggingv1.OperatorAction) *table {
-	t := &table{header: []string{"WHEN", "OPERATOR", "CALL", "TO", "WHAT"}, flexible: 4, least: leastReason, wraps: true}
+	t := &table{header: []string{"WHEN", "OPERATOR", "CALL", "TO", "WHAT"}, flexible: 4, minWidth: minReason, wraps: true}
 	for _, a := range list {
 		call := a.GetMethod()[strings.LastIndexAny(a.GetMethod(), "/.")+1:]
 		t.add(text(localTime(a.GetActedAt().AsTime())), text(or(a.GetOperator(), "?")), text(or(call, "?")), text(or(a.GetTarget(), "-")), text(or(a.GetDetail(), "-")))

@@ -19,15 +19,15 @@ func certsCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "certs [NAME...]",
-		Short: "Make the certificates by which the services know each other",
+		Short: "Create certificates for mutual TLS between the services",
 		Long: `Makes a CA and certificates of it, by default one for each service, for mutual TLS between them. Each NAME has a folder, which is all that the service of that name has to be given:
 GRPC_TLS_CERT_FILE is NAME/cert.pem, GRPC_TLS_KEY_FILE is NAME/key.pem, GRPC_TLS_CA_FILE is
 NAME/ca.pem. A certificate is for its name as a host, and for localhost; broker and database can
-have one too.
+have one, too.
 
-The CA's key is not kept. Certificates that are good for another third of their time are left as they
-are; else all are made anew, and services that run take them up by themselves. The CA before stays
-accepted until the next time: on several machines replace each ca.pem first, then the rest.`,
+The CA's key is not kept. If a third of the validity or more is left, nothing is changed; otherwise all
+certificates are replaced, and running services reload them. The previous CA stays accepted until the next
+replacement: on several machines replace each ca.pem first, then the rest.`,
 		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging db rabbitmq",
 		Args:    func(_ *cobra.Command, names []string) error { return mtls.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {

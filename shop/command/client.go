@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/platform/apierror"
 	"shop.example/shop/cli"
 	"shop.example/shop/workspace"
 )
@@ -33,11 +34,11 @@ import (
 const (
 	// callTimeout bounds one call to the gateway.
 	callTimeout = 15 * time.Second
-	// longestPause is between two attempts to find a shop that was there.
-	longestPause = 2 * time.Second
-	// mostReply is how large an answer may be: a dead letter comes with its body, which RabbitMQ lets be 16 MiB large.
-	mostReply = 17 << 20
-	bearer    = "Bearer "
+	// maxPause is between two attempts to find a shop that was there.
+	maxPause = 2 * time.Second
+	// maxReply is how large an answer may be: a dead letter comes with its body, which RabbitMQ lets be 16 MiB large.
+	maxReply = 17 << 20
+	bearer   = "Bearer "
 )
 
 // gateway is where a command finds a running shop, and the token that it shows there.
@@ -87,11 +88,11 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(target,
 		grpc.WithTransportCredentials(transport),
 		grpc.WithPerRPCCredentials(operator(g.token)),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(mostReply)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		// A line that has gone dead is noticed, and a shop that is back is soon found.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause},
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxPause},
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
@@ -100,12 +101,12 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 				ctx, cancel = context.WithTimeout(ctx, callTimeout)
 				defer cancel()
 			}
-			return g.explain(invoke(ctx, method, req, reply, conn, o...))
+			return g.describeError(invoke(ctx, method, req, reply, conn, o...))
 		}))
 }
 
 // operatorToken finds the token: the one that was given, else that of the environment, else the one that make up keeps,
-// which is shown to nobody but a shop on this machine. "" where there is none.
+// which is shown to nobody but a shop on this machine. "" if there is none.
 func operatorToken(given, host string) (string, error) {
 	if token := cmp.Or(given, os.Getenv("SHOP_OPERATOR_TOKEN")); token != "" {
 		return token, nil
@@ -142,14 +143,14 @@ type callError struct {
 func (e *callError) Error() string { return e.message }
 func (e *callError) Unwrap() error { return e.cause }
 
-// explain puts the error of a call into one line that says what is wrong and what to do. nil stays nil.
-func (g *gateway) explain(err error) error {
+// describeError puts the error of a call into one line that says what is wrong and what to do. nil stays nil.
+func (g *gateway) describeError(err error) error {
 	if err == nil {
 		return nil
 	}
 	s := status.Convert(err)
 	message := cli.Printable(s.Message())
-	switch reason := reasonOf(s); {
+	switch reason := apierror.ReasonOf(s.Err()); {
 	case s.Code() == codes.InvalidArgument:
 		message = g.violations(s, message)
 	case reason == "OPERATOR_TOKEN_REQUIRED":
@@ -170,7 +171,7 @@ func (g *gateway) explain(err error) error {
 	return &callError{message, err}
 }
 
-// violations names what is wrong by what it is called on the command line; otherwise where the shop names no field.
+// violations names what is wrong by what it is called on the command line; otherwise, if the shop names no field.
 func (g *gateway) violations(s *status.Status, otherwise string) string {
 	var all []string
 	for _, detail := range s.Details() {
@@ -197,16 +198,6 @@ func (g *gateway) called(field string) string {
 }
 
 var indexes = regexp.MustCompile(`\[[^]]*\]`)
-
-// reasonOf is what the shop gives programs to branch on; "" where the shop did not speak.
-func reasonOf(s *status.Status) string {
-	for _, detail := range s.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
 
 // messageJSON is m as REST answers it, on one line.
 func messageJSON(m proto.Message) ([]byte, error) {
@@ -248,7 +239,7 @@ func printLine(out io.Writer, m proto.Message) error {
 // pageSize is how much of a list is read at once.
 const pageSize = 200
 
-// pages reads a list page by page: limit entries of it, or all where that is 0. more says whether there are others.
+// pages reads a list page by page: limit entries of it, or all if that is 0. more says whether there are others.
 func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
 	for token := ""; ; {
 		size := pageSize

@@ -27,7 +27,7 @@ func customerCommand() *cobra.Command {
 		Short: "Export or erase what the shop knows about a person",
 		Long: `What the shop knows about a person: orders, events of the log and dead letters that name them, by their
 e-mail address in capital or small letters, or by the subject of their token. It is for operators, and
-both are recorded (shop actions). What waits in a queue of the broker is found once it has been handled.`,
+both are recorded (shop actions). A message that is still in a queue is found once it has been handled.`,
 		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer erase --email ada@example.org",
 	}
 	c.gateway.flags(cmd)
@@ -81,16 +81,16 @@ func (c *customers) eraseCommand() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "erase",
-		Short: "Erase who a person is, for good",
-		Long: `Takes name, e-mail address and subject out of everything that names a person. What was ordered and what
-became of it stays. Dead letters that name the person are discarded: an order that nobody could handle
-is not decided any more. To erase what is erased already is no error.`,
+		Short: "Erase the personal data of a person, for good",
+		Long: `Erases name, e-mail address and subject in everything that names a person. Orders, their lines and states
+stay. Dead letters that name the person are discarded: an order in one of them is not decided any more. It is
+no error if everything is erased already.`,
 		Example: "  shop customer erase --email ada@example.org\n  shop customer erase --email ada@example.org --subject 4711 --yes",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(func(client customerv1.CustomerServiceClient) error {
 				if !yes {
-					if err := cli.Confirm(cmd, fmt.Sprintf("Erase for good who %s is?", c.person())); err != nil {
+					if err := cli.Confirm(cmd, fmt.Sprintf("Erase the personal data of %s, for good?", c.person())); err != nil {
 						return err
 					}
 				}

@@ -23,10 +23,10 @@ import (
 )
 
 const (
-	// leastReason is how much of a reason is shown on a terminal that is too narrow for it, in characters.
-	leastReason = 30
-	// mostDump is how much of a body that cannot be read is shown, in bytes.
-	mostDump = 4 << 10
+	// minReason is how much of a reason is shown on a terminal that is too narrow for it, in characters.
+	minReason = 30
+	// maxDump is how much of a body that cannot be read is shown, in bytes.
+	maxDump = 4 << 10
 )
 
 func dlqCommand() *cobra.Command {
@@ -34,11 +34,11 @@ func dlqCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dlq",
 		Short: "List, show, redrive and discard messages that could not be handled",
-		Long: `Dead letters are messages that no service could handle. They are kept with the reason until a person
+		Long: `Dead letters are messages that a service could not handle. They are kept with the reason until an operator
 decides: redrive sends a message to the queue it came from once more, as a first attempt under the
-same id; discard gives it up. Both stay in the list. docs/dead-letters.md says what to do when.
+same id; discard closes it. Both stay in the list. docs/dead-letters.md says what to do when.
 
-Exit code 0 means that all was done, 1 that something was not.`,
+Exit code 0 means that everything was done, 1 that something was not.`,
 		Example: "  shop dlq list\n  shop dlq show 12\n  shop dlq redrive --all",
 	}
 	d.gateway.flags(cmd)
@@ -134,7 +134,7 @@ func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filte
 
 // lettersTable is the list for people. On a narrow terminal it is the reasons that are cut.
 func lettersTable(letters []*loggingv1.DeadLetter) *table {
-	t := &table{header: []string{"ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS", "REASON"}, flexible: 7, least: leastReason, wraps: true}
+	t := &table{header: []string{"ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS", "REASON"}, flexible: 7, minWidth: minReason, wraps: true}
 	for _, l := range letters {
 		t.add(number(strconv.FormatInt(l.GetId(), 10)), text(l.GetState().String()), text(localTime(l.GetCreatedAt().AsTime())), text(or(l.GetSourceQueue(), "?")),
 			text(or(l.GetRoutingKey(), "?")), text(or(l.GetOrderId(), "-")), number(strconv.Itoa(int(l.GetAttempts()))), text(l.GetReason()))
@@ -156,8 +156,8 @@ func (d *dlq) showCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show a dead letter with its message",
-		Long: "Shows everything that is known of a dead letter: where it came from, why it could not be handled, and the\n" +
-			"message itself, as JSON where it can be read and as bytes where it cannot.",
+		Long: "Shows a dead letter: its queue, why it could not be handled, and the message itself, as JSON if it can be\n" +
+			"decoded and otherwise as bytes.",
 		Example:           "  shop dlq show 12\n  shop dlq show 12 --json | jq -r .body | base64 -d",
 		Args:              cli.Args("ID"),
 		ValidArgsFunction: d.gateway.complete(letterIDs),
@@ -230,9 +230,9 @@ func describe(out io.Writer, l *loggingv1.DeadLetter) error {
 		fmt.Fprintf(out, "\nmessage, %d bytes:\n%s\n", len(body), pretty.String())
 		return nil
 	}
-	fmt.Fprintf(out, "\nbody, %d bytes, shown as they are:\n%s", len(body), hex.Dump(body[:min(len(body), mostDump)]))
-	if len(body) > mostDump {
-		fmt.Fprintf(out, "… and %d more: --json has all of them, in base64\n", len(body)-mostDump)
+	fmt.Fprintf(out, "\nbody, %d bytes, shown as they are:\n%s", len(body), hex.Dump(body[:min(len(body), maxDump)]))
+	if len(body) > maxDump {
+		fmt.Fprintf(out, "… and %d more: --json has all of them, in base64\n", len(body)-maxDump)
 	}
 	return nil
 }

@@ -89,15 +89,15 @@ func TestExplain_IsOneLineThatSaysWhatToDo(t *testing.T) {
 		"logging service is not there":   apierror.Unavailable("SERVICE_UNAVAILABLE", 1, "logging service is not there").GRPCStatus().Err(),
 		"two lines":                      status.Error(codes.Internal, "two\nlines"),
 	} {
-		got := g.explain(err)
+		got := g.describeError(err)
 		if got == nil || !strings.Contains(got.Error(), want) || strings.Contains(got.Error(), "\n") || status.Code(got) != status.Code(err) {
 			t.Errorf("%v becomes %v", err, got)
 		}
 	}
-	if err := g.explain(status.FromContextError(context.Canceled).Err()); !errors.Is(err, context.Canceled) {
+	if err := g.describeError(status.FromContextError(context.Canceled).Err()); !errors.Is(err, context.Canceled) {
 		t.Errorf("an interrupt becomes %v", err)
 	}
-	if err := g.explain(nil); err != nil {
+	if err := g.describeError(nil); err != nil {
 		t.Errorf("nil becomes %v", err)
 	}
 }

@@ -31,8 +31,8 @@ func eventsCommand() *cobra.Command {
 	}}}
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Show what happened, and what happens",
-		Long: `The log of all events. It is for operators; the events of one order are for anybody who has its id.
+		Short: "List or follow events",
+		Long: `The log of all events. It is for operators; everybody who has the id of an order can see its events.
 
 A routing key is matched as in a binding of the broker: * stands for one word, # for any number.`,
 		Example: "  shop events list --since 10m --status error\n  shop events tail --routing-key 'shop.order.*'",
@@ -142,7 +142,7 @@ func listEvents(ctx context.Context, c loggingv1.EventLogServiceClient, req *log
 }
 
 func eventsTable(list []*loggingv1.Event) *table {
-	t := &table{header: []string{"ID", "PUBLISHED", "ROUTING KEY", "ORDER", "BY", "PAYLOAD"}, flexible: 5, least: 12}
+	t := &table{header: []string{"ID", "PUBLISHED", "ROUTING KEY", "ORDER", "BY", "PAYLOAD"}, flexible: 5, minWidth: 12}
 	for _, event := range list {
 		t.add(eventCells(event, time.DateTime)...)
 	}
@@ -202,18 +202,18 @@ func (e *events) tailCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Show events as they are logged, until Ctrl-C",
-		Long: `Shows events as they are logged, one on a line, until Ctrl-C. It begins with what is logged next; with
---after behind that event, or at the first of all with --after 0; with --order at the order's first one.
+		Long: `Shows events as they are logged, one on a line, until Ctrl-C. It begins with the next event; with
+--after ID after that event, with --after 0 at the first event of the log, with --order at the first event of
+the order.
 
-Where the connection is lost it is made again, and the events go on where they were: none is left out,
-none is shown twice.`,
+If the connection is lost the command connects again and resumes: no event is missing, none is shown twice.`,
 		Example: `  shop events tail
   shop events tail --routing-key 'shop.stock.#' --json | jq -c .payload
   shop events tail --after 4711`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := knownKey(req.GetRoutingKey()); err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v; showing what comes all the same, until Ctrl-C\n", err)
+				fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v; still following, until Ctrl-C\n", err)
 			}
 			req.FromBeginning = cmd.Flags().Changed("after")
 			s := screenOf(cmd.OutOrStdout())

@@ -17,7 +17,7 @@ import (
 // errStop ends a follower without an error.
 var errStop = errors.New("stop")
 
-// follower reads events as they are logged, each once, in the order of their ids, and does not lose its place where the
+// follower reads events as they are logged, each once, in the order of their ids, and does not lose its place if the
 // connection or the shop goes.
 type follower struct {
 	client  loggingv1.EventLogServiceClient
@@ -32,10 +32,10 @@ type follower struct {
 // firstPause is before the first attempt to find the place in the log again; each next one is twice as long.
 const firstPause = 100 * time.Millisecond
 
-// run calls handle with each event until it returns an error, which run returns, but for errStop. It fails where there
-// is no shop to begin with, and where the shop refuses.
+// run calls handle with each event until it returns an error, which run returns, but for errStop. It fails if there
+// is no shop to begin with, and if the shop refuses.
 func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error) error {
-	for wait := backoff.New(firstPause, longestPause); ; {
+	for wait := backoff.New(firstPause, maxPause); ; {
 		before := f.request.GetAfterId()
 		var ended handlerError
 		err := f.read(ctx, handle)
@@ -47,7 +47,7 @@ func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error)
 		case ctx.Err() != nil:
 			return context.Canceled
 		case !f.connected || !retryable(err):
-			return f.gateway.explain(err)
+			return f.gateway.describeError(err)
 		}
 		if !f.lost {
 			f.lost = true

@@ -52,8 +52,8 @@ func (i *inventory) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the products in the order of their ids",
-		Long: `Lists all products. LEFT is what can still be sold, ON HAND what is in the warehouse, RESERVED what of it
-is held for orders.`,
+		Long: `Lists all products. ON HAND is the stock in the warehouse, RESERVED the part of it that is held for
+orders, AVAILABLE the rest, which can be ordered.`,
 		Example: "  shop inventory list\n  shop inventory list --json | jq '.items[] | select(.quantity < 5)'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -85,7 +85,7 @@ func allItems(ctx context.Context, c inventoryv1.InventoryServiceClient) ([]*inv
 }
 
 func itemsTable(items ...*inventoryv1.Item) *table {
-	t := &table{header: []string{"ID", "PRODUCT", "LEFT", "ON HAND", "RESERVED", "PRICE", "ETAG"}, flexible: 1, least: 10}
+	t := &table{header: []string{"ID", "PRODUCT", "AVAILABLE", "ON HAND", "RESERVED", "PRICE", "ETAG"}, flexible: 1, minWidth: 10}
 	for _, item := range items {
 		left := number(strconv.Itoa(int(item.GetQuantity())))
 		if item.GetQuantity() == 0 {
@@ -97,7 +97,7 @@ func itemsTable(items ...*inventoryv1.Item) *table {
 	return t
 }
 
-// amountOf is an amount for people: "205.00 USD", "-" where there is none.
+// amountOf is an amount for people: "205.00 USD", "-" if there is none.
 func amountOf(m *moneyv1.Money) string {
 	if m == nil {
 		return "-"
@@ -178,11 +178,11 @@ func (i *inventory) setCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set PRODUCT",
 		Short: "Change a product's name, stock or price",
-		Long: `Changes what is given and leaves the rest as it is. The stock that is set is what is in the warehouse,
-the pieces held for orders among it, and cannot be less than those.
+		Long: `Changes name, stock or price, whichever flags are given. --quantity is the stock in the warehouse, including
+the pieces that are held for orders, and cannot be less than those.
 
-A product changes with every order for it. With --etag the change is refused where the product has
-changed since that etag was read, so that nobody's change is lost.`,
+A product changes with every order for it. With --etag the change is refused if the product has changed since
+that etag was read, so that no other change is overwritten.`,
 		Example: `  shop inventory set Webcam --price 39.90
   shop inventory set 7 --name "Webcam HD" --quantity 25 --etag 3`,
 		Args:              cli.Args("PRODUCT"),
@@ -235,8 +235,8 @@ func (i *inventory) deleteCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:               "delete PRODUCT",
-		Short:             "Take a product out of the catalogue",
-		Long:              "Takes a product out of the catalogue for good. It is refused while pieces are held for orders, and with\n--etag if the product has changed since that etag was read. Orders keep its name.",
+		Short:             "Delete a product",
+		Long:              "Deletes a product from the catalogue, for good. It is refused while pieces are held for orders, and with\n--etag if the product has changed since that etag was read. Orders keep its name.",
 		Example:           "  shop inventory delete Webcam\n  shop inventory delete 7 --yes --etag 3",
 		Args:              cli.Args("PRODUCT"),
 		ValidArgsFunction: first(i.gateway.complete(productNames)),
@@ -280,8 +280,8 @@ func productID(ctx context.Context, c inventoryv1.InventoryServiceClient, produc
 	return byName(items, product)
 }
 
-// mostNames is how many products an error names.
-const mostNames = 12
+// maxNames is how many products an error names.
+const maxNames = 12
 
 // byName finds a product: the one that has this name, else the only one that has it in other letters, small or capital.
 func byName(items []*inventoryv1.Item, name string) (int32, error) {
@@ -301,7 +301,7 @@ func byName(items []*inventoryv1.Item, name string) (int32, error) {
 		return 0, fmt.Errorf("there is no product %q, and no other: shop inventory create adds one", cli.Printable(name))
 	}
 	var names []string
-	for _, item := range items[:min(len(items), mostNames)] {
+	for _, item := range items[:min(len(items), maxNames)] {
 		names = append(names, cli.Printable(item.GetProductName()))
 	}
 	list := strings.Join(names, ", ")

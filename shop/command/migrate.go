@@ -17,11 +17,11 @@ func migrateCommand() *cobra.Command {
 		Use:   "migrate",
 		Short: "Apply pending migrations to the database of DATABASE_URL",
 		Long: `Applies the migrations that the database at DATABASE_URL does not have yet. Every service does this for
-its own schema when it starts; this is for those who want it done before.
+its own schema when it starts; with this command it is done before.
 
 As an administrator it migrates all schemas. Roles and schemas that are missing are created before, as
 db/bootstrap.sql says, and everything belongs to the service's role. PGOPTIONS gives new roles their
-passwords. As the role of a service it migrates the schema of that service alone.`,
+passwords. As the role of a service it migrates only the schema of that service.`,
 		Example: "  DATABASE_URL=postgres://postgres@localhost/shopdb shop migrate",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

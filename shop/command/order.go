@@ -52,8 +52,8 @@ operators.`,
 	return cmd
 }
 
-// longestWait is what the shop lets a client wait for an outcome.
-const longestWait = 30 * time.Second
+// maxWait is the maximum that the shop lets a client wait for the decision.
+const maxWait = 30 * time.Second
 
 // placement is what shop order place was told.
 type placement struct {
@@ -67,22 +67,22 @@ func (o *orders) placeCommand() *cobra.Command {
 	p := placement{}
 	cmd := &cobra.Command{
 		Use:   "place",
-		Short: "Place an order and show what becomes of it",
-		Long: `Places an order of one product or several. A product is named by its id or its name, and how many of it
-after "=": 1 where nothing is said.
+		Short: "Place an order and show the decision",
+		Long: `Places an order of one product or several. A product is named by its id or its name, with the quantity
+after "=", by default 1.
 
-It waits some seconds for the outcome; --wait 0 does not, and --watch shows each event on the way. The
-order is taken once, however often it is sent with the same --idempotency-key.
+It waits some seconds for the decision; --wait 0 does not, and --watch shows each event. Orders with the
+same --idempotency-key are one order.
 
-Exit code 0 means that the order was taken and, as far as that is known, confirmed; 1 that it was
-rejected or could not be placed.`,
+Exit code 0 means that the order was accepted and not rejected so far, 1 that it was rejected or could not be
+placed.`,
 		Example: `  shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad=4"
   shop order place --name Ada --email ada@example.org --item 5=3 --watch
   shop order place --name Ada --email ada@example.org --item 5 --wait 0 --json | jq -r .id`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if p.wait < 0 || p.wait > longestWait {
-				return cli.WrongUsage("--wait %s: give 0 to %s", p.wait, longestWait)
+			if p.wait < 0 || p.wait > maxWait {
+				return cli.WrongUsage("--wait %s: give 0 to %s", p.wait, maxWait)
 			}
 			return o.gateway.with(func(conn *grpc.ClientConn) error { return o.place(cmd, conn, p) })
 		},
@@ -218,11 +218,11 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 		fmt.Fprintf(out, "%s %s\n", cli.Printable(order.GetId()), order.GetState())
 		return nil
 	}
-	about := &table{header: []string{"ORDER", "STATE", "PLACED", "CUSTOMER"}, flexible: 3, least: 12}
+	about := &table{header: []string{"ORDER", "STATE", "PLACED", "CUSTOMER"}, flexible: 3, minWidth: 12}
 	about.add(text(order.GetId()), stateCell(order), text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()+" <"+order.GetCustomerEmail()+">"))
 	s.print(about)
 	fmt.Fprintln(out)
-	lines := &table{header: []string{"LINE", "PRODUCT", "QUANTITY", "UNIT PRICE", "PRICE"}, flexible: 1, least: 12}
+	lines := &table{header: []string{"LINE", "PRODUCT", "QUANTITY", "UNIT PRICE", "PRICE"}, flexible: 1, minWidth: 12}
 	for _, item := range order.GetOrderItems() {
 		price := "-"
 		if p := item.GetUnitPrice(); p != nil {
@@ -266,9 +266,9 @@ func (o *orders) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get ORDER_ID",
 		Short: "Show an order",
-		Long: `Shows an order with its lines. Until it has been decided, usually within a second of being placed, it is
-PENDING, and nothing more is known of it. With --watch each event is shown until the order is
-settled, and then the order, as shop order watch does.`,
+		Long: `Shows an order with its lines. Until it has been decided, usually within a second, it is PENDING and has no
+lines. With --watch each event is shown until the order is settled, and then the order, as shop order watch
+does.`,
 		Example: `  shop order get 0192f6a0-0000-7000-8000-000000000001
   shop order get 0192f6a0-0000-7000-8000-000000000001 --watch
   shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state`,
@@ -364,7 +364,7 @@ func orderStateNames() (names []string) {
 }
 
 func ordersTable(list []*orderv1.Order) *table {
-	t := &table{header: []string{"ORDER", "STATE", "PIECES", "TOTAL", "PLACED", "CUSTOMER"}, flexible: 5, least: 8}
+	t := &table{header: []string{"ORDER", "STATE", "PIECES", "TOTAL", "PLACED", "CUSTOMER"}, flexible: 5, minWidth: 8}
 	for _, order := range list {
 		t.add(text(order.GetId()), stateCell(order), number(strconv.Itoa(int(order.GetTotalItems()))), number(amountOf(order.GetTotalValue())),
 			text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()))

@@ -43,7 +43,7 @@ func outboxListCommand() *cobra.Command {
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table{
-				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, least: leastReason, wraps: true,
+				header: []string{"MESSAGE", "SCHEMA", "ROUTING KEY", "SIZE", "PARKED", "REASON"}, flexible: 5, minWidth: minReason, wraps: true,
 			}
 			err := eachOutbox(cmd.Context(), func(schema string, pool *sqlx.DB) error {
 				parked, err := outbox.ListParked(cmd.Context(), pool)

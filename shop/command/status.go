@@ -63,7 +63,7 @@ func printStatus(out io.Writer, s *statusv1.GetStatusResponse) {
 	for _, o := range s.GetOutboxes() {
 		outboxes[o.GetService()] = o
 	}
-	services := &table{header: []string{"SERVICE", "READY", "OUTBOX", "DETAIL"}, flexible: 3, least: math.MaxInt, wraps: true} // why a service is not ready is not cut
+	services := &table{header: []string{"SERVICE", "READY", "OUTBOX", "DETAIL"}, flexible: 3, minWidth: math.MaxInt, wraps: true} // why a service is not ready is not cut
 	for _, service := range s.GetServices() {
 		ready := cell{text: "yes", colour: green}
 		if !service.GetReady() {

@@ -35,7 +35,7 @@ func number(s string) cell { return cell{text: s, right: true} }
 // screen is where a command writes for people.
 type screen struct {
 	out    io.Writer
-	width  int // in columns; 0 where it is no terminal: then nothing is cut
+	width  int // in columns; 0 if it is no terminal: then nothing is cut
 	colour bool
 }
 
@@ -47,15 +47,15 @@ func screenOf(out io.Writer) screen {
 // table is lines of cells under a header.
 type table struct {
 	header   []string
-	flexible int  // the column that is cut where the terminal is too narrow
-	least    int  // what of that column is shown in any case, in columns
+	flexible int  // the column that is cut if the terminal is too narrow
+	minWidth int  // what of that column is shown in any case, in columns
 	wraps    bool // on a narrow terminal lines go on in the next one; otherwise their end is cut off
 	rows     [][]cell
 }
 
 func (t *table) add(row ...cell) { t.rows = append(t.rows, row) }
 
-// print writes the table; nothing where it has no rows.
+// print writes the table; nothing if it has no rows.
 func (s screen) print(t *table) {
 	if len(t.rows) == 0 {
 		return
@@ -78,7 +78,7 @@ func (s screen) print(t *table) {
 			surplus += w + gap
 		}
 		if surplus > 0 {
-			widths[t.flexible] = max(widths[t.flexible]-surplus, min(t.least, widths[t.flexible]))
+			widths[t.flexible] = max(widths[t.flexible]-surplus, min(t.minWidth, widths[t.flexible]))
 		}
 	}
 	for _, line := range lines {
@@ -93,7 +93,7 @@ func (s screen) print(t *table) {
 // gap is how far the columns of a table are apart.
 const gap = 2
 
-// line writes cells of the given widths, and of the last one what there is; as far as there is room, where that is not 0.
+// line writes cells of the given widths, and of the last one what there is; as far as there is room, if that is not 0.
 func (s screen) line(cells []cell, widths []int, room int) {
 	var out strings.Builder
 	at := 0
@@ -102,15 +102,15 @@ func (s screen) line(cells []cell, widths []int, room int) {
 			out.WriteString(strings.Repeat(" ", gap))
 			at += gap
 		}
-		most := widths[i]
+		width := widths[i]
 		if room > 0 {
-			most = min(most, room-at)
+			width = min(width, room-at)
 		}
-		if most <= 0 {
+		if width <= 0 {
 			break
 		}
-		shown := cli.Truncate(c.text, most)
-		padding := strings.Repeat(" ", most-cli.Columns(shown))
+		shown := cli.Truncate(c.text, width)
+		padding := strings.Repeat(" ", width-cli.Columns(shown))
 		switch {
 		case c.right:
 			out.WriteString(padding + s.paint(shown, c.colour))
@@ -119,12 +119,12 @@ func (s screen) line(cells []cell, widths []int, room int) {
 		default:
 			out.WriteString(s.paint(shown, c.colour) + padding)
 		}
-		at += most
+		at += width
 	}
 	fmt.Fprintln(s.out, strings.TrimRight(out.String(), " "))
 }
 
-// stream writes a line of what has no end: widths are the least ones, for nobody knows what comes.
+// stream writes a line of a list without an end: widths are minimums, because what follows is not known.
 func (s screen) stream(cells []cell, widths []int) {
 	widths = slices.Clone(widths)
 	for i := range cells {

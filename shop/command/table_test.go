@@ -38,7 +38,7 @@ func shown(t *testing.T, columns uint16, tab *table) string {
 func TestTable_FitsTheTerminalAndHasColoursThereAlone(t *testing.T) {
 	t.Setenv("NO_COLOR", "")
 	t.Setenv("TERM", "xterm")
-	tab := &table{header: []string{"ID", "NAME", "STATE"}, flexible: 1, least: 5}
+	tab := &table{header: []string{"ID", "NAME", "STATE"}, flexible: 1, minWidth: 5}
 	tab.add(number("7"), text("a name that is too long"), cell{text: "CONFIRMED", colour: green})
 	tab.add(number("12"), text("マウスとキーボード"), text("REJECTED"))
 	const want = "" +

@@ -17,6 +17,7 @@ import (
 	"shop.example/domain/orderstate"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/shop/cli"
 )
@@ -27,8 +28,8 @@ func (o *orders) watchCommand() *cobra.Command {
 		Use:   "watch ORDER_ID",
 		Short: "Show each event of an order until it is settled",
 		Long: `Shows the events of an order as they are logged, each with the time since the one before, and then the
-order. It ends when the order has been decided and all events of that are there; --follow stays, for
-a cancellation perhaps.
+order. It ends when the order has been decided and all events of the decision are there; with --follow
+it goes on, and shows a cancellation, too.
 
 With --json each event is one line of JSON, and nothing else is printed. Exit code 1 means that the
 order was rejected.`,
@@ -107,7 +108,7 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 // find reads an order; nil while the order service is away: its events may be there all the same.
 func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
 	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
-	if status.Code(err) == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
+	if status.Code(err) == codes.Unavailable && apierror.ReasonOf(err) != "" {
 		return nil, nil
 	}
 	return reply.GetOrder(), err

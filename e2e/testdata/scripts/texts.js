@@ -1,4 +1,4 @@
-import * as way from '/page/way.js';
+import * as flow from '/page/flow.js';
 import {keys} from '/page/contracts.js';
 import {answerWith, equal, eventStream, json, text, until} from './check.js';
 
@@ -13,7 +13,7 @@ async function follow(answer, {taken, refused} = {}) {
     stream = eventStream(signal);
     return stream.response;
   });
-  way.follow(id, taken, 12);
+  flow.follow(id, taken, 12);
   await until(() => calls.some(({path}) => path.endsWith(':stream')));
   return {calls, get stream() { return stream; }};
 }
@@ -84,7 +84,7 @@ export async function ordersOfThisBrowserAreListedLastFirst() {
   answerWith(() => new Promise(() => {}));
   for (const n of [1, 2, 1]) {
     const order = {id: id.slice(0, -1) + n, state: 'PENDING', total_items: n, created_at: '2026-01-02T03:04:05Z'};
-    way.follow(order.id, order, 1);
+    flow.follow(order.id, order, 1);
   }
   equal([...document.querySelectorAll('#own a')].map((a) => a.textContent), ['456789a1', '456789a2']);
   localStorage.clear();

@@ -3,7 +3,7 @@
 import {asOperator, forgetToken, hasToken, Refusal, takeToken} from './api.js';
 import {$, setText} from './dom.js';
 import * as storefront from './storefront.js';
-import * as way from './way.js';
+import * as flow from './flow.js';
 
 // The page shows the worst state of its connections.
 const connections = new Map();
@@ -18,7 +18,7 @@ function report(what, state) {
 
 function followAddress() {
   const id = new URLSearchParams(location.hash.slice(1)).get('order');
-  if (id) way.follow(id);
+  if (id) flow.follow(id);
 }
 
 async function startOperator() {
@@ -42,12 +42,12 @@ async function startOperator() {
 }
 
 takeToken();
-way.start({onChange: storefront.refreshSoon, onConnection: (state) => report('order', state)});
+flow.start({onChange: storefront.refreshSoon, onConnection: (state) => report('order', state)});
 storefront.start({
   onPlaced(order, ms) {
-    way.follow(order.id, order, ms);
-    const {top} = $('way').getBoundingClientRect();
-    if (top > innerHeight * 0.6) $('way').scrollIntoView({behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
+    flow.follow(order.id, order, ms);
+    const {top} = $('flow').getBoundingClientRect();
+    if (top > innerHeight * 0.6) $('flow').scrollIntoView({behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
   },
   onReached: (reached) => report('shop', reached ? 'live' : 'cut'),
 });

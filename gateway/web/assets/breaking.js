@@ -1,31 +1,31 @@
-// Try to break it: experiments that the shop runs on itself, what it guarantees, and whether they passed, in figures.
+// Try to break it: experiments that inject a fault, the guarantee that each one tests, and whether it passed, in figures.
 import {asOperator, Refusal} from './api.js';
 import {$, h, plural, setText} from './dom.js';
 
-const result = (ok) => (ok ? 'Passed.' : 'Failed.');
+const passed = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
 
 const experiments = [
   {
     path: '/demo/race', body: {buyers: 50, stock: 10}, name: '50 buyers for the last 10',
-    promise: 'Stock is never oversold, however many customers order at once.',
-    verdict: ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
+    guarantee: 'Stock is never oversold, however many customers order at once.',
+    evaluate: ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
       `${tried} tried, ${sold} sold, ${refused} refused, ${oversold} oversold; ${audited(audit)}.`],
   },
   {
     path: '/demo/twice', name: 'Deliver an event twice',
-    promise: 'An event that is delivered twice has one effect.',
-    verdict: ({deliveries, effects}) => [effects === 1, `${plural(deliveries, 'delivery', 'deliveries')} of each event, ${plural(effects, 'effect')}.`],
+    guarantee: 'An event that is delivered twice has one effect.',
+    evaluate: ({deliveries, effects}) => [effects === 1, `${plural(deliveries, 'delivery', 'deliveries')} of each event, ${plural(effects, 'effect')}.`],
   },
   {
     path: '/demo/poison', name: 'Send a poison message',
-    promise: 'A message that cannot be handled becomes a dead letter, and other orders are not delayed.',
-    verdict: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
+    guarantee: 'A message that cannot be handled becomes a dead letter, and other orders are not delayed.',
+    evaluate: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
   },
   {
     path: '/demo/audit', name: 'Audit everything',
-    promise: 'Orders, holds, movements, stock and log agree.',
-    verdict: ({orders, violations, findings}) => [violations === 0,
+    guarantee: 'Orders, holds, movements, stock and log agree.',
+    evaluate: ({orders, violations, findings}) => [violations === 0,
       `${plural(orders, 'order')} checked, ${plural(violations, 'violation')}. ${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
   },
 ];
@@ -45,24 +45,24 @@ export function start(options) {
 }
 
 function newExperiment(experiment) {
-  const verdict = h('p', {class: 'verdict', role: 'status'});
-  const button = h('button', {type: 'button', onclick: () => run(experiment, verdict)}, experiment.name);
+  const result = h('p', {class: 'result', role: 'status'});
+  const button = h('button', {type: 'button', onclick: () => run(experiment, result)}, experiment.name);
   buttons.push(button);
-  return h('li', {'data-experiment': experiment.path.split('/').at(-1)}, button, h('p', {class: 'promise'}, experiment.promise), verdict);
+  return h('li', {'data-experiment': experiment.path.split('/').at(-1)}, button, h('p', {class: 'guarantee'}, experiment.guarantee), result);
 }
 
 // run runs one experiment. The others are disabled meanwhile: they would disturb each other.
-async function run({path, body = {}, verdict}, place) {
+async function run({path, body = {}, evaluate}, result) {
   for (const button of buttons) button.disabled = true;
-  delete place.dataset.held;
-  setText(place, 'Running …');
+  delete result.dataset.passed;
+  setText(result, 'Running …');
   try {
-    const [ok, figures] = verdict(await asOperator('POST', path, body));
-    place.dataset.held = ok;
-    setText(place, `${result(ok)} ${figures}`);
+    const [ok, figures] = evaluate(await asOperator('POST', path, body));
+    result.dataset.passed = ok;
+    setText(result, `${passed(ok)} ${figures}`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText(place, `Not run: ${error.message}.`);
+    setText(result, `Not run: ${error.message}.`);
   } finally {
     for (const button of buttons) button.disabled = false;
   }

@@ -26,7 +26,7 @@ async function refresh() {
     show((await asOperator('GET', '/v1/dead-letters?state=OPEN&page_size=50')).dead_letters);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'none'}, 'Dead letters are unavailable: the logging service does not answer.'));
+    if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'empty'}, 'Dead letters are unavailable: the logging service does not answer.'));
   }
   clearTimeout(timer);
   timer = setTimeout(refresh, interval);
@@ -34,14 +34,14 @@ async function refresh() {
 
 // show keeps the rows of the letters that stay: one of them may be open.
 function show(letters) {
-  list.querySelector('.none')?.remove();
+  list.querySelector('.empty')?.remove();
   const wanted = new Set(letters.map(({id}) => id));
   for (const row of [...list.children]) if (!wanted.has(row.dataset.id)) row.remove();
   letters.forEach((letter, i) => {
     const row = list.querySelector(`[data-id="${letter.id}"]`) ?? newRow(letter);
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
-  if (letters.length === 0) list.append(h('li', {class: 'none'}, 'No open dead letters. Messages that cannot be handled are kept here until an operator redrives or discards them.'));
+  if (letters.length === 0) list.append(h('li', {class: 'empty'}, 'No open dead letters. Messages that cannot be handled are kept here until an operator redrives or discards them.'));
 }
 
 function newRow(letter) {
@@ -50,7 +50,7 @@ function newRow(letter) {
     h('summary', {}, 'Payload'), payload);
   return h('li', {'data-id': letter.id},
     h('p', {class: 'letter-what'}, h('span', {class: 'code'}, letter.routing_key), ` of queue ${letter.source_queue}, ${clock(letter.created_at)}, attempts: ${letter.attempts}`),
-    h('p', {class: 'why'}, letter.reason),
+    h('p', {class: 'reason'}, letter.reason),
     details,
     h('p', {class: 'actions'},
       h('button', {type: 'button', onclick: () => decide(letter, 'redrive')}, 'Redrive'),

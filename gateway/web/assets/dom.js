@@ -22,7 +22,7 @@ export function s(tag, attributes = {}, ...children) {
   return element;
 }
 
-// setText changes an element's text only where it differs, so that live regions do not speak for nothing.
+// setText changes an element's text only if it differs: screen readers announce each change of a live region.
 export function setText(element, text) {
   text = String(text);
   if (element.textContent !== text) element.textContent = text;
@@ -53,7 +53,7 @@ export const price = (amount, currency) => {
 
 export const plural = (n, one, many = one + 's') => `${n} ${n === 1 ? one : many}`;
 
-// copy puts text on the clipboard and says so on the button.
+// copy puts text on the clipboard, and shows that on the button for a moment.
 export async function copy(button, text) {
   const label = button.dataset.label ??= button.textContent;
   try {
@@ -65,10 +65,10 @@ export async function copy(button, text) {
   setTimeout(() => { button.textContent = label; }, 1500);
 }
 
-// quoted makes text one word of a shell.
+// quoted is text as one word of a shell.
 export const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-// grpcurl is the command that makes a call over gRPC. The token stays where it is: the command reads $TOKEN.
+// grpcurl is the command that makes a call over gRPC. It does not contain the token: the command reads $TOKEN.
 export function grpcurl(method, request, operator) {
   const words = ['grpcurl -plaintext'];
   if (operator) words.push('-H "Authorization: Bearer $TOKEN"');

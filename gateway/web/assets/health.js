@@ -1,7 +1,7 @@
 // Health: services, queues, outboxes, and the rate of orders over the last minute.
 import {asOperator, Refusal} from './api.js';
 import {$, duration, h, s, setText} from './dom.js';
-import {picture} from './way.js';
+import {picture} from './flow.js';
 
 const interval = 1000;
 const samples = 60;

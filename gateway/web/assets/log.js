@@ -132,7 +132,7 @@ function expand(element) {
   requestAnimationFrame(() => element.scrollIntoView({block: 'nearest'}));
   if (element.childElementCount > 1) return;
   element.append(h('div', {class: 'expanded'},
-    event.error_message ? h('p', {class: 'why'}, event.error_message) : null,
+    event.error_message ? h('p', {class: 'reason'}, event.error_message) : null,
     h('p', {class: 'actions'},
       h('button', {type: 'button', onclick: (click) => copy(click.target, asGrpcurl(event))}, 'Copy as grpcurl'),
       h('button', {type: 'button', onclick: (click) => copy(click.target, JSON.stringify(event, null, 2))}, 'Copy JSON'),

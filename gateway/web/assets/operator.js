@@ -3,11 +3,11 @@ import * as breaking from './breaking.js';
 import * as deadLetters from './deadletters.js';
 import * as health from './health.js';
 import * as log from './log.js';
-import * as way from './way.js';
+import * as flow from './flow.js';
 
 // start shows all of it. report(what, state) is called with the state of its streams.
 export function start(report) {
-  log.start({onState: (state) => report('log', state), onEvent: way.seen});
+  log.start({onState: (state) => report('log', state), onEvent: flow.seen});
   deadLetters.start();
   health.start({onDeadLetters: deadLetters.refreshSoon});
   if (document.body.hasAttribute('data-demo')) breaking.start({onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon});

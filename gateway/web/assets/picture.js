@@ -1,10 +1,10 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
-// them. Where people prefer less motion, what a message passes lights up instead.
+// them. With prefers-reduced-motion nodes and edges light up instead.
 import {eventExchange, keys, routes, states} from './contracts.js';
 import {s} from './dom.js';
 
-// A node stands at a stage of the way and in the lane of its service. On wide screens stages are columns, on narrow
-// ones rows.
+// A node has a stage, from the gateway to the databases, and the lane of its service. On wide screens stages are columns,
+// on narrow ones rows.
 const nodes = {
   gateway: {stage: 0, lane: 1, name: 'gateway', kind: 'REST + gRPC'},
   exchange: {stage: 1, lane: 1, name: eventExchange, kind: 'exchange'},
@@ -19,7 +19,7 @@ const nodes = {
   'logging.db': {stage: 4, lane: 2, name: 'event_log', kind: 'database'},
 };
 
-// An edge can be passed in both directions; via are the corners that it turns, from its first end to its second.
+// An edge works in both directions; via are its corners, from its first end to its second.
 const edges = [
   {ends: ['gateway', 'exchange']},
   {ends: ['exchange', 'order.queue']}, {ends: ['exchange', 'inventory.queue']}, {ends: ['exchange', 'logging.queue']},
@@ -35,33 +35,33 @@ const layouts = {
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
 };
 
-// before is what comes before an event is published by a service, where that can be seen: an order's state is stored, and
-// stock is asked for when it is decided.
+// before is the path that leads to an event, before a service publishes it, if the picture has it: a state of an order is
+// stored, and stock is asked for when the order is decided.
 function before(key, from) {
   const decided = [keys.OrderConfirmed, keys.OrderRejected].includes(key);
   if (!states[key]) return null;
   return decided ? ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'] : [from, `${from}.db`];
 }
 
-// journey is the way of an event by its routing key: legs that begin one after the other; a leg has branches, which
-// part where they part. What no service publishes, or more than one, comes from operators, who stand at the gateway.
-function journey(key) {
+// pathsOf returns the paths of an event by its routing key, in stages that begin one after the other; the paths of a stage
+// begin together. An event that no service publishes, or more than one, comes from operators: it begins at the gateway.
+function pathsOf(key) {
   const {from: publishers, to} = routes[key] ?? {from: [], to: ['logging']};
   const from = publishers.length === 1 ? publishers[0] : 'gateway';
   const branches = to.filter((service) => nodes[service]).map((service) => {
-    const way = [from, 'exchange', `${service}.queue`, service];
+    const path = [from, 'exchange', `${service}.queue`, service];
     // An order that is placed is stored when it is decided.
-    return key === keys.OrderPlaced && service === 'order' ? way : [...way, `${service}.db`];
+    return key === keys.OrderPlaced && service === 'order' ? path : [...path, `${service}.db`];
   });
   const first = before(key, from);
   return first ? [[first], branches] : [branches];
 }
 
-const slow = {perUnit: 2.6, least: 170};
-const quick = {perUnit: 1.3, least: 90};
-const mostTokens = 12; // beyond that nobody sees one more
-const passEvery = 120; // ms: nor can they be told from each other where they are closer
-const calm = matchMedia('(prefers-reduced-motion: reduce)');
+const slow = {perUnit: 2.6, min: 170};
+const quick = {perUnit: 1.3, min: 90};
+const maxTokens = 12; // more would not be noticed
+const passInterval = 120; // ms: closer ones look like one
+const reducedMotion = matchMedia('(prefers-reduced-motion: reduce)');
 const narrow = matchMedia('(max-width: 767px)');
 
 export class Picture {
@@ -73,7 +73,7 @@ export class Picture {
   #edges = new Map(); // by 'from>to'
   #tokens = 0;
   #passed = 0; // when the last one passed by
-  #round = 0; // play() that is no longer wanted sees that it is not
+  #round = 0; // changes when play() is to stop
   #known = {queues: {}, services: {}};
 
   constructor(frame) {
@@ -144,7 +144,7 @@ export class Picture {
     const node = this.#nodes.get(`${name}.queue`);
     if (!node) return;
     node.second.textContent = messages > 0 ? `${messages} waiting` : node.kind;
-    node.group.classList.toggle('waiting', messages > 0);
+    node.group.classList.toggle('queued', messages > 0);
   }
 
   // setService shows whether a service runs.
@@ -162,18 +162,18 @@ export class Picture {
   // play shows an event on its way, and returns when it has arrived.
   async play(key, speed = slow) {
     const round = this.#round;
-    for (const branches of journey(key)) {
+    for (const branches of pathsOf(key)) {
       if (round !== this.#round) return;
       await Promise.all(branches.map((path) => this.#move(path, speed)));
     }
   }
 
-  // passBy shows an event among many others: fast, and not at all where there are many.
+  // passBy shows one event of many: fast, and not at all if there are too many.
   passBy(key) {
     const now = performance.now();
-    if (document.hidden || this.#tokens >= mostTokens || now - this.#passed < passEvery) return;
+    if (document.hidden || this.#tokens >= maxTokens || now - this.#passed < passInterval) return;
     this.#passed = now;
-    for (const branches of journey(key)) for (const path of branches) this.#move(path, quick);
+    for (const branches of pathsOf(key)) for (const path of branches) this.#move(path, quick);
   }
 
   // move moves a token along a path of nodes.
@@ -185,15 +185,15 @@ export class Picture {
       const edge = this.#edges.get(`${path[i]}>${path[i + 1]}`);
       stops.push({time, edge, node: this.#nodes.get(path[i])});
       edge.points.forEach((p, n) => {
-        if (n > 0) time += Math.max(speed.least / (edge.points.length - 1), Math.hypot(p[0] - edge.points[n - 1][0], p[1] - edge.points[n - 1][1]) * speed.perUnit);
+        if (n > 0) time += Math.max(speed.min / (edge.points.length - 1), Math.hypot(p[0] - edge.points[n - 1][0], p[1] - edge.points[n - 1][1]) * speed.perUnit);
         if (n > 0 || i === 0) points.push({x: p[0], y: p[1], time});
       });
     }
     stops.push({time, node: this.#nodes.get(path.at(-1))});
-    for (const {time: when, node, edge} of stops) setTimeout(() => light(node?.group, calm.matches ? edge?.line : null), when);
+    for (const {time: when, node, edge} of stops) setTimeout(() => light(node?.group, reducedMotion.matches ? edge?.line : null), when);
     this.#tokens++;
     const token = s('rect', {x: -6, y: -6, width: 12, height: 12, rx: 1.5, class: 'token'});
-    if (!calm.matches && !document.hidden) {
+    if (!reducedMotion.matches && !document.hidden) {
       this.#layer.append(token);
       token.animate(points.map((p) => ({transform: `translate(${p.x}px, ${p.y}px)`, offset: p.time / time})), {duration: time, fill: 'forwards'});
     }

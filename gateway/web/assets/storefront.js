@@ -112,7 +112,7 @@ function showItem(row, item, before) {
     if (changed) cell.classList.add('changed');
     else cell.classList.remove('changed');
   }
-  row.classList.toggle('gone', item.quantity === 0);
+  row.classList.toggle('sold-out', item.quantity === 0);
 }
 
 const quantityOf = (row) => row.querySelector('[type=number]');

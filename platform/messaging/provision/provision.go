@@ -84,7 +84,7 @@ func DeliveryLimit(ctx context.Context, managementURL, vhost string) error {
 	return nil
 }
 
-// Compare returns one error that lists where exchanges, queues and bindings in the virtual host are not what the topology
+// Compare returns one error that lists the exchanges, queues and bindings in the virtual host that are not what the topology
 // says. Bindings of its exchanges to queues of others are none of its business.
 func Compare(ctx context.Context, t messaging.Topology, managementURL, vhost string) error {
 	have, err := export(ctx, managementURL, vhost)
@@ -113,7 +113,7 @@ func export(ctx context.Context, managementURL, vhost string) (*definitions, err
 	return have, nil
 }
 
-// changes lists where have is not what we are.
+// changes lists what in have differs from what we are.
 func (d *definitions) changes(have *definitions) (changes []Change) {
 	byHand := func(format string, args ...any) {
 		changes = append(changes, Change{fmt.Sprintf(format, args...), true})

@@ -2,9 +2,7 @@ package stock
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -21,6 +19,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/failpoint"
+	"shop.example/platform/pagetoken"
 )
 
 // stockServer serves StockService.
@@ -92,10 +91,13 @@ type inventoryServer struct {
 	*store
 }
 
-const defaultPageSize = 50
+const (
+	defaultPageSize = 50
+	itemList        = "items" // the list in its page tokens; it has no filters
+)
 
 func (c inventoryServer) ListItems(ctx context.Context, req *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
-	after, err := readPageToken(req.GetPageToken())
+	after, err := pagetoken.ParseID(req.GetPageToken(), itemList)
 	if err != nil {
 		return nil, err
 	}
@@ -110,31 +112,10 @@ func (c inventoryServer) ListItems(ctx context.Context, req *inventoryv1.ListIte
 	resp := &inventoryv1.ListItemsResponse{}
 	if len(products) > size {
 		products = products[:size]
-		resp.NextPageToken = pageToken(products[size-1].ID)
+		resp.NextPageToken = pagetoken.NewID(int64(products[size-1].ID), itemList)
 	}
 	resp.Items = itemsOf(products)
 	return resp, nil
-}
-
-// pageToken stands for the page after the product with this id.
-func pageToken(after int32) string {
-	return base64.RawURLEncoding.EncodeToString(strconv.AppendInt(nil, int64(after), 10))
-}
-
-func readPageToken(token string) (after int32, err error) {
-	if token == "" {
-		return 0, nil
-	}
-	decoded, err := base64.RawURLEncoding.DecodeString(token)
-	if err == nil {
-		var id int64
-		id, err = strconv.ParseInt(string(decoded), 10, 32)
-		after = int32(id)
-	}
-	if err != nil {
-		return 0, apierror.InvalidArgument(apierror.Violation{Field: "page_token", Description: "must be the next_page_token of a page before"})
-	}
-	return after, nil
 }
 
 func (c inventoryServer) GetItem(ctx context.Context, req *inventoryv1.GetItemRequest) (*inventoryv1.GetItemResponse, error) {

@@ -54,11 +54,11 @@ func itemNotFound(id int32) error {
 }
 
 // listItems reads at most limit products with ids above after, in the order of their ids.
-func listItems(ctx context.Context, db *sqlx.DB, after int32, limit int) ([]product, error) {
+func listItems(ctx context.Context, db *sqlx.DB, after int64, limit int) ([]product, error) {
 	var products []product
 	err := db.SelectContext(ctx, &products, `
 		SELECT `+productColumns+` FROM product p
-		WHERE p.deleted_at IS NULL AND p.id > $1
+		WHERE p.deleted_at IS NULL AND p.id > $1::bigint
 		ORDER BY p.id LIMIT $2`, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing items: %w", postgres.Classify(err))

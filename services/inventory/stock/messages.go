@@ -198,7 +198,7 @@ const (
 // listInventory reads the catalogue; CATALOGUE_TOO_LARGE if that is more than one answer can have.
 func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, error) {
 	answer, size := &eventsv1.InventoryListed{}, 0
-	for after := int32(0); ; {
+	for after := int64(0); ; {
 		products, err := listItems(ctx, st.db, after, listPage)
 		if err != nil {
 			return nil, err
@@ -214,7 +214,7 @@ func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, 
 		if len(products) < listPage {
 			return answer, nil
 		}
-		after = products[listPage-1].ID
+		after = int64(products[listPage-1].ID)
 	}
 }
 

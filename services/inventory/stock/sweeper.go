@@ -12,7 +12,6 @@ import (
 	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -221,16 +220,7 @@ func (s *sweeper) lookUp(ctx context.Context, id uuid.UUID) (outcome, error) {
 
 // isUnknownOrder is true for the order service's own word: not found is also what something else at its address says.
 func isUnknownOrder(err error) bool {
-	s := status.Convert(err)
-	if s.Code() != codes.NotFound {
-		return false
-	}
-	for _, detail := range s.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == apierror.Domain && info.GetReason() == "ORDER_NOT_FOUND" {
-			return true
-		}
-	}
-	return false
+	return status.Code(err) == codes.NotFound && apierror.ReasonOf(err) == "ORDER_NOT_FOUND"
 }
 
 // release releases what closed orders still hold. An order that is closed stays so: nothing is asked again.

@@ -2,10 +2,7 @@ package eventlog
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"log/slog"
 
 	"github.com/google/uuid"
@@ -18,6 +15,7 @@ import (
 	"shop.example/domain/orderid"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 	"shop.example/platform/telemetry"
 )
@@ -31,35 +29,6 @@ func pageSize(asked int32) int {
 	return int(asked)
 }
 
-// Page tokens name the last row of a page, so that rows which are added meanwhile move nothing, and the request they
-// belong to, because the place in one list means nothing in another.
-
-// pageToken makes the token of the page after id. request is the one for the first page, of any page size.
-func pageToken(id int64, request proto.Message) string {
-	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(nil, uint64(id)), checksum(request)))
-}
-
-// parsePageToken returns where the page begins, 0 for the first.
-func parsePageToken(token string, request proto.Message) (id int64, err error) {
-	if token == "" {
-		return 0, nil
-	}
-	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) != 12 || binary.BigEndian.Uint32(b[8:]) != checksum(request) {
-		return 0, errPageToken
-	}
-	return int64(binary.BigEndian.Uint64(b)), nil
-}
-
-var errPageToken = apierror.InvalidArgument(apierror.Violation{
-	Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
-})
-
-func checksum(request proto.Message) uint32 {
-	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(request) // of a message that has just been unmarshalled
-	return crc32.ChecksumIEEE(append(b, request.ProtoReflect().Descriptor().FullName()...))
-}
-
 // eventLogServer serves the log of events.
 type eventLogServer struct {
 	loggingv1.UnimplementedEventLogServiceServer
@@ -69,7 +38,8 @@ type eventLogServer struct {
 func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEventsRequest) (*loggingv1.ListEventsResponse, error) {
 	first := proto.CloneOf(req)
 	first.PageSize, first.PageToken = 0, ""
-	from, err := parsePageToken(req.GetPageToken(), first)
+	list := pagetoken.ListOf(first)
+	from, err := pagetoken.ParseID(req.GetPageToken(), list)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +71,7 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 		}
 	}
 	if more {
-		reply.NextPageToken = pageToken(rows[len(rows)-1].ID, first)
+		reply.NextPageToken = pagetoken.NewID(rows[len(rows)-1].ID, list)
 	}
 	return reply, nil
 }
@@ -194,7 +164,8 @@ type deadLetterServer struct {
 func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.ListDeadLettersRequest) (*loggingv1.ListDeadLettersResponse, error) {
 	first := proto.CloneOf(req)
 	first.PageSize, first.PageToken = 0, ""
-	from, err := parsePageToken(req.GetPageToken(), first)
+	list := pagetoken.ListOf(first)
+	from, err := pagetoken.ParseID(req.GetPageToken(), list)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +181,7 @@ func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.Li
 	reply := &loggingv1.ListDeadLettersResponse{}
 	if len(letters) > size {
 		letters = letters[:size]
-		reply.NextPageToken = pageToken(letters[size-1].ID, first)
+		reply.NextPageToken = pagetoken.NewID(letters[size-1].ID, list)
 	}
 	for i := range letters {
 		m, err := letters[i].message(s.horizon)

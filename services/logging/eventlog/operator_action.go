@@ -13,6 +13,7 @@ import (
 	"shop.example/domain/enduser"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
 
@@ -74,7 +75,8 @@ type operatorActionServer struct {
 func (s operatorActionServer) ListOperatorActions(ctx context.Context, req *loggingv1.ListOperatorActionsRequest) (*loggingv1.ListOperatorActionsResponse, error) {
 	first := proto.CloneOf(req)
 	first.PageSize, first.PageToken = 0, ""
-	before, err := parsePageToken(req.GetPageToken(), first)
+	list := pagetoken.ListOf(first)
+	before, err := pagetoken.ParseID(req.GetPageToken(), list)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +105,7 @@ func (s operatorActionServer) ListOperatorActions(ctx context.Context, req *logg
 	reply := &loggingv1.ListOperatorActionsResponse{}
 	if len(actions) > size {
 		actions = actions[:size]
-		reply.NextPageToken = pageToken(actions[size-1].ID, first)
+		reply.NextPageToken = pagetoken.NewID(actions[size-1].ID, list)
 	}
 	for _, a := range actions {
 		reply.OperatorActions = append(reply.OperatorActions, &loggingv1.OperatorAction{

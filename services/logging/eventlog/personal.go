@@ -17,6 +17,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
 
@@ -59,9 +60,9 @@ func newSearch(whose *customerv1.Person, token string) (s search, err error) {
 	}
 	s.stage = token[:1]
 	if !slices.Contains([]string{inEvents, inUnreadable, inLetters}, s.stage) || len(token) == 1 {
-		return s, errPageToken
+		return s, pagetoken.ErrInvalid
 	}
-	s.after, err = parsePageToken(token[1:], whose)
+	s.after, err = pagetoken.ParseID(token[1:], pagetoken.ListOf(whose))
 	return s, err
 }
 
@@ -79,7 +80,7 @@ func (s search) next(id int64, done bool) string {
 			return ""
 		}
 	}
-	return stage + pageToken(id, s.whose)
+	return stage + pagetoken.NewID(id, pagetoken.ListOf(s.whose))
 }
 
 // FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded

@@ -26,6 +26,7 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
+	"shop.example/platform/pagetoken"
 )
 
 // people is a service with a log in which people stand.
@@ -346,7 +347,7 @@ func TestPersonalData_ATokenIsOfOnePerson(t *testing.T) {
 	s := people(t)
 	ada, bob := &customerv1.Person{Email: "ada@example.org"}, &customerv1.Person{Email: "bob@example.org"}
 	at := search{whose: ada, stage: inEvents}
-	for _, token := range []string{at.next(7, false), at.next(0, true), "e", "x", "x" + pageToken(7, bob), pageToken(7, bob), "e?"} {
+	for _, token := range []string{at.next(7, false), at.next(0, true), "e", "x", "x" + pagetoken.NewID(7, pagetoken.ListOf(bob)), pagetoken.NewID(7, pagetoken.ListOf(bob)), "e?"} {
 		if _, err := s.FindPersonalData(t.Context(), &customerv1.FindPersonalDataRequest{Person: bob, PageToken: token}); apierror.Status(err).Code() != codes.InvalidArgument {
 			t.Errorf("token %q: %v", token, err)
 		}
@@ -364,7 +365,7 @@ func TestPersonalData_WhatIsHandedOutIsRecordedWhateverTheTokenSays(t *testing.T
 	md, _ := metadata.FromOutgoingContext(asOperator(t.Context(), "eve"))
 	ctx := metadata.NewIncomingContext(t.Context(), md)
 	person := &customerv1.Person{Email: "ada@example.org"}
-	resp, err := s.FindPersonalData(ctx, &customerv1.FindPersonalDataRequest{Person: person, PageToken: inEvents + pageToken(0, person)})
+	resp, err := s.FindPersonalData(ctx, &customerv1.FindPersonalDataRequest{Person: person, PageToken: inEvents + pagetoken.NewID(0, pagetoken.ListOf(person))})
 	if err != nil || len(resp.GetRecords()) != 1 {
 		t.Fatalf("found %v, %v", resp, err)
 	}

@@ -1,5 +1,5 @@
 // Package eventlog is the logging service: it keeps every event once, and the messages that could not be handled until
-// a person has decided about them.
+// an operator has decided about them.
 //
 // Messages come in batches from the queue and become rows of event_log (store.go, record.go), which has a partition for
 // each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are read over gRPC (grpc.go),

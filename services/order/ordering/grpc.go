@@ -55,11 +55,9 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 		}
 	}
 	filter := string(state) + " " + owner
-	after, ok := parsePosition(req.GetPageToken(), filter)
-	if !ok {
-		return nil, apierror.InvalidArgument(apierror.Violation{
-			Field: "page_token", Description: "is not a next_page_token of the list with this state; leave it out to start at the first page",
-		})
+	after, err := parsePosition(req.GetPageToken(), filter)
+	if err != nil {
+		return nil, err
 	}
 	size := int(req.GetPageSize())
 	if size == 0 {

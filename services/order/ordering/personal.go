@@ -13,7 +13,6 @@ import (
 	"shop.example/domain/customer"
 	"shop.example/domain/enduser"
 	customerv1 "shop.example/gen/shop/customer/v1"
-	"shop.example/platform/apierror"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
 )
@@ -110,13 +109,8 @@ func recordAction(ctx context.Context, tx *sqlx.Tx, method string, person custom
 
 // parsePerson reads whose data are meant, and the position to continue at.
 func parsePerson(p *customerv1.Person, token string) (customer.Person, position, error) {
-	after, ok := parsePosition(token, tokenFilter(p))
-	if !ok {
-		return customer.Person{}, position{}, apierror.InvalidArgument(apierror.Violation{
-			Field: "page_token", Description: "is not a next_page_token for this person; leave it out to start at the first page",
-		})
-	}
-	return customer.Of(p), after, nil
+	after, err := parsePosition(token, tokenFilter(p))
+	return customer.Of(p), after, err
 }
 
 func nextPageToken(next position, p *customerv1.Person) string {

@@ -1,11 +1,8 @@
 package ordering
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,6 +18,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/messaging"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
 
@@ -320,28 +318,23 @@ func positionAfter(o *Order) position { return position{o.CreatedAt.UnixMicro(),
 
 // token is the position as a page token of the list with this filter.
 func (p position) token(filter string) string {
-	b := binary.BigEndian.AppendUint64(nil, uint64(p.micros))
-	return base64.RawURLEncoding.EncodeToString(append(append(b, p.id[:]...), filterHash(filter)...))
+	return pagetoken.New(append(binary.BigEndian.AppendUint64(nil, uint64(p.micros)), p.id[:]...), filter)
 }
 
-// filterHash is different for lists with different filters: in another list the position would skip orders.
-func filterHash(filter string) []byte {
-	sum := sha256.Sum256([]byte(filter))
-	return sum[:4]
-}
-
-// parsePosition reads a page token of the list with this filter; "" is the first page. False if the token is none.
-func parsePosition(token, filter string) (position, bool) {
+// parsePosition reads a page token of the list with this filter; "" is the first page.
+func parsePosition(token, filter string) (position, error) {
 	if token == "" {
-		return listStart, true
+		return listStart, nil
 	}
-	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) != 8+16+4 || !bytes.Equal(b[8+16:], filterHash(filter)) {
-		return position{}, false
+	b, err := pagetoken.Parse(token, filter, 8+16)
+	if err != nil {
+		return position{}, err
 	}
-	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8 : 8+16])}
-	year := time.UnixMicro(p.micros).UTC().Year()
-	return p, year >= 1 && year <= 9999 // what a Timestamp holds
+	p := position{int64(binary.BigEndian.Uint64(b)), uuid.UUID(b[8:])}
+	if year := time.UnixMicro(p.micros).UTC().Year(); year < 1 || year > 9999 { // what a Timestamp holds
+		return position{}, pagetoken.ErrInvalid
+	}
+	return p, nil
 }
 
 // message is the order as the contracts have it.

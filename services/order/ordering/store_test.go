@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -129,12 +128,7 @@ func mustGet(t testing.TB, s *Service, id string) *orderv1.Order {
 // assertError checks the code and the reason that a client branches on.
 func assertError(t *testing.T, err error, code codes.Code, reason string) {
 	t.Helper()
-	got := ""
-	for _, d := range apierror.Status(err).Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			got = info.GetReason()
-		}
-	}
+	got := apierror.ReasonOf(apierror.Status(err).Err())
 	if status.Code(err) != code || got != reason {
 		t.Errorf("error is %v (%s), want %s %s", err, got, code, reason)
 	}

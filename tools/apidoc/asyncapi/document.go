@@ -25,7 +25,7 @@ type server struct {
 }
 
 type channel struct {
-	Address     *string // nil where it is known only when the program runs
+	Address     *string // nil if it is known only when the program runs
 	Title       string
 	Description string             `yaml:",omitempty"`
 	Messages    map[string]ref     `yaml:",omitempty"`

@@ -73,7 +73,7 @@ func (c *Contracts) list() []protoreflect.FileDescriptor {
 	return all
 }
 
-// Message returns the message of that name; an error where the contracts have none.
+// Message returns the message of that name; an error if the contracts have none.
 func (c *Contracts) Message(name protoreflect.FullName) (protoreflect.MessageDescriptor, error) {
 	d, err := c.files.FindDescriptorByName(name)
 	if err != nil {

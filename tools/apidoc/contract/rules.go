@@ -10,7 +10,7 @@ import (
 
 // Rules are the rules of a field that JSON Schema can say, in its terms. Bounds include what they name.
 type Rules struct {
-	// Required is true where the field's zero value breaks its rules, so that a client has to give it.
+	// Required is true if the field's zero value breaks its rules, so that a client has to give it.
 	Required             bool
 	MinLength, MaxLength uint64
 	Pattern              string

@@ -109,7 +109,7 @@ function timelineRow(event) {
       h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event.payload, null, 2))),
     h('span', {class: 'from'}, `from ${event.source || 'unknown'}, attempt ${event.attempt + 1}, trace `,
       h('span', {class: 'code', title: event.trace_id}, event.trace_id ? event.trace_id.slice(0, 12) : 'none')),
-    event.error_message ? h('span', {class: 'why'}, event.error_message) : null);
+    event.error_message ? h('span', {class: 'reason'}, event.error_message) : null);
 }
 
 // look reads the order until it is decided: also while its events are unavailable.
