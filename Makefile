@@ -178,12 +178,13 @@ screenshots: .bin/shopdev ## Take the pictures of the front page in docs/images 
 # --- Change ----------------------------------------------------------------------------------------------------------
 
 .PHONY: generate
-generate: .bin/buf ## Write gen/ from proto/, after lint and format, and what follows from it and the table of services
+generate: .bin/buf ## Write gen/ from proto/, and what follows (BECAUSE='reason' to break what the contracts promised)
 	.bin/buf format -w proto
 	.bin/buf lint
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
 	go run ./topology/generate .
+	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because "$(BECAUSE)" .bin/contracts.binpb
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions

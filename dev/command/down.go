@@ -3,6 +3,8 @@ package command
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -56,6 +58,10 @@ packages.`,
 
 // takeDown removes the stack in dir. What runs on it is ended after a yes.
 func takeDown(cmd *cobra.Command, dir string, yes bool) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "there is no %s: nothing to remove\n", dir)
+		return nil
+	}
 	err := stack.Down(dir)
 	var used stack.InUseError
 	if errors.As(err, &used) {

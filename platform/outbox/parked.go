@@ -61,11 +61,11 @@ func ListParked(ctx context.Context, pool *sqlx.DB) (parked []Parked, err error)
 	return parked, nil
 }
 
-// Unpark puts parked messages back into the outbox, to be published as they were, in the order in which they were parked,
+// Unpark puts, in tx, parked messages back into the outbox, to be published as they were, in the order in which they were parked,
 // and returns their ids: those with the given ids, or all if there are none given. The relay sees them within a second. What
 // the broker refuses again is parked again.
-func Unpark(ctx context.Context, pool *sqlx.DB, messageIDs []string) (sent []string, err error) {
-	err = pool.SelectContext(ctx, &sent, `
+func Unpark(ctx context.Context, tx *sqlx.Tx, messageIDs []string) (sent []string, err error) {
+	err = tx.SelectContext(ctx, &sent, `
 		WITH back AS (
 			DELETE FROM outbox_parked WHERE cardinality($1::text[]) = 0 OR message_id::text = ANY ($1) RETURNING *
 		)

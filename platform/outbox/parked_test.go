@@ -19,6 +19,7 @@ import (
 
 	"shop.example/platform/messaging"
 	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
 	"shop.example/platform/testkit/brokertest"
 )
 
@@ -122,7 +123,12 @@ func TestRelay_WhatTheBrokerWillNeverTakeIsParkedAndStopsNothing(t *testing.T) {
 			if poison.key == "nobody.listens" {
 				bind(t, broker, "logging", poison.key)
 			}
-			if sent, err := outbox.Unpark(t.Context(), pool, []string{bad, uuid.NewString()}); err != nil || !slices.Equal(sent, []string{bad}) {
+			var sent []string
+			err = postgres.InTx(t.Context(), pool, func(tx *sqlx.Tx) (err error) {
+				sent, err = outbox.Unpark(t.Context(), tx, []string{bad, uuid.NewString()})
+				return err
+			})
+			if err != nil || !slices.Equal(sent, []string{bad}) {
 				t.Fatalf("sent again: %q, %v", sent, err)
 			}
 			emptied(t, pool)

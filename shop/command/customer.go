@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -89,7 +90,7 @@ is not decided any more. To erase what is erased already is no error.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.with(func(client customerv1.CustomerServiceClient) error {
 				if !yes {
-					if err := cli.Confirm(cmd, "Erase who this is, for good?"); err != nil {
+					if err := cli.Confirm(cmd, fmt.Sprintf("Erase for good who %s is?", c.person())); err != nil {
 						return err
 					}
 				}
@@ -103,6 +104,17 @@ is not decided any more. To erase what is erased already is no error.`,
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
+}
+
+// person is whom the flags name, for a question.
+func (c *customers) person() string {
+	var named []string
+	for _, name := range []string{c.email, c.subject} {
+		if name != "" {
+			named = append(named, cli.Printable(name))
+		}
+	}
+	return strings.Join(named, " or ")
 }
 
 // erase returns how much was erased, also if not all could be.

@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/spf13/cobra"
 
+	"shop.example/domain/enduser"
 	"shop.example/platform/contract"
 	"shop.example/platform/outbox"
 	"shop.example/platform/postgres"
@@ -82,7 +83,7 @@ ids. What the broker refuses again is parked again.`,
 			}
 			n := 0
 			err := eachOutbox(cmd.Context(), func(_ string, pool *sqlx.DB) error {
-				sent, err := outbox.Unpark(cmd.Context(), pool, ids)
+				sent, err := resend(cmd.Context(), pool, ids)
 				for _, id := range sent {
 					fmt.Fprintf(cmd.OutOrStdout(), "%s is in the outbox again\n", id)
 					delete(missing, id)
@@ -107,6 +108,25 @@ ids. What the broker refuses again is parked again.`,
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all that are parked")
 	return cmd
+}
+
+// resend puts parked events back into the outbox, and behind them who did that.
+func resend(ctx context.Context, pool *sqlx.DB, ids []string) (sent []string, err error) {
+	err = postgres.InTx(ctx, pool, func(tx *sqlx.Tx) error {
+		var user string
+		if err := tx.GetContext(ctx, &user, "SELECT session_user"); err != nil {
+			return err
+		}
+		if sent, err = outbox.Unpark(ctx, tx, ids); err != nil {
+			return err
+		}
+		var acts []outbox.Entry
+		for _, id := range sent {
+			acts = append(acts, outbox.Entry{Message: enduser.Acted("user of the database "+user, "shop outbox resend", "event "+id, "sent again")})
+		}
+		return outbox.Add(ctx, tx, acts)
+	})
+	return sent, err
 }
 
 // eachOutbox calls f with each schema that has an outbox and that the user of its URL may enter.

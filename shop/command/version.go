@@ -41,6 +41,7 @@ func versionFlag(root *cobra.Command) {
 	_ = printVersion(&text, versionOf(info), false) // a builder takes everything
 	root.Version = strings.TrimSpace(text.String())
 	root.SetVersionTemplate("{{.Version}}\n")
+	root.InitDefaultVersionFlag()
 }
 
 // version is what a build knows about itself. Fields that it does not know are empty.

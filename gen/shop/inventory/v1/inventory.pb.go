@@ -523,8 +523,10 @@ func (x *UpdateItemResponse) GetItem() *Item {
 }
 
 type DeleteItemRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The product's etag as it was read; where it is set and is not the stored one, nothing is deleted.
+	Etag          string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -564,6 +566,13 @@ func (x *DeleteItemRequest) GetId() int32 {
 		return x.Id
 	}
 	return 0
+}
+
+func (x *DeleteItemRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
 }
 
 type DeleteItemResponse struct {
@@ -706,9 +715,10 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"A\n" +
 	"\x12UpdateItemResponse\x12+\n" +
-	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\",\n" +
+	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"@\n" +
 	"\x11DeleteItemRequest\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\"\x14\n" +
+	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\x12\x12\n" +
+	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x14\n" +
 	"\x12DeleteItemResponse2\xbb\x05\n" +
 	"\x10InventoryService\x12|\n" +
 	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\x81\x01\n" +
