@@ -49,7 +49,7 @@ t: .bin/shopdev ## Test a package on servers that keep running: make t PKG=./ser
 	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
 
 .PHONY: test
-test: setup generated breaking lint modules race ## Everything that has to pass
+test: setup generated breaking lint modules manifests race ## Everything that has to pass
 
 .PHONY: setup
 setup: ## Install what make test needs besides Go and make (Debian, Ubuntu), or say what is missing
@@ -91,6 +91,10 @@ modules: # Each module has to do without the workspace too, and its go.mod has t
 	    GOWORK=off go -C "$$module" vet ./... || failed=1; \
 	done >&2; \
 	[[ -z $$failed ]]
+
+.PHONY: manifests
+manifests: ## Check deploy/kubernetes by the libraries of Kubernetes itself
+	GOWORK=off go -C tools/kubernetes test ./...
 
 # Ends a test program that hangs. It is no measure of how fast a machine is: waits inside tests have bounds of their own.
 TEST_TIMEOUT ?= 2h
@@ -248,6 +252,23 @@ images: ## Build the images (VERSION=v1.2.3), and push them (IMAGES=registry/pat
 	    docker build $(if $(PUSH),--push) --build-arg SERVICE=$$service --build-arg VERSION=$(VERSION) -t $(IMAGES)shop-$$service:$(VERSION) .; \
 	done; \
 	docker build $(if $(PUSH),--push) --target shop --build-arg VERSION=$(VERSION) -t $(IMAGES)shop:$(VERSION) .
+
+# What gives an image to the nodes of the cluster, for example KUBE_LOAD='kind load docker-image'. Docker Desktop needs nothing.
+KUBE_LOAD ?= true
+KUBE_SECRETS = deploy/kubernetes/try/secrets
+
+.PHONY: kube
+kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace shop, and place the sample order (docs/kubernetes.md)
+	@mkdir -p $(KUBE_SECRETS)
+	@.bin/shop secrets --file $(KUBE_SECRETS)/shop.env
+	@.bin/shop certs --dir $(KUBE_SECRETS)/certs
+	@$(MAKE) --no-print-directory images VERSION=try
+	@for image in shop shop-gateway shop-order shop-inventory shop-logging; do $(KUBE_LOAD) $$image:try; done
+	@kubectl -n shop delete job setup --ignore-not-found # a job cannot be changed
+	kubectl apply -k deploy/kubernetes/try
+	kubectl -n shop wait --for=condition=complete --timeout=10m job/setup
+	@for service in gateway order inventory logging; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
+	deploy/kubernetes/try/order.sh .bin/shop
 
 .PHONY: artefacts
 artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)

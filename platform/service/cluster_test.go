@@ -195,7 +195,7 @@ func (s started) awaitReady(t *testing.T, want int) {
 		if time.Now().After(end) {
 			t.Fatalf("readyz is %d %s, want %d", status, body, want)
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 }
 

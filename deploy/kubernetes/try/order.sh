@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Places the sample order in the shop of the current context, and fails unless it is confirmed. The argument is the command `shop`.
+set -euo pipefail
+log=$(mktemp)
+kubectl -n shop port-forward service/gateway :3000 >"$log" &
+trap 'kill $!; rm -f "$log"' EXIT
+for _ in $(seq 100); do # until the line that names the port is there
+  server=$(sed -n 's/^Forwarding from \(127[^ ]*\) .*/\1/p' "$log")
+  [[ -z $server ]] || break
+  sleep 0.1
+done
+order=$("$1" order place --server "$server" --wait 30s --name Adrian --email adrian@example.org --item "Laptop Stand=3" --item "Mouse Pad=4")
+echo "$order"
+grep -q CONFIRMED <<<"$order"
