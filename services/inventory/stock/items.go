@@ -13,8 +13,10 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/domain/money"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
 )
@@ -36,6 +38,8 @@ type itemUpdate struct {
 	name   *string
 	onHand *int32
 	price  *price
+	asRead []protoreflect.Name // fields that cannot be changed: in read they must be as they are stored
+	read   *inventoryv1.Item
 }
 
 // etag changes with each change of the product, its stock included.
@@ -179,6 +183,13 @@ func (p product) differences(before product) string {
 func (u itemUpdate) apply(p product) (product, error) {
 	if u.etag != "" && u.etag != p.etag() {
 		return p, apierror.New(codes.Aborted, "ETAG_MISMATCH", "item %d has changed since it was read: read it again", p.ID)
+	}
+	stored, read := p.item().ProtoReflect(), u.read.ProtoReflect()
+	for _, name := range u.asRead {
+		fd := stored.Descriptor().Fields().ByName(name)
+		if !stored.Get(fd).Equal(read.Get(fd)) {
+			return p, invalidItem(string(name), "cannot be changed: product_name, on_hand and price can; send it as it was read last, or leave it out")
+		}
 	}
 	if u.name != nil {
 		p.Name = *u.name

@@ -38,7 +38,8 @@ type InventoryServiceClient interface {
 	GetItem(ctx context.Context, in *GetItemRequest, opts ...grpc.CallOption) (*GetItemResponse, error)
 	// CreateItems adds products, all or none.
 	CreateItems(ctx context.Context, in *CreateItemsRequest, opts ...grpc.CallOption) (*CreateItemsResponse, error)
-	// UpdateItem changes the fields of a product that update_mask names.
+	// UpdateItem changes the fields of a product that update_mask names. What was read can be sent back: fields that cannot be
+	// set are ignored as long as they are as they are stored.
 	UpdateItem(ctx context.Context, in *UpdateItemRequest, opts ...grpc.CallOption) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(ctx context.Context, in *DeleteItemRequest, opts ...grpc.CallOption) (*DeleteItemResponse, error)
@@ -114,7 +115,8 @@ type InventoryServiceServer interface {
 	GetItem(context.Context, *GetItemRequest) (*GetItemResponse, error)
 	// CreateItems adds products, all or none.
 	CreateItems(context.Context, *CreateItemsRequest) (*CreateItemsResponse, error)
-	// UpdateItem changes the fields of a product that update_mask names.
+	// UpdateItem changes the fields of a product that update_mask names. What was read can be sent back: fields that cannot be
+	// set are ignored as long as they are as they are stored.
 	UpdateItem(context.Context, *UpdateItemRequest) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(context.Context, *DeleteItemRequest) (*DeleteItemResponse, error)
