@@ -105,14 +105,14 @@ func TestAPI_EachMethodOfTheContractsHasARow(t *testing.T) {
 func TestAPI_EachCallDoesWhatItsRowSays(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	order := s.decided(t, s.place(t, 5, 3))
-	s.settled(t)
 	letters := s.makeDeadLetters(t, 8)
 	variables := func(name string) string {
 		switch name {
 		case "TOKEN":
 			return operatorToken
-		case "ID":
+		case "ID": // a new one each time: what was cancelled cannot be changed again
+			order := s.decided(t, s.place(t, 5, 1))
+			s.settled(t)
 			return order.ID
 		case "LETTER": // a new one each time: what was redriven cannot be discarded
 			next := letters[0]

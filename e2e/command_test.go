@@ -16,8 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"shop.example/domain/orderstate"
 	"shop.example/platform/testkit/netproxy"
 	"shop.example/shop/cli"
 	"shop.example/shop/command"
@@ -157,8 +159,13 @@ func TestOrderCommand_WatchesAnOrderToItsEnd(t *testing.T) {
 		t.Errorf("watched:\n%s", watched)
 	}
 	id := uuidPattern.FindString(watched)
-	if again := s.must(t, "order", "watch", id); again != watched {
-		t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+	for _, again := range []string{s.must(t, "order", "watch", id), s.must(t, "order", "get", id, "--watch")} {
+		if again != watched {
+			t.Errorf("later it is\n%s\nit was\n%s", again, watched)
+		}
+	}
+	if unknown := s.shopCommand(t, "order", "watch", uuid.NewString()); unknown.status != 1 || !strings.Contains(unknown.errs, "there is no order") {
+		t.Errorf("an id that nobody was given: %+v", unknown)
 	}
 	s.must(t, "order", "cancel", id)
 	if cancelled := s.must(t, "order", "watch", id, "--json"); strings.Count(cancelled, "\n") != 4 || strings.Count(cancelled, `"routing_key":"shop.order.cancelled"`) != 1 {
@@ -216,6 +223,10 @@ ID  PRODUCT   LEFT  ON HAND  RESERVED      PRICE  ETAG
 func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	s := start(t)
+	var states []string
+	for _, state := range orderstate.Stored() {
+		states = append(states, strings.ToLower(state.String()))
+	}
 	for _, c := range []struct {
 		args   string
 		status int
@@ -234,7 +245,7 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"order get one two", 2, `unexpected argument "two"`},
 		{"order get nope", 2, "ORDER_ID: must be a valid UUID"},
 		{"order get 0192f6a0-0000-7000-8000-000000000001", 1, "there is no order 0192f6a0-0000-7000-8000-000000000001"},
-		{"order list --state lost", 2, "--state lost: there are confirmed, rejected, cancelled and all"},
+		{"order list --state lost", 2, "--state lost: there are " + strings.Join(states, ", ") + " and all"},
 		{"order list --limit many", 2, `invalid argument "many" for "--limit" flag`},
 		{"order list --token wrong", 1, "does not know this operator token"},
 		{"order list --server localhost:1", 1, "no shop answers at localhost:1: start one with make up, or name it with --server"},

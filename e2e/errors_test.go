@@ -18,7 +18,7 @@ import (
 )
 
 // ownStatus are the reasons whose HTTP status does not follow from their gRPC code.
-var ownStatus = map[string]int{"METHOD_NOT_ALLOWED": 405, "BODY_TOO_LARGE": 413, "UNSUPPORTED_MEDIA_TYPE": 415, "REQUEST_TIMEOUT": 408}
+var ownStatus = map[string]int{"METHOD_NOT_ALLOWED": 405, "BODY_TOO_LARGE": 413, "UNSUPPORTED_MEDIA_TYPE": 415, "REQUEST_TIMEOUT": 408, "PRECONDITION_FAILED": 412}
 
 var errorRow = regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (\\w+) \\| (\\d+) \\| [^|]+ \\| [^|]+ \\|$")
 

@@ -26,6 +26,9 @@ func TestPreferWait_AnswersWithTheOutcome(t *testing.T) {
 	if a.code != http.StatusOK || o.State != "CONFIRMED" || o.TotalValue.Units != "2000" || a.header.Get("Location") != "/v1/orders/"+o.ID {
 		t.Errorf("%d %s", a.code, a.body)
 	}
+	if tag := s.get(t, "/v1/orders/"+o.ID).header.Get("ETag"); tag == "" || a.header.Get("ETag") != tag || a.header.Get("Preference-Applied") != "wait=20" {
+		t.Errorf("its ETag is %s, headers %v", tag, a.header)
+	}
 	a = s.call(t, http.MethodPost, "/v1/orders", orderOf(1, 2000), "Prefer", "wait=20")
 	if a.json(t, &o); a.code != http.StatusOK || o.State != "REJECTED" || o.Reason != "OUT_OF_STOCK" {
 		t.Errorf("%d %s", a.code, a.body)
@@ -89,7 +92,8 @@ func TestIdempotencyKey_RepeatedIsTheSameOrderAndAnotherOrderIsAConflict(t *test
 	s.decided(t, location)
 	again := s.call(t, http.MethodPost, "/v1/orders", orderOf(1, 3), key, "basket 7")
 	var o order
-	if again.json(t, &o); again.code != http.StatusOK || o.State != "CONFIRMED" || again.header.Get("Location") != location {
+	const replayed = "Idempotent-Replayed"
+	if again.json(t, &o); again.code != http.StatusOK || o.State != "CONFIRMED" || again.header.Get("Location") != location || again.header.Get(replayed) != "true" || first.header.Get(replayed) != "" {
 		t.Errorf("the same order again: %d %s", again.code, again.body)
 	}
 	for what, body := range map[string]string{
@@ -201,5 +205,43 @@ func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
 	}
 	if r, err := auditor(t, s).Run(t.Context()); err != nil || r.Count() > 0 {
 		t.Errorf("the audit says %v, %v", r.Violations, err)
+	}
+}
+
+// The demo's route and new products honour a key, too. What has the same effect however often it is done ignores one.
+func TestIdempotencyKey_CountsWhereSomethingIsCreated(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	const key, replayed = "Idempotency-Key", "Idempotent-Replayed"
+	const desk = `{"items":[{"product_name":"Desk","quantity":5,"price":{"currency_code":"USD","units":"250"}}]}`
+	create := func(name, body, key string) answer {
+		t.Helper()
+		return s.call(t, http.MethodPost, "/v1/inventory", body, "Authorization", "Bearer "+operatorToken, name, key)
+	}
+	first, again := create(key, desk, "desks"), create(key, desk, "desks")
+	if first.code != http.StatusOK || again.code != http.StatusOK || string(first.body) != string(again.body) || first.header.Get(replayed) != "" || again.header.Get(replayed) != "true" {
+		t.Errorf("a product: %d %s %v, again: %d %s %v", first.code, first.body, first.header, again.code, again.body, again.header)
+	}
+	if a := create(key, strings.Replace(desk, "5", "6", 1), "desks"); a.code != http.StatusConflict || !strings.Contains(string(a.body), "IDEMPOTENCY_KEY_REUSED") {
+		t.Errorf("other products under the key: %d %s", a.code, a.body)
+	}
+	if a := create("X-Other", desk, "none"); a.code != http.StatusConflict || !strings.Contains(string(a.body), "ITEM_EXISTS") {
+		t.Errorf("without a key: %d %s", a.code, a.body)
+	}
+	if a := create(key, desk, ""); a.code != http.StatusBadRequest {
+		t.Errorf("a key that is none: %d %s", a.code, a.body)
+	}
+
+	const sample = `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"id":1,"product_name":"Laptop Stand","quantity":3,"price":35}]}`
+	placed := s.call(t, http.MethodPost, "/intermediary/order", sample, key, "sample")
+	location := placed.header.Get("Location")
+	s.decided(t, location)
+	if a := s.call(t, http.MethodPost, "/intermediary/order", sample, key, "sample"); a.code != http.StatusOK || a.header.Get("Location") != location || a.header.Get(replayed) != "true" {
+		t.Errorf("the demo's order again: %d %s %v", a.code, a.body, a.header)
+	}
+	for _, name := range []string{"one", "one", "schl\u00fcssel"} { // twice the same, and one that no key may have
+		if a := s.call(t, http.MethodPost, location+":cancel", "{}", key, name); a.code != http.StatusOK || a.header.Get(replayed) != "" {
+			t.Errorf("cancelling it with the key %s: %d %s %v", name, a.code, a.body, a.header)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -401,7 +402,7 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
 	b := browse(t, s.operatorLink())
-	b.mayComplain("status of 404", "status of 503") // an order that has not been decided is not there; nor is the service
+	b.mayComplain("status of 503")
 	b.click("[data-service=order]")
 	b.text("[data-service=order]", "Start order")
 	b.order("1", "1")
@@ -413,6 +414,18 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	b.text("[data-service=order]", "Stop order")
 	b.text("#slip-state", "CONFIRMED")
 	b.way(confirmedWay...)
+}
+
+// An id that nobody was given was shown as PENDING for as long as the page was open.
+func TestPage_AnInventedIDIsNotAnOrderThatWaits(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	b := browse(t, s.url+"/#order="+uuid.Must(uuid.NewV7()).String())
+	b.mayComplain("status of 404")
+	b.text("#slip-state", "NOT FOUND")
+	b.text("#slip-detail", "There is no order with this id.")
+	b.order("5", "1")
+	b.text("#slip-state", "CONFIRMED")
 }
 
 // violations are what axe-core finds against WCAG 2.2, levels A and AA, that is serious.

@@ -203,7 +203,9 @@ func (s *shop) decided(t *testing.T, location string) order {
 		if a.code != http.StatusOK {
 			return fmt.Errorf("GET %s: %d %s", location, a.code, a.body)
 		}
-		a.json(t, &o)
+		if a.json(t, &o); o.State == "PENDING" {
+			return fmt.Errorf("order %s is still PENDING", location)
+		}
 		return nil
 	})
 	return o

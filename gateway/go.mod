@@ -11,6 +11,7 @@ require (
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.32.0
 	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/michaelklishin/rabbit-hole/v3 v3.5.0
+	github.com/rs/cors v1.11.1
 	github.com/swaggest/swgui v1.8.5
 	go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc v0.72.0
 	go.opentelemetry.io/otel v1.47.0
@@ -28,6 +29,8 @@ require (
 	shop.example/platform v0.0.0
 	shop.example/platform/testkit v0.0.0
 )
+
+require github.com/klauspost/compress v1.20.1
 
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect

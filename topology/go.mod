@@ -54,6 +54,7 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
 	google.golang.org/grpc v1.85.0 // indirect
+	shop.example/domain v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -61,3 +62,5 @@ replace shop.example/gen => ../gen
 replace shop.example/platform => ../platform
 
 replace shop.example/platform/testkit => ../platform/testkit
+
+replace shop.example/domain => ../domain

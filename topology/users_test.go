@@ -298,19 +298,19 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 func TestUsers_AServiceThatIsAddedHasItsOwnAndIsNobodysProblem(t *testing.T) {
 	t.Parallel()
 	with := topology.Broker()
-	with.Services = append(with.Services, messaging.Service{Name: "notifications", Bindings: topology.Broker().Services[0].Follows})
+	with.Services = append(with.Services, messaging.Service{Name: "newcomer", Bindings: topology.Broker().Services[0].Follows})
 	broker := brokertest.New(t)
 	urls := broker.Services(t, with)
-	if err := connectIn(t, with, urls["notifications"], "notifications"); err != nil {
+	if err := connectIn(t, with, urls["newcomer"], "newcomer"); err != nil {
 		t.Fatal(err)
 	}
-	for _, queue := range []string{"order", "notifications.copy", "dead-letter"} {
-		_, err := channel(t, urls["notifications"]).QueueDeclare(queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum})
+	for _, queue := range []string{"order", "newcomer.copy", "dead-letter"} {
+		_, err := channel(t, urls["newcomer"]).QueueDeclare(queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum})
 		if e, ok := errors.AsType[*amqp.Error](err); !ok || e.Code != amqp.AccessRefused {
 			t.Errorf("it may declare %s: %v", queue, err)
 		}
 	}
-	if _, err := channel(t, broker.URL).QueueDelete("notifications", false, false, false); err != nil {
+	if _, err := channel(t, broker.URL).QueueDelete("newcomer", false, false, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, other := range topology.Names() {
@@ -318,7 +318,7 @@ func TestUsers_AServiceThatIsAddedHasItsOwnAndIsNobodysProblem(t *testing.T) {
 			t.Errorf("%s waits for it: %v", other, err)
 		}
 	}
-	if err := connectIn(t, with, urls["notifications"], "notifications"); err != nil { // declares it again
+	if err := connectIn(t, with, urls["newcomer"], "newcomer"); err != nil { // declares it again
 		t.Error(err)
 	}
 	if err := provision.Compare(t.Context(), with, management(), broker.Vhost); err != nil {

@@ -105,7 +105,7 @@ func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 	fmt.Fprintf(out, "→ %s  Location: %s\n", answer, location)
 
 	var o order
-	if err := c.until(ctx, location, &o, func() bool { return o.State != "" }); err != nil {
+	if err := c.until(ctx, location, &o, func() bool { return o.State != "PENDING" }); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "\nGET %s\n→ %s, %d pieces, %s %s\n", location, o.State, o.TotalItems, o.TotalValue.Units, o.TotalValue.Currency)
@@ -219,7 +219,7 @@ func (c client) until(ctx context.Context, path string, v any, enough func() boo
 			if enough() {
 				return nil
 			}
-		case a.code != http.StatusNotFound: // an order is there once it has been decided
+		default:
 			return fmt.Errorf("GET %s: %d %s", path, a.code, a.text)
 		}
 		select {

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"shop.example/db"
-	"shop.example/dev/controls"
 	"shop.example/dev/local"
 	"shop.example/dev/stack"
 	"shop.example/platform/messaging/provision"
@@ -45,9 +44,7 @@ It is configured by these variables; docs/configuration.md says what each of the
 			out := cmd.ErrOrStderr()
 			return withShop(cmd.Context(), here, false, out, func(cfg *local.Config, _ *stack.Stack) {
 				if demo {
-					cfg.Controls = controls.New(controls.Config{
-						AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency,
-					})
+					addDemoFeatures(cfg)
 				}
 			}, func(ctx context.Context, s *running) error {
 				fmt.Fprintf(out, "\n%s\n", s.greeting())

@@ -45,6 +45,11 @@ type Config struct {
 	Currency      string // the catalogue's
 }
 
+// Add adds the controls to the shop that cfg describes. Its experiments use the shop's own users of broker and database.
+func Add(cfg *local.Config) {
+	cfg.Controls = New(Config{AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency})
+}
+
 // New returns what makes the controls of a shop, for local.Config.
 func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 	return func(shop *local.Shop) []rest.DemoHandler {

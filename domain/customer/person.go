@@ -11,6 +11,9 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"shop.example/domain/email"
 	customerv1 "shop.example/gen/shop/customer/v1"
@@ -23,8 +26,22 @@ const Erased = "(erased)"
 // Erase takes out of an event who has placed the order, and what was derived from that. What is left breaks the event's
 // contract, so that nobody handles it again.
 func Erase(placed *eventsv1.OrderPlaced) {
-	placed.CustomerName, placed.CustomerEmail, placed.Owner = Erased, "", ""
+	for _, field := range PersonalFields(placed) {
+		placed.ProtoReflect().Clear(field)
+	}
+	placed.CustomerName = Erased
 	placed.Fingerprint, placed.KeyHash, placed.PreviousKeyHash = nil, nil, nil
+}
+
+// PersonalFields are the fields of a message that its contract marks as personal data, by debug_redact.
+func PersonalFields(m proto.Message) (personal []protoreflect.FieldDescriptor) {
+	fields := m.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		if options, ok := fields.Get(i).Options().(*descriptorpb.FieldOptions); ok && options.GetDebugRedact() {
+			personal = append(personal, fields.Get(i))
+		}
+	}
+	return personal
 }
 
 // Person is whose data are looked for: who has the e-mail address, or is the owner. It does not change.

@@ -11,6 +11,10 @@ import (
 	"shop.example/platform/telemetry"
 )
 
+// HiddenKey is an entry in the metadata of the order service's ORDER_NOT_FOUND: the order is stored, but belongs to
+// somebody else. The gateway, which must not take the order for one that is not decided yet, keeps the entry to itself.
+const HiddenKey = "hidden"
+
 // Of is the value of m's field order_id, "" if it has none.
 func Of(m proto.Message) string {
 	r := m.ProtoReflect()

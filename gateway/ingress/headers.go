@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// The headers of a response that no browser may show, store or let another site read. Pages of other sites may not call
-// (CORS): no response has an Access-Control header. The slices are shared and never changed.
+// The headers of a response that no browser may show, store or let another site read. Which pages of other sites may call is
+// in cors.go. The slices are shared and never changed.
 var (
 	nosniff        = []string{"nosniff"}
 	noReferrer     = []string{"no-referrer"}

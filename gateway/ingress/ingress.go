@@ -1,7 +1,7 @@
 // Package ingress is what every call to the gateway meets first, REST or gRPC. It knows the client (client.go), limits how
 // often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
-// (memory.go) and how many connections it has (listener.go), and terminates TLS (tls.go). What it lets through goes to the
-// gRPC server or to REST (ingress.go).
+// (memory.go) and how many connections it has (listener.go), says which sites' pages may call (cors.go), and terminates TLS
+// (tls.go). What it lets through goes to the gRPC server or to REST (ingress.go).
 package ingress
 
 import (
@@ -37,6 +37,8 @@ type Config struct {
 	// MaxConnections is how many connections may be open at a time; 3000 if it is 0. One address may have two thirds of
 	// them, or all if the addresses are those of proxies.
 	MaxConnections int `env:"SHOP_MAX_CONNECTIONS"`
+	// Origins are those of other sites whose pages may call, https://shop.example.org for example.
+	Origins []string `env:"CORS_ALLOWED_ORIGINS"`
 }
 
 // Ingress is the http.Handler of all calls. It is safe for concurrent use.
@@ -47,6 +49,7 @@ type Ingress struct {
 	rate    *rateLimiter // of all calls; nil for no limit
 	paths   *PathLimits  // nil for none
 	logins  *logins      // nil if nobody watches
+	origins crossOrigin
 	Limits  Limits
 	// WriteTimeout is how long a client of a gRPC stream may leave a message unread.
 	WriteTimeout time.Duration
@@ -59,7 +62,7 @@ type restHandler interface {
 
 // New returns an Ingress that passes calls on to grpc and rest.
 func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
-	rate, err := newRateLimiter(cfg.RateLimit, meter)
+	rate, err := newRateLimiter("default", cfg.RateLimit, meter)
 	if err != nil {
 		return nil, err
 	}
@@ -67,15 +70,19 @@ func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifi
 	if err != nil {
 		return nil, err
 	}
-	return &Ingress{
+	d := &Ingress{
 		GRPC: grpc, REST: rest, Clients: callers, rate: rate, paths: paths, logins: logins, Limits: l, WriteTimeout: SlowReaderTimeout,
-	}, nil
+	}
+	return d, d.origins.allow(cfg.Origins)
 }
 
 // ServeHTTP implements http.Handler.
 func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if d.origins.serve(w, r) {
+		return
+	}
 	call := CallMemory{limiter: d.Limits.Memory, client: d.Clients.Identify(r)}
-	refusal := d.check(r, call.client)
+	refusal := d.check(w.Header(), r, call.client)
 	if refusal == nil {
 		defer d.Limits.Calls.Release(call.client, 1)
 		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
@@ -90,19 +97,16 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.REST.ServeCall(w, r, call, refusal)
 }
 
-// crossOrigin recognises calls that a page of another site made a browser send, by Sec-Fetch-Site and Origin.
-var crossOrigin http.CrossOriginProtection
-
-// check returns an error if the call is refused. One that is not counts as open.
-func (d *Ingress) check(r *http.Request, from Client) error {
+// check returns an error if the call is refused. One that is not counts as open. header is that of the response.
+func (d *Ingress) check(header http.Header, r *http.Request, from Client) error {
 	if d.rate != nil {
-		if err := d.rate.allow(r, from); err != nil {
+		if err := d.rate.allow(header, r, from); err != nil {
 			return err
 		}
 	}
 	if d.paths != nil {
 		if l := d.paths.byPath[r.URL.Path]; l != nil {
-			if err := l.allow(r, from); err != nil {
+			if err := l.allow(header, r, from); err != nil {
 				return err
 			}
 		}
@@ -112,7 +116,7 @@ func (d *Ingress) check(r *http.Request, from Client) error {
 			return err
 		}
 	}
-	if err := crossOrigin.Check(r); err != nil && !isGRPC(r) { // a browser sends gRPC only after a preflight, which is refused
+	if err := d.origins.protection.Check(r); err != nil && !isGRPC(r) { // a browser sends gRPC only after a preflight, which is refused
 		return apierror.New(codes.PermissionDenied, "CROSS_ORIGIN", "a page of another site may not make this call").WithCause(err)
 	}
 	if e := d.Limits.Calls.Acquire(from, 1); e != nil {
@@ -181,7 +185,7 @@ func (c *grpcCall) clearDeadlines(timeout time.Duration, cancel context.CancelFu
 // Write writes a part of a message.
 func (c *grpcCall) Write(part []byte) (int, error) {
 	c.begin()
-	n, err := c.memory.Write(c.ResponseWriter, part)
+	n, err := c.memory.Write(c.ResponseWriter, part, len(part))
 	if err != nil {
 		c.fail()
 	}

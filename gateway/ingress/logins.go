@@ -33,7 +33,7 @@ type logins struct {
 }
 
 func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
-	failures, err := newRateLimiter(failedRate, meter)
+	failures, err := newRateLimiter("failed-logins", failedRate, meter)
 	if err != nil {
 		return nil, err
 	}

@@ -41,16 +41,16 @@ func (h *CallMemory) Release() { h.limiter.Release(h.client, h.requestBytes) }
 // errSlowReader says that a response was not written because its client leaves too much unread.
 var errSlowReader = errors.New("the client leaves too much unread")
 
-// Write writes a response, or a part of one, to w. After errSlowReader the call must be cut off: the response is
-// incomplete.
-func (h *CallMemory) Write(w io.Writer, part []byte) (int, error) {
-	if len(part) <= freeAnswer {
+// Write writes a response, or a part of one, to w; size is what the call holds for it, which is more than the part if that is
+// compressed. After errSlowReader the call must be cut off: the response is incomplete.
+func (h *CallMemory) Write(w io.Writer, part []byte, size int) (int, error) {
+	if size <= freeAnswer {
 		return w.Write(part)
 	}
-	if h.limiter.Acquire(h.client, len(part)) != nil {
+	if h.limiter.Acquire(h.client, size) != nil {
 		return 0, errSlowReader
 	}
-	defer h.limiter.Release(h.client, len(part))
+	defer h.limiter.Release(h.client, size)
 	return w.Write(part)
 }
 

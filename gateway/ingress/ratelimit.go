@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"strconv"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -45,8 +46,9 @@ func NewPathLimits(meter metric.Meter) *PathLimits {
 }
 
 // Add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
-func (p *PathLimits) Add(cfg RateLimit, paths ...string) error {
-	l, err := newRateLimiter(cfg, p.meter)
+// Clients are told the limit's name.
+func (p *PathLimits) Add(name string, cfg RateLimit, paths ...string) error {
+	l, err := newRateLimiter(name, cfg, p.meter)
 	for _, path := range paths {
 		p.byPath[path] = l
 	}
@@ -56,12 +58,14 @@ func (p *PathLimits) Add(cfg RateLimit, paths ...string) error {
 // rateLimiter gives each client a token bucket. It is safe for concurrent use.
 type rateLimiter struct {
 	RateLimit
+	name    string // in quotes
+	policy  string // what the limit is, for clients
 	buckets *lru.Cache[Client, *rate.Limiter]
 	refused metric.Int64Counter
 }
 
 // newRateLimiter returns nil if there is no limit.
-func newRateLimiter(cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
+func newRateLimiter(name string, cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
 	switch {
 	case cfg.PerSecond < 0 || math.IsNaN(cfg.PerSecond):
 		return nil, errors.New("RATE_LIMIT must be 0 (no limit) or more calls a second")
@@ -82,7 +86,9 @@ func newRateLimiter(cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics of the rate limit: %w", err)
 	}
-	return &rateLimiter{RateLimit: cfg, buckets: buckets, refused: refused}, nil
+	name = strconv.Quote(name)
+	policy := fmt.Sprintf("%s;q=%d;w=%.0f", name, cfg.Burst, math.Ceil(float64(cfg.Burst)/cfg.PerSecond))
+	return &rateLimiter{RateLimit: cfg, name: name, policy: policy, buckets: buckets, refused: refused}, nil
 }
 
 var (
@@ -90,11 +96,21 @@ var (
 	overGRPC = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "grpc")))
 )
 
-// allow returns an error if the client has called too often.
-func (l *rateLimiter) allow(r *http.Request, from Client) error {
+// allow returns an error if the client has called too often. It tells the client how much of the limit is left, by
+// draft-ietf-httpapi-ratelimit-headers-10: r calls within t seconds, until the bucket is full, or there is one more.
+func (l *rateLimiter) allow(header http.Header, r *http.Request, from Client) error {
 	now := time.Now()
 	bucket := l.bucket(from)
-	if bucket.AllowN(now, 1) {
+	allowed := bucket.AllowN(now, 1)
+	tokens := max(bucket.TokensAt(now), 0)
+	wait := (float64(l.Burst) - tokens) / l.PerSecond
+	if !allowed {
+		wait = max(1-tokens, 0) / l.PerSecond
+		tokens = 0
+	}
+	header.Add("RateLimit-Policy", l.policy)
+	header.Add("RateLimit", fmt.Sprintf("%s;r=%d;t=%.0f", l.name, int64(tokens), math.Ceil(wait)))
+	if allowed {
 		return nil
 	}
 	api := overREST
@@ -102,10 +118,9 @@ func (l *rateLimiter) allow(r *http.Request, from Client) error {
 		api = overGRPC
 	}
 	l.refused.Add(r.Context(), 1, api)
-	missing := 1 - bucket.TokensAt(now)
-	wait := time.Duration(math.Ceil(max(missing, 0)/l.PerSecond*1000)) * time.Millisecond
+	after := time.Duration(math.Ceil(wait*1000)) * time.Millisecond
 	return apierror.New(codes.ResourceExhausted, "RATE_LIMITED", "too many calls: one client may make %g a second", l.PerSecond).
-		WithRetryAfter(max(wait, time.Millisecond))
+		WithRetryAfter(max(after, time.Millisecond))
 }
 
 func (l *rateLimiter) bucket(from Client) *rate.Limiter {

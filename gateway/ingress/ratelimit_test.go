@@ -18,7 +18,7 @@ import (
 
 func limiterOf(t testing.TB, cfg RateLimit) *rateLimiter {
 	t.Helper()
-	l, err := newRateLimiter(cfg, noop.Meter{})
+	l, err := newRateLimiter("default", cfg, noop.Meter{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestRateLimit_BucketsFillAgain(t *testing.T) {
 		take := func(addr string, want int) {
 			t.Helper()
 			taken := 0
-			for l.allow(callFrom(addr), ClientIdentifier{Authorizer: access.New(nil, nil, nil)}.Identify(callFrom(addr))) == nil {
+			for l.allow(http.Header{}, callFrom(addr), ClientIdentifier{Authorizer: access.New(nil, nil, nil)}.Identify(callFrom(addr))) == nil {
 				taken++
 			}
 			if taken != want {
@@ -93,14 +93,14 @@ func TestRateLimit_RemembersABoundedNumberOfClients(t *testing.T) {
 	t.Parallel()
 	l := limiterOf(t, RateLimit{PerSecond: 0.001, Burst: 1})
 	for i := range maxClients + 100 {
-		if err := l.allow(callFrom("192.0.2.1:1"), Client{subject: strconv.Itoa(i)}); err != nil {
+		if err := l.allow(http.Header{}, callFrom("192.0.2.1:1"), Client{subject: strconv.Itoa(i)}); err != nil {
 			t.Fatalf("client %d: %v", i, err)
 		}
 	}
 	if got := l.buckets.Len(); got != maxClients {
 		t.Errorf("%d clients are remembered, want %d", got, maxClients)
 	}
-	if l.allow(callFrom("192.0.2.1:1"), Client{subject: strconv.Itoa(maxClients)}) == nil {
+	if l.allow(http.Header{}, callFrom("192.0.2.1:1"), Client{subject: strconv.Itoa(maxClients)}) == nil {
 		t.Error("a client that has just called is forgotten")
 	}
 }
@@ -113,7 +113,7 @@ func TestRateLimit_SettingsThatMeanNothingAreRefused(t *testing.T) {
 		"RATE_LIMIT_BURST ": {PerSecond: 1, Burst: -1},
 		"TRUSTED_PROXIES ":  {TrustedProxies: -1},
 	} {
-		if _, err := newRateLimiter(cfg, noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), variable) {
+		if _, err := newRateLimiter("default", cfg, noop.Meter{}); err == nil || !strings.HasPrefix(err.Error(), variable) {
 			t.Errorf("want an error that begins with %q, got: %v", variable, err)
 		}
 	}
@@ -126,7 +126,7 @@ func BenchmarkRateLimit(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		r := callFrom("192.0.2.1:1000")
 		for pb.Next() {
-			if err := l.allow(r, ClientIdentifier{Authorizer: access.New(nil, nil, nil)}.Identify(r)); err != nil {
+			if err := l.allow(http.Header{}, r, ClientIdentifier{Authorizer: access.New(nil, nil, nil)}.Identify(r)); err != nil {
 				b.Error(err)
 			}
 		}

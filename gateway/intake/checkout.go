@@ -4,11 +4,6 @@ package intake
 
 import (
 	"context"
-	"strconv"
-	"strings"
-	"time"
-
-	"google.golang.org/grpc/metadata"
 
 	"shop.example/domain/email"
 	"shop.example/domain/orderstate"
@@ -45,9 +40,9 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 		}
 	}
 	announce := func(string) {}
-	atMost := preferredWait(ctx)
+	preferred := readPreferences(ctx)
 	var w *wait
-	if atMost > 0 {
+	if preferred.wait > 0 {
 		w = c.decisions.await(ctx)
 		defer w.close()
 		announce = w.setOrder
@@ -57,28 +52,10 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 		return nil, err
 	}
 	if w != nil && !orderstate.IsDecided(order.GetState()) && order.GetId() == w.orderID {
-		order = w.outcome(ctx, order, atMost)
+		order = w.outcome(ctx, order, preferred.wait)
 	}
+	preferred.announce(ctx, !orderstate.IsDecided(order.GetState()))
 	return &checkoutv1.PlaceOrderResponse{Order: order}, nil
 }
 
 var invalidEmail = apierror.InvalidArgument(apierror.Violation{Field: "customer_email", Description: "must be a valid email address"})
-
-// preferredWait is how long the client prefers to wait: the preference "wait" of RFC 7240, in seconds. A preference
-// that cannot be understood is ignored, as that RFC says.
-func preferredWait(ctx context.Context) time.Duration {
-	for _, header := range metadata.ValueFromIncomingContext(ctx, "prefer") {
-		for preference := range strings.SplitSeq(header, ",") {
-			name, value, _ := strings.Cut(strings.TrimSpace(preference), "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			seconds, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
-			if err != nil {
-				return 0
-			}
-			return min(time.Duration(seconds)*time.Second, maxWait)
-		}
-	}
-	return 0
-}

@@ -5,7 +5,9 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc/metadata"
@@ -24,33 +26,73 @@ const maxKey = 255
 // requestKey is an idempotency key and its scope: two callers may use the same key.
 type requestKey struct{ scope, key string }
 
-// Secret derives ids and hashes from an order and its idempotency key. Without the secret they cannot be computed: to know a
-// key does not help to find the order. It is safe for concurrent use.
-type Secret []byte
+// Secret signs ids, and derives ids and hashes from an order and its idempotency key. Without the secret they cannot be
+// computed: to know a key does not help to find the order. It is safe for concurrent use.
+type Secret struct{ hashes sync.Pool }
 
-// orderID is the id of the order with this fingerprint that a caller places under a key (UUIDv8). The same caller, key
-// and order have the same id; anything else has another.
-func (s Secret) orderID(k requestKey, fingerprint []byte) uuid.UUID {
+// NewSecret returns the secret with this text. Its HMACs are kept: to make one takes longer than to use it.
+func NewSecret(text string) *Secret {
+	return &Secret{sync.Pool{New: func() any { return hmac.New(sha256.New, []byte(text)) }}}
+}
+
+// sum is HMAC-SHA256 over text.
+func (s *Secret) sum(text []byte) []byte {
+	mac := s.hashes.Get().(hash.Hash)
+	defer s.hashes.Put(mac)
+	mac.Reset()
+	mac.Write(text)
+	return mac.Sum(nil)
+}
+
+// newOrderID is the id of an order without a key: a UUIDv7 that is signed.
+func (s *Secret) newOrderID() (uuid.UUID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return id, err
+	}
+	return s.sign(id), nil
+}
+
+// unsignedOrderID is the id, before it is signed, of the order with this fingerprint that a caller places under a key: a
+// UUIDv8. The same caller, key and order have the same id; anything else has another.
+func (s *Secret) unsignedOrderID(k requestKey, fingerprint []byte) uuid.UUID {
 	return uuidV8(s.mac("order", k.scope, k.key, string(fingerprint)))
 }
 
-// keyHash is a hash of the caller's key. It does not depend on the order.
-func (s Secret) keyHash(k requestKey) []byte { return s.mac("key", k.scope, k.key) }
-
 // formerOrderID is the id that the release before this one gave to every order with the key, whoever placed it.
-func (s Secret) formerOrderID(k requestKey) uuid.UUID {
-	mac := hmac.New(sha256.New, s)
-	mac.Write([]byte(k.key))
-	return uuidV8(mac.Sum(nil))
+func (s *Secret) formerOrderID(k requestKey) uuid.UUID {
+	return uuidV8(s.sum([]byte(k.key)))
+}
+
+// keyHash is a hash of the caller's key. It does not depend on the order.
+func (s *Secret) keyHash(k requestKey) []byte { return s.mac("key", k.scope, k.key) }
+
+// signature is the length, in bytes, of the code at the end of an id, by which a gateway knows that the shop gave it.
+const signature = 3
+
+// sign puts the code at the end of an id.
+func (s *Secret) sign(id uuid.UUID) uuid.UUID {
+	const signed = len(id) - signature
+	copy(id[signed:], s.sum(append([]byte(signedLabel), id[:signed]...)))
+	return id
+}
+
+// signedLabel keeps what is signed apart from whatever else the secret is used for: the lists of mac begin with a length.
+const signedLabel = "\x00signed order id"
+
+// signed says whether the shop gave this id, under this secret: one in 16 million made-up ids passes.
+func (s *Secret) signed(id uuid.UUID) bool {
+	want := s.sign(id)
+	return hmac.Equal(want[:], id[:])
 }
 
 // mac is HMAC-SHA256 over the parts, each with its length before it: no two lists of parts are the same text.
-func (s Secret) mac(parts ...string) []byte {
-	mac := hmac.New(sha256.New, s)
+func (s *Secret) mac(parts ...string) []byte {
+	text := make([]byte, 0, 256)
 	for _, part := range parts {
-		mac.Write(appendPart(nil, part))
+		text = appendPart(text, part)
 	}
-	return mac.Sum(nil)
+	return s.sum(text)
 }
 
 func uuidV8(sum []byte) (id uuid.UUID) {

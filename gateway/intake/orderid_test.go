@@ -32,6 +32,7 @@ type aShop struct {
 	Orders
 	published []*eventsv1.OrderPlaced
 	announced string // the id of the order that is being placed
+	header    callHeader
 	find      func(context.Context, *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error)
 }
 
@@ -52,10 +53,18 @@ func newShop(secrets ...string) *aShop {
 		},
 	}
 	for _, secret := range secrets {
-		s.secrets = append(s.secrets, Secret(secret))
+		s.secrets = append(s.secrets, NewSecret(secret))
 	}
 	return s
 }
+
+// callHeader is what a call is answered with before its response.
+type callHeader struct{ metadata.MD }
+
+func (*callHeader) Method() string                    { return "" }
+func (h *callHeader) SetHeader(md metadata.MD) error  { h.MD = metadata.Join(h.MD, md); return nil }
+func (h *callHeader) SendHeader(md metadata.MD) error { return h.SetHeader(md) }
+func (*callHeader) SetTrailer(metadata.MD) error      { return nil }
 
 // request is a call that places an order.
 type request struct {
@@ -76,8 +85,9 @@ func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
 	if r.name == "" {
 		r.name, r.email = "Ada", "ada@example.org"
 	}
-	s.announced = ""
-	return s.Orders.Place(access.WithPrincipal(metadata.NewIncomingContext(t.Context(), md), r.by), r.name, r.email, r.lines, func(id string) {
+	s.announced, s.header = "", callHeader{}
+	ctx := grpc.NewContextWithServerTransportStream(metadata.NewIncomingContext(t.Context(), md), &s.header)
+	return s.Orders.Place(access.WithPrincipal(ctx, r.by), r.name, r.email, r.lines, func(id string) {
 		if s.announced = id; len(s.published) > 0 && s.published[len(s.published)-1].GetOrderId() == id && r.key == "" {
 			t.Error("the id is told after the order was published")
 		}
@@ -164,14 +174,15 @@ func TestIdempotencyKey_WhatTheOrderServiceSaysOfIt(t *testing.T) {
 		reason     string // of the error
 		known      *orderv1.Order
 		publishes  bool
+		replayed   bool
 		unanswered bool
 	}{
 		"nothing":                       {found: &orderv1.FindKeyResponse{}, publishes: true},
 		"nothing in time":               {unanswered: true, publishes: true},
-		"this order, decided":           {found: &orderv1.FindKeyResponse{OrderId: stored.GetId(), Order: stored}, known: stored},
-		"this order, not decided":       {found: &orderv1.FindKeyResponse{OrderId: stored.GetId()}, publishes: true},
+		"this order, decided":           {found: &orderv1.FindKeyResponse{OrderId: stored.GetId(), Order: stored}, known: stored, replayed: true},
+		"this order, not decided":       {found: &orderv1.FindKeyResponse{OrderId: stored.GetId()}, publishes: true, replayed: true},
 		"another order":                 {found: &orderv1.FindKeyResponse{OrderId: uuid.NewString()}, reason: "IDEMPOTENCY_KEY_REUSED"},
-		"this order, by its former id":  {formerly: former, known: former},
+		"this order, by its former id":  {formerly: former, known: former, replayed: true},
 		"another one, by its former id": {formerly: former, request: request{lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: 9}}}, reason: "IDEMPOTENCY_KEY_REUSED"},
 		"somebody else's, by its former id": {
 			formerly: former, request: request{name: "Bob", email: "bob@example.org"}, publishes: true,
@@ -199,6 +210,9 @@ func TestIdempotencyKey_WhatTheOrderServiceSaysOfIt(t *testing.T) {
 			if published := len(s.published) > 0; published != c.publishes {
 				t.Errorf("published: %v, want %v", published, c.publishes)
 			}
+			if replayed := len(s.header.Get("idempotent-replayed")) > 0; replayed != c.replayed {
+				t.Errorf("the client is told that it is a repetition: %v, want %v", replayed, c.replayed)
+			}
 			if c.known != nil && order != c.known {
 				t.Errorf("answered with %v, want %v", order, c.known)
 			}
@@ -225,6 +239,49 @@ func TestIDSecret_ThePreviousOneIsStillGood(t *testing.T) {
 	}
 	if _, err := s.place(t, request{key: "1", name: "Eve", email: "ada@example.org"}); apierror.ReasonOf(err) != "IDEMPOTENCY_KEY_REUSED" {
 		t.Errorf("another order under its key: %v", err)
+	}
+}
+
+func TestOrderID_IsAUUIDThatEndsWithASignature(t *testing.T) {
+	t.Parallel()
+	s := newShop("a secret")
+	for key, version := range map[string]uuid.Version{"": 7, "1": 8} {
+		id := uuid.MustParse(s.mustPlace(t, request{key: key}).GetOrderId())
+		if id.Version() != version || id.Variant() != uuid.RFC4122 {
+			t.Errorf("with the key %q the id is %s, version %d", key, id, id.Version())
+		}
+		if !s.secrets[0].signed(id) || NewSecret("another secret").signed(id) {
+			t.Errorf("%s is not signed with the secret, or with any", id)
+		}
+		for i := range id {
+			other := id
+			other[i] ^= 1
+			if s.secrets[0].signed(other) {
+				t.Errorf("%s, of which one bit differs, is signed, too", other)
+			}
+		}
+	}
+	if invented := uuid.Must(uuid.NewV7()); s.secrets[0].signed(invented) {
+		t.Errorf("%s, which nobody gave, is signed", invented)
+	}
+}
+
+// The ids that gateways gave before they signed them are still those of their keys.
+func TestIdempotencyKey_AnOrderWithAnUnsignedIDIsRecognised(t *testing.T) {
+	t.Parallel()
+	s := newShop("a secret")
+	m := s.mustPlace(t, request{key: "1"})
+	before := s.secrets[0].unsignedOrderID(requestKey{"anybody ada@example.org", "1"}, m.GetFingerprint()).String()
+	if before[:len("01234567-89ab-8def-8123-456789")] != m.GetOrderId()[:len("01234567-89ab-8def-8123-456789")] || before == m.GetOrderId() {
+		t.Fatalf("the id is %s, and was %s", m.GetOrderId(), before)
+	}
+	for _, stored := range []*orderv1.Order{nil, {Id: before, State: orderv1.Order_CONFIRMED}} {
+		s.find = func(context.Context, *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
+			return &orderv1.FindKeyResponse{OrderId: before, Order: stored}, nil
+		}
+		if order, err := s.place(t, request{key: "1"}); err != nil || order.GetId() != before {
+			t.Errorf("answered with %v, %v", order, err)
+		}
 	}
 }
 

@@ -11,13 +11,13 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/idempotency"
 	"shop.example/domain/money"
 	"shop.example/domain/orderid"
 	"shop.example/domain/text"
@@ -37,7 +37,7 @@ const lookupTimeout = 500 * time.Millisecond
 
 // Orders takes orders, whichever API they come through. It is safe for concurrent use.
 type Orders struct {
-	secrets []Secret                                   // the current one, and perhaps the previous one
+	secrets []*Secret                                  // the current one, and perhaps the previous one
 	publish func(context.Context, proto.Message) error // returns once the broker has the event
 	stored  orderv1.OrderServiceClient                 // reads orders that have been decided
 	keys    orderv1.IntakeServiceClient                // knows which idempotency keys were used
@@ -49,7 +49,7 @@ type Orders struct {
 
 // Config says what Orders need.
 type Config struct {
-	Secrets      []Secret
+	Secrets      []*Secret
 	Publish      func(context.Context, proto.Message) error
 	OrderService grpc.ClientConnInterface
 	MaxInFlight  int64 // 0 for the default
@@ -130,7 +130,7 @@ func (o *Orders) Place(
 			return found, err
 		}
 	} else {
-		id, err := uuid.NewV7() // 74 bits of it are random: it cannot be guessed
+		id, err := o.secrets[0].newOrderID()
 		if err != nil {
 			return nil, err
 		}
@@ -211,7 +211,7 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 // is: it returns the order as it stands if it has come before, nil if it is to be published, and an error if the key
 // belongs to another order.
 func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func(context.Context) (*orderv1.Order, error)) {
-	order.OrderId = o.secrets[0].orderID(k, order.GetFingerprint()).String()
+	order.OrderId = o.secrets[0].sign(o.secrets[0].unsignedOrderID(k, order.GetFingerprint())).String()
 	order.KeyHash = o.secrets[0].keyHash(k)
 	if len(o.secrets) > 1 {
 		order.PreviousKeyHash = o.secrets[1].keyHash(k)
@@ -219,7 +219,8 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 	return func(ctx context.Context) (*orderv1.Order, error) {
 		ids, find := []string{}, &orderv1.FindKeyRequest{}
 		for _, secret := range slices.Backward(o.secrets) { // orders under the previous secret are older
-			ids = append(ids, secret.orderID(k, order.GetFingerprint()).String())
+			unsigned := secret.unsignedOrderID(k, order.GetFingerprint()) // as ids were before they were signed
+			ids = append(ids, secret.sign(unsigned).String(), unsigned.String())
 			find.KeyHashes = append(find.KeyHashes, secret.keyHash(k))
 			find.FormerOrderIds = append(find.FormerOrderIds, secret.formerOrderID(k).String())
 		}
@@ -230,15 +231,18 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 		case err != nil || id == "":
 			return nil, nil // the key is free, as far as is known
 		case found.Order == nil && id == order.GetOrderId():
+			idempotency.MarkReplayed(ctx)
 			return nil, nil // it is being decided: it is published again, and the order service finds its own claim
 		case found.Order == nil && slices.Contains(ids, id):
-			before := proto.CloneOf(order) // it is being decided, under the id that the previous secret gave it
+			idempotency.MarkReplayed(ctx)
+			before := proto.CloneOf(order) // it is being decided, under the id that the previous secret gave it, or an unsigned one
 			before.OrderId = id
 			return pending(before), nil
 		case slices.Contains(ids, id):
+			idempotency.MarkReplayed(ctx)
 			return found.GetOrder(), nil
 		case slices.Contains(find.GetFormerOrderIds(), id):
-			return formerOrder(found.GetOrder(), order)
+			return formerOrder(ctx, found.GetOrder(), order)
 		}
 		return nil, errKeyReused
 	}
@@ -249,11 +253,12 @@ var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
 
 // formerOrder compares an order with what the release before this one has stored under its key, whoever placed that. It
 // can go with the next release, or 30 days after the last gateway of the release before.
-func formerOrder(stored *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
+func formerOrder(ctx context.Context, stored *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
 	switch {
 	case !strings.EqualFold(stored.GetCustomerEmail(), order.GetCustomerEmail()):
 		return nil, nil // another customer's: the key is free for this one
 	case stored.GetCustomerName() == order.GetCustomerName() && slices.EqualFunc(stored.GetOrderItems(), order.GetLines(), sameLine):
+		idempotency.MarkReplayed(ctx)
 		return stored, nil
 	}
 	return nil, errKeyReused

@@ -13,21 +13,21 @@ const minSecret = 16
 
 // ParseSecrets returns the secrets by SHOP_ID_SECRET and SHOP_ID_SECRET_PREVIOUS, each "" if it is not set: the one in
 // use first. There is always one.
-func ParseSecrets(ctx context.Context, current, previous string, log *slog.Logger) ([]Secret, error) {
+func ParseSecrets(ctx context.Context, current, previous string, log *slog.Logger) ([]*Secret, error) {
 	if current == "" {
 		if previous != "" {
 			return nil, errors.New("SHOP_ID_SECRET_PREVIOUS is set, but SHOP_ID_SECRET is not: set it to the secret that is to be used")
 		}
-		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys are good until the next restart, and on this gateway alone (set SHOP_ID_SECRET)")
-		return []Secret{[]byte(rand.Text())}, nil
+		log.WarnContext(ctx, "no secret for order ids is set: idempotency keys, and ids of orders that wait to be decided, are good until the next restart, and on this gateway alone (set SHOP_ID_SECRET)")
+		return []*Secret{NewSecret(rand.Text())}, nil
 	}
-	secrets := []Secret{Secret(current)}
-	if previous != "" {
-		secrets = append(secrets, Secret(previous))
-	}
-	for i, variable := range []string{"SHOP_ID_SECRET", "SHOP_ID_SECRET_PREVIOUS"}[:len(secrets)] {
-		if len(secrets[i]) < minSecret {
-			return nil, fmt.Errorf("%s is too short: it needs at least %d bytes", variable, minSecret)
+	var secrets []*Secret
+	for _, given := range []struct{ variable, text string }{{"SHOP_ID_SECRET", current}, {"SHOP_ID_SECRET_PREVIOUS", previous}} {
+		switch {
+		case len(given.text) >= minSecret:
+			secrets = append(secrets, NewSecret(given.text))
+		case given.text != "":
+			return nil, fmt.Errorf("%s is too short: it needs at least %d bytes", given.variable, minSecret)
 		}
 	}
 	return secrets, nil

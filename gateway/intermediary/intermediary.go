@@ -44,7 +44,7 @@ func Register(
 		return created.GetMessage(), rest.OrderPath(created.GetOrderId())
 	})
 	return errors.Join(
-		limits.Add(listRate, "/intermediary/inventory", intermediaryv1.IntermediaryService_ListInventory_FullMethodName),
+		limits.Add("list-inventory", listRate, "/intermediary/inventory", intermediaryv1.IntermediaryService_ListInventory_FullMethodName),
 		rest.Add(server, &intermediaryv1.IntermediaryService_ServiceDesc, intermediaryv1.NewIntermediaryServiceClient, intermediaryv1.RegisterIntermediaryServiceHandlerClient),
 	)
 }

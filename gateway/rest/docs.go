@@ -2,7 +2,6 @@ package rest
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/klauspost/compress/gzip"
 	"github.com/swaggest/swgui/v5/static"
 
 	"shop.example/gateway/ingress"
@@ -28,26 +28,38 @@ var ownDocs embed.FS
 // docsPolicy lets the page load files of the gateway only. Swagger UI has its icons in data: URLs.
 var docsPolicy = []string{"script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'"}
 
-// file is a file that is served as it is. It is safe for concurrent use.
-type file struct {
+// File is a file that is served as it is, compressed to clients that understand it. It is safe for concurrent use.
+type File struct {
 	contentType string
 	policy      []string // of a page: what it may load
-	body        []byte
-	gzipped     bool
+	plain       []byte   // nil if it is kept compressed only
+	gzipped     []byte   // nil if it is short
 	etag        string
 }
 
-func newFile(contentType string, body []byte) file {
+// NewFile returns a file of this type.
+func NewFile(contentType string, body []byte) File {
 	sum := sha256.Sum256(body)
-	return file{contentType: contentType, body: body, etag: hex.EncodeToString(sum[:8])}
+	f := File{contentType: contentType, plain: body, etag: hex.EncodeToString(sum[:8])}
+	if len(body) >= minCompressed {
+		f.gzipped = compress(body)
+	}
+	return f
+}
+
+// gzippedFile returns a file that comes compressed. It is large, and hardly ever sent in another way.
+func gzippedFile(contentType string, body []byte) File {
+	f := NewFile(contentType, body)
+	f.plain, f.gzipped = nil, body
+	return f
 }
 
 // handleDocs serves the API's documents and the page that shows them.
 func handleDocs(mux *runtime.ServeMux) error {
 	const html, css, js = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8"
-	files := map[string]file{
-		"/openapi.json":  newFile("application/json", openapi.Shop),
-		"/asyncapi.yaml": newFile("application/yaml", asyncapi.Shop),
+	files := map[string]File{
+		"/openapi.json":  NewFile("application/json", openapi.Shop),
+		"/asyncapi.yaml": NewFile("application/yaml", asyncapi.Shop),
 	}
 	var failed []error
 	add := func(path, contentType string, from interface {
@@ -55,9 +67,10 @@ func handleDocs(mux *runtime.ServeMux) error {
 	}, name string) {
 		body, err := from.ReadFile(name)
 		failed = append(failed, err)
-		f := newFile(contentType, body)
-		f.gzipped = strings.HasSuffix(name, ".gz")
-		files[path] = f
+		files[path] = NewFile(contentType, body)
+		if strings.HasSuffix(name, ".gz") {
+			files[path] = gzippedFile(contentType, body)
+		}
 	}
 	add("/docs", html, ownDocs, "docs/docs.html")
 	add("/docs/docs.css", css, ownDocs, "docs/docs.css")
@@ -69,28 +82,30 @@ func handleDocs(mux *runtime.ServeMux) error {
 		if f.contentType == html {
 			f.policy = docsPolicy
 		}
-		failed = append(failed, mux.HandlePath(http.MethodGet, path, f.serve))
+		failed = append(failed, mux.HandlePath(http.MethodGet, path, func(w http.ResponseWriter, r *http.Request, _ map[string]string) { f.Serve(w, r) }))
 	}
 	return errors.Join(failed...)
 }
 
-// serve is a runtime.HandlerFunc.
-func (f file) serve(w http.ResponseWriter, r *http.Request, _ map[string]string) {
-	header, body, etag := w.Header(), f.body, f.etag
+// Serve serves the file. A browser may keep it, and asks each time whether it has changed.
+func (f File) Serve(w http.ResponseWriter, r *http.Request) {
+	header, body, etag := w.Header(), f.plain, f.etag
 	header.Set("Content-Type", f.contentType)
-	header.Set("Cache-Control", "no-cache") // to be revalidated each time: it changes with the gateway
+	header.Set("Cache-Control", "no-cache")
 	if len(f.policy) > 0 {
 		ingress.AllowPage(w, f.policy...)
 	}
-	if f.gzipped {
-		header.Set("Vary", "Accept-Encoding")
-		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-			header.Set("Content-Encoding", "gzip")
-		} else {
-			body, etag = gunzip(body), etag+"-plain"
-		}
+	switch {
+	case f.gzipped != nil && acceptsGzip(r.Header):
+		header.Set("Content-Encoding", "gzip")
+		body, etag = f.gzipped, etag+gzipSuffix
+	case f.plain == nil:
+		body = gunzip(f.gzipped)
 	}
-	header.Set("ETag", `"`+etag+`"`)
+	if f.gzipped != nil {
+		header.Add("Vary", "Accept-Encoding")
+	}
+	header.Set("ETag", quoted(etag))
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 

@@ -30,6 +30,12 @@ func (e httpError) Unwrap() error { return e.error }
 
 // writeError answers with a google.rpc.Status. It is a runtime.ErrorHandlerFunc.
 func (s *Server) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	var same notModified
+	if errors.As(err, &same) {
+		w.Header().Set("ETag", quoted(same.tag))
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
 	if answer, ok := w.(*Response); ok && answer.route != nil {
 		err = answer.route.describeError(err, r)
 	}

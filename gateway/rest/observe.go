@@ -47,10 +47,11 @@ func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallM
 	start := time.Now()
 	ctx := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx, span := o.tracer.Start(ctx, "REST", serverSpan)
-	answer := &Response{ResponseWriter: w, memory: h}
+	answer := &Response{ResponseWriter: w, memory: h, request: r.Header}
 	defer answer.memory.Release()
 	defer func() { o.finish(ctx, span, time.Since(start), outcomeOf(r.Method, answer)) }()
 	next(answer, r.WithContext(ctx))
+	answer.sendHeader() // of a response without a body
 }
 
 func (o *observer) finish(ctx context.Context, span trace.Span, took time.Duration, end outcome) {
@@ -111,32 +112,54 @@ func (o outcome) level() slog.Level {
 	return slog.LevelWarn
 }
 
-// Response is the response to a REST call. It records its outcome.
+// Response is the response to a REST call. It records its outcome, and is compressed if it is long (compress.go).
 type Response struct {
 	http.ResponseWriter
-	route  *route // nil until the call is routed
-	Head   bool   // whether the client wants no body
-	status int
-	memory ingress.CallMemory
-	body   ingress.RequestReader // of the request, if it is read
-	broken bool                  // whether a part of it was not written
+	request    http.Header
+	route      *route // nil until the call is routed
+	Head       bool   // whether the client wants no body
+	status     int
+	sent       bool // whether the status has been sent
+	compressed bool
+	memory     ingress.CallMemory
+	body       ingress.RequestReader // of the request, if it is read
+	broken     bool                  // whether a part of it was not written
 }
 
-// WriteHeader is part of http.ResponseWriter.
+// WriteHeader is part of http.ResponseWriter. The status is sent with the body, which may change the headers.
 func (w *Response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
-	w.ResponseWriter.WriteHeader(status)
 }
 
-// Write is part of http.ResponseWriter.
+// sendHeader sends the status, if there is one that was not sent.
+func (w *Response) sendHeader() {
+	if w.status != 0 && !w.sent {
+		w.sent = true
+		w.ResponseWriter.WriteHeader(w.status)
+	}
+}
+
+// Write is part of http.ResponseWriter. What is compressed has to be written at once.
 func (w *Response) Write(body []byte) (int, error) {
+	if w.compressed {
+		w.broken = true
+		return 0, errWrittenTwice
+	}
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	n, err := w.memory.Write(w.ResponseWriter, body)
+	encoded := body
+	if !w.sent {
+		encoded = w.encode(body)
+		w.sendHeader()
+	}
+	n, err := w.memory.Write(w.ResponseWriter, encoded, len(body))
 	w.broken = w.broken || err != nil
+	if w.compressed && err == nil {
+		n = len(body)
+	}
 	return n, err
 }
 

@@ -25,10 +25,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/idempotency"
 	"shop.example/domain/orderstate"
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
 )
@@ -53,6 +55,9 @@ type route struct {
 	request protoreflect.MessageType // nil for a page or a demo handler
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
+	// creates says that each call creates something, so that an Idempotency-Key counts. All other calls have the same effect
+	// however often they are made, and ignore it.
+	creates bool
 }
 
 // New returns a server that calls conn. It serves the API's documents; add services to it with Add.
@@ -61,7 +66,7 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{conn: conn, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
+	s := &Server{conn: conditionalConn{conn}, observer: o, routes: map[string]*route{}, texts: map[protoreflect.FullName]textAnswer{}}
 	s.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, newCodec()),
 		runtime.WithMiddlewares(s.validate),
@@ -70,7 +75,7 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 		runtime.WithErrorHandler(s.writeError),
 		runtime.WithRoutingErrorHandler(s.writeRoutingError),
 		runtime.WithIncomingHeaderMatcher(incomingHeader),
-		runtime.WithOutgoingHeaderMatcher(noHeader),
+		runtime.WithOutgoingHeaderMatcher(outgoingHeader),
 		runtime.WithOutgoingTrailerMatcher(noHeader),
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
@@ -203,6 +208,9 @@ func (s *Server) validate(next runtime.HandlerFunc) runtime.HandlerFunc {
 		if err == nil {
 			err = to.readBody(w, r)
 		}
+		if err == nil {
+			r, err = withConditions(r)
+		}
 		if err != nil {
 			s.writeError(r.Context(), nil, nil, w, r, err)
 			return
@@ -247,7 +255,7 @@ func (s *Server) addRoutes(sd protoreflect.ServiceDescriptor) error {
 		}
 		for _, rule := range slices.Concat([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()) {
 			method, path := methodAndPath(rule)
-			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path)}
+			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path), creates: method == http.MethodPost && !strings.Contains(path, ":")}
 		}
 	}
 	return nil
@@ -281,9 +289,11 @@ func fieldsIn(path string) []string {
 
 // checkParameters returns an error if the path or the query cannot be decoded.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
-	for _, key := range r.Header["Idempotency-Key"] {
-		if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
-			return err
+	if t.creates {
+		for _, key := range r.Header["Idempotency-Key"] {
+			if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
+				return err
+			}
 		}
 	}
 	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
@@ -375,14 +385,24 @@ type requestBody struct {
 
 func (*requestBody) Close() error { return nil }
 
+// decisionDelay is when an order that is pending is worth another look, in seconds. It is shared and never changed.
+var decisionDelay = []string{"1"}
+
 // setHeaders sets status and headers of a response.
 func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer proto.Message) error {
+	if tag := tagOf(answer.ProtoReflect().Interface()); tag != "" {
+		w.Header().Set("ETag", quoted(tag))
+	}
 	if m, ok := answer.ProtoReflect().Interface().(*checkoutv1.PlaceOrderResponse); ok {
 		w.Header().Set("Location", OrderPath(m.GetOrder().GetId()))
 		if !orderstate.IsDecided(m.GetOrder().GetState()) {
+			w.Header()["Retry-After"] = decisionDelay
 			w.WriteHeader(http.StatusAccepted)
 		}
 		return nil
+	}
+	if m, ok := answer.ProtoReflect().Interface().(*orderv1.GetOrderResponse); ok && m.GetOrder().GetState() == orderv1.Order_PENDING {
+		w.Header()["Retry-After"] = decisionDelay
 	}
 	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
 		_, location := text(answer)
@@ -410,6 +430,15 @@ func incomingHeader(header string) (string, bool) {
 	switch header {
 	case "Idempotency-Key", "Prefer":
 		return strings.ToLower(header), true
+	}
+	return "", false
+}
+
+// outgoingHeader names the header that metadata of a handler become.
+func outgoingHeader(key string) (string, bool) {
+	switch key {
+	case "preference-applied", idempotency.Replayed:
+		return http.CanonicalHeaderKey(key), true
 	}
 	return "", false
 }

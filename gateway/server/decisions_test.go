@@ -44,6 +44,10 @@ func (b *orderBook) GetOrder(_ context.Context, req *orderv1.GetOrderRequest) (*
 	return nil, apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no such order")
 }
 
+func (b *orderBook) CancelOrder(context.Context, *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	return nil, apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no such order")
+}
+
 func (b *orderBook) store(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -159,8 +163,8 @@ func TestPreferWait_AnOrderThatWasSentAgainIsReadOnce(t *testing.T) {
 	if err := o.confirm(t.Context(), placed); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-answered; got.status != http.StatusOK || !strings.Contains(got.body, "as it is stored") {
-		t.Errorf("answered with %d %s", got.status, got.body)
+	if got := <-answered; got.status != http.StatusOK || !strings.Contains(got.body, "as it is stored") || got.header.Get("Preference-Applied") != "wait=20" || got.header.Get("ETag") == "" {
+		t.Errorf("answered with %d %s %v", got.status, got.body, got.header)
 	}
 	if asked := book.questions(); len(asked) != 1 { // when it was decided
 		t.Errorf("the order service was asked %d times", len(asked))

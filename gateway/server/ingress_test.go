@@ -132,7 +132,7 @@ func TestGRPC_WhatTheLibraryRefusesHasAReasonToo(t *testing.T) {
 		{"larger than 1 MiB", checkoutv1.CheckoutService_PlaceOrder_FullMethodName, large, codes.ResourceExhausted, "RESOURCE_EXHAUSTED"},
 		{"no protobuf", checkoutv1.CheckoutService_PlaceOrder_FullMethodName, []byte("hello"), codes.InvalidArgument, "INVALID_PROTOBUF"},
 		{"no protobuf to a call that is forwarded", inventoryv1.InventoryService_ListItems_FullMethodName, []byte("hello"), codes.InvalidArgument, "INVALID_PROTOBUF"},
-		{"unknown method", "/shop.order.v1.OrderService/ShipOrder", nil, codes.Unimplemented, "UNIMPLEMENTED"},
+		{"unknown method", "/shop.order.v1.OrderService/NoSuchCall", nil, codes.Unimplemented, "UNIMPLEMENTED"},
 		{"unknown service", "/shop.parcel.v1.ParcelService/Send", nil, codes.Unimplemented, "UNIMPLEMENTED"},
 	}
 	for _, test := range tests {

@@ -92,7 +92,8 @@ func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
 		again  bool // whether the browser is to look again
 	}{
 		storedOrder:  {http.StatusOK, "Your order is confirmed", false},
-		missingOrder: {http.StatusOK, "Checking stock…", true},
+		pendingOrder: {http.StatusOK, "Checking stock…", true},
+		missingOrder: {http.StatusNotFound, "There is no order with this id", false},
 		lockedOrder:  {http.StatusOK, "Checking stock…", true},
 		"1":          {http.StatusNotFound, "no order with this address", false},
 	} {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -44,15 +45,20 @@ func TestRateLimit_OneForRESTAndGRPCTogether(t *testing.T) {
 			t.Fatalf("gRPC call %d: %v", i+1, err)
 		}
 	}
-	for range 2 {
-		if got := send(t, http.MethodGet, base+"/v1/orders/"+storedOrder, ""); got.status != http.StatusOK {
-			t.Fatalf("within the limit: %d %s", got.status, got.body)
+	const policy = `"default";q=4;w=400`
+	for _, want := range []string{`"default";r=1;t=300`, `"default";r=0;t=400`} {
+		got := send(t, http.MethodGet, base+"/v1/orders/"+storedOrder, "")
+		if got.status != http.StatusOK || got.header.Get("RateLimit-Policy") != policy || got.header.Get("RateLimit") != want {
+			t.Fatalf("within the limit: %d %s %v, want RateLimit %s", got.status, got.body, got.header, want)
 		}
 	}
 	for _, path := range []string{"/v1/orders/" + storedOrder, "/nothing", "/"} {
 		got := send(t, http.MethodGet, base+path, "", "X-Forwarded-For: 192.0.2.7")
 		f := got.failure(t)
 		seconds, _ := strconv.Atoi(got.header.Get("Retry-After"))
+		if got.header.Get("RateLimit-Policy") != policy || got.header.Get("RateLimit") != `"default";r=0;t=`+got.header.Get("Retry-After") {
+			t.Errorf("%s beyond the limit: %v", path, got.header)
+		}
 		if got.status != http.StatusTooManyRequests || f.Code != int(codes.ResourceExhausted) || f.reason() != "RATE_LIMITED" || seconds < 90 || seconds > 100 {
 			t.Errorf("%s beyond the limit: %d, Retry-After %q, %s", path, got.status, got.header.Get("Retry-After"), got.body)
 		}
@@ -74,8 +80,11 @@ func TestRateLimit_OneForRESTAndGRPCTogether(t *testing.T) {
 	if err := overGRPC(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer guess")); apierror.ReasonOf(err) != "RATE_LIMITED" {
 		t.Errorf("a guessed token: %v", err)
 	}
-	if err := overGRPC(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken)); err != nil {
-		t.Errorf("the operator from the same address: %v", err)
+	var header metadata.MD
+	_, err := orderv1.NewOrderServiceClient(conn).GetOrder(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken),
+		&orderv1.GetOrderRequest{OrderId: storedOrder}, grpc.Header(&header))
+	if err != nil || !slices.Equal(header.Get("ratelimit"), []string{`"default";r=3;t=100`}) {
+		t.Errorf("the operator from the same address: %v %v", header, err)
 	}
 	metrics := send(t, http.MethodGet, "http://"+g.AdminAddr()+"/metrics", "").body
 	if !strings.Contains(metrics, `gateway_rate_limited_total{api="rest"} 3`) || !strings.Contains(metrics, `gateway_rate_limited_total{api="grpc"} 3`) {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/domain/orderstate"
 	"shop.example/gateway/ingress"
 	orderv1 "shop.example/gen/shop/order/v1"
 )
@@ -133,6 +134,10 @@ func TestREST_BodyThatIsNotOneJSONObjectIsSaidSo(t *testing.T) {
 func TestREST_WrongParametersAreNamed(t *testing.T) {
 	t.Parallel()
 	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	var states []string
+	for _, s := range orderstate.All() {
+		states = append(states, s.String())
+	}
 	tests := []struct {
 		call   string
 		reason string
@@ -142,7 +147,7 @@ func TestREST_WrongParametersAreNamed(t *testing.T) {
 		{"GET /v1/orders?page_size=1&pageSize=2", "INVALID_ARGUMENT", []violation{{"page_size", "given twice"}}},
 		{"GET /v1/orders?page_size=1&page_size=2", "INVALID_ARGUMENT", []violation{{"page_size", "given twice"}}},
 		{"GET /v1/orders?page_size=1001", "INVALID_ARGUMENT", []violation{{"page_size", "must be greater than or equal to 0 and less than or equal to 1000"}}},
-		{"GET /v1/orders?state=OPEN", "INVALID_ARGUMENT", []violation{{"state", "must be one of PENDING, CONFIRMED, REJECTED, CANCELLED"}}},
+		{"GET /v1/orders?state=OPEN", "INVALID_ARGUMENT", []violation{{"state", "must be one of " + strings.Join(states, ", ")}}},
 		{"GET /v1/orders?page_token=%ff", "INVALID_ARGUMENT", []violation{{"page_token", "must be valid UTF-8"}}},
 		{"GET /v1/orders?page_token=%zz", "INVALID_QUERY", nil},
 		{"GET /v1/events?published_after=noon", "INVALID_ARGUMENT", []violation{{"published_after", "must be a time such as 2030-12-31T23:59:59Z"}}},
@@ -179,7 +184,7 @@ func TestREST_NoSuchPathOrMethod(t *testing.T) {
 	}{
 		{"GET /nothing", 404, codes.NotFound, "UNKNOWN_PATH", ""},
 		{"GET /v1/orders/", 400, codes.InvalidArgument, "INVALID_ARGUMENT", ""}, // an order with an empty id
-		{"POST /v1/orders/" + storedOrder + ":ship", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "GET, HEAD"},
+		{"POST /v1/orders/" + storedOrder + ":no-such-verb", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "GET, HEAD"},
 		{"GET /v1/orders/" + storedOrder + ":cancel", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},
 		{"GET /v1/dead-letters/7:discard", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},
 		{"PUT /v1/dead-letters/7:redrive", 405, codes.Unimplemented, "METHOD_NOT_ALLOWED", "POST"},

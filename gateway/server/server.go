@@ -54,10 +54,11 @@ type Config struct {
 	// where a name may have several. A token has 16 characters or more. Without any nobody is an operator.
 	OperatorToken  string   `env:"SHOP_OPERATOR_TOKEN"`
 	OperatorTokens []string `env:"SHOP_OPERATOR_TOKENS"`
-	// IDSecret keys the order ids that are derived from idempotency keys, 16 bytes at least. All replicas need the same.
-	// Without one an idempotency key is good until the gateway restarts.
+	// IDSecret signs order ids, and keys those that are derived from idempotency keys, 16 bytes at least. All replicas need the
+	// same. Without one an idempotency key is good until the gateway restarts, and an order that waits to be decided is
+	// PENDING at the gateway alone that took it.
 	IDSecret string `env:"SHOP_ID_SECRET"`
-	// PreviousIDSecret is the IDSecret before this one: the idempotency keys of its time stay good while it is set.
+	// PreviousIDSecret is the IDSecret before this one: the idempotency keys and ids of its time stay good while it is set.
 	PreviousIDSecret string `env:"SHOP_ID_SECRET_PREVIOUS"`
 	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
@@ -138,6 +139,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	orders := intake.NewOrders(intake.Config{
 		Secrets: secrets, Publish: intake.RequireQueues(queues, pub.Publish), OrderService: up.order.Conn, MaxInFlight: cfg.Ingress.OrdersInFlight, Log: t.Logger,
 	})
+	up.order.Fallback, up.inventory.Prepare = orders.AnswerUndecided, orders.PassItemKey
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))

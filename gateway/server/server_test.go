@@ -212,12 +212,15 @@ const (
 	brokenOrder  = "00000000-0000-4000-8000-000000000003"
 	slowOrder    = "00000000-0000-4000-8000-000000000004"
 	lockedOrder  = "00000000-0000-4000-8000-000000000005"
+	pendingOrder = "00000000-0000-4000-8000-000000000006"
 )
 
 func (orderServer) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
 	switch req.GetOrderId() {
 	case storedOrder:
 		return &orderv1.GetOrderResponse{Order: &orderv1.Order{Id: storedOrder, State: orderv1.Order_CONFIRMED, TotalItems: 7}}, nil
+	case pendingOrder: // as the gateway answers in place of the order service
+		return &orderv1.GetOrderResponse{Order: &orderv1.Order{Id: pendingOrder, State: orderv1.Order_PENDING}}, nil
 	case missingOrder:
 		return nil, apierror.New(codes.NotFound, "UNKNOWN_ORDER", "there is no order %s", missingOrder)
 	case slowOrder:

@@ -241,7 +241,7 @@ func (s *eventStream) open() {
 	// The limits of a call are none of a stream's. A connection that knows no deadlines has none to take off.
 	_ = s.control.SetReadDeadline(time.Time{})
 	header := s.w.Header()
-	header.Set("Content-Type", "text/event-stream")
+	header.Set("Content-Type", rest.EventStream)
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Accel-Buffering", "no") // nginx would hold events back
 	s.w.WriteHeader(http.StatusOK)

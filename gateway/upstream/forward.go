@@ -9,11 +9,13 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"shop.example/domain/idempotency"
 	"shop.example/gateway/access"
 	"shop.example/gateway/ingress"
 	"shop.example/platform/apierror"
@@ -28,19 +30,19 @@ const (
 	reconnectAfter = 2 * time.Second
 )
 
-// forward describes a gRPC service whose calls are made on backend. To interceptors, reflection and clients it is a
-// service like any other: its messages are the generated types. name is the service that clients are told is unavailable.
+// forward describes a gRPC service whose calls are made on another service. To interceptors, reflection and clients it is a
+// service like any other: its messages are the generated types.
 //
-// The backend gets the deadline, the trace context and who calls, but not the client's metadata: tokens are checked here.
+// That service gets the deadline, the trace context and who calls, but not the client's metadata: tokens are checked here.
 // Each stream counts as open while it lasts.
-func forward(sd protoreflect.ServiceDescriptor, name string, backend grpc.ClientConnInterface, open *ingress.Limiter) (*grpc.ServiceDesc, error) {
+func forward(sd protoreflect.ServiceDescriptor, to *Service, open *ingress.Limiter) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
 		HandlerType: (*any)(nil),
 		Metadata:    sd.ParentFile().Path(),
 	}
 	for i := range sd.Methods().Len() {
-		f, err := newForwarding(sd.Methods().Get(i), name, backend, open)
+		f, err := newForwarding(sd.Methods().Get(i), to, open)
 		if err != nil {
 			return nil, fmt.Errorf("forwarding %s: %w", sd.FullName(), err)
 		}
@@ -60,12 +62,11 @@ type forwarding struct {
 	request  protoreflect.MessageType
 	reply    protoreflect.MessageType
 	streams  bool
-	name     string // of the service behind it
-	backend  grpc.ClientConnInterface
+	to       *Service
 	open     *ingress.Limiter // for streams
 }
 
-func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.ClientConnInterface, open *ingress.Limiter) (*forwarding, error) {
+func newForwarding(md protoreflect.MethodDescriptor, to *Service, open *ingress.Limiter) (*forwarding, error) {
 	if md.IsStreamingClient() {
 		return nil, fmt.Errorf("%s streams from the client, which is not forwarded", md.Name())
 	}
@@ -79,7 +80,7 @@ func newForwarding(md protoreflect.MethodDescriptor, name string, backend grpc.C
 	}
 	return &forwarding{
 		method: string(md.Name()), fullName: fullName(md), request: request, reply: reply,
-		streams: md.IsStreamingServer(), name: name, backend: backend, open: open,
+		streams: md.IsStreamingServer(), to: to, open: open,
 	}, nil
 }
 
@@ -102,9 +103,24 @@ func (f *forwarding) call(ctx context.Context, request any) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	outgoing := access.OnBehalfOf(ctx)
+	if f.to.Prepare != nil {
+		var err error
+		if outgoing, err = f.to.Prepare(outgoing, request.(proto.Message)); err != nil {
+			return nil, err
+		}
+	}
 	reply := f.reply.New().Interface()
-	if err := f.backend.Invoke(access.OnBehalfOf(ctx), f.fullName, request, reply); err != nil {
-		return nil, Error(f.name, err)
+	var header metadata.MD
+	err := f.to.Conn.Invoke(outgoing, f.fullName, request, reply, grpc.Header(&header))
+	if err != nil && f.to.Fallback != nil {
+		err = f.to.Fallback(request.(proto.Message), reply, err)
+	}
+	if err != nil {
+		return nil, Error(f.to.Name, err)
+	}
+	if idempotency.IsReplayed(header) {
+		idempotency.MarkReplayed(ctx)
 	}
 	return reply, nil
 }
@@ -122,7 +138,7 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 	defer f.open.Release(from, 1)
 	replies, err := f.begin(client.Context(), request)
 	if err != nil {
-		return Error(f.name, err)
+		return Error(f.to.Name, err)
 	}
 	for {
 		reply := f.reply.New().Interface()
@@ -130,7 +146,7 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return Error(f.name, err)
+			return Error(f.to.Name, err)
 		}
 		if err := client.SendMsg(reply); err != nil {
 			return err
@@ -139,7 +155,7 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 }
 
 func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.ClientStream, error) {
-	stream, err := f.backend.NewStream(access.OnBehalfOf(ctx), &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
+	stream, err := f.to.Conn.NewStream(access.OnBehalfOf(ctx), &grpc.StreamDesc{StreamName: f.method, ServerStreams: true}, f.fullName)
 	if err != nil {
 		return nil, err
 	}

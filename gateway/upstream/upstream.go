@@ -3,11 +3,13 @@
 package upstream
 
 import (
+	"context"
 	"fmt"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/gateway/ingress"
@@ -25,9 +27,18 @@ const (
 
 // Service is a service that the gateway calls.
 type Service struct {
-	Name string // for error messages
-	Conn *grpc.ClientConn
+	Name     string // for error messages
+	Conn     *grpc.ClientConn
+	Prepare  Prepare  // of forwarded calls; may be nil
+	Fallback Fallback // of forwarded calls; may be nil
 }
+
+// Prepare adds metadata to a call before it is forwarded. ctx has those of the client's call.
+type Prepare func(ctx context.Context, request proto.Message) (context.Context, error)
+
+// Fallback answers a call in place of a service that returned err: it fills in reply and returns nil, or returns the error
+// that the client is to get.
+type Fallback func(request, reply proto.Message, err error) error
 
 // Dial returns a service whose connection is made when it is first used, to all replicas behind addr. Close the
 // connection in the end.
@@ -44,7 +55,7 @@ func Dial(name, addr string, creds credentials.TransportCredentials, t *telemetr
 func (u *Service) Forward(to grpc.ServiceRegistrar, streams *ingress.Limiter, files ...protoreflect.FileDescriptor) error {
 	for _, file := range files {
 		for i := range file.Services().Len() {
-			desc, err := forward(file.Services().Get(i), u.Name, u.Conn, streams)
+			desc, err := forward(file.Services().Get(i), u, streams)
 			if err != nil {
 				return err
 			}

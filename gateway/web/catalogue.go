@@ -1,16 +1,12 @@
 package web
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"net/http"
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
-
+	"shop.example/gateway/rest"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 )
 
@@ -31,12 +27,12 @@ type catalogue struct {
 	mu    sync.Mutex // held while inventory is asked, so that others wait for the same answer
 	asked time.Time
 	items []*inventoryv1.Item
-	text  file // as JSON
+	text  rest.File // as JSON
 	err   error
 }
 
 // read returns the products, and the same as JSON, as they were within catalogueAge; or an error.
-func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, file, error) {
+func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, rest.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.asked) < catalogueAge {
@@ -45,10 +41,11 @@ func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, file, error)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout) // the answer is for others too
 	defer cancel()
 	list, err := c.inventory.ListItems(ctx, &inventoryv1.ListItemsRequest{PageSize: catalogueSize})
-	c.items, c.text, c.err = list.GetItems(), file{}, err
+	c.items, c.text, c.err = list.GetItems(), rest.File{}, err
 	if err == nil {
-		c.text.content, c.err = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(list)
-		c.text.etag = etagOf(c.text.content)
+		var text []byte
+		text, c.err = rest.JSON.Marshal(list)
+		c.text = rest.NewFile("application/json", text)
 	}
 	c.asked = time.Now()
 	return c.items, c.text, c.err
@@ -57,19 +54,11 @@ func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, file, error)
 // serveCatalogue serves the figures in the form of GET /v1/inventory, and only if they have changed.
 func (p *page) serveCatalogue(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	_, text, err := p.catalogue.read(r.Context())
-	header := w.Header()
-	header.Set("Content-Type", "application/json")
 	if err != nil {
+		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"message":"the catalogue is unavailable"}`)) // fails when the client has gone
 		return
 	}
-	header.Set("Cache-Control", "no-cache")
-	header.Set("ETag", text.etag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(text.content))
-}
-
-func etagOf(content []byte) string {
-	sum := sha256.Sum256(content)
-	return `"` + hex.EncodeToString(sum[:8]) + `"`
+	text.Serve(w, r)
 }

@@ -252,6 +252,7 @@ func refusalStatus(err error) int {
 // orderView is what the page of an order shows.
 type orderView struct {
 	ID      string
+	Unknown bool           // there is no such order
 	Order   *orderv1.Order // nil while it has not been decided
 	State   string
 	Message string
@@ -296,11 +297,16 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	case codes.InvalidArgument:
 		http.Error(w, "there is no order with this address", http.StatusNotFound)
 		return
+	case codes.NotFound:
+		view.State, view.Unknown = "NOT FOUND", true
+		view.Message = "There is no order with this id. Check the link; if the order was placed a moment ago, reload this page."
+		p.write(w, http.StatusNotFound, "order.html", view)
+		return
 	case codes.Unauthenticated, codes.PermissionDenied:
 		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
 		return
 	}
-	// Not found is an order that has not been decided; and while the order service is away, none is.
+	// While the order service is away, no order is decided.
 	if view.Message == "" {
 		view.Message = messageOf(view.State)
 	}
@@ -308,6 +314,9 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 }
 
 func (v *orderView) show(o *orderv1.Order) {
+	if o.GetState() == orderv1.Order_PENDING {
+		return
+	}
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
 	v.Message = messageOf(v.State)
 	if o.Reason != nil {

@@ -17,11 +17,11 @@ import (
 	"net/http"
 	"path"
 	"strings"
-	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc"
 
+	"shop.example/gateway/rest"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -40,19 +40,12 @@ var assets embed.FS
 // page serves the front page, its files and its form. It is safe for concurrent use.
 type page struct {
 	templates *template.Template
-	files     map[string]file // by name
-	index     func() string   // what those get who do not ask for HTML
-	demo      bool            // whether operators can break the shop under /demo
+	files     map[string]rest.File // by name
+	index     func() string        // what those get who do not ask for HTML
+	demo      bool                 // whether operators can break the shop under /demo
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
 	catalogue catalogue
-}
-
-// file is one of the page's files.
-type file struct {
-	content  []byte
-	mimeType string
-	etag     string
 }
 
 // routes is where the page's routes are added.
@@ -63,18 +56,18 @@ type routes interface {
 
 // Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
 // under /demo.
-func Register(rest routes, conn grpc.ClientConnInterface, demo bool) error {
+func Register(server routes, conn grpc.ClientConnInterface, demo bool) error {
 	p, err := newPage(conn)
 	if err != nil {
 		return err
 	}
-	p.index, p.demo = rest.Index, demo
+	p.index, p.demo = server.Index, demo
 	return errors.Join(
-		rest.HandlePath(http.MethodGet, "/", p.serveFront),
-		rest.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
-		rest.HandlePath(http.MethodGet, "/catalogue", p.serveCatalogue),
-		rest.HandlePath(http.MethodPost, "/orders", p.placeOrder),
-		rest.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
+		server.HandlePath(http.MethodGet, "/", p.serveFront),
+		server.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
+		server.HandlePath(http.MethodGet, "/catalogue", p.serveCatalogue),
+		server.HandlePath(http.MethodPost, "/orders", p.placeOrder),
+		server.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
 	)
 }
 
@@ -95,18 +88,18 @@ func newPage(conn grpc.ClientConnInterface) (*page, error) {
 	}, nil
 }
 
-func readFiles() (map[string]file, error) {
+func readFiles() (map[string]rest.File, error) {
 	entries, err := fs.ReadDir(assets, "assets")
 	if err != nil {
 		return nil, fmt.Errorf("reading the page's files: %w", err)
 	}
-	files := map[string]file{}
+	files := map[string]rest.File{}
 	for _, entry := range entries {
 		content, err := assets.ReadFile("assets/" + entry.Name())
 		if err != nil {
 			return nil, fmt.Errorf("reading the page's files: %w", err)
 		}
-		files[entry.Name()] = file{content, mimeTypeOf(entry.Name()), etagOf(content)}
+		files[entry.Name()] = rest.NewFile(mimeTypeOf(entry.Name()), content)
 	}
 	return files, nil
 }
@@ -121,7 +114,7 @@ func mimeTypeOf(name string) string {
 
 // serveFront serves the front page to browsers, and to others plain text about where things are.
 func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
-	w.Header().Set("Vary", "Accept")
+	w.Header().Add("Vary", "Accept")
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte(p.index())) // fails when the client has gone
@@ -137,11 +130,7 @@ func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 		http.NotFound(w, r)
 		return
 	}
-	header := w.Header()
-	header.Set("Content-Type", f.mimeType)
-	header.Set("Cache-Control", "no-cache")
-	header.Set("ETag", f.etag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.content))
+	f.Serve(w, r)
 }
 
 // showFront writes the front page with the form as it stands, and with the catalogue where inventory answers.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -398,6 +399,30 @@ func TestRelay_IsNotReadyWhileTheOldestMessageIsOld(t *testing.T) {
 	}
 	if age := gauge(t, reader, "outbox.oldest.age"); age < 100 || age > 160 {
 		t.Errorf("outbox.oldest.age = %v, want 100", age)
+	}
+}
+
+// The inbox of a service that only consumes was cleaned by nobody.
+func TestKeepInboxClean_ForgetsWithoutARelayUntilItsContextEnds(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	if _, err := pool.ExecContext(t.Context(), `
+		INSERT INTO inbox (message_id, received_at) VALUES (gen_random_uuid(), now() - interval '8 days'), (gen_random_uuid(), now())`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- outbox.KeepInboxCleanEvery(ctx, pool, 7*24*time.Hour, slog.New(slog.DiscardHandler), time.Millisecond)
+	}()
+	for left := 2; left != 1; {
+		if err := pool.GetContext(t.Context(), &left, "SELECT count(*) FROM inbox"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -34,8 +33,6 @@ const (
 
 	// readyAge is how old the oldest message may be before the relay is not ready: more than one backoff.
 	readyAge = 30 * time.Second
-
-	cleanInterval = 10 * time.Minute
 
 	// refusalGrace is how long a message that a complete topology would route may hold up what follows it: whoever owns the
 	// missing queue declares it again within seconds, if it is there.
@@ -186,7 +183,7 @@ func (r *Relay) Ready(ctx context.Context) error {
 func (r *Relay) Run(ctx context.Context) error {
 	var cleaner sync.WaitGroup
 	if r.retention > 0 {
-		cleaner.Go(func() { r.keepInboxClean(ctx) })
+		cleaner.Go(func() { _ = KeepInboxClean(ctx, r.pool, r.retention, r.log) })
 	}
 	defer cleaner.Wait()
 
@@ -353,23 +350,4 @@ func take(ctx context.Context, tx *sqlx.Tx, limit int) ([]messaging.Outgoing, er
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}
 	return messages, nil
-}
-
-func (r *Relay) keepInboxClean(ctx context.Context) {
-	for ctx.Err() == nil {
-		// Replicas that were started together do not clean together.
-		r.sleep(ctx, cleanInterval/2+rand.N(cleanInterval), nil)
-		if ctx.Err() != nil {
-			return
-		}
-		if _, err := CleanInbox(ctx, r.pool, r.retention); err != nil && ctx.Err() == nil {
-			r.log.WarnContext(ctx, "the inbox was not cleaned", "error", err)
-		}
-	}
-}
-
-// CleanInbox forgets the messages that were handled longer ago than retention and returns how many. See
-// postgres.DeleteOlder.
-func CleanInbox(ctx context.Context, pool *sqlx.DB, retention time.Duration) (deleted int64, err error) {
-	return postgres.DeleteOlder(ctx, pool, "inbox", "received_at", retention)
 }

@@ -3,10 +3,33 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 )
+
+// deleteInterval is how often KeepDeletingOlder deletes, about.
+const deleteInterval = 10 * time.Minute
+
+// KeepDeletingOlder does what DeleteOlder does, every ten minutes until ctx ends. What fails is logged, and tried again. It
+// returns nil.
+func KeepDeletingOlder(ctx context.Context, pool *sqlx.DB, table, column string, age time.Duration, log *slog.Logger) error {
+	for {
+		// Replicas that were started together do not delete together.
+		pause := time.NewTimer(deleteInterval/2 + rand.N(deleteInterval)) //nolint:gosec // jitter needs no secret
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return nil
+		case <-pause.C:
+		}
+		if _, err := DeleteOlder(ctx, pool, table, column, age); err != nil && ctx.Err() == nil {
+			log.WarnContext(ctx, "old rows were not deleted, will be tried again", "table", table, "error", err)
+		}
+	}
+}
 
 // deleteSlice is how many rows DeleteOlder deletes in one transaction.
 const deleteSlice = 5000

@@ -57,7 +57,7 @@ func newShop(t *testing.T) *shop {
 func (s *shop) store(t *testing.T, state string) (id string) {
 	t.Helper()
 	id = uuid.Must(uuid.NewV7()).String()
-	for _, event := range eventsOf[state] {
+	for _, event := range eventsOf(orderstate.Parse(state)) {
 		s.log(t, id, event)
 	}
 	answer := &inventoryv1.StockDecision{OrderId: id}
@@ -83,9 +83,9 @@ func (s *shop) store(t *testing.T, state string) (id string) {
 	}
 	s.exec(t, `INSERT INTO inventory.decision (order_id, lines_hash, answer, decided_at) VALUES ($1, '', $2, now() - interval '10 min')`, id, body)
 	s.exec(t, `INSERT INTO inventory.hold (order_id, product_id, quantity, state) VALUES ($1, 5, 3, $2), ($1, 6, 4, $2)`, id,
-		map[string]string{"CONFIRMED": "SETTLED", "CANCELLED": "RELEASED"}[state])
+		holdsOf[orderstate.StockOf(orderstate.Parse(state))])
 	s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, -3, 'SOLD'), (6, $1, -4, 'SOLD')`, id)
-	if state == "CANCELLED" {
+	if orderstate.StockOf(orderstate.Parse(state)) == orderstate.Released {
 		s.exec(t, `INSERT INTO inventory.stock_movement (product_id, order_id, quantity, reason) VALUES (5, $1, 3, 'RESTOCKED'), (6, $1, 4, 'RESTOCKED')`, id)
 		return id
 	}
@@ -130,12 +130,23 @@ func TestRun_WhatAddsUpHasNoViolation(t *testing.T) {
 	}
 }
 
+func TestStates_AnOrderInEachThatAddsUpHasNoViolation(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, state := range orderstate.Stored() {
+		s.store(t, state.String())
+	}
+	if r := s.audit(t); len(r.Violations) != 0 || r.InFlight() != 0 || r.Orders != 3+len(orderstate.Stored()) {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A new state or reason of the contract has to be one that the audit can compare.
 func TestStates_TheAuditKnowsEveryStateAndReasonOfTheContract(t *testing.T) {
 	t.Parallel()
 	for _, state := range orderstate.Stored() {
 		if !isKnownState(state.String()) {
-			t.Errorf("Order.State %s: say in eventsOf which events such an order has had, and in holdsOf how its holds are", state)
+			t.Errorf("Order.State %s: say in package orderstate which events such an order has had, and in holdsOf how its holds are", state)
 		}
 	}
 	values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
@@ -160,9 +171,9 @@ func TestStates_OneThatTheAuditDoesNotKnowIsAViolationAndNothingElse(t *testing.
 	t.Parallel()
 	s := newShop(t)
 	s.exec(t, `ALTER TABLE orders.orders DROP CONSTRAINT orders_state_check`)
-	s.exec(t, `UPDATE orders.orders SET state = 'SHIPPED' WHERE id = $1`, s.confirmed)
+	s.exec(t, `UPDATE orders.orders SET state = 'OF_A_NEWER_RELEASE' WHERE id = $1`, s.confirmed)
 	r := s.audit(t)
-	want := "it is SHIPPED, a state that this audit does not know"
+	want := "it is OF_A_NEWER_RELEASE, a state that this audit does not know"
 	if len(r.Violations) != 1 || r.Violations[0].Check != States || !strings.Contains(r.Violations[0].String(), want) || len(r.Lost()) != 0 {
 		t.Errorf("%v, lost %v; want one violation: %s", r.Violations, r.Lost(), want)
 	}

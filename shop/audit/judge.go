@@ -11,29 +11,37 @@ import (
 	"shop.example/domain/money"
 	"shop.example/domain/orderstate"
 	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
 )
 
-// Routing keys of the events of an order.
-var (
-	placed    = routingKey(&eventsv1.OrderPlaced{})
-	confirmed = routingKey(&eventsv1.OrderConfirmed{})
-	rejected  = routingKey(&eventsv1.OrderRejected{})
-	cancelled = routingKey(&eventsv1.OrderCancelled{})
-	decrement = routingKey(&eventsv1.DecrementQuantity{})
-)
+// placed is the routing key of the first event of an order.
+var placed = routingKey(&eventsv1.OrderPlaced{})
 
 func routingKey(m proto.Message) string {
 	e, _ := contract.EventOf(m)
 	return e.RoutingKey
 }
 
-// eventsOf are the events that an order in this state has had.
-var eventsOf = map[string][]string{
-	"CONFIRMED": {placed, confirmed, decrement},
-	"CANCELLED": {placed, confirmed, decrement, cancelled},
-	"REJECTED":  {placed, rejected},
+// eventsOf are the routing keys of the events that an order in this state has had.
+func eventsOf(state orderv1.Order_State) (keys []string) {
+	for _, event := range orderstate.EventsOf(state) {
+		keys = append(keys, routingKey(event))
+	}
+	return keys
 }
+
+// followUps are those of the events that an order can have had once it is stored.
+var followUps = func() (keys []string) {
+	for _, state := range orderstate.Stored() {
+		for _, key := range eventsOf(state) {
+			if key != placed && !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
+}()
 
 // decidedAlone are the reasons for which the order service rejects an order without inventory.
 var decidedAlone = map[string]bool{
@@ -46,7 +54,8 @@ var holdsOf = map[orderstate.Stock]string{orderstate.Sold: "SETTLED", orderstate
 
 // isKnownState says whether the audit knows what an order in this state must look like.
 func isKnownState(state string) bool {
-	return len(eventsOf[state]) > 0 && holdsOf[orderstate.StockOf(orderstate.Parse(state))] != ""
+	s := orderstate.Parse(state)
+	return len(orderstate.EventsOf(s)) > 0 && holdsOf[orderstate.StockOf(s)] != ""
 }
 
 // judge compares what the services know about an order.
@@ -94,7 +103,7 @@ func (j *judgement) addLost(late bool, check Check, format string, args ...any) 
 
 // judgeUndecided is about an order that is not stored. It may still wait in a queue.
 func (j *judgement) judgeUndecided(a *Auditor) {
-	for _, key := range []string{confirmed, rejected, cancelled, decrement} {
+	for _, key := range followUps {
 		if j.events[key] > 0 {
 			j.add(true, Events, "it is not stored, but the log has %s", key)
 		}
@@ -139,7 +148,7 @@ func (j *judgement) judgeRejectedHolds(a *Auditor) {
 	}
 }
 
-// judgeHolds is about the holds of a confirmed or cancelled order, which follow its state within the time that makes it late.
+// judgeHolds is about the holds of an order that was not rejected, which follow its state within the time that makes it late.
 func (j *judgement) judgeHolds(late bool) {
 	pieces := map[int32]int64{}
 	for _, l := range j.order.lines {
@@ -201,7 +210,7 @@ func (l line) String() string {
 }
 
 func (j *judgement) judgeEvents(late bool) {
-	expected := eventsOf[j.order.state]
+	expected := eventsOf(orderstate.Parse(j.order.state))
 	for _, key := range expected {
 		switch n := j.events[key]; {
 		case n == 0:
@@ -211,7 +220,7 @@ func (j *judgement) judgeEvents(late bool) {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(j.events)) {
-		if !slices.Contains(expected, key) && (key == confirmed || key == rejected || key == cancelled || key == decrement) {
+		if !slices.Contains(expected, key) && slices.Contains(followUps, key) {
 			j.add(true, Events, "it is %s, but the log has %s", j.order.state, key)
 		}
 	}

@@ -229,12 +229,15 @@ changed since that etag was read, so that nobody's change is lost.`,
 }
 
 func (i *inventory) deleteCommand() *cobra.Command {
-	var yes bool
+	var (
+		yes  bool
+		etag string
+	)
 	cmd := &cobra.Command{
 		Use:               "delete PRODUCT",
 		Short:             "Take a product out of the catalogue",
-		Long:              "Takes a product out of the catalogue for good. It is refused while pieces are held for orders. Orders keep its name.",
-		Example:           "  shop inventory delete Webcam\n  shop inventory delete 7 --yes",
+		Long:              "Takes a product out of the catalogue for good. It is refused while pieces are held for orders, and with\n--etag if the product has changed since that etag was read. Orders keep its name.",
+		Example:           "  shop inventory delete Webcam\n  shop inventory delete 7 --yes --etag 3",
 		Args:              cli.Args("PRODUCT"),
 		ValidArgsFunction: first(i.gateway.complete(productNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -248,7 +251,7 @@ func (i *inventory) deleteCommand() *cobra.Command {
 						return err
 					}
 				}
-				reply, err := c.DeleteItem(cmd.Context(), &inventoryv1.DeleteItemRequest{Id: id})
+				reply, err := c.DeleteItem(cmd.Context(), &inventoryv1.DeleteItemRequest{Id: id, Etag: etag})
 				if err != nil {
 					return err
 				}
@@ -261,6 +264,7 @@ func (i *inventory) deleteCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().StringVar(&etag, "etag", "", "the product's etag as it was read")
 	return cmd
 }
 

@@ -214,6 +214,10 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 		return printMessage(out, order)
 	}
 	s := screenOf(out)
+	if order.GetCreatedAt() == nil { // it is not decided yet, and nothing more is known of it
+		fmt.Fprintf(out, "%s %s\n", cli.Printable(order.GetId()), order.GetState())
+		return nil
+	}
 	about := &table{header: []string{"ORDER", "STATE", "PLACED", "CUSTOMER"}, flexible: 3, least: 12}
 	about.add(text(order.GetId()), stateCell(order), text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()+" <"+order.GetCustomerEmail()+">"))
 	s.print(about)
@@ -258,15 +262,23 @@ func stateCell(order *orderv1.Order) cell {
 }
 
 func (o *orders) getCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "get ORDER_ID",
-		Short:             "Show an order",
-		Long:              "Shows an order with its lines. An order is there once it has been decided, usually within a second of being placed.",
-		Example:           "  shop order get 0192f6a0-0000-7000-8000-000000000001\n  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state",
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "get ORDER_ID",
+		Short: "Show an order",
+		Long: `Shows an order with its lines. Until it has been decided, usually within a second of being placed, it is
+PENDING, and nothing more is known of it. With --watch each event is shown until the order is
+settled, and then the order, as shop order watch does.`,
+		Example: `  shop order get 0192f6a0-0000-7000-8000-000000000001
+  shop order get 0192f6a0-0000-7000-8000-000000000001 --watch
+  shop order get 0192f6a0-0000-7000-8000-000000000001 --json | jq -r .state`,
 		Args:              cli.Args("ORDER_ID"),
 		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				if watch {
+					return o.watch(cmd, conn, args[0], false)
+				}
 				reply, err := orderv1.NewOrderServiceClient(conn).GetOrder(cmd.Context(), &orderv1.GetOrderRequest{OrderId: args[0]})
 				if err != nil {
 					return err
@@ -275,6 +287,8 @@ func (o *orders) getCommand() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "show each event of the order until it is settled")
+	return cmd
 }
 
 // orderStates are those that a stored order can have.
@@ -359,21 +373,30 @@ func ordersTable(list []*orderv1.Order) *table {
 }
 
 func (o *orders) cancelCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "cancel ORDER_ID",
-		Short:             "Cancel a confirmed order",
-		Long:              "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
-		Example:           "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
-		Args:              cli.Args("ORDER_ID"),
-		ValidArgsFunction: first(o.gateway.complete(orderIDs)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.gateway.with(func(conn *grpc.ClientConn) error {
-				reply, err := orderv1.NewOrderServiceClient(conn).CancelOrder(cmd.Context(), &orderv1.CancelOrderRequest{OrderId: args[0]})
-				if err != nil {
-					return err
-				}
-				return o.print(cmd.OutOrStdout(), reply.GetOrder())
-			})
-		},
+	return o.changeCommand(&cobra.Command{
+		Use:     "cancel ORDER_ID",
+		Short:   "Cancel a confirmed order",
+		Long:    "Cancels a confirmed order; its pieces go back into stock. An order that is cancelled already stays so.",
+		Example: "  shop order cancel 0192f6a0-0000-7000-8000-000000000001",
+	}, func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error) {
+		return client.CancelOrder(ctx, &orderv1.CancelOrderRequest{OrderId: id})
+	})
+}
+
+// changed is the response of a call that changes an order.
+type changed interface{ GetOrder() *orderv1.Order }
+
+// changeCommand adds to cmd that it makes a call with the order id that it is given, and prints the order.
+func (o *orders) changeCommand(cmd *cobra.Command, call func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error)) *cobra.Command {
+	cmd.Args, cmd.ValidArgsFunction = cli.Args("ORDER_ID"), first(o.gateway.complete(orderIDs))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return o.gateway.with(func(conn *grpc.ClientConn) error {
+			reply, err := call(cmd.Context(), orderv1.NewOrderServiceClient(conn), args[0])
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), reply.GetOrder())
+		})
 	}
+	return cmd
 }

@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -14,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/orderstate"
-	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
@@ -44,15 +44,16 @@ order was rejected.`,
 	return cmd
 }
 
-// patience is how long nothing is said of an order that has no events.
+// patience is how long nothing is said of an order that has no events, and how long one that is not found may still show
+// some.
 const patience = 3 * time.Second
 
 // watch shows the events of an order as they are logged, to its end or without one.
 func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
 	client := orderv1.NewOrderServiceClient(conn)
-	known, err := find(cmd.Context(), client, id)
-	if err != nil {
-		return err
+	known, missing := find(cmd.Context(), client, id)
+	if missing != nil && status.Code(missing) != codes.NotFound {
+		return missing
 	}
 	w := &watcher{out: cmd.OutOrStdout(), asJSON: o.asJSON, logged: map[string]bool{}, state: known.GetState()}
 	w.screen = screenOf(w.out)
@@ -64,17 +65,26 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", cli.Printable(id), w.state)
 		forever = true
 	}
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
 	silent := time.AfterFunc(patience, func() {
+		if missing != nil { // and it has no events either, as an order would have that an older release has taken
+			cancel(missing)
+			return
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 	})
 	defer silent.Stop()
-	err = f.run(cmd.Context(), func(event *loggingv1.Event) error {
+	err := f.run(ctx, func(event *loggingv1.Event) error {
 		silent.Stop()
 		if err := w.show(event); err != nil || forever || !w.over() {
 			return err
 		}
 		return errStop
 	})
+	if missing != nil && errors.Is(context.Cause(ctx), missing) {
+		return missing
+	}
 	if err != nil {
 		return err
 	}
@@ -94,11 +104,10 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	return nil
 }
 
-// find reads an order; nil where it has not been decided, or the order service is away: its events may be there all the
-// same.
+// find reads an order; nil while the order service is away: its events may be there all the same.
 func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
 	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
-	if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
+	if status.Code(err) == codes.Unavailable && reasonOf(status.Convert(err)) != "" {
 		return nil, nil
 	}
 	return reply.GetOrder(), err
@@ -153,18 +162,16 @@ func problem(event *loggingv1.Event) cell {
 	return text(strings.TrimSpace(fields["reason"].GetStringValue() + " " + fields["detail"].GetStringValue()))
 }
 
-// over says whether the order is at an end, and all events that lead there have been logged. They may be logged in
-// another order than they happened.
+// over says whether the order is at an end for now, and all events that lead there have been logged. They may be logged in
+// another order than they happened: the state with the longest way whose event is there is the one that the order is in.
 func (w *watcher) over() bool {
-	switch has := w.has; {
-	case has(&eventsv1.OrderCancelled{}):
-		return has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
-	case w.state == orderv1.Order_CANCELLED:
-		return false
-	case has(&eventsv1.OrderRejected{}):
-		return has(&eventsv1.OrderPlaced{})
+	now := w.state
+	for _, s := range orderstate.Stored() {
+		if w.has(orderstate.EventOf(s)) && len(orderstate.EventsOf(s)) > len(orderstate.EventsOf(now)) {
+			now = s
+		}
 	}
-	return w.has(&eventsv1.OrderPlaced{}, &eventsv1.OrderConfirmed{}, &eventsv1.DecrementQuantity{})
+	return orderstate.IsDecided(now) && w.has(orderstate.EventsOf(now)...)
 }
 
 // has says whether all of these have been logged.

@@ -1,6 +1,6 @@
 // Command generate writes what others read of the contracts and of the table of services in package topology:
 // definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, and what the front page knows of
-// events. Its argument is the folder of the project.
+// events and of an order's states. Its argument is the folder of the project.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 
+	"shop.example/domain/orderstate"
 	"shop.example/platform/contract"
 	"shop.example/platform/messaging/provision"
 	"shop.example/topology"
@@ -61,7 +62,7 @@ func run(dir string) error {
 	return nil
 }
 
-// module is the JavaScript that has the contracts' events.
+// module is the JavaScript that has the contracts' events, and the states of an order.
 func module() []byte {
 	var js bytes.Buffer
 	js.WriteString("// Written by `make generate` from the contracts; never edited.\n\n" +
@@ -72,6 +73,19 @@ func module() []byte {
 	js.WriteString("};\n\n// routes say which services publish and handle an event, by its routing key. Operators publish what no service does.\nexport const routes = {\n")
 	for _, e := range contract.Events() {
 		fmt.Fprintf(&js, "  '%s': {from: [%s], to: [%s]},\n", e.RoutingKey, quoted(e.PublishedBy), quoted(e.HandledBy))
+	}
+	js.WriteString("};\n\n// states are the states of a stored order, by the routing key of the event that says that an order has come into it.\nexport const states = {\n")
+	for _, state := range orderstate.Stored() {
+		event, _ := contract.EventOf(orderstate.EventOf(state))
+		fmt.Fprintf(&js, "  '%s': '%s',\n", event.RoutingKey, state)
+	}
+	js.WriteString("};\n\n// ways are the states that an order has been in, by its state.\nexport const ways = {\n")
+	for _, state := range orderstate.All() {
+		var way []string
+		for _, s := range orderstate.WayTo(state) {
+			way = append(way, s.String())
+		}
+		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))
 	}
 	js.WriteString("};\n\n// eventExchange is where they are published to.\n")
 	fmt.Fprintf(&js, "export const eventExchange = '%s';\n", topology.Broker().EventExchange)

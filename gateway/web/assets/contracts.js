@@ -32,5 +32,20 @@ export const routes = {
   'shop.stock.depleted': {from: ['inventory'], to: ['logging']},
 };
 
+// states are the states of a stored order, by the routing key of the event that says that an order has come into it.
+export const states = {
+  'shop.order.confirmed': 'CONFIRMED',
+  'shop.order.rejected': 'REJECTED',
+  'shop.order.cancelled': 'CANCELLED',
+};
+
+// ways are the states that an order has been in, by its state.
+export const ways = {
+  PENDING: ['PENDING'],
+  CONFIRMED: ['PENDING', 'CONFIRMED'],
+  REJECTED: ['PENDING', 'REJECTED'],
+  CANCELLED: ['PENDING', 'CONFIRMED', 'CANCELLED'],
+};
+
 // eventExchange is where they are published to.
 export const eventExchange = 'shop.topic';

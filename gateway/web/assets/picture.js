@@ -1,6 +1,6 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
 // them. Where people prefer less motion, what a message passes lights up instead.
-import {eventExchange, keys, routes} from './contracts.js';
+import {eventExchange, keys, routes, states} from './contracts.js';
 import {s} from './dom.js';
 
 // A node stands at a stage of the way and in the lane of its service. On wide screens stages are columns, on narrow
@@ -35,12 +35,13 @@ const layouts = {
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
 };
 
-// first is what comes before an event is published, where that can be seen.
-const first = {
-  [keys.OrderConfirmed]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
-  [keys.OrderRejected]: ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'],
-  [keys.OrderCancelled]: ['order', 'order.db'],
-};
+// before is what comes before an event is published by a service, where that can be seen: an order's state is stored, and
+// stock is asked for when it is decided.
+function before(key, from) {
+  const decided = [keys.OrderConfirmed, keys.OrderRejected].includes(key);
+  if (!states[key]) return null;
+  return decided ? ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'] : [from, `${from}.db`];
+}
 
 // journey is the way of an event by its routing key: legs that begin one after the other; a leg has branches, which
 // part where they part. What no service publishes, or more than one, comes from operators, who stand at the gateway.
@@ -52,7 +53,8 @@ function journey(key) {
     // An order that is placed is stored when it is decided.
     return key === keys.OrderPlaced && service === 'order' ? way : [...way, `${service}.db`];
   });
-  return first[key] ? [[first[key]], branches] : [branches];
+  const first = before(key, from);
+  return first ? [[first], branches] : [branches];
 }
 
 const slow = {perUnit: 2.6, least: 170};

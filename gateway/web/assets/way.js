@@ -1,7 +1,7 @@
 // The flow of one order: its state, the picture, and the timeline of its events.
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
-import {keys} from './contracts.js';
+import {keys, states, ways} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
 import {open} from './stream.js';
@@ -24,7 +24,6 @@ const messages = {
   DISCARDED: 'The shop could not process the order.',
   MIXED_CURRENCIES: 'The prices of the products are in different currencies.',
 };
-const states = {[keys.OrderConfirmed]: 'CONFIRMED', [keys.OrderRejected]: 'REJECTED', [keys.OrderCancelled]: 'CANCELLED'};
 
 let current = null; // the order that is followed
 let changed = () => {};
@@ -49,7 +48,7 @@ export function follow(id, taken, tookMs) {
   current?.stream.stop();
   clearTimeout(current?.timer);
   picture.stop();
-  const order = {id, state: 'PENDING', events: [], shown: Promise.resolve(), timer: 0, stream: null};
+  const order = {id, state: 'PENDING', exists: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
   current = order;
   $('timeline').replaceChildren();
   if (taken) {
@@ -82,6 +81,7 @@ export function follow(id, taken, tookMs) {
 function arrived(order, event) {
   if (order !== current || order.events.some((known) => known.id === event.id)) return;
   const at = order.events.findIndex((other) => Date.parse(other.published_at) > Date.parse(event.published_at));
+  order.exists = true;
   order.events.splice(at < 0 ? order.events.length : at, 0, event);
   drawTimeline(order);
   $('replay').disabled = false;
@@ -117,14 +117,31 @@ async function look(order, event) {
   clearTimeout(order.timer);
   try {
     const read = await call('GET', `/v1/orders/${order.id}`);
-    if (order === current) show(read, event?.payload?.detail);
+    if (order !== current) return;
+    if (read.state === 'PENDING') {
+      if (order.state === 'PENDING') order.timer = setTimeout(look, pollInterval, order);
+      return;
+    }
+    show(read, event?.payload?.detail);
     changed();
-    if (event && states[event.routing_key] !== read.state && order.state !== 'CANCELLED') order.timer = setTimeout(look, 200, order, event);
+    // What is read may be older than the event.
+    if (event && ways[read.state]?.includes(states[event.routing_key]) === false) order.timer = setTimeout(look, 200, order, event);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    // Not found, or the order service is down: it is not decided yet.
-    if (order === current && order.state === 'PENDING' && error.status !== 400) order.timer = setTimeout(look, pollInterval, order);
+    if (order !== current || order.state !== 'PENDING' || error.status === 400) return;
+    // An order that was seen may come from a release whose ids are not known to be the shop's until they are decided.
+    if (error.status === 404 && !order.exists) showMissing(order);
+    else order.timer = setTimeout(look, pollInterval, order);
   }
+}
+
+function showMissing(order) {
+  order.stream.stop();
+  connection('live');
+  $('slip-state').dataset.state = 'UNKNOWN';
+  setText($('slip-state'), 'NOT FOUND');
+  setText($('slip-detail'), 'There is no order with this id. Check the link.');
+  for (const button of ['copy-link', 'copy-order']) $(button).disabled = true;
 }
 
 function show(order, detail = order.rejection_detail) {

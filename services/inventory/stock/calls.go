@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
+	"shop.example/domain/idempotency"
 	"shop.example/domain/money"
 	"shop.example/domain/text"
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -151,13 +152,25 @@ func (c inventoryServer) CreateItems(ctx context.Context, req *inventoryv1.Creat
 	if err != nil {
 		return nil, err
 	}
-	done, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_CreateItems_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
-		return createItems(ctx, tx, items)
+	var resp *inventoryv1.CreateItemsResponse
+	var replayed bool
+	hashes := idempotency.Of(ctx)
+	done, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_CreateItems_FullMethodName, func(tx *sqlx.Tx) (done catalogueChange, err error) {
+		if len(hashes) == 0 {
+			return createItems(ctx, tx, items)
+		}
+		done, resp, replayed, err = c.createOnce(ctx, tx, hashes, items)
+		return done, err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case len(hashes) == 0:
+		return &inventoryv1.CreateItemsResponse{Items: itemsOf(done.products)}, nil
+	case replayed:
+		idempotency.MarkReplayed(ctx)
 	}
-	return &inventoryv1.CreateItemsResponse{Items: itemsOf(done.products)}, nil
+	return resp, nil
 }
 
 func (c inventoryServer) UpdateItem(ctx context.Context, req *inventoryv1.UpdateItemRequest) (*inventoryv1.UpdateItemResponse, error) {
@@ -176,7 +189,7 @@ func (c inventoryServer) UpdateItem(ctx context.Context, req *inventoryv1.Update
 
 func (c inventoryServer) DeleteItem(ctx context.Context, req *inventoryv1.DeleteItemRequest) (*inventoryv1.DeleteItemResponse, error) {
 	_, err := c.changeCatalogue(ctx, enduser.Operator(ctx), inventoryv1.InventoryService_DeleteItem_FullMethodName, func(tx *sqlx.Tx) (catalogueChange, error) {
-		return deleteItems(ctx, tx, []int32{req.GetId()})
+		return deleteItems(ctx, tx, []int32{req.GetId()}, req.GetEtag())
 	})
 	if err != nil {
 		return nil, err

@@ -45,6 +45,14 @@ type itemUpdate struct {
 // etag changes with each change of the product, its stock included.
 func (p product) etag() string { return strconv.FormatInt(p.Version, 10) }
 
+// checkEtag returns an error if etag is that of another version of the product.
+func (p product) checkEtag(etag string) error {
+	if etag == "" || etag == p.etag() {
+		return nil
+	}
+	return apierror.New(codes.Aborted, "ETAG_MISMATCH", "item %d has changed since it was read: read it again", p.ID)
+}
+
 func itemNotFound(id int32) error {
 	return apierror.New(codes.NotFound, "ITEM_NOT_FOUND", "there is no item %d", id)
 }
@@ -181,8 +189,8 @@ func (p product) differences(before product) string {
 
 // apply returns the product with the update's values.
 func (u itemUpdate) apply(p product) (product, error) {
-	if u.etag != "" && u.etag != p.etag() {
-		return p, apierror.New(codes.Aborted, "ETAG_MISMATCH", "item %d has changed since it was read: read it again", p.ID)
+	if err := p.checkEtag(u.etag); err != nil {
+		return p, err
 	}
 	stored, read := p.item().ProtoReflect(), u.read.ProtoReflect()
 	for _, name := range u.asRead {
@@ -236,14 +244,18 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 	return products, nil
 }
 
-// deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them.
-func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (done catalogueChange, err error) {
+// deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them. etag must be
+// the stored one of each, if it is not empty.
+func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32, etag string) (done catalogueChange, err error) {
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
 		return done, err
 	}
 	for _, id := range ids {
 		p := stored[id]
+		if err := p.checkEtag(etag); err != nil {
+			return done, err
+		}
 		if p.Reserved > 0 {
 			return done, apierror.New(codes.FailedPrecondition, "ITEM_HELD", "%s: %d pieces are held for orders", p.Name, p.Reserved)
 		}

@@ -429,3 +429,14 @@ func TestListItems_PageByPage(t *testing.T) {
 		}
 	}
 }
+
+func TestDeleteItem_OfAnotherVersionIsRefused(t *testing.T) {
+	t.Parallel()
+	c := inventoryServer{store: newTestStore(t)}
+	if _, err := c.DeleteItem(t.Context(), &inventoryv1.DeleteItemRequest{Id: phone, Etag: "0"}); reasonOf(err) != "ETAG_MISMATCH" {
+		t.Errorf("with an old etag: %v", err)
+	}
+	if _, err := c.DeleteItem(t.Context(), &inventoryv1.DeleteItemRequest{Id: phone, Etag: "1"}); err != nil {
+		t.Errorf("with its etag: %v", err)
+	}
+}

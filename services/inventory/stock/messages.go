@@ -171,7 +171,7 @@ func (st *store) onUpdateItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.Upd
 }
 
 func (st *store) onDeleteItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.DeleteItems) (catalogueChange, error) {
-	return deleteItems(ctx, tx, m.GetIds())
+	return deleteItems(ctx, tx, m.GetIds(), "")
 }
 
 // onListInventory replies to the callers. One that has gone is no reason to try again.

@@ -148,5 +148,8 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	s.Go("sweeper", sweeper.run)
+	s.Go("old idempotency keys", func(ctx context.Context) error {
+		return postgres.KeepDeletingOlder(ctx, pool, "idempotency_key", "claimed_at", cfg.Retention.Inbox, t.Logger)
+	})
 	return nil
 }

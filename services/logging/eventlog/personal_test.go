@@ -15,8 +15,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/db/dbtest"
+	"shop.example/domain/customer"
 	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -229,6 +231,32 @@ func TestPersonalData_OnceErasedNothingNamesThePersonAndTheRestStays(t *testing.
 
 // A dead letter was everybody's whose address is a part of that of its customer: handed out to them, and discarded with
 // their own.
+// A field that is marked as personal data in the contract and forgotten here would stay in the log or in a dead letter.
+func TestPersonalData_EachMarkedFieldIsErased(t *testing.T) {
+	t.Parallel()
+	s := people(t)
+	order := placedBy("", "")
+	for _, field := range customer.PersonalFields(order) {
+		order.ProtoReflect().Set(field, protoreflect.ValueOfString("marked."+string(field.Name())+"@example.org"))
+	}
+	delivery := deliveryOf(t, order)
+	write(t, s.db, delivery)
+	delivery.SourceQueue, delivery.Reason = "order", "it failed"
+	storeLetter(t, s.db, delivery)
+	if n := strings.Count(dump(t, s.db), "marked."); n == 0 {
+		t.Fatal("nothing was stored")
+	}
+	if events, letters := s.eraseAll(t, &customerv1.Person{Email: order.GetCustomerEmail()}); events != 1 || letters != 1 {
+		t.Errorf("erased %d events and %d dead letters", events, letters)
+	}
+	left := dump(t, s.db)
+	for _, field := range customer.PersonalFields(order) {
+		if strings.Contains(left, "marked."+string(field.Name())) {
+			t.Errorf("OrderPlaced.%s is personal data and not erased from the log and the dead letters", field.Name())
+		}
+	}
+}
+
 func TestPersonalData_OfWhoseAddressIsAPartOfAnothersIsNotTheOthers(t *testing.T) {
 	t.Parallel()
 	s := people(t)

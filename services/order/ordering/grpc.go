@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
@@ -31,7 +33,7 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 	}
 	o, err := getOrder(ctx, s.db, id, false)
 	if err == nil && !enduser.MayAccess(ctx, o.Owner) {
-		err = errNotFound
+		err = errHidden
 	}
 	if err != nil {
 		return nil, apiError(err, id)
@@ -79,55 +81,76 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 
 // CancelOrder is part of orderv1.OrderServiceServer.
 func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
-	id, err := parseOrderID(req.GetOrderId())
+	o, err := s.change(ctx, req.GetOrderId(), change{
+		to: Cancelled, method: orderv1.OrderService_CancelOrder_FullMethodName,
+		refused: func(o *Order) error {
+			return apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
+				"order %s is %s; only a confirmed order can be cancelled", o.ID, o.State)
+		},
+		event: func(o *Order, at *timestamppb.Timestamp) proto.Message {
+			return &eventsv1.OrderCancelled{OrderId: o.ID.String(), Lines: pricedLines(o), CancelledAt: at}
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
-	o, changed, err := s.cancel(ctx, id)
-	if errors.Is(err, ErrInvalidTransition) {
-		return nil, apierror.New(codes.FailedPrecondition, "ORDER_NOT_CANCELLABLE",
-			"order %s is %s; only a confirmed order can be cancelled", id, o.State)
-	}
-	if err != nil {
-		return nil, apiError(err, id)
-	}
 	failpoint.Hit("order.cancelled")
-	if changed {
-		s.wake()
-		s.log.LogAttrs(ctx, slog.LevelInfo, "order cancelled", orderid.Attr(o.ID.String()))
-	}
 	return &orderv1.CancelOrderResponse{Order: o.message()}, nil
 }
 
-// cancel cancels a confirmed order and says so in the outbox. An order that is cancelled already stays as it is.
-func (s *Service) cancel(ctx context.Context, id uuid.UUID) (o *Order, changed bool, err error) {
+// change is a change of a stored order's state that a client asks for.
+type change struct {
+	to      State
+	method  string             // of the call, for the record of what operators do
+	refused func(*Order) error // if the order's state does not allow it
+	event   func(o *Order, at *timestamppb.Timestamp) proto.Message
+}
+
+// done is what the change has made of an order, in words: "cancelled".
+func (c change) done() string { return strings.ToLower(string(c.to)) }
+
+// change changes the state of an order and says so in the outbox. An order that is in the state already stays as it is.
+func (s *Service) change(ctx context.Context, orderID string, c change) (*Order, error) {
+	id, err := parseOrderID(orderID)
+	if err != nil {
+		return nil, err
+	}
+	var o *Order
+	changed := false
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		if o, err = getOrder(ctx, tx, id, true); err != nil {
 			return err
 		}
 		if !enduser.MayAccess(ctx, o.Owner) {
-			return errNotFound
+			return errHidden
 		}
-		if o.State == Cancelled {
+		if o.State == c.to {
 			return nil
 		}
-		if err := o.transition(Cancelled, time.Now().Truncate(time.Microsecond)); err != nil {
+		if err := o.transition(c.to, time.Now().Truncate(time.Microsecond)); err != nil {
 			return err
 		}
 		if err := updateState(ctx, tx, o); err != nil {
 			return err
 		}
 		changed = true
-		entries := []outbox.Entry{{Message: &eventsv1.OrderCancelled{
-			OrderId: o.ID.String(), Lines: pricedLines(o), CancelledAt: timestamppb.New(o.UpdatedAt),
-		}}}
+		entries := []outbox.Entry{{Message: c.event(o, timestamppb.New(o.UpdatedAt))}}
 		if enduser.IsOperator(ctx) {
-			entries = append(entries, outbox.Entry{Message: enduser.Acted(enduser.Operator(ctx),
-				orderv1.OrderService_CancelOrder_FullMethodName, "order "+o.ID.String(), "cancelled")})
+			entries = append(entries, outbox.Entry{Message: enduser.Acted(enduser.Operator(ctx), c.method, "order "+o.ID.String(), c.done())})
 		}
 		return outbox.Add(ctx, tx, entries)
 	})
-	return o, changed, err
+	if errors.Is(err, ErrInvalidTransition) {
+		return nil, c.refused(o)
+	}
+	if err != nil {
+		return nil, apiError(err, id)
+	}
+	if changed {
+		s.wake()
+		s.log.LogAttrs(ctx, slog.LevelInfo, "order "+c.done(), orderid.Attr(o.ID.String()))
+	}
+	return o, nil
 }
 
 func parseOrderID(s string) (uuid.UUID, error) {
@@ -138,12 +161,17 @@ func parseOrderID(s string) (uuid.UUID, error) {
 	return id, nil
 }
 
+// errHidden says that the order belongs to somebody else. To clients that is the same as none.
+var errHidden = errors.New("somebody else's order")
+
 // apiError gives the errors of this service their gRPC status; what else there is, the server's interceptor maps.
 func apiError(err error, id uuid.UUID) error {
+	notFound := apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 	switch {
+	case errors.Is(err, errHidden):
+		return notFound.WithMetadata(orderid.HiddenKey, "true")
 	case errors.Is(err, errNotFound):
-		return apierror.New(codes.NotFound, "ORDER_NOT_FOUND",
-			"there is no order %s; an order that was just placed appears once it has been decided, usually within a second", id)
+		return notFound
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -142,10 +141,7 @@ func discardedOrder(id uuid.UUID, body []byte, now time.Time) *Order {
 	return o
 }
 
-const (
-	defaultKeyRetention = 30 * 24 * time.Hour
-	keyCleanInterval    = 10 * time.Minute
-)
+const defaultKeyRetention = 30 * 24 * time.Hour
 
 // checkKeyRetention returns how long an idempotency key stays its order's. It is an error if that is shorter than the
 // time in which the order can come again.
@@ -162,22 +158,4 @@ func (cfg Config) checkKeyRetention() (time.Duration, error) {
 		return 0, fmt.Errorf("IDEMPOTENCY_KEY_RETENTION is %s, but an order can come again for %s: set it to that or more", retention, least)
 	}
 	return retention, nil
-}
-
-// deleteOldKeys frees the idempotency keys that were claimed longer ago than retention, every ten minutes until ctx ends.
-// It returns nil.
-func (s *Service) deleteOldKeys(ctx context.Context, retention time.Duration) error {
-	for {
-		// Replicas that were started together do not clean together.
-		pause := time.NewTimer(keyCleanInterval/2 + rand.N(keyCleanInterval)) //nolint:gosec // jitter needs no secret
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return nil
-		case <-pause.C:
-		}
-		if _, err := postgres.DeleteOlder(ctx, s.db, "idempotency_key", "claimed_at", retention); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "old idempotency keys were not deleted, will be tried again", "error", err)
-		}
-	}
 }

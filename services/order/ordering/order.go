@@ -4,30 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 
 	"shop.example/domain/money"
+	"shop.example/domain/orderstate"
 )
 
 // State is the state of an order, as the database and the contracts spell it.
 type State string
 
-// The states of an order.
+// The states of an order. Package orderstate says which can follow which.
 const (
 	Pending   State = "PENDING" // accepted by the gateway, not decided; never stored
 	Confirmed State = "CONFIRMED"
 	Rejected  State = "REJECTED"
 	Cancelled State = "CANCELLED"
 )
-
-// transitions are the valid changes of an order's state.
-var transitions = map[State][]State{
-	Pending:   {Confirmed, Rejected},
-	Confirmed: {Cancelled},
-}
 
 // ErrInvalidTransition says that an order cannot go from its state to the one asked for.
 var ErrInvalidTransition = errors.New("invalid transition")
@@ -91,7 +85,7 @@ func (o *Order) reject(reason, detail string, at time.Time) error {
 
 // transition changes the state of the order, or returns ErrInvalidTransition and leaves it as it is.
 func (o *Order) transition(to State, at time.Time) error {
-	if !slices.Contains(transitions[o.State], to) {
+	if !orderstate.CanFollow(orderstate.Parse(string(o.State)), orderstate.Parse(string(to))) {
 		return fmt.Errorf("order %s: %w from %s to %s", o.ID, ErrInvalidTransition, o.State, to)
 	}
 	o.State, o.UpdatedAt = to, at

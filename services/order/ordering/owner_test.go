@@ -4,12 +4,15 @@ import (
 	"slices"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"shop.example/db/dbtest"
 	"shop.example/domain/enduser"
+	"shop.example/domain/orderid"
 	accessv1 "shop.example/gen/shop/access/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/testkit/brokertest"
@@ -55,8 +58,10 @@ func TestOwner_AnOrderIsItsOwnersAndTheOperators(t *testing.T) {
 				continue
 			}
 			assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
+			assertHidden(t, err)
 			_, err = orders.CancelOrder(ctx, &orderv1.CancelOrderRequest{OrderId: id})
 			assertError(t, err, codes.NotFound, "ORDER_NOT_FOUND")
+			assertHidden(t, err)
 		}
 		list, err := orders.ListOrders(ctx, &orderv1.ListOrdersRequest{})
 		if c.list == nil {
@@ -89,4 +94,15 @@ func TestOwner_AnOrderIsItsOwnersAndTheOperators(t *testing.T) {
 	}
 	_, err = orders.ListOrders(enduser.With(t.Context(), ada), &orderv1.ListOrdersRequest{PageSize: 1, PageToken: page.GetNextPageToken()})
 	assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
+}
+
+// assertHidden checks that the gateway can tell somebody else's order from one that is not decided yet.
+func assertHidden(t *testing.T, err error) {
+	t.Helper()
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetMetadata()[orderid.HiddenKey] != "" {
+			return
+		}
+	}
+	t.Errorf("the error does not say that the order is somebody else's: %v", err)
 }

@@ -10,8 +10,11 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"shop.example/domain/customer"
 	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
 	customerv1 "shop.example/gen/shop/customer/v1"
@@ -116,6 +119,45 @@ func TestPersonalData_IsFoundByAddressInAnyCaseAndByOwner(t *testing.T) {
 		}
 		if slices.Sort(got); strings.Join(got, " ") != c.want {
 			t.Errorf("%v: found %q, want %q", c.person, got, c.want)
+		}
+	}
+}
+
+// A field that is marked as personal data in the contract and forgotten here would stay when its customer has everything
+// erased, or be kept from them when they ask for what there is.
+func TestPersonalData_EachMarkedFieldIsExportedAndErased(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced()
+	for _, field := range customer.PersonalFields(placed) {
+		placed.ProtoReflect().Set(field, protoreflect.ValueOfString("marked."+string(field.Name())+"@example.org"))
+	}
+	mustStore(t, s, decidedOrders(t, held, placed))
+	person := &customerv1.Person{Email: placed.GetCustomerEmail()}
+	records, _ := find(t, s, person)
+	if len(records) != 1 {
+		t.Fatalf("found %v", records)
+	}
+	exported, err := protojson.Marshal(records[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range customer.PersonalFields(placed) {
+		if !strings.Contains(string(exported), "marked."+string(field.Name())) {
+			t.Errorf("OrderPlaced.%s is personal data and not exported: put it into Order, or into PersonalRecord", field.Name())
+		}
+	}
+	if n := eraseAll(t, s, person); n != 1 {
+		t.Errorf("erased %d orders", n)
+	}
+	var left string
+	if err := s.db.GetContext(t.Context(), &left, `SELECT concat(
+		(SELECT string_agg(row_to_json(o)::text, ' ') FROM orders o), (SELECT string_agg(row_to_json(i)::text, ' ') FROM order_item i))`); err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range customer.PersonalFields(placed) {
+		if strings.Contains(left, "marked."+string(field.Name())) {
+			t.Errorf("OrderPlaced.%s is personal data and not erased: add its column to ErasePersonalData", field.Name())
 		}
 	}
 }

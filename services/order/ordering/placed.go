@@ -316,7 +316,7 @@ func eventsOf(o *Order) ([]proto.Message, error) {
 			},
 			&eventsv1.DecrementQuantity{OrderId: o.ID.String(), Lines: lines},
 		}, nil
-	case Pending, Cancelled: // no decision
+	default: // no decision
 	}
 	return nil, fmt.Errorf("order %s: no event says that an order was decided as %s", o.ID, o.State)
 }

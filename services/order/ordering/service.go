@@ -129,7 +129,9 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer", consumer.Run)
 	s.Check("consumer", consumer.Ready)
 
-	s.Go("old idempotency keys", func(ctx context.Context) error { return s.deleteOldKeys(ctx, cfg.KeyRetention) })
+	s.Go("old idempotency keys", func(ctx context.Context) error {
+		return postgres.KeepDeletingOlder(ctx, s.db, "idempotency_key", "claimed_at", cfg.KeyRetention, t.Logger)
+	})
 
 	orderv1.RegisterOrderServiceServer(s.GRPC(), s)
 	orderv1.RegisterIntakeServiceServer(s.GRPC(), intakeServer{Service: s})

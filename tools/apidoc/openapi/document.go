@@ -74,6 +74,7 @@ func (d *document) finish() error {
 	for _, md := range d.contracts.Methods() {
 		for _, c := range d.callsOf(md) {
 			d.sayBody(c)
+			c.sayHeaders()
 			if err := d.sayAnswers(c); err != nil {
 				return err
 			}
@@ -188,6 +189,31 @@ func (d *document) sayBody(c call) {
 	name := string(c.method.Name()) + "Body"
 	d.schemas[name] = schema
 	content["schema"] = object{"$ref": refTo(name)}
+}
+
+// withETag are the methods that are about one resource with an ETag.
+var withETag = []protoreflect.Name{"GetOrder", "CancelOrder", "GetItem", "UpdateItem", "DeleteItem"}
+
+func (c call) hasETag() bool { return slices.Contains(withETag, c.method.Name()) }
+
+// sayHeaders says what is asked and answered in headers that belong to no field.
+func (c call) sayHeaders() {
+	parameters, _ := c.object["parameters"].([]any)
+	header := func(name, description string) {
+		parameters = append(parameters, object{"in": "header", "name": name, "description": description, "schema": object{"type": "string"}})
+		c.object["parameters"] = parameters
+	}
+	responses := c.object["responses"].(object)
+	switch {
+	case !c.hasETag():
+	case c.safe:
+		header("If-None-Match", "The ETag that the client has: answered with 304 if it is still the resource's.")
+		etag := object{"ETag": object{"description": "Changes with each change.", "schema": object{"type": "string"}}}
+		responses["200"].(object)["headers"] = etag
+		responses["304"] = object{"description": "The client has it as it is.", "headers": etag}
+	default:
+		header("If-Match", "The ETag that was read: refused with 412 if the resource has changed since.")
+	}
 }
 
 // sayAnswers says who may make a call, and what it answers.

@@ -51,6 +51,7 @@ var (
 	ofOperators   = []string{"OPERATOR_TOKEN_REQUIRED", "ROLE_REQUIRED"}
 	ofCustomers   = []string{"CUSTOMER_TOKEN_REQUIRED", "ROLE_REQUIRED"}
 	ofEventStream = []string{"TOO_MANY_STREAMS"}
+	withCondition = []string{"PRECONDITION_FAILED"}
 )
 
 // reasons are those for which a call may be refused.
@@ -69,6 +70,7 @@ func (c call) reasons() []string {
 	add(!c.public, ofOperators)
 	add(c.public || access.Enum() == operatorOrOwner, ofCustomers)
 	add(c.method.IsStreamingServer(), ofEventStream)
+	add(c.hasETag(), withCondition)
 	if own, said := c.contracts.Option(c.method, "reasons"); said {
 		for i := range own.List().Len() {
 			all = append(all, own.List().Get(i).String())

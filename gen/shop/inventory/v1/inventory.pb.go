@@ -524,8 +524,10 @@ func (x *UpdateItemResponse) GetItem() *Item {
 }
 
 type DeleteItemRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The product's etag as it was read; where it is set and is not the stored one, nothing is deleted.
+	Etag          string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -565,6 +567,13 @@ func (x *DeleteItemRequest) GetId() int32 {
 		return x.Id
 	}
 	return 0
+}
+
+func (x *DeleteItemRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
 }
 
 type DeleteItemResponse struct {
@@ -710,18 +719,21 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\"A\n" +
 	"\x12UpdateItemResponse\x12+\n" +
-	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\",\n" +
+	"\x04item\x18\x01 \x01(\v2\x17.shop.inventory.v1.ItemR\x04item\"@\n" +
 	"\x11DeleteItemRequest\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\"\x14\n" +
-	"\x12DeleteItemResponse2\xba\x06\n" +
+	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\x12\x12\n" +
+	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x14\n" +
+	"\x12DeleteItemResponse2\xe0\a\n" +
 	"\x10InventoryService\x12|\n" +
 	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\x93\x01\n" +
-	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"Aص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\x94\x01\n" +
-	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"6ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\vITEM_EXISTS\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\xd4\x01\n" +
+	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"Aص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\xa9\x02\n" +
+	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"\xca\x01\x92Awru\n" +
+	"s\n" +
+	"\x0fIdempotency-Key\x12^1 to 255 printable ASCII characters. A call repeated under the same key creates nothing again.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\vITEM_EXISTS\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\xd4\x01\n" +
 	"\n" +
-	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"yص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\vITEM_EXISTS\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\xa3\x01\n" +
+	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"yص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\vITEM_EXISTS\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\xb4\x01\n" +
 	"\n" +
-	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"Hص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"Yص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_inventory_proto_rawDescOnce sync.Once

@@ -28,13 +28,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// OrderService answers for the orders that have been decided.
+// OrderService reads and cancels orders.
 type OrderServiceClient interface {
-	// GetOrder reads an order. An order is there once it has been decided, usually within a second of being placed.
+	// GetOrder reads an order. Until it has been decided, usually within a second of being placed, it is PENDING and has
+	// nothing but its id and state.
 	GetOrder(ctx context.Context, in *GetOrderRequest, opts ...grpc.CallOption) (*GetOrderResponse, error)
 	// ListOrders lists orders, the newest first: all for operators, their own for others.
 	ListOrders(ctx context.Context, in *ListOrdersRequest, opts ...grpc.CallOption) (*ListOrdersResponse, error)
-	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing.
+	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing. An order that has
+	// not been decided cannot be cancelled yet: ORDER_PENDING.
 	CancelOrder(ctx context.Context, in *CancelOrderRequest, opts ...grpc.CallOption) (*CancelOrderResponse, error)
 }
 
@@ -80,13 +82,15 @@ func (c *orderServiceClient) CancelOrder(ctx context.Context, in *CancelOrderReq
 // All implementations must embed UnimplementedOrderServiceServer
 // for forward compatibility.
 //
-// OrderService answers for the orders that have been decided.
+// OrderService reads and cancels orders.
 type OrderServiceServer interface {
-	// GetOrder reads an order. An order is there once it has been decided, usually within a second of being placed.
+	// GetOrder reads an order. Until it has been decided, usually within a second of being placed, it is PENDING and has
+	// nothing but its id and state.
 	GetOrder(context.Context, *GetOrderRequest) (*GetOrderResponse, error)
 	// ListOrders lists orders, the newest first: all for operators, their own for others.
 	ListOrders(context.Context, *ListOrdersRequest) (*ListOrdersResponse, error)
-	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing.
+	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing. An order that has
+	// not been decided cannot be cancelled yet: ORDER_PENDING.
 	CancelOrder(context.Context, *CancelOrderRequest) (*CancelOrderResponse, error)
 	mustEmbedUnimplementedOrderServiceServer()
 }
