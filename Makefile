@@ -14,7 +14,7 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js
+GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -274,7 +274,7 @@ kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace 
 artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
 	@rm -rf .bin/release && mkdir -p .bin/release
 	@.bin/buf build -o .bin/release/shop.binpb
-	@cp gen/openapi/shop.swagger.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
+	@cp gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
 	    .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
 	@echo '$(VERSION)' > .bin/release/VERSION
 	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS

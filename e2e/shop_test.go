@@ -130,7 +130,9 @@ func (s *shop) call(t *testing.T, method, path, body string, header ...string) a
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return answer{res.StatusCode, res.Header, text}
+	got := answer{res.StatusCode, res.Header, text}
+	checkDescribed(t, method, path, got)
+	return got
 }
 
 func (s *shop) get(t *testing.T, path string) answer {

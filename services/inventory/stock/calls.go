@@ -3,11 +3,13 @@ package stock
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
@@ -182,12 +184,12 @@ const (
 	maxOnHand     = 1_000_000_000
 )
 
-// readUpdate reads which fields to change. Over REST the mask lists the leaves of the body, the parts of the price
-// and perhaps id and etag, which say what to change and do not change themselves.
+// readUpdate reads which fields to change, by the rules of AIP-134: without a mask those that are set, with "*" all. Over REST
+// the mask lists the leaves of the body, the parts of the price, and what a client sends back as it has read it.
 func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
 	m := req.GetItem()
-	u := itemUpdate{id: m.GetId(), etag: m.GetEtag()}
-	for _, path := range req.GetUpdateMask().GetPaths() {
+	u := itemUpdate{id: m.GetId(), etag: m.GetEtag(), read: m}
+	for _, path := range updatedFields(req) {
 		field, _, _ := strings.Cut(path, ".")
 		switch field {
 		case "id", "etag":
@@ -211,6 +213,8 @@ func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpd
 				return u, err
 			}
 			u.price = &p
+		case "quantity", "reserved", "created_at", "updated_at":
+			u.asRead = append(u.asRead, protoreflect.Name(field))
 		default:
 			return u, invalidItem(path, "cannot be changed: product_name, on_hand and price can")
 		}
@@ -219,6 +223,22 @@ func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpd
 		return u, apierror.InvalidArgument(apierror.Violation{Field: "update_mask", Description: "must name product_name, on_hand or price"})
 	}
 	return u, nil
+}
+
+// updatedFields are the paths of the mask, or those that its absence or "*" stands for.
+func updatedFields(req *inventoryv1.UpdateItemRequest) []string {
+	paths := req.GetUpdateMask().GetPaths()
+	switch {
+	case slices.Equal(paths, []string{"*"}):
+		return []string{"product_name", "on_hand", "price"}
+	case len(paths) > 0:
+		return paths
+	}
+	req.GetItem().ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		paths = append(paths, string(fd.Name()))
+		return true
+	})
+	return paths
 }
 
 // readProductName is a name as the catalogue has it, or says what is wrong with it: orders find products by their names, so

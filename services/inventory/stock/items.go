@@ -13,8 +13,10 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/domain/money"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
 )
@@ -36,6 +38,8 @@ type itemUpdate struct {
 	name   *string
 	onHand *int32
 	price  *price
+	asRead []protoreflect.Name // fields that cannot be changed: in read they must be as they are stored
+	read   *inventoryv1.Item
 }
 
 // etag changes with each change of the product, its stock included.
@@ -187,6 +191,13 @@ func (p product) differences(before product) string {
 func (u itemUpdate) apply(p product) (product, error) {
 	if err := p.checkEtag(u.etag); err != nil {
 		return p, err
+	}
+	stored, read := p.item().ProtoReflect(), u.read.ProtoReflect()
+	for _, name := range u.asRead {
+		fd := stored.Descriptor().Fields().ByName(name)
+		if !stored.Get(fd).Equal(read.Get(fd)) {
+			return p, invalidItem(string(name), "cannot be changed: product_name, on_hand and price can; send it as it was read last, or leave it out")
+		}
 	}
 	if u.name != nil {
 		p.Name = *u.name

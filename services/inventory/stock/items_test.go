@@ -308,7 +308,7 @@ func TestUpdateItem_ByMaskAndETag(t *testing.T) {
 	}{
 		"an old etag":            {&inventoryv1.Item{Id: laptop, OnHand: 1, Etag: "1"}, []string{"on_hand"}, "ETAG_MISMATCH"},
 		"an unknown id":          {&inventoryv1.Item{Id: 99, OnHand: 1}, []string{"on_hand"}, "ITEM_NOT_FOUND"},
-		"no mask":                {&inventoryv1.Item{Id: laptop, OnHand: 1}, nil, "INVALID_ARGUMENT"},
+		"nothing":                {&inventoryv1.Item{Id: laptop, Etag: "2"}, nil, "INVALID_ARGUMENT"},
 		"a field that follows":   {&inventoryv1.Item{Id: laptop, Reserved: 1}, []string{"reserved"}, "INVALID_ARGUMENT"},
 		"no name":                {&inventoryv1.Item{Id: laptop}, []string{"product_name"}, "INVALID_ARGUMENT"},
 		"less than nothing":      {&inventoryv1.Item{Id: laptop, OnHand: -1}, []string{"on_hand"}, "INVALID_ARGUMENT"},
@@ -320,6 +320,34 @@ func TestUpdateItem_ByMaskAndETag(t *testing.T) {
 		if _, err := update(tt.item, tt.paths...); reasonOf(err) != tt.reason {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestUpdateItem_WithoutMaskAndWithAllFields(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
+	update := func(item *inventoryv1.Item, mask *fieldmaskpb.FieldMask) (*inventoryv1.Item, error) {
+		resp, err := c.UpdateItem(t.Context(), &inventoryv1.UpdateItemRequest{Item: item, UpdateMask: mask})
+		return resp.GetItem(), err
+	}
+	item, err := update(&inventoryv1.Item{Id: laptop, OnHand: 40}, nil)
+	if err != nil || item.GetProductName() != "Laptop" || item.GetOnHand() != 40 {
+		t.Fatalf("what is set was not changed alone: %v, %v", item, err)
+	}
+	item.ProductName = "Notebook" // read, changed, written
+	item, err = update(item, nil)
+	if err != nil || item.GetProductName() != "Notebook" || item.GetOnHand() != 40 {
+		t.Fatalf("what was read could not be sent back: %v, %v", item, err)
+	}
+	stale := proto.CloneOf(item)
+	stale.Quantity, stale.Etag = 7, ""
+	if _, err := update(stale, nil); reasonOf(err) != "INVALID_ARGUMENT" {
+		t.Errorf("another quantity was taken: %v", err)
+	}
+	item, err = update(&inventoryv1.Item{Id: laptop, ProductName: "Laptop", Price: usd(900)}, &fieldmaskpb.FieldMask{Paths: []string{"*"}})
+	if err != nil || item.GetProductName() != "Laptop" || item.GetOnHand() != 0 || item.GetPrice().GetUnits() != 900 {
+		t.Errorf("with all fields: %v, %v", item, err)
 	}
 }
 

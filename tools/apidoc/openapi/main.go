@@ -1,10 +1,12 @@
-// Command openapi is a plugin of protoc that writes the OpenAPI document. It tells protoc-gen-openapiv2, which writes it,
-// what the contracts say in other options than its own: protovalidate's rules about fields, and who may make a call.
+// Command openapi is a plugin of protoc that writes the OpenAPI document. It tells protoc-gen-openapiv2 what the contracts
+// say in other options than its own, protovalidate's rules about fields and who may make a call (main.go); turns the Swagger
+// 2.0 that it gets into OpenAPI 3.1 and says what Swagger cannot (document.go); and lists the reasons of refusals (errors.go).
 package main
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -39,26 +41,58 @@ func run(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := proto.Unmarshal(encoded, request); err != nil {
 		return fmt.Errorf("reading the request: %w", err)
 	}
-	if err := explain(request); err != nil {
-		return err
-	}
-	if encoded, err = proto.Marshal(request); err != nil {
-		return err
-	}
-	generator := exec.CommandContext(ctx, "go", "tool", "protoc-gen-openapiv2")
-	generator.Stdin, generator.Stdout, generator.Stderr = bytes.NewReader(encoded), out, os.Stderr
-	if err := generator.Run(); err != nil {
-		return fmt.Errorf("protoc-gen-openapiv2: %w", err)
-	}
-	return nil
-}
-
-// explain adds the generator's options to the contracts of the request.
-func explain(request *pluginpb.CodeGeneratorRequest) error {
 	contracts, err := contract.Read(request)
 	if err != nil {
 		return err
 	}
+	table, err := readErrors("../../docs/errors.md")
+	if err != nil {
+		return err
+	}
+	if err := explain(request, contracts); err != nil {
+		return err
+	}
+	response, err := generate(ctx, request)
+	if err != nil {
+		return err
+	}
+	for _, file := range response.GetFile() {
+		document, err := inVersion3([]byte(file.GetContent()), contracts, table)
+		if err != nil {
+			return err
+		}
+		file.Name, file.Content = proto.String("shop.openapi.json"), proto.String(string(document))
+	}
+	if encoded, err = proto.Marshal(response); err != nil {
+		return err
+	}
+	_, err = out.Write(encoded)
+	return err
+}
+
+// generate calls protoc-gen-openapiv2.
+func generate(ctx context.Context, request *pluginpb.CodeGeneratorRequest) (*pluginpb.CodeGeneratorResponse, error) {
+	encoded, err := proto.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	generator := exec.CommandContext(ctx, "go", "tool", "protoc-gen-openapiv2")
+	generator.Stdin, generator.Stderr = bytes.NewReader(encoded), os.Stderr
+	if encoded, err = generator.Output(); err != nil {
+		return nil, fmt.Errorf("protoc-gen-openapiv2: %w", err)
+	}
+	response := &pluginpb.CodeGeneratorResponse{}
+	if err := proto.Unmarshal(encoded, response); err != nil {
+		return nil, err
+	}
+	if response.Error != nil {
+		return nil, errors.New("protoc-gen-openapiv2: " + response.GetError())
+	}
+	return response, nil
+}
+
+// explain adds the generator's options to the contracts of the request.
+func explain(request *pluginpb.CodeGeneratorRequest, contracts *contract.Contracts) error {
 	descriptors := map[protoreflect.FullName]proto.Message{}
 	for _, file := range request.GetProtoFile() {
 		index(descriptors, file)
@@ -195,8 +229,7 @@ func operation(comment string, forOperators bool) *options.Operation {
 	said := &options.Operation{
 		Summary: strings.TrimSuffix(summary, "."),
 		Responses: map[string]*options.Response{
-			"200":     {Description: "The answer."},
-			"default": {Description: "A refusal: its reason is in the ErrorInfo among the details."},
+			"200": {Description: "The answer."},
 		},
 	}
 	if said.Summary != strings.TrimSuffix(comment, ".") {
@@ -204,7 +237,7 @@ func operation(comment string, forOperators bool) *options.Operation {
 	}
 	if forOperators {
 		said.Security = []*options.SecurityRequirement{{
-			SecurityRequirement: map[string]*options.SecurityRequirement_SecurityRequirementValue{"operator": {}},
+			SecurityRequirement: map[string]*options.SecurityRequirement_SecurityRequirementValue{bearer: {}},
 		}}
 	}
 	return said

@@ -397,9 +397,9 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\x13CreateOrderResponse\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x19\n" +
 	"\border_id\x18\x02 \x01(\tR\aorderId\"\x16\n" +
-	"\x14ListInventoryRequest\"\xc3\x02\n" +
+	"\x14ListInventoryRequest\"\xe4\x02\n" +
 	"\x15ListInventoryResponse\x12F\n" +
-	"\x05items\x18\x01 \x03(\v20.shop.intermediary.v1.ListInventoryResponse.ItemR\x05items\x1a\xe1\x01\n" +
+	"\x05items\x18\x01 \x03(\v20.shop.intermediary.v1.ListInventoryResponse.ItemR\x05items\x1a\x82\x02\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x05R\x02id\x12!\n" +
 	"\fproduct_name\x18\x02 \x01(\tR\vproductName\x12\x1a\n" +
@@ -408,9 +408,12 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt2\xe6\x04\n" +
-	"\x13IntermediaryService\x12\xb7\x03\n" +
-	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xd2\x02\x92A\xa3\x02:\n" +
+	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt:\x1f\x92A\x1c\n" +
+	"\x1a\xd2\x01\n" +
+	"created_at\xd2\x01\n" +
+	"updated_at2\x81\x06\n" +
+	"\x13IntermediaryService\x12\xa5\x04\n" +
+	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xc0\x03\x92A\xa3\x02:\n" +
 	"text/plain:\x10application/jsonJ\x8f\x01\n" +
 	"\x03200\x12\x87\x01\n" +
 	"+The order was accepted and will be decided.\x1a)\n" +
@@ -419,8 +422,9 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"\n" +
 	"text/plain\x12\x1f\"Order successfully published.\"rq\n" +
 	"o\n" +
-	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01ص\x18\x03\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\x94\x01\n" +
-	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"*ص\x18\x03\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
+	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01ص\x18\x03\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\xea\xb5\x18\n" +
+	"OVERLOADED\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\xea\xb5\x18\x17ORDER_QUEUE_UNAVAILABLE\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\xc1\x01\n" +
+	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"Wص\x18\x03\xea\xb5\x18\x13CATALOGUE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
 
 var (
 	file_shop_intermediary_v1_intermediary_proto_rawDescOnce sync.Once

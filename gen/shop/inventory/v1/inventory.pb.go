@@ -426,9 +426,10 @@ func (x *CreateItemsResponse) GetItems() []*Item {
 
 type UpdateItemRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The product with its new values. on_hand is the stock to set; quantity and reserved cannot be set.
+	// The product with its new values. on_hand is the stock to set; the other fields cannot be changed.
 	Item *Item `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
-	// The fields to change: product_name, on_hand, price. Over REST it follows from the body.
+	// The fields to change: product_name, on_hand, price. Without it those that are set in item, with "*" all three. Over REST
+	// it follows from the body.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -676,7 +677,7 @@ var File_shop_inventory_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\x96\x03\n" +
+	"!shop/inventory/v1/inventory.proto\x12\x11shop.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x19shop/money/v1/money.proto\x1a\x1dshop/options/v1/options.proto\"\xbf\x03\n" +
 	"\x04Item\x12 \n" +
 	"\x02id\x18\x01 \x01(\x05B\x10\x92A\r@\x01J\x015\xca>\x05\xfa\x02\x02idR\x02id\x126\n" +
 	"\fproduct_name\x18\x02 \x01(\tB\x13\x92A\x10J\x0e\"Laptop Stand\"R\vproductName\x12!\n" +
@@ -688,7 +689,10 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x05\x92A\x02@\x01R\tcreatedAt\x12@\n" +
 	"\n" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x05\x92A\x02@\x01R\tupdatedAt\x12\x1b\n" +
-	"\x04etag\x18\t \x01(\tB\a\x92A\x04J\x02\"\"R\x04etag\"h\n" +
+	"\x04etag\x18\t \x01(\tB\a\x92A\x04J\x02\"\"R\x04etag:'\x92A$\n" +
+	"\"\xd2\x01\x05price\xd2\x01\n" +
+	"created_at\xd2\x01\n" +
+	"updated_at\"h\n" +
 	"\x10ListItemsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
@@ -719,23 +723,24 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x11DeleteItemRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x14\n" +
-	"\x12DeleteItemResponse2\xf3\b\n" +
+	"\x12DeleteItemResponse2\x9d\n" +
+	"\n" +
 	"\x10InventoryService\x12|\n" +
-	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\xe1\x01\n" +
-	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"\x8e\x01\x92A\\rZ\n" +
+	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\xf3\x01\n" +
+	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"\xa0\x01\x92A\\rZ\n" +
 	"X\n" +
-	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\xff\x01\n" +
-	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"\xa0\x01\x92Avrt\n" +
+	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\x82\xd3\xe4\x93\x02\x1ab\x04item\x12\x12/v1/inventory/{id}\x12\xa8\x02\n" +
+	"\vCreateItems\x12%.shop.inventory.v1.CreateItemsRequest\x1a&.shop.inventory.v1.CreateItemsResponse\"\xc9\x01\x92Avrt\n" +
 	"r\n" +
-	"\x0fIdempotency-Key\x12]1 to 255 printable ASCII characters. A call repeated under the same key creates nothing more.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\x84\x02\n" +
+	"\x0fIdempotency-Key\x12]1 to 255 printable ASCII characters. A call repeated under the same key creates nothing more.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\vITEM_EXISTS\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/inventory\x12\xc3\x02\n" +
 	"\n" +
-	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"\xa8\x01\x92Akri\n" +
+	"UpdateItem\x12$.shop.inventory.v1.UpdateItemRequest\x1a%.shop.inventory.v1.UpdateItemResponse\"\xe7\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\xf3\x01\n" +
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\vITEM_EXISTS\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02%:\x04itemb\x04item2\x17/v1/inventory/{item.id}\x12\xa3\x02\n" +
 	"\n" +
-	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\x97\x01\x92Akri\n" +
+	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\xc7\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_inventory_proto_rawDescOnce sync.Once

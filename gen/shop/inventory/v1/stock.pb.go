@@ -302,11 +302,11 @@ const file_shop_inventory_v1_stock_proto_rawDesc = "" +
 	"\trejection\x18\x03 \x01(\v2*.shop.inventory.v1.StockDecision.RejectionR\trejection\x1aa\n" +
 	"\tRejection\x12<\n" +
 	"\x06reason\x18\x01 \x01(\x0e2$.shop.events.v1.OrderRejected.ReasonR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x02 \x01(\tR\x06detail2\xba\x01\n" +
-	"\fStockService\x12\xa9\x01\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail2\xd0\x01\n" +
+	"\fStockService\x12\xbf\x01\n" +
 	"\n" +
-	"CheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"Nҵ\x18J\n" +
-	"\vshop.direct\x12\x14shop.inventory.check\x1a\x13inventory-rpc-queue\"\x05order*\tinventoryB0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"CheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"dҵ\x18J\n" +
+	"\vshop.direct\x12\x14shop.inventory.check\x1a\x13inventory-rpc-queue\"\x05order*\tinventory\xea\xb5\x18\x12ORDER_LINES_DIFFERB0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_stock_proto_rawDescOnce sync.Once

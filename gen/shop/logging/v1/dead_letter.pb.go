@@ -8,6 +8,7 @@ package loggingv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -654,7 +655,7 @@ var File_shop_logging_v1_dead_letter_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\n" +
-	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xa7\x05\n" +
+	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xc8\x05\n" +
 	"\n" +
 	"DeadLetter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x127\n" +
@@ -682,7 +683,10 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\f\n" +
 	"\bREDRIVEN\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03\"\xde\x01\n" +
+	"\tDISCARDED\x10\x03:\x1f\x92A\x1c\n" +
+	"\x1a\xd2\x01\n" +
+	"created_at\xd2\x01\n" +
+	"updated_at\"\xde\x01\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
@@ -708,12 +712,12 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02 \x00R\x02id\"Y\n" +
 	"\x19DiscardDeadLetterResponse\x12<\n" +
 	"\vdead_letter\x18\x01 \x01(\v2\x1b.shop.logging.v1.DeadLetterR\n" +
-	"deadLetter2\xa5\x05\n" +
+	"deadLetter2\xa6\a\n" +
 	"\x11DeadLetterService\x12\x8d\x01\n" +
-	"\x0fListDeadLetters\x12'.shop.logging.v1.ListDeadLettersRequest\x1a(.shop.logging.v1.ListDeadLettersResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/dead-letters\x12\x99\x01\n" +
-	"\rGetDeadLetter\x12%.shop.logging.v1.GetDeadLetterRequest\x1a&.shop.logging.v1.GetDeadLetterResponse\"9ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02$b\vdead_letter\x12\x15/v1/dead-letters/{id}\x12\xb0\x01\n" +
-	"\x11RedriveDeadLetter\x12).shop.logging.v1.RedriveDeadLetterRequest\x1a*.shop.logging.v1.RedriveDeadLetterResponse\"Dص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:redrive\x12\xb0\x01\n" +
-	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"Dص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\x0fListDeadLetters\x12'.shop.logging.v1.ListDeadLettersRequest\x1a(.shop.logging.v1.ListDeadLettersResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/dead-letters\x12\xb2\x01\n" +
+	"\rGetDeadLetter\x12%.shop.logging.v1.GetDeadLetterRequest\x1a&.shop.logging.v1.GetDeadLetterResponse\"Rص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\x82\xd3\xe4\x93\x02$b\vdead_letter\x12\x15/v1/dead-letters/{id}\x12\xe7\x02\n" +
+	"\x11RedriveDeadLetter\x12).shop.logging.v1.RedriveDeadLetterRequest\x1a*.shop.logging.v1.RedriveDeadLetterResponse\"\xfa\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\xea\xb5\x18\x14DEAD_LETTER_REDRIVEN\xea\xb5\x18\x15DEAD_LETTER_DISCARDED\xea\xb5\x18\x10REDRIVE_TOO_LATE\xea\xb5\x18\x14SOURCE_QUEUE_UNKNOWN\xea\xb5\x18\x11SOURCE_QUEUE_GONE\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:redrive\x12\xe1\x01\n" +
+	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"uص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\xea\xb5\x18\x14DEAD_LETTER_REDRIVEN\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
 
 var (
 	file_shop_logging_v1_dead_letter_proto_rawDescOnce sync.Once

@@ -683,7 +683,7 @@ var File_shop_logging_v1_event_log_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xa3\x04\n" +
+	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xb7\x04\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1f\n" +
 	"\vrouting_key\x18\x02 \x01(\tR\n" +
@@ -705,7 +705,9 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\asuccess\x10\x01\x12\t\n" +
-	"\x05error\x10\x02\"F\n" +
+	"\x05error\x10\x02:\x12\x92A\x0f\n" +
+	"\r\xd2\x01\n" +
+	"created_at\"F\n" +
 	"\x13ResendEventsRequest\x12/\n" +
 	"\torder_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\f\b\x01\x10\xe8\a\"\x05r\x03\xb0\x01\x01R\borderIds\"L\n" +
 	"\x14ResendEventsResponse\x124\n" +
@@ -740,7 +742,7 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x0efrom_beginning\x18\x04 \x01(\bR\rfromBeginning\"`\n" +
 	"\x14StreamEventsResponse\x12,\n" +
 	"\x05event\x18\x01 \x01(\v2\x16.shop.logging.v1.EventR\x05event\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\x03R\bposition2\xe9\x05\n" +
+	"\bposition\x18\x02 \x01(\x03R\bposition2\xff\x05\n" +
 	"\x0fEventLogService\x12\x98\x01\n" +
 	"\n" +
 	"ListEvents\x12\".shop.logging.v1.ListEventsRequest\x1a#.shop.logging.v1.ListEventsResponse\"Aص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02,Z\x1e\x12\x1c/v1/orders/{order_id}/events\x12\n" +
@@ -750,8 +752,8 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	">Server-Sent Events without end; the data of each is one event.\x12\x1a\n" +
 	"\x18\x1a\x16.shop.logging.v1.Eventr\x81\x01\n" +
 	"\x7f\n" +
-	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x88\x01\n" +
-	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"+ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x9e\x01\n" +
+	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"Aص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
 
 var (
 	file_shop_logging_v1_event_log_proto_rawDescOnce sync.Once

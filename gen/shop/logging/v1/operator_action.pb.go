@@ -8,6 +8,7 @@ package loggingv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -272,7 +273,7 @@ var File_shop_logging_v1_operator_action_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_operator_action_proto_rawDesc = "" +
 	"\n" +
-	"%shop/logging/v1/operator_action.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xda\x01\n" +
+	"%shop/logging/v1/operator_action.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xec\x01\n" +
 	"\x0eOperatorAction\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1f\n" +
 	"\boperator\x18\x02 \x01(\tB\x03\x80\x01\x01R\boperator\x12\x16\n" +
@@ -280,7 +281,8 @@ const file_shop_logging_v1_operator_action_proto_rawDesc = "" +
 	"\x06target\x18\x04 \x01(\tR\x06target\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x18\n" +
 	"\aservice\x18\x06 \x01(\tR\aservice\x125\n" +
-	"\bacted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt\"\xc1\x02\n" +
+	"\bacted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt:\x10\x92A\r\n" +
+	"\v\xd2\x01\bacted_at\"\xc1\x02\n" +
 	"\x1aListOperatorActionsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +

@@ -296,6 +296,14 @@ var file_shop_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "bytes,50012,rep,name=callers",
 		Filename:      "shop/options/v1/options.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: ([]string)(nil),
+		Field:         50013,
+		Name:          "shop.options.v1.reasons",
+		Tag:           "bytes,50013,rep,name=reasons",
+		Filename:      "shop/options/v1/options.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MessageOptions.
@@ -321,6 +329,10 @@ var (
 	//
 	// repeated string callers = 50012;
 	E_Callers = &file_shop_options_v1_options_proto_extTypes[3]
+	// The reasons for which this call alone may be refused, as in ErrorInfo; docs/api.md has those of every call.
+	//
+	// repeated string reasons = 50013;
+	E_Reasons = &file_shop_options_v1_options_proto_extTypes[4]
 )
 
 var File_shop_options_v1_options_proto protoreflect.FileDescriptor
@@ -354,7 +366,8 @@ const file_shop_options_v1_options_proto_rawDesc = "" +
 	"\x05event\x12\x1f.google.protobuf.MessageOptions\x18چ\x03 \x01(\v2\x16.shop.options.v1.EventR\x05event\x88\x01\x01:K\n" +
 	"\x03rpc\x12\x1e.google.protobuf.MethodOptions\x18چ\x03 \x01(\v2\x14.shop.options.v1.RpcR\x03rpc\x88\x01\x01:T\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18ۆ\x03 \x01(\x0e2\x17.shop.options.v1.AccessR\x06access\x88\x01\x01::\n" +
-	"\acallers\x12\x1e.google.protobuf.MethodOptions\x18܆\x03 \x03(\tR\acallersB,Z*shop.example/gen/shop/options/v1;optionsv1b\x06proto3"
+	"\acallers\x12\x1e.google.protobuf.MethodOptions\x18܆\x03 \x03(\tR\acallers::\n" +
+	"\areasons\x12\x1e.google.protobuf.MethodOptions\x18݆\x03 \x03(\tR\areasonsB,Z*shop.example/gen/shop/options/v1;optionsv1b\x06proto3"
 
 var (
 	file_shop_options_v1_options_proto_rawDescOnce sync.Once
@@ -382,13 +395,14 @@ var file_shop_options_v1_options_proto_depIdxs = []int32{
 	4, // 1: shop.options.v1.rpc:extendee -> google.protobuf.MethodOptions
 	4, // 2: shop.options.v1.access:extendee -> google.protobuf.MethodOptions
 	4, // 3: shop.options.v1.callers:extendee -> google.protobuf.MethodOptions
-	1, // 4: shop.options.v1.event:type_name -> shop.options.v1.Event
-	2, // 5: shop.options.v1.rpc:type_name -> shop.options.v1.Rpc
-	0, // 6: shop.options.v1.access:type_name -> shop.options.v1.Access
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	4, // [4:7] is the sub-list for extension type_name
-	0, // [0:4] is the sub-list for extension extendee
+	4, // 4: shop.options.v1.reasons:extendee -> google.protobuf.MethodOptions
+	1, // 5: shop.options.v1.event:type_name -> shop.options.v1.Event
+	2, // 6: shop.options.v1.rpc:type_name -> shop.options.v1.Rpc
+	0, // 7: shop.options.v1.access:type_name -> shop.options.v1.Access
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	5, // [5:8] is the sub-list for extension type_name
+	0, // [0:5] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
 }
 
@@ -404,7 +418,7 @@ func file_shop_options_v1_options_proto_init() {
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_options_v1_options_proto_rawDesc), len(file_shop_options_v1_options_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   2,
-			NumExtensions: 4,
+			NumExtensions: 5,
 			NumServices:   0,
 		},
 		GoTypes:           file_shop_options_v1_options_proto_goTypes,

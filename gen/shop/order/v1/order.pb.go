@@ -647,17 +647,17 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\x12CancelOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\"A\n" +
 	"\x13CancelOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xf9\x04\n" +
-	"\fOrderService\x12\xed\x01\n" +
-	"\bGetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1f.shop.order.v1.GetOrderResponse\"\x9f\x01\x92A\\rZ\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xc9\x05\n" +
+	"\fOrderService\x12\x80\x02\n" +
+	"\bGetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1f.shop.order.v1.GetOrderResponse\"\xb2\x01\x92A\\rZ\n" +
 	"X\n" +
-	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xe2\xb5\x18\tinventory\x82\xd3\xe4\x93\x02\x1eb\x05order\x12\x15/v1/orders/{order_id}\x12t\n" +
+	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xe2\xb5\x18\tinventory\xea\xb5\x18\x0fORDER_NOT_FOUND\x82\xd3\xe4\x93\x02\x1eb\x05order\x12\x15/v1/orders/{order_id}\x12t\n" +
 	"\n" +
 	"ListOrders\x12 .shop.order.v1.ListOrdersRequest\x1a!.shop.order.v1.ListOrdersResponse\"!ص\x18\x04\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/orders\x12\x82\x02\n" +
-	"\vCancelOrder\x12!.shop.order.v1.CancelOrderRequest\x1a\".shop.order.v1.CancelOrderResponse\"\xab\x01\x92Akri\n" +
+	"/v1/orders\x12\xbf\x02\n" +
+	"\vCancelOrder\x12!.shop.order.v1.CancelOrderRequest\x1a\".shop.order.v1.CancelOrderResponse\"\xe8\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02(:\x01*b\x05order\"\x1c/v1/orders/{order_id}:cancelB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0fORDER_NOT_FOUND\xea\xb5\x18\rORDER_PENDING\xea\xb5\x18\x15ORDER_NOT_CANCELLABLE\x82\xd3\xe4\x93\x02(:\x01*b\x05order\"\x1c/v1/orders/{order_id}:cancelB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
 
 var (
 	file_shop_order_v1_order_proto_rawDescOnce sync.Once

@@ -7,6 +7,7 @@
 package statusv1
 
 import (
+	_ "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -332,8 +333,8 @@ var File_shop_status_v1_status_proto protoreflect.FileDescriptor
 
 const file_shop_status_v1_status_proto_rawDesc = "" +
 	"\n" +
-	"\x1bshop/status/v1/status.proto\x12\x0eshop.status.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe6\x03\n" +
+	"\x1bshop/status/v1/status.proto\x12\x0eshop.status.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\xf2\x03\n" +
 	"\x11GetStatusResponse\x12E\n" +
 	"\bservices\x18\x01 \x03(\v2).shop.status.v1.GetStatusResponse.ServiceR\bservices\x12?\n" +
 	"\x06queues\x18\x02 \x03(\v2'.shop.status.v1.GetStatusResponse.QueueR\x06queues\x122\n" +
@@ -347,7 +348,9 @@ const file_shop_status_v1_status_proto_rawDesc = "" +
 	"\x05Queue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bmessages\x18\x02 \x01(\x05R\bmessages\x12\x1c\n" +
-	"\tconsumers\x18\x03 \x01(\x05R\tconsumersB\x14\n" +
+	"\tconsumers\x18\x03 \x01(\x05R\tconsumers:\n" +
+	"\x92A\a\n" +
+	"\x05\xd2\x01\x02atB\x14\n" +
 	"\x12_orders_per_second\"`\n" +
 	"\x06Outbox\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +

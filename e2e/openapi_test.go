@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"shop.example/gen/openapi"
+	optionsv1 "shop.example/gen/shop/options/v1"
+)
+
+// Every test that calls the shop compares the answers with the OpenAPI document: see call.
+
+// described are the calls of the document, each with the pattern of its path.
+var described = sync.OnceValues(func() (map[*regexp.Regexp]operation, error) {
+	var d apiDocument
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		return nil, err
+	}
+	found := map[*regexp.Regexp]operation{}
+	for _, op := range d.operations() {
+		pattern := pathParameter.ReplaceAllString(regexp.QuoteMeta(op.method+" "+op.path), "[^/:]+")
+		found[regexp.MustCompile("^"+pattern+"$")] = op
+	}
+	return found, nil
+})
+
+var pathParameter = regexp.MustCompile(`\\{\w+\\}`)
+
+// checkDescribed fails if the document does not describe an answer to a call that it has.
+func checkDescribed(t *testing.T, method, path string, got answer) {
+	t.Helper()
+	all, err := described()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, _, _ = strings.Cut(path, "?")
+	for pattern, op := range all {
+		if pattern.MatchString(method + " " + path) {
+			if wrong := op.undescribed(got); wrong != "" {
+				t.Errorf("%s %s: %s", method, path, wrong)
+			}
+		}
+	}
+}
+
+// undescribed says in which way an answer to the operation is not as the document describes it; "" if it is.
+func (op operation) undescribed(got answer) string {
+	if reason := reasonIn(got); reason == "UNKNOWN_PATH" || reason == "METHOD_NOT_ALLOWED" { // what looks like a parameter is none
+		return ""
+	}
+	said, ok := op.answers[fmt.Sprint(got.code)]
+	if !ok {
+		return fmt.Sprintf("%d %.300s: the document has no such answer", got.code, got.body)
+	}
+	kind, _, _ := strings.Cut(got.header.Get("Content-Type"), ";")
+	if kind != "application/json" {
+		if _, ok := said.Content[kind]; !ok {
+			return fmt.Sprintf("%d with %s: the document has %v", got.code, kind, slices.Collect(maps.Keys(said.Content)))
+		}
+		return ""
+	}
+	if reason := reasonIn(got); got.code >= http.StatusBadRequest && !slices.Contains(said.Reasons, reason) {
+		return fmt.Sprintf("%d for the reason %s: the document has %q; add it to shop.options.v1.reasons of the method and its row in docs/api.md", got.code, reason, said.Reasons)
+	}
+	schema, err := schemaOf(op, got.code)
+	if err != nil {
+		return err.Error()
+	}
+	body, err := jsonschema.UnmarshalJSON(bytes.NewReader(got.body))
+	if err == nil {
+		err = schema.Validate(body)
+	}
+	if err != nil {
+		return fmt.Sprintf("%d %.2000s is not what the document says: %v", got.code, got.body, err)
+	}
+	return ""
+}
+
+// endless says whether the answer of an operation does not end.
+func (op operation) endless() bool {
+	_, is := op.answers["200"].Content["text/event-stream"]
+	return is
+}
+
+// reasonIn is the reason of a refusal.
+func reasonIn(got answer) string {
+	var refusal struct{ Details []struct{ Reason string } }
+	if json.Unmarshal(got.body, &refusal) == nil {
+		for _, detail := range refusal.Details {
+			if detail.Reason != "" {
+				return detail.Reason
+			}
+		}
+	}
+	return ""
+}
+
+var (
+	compiler = sync.OnceValues(func() (*jsonschema.Compiler, error) {
+		document, err := jsonschema.UnmarshalJSON(bytes.NewReader(openapi.Shop))
+		if err != nil {
+			return nil, err
+		}
+		c := jsonschema.NewCompiler()
+		return c, c.AddResource("openapi.json", document)
+	})
+	compiling sync.Mutex
+)
+
+// schemaOf compiles the schema of an answer.
+func schemaOf(op operation, status int) (*jsonschema.Schema, error) {
+	c, err := compiler()
+	if err != nil {
+		return nil, err
+	}
+	compiling.Lock()
+	defer compiling.Unlock()
+	escape := strings.NewReplacer("~", "~0", "/", "~1", "{", "%7B", "}", "%7D")
+	return c.Compile(fmt.Sprintf("openapi.json#/paths/%s/%s/responses/%d/content/application~1json/schema", escape.Replace(op.path), strings.ToLower(op.method), status))
+}
+
+func TestOpenAPI_ReasonsOfACallAreThoseOfItsRow(t *testing.T) {
+	t.Parallel()
+	rows := map[string][]string{}
+	for _, r := range apiRows(t) {
+		if rows[r.method()] == nil {
+			rows[r.method()] = r.errors
+		}
+	}
+	contracts := 0
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				md := methods.Get(j)
+				reasons, _ := proto.GetExtension(md.Options(), optionsv1.E_Reasons).([]string)
+				if len(reasons) == 0 {
+					continue
+				}
+				contracts++
+				if row := rows[string(md.Name())]; !slices.Equal(row, reasons) {
+					t.Errorf("%s: the contract has the reasons %q, docs/api.md %q", md.FullName(), reasons, row)
+				}
+				delete(rows, string(md.Name()))
+			}
+		}
+		return true
+	})
+	if contracts < 10 {
+		t.Errorf("only %d methods have reasons", contracts)
+	}
+	delete(rows, "StreamEvents") // what all streams have in common is no method's
+	for method, reasons := range rows {
+		if len(reasons) > 0 {
+			t.Errorf("docs/api.md: %s may fail with %q, which its contract does not say", method, reasons)
+		}
+	}
+}

@@ -1,0 +1,336 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/getkin/kin-openapi/openapi2"
+	"github.com/getkin/kin-openapi/openapi2conv"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"shop.example/tools/apidoc/contract"
+)
+
+// object is an object of a JSON document.
+type object = map[string]any
+
+// document is an OpenAPI document that is being written. What it says about messages follows from the contracts, and what it
+// says about errors from docs/errors.md.
+type document struct {
+	root      object
+	schemas   object // components.schemas
+	messages  map[string]protoreflect.MessageDescriptor
+	contracts *contract.Contracts
+	errors    errorTable
+}
+
+// inVersion3 turns the Swagger 2.0 document that protoc-gen-openapiv2 writes into OpenAPI 3.1, and adds what only the shop
+// knows.
+func inVersion3(swagger []byte, contracts *contract.Contracts, table errorTable) ([]byte, error) {
+	var two openapi2.T
+	if err := json.Unmarshal(swagger, &two); err != nil {
+		return nil, fmt.Errorf("reading what protoc-gen-openapiv2 has written: %w", err)
+	}
+	three, err := openapi2conv.ToV3(&two)
+	if err != nil {
+		return nil, fmt.Errorf("converting to OpenAPI 3: %w", err)
+	}
+	text, err := three.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	d := &document{messages: map[string]protoreflect.MessageDescriptor{}, contracts: contracts, errors: table}
+	if err := json.Unmarshal(text, &d.root); err != nil {
+		return nil, err
+	}
+	if err := d.finish(); err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	err = encoder.Encode(d.root)
+	return out.Bytes(), err
+}
+
+func (d *document) finish() error {
+	d.root["openapi"] = "3.1.0"
+	// Where the document is, the API is.
+	d.root["servers"] = []any{object{"url": "/", "description": "The gateway that serves this document."}}
+	components := d.root["components"].(object)
+	components["securitySchemes"] = object{bearer: object{
+		"type": "http", "scheme": "bearer",
+		"description": "The operator token, which `make up` prints, or with OIDC a token of the issuer.",
+	}}
+	d.schemas = components["schemas"].(object)
+	if err := d.rename(); err != nil {
+		return err
+	}
+	for _, md := range d.contracts.Methods() {
+		for _, c := range d.callsOf(md) {
+			d.sayBody(c)
+			c.sayHeaders()
+			if err := d.sayAnswers(c); err != nil {
+				return err
+			}
+		}
+	}
+	d.errorSchemas()
+	d.prune()
+	d.openEnums()
+	d.required()
+	walk(d.root, func(o object) {
+		delete(o, "x-originalParamName")       // where the converter had a body from
+		if example, ok := o["x-example"]; ok { // of a parameter, which Swagger has no word for
+			delete(o, "x-example")
+			o["example"] = example
+		}
+		// Any JSON object, a google.protobuf.Struct: without this it would be an empty one to TypeScript.
+		for _, property := range objectsIn(o["properties"]) {
+			if property["type"] == "object" && property["properties"] == nil && property["additionalProperties"] == nil {
+				property["additionalProperties"] = true
+			}
+		}
+	})
+	return nil
+}
+
+// rename gives each schema the name of its message, with the names of those it is within, and without its package:
+// OrderState. That it does not depend on other messages keeps generated clients compiling when one is added.
+func (d *document) rename() error {
+	names, taken := map[string]string{}, object{}
+	for _, full := range slices.Sorted(maps.Keys(d.schemas)) {
+		name := schemaName(full)
+		if taken[name] != nil {
+			return fmt.Errorf("two messages would have the schema name %s, one of them %s: give the new one another name", name, full)
+		}
+		names[full], taken[name] = name, d.schemas[full]
+	}
+	for _, md := range d.contracts.Messages() {
+		if _, used := names[string(md.FullName())]; used {
+			d.messages[schemaName(string(md.FullName()))] = md
+		}
+	}
+	d.schemas = taken
+	d.root["components"].(object)["schemas"] = taken
+	walk(d.root, func(o object) {
+		if ref, ok := o["$ref"].(string); ok {
+			o["$ref"] = refTo(names[strings.TrimPrefix(ref, refTo(""))])
+		}
+	})
+	return nil
+}
+
+func refTo(schema string) string { return "#/components/schemas/" + schema }
+
+// schemaName is the name of a message's schema: OrderState for shop.order.v1.Order.State, CancelOrderBody for
+// shop.order.v1.OrderService.CancelOrderBody, which the generator makes of a request.
+func schemaName(full string) string {
+	switch full {
+	case "google.rpc.Status":
+		return errorResponse
+	case "google.protobuf.Any":
+		return errorDetail
+	}
+	parts := strings.Split(full, ".")
+	first := slices.IndexFunc(parts, func(part string) bool { return part != strings.ToLower(part) })
+	if first < len(parts)-1 && strings.HasSuffix(parts[first], "Service") {
+		first++
+	}
+	return strings.Join(parts[first:], "")
+}
+
+// call is one way to call a method over REST.
+type call struct {
+	object
+	method    protoreflect.MethodDescriptor
+	safe      bool // it changes nothing: a GET
+	public    bool // it needs no token
+	contracts *contract.Contracts
+}
+
+// callsOf are the REST calls of a method.
+func (d *document) callsOf(md protoreflect.MethodDescriptor) []call {
+	var found []call
+	id := fmt.Sprintf("%s_%s", md.Parent().Name(), md.Name())
+	for _, path := range objectsIn(d.root["paths"]) {
+		for verb, op := range objectsIn(path) {
+			if op["operationId"] == id || op["operationId"] == id+"2" { // see separate
+				found = append(found, call{op, md, verb == "get", op["security"] == nil, d.contracts})
+			}
+		}
+	}
+	return found
+}
+
+// sayBody gives the body of a call a schema with a name, where the generator has none: a field of the request without what
+// is in the path.
+func (d *document) sayBody(c call) {
+	body, ok := c.object["requestBody"].(object)
+	if !ok {
+		return
+	}
+	body["required"] = true
+	content := body["content"].(object)["application/json"].(object)
+	schema := content["schema"].(object)
+	if schema["$ref"] != nil {
+		return
+	}
+	schema["description"] = schema["title"]
+	delete(schema, "title")
+	delete(schema, "required") // of answers
+	// A client that sends back what it has read sends what is in the path, too.
+	schema["properties"].(object)["id"] = object{"type": "integer", "format": "int32", "readOnly": true}
+	name := string(c.method.Name()) + "Body"
+	d.schemas[name] = schema
+	content["schema"] = object{"$ref": refTo(name)}
+}
+
+// withETag are the methods that are about one resource with an ETag.
+var withETag = []protoreflect.Name{"GetOrder", "CancelOrder", "GetItem", "UpdateItem", "DeleteItem"}
+
+func (c call) hasETag() bool { return slices.Contains(withETag, c.method.Name()) }
+
+// sayHeaders says what is asked and answered in headers that belong to no field.
+func (c call) sayHeaders() {
+	parameters, _ := c.object["parameters"].([]any)
+	header := func(name, description string) {
+		parameters = append(parameters, object{"in": "header", "name": name, "description": description, "schema": object{"type": "string"}})
+		c.object["parameters"] = parameters
+	}
+	responses := c.object["responses"].(object)
+	switch {
+	case !c.hasETag():
+	case c.safe:
+		header("If-None-Match", "The ETag that the client has: answered with 304 if it is still the resource's.")
+		etag := object{"ETag": object{"description": "Changes with each change.", "schema": object{"type": "string"}}}
+		responses["200"].(object)["headers"] = etag
+		responses["304"] = object{"description": "The client has it as it is.", "headers": etag}
+	default:
+		header("If-Match", "The ETag that was read: refused with 412 if the resource has changed since.")
+	}
+}
+
+// sayAnswers says who may make a call, and what it answers.
+func (d *document) sayAnswers(c call) error {
+	c.object["security"] = []any{object{bearer: []any{}}}
+	if c.public { // with a token as well
+		c.object["security"] = []any{object{}, object{bearer: []any{}}}
+	}
+	if c.method.IsStreamingServer() {
+		answer := c.object["responses"].(object)["200"].(object)
+		answer["content"] = object{"text/event-stream": object{"schema": object{"type": "string"}}}
+	}
+	return d.errors.describe(c)
+}
+
+// bearer is the name of the security scheme.
+const bearer = "bearer"
+
+// prune removes schemas and tags that no call uses: messages that are only in gRPC's answers, services of the inside.
+func (d *document) prune() {
+	used := d.reachable(d.root["paths"])
+	maps.DeleteFunc(d.schemas, func(name string, _ any) bool { return !used[name] })
+	tags := map[any]bool{}
+	for _, path := range objectsIn(d.root["paths"]) {
+		for _, op := range objectsIn(path) {
+			for _, tag := range op["tags"].([]any) {
+				tags[tag] = true
+			}
+		}
+	}
+	all, _ := d.root["tags"].([]any)
+	d.root["tags"] = slices.DeleteFunc(all, func(tag any) bool { return !tags[tag.(object)["name"]] })
+}
+
+// reachable are the schemas that are used from a part of the document.
+func (d *document) reachable(from any) map[string]bool {
+	used := map[string]bool{}
+	var visit func(o object)
+	visit = func(o object) {
+		ref, _ := o["$ref"].(string)
+		name, is := strings.CutPrefix(ref, refTo(""))
+		if is && !used[name] {
+			used[name] = true
+			walk(d.schemas[name], visit)
+		}
+	}
+	walk(from, visit)
+	return used
+}
+
+// openEnums makes enumerations texts with known values: a client that was generated before a value came must not refuse the
+// whole answer.
+func (d *document) openEnums() {
+	for _, schema := range objectsIn(d.schemas) {
+		if values, ok := schema["enum"]; ok {
+			delete(schema, "enum")
+			openEnum(schema, values)
+		}
+	}
+}
+
+func openEnum(schema object, values any) {
+	said, _ := schema["description"].(string)
+	schema["type"], schema["x-extensible-enum"] = "string", values
+	schema["description"] = strings.TrimSpace(said + "\n\nA later release may have other values than these.")
+}
+
+// required says which fields every answer has: those that are written with their zero value. What clients send as well
+// keeps what the contracts ask of them.
+func (d *document) required() {
+	sent := map[string]bool{}
+	for _, path := range objectsIn(d.root["paths"]) {
+		for _, op := range objectsIn(path) {
+			maps.Copy(sent, d.reachable(op["requestBody"]))
+		}
+	}
+	for name, md := range d.messages {
+		schema, used := d.schemas[name].(object)
+		if !used || sent[name] {
+			continue
+		}
+		said, _ := schema["required"].([]any)
+		for i := range md.Fields().Len() {
+			if fd := md.Fields().Get(i); !fd.HasPresence() {
+				said = append(said, string(fd.Name()))
+			}
+		}
+		slices.SortFunc(said, func(a, b any) int { return strings.Compare(a.(string), b.(string)) })
+		if said = slices.Compact(said); len(said) > 0 {
+			schema["required"] = said
+		}
+	}
+}
+
+// walk calls f with each object within value.
+func walk(value any, f func(object)) {
+	switch value := value.(type) {
+	case object:
+		f(value)
+		for _, key := range slices.Sorted(maps.Keys(value)) {
+			walk(value[key], f)
+		}
+	case []any:
+		for _, element := range value {
+			walk(element, f)
+		}
+	}
+}
+
+// objectsIn are the objects that are the values of an object.
+func objectsIn(value any) map[string]object {
+	found := map[string]object{}
+	members, _ := value.(object)
+	for key, member := range members {
+		if o, ok := member.(object); ok {
+			found[key] = o
+		}
+	}
+	return found
+}
