@@ -407,7 +407,7 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	b.text("[data-service=order]", "Start order")
 	b.order("1", "1")
 	b.text("#slip-detail", "Checking stock…")
-	b.text("#picture .node.waiting", "1 waiting")
+	b.text("#picture .node.queued", "1 waiting")
 	b.text("#picture .node.down", "stopped")
 	b.text("#health", "not ready")
 	b.click("[data-service=order]")
