@@ -62,7 +62,7 @@ func TestServeHTTP_ConnectionsThatAskNothingDoNotDelayTheStop(t *testing.T) {
 	if err := s.ended(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > 4*time.Second {
 		t.Errorf("the stop took %s", took)
 	}
 }
