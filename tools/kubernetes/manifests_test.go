@@ -317,6 +317,18 @@ func (o overlay) config(t *testing.T, d *appsv1.Deployment) map[string]string {
 	return values
 }
 
+// Otherwise each start makes what is on a volume the group's to write, and PostgreSQL and Erlang refuse such files.
+func TestManifests_AStartLeavesWhatIsOnAVolumeAsItIs(t *testing.T) {
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		for _, s := range find[*appsv1.StatefulSet](o) {
+			security := s.Spec.Template.Spec.SecurityContext
+			if p := security.FSGroupChangePolicy; security.FSGroup != nil && (p == nil || *p != corev1.FSGroupChangeOnRootMismatch) {
+				t.Errorf("%s: fsGroupChangePolicy is not OnRootMismatch", s.Name)
+			}
+		}
+	})
+}
+
 // What a value refers to is there: a $(NAME) that is not stays as it is, and a key that is not keeps the pod from starting.
 func TestManifests_ValuesAndSecretsThatAreReferredToAreThere(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
