@@ -100,15 +100,19 @@ race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk 
 	CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
 	    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT) $(MODULES:%=%/...)
 
+# A folder, and the file with its line of wiring.
+FEATURES = gateway/intermediary:gateway/server/features.go gateway/web:gateway/server/features.go dev/controls:dev/command/features.go
+
 .PHONY: removable
-removable: ## Build the gateway without each feature that can be removed, in a copy of the tree
-	@for feature in intermediary web; do \
-	    echo "removing gateway/$$feature and its line in gateway/server/features.go"; \
+removable: ## Build the shop without each feature that can be removed, in a copy of the tree
+	@for feature in $(FEATURES); do \
+	    folder=$${feature%:*}; wiring=$${feature#*:}; name=$${folder##*/}; \
+	    echo "removing $$folder and its line in $$wiring"; \
 	    copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
 	    git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$$copy"; \
-	    rm -r "$$copy/gateway/$$feature"; \
-	    sed -i "/gateway\/$$feature\"/d; /$$feature\.Register(/d" "$$copy/gateway/server/features.go"; \
-	    (cd "$$copy" && gofmt -l gateway && go build ./gateway/... ./dev/... && go vet ./gateway/...); \
+	    rm -r "$$copy/$$folder"; \
+	    sed -i "\,$$folder\",d; /$$name\.[A-Z][a-z]*[(,]/d" "$$copy/$$wiring"; \
+	    (cd "$$copy" && gofmt -l gateway dev && go build ./gateway/... ./dev/... && go vet ./gateway/... ./dev/...); \
 	    rm -rf "$$copy"; \
 	done
 
@@ -149,7 +153,7 @@ clients: .bin/shopdev ## Generate clients from the OpenAPI document, compile and
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
-	@.bin/shopbench $${BENCH:---floor --runs 3}
+	@.bin/shopbench $${BENCH:---baseline --runs 3}
 
 .PHONY: benchstat
 benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
@@ -201,9 +205,23 @@ format: .bin/buf .bin/golangci-lint ## Format contracts and code
 	.bin/golangci-lint fmt $(LINTED)
 
 .PHONY: tidy
-tidy: ## Bring all modules to the same versions, and each go.mod up to date
+tidy: ## Bring all modules to the same versions, and each go.mod up to date, with the folders of our modules that it needs
+	@for module in $(MODULES); do \
+	    for other in $(MODULES); do \
+	        folder=$$(realpath --relative-to="$$module" "$$other"); [[ $$folder == ..* ]] || folder=./$$folder; \
+	        [[ $$other == "$$module" ]] || go mod edit -replace="shop.example/$${other#./}=$$folder" "$$module/go.mod"; \
+	    done; \
+	done
 	go work sync
-	for module in $(MODULES) $(TOOLS); do GOWORK=off go -C "$$module" mod tidy; done
+	@# Twice: what a module needs of others is known when they are tidy.
+	for module in $(MODULES) $(MODULES) $(TOOLS); do GOWORK=off go -C "$$module" mod tidy; done
+	@for module in $(MODULES); do \
+	    sed -i 's/ v0\.0\.0-00010101000000-000000000000/ v0.0.0/' "$$module/go.mod"; \
+	    needed=$$(GOWORK=off go -C "$$module" list -m -f '{{if .Replace}}{{.Path}}{{end}}' all); \
+	    for other in $$(go list -m); do \
+	        grep -qx "$$other" <<<"$$needed" || go mod edit -dropreplace="$$other" "$$module/go.mod"; \
+	    done; \
+	done
 
 .PHONY: outdated
 outdated: ## List direct dependencies that have a newer version, those of tools/* too
@@ -230,7 +248,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: images
 images: ## Build the images (VERSION=v1.2.3), and push them (IMAGES=registry/path/ PUSH=yes)
-	@set -x; for service in gateway order inventory logging; do \
+	@set -x; for service in $(notdir $(filter-out ./shop,$(PROGRAMS))); do \
 	    docker build $(if $(PUSH),--push) --build-arg SERVICE=$$service --build-arg VERSION=$(VERSION) -t $(IMAGES)shop-$$service:$(VERSION) .; \
 	done; \
 	docker build $(if $(PUSH),--push) --target shop --build-arg VERSION=$(VERSION) -t $(IMAGES)shop:$(VERSION) .

@@ -19,6 +19,9 @@ func TestGuides_LeadToAProjectThatBuildsAndPasses(t *testing.T) {
 				t.Fatal(err)
 			}
 			for path, text := range changed {
+				if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
+					t.Fatal(err)
+				}
 				if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o644); err != nil {
 					t.Fatal(err)
 				}

@@ -22,6 +22,9 @@ const (
 	Logging   = "logging"
 )
 
+// WithoutIDSecret is the queue that a gateway without a secret for order ids holds.
+const WithoutIDSecret = "gateway.without-id-secret"
+
 // Service is a row of the table.
 type Service struct {
 	// Name is also that of the service's user on the broker, of its queue and of its certificate.
@@ -33,6 +36,8 @@ type Service struct {
 	Required bool
 	// Follows are events that its processes listen to without a queue that outlives them.
 	Follows []proto.Message
+	// Exclusive are queues without messages by which a process finds out that it is not the only one.
+	Exclusive []string
 	// Schema is the service's schema in the database, and the role that owns it; "" for a service without a database. Its
 	// migrations are in the folder of that name in db/.
 	Schema string
@@ -46,7 +51,7 @@ type Service struct {
 // Services returns the table: first the gateway, then those that an order passes, in its order.
 func Services() []Service {
 	return []Service{
-		{Name: Gateway, Follows: []proto.Message{&eventsv1.OrderConfirmed{}, &eventsv1.OrderRejected{}}, AdminPort: 3100},
+		{Name: Gateway, Follows: []proto.Message{&eventsv1.OrderConfirmed{}, &eventsv1.OrderRejected{}}, Exclusive: []string{WithoutIDSecret}, AdminPort: 3100},
 		{Name: Order, Bindings: []string{"shop.order.placed"}, Required: true, Schema: "orders", GRPCPort: 3001, AdminPort: 3101},
 		{Name: Inventory, Bindings: []string{"shop.inventory.#", "shop.order.cancelled"}, Required: true, Schema: "inventory", GRPCPort: 3002, AdminPort: 3102},
 		{Name: Logging, Bindings: []string{"shop.#"}, Required: true, Schema: "logging", GRPCPort: 3003, AdminPort: 3103},
@@ -80,7 +85,7 @@ func Broker() messaging.Topology {
 		EventExchange: placed.Exchange, CallExchange: contract.Methods()[0].Exchange, DeadLetterExchange: "shop.dlx", DeadLetterService: Logging,
 	}
 	for _, s := range Services() {
-		t.Services = append(t.Services, messaging.Service{Name: s.Name, Bindings: s.Bindings, Required: s.Required, Follows: routingKeys(s.Follows)})
+		t.Services = append(t.Services, messaging.Service{Name: s.Name, Bindings: s.Bindings, Required: s.Required, Follows: routingKeys(s.Follows), Exclusive: s.Exclusive})
 	}
 	return t
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"shop.example/bench/measure"
 	"shop.example/dev/stack"
@@ -30,31 +31,31 @@ func Root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shopbench",
 		Short: "Measure how fast the shop is",
-		Long: `Starts a private PostgreSQL and RabbitMQ and the shop on them, in a process of its own, places orders
-over HTTP/1.1 or gRPC and prints what came of it. All data is thrown away at the end.
+		Long: `Starts a private PostgreSQL and RabbitMQ and the shop, places orders over HTTP/1.1 or gRPC and prints
+throughput, latency, CPU time and memory. All data is deleted at the end.
 
 Closed loop (the default): --clients connections place --orders orders, each the next one when its last was
 accepted. Open loop: --rate orders a second are due for --duration, and a latency counts from the moment the
-order was due, so that nothing is hidden where the shop stands still.
+order was due, so that a pause of the shop shows in the figures.
 
-  accepted   answered with 202, which the shop says when the broker has confirmed the order
-  settled    CONFIRMED in the database, its stock out of the warehouse and its movements written; the rate
-             counts from the first request until all orders are settled
+  accepted   the shop has answered 202: the broker has confirmed the order
+  settled    the order is CONFIRMED in the database and its stock is deducted; the rate counts from the first
+             request until all orders are settled
   logged     the same until all events of all orders are in the event log
-  accept to CONFIRMED  in open loop from the answer until the event OrderConfirmed reaches a consumer of its own;
-             in closed loop, where that consumer would slow down what is measured, from the times in the row:
-             from being placed to being decided
-  CPU        of all orders, from the first request until nothing is left to be done; PostgreSQL and RabbitMQ
-             with all their processes
-  memory     the peak of our process; of the servers the most that was seen, once a second
+  accept to CONFIRMED  in open loop from the answer until the event OrderConfirmed reaches another consumer; in
+             closed loop, in which that consumer would slow down the shop, from created_at to updated_at of the
+             order
+  CPU        of all orders, from the first request until everything is done; PostgreSQL and RabbitMQ with all
+             their processes
+  memory     the peak of the shop's process; of the servers the maximum of one sample a second
 
-A thousand orders (at most) are placed before each run to warm up, but not with --backlog. In the end it is
-counted that every order is confirmed, settled and logged exactly once; otherwise the command fails.
+Up to a thousand orders are placed before each run to warm up, except with --backlog. At the end the command
+checks that every order is confirmed, settled and logged exactly once, and fails otherwise.
 
---floor compares with a bare-minimum pipeline in each run: same queues, messages, tables and durability, one
+--baseline compares with a bare-minimum pipeline in each run: same queues, messages, tables and durability, one
 call and one statement a batch, over HTTP, but no framework, protobuf, tracing, validation, outbox or inbox.`,
-		Example: `  shopbench --floor --runs 5 --json >before.json
-  shopbench --floor --runs 5 --compare before.json
+		Example: `  shopbench --baseline --runs 5 --json >before.json
+  shopbench --baseline --runs 5 --compare before.json
   shopbench --rate 1000 --duration 30s
   shopbench --preload 1000000
   shopbench --backlog 50000`,
@@ -94,16 +95,22 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 	flags.IntVar(&o.Rate, "rate", 0, "open loop: how many orders a second are due")
 	flags.DurationVar(&duration, "duration", 30*time.Second, "how long orders are due, with --rate")
 	flags.IntVar(&o.Lines, "lines", 2, "how many lines an order has")
-	flags.IntVar(&o.Products, "products", 8, "how many products there are; with 1 all orders want the same")
-	flags.BoolVar(&o.GRPC, "grpc", false, "place orders over gRPC (the floor has HTTP alone)")
-	flags.IntVar(&o.Runs, "runs", 1, "how many runs; the table has their median, least and most")
-	flags.BoolVar(&o.Floor, "floor", false, "measure the bare minimum too, in turns with the shop")
-	flags.IntVar(&o.Preload, "preload", 0, "how many orders are stored before each run")
-	flags.IntVar(&backlog, "backlog", 0, "have so many orders accepted before the order service starts, and measure from there")
+	flags.IntVar(&o.Products, "products", 8, "how many products there are; with 1 all orders are for the same one")
+	flags.BoolVar(&o.GRPC, "grpc", false, "place orders over gRPC (the baseline has HTTP only)")
+	flags.IntVar(&o.Runs, "runs", 1, "how many runs; the table has median, minimum and maximum")
+	flags.BoolVar(&o.Baseline, "baseline", false, "measure the baseline, too, in turns with the shop (also: --floor)")
+	flags.IntVar(&o.Preload, "preload", 0, "how many orders of the past are stored before each run")
+	flags.IntVar(&backlog, "backlog", 0, "accept so many orders before the order service starts, and measure from its start")
 	flags.IntVar(&o.Replicas, "replicas", 1, "how many processes the shop has on the same servers")
-	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the floor's to FILE.floor)")
+	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the baseline's to FILE.baseline)")
 	flags.BoolVar(&asJSON, "json", false, "print all figures as JSON")
-	flags.StringVar(&compare, "compare", "", "print the ratios to the report in this file, which --json has written")
+	flags.StringVar(&compare, "compare", "", "print the ratios to an earlier report, a file that --json has written")
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "floor" { // its former name, in scripts
+			name = "baseline"
+		}
+		return pflag.NormalizedName(name)
+	})
 	cmd.MarkFlagsMutuallyExclusive("rate", "orders")
 	cmd.MarkFlagsMutuallyExclusive("backlog", "orders")
 	cmd.MarkFlagsMutuallyExclusive("compare", "json")
@@ -127,8 +134,8 @@ func serveCommand() *cobra.Command {
 			return measure.Serve(cmd.Context(), measure.Pipeline(pipeline), held, profile, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().StringVar(&pipeline, "pipeline", "", "shop or floor")
-	cmd.Flags().StringVar(&profile, "profile", "", "where the CPU profile goes")
+	cmd.Flags().StringVar(&pipeline, "pipeline", "", "shop or baseline")
+	cmd.Flags().StringVar(&profile, "profile", "", "file for the CPU profile")
 	cmd.Flags().BoolVar(&held, "held", false, "decide no order before a byte is read")
 	return cmd
 }
@@ -170,7 +177,7 @@ func runBench(cmd *cobra.Command, o measure.Options) (report *measure.Report, er
 // barWidth is how many characters the bar itself has.
 const barWidth = 30
 
-// progressBar shows how far a run is on one line of a terminal, until end is called; where out is none it shows nothing.
+// progressBar shows how far a run is on one line of a terminal, until end is called; if out is no terminal it shows nothing.
 func progressBar(out io.Writer) (show func(measure.Progress), end func()) {
 	columns, isTerminal := cli.TerminalWidth(out)
 	if !isTerminal {

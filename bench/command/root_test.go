@@ -36,10 +36,23 @@ func TestBench_WhatCannotBeComparedIsSaidBeforeServersStart(t *testing.T) {
 	}
 }
 
+func TestBench_FloorIsTheFormerNameOfBaseline(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"--baseline", "--floor"} {
+		root := Root()
+		if err := root.ParseFlags([]string{name}); err != nil {
+			t.Fatal(err)
+		}
+		if on, err := root.Flags().GetBool("baseline"); err != nil || !on {
+			t.Errorf("%s: %v, %v", name, on, err)
+		}
+	}
+}
+
 func TestProgressBar_IsOneLineOfATerminal(t *testing.T) {
 	t.Parallel()
-	p := measure.Progress{Pipeline: measure.Floor, Run: 2, Runs: 5, Doing: "500 of 1000 orders settled", Done: 500, Of: 1000}
-	const want = "floor 2/5  [===============               ]  500 of 1000 orders settled"
+	p := measure.Progress{Pipeline: measure.Baseline, Run: 2, Runs: 5, Doing: "500 of 1000 orders settled", Done: 500, Of: 1000}
+	const want = "baseline 2/5  [===============               ]  500 of 1000 orders settled"
 	if got := progressLine(p); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -63,7 +76,7 @@ func TestProgressBar_IsOneLineOfATerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(string(seen[:n]), "\r\x1b[Kfloor 2/5  [") || strings.Contains(string(seen[:n]), "settled") {
+	if !strings.HasPrefix(string(seen[:n]), "\r\x1b[Kbaseline 2/5  [") || strings.Contains(string(seen[:n]), "settled") {
 		t.Errorf("40 columns show %q", seen[:n])
 	}
 }

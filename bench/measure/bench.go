@@ -1,9 +1,9 @@
-// Package measure measures how fast the shop is, and how near that comes to a floor: a bare-minimum pipeline of our own
-// (Floor), which does with the same servers only what has to be done.
+// Package measure measures how fast the shop is, and compares it with a baseline: a bare-minimum pipeline that does
+// only what has to be done, on the same servers (baseline.go).
 //
-// Each run has a database and a virtual host of its own (ground.go). What is measured runs in a process of its own
+// Each run has a database and a virtual host of its own (environment.go). What is measured runs in a process of its own
 // (process.go), so that its processor time and memory are told apart from those of the load (load.go), which comes over
-// HTTP or gRPC. A run ends when everything has come to rest, and what is stored has been counted (watch.go). The figures
+// HTTP or gRPC. A run ends when everything is done and what is stored has been counted (progress.go). The figures
 // of all runs make the report (report.go).
 package measure
 
@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Options say what is measured. The zero value of a number means none, except where something else is said.
+// Options say what is measured. The zero value of a number means none, unless the field says otherwise.
 type Options struct {
 	Orders  int // how many orders a run places; in open loop that is Rate times its duration
 	Clients int // how many connections place orders, one at a time each
@@ -27,19 +27,19 @@ type Options struct {
 	// Lines is how many lines an order has, Products how many products there are. An order's lines name different
 	// products as far as there are so many; with one product it is in all orders.
 	Lines, Products int
-	// GRPC places orders over gRPC. The floor has HTTP only.
+	// GRPC places orders over gRPC. The baseline has HTTP only.
 	GRPC bool
 	Runs int
-	// Floor takes turns with the bare minimum: each run measures first one, then the other.
-	Floor bool
+	// Baseline measures the baseline, too: in each run first the baseline, then the shop.
+	Baseline bool
 	// Preload is how many orders are stored before, as if they had been placed in the last hour.
 	Preload int
 	// Backlog has all orders accepted while nobody decides them, and measures from the moment somebody does.
 	Backlog bool
 	// Replicas is how many processes the shop has. Clients are spread over their gateways.
 	Replicas int
-	// Profile is the file that takes the processor profile of the last run, "" for none. The floor's gets the ending
-	// ".floor".
+	// Profile is the file that takes the processor profile of the last run, "" for none. The baseline's gets the ending
+	// ".baseline".
 	Profile string
 
 	// Program runs Serve with the arguments that follow it.
@@ -55,7 +55,7 @@ type Options struct {
 type Servers struct {
 	// DatabaseURL belongs to an administrator, and so does ManagementURL, of RabbitMQ's HTTP API.
 	DatabaseURL, AMQPURL, ManagementURL string
-	// PostgresPID and RabbitMQPID are 0 where these servers run elsewhere: what they use is not measured then.
+	// PostgresPID and RabbitMQPID are 0 if these servers run on another machine: what they use is not measured then.
 	PostgresPID, RabbitMQPID int
 }
 
@@ -72,8 +72,8 @@ type Pipeline string
 
 // The shop, and the bare minimum that it is compared with.
 const (
-	Shop  Pipeline = "shop"
-	Floor Pipeline = "floor"
+	Shop     Pipeline = "shop"
+	Baseline Pipeline = "baseline"
 )
 
 // Check says what is wrong with the options. Run does so too, but what Options need may take a while to start.
@@ -95,14 +95,14 @@ func (o *Options) Check() error {
 
 // Run measures as often as the options say and returns the report. Errors: a server or a measured process that fails,
 // an order that is refused, orders that are not all confirmed and written in the end. What a run has made in the
-// servers is removed also then.
+// servers is removed in any case.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	pipelines := []Pipeline{Shop}
-	if o.Floor {
-		pipelines = []Pipeline{Floor, Shop}
+	if o.Baseline {
+		pipelines = []Pipeline{Baseline, Shop}
 	}
 	report := newReport(ctx, &o)
 	for n := 1; n <= o.Runs; n++ {
@@ -121,22 +121,22 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 // run is one measurement under way.
 type run struct {
 	*Options
-	pipeline Pipeline
-	number   int
-	ground   *ground
-	servants []*process
-	load     *load
-	watch    *watch
+	pipeline  Pipeline
+	number    int
+	env       *environment
+	processes []*process
+	load      *load
+	progress  *progressReader
 }
 
 func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f Figures, err error) {
 	r := &run{Options: o, pipeline: pipeline, number: number}
 	r.say(0, r.Orders, "preparing")
-	r.ground, err = prepare(ctx, o.Servers)
+	r.env, err = prepare(ctx, o.Servers)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.ground.remove()) }()
+	defer func() { err = errors.Join(err, r.env.remove()) }()
 	defer func() { err = errors.Join(err, r.stop()) }()
 	if err := r.start(ctx); err != nil {
 		return nil, err
@@ -149,44 +149,44 @@ func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f 
 		return nil, err
 	}
 	defer r.load.close()
-	r.watch = &watch{db: r.ground.db, products: r.ground.products}
+	r.progress = &progressReader{db: r.env.db, products: r.env.products}
 	if !o.Backlog {
 		if err := r.warmUp(ctx); err != nil {
 			return nil, fmt.Errorf("warming up: %w", err)
 		}
 	}
 	// Otherwise the server writes its checkpoint whenever it likes, in some runs and not in others.
-	if _, err := r.ground.db.ExecContext(ctx, "CHECKPOINT"); err != nil {
+	if _, err := r.env.db.ExecContext(ctx, "CHECKPOINT"); err != nil {
 		return nil, fmt.Errorf("writing a checkpoint: %w", err)
 	}
 	return r.measure(ctx)
 }
 
-// start starts the processes; the floor has one.
+// start starts the processes; the baseline has only one.
 func (r *run) start(ctx context.Context) error {
 	n := r.Replicas
-	if r.pipeline == Floor {
+	if r.pipeline == Baseline {
 		n = 1
 	}
 	for i := range n {
 		profile := ""
 		if i == 0 && r.number == r.Runs && r.Profile != "" {
 			profile = r.Profile
-			if r.pipeline == Floor {
-				profile += ".floor"
+			if r.pipeline == Baseline {
+				profile += ".baseline"
 			}
 		}
-		p, err := startProcess(ctx, r.Options, r.pipeline, r.ground, profile)
+		p, err := startProcess(ctx, r.Options, r.pipeline, r.env, profile)
 		if err != nil {
 			return err
 		}
-		r.servants = append(r.servants, p)
+		r.processes = append(r.processes, p)
 	}
 	return nil
 }
 
 func (r *run) stop() (err error) {
-	for _, p := range r.servants {
+	for _, p := range r.processes {
 		err = errors.Join(err, p.stop())
 	}
 	return err
@@ -194,10 +194,10 @@ func (r *run) stop() (err error) {
 
 // stock makes the products, and the orders of the past.
 func (r *run) stock(ctx context.Context) error {
-	if err := r.ground.makeProducts(ctx, r.Products); err != nil {
+	if err := r.env.makeProducts(ctx, r.Products); err != nil {
 		return err
 	}
-	return r.ground.preload(ctx, r.Preload, r.Lines, func(done int) {
+	return r.env.preload(ctx, r.Preload, r.Lines, func(done int) {
 		r.say(done, r.Preload, fmt.Sprintf("%d of %d earlier orders stored", done, r.Preload))
 	})
 }
@@ -205,31 +205,30 @@ func (r *run) stock(ctx context.Context) error {
 // warmUp places a few orders, so that what is done once only is not measured.
 func (r *run) warmUp(ctx context.Context) error {
 	n := min(r.Orders, 1000)
-	before, err := r.watch.state(ctx)
+	before, err := r.progress.state(ctx)
 	if err != nil {
 		return err
 	}
 	if _, err := r.load.closedLoop(ctx, n); err != nil {
 		return err
 	}
-	if _, err := r.watch.settled(ctx, before, n*r.Lines, func(int64) {}); err != nil {
+	if _, err := r.progress.settled(ctx, before, n*r.Lines, func(int64) {}); err != nil {
 		return err
 	}
-	return r.watch.rest(ctx, before, n)
+	return r.progress.rest(ctx, before, n)
 }
 
-// measure is the run itself. Processor time counts from the first request until everything has come to rest; memory is
-// the most that was seen.
+// measure is the run itself. Processor time counts from the first request until everything is done; memory is the peak.
 func (r *run) measure(ctx context.Context) (Figures, error) {
-	before, err := r.watch.state(ctx)
+	before, err := r.progress.state(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := r.watch.count(ctx)
+	stored, err := r.progress.count(ctx)
 	if err != nil {
 		return nil, err
 	}
-	usage, err := newMeter(r.Servers, r.servants)
+	usage, err := newMeter(r.Servers, r.processes)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +240,7 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 
 	var confirms *confirms
 	if r.Rate > 0 {
-		if confirms, err = listen(r.ground.amqpURL); err != nil {
+		if confirms, err = listen(r.env.amqpURL); err != nil {
 			return nil, err
 		}
 		defer confirms.close()
@@ -268,24 +267,24 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 			return nil, err
 		}
 		start = time.Now()
-		if err := r.servants[0].release(); err != nil {
+		if err := r.processes[0].release(); err != nil {
 			return nil, err
 		}
 		failed <- nil
 	} else {
 		go place()
 	}
-	settled, err := r.watch.settledUnless(ctx, failed, before, r.Orders*r.Lines, func(pieces int64) {
+	settled, err := r.progress.settledUnless(ctx, failed, before, r.Orders*r.Lines, func(pieces int64) {
 		settledOrders.Store(pieces / int64(r.Lines))
 	})
 	if err != nil {
 		return nil, err
 	}
 	f[settledRate] = float64(r.Orders) / settled.Sub(start).Seconds()
-	if err := r.watch.rest(ctx, before, r.Orders); err != nil {
+	if err := r.progress.rest(ctx, before, r.Orders); err != nil {
 		return nil, err
 	}
-	f[loggedRate] = float64(r.Orders) / r.watch.rested.Sub(start).Seconds()
+	f[loggedRate] = float64(r.Orders) / r.progress.rested.Sub(start).Seconds()
 	if err := usage.read(f, r.Orders); err != nil {
 		return nil, err
 	}
@@ -295,13 +294,13 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 		return nil, loadErr
 	}
 	f.addLoad(result)
-	if err := r.watch.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
+	if err := r.progress.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
 		return nil, err
 	}
 	if confirms != nil {
 		return f, confirms.read(f, r.Orders)
 	}
-	return f, r.watch.decisions(ctx, f, result.begin)
+	return f, r.progress.decisions(ctx, f, result.begin)
 }
 
 func (r *run) say(done, of int, doing string) {

@@ -71,14 +71,14 @@ var always = []string{
 	"cpu_process", "cpu_generator", "memory_process",
 }
 
-func TestRun_MeasuresShopAndFloor(t *testing.T) {
+func TestRun_MeasuresShopAndBaseline(t *testing.T) {
 	t.Parallel()
 	o := small(t)
-	o.Floor, o.Preload = true, 500
+	o.Baseline, o.Preload = true, 500
 	var seen []string
 	o.Progress = func(p Progress) { seen = append(seen, p.Doing) }
 	report := mustRun(t, o)
-	for _, pipeline := range []Pipeline{Shop, Floor} {
+	for _, pipeline := range []Pipeline{Shop, Baseline} {
 		wantFigures(t, report.Results[pipeline].Median, always...)
 	}
 	wantFigures(t, report.Ratio, always...)
@@ -106,9 +106,9 @@ func TestRun_OpenLoopSeesEachConfirmation(t *testing.T) {
 func TestRun_BacklogIsAcceptedBeforeAnybodyDecides(t *testing.T) {
 	t.Parallel()
 	o := small(t)
-	o.Backlog, o.Floor, o.Products = true, true, 1
+	o.Backlog, o.Baseline, o.Products = true, true, 1
 	report := mustRun(t, o)
-	for _, pipeline := range []Pipeline{Shop, Floor} {
+	for _, pipeline := range []Pipeline{Shop, Baseline} {
 		f := report.Results[pipeline].Median
 		wantFigures(t, f, always...)
 		// The first to be accepted waited until the last was.

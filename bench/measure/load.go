@@ -35,9 +35,9 @@ type load struct {
 
 func dial(ctx context.Context, r *run) (*load, error) {
 	l := &load{}
-	orders := ordersOf(r.ground.products, r.Lines)
+	orders := ordersOf(r.env.products, r.Lines)
 	for n := range r.Clients {
-		addr := r.servants[n%len(r.servants)].addr
+		addr := r.processes[n%len(r.processes)].addr
 		var c client
 		var err error
 		if r.GRPC && r.pipeline == Shop {

@@ -65,10 +65,10 @@ const (
 )
 
 // preload stores so many orders of the past, as the services would have, and brings the planner's statistics up to date.
-func (g *ground) preload(ctx context.Context, orders, lines int, progress func(done int)) error {
+func (e *environment) preload(ctx context.Context, orders, lines int, progress func(done int)) error {
 	for done := 0; done < orders; done += preloadStep {
 		progress(done)
-		if err := g.preloadSome(ctx, min(preloadStep, orders-done), lines); err != nil {
+		if err := e.preloadSome(ctx, min(preloadStep, orders-done), lines); err != nil {
 			return fmt.Errorf("storing orders of the past: %w", err)
 		}
 	}
@@ -76,19 +76,19 @@ func (g *ground) preload(ctx context.Context, orders, lines int, progress func(d
 		return nil
 	}
 	// Freezes too: the server would do both some time later, in the middle of a run.
-	if _, err := g.db.ExecContext(ctx, "VACUUM (FREEZE, ANALYZE)"); err != nil {
+	if _, err := e.db.ExecContext(ctx, "VACUUM (FREEZE, ANALYZE)"); err != nil {
 		return fmt.Errorf("analyzing the orders of the past: %w", err)
 	}
 	return nil
 }
 
-func (g *ground) preloadSome(ctx context.Context, orders, lines int) error {
-	tx, err := g.db.BeginTx(ctx, nil)
+func (e *environment) preloadSome(ctx context.Context, orders, lines int) error {
+	tx, err := e.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	products := pq.Array(g.products)
+	products := pq.Array(e.products)
 	for _, step := range []struct {
 		statement string
 		args      []any

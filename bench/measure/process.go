@@ -26,7 +26,7 @@ const (
 	stopTimeout  = 15 * time.Second
 )
 
-// process is a pipeline in a process of its own: Serve.
+// process is a pipeline that runs in a child process (Serve).
 type process struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
@@ -35,11 +35,11 @@ type process struct {
 }
 
 // startProcess returns once the pipeline takes orders.
-func startProcess(ctx context.Context, o *Options, pipeline Pipeline, g *ground, profile string) (*process, error) {
+func startProcess(ctx context.Context, o *Options, pipeline Pipeline, e *environment, profile string) (*process, error) {
 	args := append([]string(nil), o.Program[1:]...)
 	args = append(args, "--pipeline="+string(pipeline), fmt.Sprintf("--held=%t", o.Backlog), "--profile="+profile)
 	cmd := exec.Command(o.Program[0], args...) //nolint:noctx // it is asked to end when its input ends
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+g.databaseURL, "AMQP_URL="+g.amqpURL)
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+e.databaseURL, "AMQP_URL="+e.amqpURL)
 	if os.Getenv("LOG_LEVEL") == "" {
 		cmd.Env = append(cmd.Env, "LOG_LEVEL=warn")
 	}
@@ -56,7 +56,7 @@ func startProcess(ctx context.Context, o *Options, pipeline Pipeline, g *ground,
 		return nil, fmt.Errorf("starting the %s: %w", pipeline, err)
 	}
 	p := &process{cmd: cmd, stdin: stdin, ended: make(chan error, 1)}
-	greeted := make(chan error, 1)
+	ready := make(chan error, 1)
 	go func() {
 		line, err := bufio.NewReader(stdout).ReadBytes('\n')
 		switch {
@@ -65,14 +65,14 @@ func startProcess(ctx context.Context, o *Options, pipeline Pipeline, g *ground,
 		case errors.Is(err, io.EOF):
 			err = errors.New("it has ended")
 		}
-		greeted <- err
+		ready <- err
 		_, _ = io.Copy(io.Discard, stdout) // to its end, before which Wait must not be called
 		p.ended <- cmd.Wait()
 	}()
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("it is not ready within %s", startTimeout))
 	defer cancel()
 	select {
-	case err = <-greeted:
+	case err = <-ready:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
@@ -82,7 +82,7 @@ func startProcess(ctx context.Context, o *Options, pipeline Pipeline, g *ground,
 	return p, nil
 }
 
-// release lets a pipeline that is held decide orders.
+// release lets a pipeline that was started with held decide orders.
 func (p *process) release() error {
 	_, err := p.stdin.Write([]byte{'\n'})
 	return err
@@ -95,13 +95,13 @@ func (p *process) stop() error {
 	case err := <-p.ended:
 		return err
 	case <-time.After(stopTimeout):
-		_ = p.cmd.Process.Kill() // it has ended already where this fails
+		_ = p.cmd.Process.Kill() // if this fails it has ended already
 		return fmt.Errorf("process %d has not stopped within %s: %w", p.cmd.Process.Pid, stopTimeout, <-p.ended)
 	}
 }
 
 // Serve runs a pipeline on the servers of DATABASE_URL and AMQP_URL until in or ctx ends. Once it takes orders it
-// writes a line to out, its HTTP address as JSON. A pipeline that is held decides no orders before it has got a byte.
+// writes a line to out, its HTTP address as JSON. With held it decides no order before it has read a byte from in.
 // profile is the file that takes a processor profile, "" for none.
 func Serve(ctx context.Context, pipeline Pipeline, held bool, profile string, in io.Reader, out io.Writer) (err error) {
 	if profile != "" {
@@ -133,10 +133,10 @@ func Serve(ctx context.Context, pipeline Pipeline, held bool, profile string, in
 	switch pipeline {
 	case Shop:
 		return serveShop(ctx, held, released, ready)
-	case Floor:
-		return serveFloor(ctx, released, ready)
+	case Baseline:
+		return serveBaseline(ctx, released, ready)
 	default:
-		return fmt.Errorf("no pipeline %q: it is %s or %s", pipeline, Shop, Floor)
+		return fmt.Errorf("no pipeline %q: it is %s or %s", pipeline, Shop, Baseline)
 	}
 }
 
@@ -154,7 +154,7 @@ func startProfile(path string) (stop func() error, err error) {
 	}, nil
 }
 
-// serveShop runs the shop as `shopdev up` does, on ports that are free. While it is held the order service stands still.
+// serveShop runs the shop as `shopdev up` does, on ports that are free. With held the order service does not start before released is closed.
 func serveShop(ctx context.Context, held bool, released <-chan struct{}, ready func(addr string) error) error {
 	cfg := local.Config{}
 	if err := env.Parse(&cfg); err != nil {

@@ -66,10 +66,10 @@ type Report struct {
 	At       time.Time `json:"at"`
 	Settings Settings  `json:"settings"`
 	Machine  Machine   `json:"machine"`
-	// Results are those of the shop, and of the floor where that was measured too.
+	// Results are those of the shop, and of the baseline if that was measured, too.
 	Results map[Pipeline]*Result `json:"results"`
-	// Ratio is the shop's median of each figure to the floor's.
-	Ratio Figures `json:"shop_to_floor,omitempty"`
+	// Ratio is the shop's median of each figure to the baseline's.
+	Ratio Figures `json:"shop_to_baseline,omitempty"`
 }
 
 // Settings are the options that figures depend on.
@@ -129,8 +129,8 @@ func (r *Report) finish() {
 	for _, result := range r.Results {
 		result.summarize()
 	}
-	if floor := r.Results[Floor]; floor != nil {
-		r.Ratio = r.Results[Shop].Median.to(floor.Median)
+	if b := r.Results[Baseline]; b != nil {
+		r.Ratio = r.Results[Shop].Median.to(b.Median)
 	}
 }
 
@@ -169,6 +169,10 @@ func Read(in io.Reader) (*Report, error) {
 	if r.Results[Shop] == nil {
 		return nil, errors.New("reading the report: it has no figures of the shop (it is what shopbench --json wrote)")
 	}
+	if floor := r.Results["floor"]; floor != nil { // the baseline in older reports
+		r.Results[Baseline] = floor
+		r.finish()
+	}
 	return r, nil
 }
 
@@ -179,7 +183,7 @@ func (r *Report) WriteJSON(out io.Writer) error {
 	return e.Encode(r)
 }
 
-// Write prints the report as a table: medians, with the least and the most where there were several runs. earlier is a
+// Write prints the report as a table: medians, with minimum and maximum if there were several runs. earlier is a
 // report to compare with, or nil.
 func (r *Report) Write(out io.Writer, earlier *Report) error {
 	fmt.Fprintf(out, "%s\n", r.Settings)
@@ -210,14 +214,14 @@ type column struct {
 
 func (r *Report) columns(earlier *Report) []column {
 	columns := []column{{"shop", r.Results[Shop].cell}}
-	if floor := r.Results[Floor]; floor != nil {
-		columns = append(columns, column{"floor", floor.cell}, column{"shop/floor", r.Ratio.cell})
+	if b := r.Results[Baseline]; b != nil {
+		columns = append(columns, column{"baseline", b.cell}, column{"shop/baseline", r.Ratio.cell})
 	}
 	if earlier != nil {
 		was := earlier.Results[Shop]
 		columns = append(columns, column{"earlier", was.cell}, column{"shop/earlier", r.Results[Shop].Median.to(was.Median).cell})
 		if r.Ratio != nil && earlier.Ratio != nil {
-			columns = append(columns, column{"earlier shop/floor", earlier.Ratio.cell})
+			columns = append(columns, column{"earlier shop/baseline", earlier.Ratio.cell})
 		}
 	}
 	return columns

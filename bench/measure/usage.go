@@ -1,17 +1,14 @@
 package measure
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/procfs"
 )
 
 const (
@@ -28,12 +25,12 @@ type meter struct {
 	cpu      map[string]time.Duration
 	stop     chan struct{}
 	sampling sync.WaitGroup
-	most     map[string]int64 // bytes
+	peak     map[string]int64 // bytes
 	err      error            // of the last sample that failed
 }
 
 func newMeter(servers Servers, processes []*process) (*meter, error) {
-	m := &meter{groups: map[string]int{}, stop: make(chan struct{}), most: map[string]int64{}}
+	m := &meter{groups: map[string]int{}, stop: make(chan struct{}), peak: map[string]int64{}}
 	for _, p := range processes {
 		m.ours = append(m.ours, p.cmd.Process.Pid)
 	}
@@ -72,16 +69,16 @@ func (m *meter) read(f Figures, orders int) error {
 	for name, used := range now {
 		f["cpu_"+name] = float64((used - m.cpu[name]).Microseconds()) / float64(orders)
 	}
-	for name, bytes := range m.most {
+	for name, bytes := range m.peak {
 		f["memory_"+name] = float64(bytes) / (1 << 20)
 	}
 	var ours int64
 	for _, pid := range m.ours {
-		peak, err := status(pid, "VmHWM")
+		s, err := status(pid)
 		if err != nil {
 			return err
 		}
-		ours += peak
+		ours += int64(s.VmHWM)
 	}
 	f["memory_process"] = float64(ours) / (1 << 20)
 	return nil
@@ -103,11 +100,11 @@ func (m *meter) processorTime() (map[string]time.Duration, error) {
 		if !ok {
 			return nil, fmt.Errorf("process %d has ended", pid)
 		}
-		used["process"] += p.used
+		used["process"] += selfTime(p)
 	}
 	for name, root := range m.groups {
 		for _, pid := range processes.tree(root) {
-			used[name] += processes[pid].used + processes[pid].children
+			used[name] += selfTime(processes[pid]) + endedTime(processes[pid])
 		}
 	}
 	return used, nil
@@ -123,7 +120,7 @@ func (m *meter) sample(stop <-chan struct{}) {
 			if err != nil {
 				m.err = err
 			}
-			m.most[name] = max(m.most[name], used)
+			m.peak[name] = max(m.peak[name], used)
 		}
 		select {
 		case <-stop:
@@ -141,85 +138,54 @@ func memory(root int) (used int64, err error) {
 	}
 	var shared int64
 	for _, pid := range processes.tree(root) {
-		own, err := status(pid, "RssAnon")
+		s, err := status(pid)
 		if err != nil {
 			continue // it has ended meanwhile
 		}
-		common, err := status(pid, "RssShmem")
-		if err != nil {
-			continue
-		}
-		used += own
-		shared = max(shared, common)
+		used += int64(s.RssAnon)
+		shared = max(shared, int64(s.RssShmem))
 	}
 	return used + shared, nil
 }
 
-// stat is a process as /proc shows it.
-type stat struct {
-	parent int
-	used   time.Duration // by itself
-	// children is what its children had used, and theirs, when it took note of their end. Those that live count for
-	// themselves.
-	children time.Duration
-}
+// processTable is all processes of the machine, by their number.
+type processTable map[int]procfs.ProcStat
 
-type processes map[int]stat
-
-func allProcesses() (processes, error) {
-	files, err := filepath.Glob("/proc/[0-9]*/stat")
+func allProcesses() (processTable, error) {
+	procs, err := procfs.AllProcs()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("looking at processes: %w (what they use can be measured on Linux alone)", err)
 	}
-	if len(files) == 0 {
-		return nil, errors.New("there is no /proc: what processes use can be measured on Linux alone")
-	}
-	all := make(processes, len(files))
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	all := make(processTable, len(procs))
+	for _, p := range procs {
+		stat, err := p.Stat()
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 			continue // it has ended meanwhile
 		}
 		if err != nil {
-			return nil, fmt.Errorf("looking at processes: %w", err)
+			return nil, fmt.Errorf("looking at process %d: %w", p.PID, err)
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil {
-			return nil, fmt.Errorf("looking at processes: %w", err)
-		}
-		if all[pid], err = parseStat(text); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", file, err)
-		}
+		all[p.PID] = stat
 	}
 	return all, nil
 }
 
-// parseStat reads a line of /proc/PID/stat. The name in it, in parentheses, may hold anything.
-func parseStat(line []byte) (s stat, err error) {
-	fields := strings.Fields(string(line[bytes.LastIndexByte(line, ')')+1:]))
-	if len(fields) < 15 {
-		return s, errors.New("it is too short")
-	}
-	var numbers [5]int64
-	for i, field := range []string{fields[1], fields[11], fields[12], fields[13], fields[14]} {
-		if numbers[i], err = strconv.ParseInt(field, 10, 64); err != nil {
-			return s, err
-		}
-	}
-	return stat{
-		parent: int(numbers[0]), used: time.Duration(numbers[1]+numbers[2]) * tick, children: time.Duration(numbers[3]+numbers[4]) * tick,
-	}, nil
-}
+// selfTime is the processor time of the process itself.
+func selfTime(s procfs.ProcStat) time.Duration { return time.Duration(s.UTime+s.STime) * tick }
+
+// endedTime is what its children had used, and theirs, when it took note of their end. Those that live count for
+// themselves.
+func endedTime(s procfs.ProcStat) time.Duration { return time.Duration(s.CUTime+s.CSTime) * tick }
 
 // tree is a process and all its descendants.
-func (all processes) tree(root int) []int {
+func (all processTable) tree(root int) []int {
 	if _, ok := all[root]; !ok {
 		return nil
 	}
 	tree := []int{root}
 	for i := 0; i < len(tree); i++ {
 		for pid, s := range all {
-			if s.parent == tree[i] {
+			if s.PPID == tree[i] {
 				tree = append(tree, pid)
 			}
 		}
@@ -227,17 +193,11 @@ func (all processes) tree(root int) []int {
 	return tree
 }
 
-// status is a size in /proc/PID/status, in bytes.
-func status(pid int, name string) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+// status is the memory of a process, in bytes.
+func status(pid int) (procfs.ProcStatus, error) {
+	p, err := procfs.NewProc(pid)
 	if err != nil {
-		return 0, fmt.Errorf("reading the memory of process %d: %w", pid, err)
+		return procfs.ProcStatus{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, name+":"); ok {
-			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			return kilobytes << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no %s", pid, name)
+	return p.NewStatus()
 }

@@ -3,7 +3,6 @@ package measure
 import (
 	"os/exec"
 	"testing"
-	"time"
 )
 
 func TestMeter_CountsDescendantsAlsoAfterTheirEnd(t *testing.T) {
@@ -41,16 +40,4 @@ func TestMeter_CountsDescendantsAlsoAfterTheirEnd(t *testing.T) {
 		t.Errorf("the shell itself has used %f µs, which its child did", f["cpu_process"])
 	}
 	wantFigures(t, f, "memory_postgres", "memory_process")
-}
-
-func TestParseStat_TheNameMayHoldAnything(t *testing.T) {
-	t.Parallel()
-	line := "123 (a) b ( c) S 7 1 1 0 -1 4194560 100 0 0 0 11 22 33 44 20 0 1 0 5000 1 2"
-	got, err := parseStat([]byte(line))
-	if want := (stat{parent: 7, used: 330 * time.Millisecond, children: 770 * time.Millisecond}); err != nil || got != want {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if _, err := parseStat([]byte("123 (x) S 1")); err == nil {
-		t.Error("a line that breaks off is read")
-	}
 }

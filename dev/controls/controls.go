@@ -1,8 +1,8 @@
-// Package controls breaks the shop on purpose, to show that it holds: calls for operators under /demo, in a shop that
-// runs in one process and was started with them.
+// Package controls injects faults into a running shop, to show that its guarantees hold: calls for operators under
+// /demo, in a shop that runs in one process and was started with them.
 //
-// Services are stopped and started (controls.go). An experiment does something unkind and says in figures what became of
-// it (race.go, repeat.go); one runs at a time, and each ends within 20 s, with an error where the shop could not finish.
+// Services are stopped and started (controls.go). An experiment injects one fault and reports in figures what happened
+// (race.go, duplicate.go); one runs at a time, and each ends within 20 s, with an error if the shop has not finished.
 package controls
 
 import (
@@ -32,12 +32,12 @@ import (
 const (
 	// experimentTimeout bounds an experiment, and the wait for a service to start.
 	experimentTimeout = 20 * time.Second
-	// auditTimeout is what of that is left for things to come to rest before the last figures are read.
+	// auditTimeout is the part of it that is left for the audit at the end, which waits until nothing is in flight.
 	auditTimeout = 5 * time.Second
 	lookInterval = 20 * time.Millisecond
 )
 
-// Config says what experiments do their work with.
+// Config is what the experiments need.
 type Config struct {
 	AMQPURLs      map[string]string // by service
 	DatabaseURLs  map[string]string // by schema, of roles that may read it
@@ -50,7 +50,7 @@ func Add(cfg *local.Config) {
 	cfg.Controls = New(Config{AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency})
 }
 
-// New returns what makes the controls of a shop, for local.Config.
+// New returns a function for local.Config.Controls: it makes the controls of a shop.
 func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 	return func(shop *local.Shop) []rest.DemoHandler {
 		c := &controls{Config: cfg, shop: shop}
@@ -58,10 +58,10 @@ func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 			{Method: http.MethodGet, Path: "/demo", Call: c.list},
 			{Method: http.MethodPost, Path: "/demo/services/{service}/stop", Call: c.stop},
 			{Method: http.MethodPost, Path: "/demo/services/{service}/start", Call: c.start},
-			{Method: http.MethodPost, Path: "/demo/race", Call: c.experiment((*lab).race)},
-			{Method: http.MethodPost, Path: "/demo/twice", Call: c.experiment((*lab).twice)},
-			{Method: http.MethodPost, Path: "/demo/poison", Call: c.experiment((*lab).poison)},
-			{Method: http.MethodPost, Path: "/demo/audit", Call: c.experiment((*lab).audit)},
+			{Method: http.MethodPost, Path: "/demo/race", Call: c.experiment((*experiment).race)},
+			{Method: http.MethodPost, Path: "/demo/twice", Call: c.experiment((*experiment).duplicate)},
+			{Method: http.MethodPost, Path: "/demo/poison", Call: c.experiment((*experiment).poison)},
+			{Method: http.MethodPost, Path: "/demo/audit", Call: c.experiment((*experiment).audit)},
 		}
 	}
 }
@@ -72,7 +72,7 @@ type controls struct {
 	busy sync.Mutex // held by the experiment that runs
 }
 
-// state is what is said about a service.
+// state is a service in an answer.
 type state struct {
 	Name    string `json:"name"`
 	Running bool   `json:"running"`
@@ -107,7 +107,7 @@ func (c *controls) stop(_ context.Context, inPath map[string]string, body []byte
 		return nil, err
 	}
 	if err := service.Stop(); err != nil {
-		return nil, apierror.New(codes.Internal, "SERVICE_NOT_STOPPED_WELL", "it is stopped, but not as it should be: %v", err)
+		return nil, apierror.New(codes.Internal, "SERVICE_NOT_STOPPED_WELL", "the service is stopped, but not cleanly: %v", err)
 	}
 	return state{inPath["service"], false}, nil
 }
@@ -125,13 +125,13 @@ func (c *controls) start(ctx context.Context, inPath map[string]string, body []b
 	return state{inPath["service"], true}, nil
 }
 
-// lab is what one experiment works with.
-type lab struct {
+// experiment is one experiment that runs.
+type experiment struct {
 	*controls
 	gateway *grpc.ClientConn // of an operator
 }
 
-func (c *controls) experiment(run func(*lab, context.Context, []byte) (any, error)) func(context.Context, map[string]string, []byte) (any, error) {
+func (c *controls) experiment(run func(*experiment, context.Context, []byte) (any, error)) func(context.Context, map[string]string, []byte) (any, error) {
 	return func(ctx context.Context, _ map[string]string, body []byte) (any, error) {
 		if !c.busy.TryLock() {
 			return nil, apierror.New(codes.Aborted, "EXPERIMENT_RUNNING", "another experiment is running; try again when it has ended")
@@ -144,29 +144,29 @@ func (c *controls) experiment(run func(*lab, context.Context, []byte) (any, erro
 		defer conn.Close()
 		ctx, cancel := context.WithTimeout(ctx, experimentTimeout)
 		defer cancel()
-		return run(&lab{c, conn}, metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.OperatorToken), body)
+		return run(&experiment{c, conn}, metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.OperatorToken), body)
 	}
 }
 
-// until calls look until it is content. The error, at the end of ctx, says what was waited for, and which service is
+// until calls look until it returns true. The error, at the end of ctx, says what was awaited, and which services are
 // stopped.
-func (l *lab) until(ctx context.Context, what string, look func() bool) error {
+func (e *experiment) until(ctx context.Context, what string, look func() bool) error {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for !look() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return l.late(what)
+			return e.late(what)
 		}
 	}
 	return nil
 }
 
-func (l *lab) late(what string) error {
+func (e *experiment) late(what string) error {
 	var stopped []string
 	for _, name := range names {
-		if !l.shop.Services()[name].Running() {
+		if !e.shop.Services()[name].Running() {
 			stopped = append(stopped, name)
 		}
 	}
@@ -176,7 +176,7 @@ func (l *lab) late(what string) error {
 	return apierror.New(codes.DeadlineExceeded, "EXPERIMENT_TIMED_OUT", "%s", what)
 }
 
-// verdict is what an audit says in short.
+// verdict is the summary of an audit.
 type verdict struct {
 	Orders     int `json:"orders"` // that were looked at
 	Violations int `json:"violations"`
@@ -190,27 +190,27 @@ type auditAnswer struct {
 }
 
 // audit compares all that the services have stored, once.
-func (l *lab) audit(ctx context.Context, body []byte) (any, error) {
+func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
 	}
-	r, err := l.auditSince(ctx, 0, 0)
+	r, err := e.auditSince(ctx, 0, 0)
 	if err != nil {
 		return nil, err
 	}
 	return auditAnswer{verdict{r.Orders, r.Count(), r.InFlight()}, r.Took.Seconds(), r.Violations}, nil
 }
 
-// auditSince leaves out orders older than since, and gives what is on its way patience to arrive.
-func (l *lab) auditSince(ctx context.Context, since, patience time.Duration) (r *audit.Report, err error) {
-	a, err := audit.Open(ctx, audit.Config{DatabaseURLs: l.DatabaseURLs, Since: since, Pause: 200 * time.Millisecond})
+// auditSince leaves out orders older than since, and waits up to patience until nothing is in flight.
+func (e *experiment) auditSince(ctx context.Context, since, patience time.Duration) (r *audit.Report, err error) {
+	a, err := audit.Open(ctx, audit.Config{DatabaseURLs: e.DatabaseURLs, Since: since, Pause: 200 * time.Millisecond})
 	if err == nil {
 		defer a.Close()
 		r, err = a.RunWhenQuiet(ctx, patience)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return nil, l.late("the audit has not ended in time; shop audit has all the time it needs")
+		return nil, e.late("the audit has not ended in time; shop audit has all the time it needs")
 	case err != nil:
 		return nil, apierror.Unavailable("AUDIT_FAILED", time.Second, "%v", err)
 	}
@@ -219,9 +219,9 @@ func (l *lab) auditSince(ctx context.Context, since, patience time.Duration) (r 
 
 // number is a field of a body, with its default as value.
 type number struct {
-	name        string
-	least, most int
-	value       *int
+	name     string
+	min, max int
+	value    *int
 }
 
 // read reads whole numbers from a body, which may be empty. Errors name the fields.
@@ -239,9 +239,9 @@ func read(body []byte, numbers ...number) error {
 		if !ok {
 			continue
 		}
-		if json.Unmarshal(raw, n.value) != nil || *n.value < n.least || *n.value > n.most {
+		if json.Unmarshal(raw, n.value) != nil || *n.value < n.min || *n.value > n.max {
 			violations = append(violations, apierror.Violation{
-				Field: n.name, Description: fmt.Sprintf("must be a whole number from %d to %d", n.least, n.most),
+				Field: n.name, Description: fmt.Sprintf("must be a whole number from %d to %d", n.min, n.max),
 			})
 		}
 	}

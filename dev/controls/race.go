@@ -30,13 +30,13 @@ type raceAnswer struct {
 	Audit     verdict `json:"audit"`
 }
 
-// race has many buyers order one piece each of a product of which there are few, all at the same time.
-func (l *lab) race(ctx context.Context, body []byte) (any, error) {
+// race places many orders at the same time, of one piece each, for a product with little stock.
+func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 	buyers, stock := 50, 10
 	if err := read(body, number{"buyers", 1, 500, &buyers}, number{"stock", 1, 500, &stock}); err != nil {
 		return nil, err
 	}
-	product, err := l.newProduct(ctx, "Last pieces", stock)
+	product, err := e.newProduct(ctx, "Last pieces", stock)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,7 @@ func (l *lab) race(ctx context.Context, body []byte) (any, error) {
 	var race errgroup.Group
 	for i := range orders {
 		race.Go(func() (err error) {
-			orders[i], err = l.order(ctx, product.GetId())
+			orders[i], err = e.order(ctx, product.GetId())
 			return err
 		})
 	}
@@ -56,7 +56,7 @@ func (l *lab) race(ctx context.Context, body []byte) (any, error) {
 	for _, o := range orders {
 		switch {
 		case !orderstate.IsDecided(o.GetState()):
-			return nil, l.late("the orders were accepted, but not all of them are decided yet; they will be")
+			return nil, e.late("the orders were accepted, but not all of them are decided yet; they will be")
 		case o.GetState() == orderv1.Order_CONFIRMED:
 			answer.Sold++
 		case o.GetReason() == eventsv1.OrderRejected_OUT_OF_STOCK:
@@ -64,15 +64,15 @@ func (l *lab) race(ctx context.Context, body []byte) (any, error) {
 		}
 	}
 	answer.Oversold = max(0, answer.Sold-stock)
-	if answer.Audit, err = l.judge(ctx, time.Since(begin)); err != nil {
+	if answer.Audit, err = e.verdict(ctx, time.Since(begin)); err != nil {
 		return nil, err
 	}
 	return answer, nil
 }
 
-// judge audits what the experiment of the last moments has left. Dead letters that wait for a person are not its doing.
-func (l *lab) judge(ctx context.Context, took time.Duration) (v verdict, err error) {
-	r, err := l.auditSince(ctx, took+time.Second, auditTimeout)
+// verdict audits the orders of this experiment. Open dead letters are not counted: they are of something else.
+func (e *experiment) verdict(ctx context.Context, took time.Duration) (v verdict, err error) {
+	r, err := e.auditSince(ctx, took+time.Second, auditTimeout)
 	if err != nil {
 		return v, err
 	}
@@ -86,10 +86,10 @@ func (l *lab) judge(ctx context.Context, took time.Duration) (v verdict, err err
 }
 
 // newProduct makes a product that nobody else orders.
-func (l *lab) newProduct(ctx context.Context, name string, stock int) (*inventoryv1.Item, error) {
-	reply, err := inventoryv1.NewInventoryServiceClient(l.gateway).CreateItems(ctx, &inventoryv1.CreateItemsRequest{
+func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*inventoryv1.Item, error) {
+	reply, err := inventoryv1.NewInventoryServiceClient(e.gateway).CreateItems(ctx, &inventoryv1.CreateItemsRequest{
 		Items: []*inventoryv1.CreateItemsRequest_NewItem{{
-			ProductName: name + " " + uuid.NewString()[:8], Quantity: int32(stock), Price: &moneyv1.Money{CurrencyCode: l.Currency, Units: 10},
+			ProductName: name + " " + uuid.NewString()[:8], Quantity: int32(stock), Price: &moneyv1.Money{CurrencyCode: e.Currency, Units: 10},
 		}},
 	})
 	if err != nil {
@@ -99,9 +99,9 @@ func (l *lab) newProduct(ctx context.Context, name string, stock int) (*inventor
 }
 
 // order orders one piece, as any client would, and waits a while for the outcome.
-func (l *lab) order(ctx context.Context, product int32) (*orderv1.Order, error) {
+func (e *experiment) order(ctx context.Context, product int32) (*orderv1.Order, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, "prefer", outcomeWait)
-	reply, err := checkoutv1.NewCheckoutServiceClient(l.gateway).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{
+	reply, err := checkoutv1.NewCheckoutServiceClient(e.gateway).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{
 		CustomerName: "Demo", CustomerEmail: "demo@example.org",
 		OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: product, Quantity: 1}},
 	})

@@ -1,4 +1,4 @@
-// Package local runs the four services of the shop in one process: for development, demonstrations and tests.
+// Package local runs the services of the shop in one process: for development, demonstrations and tests.
 package local
 
 import (
@@ -33,7 +33,7 @@ type Config struct {
 	// DatabaseURLs are by schema: each service has a role of its own.
 	DatabaseURLs map[string]string
 
-	// HTTPAddr is this machine's alone unless it says otherwise: whoever reaches it can order.
+	// HTTPAddr can be reached from this machine only, by default: everybody who reaches it can order.
 	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:"127.0.0.1:3000"`
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"127.0.0.1:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"127.0.0.1:3002"`
@@ -47,11 +47,11 @@ type Config struct {
 	// Ingress is the gateway's.
 	Ingress ingress.Config
 
-	// Controls, where it is set, returns calls for operators that are added to the gateway's REST API. It is called before
+	// Controls, if it is set, returns calls for operators that are added to the gateway's REST API. It is called before
 	// the gateway is built; the calls come when the shop runs.
 	Controls func(*Shop) []rest.DemoHandler
 
-	// TLS is for the services' addresses to be open to other machines. All services have the one certificate.
+	// TLS is for the services' addresses to be open to other machines. All services share one certificate.
 	TLS mtls.Config
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
@@ -89,7 +89,9 @@ type Shop struct {
 
 // builders make the services of package topology but the gateway.
 var builders = map[string]func(Config, context.Context, addresses, *telemetry.Telemetry) (instance, error){
-	topology.Order: Config.order, topology.Inventory: Config.inventory, topology.Logging: Config.logging,
+	topology.Order:     Config.order,
+	topology.Inventory: Config.inventory,
+	topology.Logging:   Config.logging,
 }
 
 // New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.
@@ -189,13 +191,13 @@ func (s *Shop) Services() map[string]*Service {
 	return services
 }
 
-// Run runs the services until ctx ends or one of them fails, and stops them in the order of the way of an order:
-// first who takes orders, last who logs them.
+// Run runs the services until ctx ends or one of them fails, and stops them in the order in which an order passes
+// them: first the gateway, last the log.
 func (s *Shop) Run(ctx context.Context) error {
 	failed, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	for _, service := range s.services {
-		service.begin(fail)
+		service.start(fail)
 	}
 	serving, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -218,7 +220,7 @@ func (s *Shop) Run(ctx context.Context) error {
 	}
 	stages := []stage{{topology.Gateway, func() { stop(); <-stopped }}}
 	for _, service := range s.services {
-		stages = append(stages, stage{service.name, func() { _ = service.end() }}) // what did not end well is in the log
+		stages = append(stages, stage{service.name, func() { _ = service.shutdown() }}) // what did not end well is in the log
 	}
 	for _, stage := range stages {
 		done := make(chan struct{})
@@ -293,7 +295,7 @@ func (cfg Config) checkAddrs(admin string) error {
 	return nil
 }
 
-// try listens on an address for a moment, and asks check, where there is one, whether that is well.
+// try listens on an address for a moment, and calls check, if there is one, with the listener.
 func try(variable, addr string, check func(variable string, lis net.Listener) error) error {
 	lis, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -308,7 +310,7 @@ func try(variable, addr string, check func(variable string, lis net.Listener) er
 	return err
 }
 
-// cause is the system's own word, without what the message says already.
+// cause is the innermost error, the operating system's: the message names the address already.
 func cause(err error) error {
 	for next := err; next != nil; next = errors.Unwrap(next) {
 		err = next

@@ -10,8 +10,8 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// errEnded says that the shop is stopping, or has stopped.
-var errEnded = errors.New("the shop is stopping")
+// errStopping is returned when a service of a shop that is stopping, or has stopped, is to be started.
+var errStopping = errors.New("the shop is stopping")
 
 // Service is one of the services but the gateway within the shop. It can be stopped and started again, on the same addresses,
 // while the others go on. Its methods may be called concurrently; one of them starts or stops it at a time.
@@ -21,10 +21,10 @@ type Service struct {
 	build  func(context.Context, addresses, *telemetry.Telemetry) (instance, error)
 	addrs  addresses
 
-	turn  sync.Mutex           // held while it is started or stopped
-	fail  func(error)          // set by the first start
-	ended bool                 // it is not to be started any more
-	life  atomic.Pointer[life] // nil while it is stopped
+	mu         sync.Mutex                 // locked while it is started or stopped
+	fail       func(error)                // set by the first start
+	final      bool                       // it is stopped for good
+	generation atomic.Pointer[generation] // nil while it is stopped
 }
 
 type addresses struct{ grpc, admin string }
@@ -37,8 +37,8 @@ type instance interface {
 	AdminAddr() string
 }
 
-// life is what a service has from one start to the next stop: metrics begin anew, as in a process that was restarted.
-type life struct {
+// generation is what a service has from one start to the next stop: metrics start from zero, as in a restarted process.
+type generation struct {
 	instance
 	telemetry *telemetry.Telemetry
 	stop      context.CancelFunc // nil until it runs
@@ -57,11 +57,11 @@ func newService(ctx context.Context, name string, report telemetry.Config, at ad
 		return nil, err
 	}
 	s.addrs = addresses{l.GRPCAddr(), l.AdminAddr()}
-	s.life.Store(l)
+	s.generation.Store(l)
 	return s, nil
 }
 
-func (s *Service) open(ctx context.Context) (*life, error) {
+func (s *Service) open(ctx context.Context) (*generation, error) {
 	t, err := telemetry.New(ctx, s.report)
 	if err != nil {
 		return nil, err
@@ -71,7 +71,7 @@ func (s *Service) open(ctx context.Context) (*life, error) {
 		t.Shutdown(ctx)
 		return nil, err
 	}
-	return &life{instance: built, telemetry: t, done: make(chan struct{})}, nil
+	return &generation{instance: built, telemetry: t, done: make(chan struct{})}, nil
 }
 
 // GRPCAddr returns the address of its gRPC, which stays the same; "" if it has none.
@@ -81,21 +81,21 @@ func (s *Service) GRPCAddr() string { return s.addrs.grpc }
 func (s *Service) AdminAddr() string { return s.addrs.admin }
 
 // Running says whether it is started. It may not be ready yet.
-func (s *Service) Running() bool { return s.life.Load() != nil }
+func (s *Service) Running() bool { return s.generation.Load() != nil }
 
-// begin runs for the first time what newService has built; fail is called where it ends by itself with an error.
-func (s *Service) begin(fail func(error)) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
+// start runs for the first time what newService has built; fail is called if it ends by itself with an error.
+func (s *Service) start(fail func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.fail = fail
-	if s.ended {
-		fail(errEnded)
+	if s.final {
+		fail(errStopping)
 		return
 	}
-	s.run(s.life.Load())
+	s.run(s.generation.Load())
 }
 
-func (s *Service) run(l *life) {
+func (s *Service) run(l *generation) {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	go func() {
@@ -104,13 +104,13 @@ func (s *Service) run(l *life) {
 			s.fail(fmt.Errorf("%s: %w", s.name, l.err))
 		}
 	}()
-	s.life.Store(l)
+	s.generation.Store(l)
 }
 
 // Run runs it by itself until ctx ends or it fails, and stops it for good.
 func (s *Service) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
-	s.begin(func(err error) {
+	s.start(func(err error) {
 		select {
 		case failed <- err:
 		default: // the first one counts
@@ -118,21 +118,21 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	select {
 	case <-ctx.Done():
-		return s.end()
+		return s.shutdown()
 	case err := <-failed:
-		_ = s.end() // it has said what is wrong
+		_ = s.shutdown() // err says what is wrong
 		return err
 	}
 }
 
-// Start starts it, if it is stopped. It returns once its listeners are open; Ready tells the rest. ctx bounds the start
-// alone.
+// Start starts it, if it is stopped. It returns once its listeners are open, and may not be ready yet. ctx bounds the
+// start only.
 func (s *Service) Start(ctx context.Context) error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
-	case s.ended:
-		return errEnded
+	case s.final:
+		return errStopping
 	case s.Running():
 		return nil
 	}
@@ -146,13 +146,13 @@ func (s *Service) Start(ctx context.Context) error {
 
 // Stop stops it as SIGTERM would, if it runs: it finishes what it has in hand, within 9 s.
 func (s *Service) Stop() error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.stop()
 }
 
 func (s *Service) stop() error {
-	l := s.life.Swap(nil)
+	l := s.generation.Swap(nil)
 	if l == nil {
 		return nil
 	}
@@ -165,20 +165,20 @@ func (s *Service) stop() error {
 	return nil
 }
 
-// end stops it for good.
-func (s *Service) end() error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	s.ended = true
+// shutdown stops it for good.
+func (s *Service) shutdown() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.final = true
 	return s.stop()
 }
 
 // Close releases a service that was never run.
 func (s *Service) Close() error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	s.ended = true
-	l := s.life.Swap(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.final = true
+	l := s.generation.Swap(nil)
 	if l == nil {
 		return nil
 	}

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/provision"
 	"shop.example/topology"
 )
@@ -85,21 +86,26 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	return about, provision.Topology(ctx, topology.Broker(), r.management, "/")
 }
 
-// check finds out whether the broker that AMQP_URL names accepts connections. Whether it accepts the user is told by
-// the services, which log in.
-func (r *rabbitMQ) check(ctx context.Context) error {
-	u, err := url.Parse(r.url)
-	if err != nil || u.Hostname() == "" {
-		return errors.New("AMQP_URL is not of the form amqp://user:password@host:5672/")
+// check finds out whether the broker that AMQP_URL names, or one of its nodes, accepts connections. Whether it accepts the
+// user is told by the services, which log in.
+func (r *rabbitMQ) check(ctx context.Context) (err error) {
+	for _, address := range messaging.SplitURL(r.url) {
+		u, parseErr := url.Parse(address)
+		if parseErr != nil || u.Hostname() == "" {
+			return errors.New("AMQP_URL is not of the form amqp://user:password@host:5672/, or amqp://user:password@host1:5672,host2:5672/")
+		}
+		port := u.Port()
+		if port == "" {
+			port = map[string]string{"amqp": "5672", "amqps": "5671"}[u.Scheme]
+		}
+		if err = reachable(ctx, net.JoinHostPort(u.Hostname(), port)); err == nil {
+			return nil
+		}
 	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"amqp": "5672", "amqps": "5671"}[u.Scheme]
+	if err == nil {
+		err = errors.New("it names none")
 	}
-	if err := reachable(ctx, net.JoinHostPort(u.Hostname(), port)); err != nil {
-		return fmt.Errorf("cannot reach the server that AMQP_URL names: %w", err)
-	}
-	return nil
+	return fmt.Errorf("cannot reach the server that AMQP_URL names: %w", err)
 }
 
 func (r *rabbitMQ) startPrivate(ctx context.Context) (string, error) {

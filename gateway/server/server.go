@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -69,6 +70,8 @@ type Config struct {
 	HTTPTLS ingress.TLS
 	// Ingress says who comes in, and how many.
 	Ingress ingress.Config
+	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
 	// Telemetry says how the gateway logs.
 	Telemetry telemetry.Config
 	// DemoHandlers are calls for operators that the gateway's process adds to the REST API. A gateway of its own has none.
@@ -98,7 +101,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(operators) == 0 && cfg.Ingress.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKENS)")
 	}
-	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, MaxRequest: ingress.MaxBody}, t)
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, MaxRequest: ingress.MaxBody}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +130,11 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	}
 	replies := messaging.NewRPCClient(consume, pub)
 	s.Go("replies", replies.Run)
+	if cfg.IDSecret == "" {
+		s.Go("look for other gateways", messaging.Alone(consume, topology.WithoutIDSecret, func() {
+			t.Logger.Error("another gateway runs, and SHOP_ID_SECRET is not set: an order that is sent again with its idempotency key, to the other gateway, is placed twice; set the same SHOP_ID_SECRET on all gateways")
+		}))
+	}
 	queues := messaging.NewQueueWatch(consume, &eventsv1.OrderPlaced{})
 	s.Go("watch of the queues", queues.Run)
 	s.Check("queues of orders", queues.Ready)

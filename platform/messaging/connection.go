@@ -1,12 +1,13 @@
 package messaging
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,11 +22,18 @@ import (
 )
 
 const (
-	dialTimeout  = 5 * time.Second
+	// tryTimeout bounds connecting to a node, and then its answers about the topology, when there is another node to try. The
+	// only one is waited for longer: giving up on it early gains nothing.
+	tryTimeout   = 2 * time.Second
+	loneTimeout  = 5 * time.Second
 	writeTimeout = 15 * time.Second
-	heartbeat    = 10 * time.Second
-	minBackoff   = 100 * time.Millisecond
-	maxBackoff   = 10 * time.Second
+	// heartbeat is short so that a peer that is frozen, or cut off without a word, is noticed: the broker closes the connection
+	// of a client after two to three of them, and what the client held goes to others; a client leaves a broker after three.
+	heartbeat  = 2 * time.Second
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 10 * time.Second
+	// maxReconnect is the longest wait before the nodes are tried again: a cluster that has its majority back is found soon.
+	maxReconnect = 2 * time.Second
 	// A session that has lasted this long was a success: the next failure starts with a short wait again.
 	sessionLasted = 5 * time.Second
 )
@@ -48,14 +56,14 @@ type Options struct {
 // wait that grows with each failure. Use one for publishing and another for consuming, so that a broker which holds
 // publishers back does not hold back acknowledgements.
 type Connection struct {
-	url      string
-	service  string
-	topology Topology
-	identity identity
-	role     string
-	log      *slog.Logger
-	tracer   trace.Tracer
-	metrics  *metrics
+	endpoints []endpoint
+	service   string
+	topology  Topology
+	identity  identity
+	role      string
+	log       *slog.Logger
+	tracer    trace.Tracer
+	metrics   *metrics
 
 	warnMissing sync.Once
 
@@ -66,6 +74,7 @@ type Connection struct {
 	publishCtx     context.Context // ends when the broker begins to block publishers; another one takes its place afterwards
 	stopPublishing context.CancelFunc
 	current        *amqp.Connection
+	alternatives   bool          // there was another node to connect to
 	changed        chan struct{} // closed and replaced when current changes
 	lastErr        error
 
@@ -73,9 +82,11 @@ type Connection struct {
 }
 
 // Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
-// amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and keyfile that RabbitMQ defines for URLs.
+// amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and keyfile that RabbitMQ defines for URLs. It may
+// name several nodes of a cluster, see SplitURL, and a name may have several addresses. The connections of a process are
+// spread over them.
 func Dial(address string, o Options) (*Connection, error) {
-	uri, err := checkURL(address)
+	endpoints, err := parseURL(address)
 	if err != nil {
 		return nil, fmt.Errorf("AMQP_URL: %w", err)
 	}
@@ -97,7 +108,7 @@ func Dial(address string, o Options) (*Connection, error) {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		url: address, service: o.Service, topology: o.Topology, identity: identityOf(uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
+		endpoints: endpoints, service: o.Service, topology: o.Topology, identity: identityOf(endpoints[0].uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
@@ -108,29 +119,11 @@ func Dial(address string, o Options) (*Connection, error) {
 	return c, nil
 }
 
-// checkURL reads a URL. It refuses what would fail with every connection, or be no TLS although files for it are named.
-func checkURL(address string) (amqp.URI, error) {
-	uri, err := amqp.ParseURI(address)
-	if parse, ok := errors.AsType[*url.Error](err); ok {
-		err = parse.Err // without the URL, which holds a password
-	}
-	switch {
-	case err != nil:
-		return uri, fmt.Errorf("%w (it has the form amqp://user:password@host:5672/vhost)", err)
-	case uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.KeyFile != ""):
-		return uri, errors.New("it names files for TLS, which amqp:// does not use: write amqps://")
-	case (uri.CertFile == "") != (uri.KeyFile == ""):
-		return uri, errors.New("certfile and keyfile go together")
-	}
-	_, err = tlsConfig(uri)
-	return uri, err
-}
-
 // Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
 // anyone may use it. If the first connection finds another topology than the one that it was given, Run returns that, an ErrTopology:
 // a person has to look at it. If a later one does, somebody is at work on the broker, and Run tries again.
 func (c *Connection) Run(ctx context.Context) error {
-	wait := newBackoff()
+	wait := backoff.New(minBackoff, maxReconnect)
 	for ctx.Err() == nil {
 		start := time.Now()
 		err := c.connectOnce(ctx)
@@ -150,24 +143,79 @@ func (c *Connection) Run(ctx context.Context) error {
 	return nil
 }
 
-// connectOnce dials, declares and holds one connection until it closes or ctx ends.
+// connectOnce connects to one of the nodes and holds that connection until it closes or ctx ends.
 func (c *Connection) connectOnce(ctx context.Context) error {
-	conn, err := c.open()
+	conn, n, err := c.connect(ctx)
 	if err != nil {
 		c.set(nil, err)
 		return err
 	}
+	err = c.hold(ctx, conn)
+	nodes.release(n, ctx.Err() == nil)
+	return err
+}
+
+// connect tries the nodes one after the other, each one once, and returns a connection with its topology made sure of.
+func (c *Connection) connect(ctx context.Context) (*amqp.Connection, node, error) {
+	left, err := lookUp(ctx, c.endpoints)
+	alternatives := slices.ContainsFunc(left, func(n node) bool { return !n.spare && n.addr != left[0].addr })
+	c.mu.Lock()
+	c.alternatives = alternatives
+	c.mu.Unlock()
+	several := len(left) > 1
+	for len(left) > 0 && ctx.Err() == nil {
+		var n node
+		n, left = nodes.claim(left)
+		conn, failure := c.try(ctx, n, several)
+		if failure == nil {
+			return conn, n, nil
+		}
+		nodes.release(n, true)
+		if several {
+			failure = fmt.Errorf("%s: %w", n.addr, failure)
+		}
+		if errors.Is(failure, ErrTopology) {
+			return nil, n, failure // as it would be on every other node
+		}
+		err = also(err, failure)
+	}
+	return nil, node{}, cmp.Or(err, ctx.Err())
+}
+
+// try connects to one node.
+func (c *Connection) try(ctx context.Context, n node, several bool) (*amqp.Connection, error) {
+	limit := loneTimeout
+	if several {
+		limit = tryTimeout
+	}
+	conn, err := c.open(ctx, n, limit)
+	if err != nil {
+		return nil, err
+	}
+	if several { // a node without the others of its cluster takes connections, and answers no question about a queue
+		err = bounded(ctx, conn, limit, func() error {
+			_, err := firstMissing(conn, c.topology, c.service)
+			return err
+		})
+	}
+	if err == nil {
+		err = bounded(ctx, conn, declareTimeout, func() error { return ensureTopology(conn, c.topology, c.service) })
+	}
+	if err != nil {
+		_ = conn.CloseDeadline(time.Now().Add(time.Second))
+		return nil, err
+	}
+	return conn, nil
+}
+
+// hold keeps a connection until it closes or ctx ends.
+func (c *Connection) hold(ctx context.Context, conn *amqp.Connection) error {
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	if err := bounded(ctx, conn, func() error { return ensureTopology(conn, c.topology, c.service) }); err != nil {
-		_ = conn.CloseDeadline(time.Now().Add(time.Second))
-		c.set(nil, err)
-		return err
-	}
 	c.setBlocked(false)
 	c.set(conn, nil)
 	c.connected = true
-	c.log.Debug("broker connected", "server", conn.Properties["version"])
+	c.log.Debug("broker connected", "node", conn.RemoteAddr().String(), "server", conn.Properties["version"])
 	if c.keeper != nil {
 		keeping, stop := context.WithCancel(ctx)
 		var kept sync.WaitGroup
@@ -198,18 +246,16 @@ func (c *Connection) connectOnce(ctx context.Context) error {
 	}
 }
 
-// open makes a connection.
-func (c *Connection) open() (*amqp.Connection, error) {
-	uri, plain, err := withoutTLS(c.url)
-	if err != nil {
-		return nil, err
-	}
+// open makes a connection to n.
+func (c *Connection) open(ctx context.Context, n node, limit time.Duration) (*amqp.Connection, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	var socket net.Conn
-	conn, err := amqp.DialConfig(plain, amqp.Config{
+	conn, err := amqp.DialConfig(n.plain, amqp.Config{
 		Heartbeat:  heartbeat,
 		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
-		Dial: func(network, addr string) (_ net.Conn, err error) {
-			socket, err = dial(network, addr, uri)
+		Dial: func(string, string) (_ net.Conn, err error) {
+			socket, err = dial(ctx, n)
 			return socket, err
 		},
 	})
@@ -223,6 +269,20 @@ func (c *Connection) open() (*amqp.Connection, error) {
 		return nil, *secured.refusal.Load()
 	}
 	return nil, err
+}
+
+// moveOn leaves a node that does not confirm what is published: the connection is closed at once, and the next one is made
+// to another node, if there is one.
+func (c *Connection) moveOn(conn *amqp.Connection, waited time.Duration) {
+	c.log.Warn("the broker's node confirms nothing, moving on to another one", "node", conn.RemoteAddr().String(), "for", waited.Round(time.Millisecond))
+	_ = conn.CloseDeadline(time.Now()) // without waiting for its answer
+}
+
+// hasAlternatives says whether there was another node when the connection was made.
+func (c *Connection) hasAlternatives() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alternatives
 }
 
 // closeError turns what a close notification carried into an error: the library sends nil on an orderly close.

@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,15 +27,22 @@ const (
 	closeTimeout = time.Second
 )
 
-// dial opens the socket, with TLS if uri says so. The files for TLS are read each time.
-func dial(network, addr string, uri amqp.URI) (net.Conn, error) {
-	config, err := tlsConfig(uri)
+// dial opens the socket to n, with TLS if its URL says so. The files for TLS are read each time. The socket's deadline is
+// that of ctx until the library has logged in.
+func dial(ctx context.Context, n node) (net.Conn, error) {
+	config, err := tlsConfig(n.uri)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := amqp.DefaultDial(dialTimeout)(network, addr)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", n.addr)
 	if err != nil {
 		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
 	}
 	if !failpoint.Enabled() { // what is written before a point has left the process when the point kills it
 		conn = coalesce(conn, writeTimeout)
@@ -46,7 +51,7 @@ func dial(network, addr string, uri amqp.URI) (net.Conn, error) {
 		return conn, nil
 	}
 	secured := &tlsConn{Conn: tls.Client(conn, config)}
-	if err := secured.HandshakeContext(context.Background()); err != nil { // in the time that DefaultDial leaves it
+	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
@@ -74,19 +79,6 @@ func tlsConfig(uri amqp.URI) (*tls.Config, error) {
 		config.Certificates = []tls.Certificate{certificate}
 	}
 	return config, nil
-}
-
-// withoutTLS reads address and returns it as one for the library to use on a socket that is secured already.
-func withoutTLS(address string) (uri amqp.URI, plain string, err error) {
-	if uri, err = amqp.ParseURI(address); err != nil {
-		return uri, "", err
-	}
-	u, err := url.Parse(address)
-	if err != nil {
-		return uri, "", err
-	}
-	u.Scheme, u.Host = "amqp", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
-	return uri, u.String(), nil
 }
 
 // tlsConn keeps what the broker says when it refuses the client. In TLS 1.3 it does so after the handshake, and the library

@@ -64,7 +64,7 @@ func (k *keeper) run(ctx context.Context, conn *amqp.Connection) {
 		case <-next.C:
 		}
 		// Not bounded by ctx: whoever ends it closes the connection in good order, and what is asked ends with that.
-		err := bounded(context.WithoutCancel(ctx), conn, func() (err error) {
+		err := bounded(context.WithoutCancel(ctx), conn, declareTimeout, func() (err error) {
 			ch, err = k.look(ctx, conn, ch)
 			return err
 		})

@@ -28,6 +28,12 @@ const (
 	window = 1000
 	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
 	confirmTimeout = 10 * time.Second
+	// confirmPatience is how long a node may confirm nothing of what it was sent before the publisher moves on to another one.
+	// A node that is frozen or cut off closes no connection.
+	confirmPatience = 2 * time.Second
+	// maxPatience bounds confirmPatience, which doubles when the next node confirms nothing either: then it is the queue
+	// that waits for its leader, and what is published again is there twice.
+	maxPatience = 8 * time.Second
 )
 
 // HeaderExchange and HeaderRoutingKey name where a message was published first. They go with it through a retry queue,
@@ -66,6 +72,7 @@ func NewPublisher(conn *Connection) *Publisher {
 
 // Run keeps the publisher's channels open until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
+	patience := confirmPatience
 	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
 		s, err := openPublishSession(conn)
 		if err != nil {
@@ -73,7 +80,13 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		cause := s.wait(ctx)
+		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, patience) })
+		switch {
+		case s.progress.Load() > 0:
+			patience = confirmPatience
+		case errors.Is(cause, errNoConfirms):
+			patience = min(2*patience, maxPatience)
+		}
 		var refusal *amqp.Error
 		if errors.As(cause, &refusal) {
 			if limit, ok := refusedSize(refusal); ok {
@@ -82,6 +95,17 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		return cause
 	})
+}
+
+// moveOn closes a connection that has confirmed nothing for patience, and says whether it did. A broker that blocks
+// publishers owes no confirms, and where there is no other node nothing is gained.
+func (p *Publisher) moveOn(conn *amqp.Connection, s *publishSession, patience time.Duration) bool {
+	waited := s.unconfirmedFor(time.Now())
+	if waited < patience || p.conn.unblocked().Err() != nil || !p.conn.hasAlternatives() {
+		return false
+	}
+	p.conn.moveOn(conn, waited)
+	return true
 }
 
 func (p *Publisher) set(s *publishSession) {
@@ -254,6 +278,7 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
+			s.progress.Add(1)
 		case <-blocked:
 			s.abandon(f)
 			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
@@ -329,6 +354,10 @@ type publishSession struct {
 	discarded chan amqp.Return           // of plain
 	onReturn  sync.Map                   // message id → func()
 	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
+	progress  atomic.Int64               // confirms that were waited for and came
+
+	seen  int64     // progress when unconfirmedFor looked last
+	since time.Time // when that had changed last
 
 	mu        sync.Mutex
 	windows   map[*inFlight]struct{} // what the broker may still return or confirm
@@ -339,6 +368,7 @@ type publishSession struct {
 // inFlight is a window of messages between its publishing and its last confirm.
 type inFlight struct {
 	number    uint64 // in the order of publishing
+	since     time.Time
 	messages  []Outgoing
 	confirms  []*amqp.DeferredConfirmation
 	returned  map[int]string // why messages were returned, by their place
@@ -371,9 +401,14 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 	return s, nil
 }
 
-// wait serves the session until one of its channels closes or ctx ends, and closes them.
-func (s *publishSession) wait(ctx context.Context) error {
+var errNoConfirms = errors.New("the broker's node confirms nothing")
+
+// wait serves the session until one of its channels closes, moveOn has closed the connection, or ctx ends, and closes the
+// channels.
+func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close() }()
+	look := time.NewTicker(confirmPatience / 8)
+	defer look.Stop()
 	discarded := s.discarded
 	for {
 		select {
@@ -384,6 +419,10 @@ func (s *publishSession) wait(ctx context.Context) error {
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
+		case <-look.C:
+			if moveOn() {
+				return errNoConfirms
+			}
 		case r, ok := <-discarded:
 			if !ok {
 				discarded = nil
@@ -394,6 +433,22 @@ func (s *publishSession) wait(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// unconfirmedFor says how long the broker has owed confirms and given none. One goroutine asks.
+func (s *publishSession) unconfirmedFor(now time.Time) time.Duration {
+	if seen := s.progress.Load(); seen != s.seen || s.since.IsZero() {
+		s.seen, s.since = seen, now
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var owed time.Duration
+	for f := range s.windows {
+		if !f.abandoned || !f.confirmed() {
+			owed = max(owed, now.Sub(f.since))
+		}
+	}
+	return min(owed, now.Sub(s.since))
 }
 
 // missingExchange is one that the broker does not have, over which it has closed a channel; the zero value is none.
@@ -429,7 +484,7 @@ func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 
 // register notes messages that are about to be published.
 func (s *publishSession) register(messages []Outgoing) *inFlight {
-	f := &inFlight{messages: messages}
+	f := &inFlight{messages: messages, since: time.Now()}
 	if f.confirms = f.one[:]; len(messages) != 1 {
 		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
 	}

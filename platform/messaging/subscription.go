@@ -169,7 +169,7 @@ func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connectio
 }
 
 func (s *Subscription) bind(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue string) error {
-	return bounded(ctx, conn, func() error {
+	return bounded(ctx, conn, declareTimeout, func() error {
 		for _, e := range s.events {
 			if err := ch.QueueBind(queue, e.RoutingKey, e.Exchange, false, nil); err != nil {
 				return fmt.Errorf("binding a queue to %s: %w", e.RoutingKey, err)

@@ -38,6 +38,8 @@ type Service struct {
 	Required bool
 	// Follows are the routing keys of the events that its processes may listen to by themselves, see NewSubscription.
 	Follows []string
+	// Exclusive are queues of which one process at a time may have each, see Alone.
+	Exclusive []string
 }
 
 // Consumes says whether the service has a queue.
@@ -126,10 +128,10 @@ func retryQueue(queue string, delay time.Duration) string {
 // declareTimeout bounds one round of questions and declarations. The library's calls know no deadline.
 const declareTimeout = 10 * time.Second
 
-// bounded calls f, which makes calls on conn, and closes conn if they have not been answered within declareTimeout or before
-// ctx ends: then f ends with the connection. Other connections notice nothing.
-func bounded(ctx context.Context, conn *amqp.Connection, f func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, declareTimeout, fmt.Errorf("the broker has not answered within %s", declareTimeout))
+// bounded calls f, which makes calls on conn, and closes conn if they have not been answered within limit or before ctx ends:
+// then f ends with the connection. Other connections notice nothing.
+func bounded(ctx context.Context, conn *amqp.Connection, limit time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the broker has not answered within %s", limit))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseDeadline(time.Now()) })
 	err := f()
@@ -361,7 +363,7 @@ func (q Queue) bind(ch *amqp.Channel) error {
 // declareRPCQueue declares the queue of an RPC. It goes when its last server goes, so that a call finds out at once
 // that nobody is there. Its requests live no longer than their callers wait, so it needs no replication.
 func declareRPCQueue(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue, exchange, key string) error {
-	return bounded(ctx, conn, func() error {
+	return bounded(ctx, conn, declareTimeout, func() error {
 		if _, err := ch.QueueDeclare(queue, true, true, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic}); err != nil {
 			return declareError("queue", queue, err)
 		}
@@ -374,7 +376,7 @@ func declareRPCQueue(ctx context.Context, conn *amqp.Connection, ch *amqp.Channe
 
 // declareOwn declares a queue that goes with the connection, which the broker names.
 func declareOwn(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, args amqp.Table) (q amqp.Queue, err error) {
-	err = bounded(ctx, conn, func() (err error) {
+	err = bounded(ctx, conn, declareTimeout, func() (err error) {
 		q, err = ch.QueueDeclare("", false, true, true, false, args)
 		return err
 	})

@@ -76,7 +76,7 @@ func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.C
 		}
 	})
 	defer late.Stop()
-	err := bounded(ctx, conn, func() (err error) {
+	err := bounded(ctx, conn, declareTimeout, func() (err error) {
 		if ch == nil {
 			if ch, err = conn.Channel(); err != nil {
 				return fmt.Errorf("opening a channel: %w", err)

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -8,12 +9,16 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lib/pq"
 )
 
+// hostTimeout bounds connecting to one of several hosts, unless the URL says connect_timeout.
+const hostTimeout = 2 * time.Second
+
 // Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
-// the server's search path). If
+// the server's search path). Of several hosts it is the first that takes writes, unless target_session_attrs says otherwise. If
 // neither the URL nor PGSSLMODE says whether to use TLS, it is required, except on this machine itself.
 func Config(databaseURL, schema string) (pq.Config, error) {
 	u, err := ParseURL(databaseURL)
@@ -33,6 +38,10 @@ func Config(databaseURL, schema string) (pq.Config, error) {
 		if !isThisMachine(config.Host) || slices.ContainsFunc(config.Multi, func(m pq.ConfigMultihost) bool { return !isThisMachine(m.Host) }) {
 			config.SSLMode = pq.SSLModeRequire
 		}
+	}
+	if len(config.Multi) > 0 {
+		config.TargetSessionAttrs = cmp.Or(config.TargetSessionAttrs, pq.TargetSessionAttrsReadWrite)
+		config.ConnectTimeout = cmp.Or(config.ConnectTimeout, hostTimeout)
 	}
 	if config.Runtime == nil {
 		config.Runtime = map[string]string{}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lib/pq"
 
@@ -54,6 +55,10 @@ func TestConfig_SeveralHostsHaveEachTheirPort(t *testing.T) {
 		got := fmt.Sprintf("%s:%d", config.Host, config.Port)
 		for _, m := range config.Multi {
 			got += fmt.Sprintf(" %s:%d", m.Host, m.Port)
+		}
+		several := strings.Contains(want, " ")
+		if primary := config.TargetSessionAttrs == pq.TargetSessionAttrsReadWrite; primary != several || (config.ConnectTimeout == 2*time.Second) != several {
+			t.Errorf("Config(%q): target_session_attrs %q, connect_timeout %s", url, config.TargetSessionAttrs, config.ConnectTimeout)
 		}
 		if got != want || config.Database != "shopdb" || config.SSLMode != pq.SSLModeRequire {
 			t.Errorf("Config(%q) = %s, database %s, sslmode %s; want %s", url, got, config.Database, config.SSLMode, want)

@@ -36,7 +36,8 @@ func DialOptions() []grpc.DialOption {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: 2 * time.Second,
 		}),
-		// A replica that is gone without a word is noticed by the pings.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+		// A replica that is frozen, or gone without a word, is noticed by the pings and gets no more calls; also one that is
+		// idle, before it is given a call. 10 s is the shortest time that gRPC allows.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}),
 	}
 }

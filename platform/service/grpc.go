@@ -48,7 +48,7 @@ func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Conf
 		grpc.ChainStreamInterceptor(stream...),
 		// Clients look for new replicas when a connection ends.
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 10 * time.Minute}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(cmp.Or(cfg.MaxRequest, defaultMaxRequest)),
 		// A handler may use the database until it returns, so it is waited for.
 		grpc.WaitForHandlers(true),

@@ -52,7 +52,7 @@ func (s *Service) ready(ctx context.Context) []error {
 }
 
 func (s *Service) serving() error {
-	if s.stopping.Err() != nil {
+	if s.leaving.Load() || s.stopping.Err() != nil {
 		return errors.New("stopping")
 	}
 	if !s.running.Load() {

@@ -13,11 +13,13 @@ import (
 // newConnGrace is how long a connection that was just opened may take to send its first request once the server stops.
 const newConnGrace = 500 * time.Millisecond
 
-// ServeHTTP adds a part that serves HTTP on lis. When it is stopped, requests in flight get half of the time for a
-// stop. A response that never ends by itself has to watch Stopping.
+// ServeHTTP adds a part that serves HTTP on lis. Once the service is about to stop, each connection is closed in good order
+// after the response to its next request: a client that keeps connections does not meet one that is closed under it. When
+// the part is stopped, requests in flight get half of the time for a stop. A response that never ends by itself has to watch Stopping.
 func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) {
 	idle := &newConns{}
 	server.ConnState = idle.track
+	server.Handler = s.closeWhenLeaving(server.Handler)
 	s.Go(name, func(ctx context.Context) error {
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(lis) }()
@@ -38,6 +40,15 @@ func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) 
 			return fmt.Errorf("serving %s: %w", lis.Addr(), ended)
 		}
 		return err
+	})
+}
+
+func (s *Service) closeWhenLeaving(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.leaving.Load() {
+			w.Header().Set("Connection", "close") // over HTTP/2 net/http sends GOAWAY instead
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -47,6 +47,9 @@ type Config struct {
 	// PprofAddr is where Go's profiles are served, a loopback address: they show what is in memory, and take CPU. Empty
 	// for nowhere.
 	PprofAddr string
+	// StopDelay is how long the service goes on as before, but says that it is not ready, before it stops: until every balancer
+	// has seen that and sends nothing new.
+	StopDelay time.Duration
 	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
 	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
@@ -58,6 +61,7 @@ type Config struct {
 
 // Service is one running service. Its parts are added before Run, by one goroutine.
 type Service struct {
+	stopDelay   time.Duration
 	stopTimeout time.Duration
 	logger      *slog.Logger
 	grpc        *grpc.Server
@@ -72,6 +76,7 @@ type Service struct {
 
 	used      atomic.Bool // run or closed; either can happen once
 	running   atomic.Bool
+	leaving   atomic.Bool     // about to stop: in use, but no longer ready
 	stopping  context.Context // ends when the service begins to stop
 	beginStop context.CancelFunc
 }
@@ -89,7 +94,10 @@ type component struct {
 // New opens the listeners, so that the service's addresses are known and a taken port is an error; they are served by
 // Run. A service that is not run must be closed.
 func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
-	s := &Service{stopTimeout: cfg.StopTimeout, logger: t.Logger}
+	if cfg.StopDelay < 0 {
+		return nil, fmt.Errorf("SHUTDOWN_DELAY is %s: it must be 0 or more", cfg.StopDelay)
+	}
+	s := &Service{stopDelay: cfg.StopDelay, stopTimeout: cfg.StopTimeout, logger: t.Logger}
 	s.stopping, s.beginStop = context.WithCancel(context.Background())
 	if s.stopTimeout == 0 {
 		s.stopTimeout = defaultStopTimeout
@@ -216,7 +224,10 @@ func (s *Service) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		err = s.leave(failed)
 	case err = <-failed:
+	}
+	if err != nil {
 		s.logger.ErrorContext(ctx, "stopping, because a part failed", "error", err)
 	}
 	begin := time.Now()
@@ -226,6 +237,23 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	return stopErr
+}
+
+// leave gives balancers the time to look elsewhere. It ends early with the error of a part that fails.
+func (s *Service) leave(failed <-chan error) error {
+	s.leaving.Store(true)
+	if s.stopDelay == 0 {
+		return nil
+	}
+	s.logger.Info("not ready any more, stopping soon", "in", s.stopDelay)
+	delay := time.NewTimer(s.stopDelay)
+	defer delay.Stop()
+	select {
+	case err := <-failed:
+		return err
+	case <-delay.C:
+		return nil
+	}
 }
 
 func (s *Service) addresses() []any {

@@ -65,13 +65,8 @@ func (l *logs) String() string {
 func newService(t *testing.T, cfg service.Config) (*service.Service, *logs) {
 	t.Helper()
 	out := &logs{}
-	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: out})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { tel.Shutdown(context.Background()) })
 	cfg.GRPCAddr, cfg.AdminAddr = "127.0.0.1:0", "127.0.0.1:0"
-	s, err := service.New(cfg, tel)
+	s, err := service.New(cfg, telemetryTo(t, out))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +76,16 @@ func newService(t *testing.T, cfg service.Config) (*service.Service, *logs) {
 		}
 	})
 	return s, out
+}
+
+func telemetryTo(t *testing.T, out io.Writer) *telemetry.Telemetry {
+	t.Helper()
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tel.Shutdown(context.Background()) })
+	return tel
 }
 
 // run starts the service with the parts that add adds; it is stopped at the end of the test.

@@ -1,10 +1,10 @@
-// Package audit compares what the services have stored, and finds what does not add up.
+// Package audit compares what the services have stored, and finds inconsistencies.
 //
 // It reads the three schemas, which may be in three databases, and changes nothing. Services commit one after the
-// other, so at any moment some orders are halfway: what is young enough to be on its way is in flight, and what looks
-// wrong is read again after a moment before it counts. A shop that is running well has no violations.
+// other, so at any moment some orders are halfway. An inconsistency that is younger than Config.Late is in flight, not a
+// violation; an older one is read again after a pause before it counts. A healthy shop has no violations.
 //
-// The stock is compared product by product (stock.go), orders are read and judged in pages (orders.go, judge.go).
+// The stock is compared product by product (stock.go), orders are read and compared in pages (orders.go, compare.go).
 package audit
 
 import (
@@ -57,10 +57,10 @@ var checks = []struct {
 	{Outbox, "no message waits for the broker"},
 }
 
-// Violation is something that does not add up.
+// Violation is one inconsistency.
 type Violation struct {
 	Check Check `json:"check"`
-	// OrderID and Product name what it is about, where it is about one.
+	// OrderID and Product name what it is about, if it is about one.
 	OrderID string `json:"order_id,omitempty"`
 	Product string `json:"product,omitempty"`
 	Detail  string `json:"detail"`
@@ -80,14 +80,14 @@ func (v Violation) String() string {
 // Result is what one check has found.
 type Result struct {
 	Check      Check  `json:"check"`
-	About      string `json:"about"` // what holds where there is no violation
+	About      string `json:"about"` // what is true without a violation
 	Violations int    `json:"violations"`
-	// InFlight counts what is not yet as it will be, and is young enough for that.
+	// InFlight counts inconsistencies that are too young to be violations.
 	InFlight int `json:"in_flight"`
 }
 
-// MostListed is how many violations of one check a report lists; it counts all of them.
-const MostListed = 100
+// MaxListed is how many violations of one check a report lists; it counts all of them.
+const MaxListed = 100
 
 // Report is the outcome of an audit.
 type Report struct {
@@ -139,9 +139,9 @@ type Config struct {
 	DatabaseURLs map[string]string
 	// Since leaves out orders that are older; 0 leaves out none. The stock is always compared as a whole.
 	Since time.Duration
-	// Late is the age from which what is on its way is a violation; 1 min where it is 0.
+	// Late is the age from which an inconsistency is a violation; 1 min if it is 0.
 	Late time.Duration
-	// Pause is how long what looks wrong may take to become right before it is read again; 1 s where it is 0.
+	// Pause is the time before an inconsistency is read again; 1 s if it is 0.
 	Pause time.Duration
 	// HoldLimit is inventory's: how long stock stays held for an order that comes to nothing; 15 min if it is 0.
 	HoldLimit time.Duration
@@ -193,7 +193,7 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	var ready bool
 	err = pool.QueryRowContext(ctx, `SELECT to_regclass($1) IS NOT NULL`, schema+"."+landmark[schema]).Scan(&ready)
 	if err == nil && !ready {
-		err = errors.New("there is no shop in it that this role may read; run shop migrate, or use another role")
+		err = errors.New("it has no tables of the shop that this role may read: run shop migrate, or use another role")
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("database of %s: %w", schema, err), pool.Close())
@@ -218,7 +218,7 @@ func (a *Auditor) Close() error {
 	return errors.Join(errs...)
 }
 
-// finding is what looks wrong, or is on its way where it is not late.
+// finding is an inconsistency: a violation if it is late, otherwise in flight.
 type finding struct {
 	Violation
 	late bool
@@ -303,7 +303,7 @@ func (r *Report) fill(all []finding) {
 			case !f.late:
 				result.InFlight++
 			default:
-				if result.Violations++; result.Violations <= MostListed {
+				if result.Violations++; result.Violations <= MaxListed {
 					r.Violations = append(r.Violations, f.Violation)
 				}
 			}
@@ -330,12 +330,12 @@ func rows(ctx context.Context, pool *sql.DB, what, query string, args []any, sca
 	return nil
 }
 
-// seconds is an age as the database tells it.
+// seconds is an age as the database computes it.
 type seconds float64
 
 func (s seconds) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
 
-// String is as exact as a person needs it.
+// String is rounded to minutes, if it is more than one, or seconds.
 func (s seconds) String() string {
 	d := s.duration()
 	if d > time.Minute {
@@ -346,7 +346,7 @@ func (s seconds) String() string {
 
 func (a *Auditor) isLate(age seconds) bool { return float64(age) > a.late.Seconds() }
 
-// sortFindings puts what belongs together beside each other, in the same order every time.
+// sortFindings sorts by order, check and detail.
 func sortFindings(found []finding) {
 	slices.SortFunc(found, func(a, b finding) int {
 		return cmp.Or(cmp.Compare(a.OrderID, b.OrderID), cmp.Compare(a.Check, b.Check), cmp.Compare(a.Detail, b.Detail))

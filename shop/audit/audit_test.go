@@ -152,15 +152,15 @@ func TestStates_TheAuditKnowsEveryStateAndReasonOfTheContract(t *testing.T) {
 	values := eventsv1.OrderRejected_REASON_UNSPECIFIED.Descriptor().Values()
 	for i := range values.Len() {
 		reason := string(values.Get(i).Name())
-		f := &facts{id: "o", order: &order{state: "REJECTED", reason: reason}}
+		f := &orderView{id: "o", order: &order{state: "REJECTED", reason: reason}}
 		if !decidedAlone[reason] {
 			f.decision = &decision{reason: reason}
 		}
-		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 {
+		if found := (&Auditor{late: time.Minute}).compare(f); len(found) > 0 {
 			t.Errorf("an order that was rejected for %s: %v", reason, found)
 		}
 		f.decision = &decision{reason: "ANOTHER"}
-		if found := (&Auditor{late: time.Minute}).judge(f); len(found) > 0 == decidedAlone[reason] {
+		if found := (&Auditor{late: time.Minute}).compare(f); len(found) > 0 == decidedAlone[reason] {
 			t.Errorf("an order that was rejected for %s, and by inventory for another reason: %v", reason, found)
 		}
 	}
@@ -492,7 +492,7 @@ func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
 	s := newShop(t)
 	s.exec(t, `DELETE FROM logging.event_log`)
 	if n := s.audit(t).Count(); n == 0 {
-		t.Fatal("no violations where nothing is logged")
+		t.Fatal("no violations, although nothing is logged")
 	}
 	tomorrow := time.Now().UTC().AddDate(0, 0, 1)
 	s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
@@ -530,7 +530,7 @@ func TestRun_MoreOrdersThanAPageAreAllLookedAt(t *testing.T) {
 			t.Errorf("%s: %d violations, want %d", c.Check, c.Violations, want)
 		}
 	}
-	if r.Orders != 2*more+3 || len(r.Violations) != 3*MostListed {
+	if r.Orders != 2*more+3 || len(r.Violations) != 3*MaxListed {
 		t.Errorf("%d orders, %d violations listed", r.Orders, len(r.Violations))
 	}
 }
@@ -539,7 +539,7 @@ func TestOpen_SaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	url := postgrestest.NewEmpty(t)
 	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url}})
-	if err == nil || !strings.Contains(err.Error(), "there is no shop in it") {
+	if err == nil || !strings.Contains(err.Error(), "run shop migrate") {
 		t.Errorf("an empty database: %v", err)
 	}
 }

@@ -14,29 +14,29 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 )
 
-// page is how many orders are read and judged together: no statement is long, and memory is bounded.
+// page is how many orders are read and compared together: no statement is long, and memory is bounded.
 const page = 5000
 
 // window is how many ids of the log are read at once. An order has three or four events.
 const window = 4 * page
 
-// facts are what the services know about one order.
-type facts struct {
+// orderView is what the services know about one order.
+type orderView struct {
 	id       string
 	order    *order
 	decision *decision
 	holds    []hold
 	events   map[string]int // by routing key
-	// placedAge is the age of the first event in the log; 0 where there is none.
+	// placedAge is the age of the first event in the log; 0 if there is none.
 	placedAge seconds
-	// givenUp: its OrderPlaced is a dead letter that a person discarded.
-	givenUp bool
-	// erased: its OrderPlaced does not say any more who has placed it, so that nobody can send it again.
+	// discarded: its OrderPlaced is a dead letter that an operator has discarded.
+	discarded bool
+	// erased: its OrderPlaced has no personal data any more, so that it cannot be sent again.
 	erased bool
 	// sent is how often an event of it was sent again, and sentAge how long ago last.
 	sent    int
 	sentAge seconds
-	// logged is false where the order is older than the log.
+	// logged is false if the order is older than the log.
 	logged bool
 }
 
@@ -60,7 +60,7 @@ type line struct {
 }
 
 type decision struct {
-	reason string // "" where the stock was held
+	reason string // "" if the stock was held
 	lines  []line
 	age    seconds
 }
@@ -71,7 +71,7 @@ type hold struct {
 	age                 seconds // of its state, or since it was last relied on
 }
 
-// allOrders judges every order that one of the services knows. What is late is judged once more after a pause, and
+// allOrders compares every order that one of the services knows. What is late is compared once more after a pause, and
 // counts if it is found again.
 func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, err error) {
 	horizon, err := a.logBegins(ctx)
@@ -114,7 +114,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 		check Check
 		order string
 	}
-	suspects := map[subject]bool{}
+	candidates := map[subject]bool{}
 	var ids []string
 	var kept []finding
 	seen := map[string]bool{}
@@ -123,7 +123,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 			kept = append(kept, f)
 			continue
 		}
-		suspects[subject{f.Check, f.OrderID}] = true
+		candidates[subject{f.Check, f.OrderID}] = true
 		if !seen[f.OrderID] {
 			seen[f.OrderID] = true
 			ids = append(ids, f.OrderID)
@@ -141,7 +141,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 			return nil, err
 		}
 		for _, f := range again {
-			if f.late && suspects[subject{f.Check, f.OrderID}] {
+			if f.late && candidates[subject{f.Check, f.OrderID}] {
 				kept = append(kept, f)
 			}
 		}
@@ -267,7 +267,7 @@ func (a *Auditor) notStored(ctx context.Context, ids []string, lost map[string]b
 	return unknown, err
 }
 
-// logBegins is when the oldest daily partition of the log begins: what is older has been dropped. The zero time where
+// logBegins is when the oldest daily partition of the log begins: what is older has been dropped. The zero time if
 // there is none.
 func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
 	var day sql.NullString
@@ -283,18 +283,18 @@ func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
 	return begin, nil
 }
 
-// examine reads what is known about the orders and judges it. The order service is read first and the log last, in the
+// examine reads what is known about the orders and compares it. The order service is read first and the log last, in the
 // direction in which things happen: what is read later is newer.
 func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) ([]finding, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	byID := make(map[string]*facts, len(ids))
+	byID := make(map[string]*orderView, len(ids))
 	for _, id := range ids {
-		byID[id] = &facts{id: id, events: map[string]int{}}
+		byID[id] = &orderView{id: id, events: map[string]int{}}
 	}
 	array := pq.Array(ids)
-	for _, read := range []func(context.Context, map[string]*facts, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readGivenUp, a.readSent} {
+	for _, read := range []func(context.Context, map[string]*orderView, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readDiscarded, a.readSent} {
 		if err := read(ctx, byID, array); err != nil {
 			return nil, err
 		}
@@ -310,12 +310,12 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) 
 		default:
 			f.logged = true
 		}
-		found = append(found, a.judge(f)...)
+		found = append(found, a.compare(f)...)
 	}
 	return found, nil
 }
 
-func (a *Auditor) readOrders(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readOrders(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.orders, "orders", `
 		SELECT id, state, coalesce(reason, ''), total_items, coalesce(total_value, 0), coalesce(currency, ''), created_at,
 		       extract(epoch FROM clock_timestamp() - updated_at)
@@ -330,7 +330,7 @@ func (a *Auditor) readOrders(ctx context.Context, byID map[string]*facts, ids an
 	})
 }
 
-func (a *Auditor) readLines(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readLines(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.orders, "the lines of orders", `
 		SELECT order_id, line, product_id, product_name, quantity, coalesce(unit_price, 0)
 		FROM order_item WHERE order_id = ANY($1::uuid[]) ORDER BY order_id, line`, []any{ids}, func(r *sql.Rows) error {
@@ -347,7 +347,7 @@ func (a *Auditor) readLines(ctx context.Context, byID map[string]*facts, ids any
 	})
 }
 
-func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.inventory, "decisions", `
 		SELECT order_id, coalesce(reason, ''), answer, extract(epoch FROM clock_timestamp() - decided_at)
 		FROM decision WHERE order_id = ANY($1::uuid[])`, []any{ids}, func(r *sql.Rows) error {
@@ -370,7 +370,7 @@ func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*facts, ids
 	})
 }
 
-func (a *Auditor) readHolds(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readHolds(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.inventory, "holds", `
 		SELECT order_id, product_id, quantity, state, extract(epoch FROM clock_timestamp() - updated_at) FROM hold WHERE order_id = ANY($1::uuid[])
 		ORDER BY order_id, product_id`, []any{ids}, func(r *sql.Rows) error {
@@ -386,7 +386,7 @@ func (a *Auditor) readHolds(ctx context.Context, byID map[string]*facts, ids any
 
 // readEvents looks at the days from the oldest of the orders on: other partitions are not touched. A client that repeats
 // itself with its idempotency key places the same order again, and after a day that is an event of its own.
-func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, ids any) error {
 	begin := time.Now()
 	for _, f := range byID {
 		if f.order == nil {
@@ -421,7 +421,7 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*facts, ids an
 	})
 }
 
-func (a *Auditor) readSent(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readSent(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.logging, "events that were sent again", `
 		SELECT order_id, sum(sent), extract(epoch FROM clock_timestamp() - max(sent_at)) FROM unhandled_event
 		WHERE order_id = ANY($1::uuid[]) AND sent > 0 GROUP BY order_id`, []any{ids}, func(r *sql.Rows) error {
@@ -441,7 +441,7 @@ func (a *Auditor) resent(ctx context.Context, r *Report) error {
 	r.Resent = []Resent{} // an empty list in JSON
 	return rows(ctx, a.logging, "events that were sent again", `
 		SELECT order_id, routing_key, sent, sent_at, coalesce(outcome, ''), count(*) OVER () FROM unhandled_event
-		WHERE sent > 0 AND sent_at >= $1 ORDER BY sent_at DESC, message_id LIMIT $2`, []any{a.begin(), MostListed}, func(row *sql.Rows) error {
+		WHERE sent > 0 AND sent_at >= $1 ORDER BY sent_at DESC, message_id LIMIT $2`, []any{a.begin(), MaxListed}, func(row *sql.Rows) error {
 		var e Resent
 		if err := row.Scan(&e.OrderID, &e.RoutingKey, &e.Times, &e.At, &e.Outcome, &r.ResentCount); err != nil {
 			return err
@@ -451,7 +451,7 @@ func (a *Auditor) resent(ctx context.Context, r *Report) error {
 	})
 }
 
-func (a *Auditor) readGivenUp(ctx context.Context, byID map[string]*facts, ids any) error {
+func (a *Auditor) readDiscarded(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.logging, "discarded dead letters", `
 		SELECT DISTINCT order_id FROM dead_letter WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2`,
 		[]any{ids, placed}, func(r *sql.Rows) error {
@@ -459,7 +459,7 @@ func (a *Auditor) readGivenUp(ctx context.Context, byID map[string]*facts, ids a
 			if err := r.Scan(&id); err != nil {
 				return err
 			}
-			byID[id].givenUp = true
+			byID[id].discarded = true
 			return nil
 		})
 }

@@ -57,7 +57,7 @@ func (a *Auditor) deadLetters(ctx context.Context) (found []finding, err error) 
 	return found, err
 }
 
-// outboxes reports the messages that wait, those that wait too long as one violation for each outbox.
+// outboxes reports the messages that wait; those that wait too long are one violation for each outbox.
 func (a *Auditor) outboxes(ctx context.Context) (found []finding, err error) {
 	for _, outbox := range []struct {
 		owner string

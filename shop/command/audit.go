@@ -38,19 +38,19 @@ func auditCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Compare orders, stock and log, and list what does not add up",
-		Long: `Reads what the services have stored, changes nothing, and lists what does not add up. The shop may be
-running: what is on its way is counted apart. Exit code 0 means no violation.
+		Short: "Compare orders, stock and event log, and list violations",
+		Long: `Reads what the services have stored, changes nothing, and lists inconsistencies as violations. The shop
+may be running: what is younger than --late is in flight and counted apart. Exit code 0 means no violation.
 
-With --repair the events of orders that are lost on their way to a service, because somebody has deleted
-its queue for example, are sent again at once: what the log has of them, and the service has not handled.
-The shop does so by itself once it is sure that they cannot be waiting; an event that waits all the same
-comes twice then, and has one effect. That is a call for operators (--server, --token).
+With --repair events that were lost on their way to a service, because its queue was deleted for example,
+are sent again at once from the event log. The shop does so by itself after a while, when they cannot be in
+a queue any more; an event that is delivered twice has one effect. --repair is a call for operators (--server,
+--token).
 
 The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
 of DATABASE_URL, with a role that may read the schemas; else those of the shop that make up runs here.
 
-With --every it goes on until it is ended, logs what it finds, and serves Prometheus metrics on --listen:
+With --every it repeats the audit until it is stopped, logs violations, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
 		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
 		Args:    cli.Args(),
@@ -100,10 +100,10 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&cfg.Since, "since", 0, "leave out orders that are older (0 leaves out none)")
-	flags.DurationVar(&cfg.Late, "late", time.Minute, "the age from which what is on its way is a violation")
+	flags.DurationVar(&cfg.Late, "late", time.Minute, "the age from which an inconsistency is a violation")
 	flags.BoolVar(&asJSON, "json", false, "print the report as JSON")
-	flags.BoolVar(&repair, "repair", false, "send again what is lost on its way to a service, and wait at least 30 s for it")
-	flags.DurationVar(&wait, "wait", 0, "wait so long for everything that is on its way, and fail where something still is")
+	flags.BoolVar(&repair, "repair", false, "send lost events again, and wait at least 30 s for their effect")
+	flags.DurationVar(&wait, "wait", 0, "wait until nothing is in flight, for at most this time, and fail if something still is")
 	flags.DurationVar(&every, "every", 0, "repeat the audit in this interval")
 	flags.StringVar(&listen, "listen", ":3104", "where health and metrics are served, with --every")
 	cmd.MarkFlagsMutuallyExclusive("every", "wait")
@@ -120,7 +120,7 @@ const (
 	resendBatch = 1000
 )
 
-// holdLimit is what inventory is told by the same variable, 0 if it is not set.
+// holdLimit is HOLD_LIMIT, which inventory reads, too; 0 if it is not set.
 func holdLimit() (time.Duration, error) {
 	cfg, err := env.ParseAs[struct {
 		HoldLimit time.Duration `env:"HOLD_LIMIT"`
@@ -131,7 +131,7 @@ func holdLimit() (time.Duration, error) {
 	return cfg.HoldLimit, nil
 }
 
-// resendLost audits once, and has the shop send the events of the orders that are lost.
+// resendLost audits once, and asks the shop to send the lost events again.
 func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 	report, err := a.Run(cmd.Context())
 	if err != nil {
@@ -139,7 +139,7 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 	}
 	lost := report.Lost()
 	if len(lost) == 0 {
-		fmt.Fprintln(cmd.ErrOrStderr(), "Nothing is lost.")
+		fmt.Fprintln(cmd.ErrOrStderr(), "No events are lost.")
 		return nil
 	}
 	sent := 0
@@ -226,16 +226,16 @@ func printReport(out io.Writer, r *audit.Report) error {
 				fmt.Fprintf(out, "  %s\n", v)
 			}
 		}
-		if more := c.Violations - audit.MostListed; more > 0 {
+		if more := c.Violations - audit.MaxListed; more > 0 {
 			fmt.Fprintf(out, "  and %d more\n", more)
 		}
 	}
 	if r.ResentCount > 0 {
 		fmt.Fprintf(out, "\n%s lost on the way to a service and sent again:\n", cli.Plural(r.ResentCount, "event"))
-		for _, e := range r.Resent[:min(len(r.Resent), mostResent)] {
+		for _, e := range r.Resent[:min(len(r.Resent), maxResent)] {
 			fmt.Fprintf(out, "  order %s: %s, %s, %s\n", e.OrderID, e.RoutingKey, localTime(e.At), cmp.Or(e.Outcome, "on its way"))
 		}
-		if more := r.ResentCount - mostResent; more > 0 {
+		if more := r.ResentCount - maxResent; more > 0 {
 			fmt.Fprintf(out, "  and %d more\n", more)
 		}
 	}
@@ -243,8 +243,8 @@ func printReport(out io.Writer, r *audit.Report) error {
 	return nil
 }
 
-// mostResent is how many events that were sent again are listed.
-const mostResent = 10
+// maxResent is how many events that were sent again are listed.
+const maxResent = 10
 
 // auditEvery audits until ctx ends. An audit that fails is logged and counted: the metrics then grow old.
 func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, listen string) error {

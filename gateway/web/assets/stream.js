@@ -107,7 +107,7 @@ class Parser {
   #id = '';
 
   feed(text) {
-    const lines = (this.#rest + text).split(/\r\n|\n|\r/);
+    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/); // the \n of a \r at the end may be still to come
     this.#rest = lines.pop();
     const events = [];
     for (const line of lines) {

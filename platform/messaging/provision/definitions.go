@@ -210,6 +210,10 @@ func (d *definitions) grant(t messaging.Topology, service string, login Login) {
 		write, read = append(write, own), append(read, quote(t.EventExchange))
 	}
 
+	for _, queue := range s.Exclusive {
+		configure = append(configure, quote(queue))
+	}
+
 	d.Users = append(d.Users, user{login.User, login.Password, []string{}})
 	d.Permissions = append(d.Permissions, permission{login.User, vhost, anyOf(configure), anyOf(write), anyOf(read)})
 	d.TopicPermissions = append(d.TopicPermissions, topicPermission{

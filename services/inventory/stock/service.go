@@ -50,6 +50,8 @@ type Config struct {
 	AdminAddr string `env:"ADMIN_ADDR"    envDefault:":3102"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
+	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
 	// OrderAddr is where the order service is asked about old holds.
 	OrderAddr string `env:"ORDER_ADDR"    envDefault:"localhost:3001"`
 	// HoldLimit is the age from which a hold is old, 15 min if it is 0. Less than 5 min is refused.
@@ -85,7 +87,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(applied) > 0 {
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
-	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, Transient: postgres.Transient}, t)
+	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient}, t)
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,8 @@ type Config struct {
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
+	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
 	// OrderAddr and InventoryAddr are where order and inventory are asked which events they have handled.
 	OrderAddr     string `env:"ORDER_ADDR" envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
@@ -94,7 +96,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, Transient: postgres.Transient,
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
 	}, t)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ type Config struct {
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
 	// PprofAddr is where Go's profiles are served, for this machine alone.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
+	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
 	// KeyRetention is how long an idempotency key stays its order's, 30 days if it is 0. It must be longer than an order can
 	// come again: RedriveHorizon, the retries, and a day in the queue.
 	KeyRetention time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
@@ -83,7 +85,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
 	}
 	base, err := service.New(service.Config{
-		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, Transient: postgres.Transient,
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
 	}, t)
 	if err != nil {
 		return nil, err

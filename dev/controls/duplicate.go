@@ -21,7 +21,7 @@ import (
 	"shop.example/topology"
 )
 
-type twiceAnswer struct {
+type duplicateAnswer struct {
 	OrderID     string `json:"order_id"`
 	Deliveries  int    `json:"deliveries"` // of each event
 	Effects     int    `json:"effects"`
@@ -29,60 +29,60 @@ type twiceAnswer struct {
 	StockAfter  int32  `json:"stock_after"`
 }
 
-// twice places an order, and when all of it is done delivers the events that moved stock once more.
-func (l *lab) twice(ctx context.Context, body []byte) (any, error) {
+// duplicate places an order and, when it is settled, delivers the events that moved stock once more.
+func (e *experiment) duplicate(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
 	}
-	product, err := l.newProduct(ctx, "Ordered once", 10)
+	product, err := e.newProduct(ctx, "Ordered once", 10)
 	if err != nil {
 		return nil, err
 	}
-	order, err := l.order(ctx, product.GetId())
+	order, err := e.order(ctx, product.GetId())
 	switch {
 	case err != nil:
 		return nil, err
 	case !orderstate.IsDecided(order.GetState()):
-		return nil, l.late("the order was accepted, but is not decided yet; it will be")
+		return nil, e.late("the order was accepted, but is not decided yet; it will be")
 	}
-	if err := l.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {
+	if err := e.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {
 		return nil, err
 	}
-	events, err := l.events(ctx, order.GetId(), &eventsv1.OrderPlaced{}, &eventsv1.DecrementQuantity{})
+	events, err := e.events(ctx, order.GetId(), &eventsv1.OrderPlaced{}, &eventsv1.DecrementQuantity{})
 	if err != nil {
 		return nil, err
 	}
-	if err := l.deliverAgain(ctx, events); err != nil {
+	if err := e.deliverAgain(ctx, events); err != nil {
 		return nil, err
 	}
-	after, err := l.item(ctx, product.GetId())
+	after, err := e.item(ctx, product.GetId())
 	if err != nil {
 		return nil, err
 	}
-	return twiceAnswer{
+	return duplicateAnswer{
 		OrderID: order.GetId(), Deliveries: 2, Effects: int(product.GetOnHand() - after.GetQuantity()), // of one piece each
 		StockBefore: product.GetOnHand(), StockAfter: after.GetOnHand(),
 	}, nil
 }
 
 // settled waits until so many pieces are on hand and none is reserved.
-func (l *lab) settled(ctx context.Context, product, onHand int32) error {
-	return l.until(ctx, "the order was decided, but its stock has not been taken yet; it will be", func() bool {
-		item, err := l.item(ctx, product)
+func (e *experiment) settled(ctx context.Context, product, onHand int32) error {
+	return e.until(ctx, "the order was decided, but its stock has not been taken yet; it will be", func() bool {
+		item, err := e.item(ctx, product)
 		return err == nil && item.GetOnHand() == onHand && item.GetReserved() == 0
 	})
 }
 
-func (l *lab) item(ctx context.Context, id int32) (*inventoryv1.Item, error) {
-	reply, err := inventoryv1.NewInventoryServiceClient(l.gateway).GetItem(ctx, &inventoryv1.GetItemRequest{Id: id})
+func (e *experiment) item(ctx context.Context, id int32) (*inventoryv1.Item, error) {
+	reply, err := inventoryv1.NewInventoryServiceClient(e.gateway).GetItem(ctx, &inventoryv1.GetItemRequest{Id: id})
 	return reply.GetItem(), err
 }
 
 // events returns what the log has of an order, of the types of kinds, as it was published.
-func (l *lab) events(ctx context.Context, order string, kinds ...proto.Message) ([]messaging.Outgoing, error) {
+func (e *experiment) events(ctx context.Context, order string, kinds ...proto.Message) ([]messaging.Outgoing, error) {
 	found := make([]*loggingv1.Event, len(kinds))
-	err := l.until(ctx, "the order is done, but its events are not in the log yet; they will be", func() bool {
-		reply, err := loggingv1.NewEventLogServiceClient(l.gateway).ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: order})
+	err := e.until(ctx, "the order is done, but its events are not in the log yet; they will be", func() bool {
+		reply, err := loggingv1.NewEventLogServiceClient(e.gateway).ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: order})
 		if err != nil {
 			return false
 		}
@@ -127,20 +127,20 @@ func outgoing(ctx context.Context, logged *loggingv1.Event, m proto.Message) (ou
 	return out, nil
 }
 
-// deliverAgain publishes events once more and returns when they have been handled: another order is placed behind them,
+// deliverAgain publishes events once more and returns when they have been handled: another order is placed after them,
 // and the queues, which have one consumer each in this process, keep their order.
-func (l *lab) deliverAgain(ctx context.Context, events []messaging.Outgoing) error {
-	if err := l.publish(ctx, events); err != nil {
+func (e *experiment) deliverAgain(ctx context.Context, events []messaging.Outgoing) error {
+	if err := e.publish(ctx, events); err != nil {
 		return err
 	}
-	behind, err := l.newProduct(ctx, "Ordered behind", 1)
+	behind, err := e.newProduct(ctx, "Ordered behind", 1)
 	if err != nil {
 		return err
 	}
-	if _, err := l.order(ctx, behind.GetId()); err != nil {
+	if _, err := e.order(ctx, behind.GetId()); err != nil {
 		return err
 	}
-	return l.settled(ctx, behind.GetId(), 0)
+	return e.settled(ctx, behind.GetId(), 0)
 }
 
 type poisonAnswer struct {
@@ -148,22 +148,22 @@ type poisonAnswer struct {
 	DeadLetterID string `json:"dead_letter_id"` // as in /v1/dead-letters/{id}
 }
 
-// poison publishes an order that nobody can read, and waits until it is kept as a dead letter.
-func (l *lab) poison(ctx context.Context, body []byte) (any, error) {
+// poison publishes an order that cannot be decoded, and waits until it is a dead letter.
+func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
 	}
 	event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	answer := poisonAnswer{MessageID: uuid.Must(uuid.NewV7()).String()}
-	err := l.publish(ctx, []messaging.Outgoing{{
+	err := e.publish(ctx, []messaging.Outgoing{{
 		Exchange: event.Exchange, RoutingKey: event.RoutingKey, Type: string(event.Name), MessageID: answer.MessageID,
 		Timestamp: time.Now(), Body: []byte("this is no order"),
 	}})
 	if err != nil {
 		return nil, err
 	}
-	err = l.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
-		reply, err := loggingv1.NewDeadLetterServiceClient(l.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
+	err = e.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
+		reply, err := loggingv1.NewDeadLetterServiceClient(e.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
 		if err != nil {
 			return false
 		}
@@ -177,8 +177,8 @@ func (l *lab) poison(ctx context.Context, body []byte) (any, error) {
 	return answer, err
 }
 
-// publish publishes events, each as the service that does, and returns when the broker has them.
-func (l *lab) publish(ctx context.Context, events []messaging.Outgoing) error {
+// publish publishes each event as the service that it belongs to, and returns when the broker has confirmed them.
+func (e *experiment) publish(ctx context.Context, events []messaging.Outgoing) error {
 	by := map[string][]messaging.Outgoing{}
 	for _, e := range events {
 		event, ok := contract.ByRoutingKey(e.RoutingKey)
@@ -188,7 +188,7 @@ func (l *lab) publish(ctx context.Context, events []messaging.Outgoing) error {
 		by[event.PublishedBy[0]] = append(by[event.PublishedBy[0]], e)
 	}
 	for service, events := range by {
-		if err := l.publishAs(ctx, service, events); err != nil {
+		if err := e.publishAs(ctx, service, events); err != nil {
 			return err
 		}
 	}
@@ -196,8 +196,8 @@ func (l *lab) publish(ctx context.Context, events []messaging.Outgoing) error {
 }
 
 // publishAs publishes over a connection of its own.
-func (l *lab) publishAs(ctx context.Context, service string, messages []messaging.Outgoing) error {
-	conn, err := messaging.Dial(l.AMQPURLs[service], messaging.Options{Topology: topology.Broker(), Service: service, Role: "publish"})
+func (e *experiment) publishAs(ctx context.Context, service string, messages []messaging.Outgoing) error {
+	conn, err := messaging.Dial(e.AMQPURLs[service], messaging.Options{Topology: topology.Broker(), Service: service, Role: "publish"})
 	if err != nil {
 		return err
 	}

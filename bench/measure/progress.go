@@ -18,14 +18,14 @@ import (
 const (
 	// pollInterval is how exactly the end of a run is seen. A look costs the database a tenth of a millisecond.
 	pollInterval = 20 * time.Millisecond
-	// restFor is how long nothing may happen before a pipeline is at rest.
+	// restFor is how long nothing may happen before a pipeline counts as finished.
 	restFor = 200 * time.Millisecond
 	// stallTimeout is how long a run may make no progress.
 	stallTimeout = 30 * time.Second
 )
 
-// watch sees in the database how far a pipeline is, without costing it much.
-type watch struct {
+// progressReader sees in the database how far a pipeline is, without costing it much.
+type progressReader struct {
 	db       *sql.DB
 	products []int64
 	rested   time.Time // when the last event of the run was logged
@@ -42,10 +42,10 @@ type state struct {
 //
 // A piece leaves product.on_hand in the transaction that settles its hold and writes its movement, after a message that
 // the order service sends when the order is stored as CONFIRMED. So an order whose pieces are gone is settled.
-func (w *watch) state(ctx context.Context) (s state, err error) {
-	err = w.db.QueryRowContext(ctx, `SELECT -sum(on_hand) FROM inventory.product WHERE id = ANY ($1)`, pq.Array(w.products)).Scan(&s.sold)
+func (p *progressReader) state(ctx context.Context) (s state, err error) {
+	err = p.db.QueryRowContext(ctx, `SELECT -sum(on_hand) FROM inventory.product WHERE id = ANY ($1)`, pq.Array(p.products)).Scan(&s.sold)
 	if err == nil {
-		err = w.db.QueryRowContext(ctx, `
+		err = p.db.QueryRowContext(ctx, `
 			SELECT last_value, NOT EXISTS (SELECT FROM orders.outbox) AND NOT EXISTS (SELECT FROM inventory.outbox)
 			FROM logging.event_log_id_seq`).Scan(&s.logged, &s.quiet)
 	}
@@ -55,7 +55,7 @@ func (w *watch) state(ctx context.Context) (s state, err error) {
 	return s, nil
 }
 
-// poll calls look every 20 ms until it says that it has seen what it waits for. It gives up where what look returns has
+// poll calls look every 20 ms until it says that it has seen what it waits for. It fails if what look returns has
 // not changed for half a minute.
 func poll[T comparable](ctx context.Context, look func() (now T, done bool, err error)) error {
 	tick := time.NewTicker(pollInterval)
@@ -81,13 +81,13 @@ func poll[T comparable](ctx context.Context, look func() (now T, done bool, err 
 }
 
 // settled waits until so many pieces more than before have left the stock and returns when that was.
-func (w *watch) settled(ctx context.Context, before state, pieces int, sold func(int64)) (time.Time, error) {
+func (p *progressReader) settled(ctx context.Context, before state, pieces int, sold func(int64)) (time.Time, error) {
 	never := make(chan error)
-	return w.settledUnless(ctx, never, before, pieces, sold)
+	return p.settledUnless(ctx, never, before, pieces, sold)
 }
 
 // settledUnless is settled that ends with the first error of the load; nil from failed means that all orders are placed.
-func (w *watch) settledUnless(ctx context.Context, failed <-chan error, before state, pieces int, sold func(int64)) (time.Time, error) {
+func (p *progressReader) settledUnless(ctx context.Context, failed <-chan error, before state, pieces int, sold func(int64)) (time.Time, error) {
 	err := poll(ctx, func() (n int64, done bool, err error) {
 		select {
 		case err := <-failed:
@@ -97,7 +97,7 @@ func (w *watch) settledUnless(ctx context.Context, failed <-chan error, before s
 			failed = nil
 		default:
 		}
-		err = w.db.QueryRowContext(ctx, `SELECT -sum(on_hand) FROM inventory.product WHERE id = ANY ($1)`, pq.Array(w.products)).Scan(&n)
+		err = p.db.QueryRowContext(ctx, `SELECT -sum(on_hand) FROM inventory.product WHERE id = ANY ($1)`, pq.Array(p.products)).Scan(&n)
 		n -= before.sold
 		sold(n)
 		return n, n >= int64(pieces), err
@@ -109,23 +109,23 @@ func (w *watch) settledUnless(ctx context.Context, failed <-chan error, before s
 const eventsOfAnOrder = 3
 
 // rest waits until the events of so many orders are logged and nothing follows any more.
-func (w *watch) rest(ctx context.Context, before state, orders int) error {
+func (p *progressReader) rest(ctx context.Context, before state, orders int) error {
 	var last state
-	w.rested = time.Now()
+	p.rested = time.Now()
 	return poll(ctx, func() (state, bool, error) {
-		now, err := w.state(ctx)
+		now, err := p.state(ctx)
 		if now != last || !now.quiet || now.logged-before.logged < int64(orders*eventsOfAnOrder) {
-			last, w.rested = now, time.Now()
+			last, p.rested = now, time.Now()
 		}
-		return now, time.Since(w.rested) > restFor, err
+		return now, time.Since(p.rested) > restFor, err
 	})
 }
 
 // stored counts what the orders of a run leave behind.
 type stored struct{ confirmed, settled, movements, events int }
 
-func (w *watch) count(ctx context.Context) (s stored, err error) {
-	err = w.db.QueryRowContext(ctx, `
+func (p *progressReader) count(ctx context.Context) (s stored, err error) {
+	err = p.db.QueryRowContext(ctx, `
 		SELECT (SELECT count(*) FROM orders.orders WHERE state = 'CONFIRMED'),
 		       (SELECT count(*) FROM inventory.hold WHERE state = 'SETTLED'),
 		       (SELECT count(*) FROM inventory.stock_movement WHERE reason = 'SOLD'),
@@ -139,8 +139,8 @@ func (w *watch) count(ctx context.Context) (s stored, err error) {
 
 // check makes sure that the run did all its work: every order confirmed, its holds settled, each with its movement, and
 // its events logged once.
-func (w *watch) check(ctx context.Context, before stored, orders, holds int) error {
-	now, err := w.count(ctx)
+func (p *progressReader) check(ctx context.Context, before stored, orders, holds int) error {
+	now, err := p.count(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,9 +154,9 @@ func (w *watch) check(ctx context.Context, before stored, orders, holds int) err
 
 // decisions reads from the orders how long each took from being placed to being decided. In closed loop that is all:
 // waiting for the event of each would cost the broker what is being measured.
-func (w *watch) decisions(ctx context.Context, f Figures, since time.Time) error {
+func (p *progressReader) decisions(ctx context.Context, f Figures, since time.Time) error {
 	var p50, p99 float64
-	err := w.db.QueryRowContext(ctx, `
+	err := p.db.QueryRowContext(ctx, `
 		SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY took), percentile_cont(0.99) WITHIN GROUP (ORDER BY took)
 		FROM (SELECT extract(epoch FROM updated_at - created_at) * 1000 AS took FROM orders.orders WHERE created_at >= $1) orders`, since).
 		Scan(&p50, &p99)
@@ -168,7 +168,7 @@ func (w *watch) decisions(ctx context.Context, f Figures, since time.Time) error
 }
 
 // confirms sees the OrderConfirmed of each order in a queue of its own, and so how long it took after the order was
-// accepted. It is for open loop, where a message more for each order does not hold the pipeline back.
+// accepted. It is for open loop: there one more message for each order does not slow down the pipeline.
 type confirms struct {
 	conn *amqp.Connection
 	done chan struct{}

@@ -24,29 +24,29 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// The floor is what an order costs at the least: the same queues with the same policies, the same number of persistent
+// The baseline is the minimum that an order costs: the same queues with the same policies, the same number of persistent
 // messages, each confirmed, the same rows in the same tables, committed as durably, orders over HTTP, one RPC over the
 // broker and one statement a batch. It leaves out what makes the shop trustworthy: it checks nothing but that the stock
-// does not fall below zero, a message that comes twice is an error, what is committed is lost to the others where the
-// process dies before it is published, and it ends at the first failure. Messages are JSON, written and read by hand,
+// does not fall below zero, a message that comes twice is an error, what is committed is lost to the other services
+// if the process dies before it is published, and it ends at the first failure. Messages are JSON, written and read by hand,
 // as they go to the event log.
 
 // Tuned by hand for throughput on a machine of two processors that also runs servers and clients.
 const (
-	floorBatch   = 500 // orders of one RPC and one statement, at most
-	floorWorkers = 2   // while one waits for the broker, the other stores
-	logBatch     = 1000
+	batchLimit   = 500 // orders of one RPC and one statement, at most
+	orderWorkers = 2   // while one waits for the broker, the other stores
+	logLimit     = 1000
 	// linger is how long a batch that is not full waits for more: each one costs a commit and wakes many processes.
 	linger = 20 * time.Millisecond
-	// gcPercent trades memory, of which the floor uses little, for processor time.
+	// gcPercent trades memory, of which the baseline uses little, for processor time.
 	gcPercent = 400
 
 	topic  = "shop.topic"
 	checks = "inventory-rpc-queue"
 )
 
-// floor is the pipeline in one process.
-type floor struct {
+// baseline is the pipeline in one process.
+type baseline struct {
 	db *sql.DB
 	// products is the catalogue by id, read when the first order needs it: nobody changes it afterwards.
 	products func() (map[int64]product, error)
@@ -65,10 +65,10 @@ type product struct {
 	price int64 // cents
 }
 
-func serveFloor(ctx context.Context, released <-chan struct{}, ready func(addr string) error) (err error) {
+func serveBaseline(ctx context.Context, released <-chan struct{}, ready func(addr string) error) (err error) {
 	debug.SetGCPercent(gcPercent)
-	f := &floor{}
-	if f.db, err = openFloorDatabase(ctx, os.Getenv("DATABASE_URL")); err != nil {
+	f := &baseline{}
+	if f.db, err = openBaselineDatabase(ctx, os.Getenv("DATABASE_URL")); err != nil {
 		return err
 	}
 	defer f.db.Close()
@@ -79,7 +79,7 @@ func serveFloor(ctx context.Context, released <-chan struct{}, ready func(addr s
 		}
 		defer (*conn).Close()
 	}
-	if err := declareFloor(f.consume); err != nil {
+	if err := declareBaseline(f.consume); err != nil {
 		return fmt.Errorf("declaring the queues: %w", err)
 	}
 	if f.intake, err = f.confirming(); err != nil {
@@ -105,13 +105,13 @@ func serveFloor(ctx context.Context, released <-chan struct{}, ready func(addr s
 		return server.Close()
 	})
 	parts.Go(func() error { return f.serveChecks(ctx) })
-	parts.Go(func() error { return f.batches(ctx, "inventory", floorBatch, f.settleBatch) })
-	parts.Go(func() error { return f.batches(ctx, "logging", logBatch, f.logBatch) })
-	for range floorWorkers {
+	parts.Go(func() error { return f.batches(ctx, "inventory", batchLimit, f.settleBatch) })
+	parts.Go(func() error { return f.batches(ctx, "logging", logLimit, f.logBatch) })
+	for range orderWorkers {
 		parts.Go(func() error {
 			select {
 			case <-released:
-				return f.batches(ctx, "order", floorBatch, f.orderBatch)
+				return f.batches(ctx, "order", batchLimit, f.orderBatch)
 			case <-ctx.Done():
 				return nil
 			}
@@ -123,8 +123,8 @@ func serveFloor(ctx context.Context, released <-chan struct{}, ready func(addr s
 	return parts.Wait()
 }
 
-// openFloorDatabase makes the shop's own tables.
-func openFloorDatabase(ctx context.Context, url string) (*sql.DB, error) {
+// openBaselineDatabase makes the shop's own tables.
+func openBaselineDatabase(ctx context.Context, url string) (*sql.DB, error) {
 	for _, schema := range db.Schemas() {
 		if _, err := db.Migrate(ctx, url, schema); err != nil {
 			return nil, err
@@ -134,7 +134,7 @@ func openFloorDatabase(ctx context.Context, url string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.ApplicationName, config.BinaryParameters = "floor", true
+	config.ApplicationName, config.BinaryParameters = "baseline", true
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
 		return nil, err
@@ -144,8 +144,8 @@ func openFloorDatabase(ctx context.Context, url string) (*sql.DB, error) {
 	return pool, nil
 }
 
-// declareFloor declares what orders go through, as the shop does.
-func declareFloor(conn *amqp.Connection) error {
+// declareBaseline declares what orders go through, as the shop does.
+func declareBaseline(conn *amqp.Connection) error {
 	ch, err := conn.Channel()
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func declareFloor(conn *amqp.Connection) error {
 }
 
 // confirming opens a channel whose messages are confirmed.
-func (f *floor) confirming() (*amqp.Channel, error) {
+func (f *baseline) confirming() (*amqp.Channel, error) {
 	ch, err := f.publish.Channel()
 	if err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func (f *floor) confirming() (*amqp.Channel, error) {
 }
 
 // ServeHTTP takes an order: it is accepted when the broker has it.
-func (f *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *baseline) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -211,7 +211,7 @@ func (f *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func send(ch *amqp.Channel, key, order string, body []byte) (*amqp.DeferredConfirmation, error) {
 	return ch.PublishWithDeferredConfirm(topic, key, false, false, amqp.Publishing{
 		DeliveryMode: amqp.Persistent, ContentType: "application/json", MessageId: uuid.NewString(), CorrelationId: order,
-		Timestamp: time.Now(), AppId: "floor", Body: body,
+		Timestamp: time.Now(), AppId: "baseline", Body: body,
 	})
 }
 
@@ -225,7 +225,7 @@ func confirmed(confirms ...*amqp.DeferredConfirmation) error {
 }
 
 // batches hands the messages of a queue in batches to handle, which publishes with the channel, and acknowledges them.
-func (f *floor) batches(ctx context.Context, queue string, most int, handle func(context.Context, *amqp.Channel, []amqp.Delivery) error) error {
+func (f *baseline) batches(ctx context.Context, queue string, limit int, handle func(context.Context, *amqp.Channel, []amqp.Delivery) error) error {
 	out, err := f.confirming()
 	if err != nil {
 		return err
@@ -234,14 +234,14 @@ func (f *floor) batches(ctx context.Context, queue string, most int, handle func
 	if err != nil {
 		return err
 	}
-	if err := ch.Qos(2*most, 0, false); err != nil {
+	if err := ch.Qos(2*limit, 0, false); err != nil {
 		return err
 	}
 	deliveries, err := ch.Consume(queue, "", false, false, false, false, nil)
 	if err != nil {
 		return err
 	}
-	waiting := make(chan amqp.Delivery, 2*most) // the library's channel shows one at a time
+	waiting := make(chan amqp.Delivery, 2*limit) // the library's channel shows one at a time
 	go func() {
 		defer close(waiting)
 		for d := range deliveries {
@@ -249,7 +249,7 @@ func (f *floor) batches(ctx context.Context, queue string, most int, handle func
 		}
 	}()
 	for {
-		batch, err := gather(ctx, waiting, most)
+		batch, err := gather(ctx, waiting, limit)
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -262,11 +262,12 @@ func (f *floor) batches(ctx context.Context, queue string, most int, handle func
 	}
 }
 
-// gather waits for one message, and then for so many or as long as it lingers. It returns none when ctx has ended.
-func gather(ctx context.Context, waiting <-chan amqp.Delivery, most int) ([]amqp.Delivery, error) {
+// gather waits for one message, and then until there are as many as limit or the linger time is over. It returns none
+// when ctx has ended.
+func gather(ctx context.Context, waiting <-chan amqp.Delivery, limit int) ([]amqp.Delivery, error) {
 	var batch []amqp.Delivery
 	var enough <-chan time.Time
-	for len(batch) < most {
+	for len(batch) < limit {
 		select {
 		case d, ok := <-waiting:
 			if !ok {
@@ -284,7 +285,7 @@ func gather(ctx context.Context, waiting <-chan amqp.Delivery, most int) ([]amqp
 	return batch, nil
 }
 
-const insertFloorOrders = `
+const insertBaselineOrders = `
 WITH stored AS (
     INSERT INTO orders.orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
     SELECT id, name, email, 'CONFIRMED', items, value, 'USD', placed, now()
@@ -294,8 +295,8 @@ WITH stored AS (
 INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity, unit_price)
 SELECT * FROM ROWS FROM (unnest($7::uuid[]), unnest($8::int[]), unnest($9::int[]), string_to_table($10, E'\n'), unnest($11::int[]), unnest($12::bigint[]))`
 
-// orderBatch asks for stock, stores the orders and tells of them.
-func (f *floor) orderBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
+// orderBatch asks for stock, stores the orders and publishes their events.
+func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
 	bodies := make([][]byte, len(batch))
 	for i, d := range batch {
 		bodies[i] = d.Body
@@ -350,7 +351,7 @@ func (f *floor) orderBatch(ctx context.Context, out *amqp.Channel, batch []amqp.
 		confirmed = append(time.Now().UTC().AppendFormat(append(confirmed, `"},"confirmed_at":"`...), time.RFC3339Nano), `"}`...)
 		events[i] = [2][]byte{confirmed, append(decrement, '}')}
 	}
-	_, err = f.db.ExecContext(ctx, insertFloorOrders, ids.end(), names.String(), emails.String(), items.end(), values.end(), placed.end(),
+	_, err = f.db.ExecContext(ctx, insertBaselineOrders, ids.end(), names.String(), emails.String(), items.end(), values.end(), placed.end(),
 		orders.end(), lines.end(), products.end(), productNames.String(), quantities.end(), prices.end())
 	if err != nil {
 		return fmt.Errorf("storing orders: %w", err)
@@ -377,14 +378,14 @@ func appendLine(to []byte, n int64, l line, p product) []byte {
 	return append(to, `"}}`...)
 }
 
-const insertFloorEvents = `
+const insertBaselineEvents = `
 INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, source, published_at)
-SELECT key, 'shop.topic', payload::jsonb, 'success', message, order_id, 'floor', 'epoch'::timestamptz + at * interval '1 second'
+SELECT key, 'shop.topic', payload::jsonb, 'success', message, order_id, 'baseline', 'epoch'::timestamptz + at * interval '1 second'
 FROM ROWS FROM (unnest($1::text[]), string_to_table($2, E'\n'), unnest($3::uuid[]), unnest($4::uuid[]), unnest($5::bigint[]))
     AS e (key, payload, message, order_id, at)`
 
 // logBatch writes events to the event log.
-func (f *floor) logBatch(ctx context.Context, _ *amqp.Channel, batch []amqp.Delivery) error {
+func (f *baseline) logBatch(ctx context.Context, _ *amqp.Channel, batch []amqp.Delivery) error {
 	var keys, messages, orders, times array
 	var payloads bytes.Buffer
 	for _, d := range batch {
@@ -398,7 +399,7 @@ func (f *floor) logBatch(ctx context.Context, _ *amqp.Channel, batch []amqp.Deli
 			orders.addText(d.CorrelationId)
 		}
 	}
-	_, err := f.db.ExecContext(ctx, insertFloorEvents, keys.end(), payloads.String(), messages.end(), orders.end(), times.end())
+	_, err := f.db.ExecContext(ctx, insertBaselineEvents, keys.end(), payloads.String(), messages.end(), orders.end(), times.end())
 	if err != nil {
 		return fmt.Errorf("writing events: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-const holdFloorStock = `
+const holdBaselineStock = `
 WITH taken AS (
     UPDATE inventory.product p SET reserved = p.reserved + d.quantity, version = p.version + 1, updated_at = now()
     FROM unnest($1::int[], $2::int[]) AS d (id, quantity) WHERE p.id = d.id
@@ -30,7 +30,7 @@ WITH taken AS (
 )
 SELECT * FROM taken`
 
-const settleFloorStock = `
+const settleBaselineStock = `
 WITH moved AS (
     UPDATE inventory.hold SET state = 'SETTLED', updated_at = now() WHERE order_id = ANY ($1::uuid[]) AND state = 'HELD'
     RETURNING order_id, product_id, quantity
@@ -42,7 +42,7 @@ FROM (SELECT product_id, sum(quantity)::int AS quantity FROM moved GROUP BY prod
 RETURNING p.id, p.name, p.version, p.on_hand, p.reserved`
 
 // serveChecks answers one call after the other: they would wait for each other's locks anyway.
-func (f *floor) serveChecks(ctx context.Context) error {
+func (f *baseline) serveChecks(ctx context.Context) error {
 	out, err := f.confirming()
 	if err != nil {
 		return err
@@ -82,8 +82,8 @@ func (f *floor) serveChecks(ctx context.Context) error {
 	}
 }
 
-// hold takes the stock of a batch of orders. The database refuses what is not there, and then the floor ends.
-func (f *floor) hold(ctx context.Context, bodies [][]byte) (reply []byte, changes []change, err error) {
+// hold takes the stock of a batch of orders. The database refuses what is not there, and then the baseline ends.
+func (f *baseline) hold(ctx context.Context, bodies [][]byte) (reply []byte, changes []change, err error) {
 	var decided, hashes, orders, products, quantities array
 	var answers bytes.Buffer
 	total := map[int64]int64{}
@@ -107,7 +107,7 @@ func (f *floor) hold(ctx context.Context, bodies [][]byte) (reply []byte, change
 		changed.add(product)
 		by.add(quantity)
 	}
-	changes, err = f.change(ctx, holdFloorStock, changed.end(), by.end(), decided.end(), hashes.end(), answers.String(),
+	changes, err = f.change(ctx, holdBaselineStock, changed.end(), by.end(), decided.end(), hashes.end(), answers.String(),
 		orders.end(), products.end(), quantities.end())
 	if err != nil {
 		return nil, nil, fmt.Errorf("holding stock: %w", err)
@@ -116,12 +116,12 @@ func (f *floor) hold(ctx context.Context, bodies [][]byte) (reply []byte, change
 }
 
 // settleBatch takes what is held out of the stock.
-func (f *floor) settleBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
+func (f *baseline) settleBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
 	var ids array
 	for _, d := range batch {
 		ids.addText(d.CorrelationId)
 	}
-	changes, err := f.change(ctx, settleFloorStock, ids.end())
+	changes, err := f.change(ctx, settleBaselineStock, ids.end())
 	if err != nil {
 		return fmt.Errorf("settling holds: %w", err)
 	}
@@ -134,7 +134,7 @@ type change struct {
 	name                          string
 }
 
-func (f *floor) change(ctx context.Context, statement string, args ...any) (changes []change, err error) {
+func (f *baseline) change(ctx context.Context, statement string, args ...any) (changes []change, err error) {
 	f.stock.Lock()
 	defer f.stock.Unlock()
 	rows, err := f.db.QueryContext(ctx, statement, args...)

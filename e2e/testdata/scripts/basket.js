@@ -1,0 +1,123 @@
+import * as storefront from '/page/storefront.js';
+import {answerWith, element, equal, json, text, until} from './check.js';
+
+const items = [
+  {id: 1, product_name: 'Laptop', quantity: 50, on_hand: 50, reserved: 0, price: {currency_code: 'USD', units: '1000'}},
+  {id: 2, product_name: 'Mouse', quantity: 0, on_hand: 4, reserved: 4, price: {currency_code: 'USD', units: '19', nanos: 990_000_000}},
+];
+
+// shop shows the catalogue; orders are answered by order(made).
+async function shop(order) {
+  const placed = [];
+  const calls = answerWith((made) => (made.path === '/catalogue' ? json({items}) : order(made)));
+  storefront.start({onPlaced: (answer) => placed.push(answer), onReached() {}});
+  await until(() => element('products').children.length === items.length);
+  return {placed, orders: () => calls.filter(({method}) => method === 'POST')};
+}
+
+const quantity = (id) => document.querySelector(`[name="quantity.${id}"]`);
+
+function enter(id, value) {
+  quantity(id).value = value;
+  quantity(id).dispatchEvent(new Event('input', {bubbles: true}));
+}
+
+const basket = () => [...element('basket-lines').children].map((line) => [...line.children].slice(0, 2).map((e) => e.textContent).join(': '));
+const submit = () => element('order').requestSubmit();
+
+export async function theBasketHasWhatIsChosenAndItsTotal() {
+  await shop();
+  equal(text('basket-total'), 'empty');
+  enter(1, '2');
+  enter(2, '3');
+  equal(basket(), ['2 × Laptop: 2000.00 USD', '3 × Mouse: 59.97 USD']);
+  equal(text('basket-total'), '5 pieces, 2059.97 USD');
+  enter(2, '0');
+  equal(basket(), ['2 × Laptop: 2000.00 USD']);
+}
+
+export async function theButtonsChangeTheQuantityAndNotBelowZero() {
+  await shop();
+  const [less, more] = document.querySelectorAll('[data-id="1"] [data-step]');
+  less.click();
+  equal(text('basket-total'), 'empty');
+  more.click();
+  more.click();
+  equal(text('basket-total'), '2 pieces, 2000.00 USD');
+  less.click();
+  less.click();
+  equal([text('basket-total'), quantity(1).value], ['empty', '']);
+}
+
+export async function aLineCanBeRemoved() {
+  await shop();
+  enter(1, '1');
+  enter(2, '1');
+  element('basket-lines').querySelector('button').click();
+  equal(text('basket-total'), '1 piece, 19.99 USD');
+  equal(document.activeElement === quantity(1), true);
+}
+
+export async function anOrderNamesThePricesThatWereSeen() {
+  const page = await shop(() => json({id: 'o', state: 'PENDING'}, 202));
+  enter(2, '3');
+  element('customer_name').value = ' Ada ';
+  element('customer_email').value = 'ada@example.org';
+  submit();
+  await until(() => page.placed.length === 1);
+  equal(JSON.parse(page.orders()[0].body), {
+    customer_name: 'Ada', customer_email: 'ada@example.org',
+    order_items: [{product_id: 2, quantity: 3, expected_unit_price: items[1].price}],
+  });
+  equal(text('basket-total'), 'empty');
+}
+
+export async function theSameOrderHasTheSameKeyAndAnotherOneAnother() {
+  let up = false;
+  const page = await shop(() => (up ? json({id: 'o', state: 'PENDING'}, 202) : json({message: 'the broker is unavailable'}, 503, {'Retry-After': '2'})));
+  const key = (n) => page.orders()[n].headers['Idempotency-Key'];
+  const again = async (n) => {
+    submit();
+    await until(() => page.orders().length === n && !element('place').hasAttribute('aria-busy'));
+  };
+  enter(1, '1');
+  await again(1);
+  equal(text('outcome'), 'The order was not placed: the broker is unavailable. Try again in 2 seconds. Retrying is safe: you will not order twice.');
+  up = true;
+  await again(2);
+  equal(key(1), key(0), 'the key of the second try:');
+  enter(1, '1');
+  await again(3);
+  equal(key(2) !== key(1), true, 'another order has another key:');
+}
+
+export async function whatIsWrongIsSaidBesideItsField() {
+  const details = [{field_violations: [
+    {field: 'customer_name', description: 'must not be empty'},
+    {field: 'customer_email', description: 'must be an email address'},
+    {field: 'order_items[1].quantity', description: 'must be at most 100000'},
+  ]}];
+  const page = await shop(() => json({message: 'invalid', details}, 400));
+  enter(1, '1');
+  enter(2, '100001');
+  submit();
+  await until(() => page.orders().length === 1 && !element('place').hasAttribute('aria-busy'));
+  equal([text('customer_name-error'), text('customer_email-error'), text('quantity-1-error'), text('quantity-2-error')],
+    ['Enter your name', 'Enter an email address', '', 'must be at most 100000']);
+  equal(document.activeElement === quantity(2), true, 'the focus is on the first field that is wrong:');
+  enter(2, '1.5');
+  submit();
+  await until(() => text('quantity-2-error') === 'Enter a whole number');
+  equal([text('customer_name-error'), page.orders().length], ['', 1]);
+}
+
+export async function anEmptyOrderIsNotSentTwiceAndSaysWhatIsMissing() {
+  let answer;
+  const page = await shop(() => new Promise((resolve) => { answer = resolve; }));
+  submit();
+  submit();
+  await until(() => answer);
+  equal(page.orders().length, 1);
+  answer(json({message: 'invalid', details: [{field_violations: [{field: 'order_items', description: 'too few'}]}]}, 400));
+  await until(() => text('outcome') === 'Add at least one product');
+}
