@@ -151,6 +151,10 @@ pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get ins
 guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
+.PHONY: clients
+clients: .bin/shopdev ## Generate clients from the OpenAPI document, compile and run them (needs Node, Python and the network)
+	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
 	@.bin/shopbench $${BENCH:---baseline --runs 3}
