@@ -202,7 +202,9 @@ func TestGRPC_ServesEverythingOnOnePort(t *testing.T) {
 	var o *orderv1.Order
 	eventually(t, func() error {
 		r, err := orderv1.NewOrderServiceClient(conn).GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: placed.GetOrder().GetId()})
-		o = r.GetOrder()
+		if o = r.GetOrder(); err == nil && o.GetState() == orderv1.Order_PENDING {
+			err = errors.New("it is not decided")
+		}
 		return err
 	})
 	if o.GetState() != orderv1.Order_CONFIRMED || o.GetTotalItems() != 3 || o.GetTotalValue().GetUnits() != 3000 {

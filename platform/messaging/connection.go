@@ -29,7 +29,8 @@ const (
 	writeTimeout = 15 * time.Second
 	// heartbeat is short so that a peer that is frozen, or cut off without a word, is noticed: the broker closes the connection
 	// of a client after two to three of them, and what the client held goes to others; a client leaves a broker after three.
-	heartbeat  = 2 * time.Second
+	// RabbitMQ advises 5 s at least: less takes a busy machine for a dead one.
+	heartbeat  = 5 * time.Second
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
 	// maxReconnect is the longest wait before the nodes are tried again: a cluster that has its majority back is found soon.

@@ -135,8 +135,8 @@ func (d *document) errorSchemas() {
 		},
 	}
 	d.schemas[errorField] = object{
-		"type": "object", "required": []any{"field", "description"},
-		"properties": object{"field": text("As the client spelled it."), "description": text("What it must be.")},
+		"type": "object", "required": []any{"description"},
+		"properties": object{"field": text("As the client spelled it; absent if it is about several fields."), "description": text("What it must be.")},
 	}
 	known := map[string]bool{"UNKNOWN_PATH": true, "METHOD_NOT_ALLOWED": true} // of no call
 	walk(d.root["paths"], func(o object) {
