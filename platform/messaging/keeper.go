@@ -102,7 +102,11 @@ func (k *keeper) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Chann
 }
 
 // refresh looks for the queues and binds them. An error is that of the first that is missing, or has no exchange.
+//
+// It does not while another connection declares: an exchange that has just been declared again has no bindings yet, and a queue
+// bound before that of the log would get what the log never sees.
 func (k *keeper) refresh(ch *amqp.Channel) error {
+	defer declareAlone()()
 	for _, q := range k.queues {
 		if _, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil); err != nil {
 			return fmt.Errorf("looking for queue %s: %w", q.Name, err)

@@ -148,6 +148,16 @@ var declaring = make(chan struct{}, 1)
 
 const declaringWait = time.Second
 
+// declareAlone waits until no other connection of this process declares, and returns what ends this one's turn.
+func declareAlone() (end func()) {
+	select {
+	case declaring <- struct{}{}:
+		return func() { <-declaring }
+	case <-time.After(declaringWait):
+		return func() {}
+	}
+}
+
 // ensureTopology makes sure that what the service needs is there, so that no service depends on another having been
 // there first. It is repeated on every new connection, because a broker may have come back empty.
 //
@@ -156,11 +166,7 @@ const declaringWait = time.Second
 // a user needs rights to everything. Asking whether something is there needs no right, and if it is there the answer
 // leaves no line in the broker's log.
 func ensureTopology(conn *amqp.Connection, t Topology, service string) error {
-	select {
-	case declaring <- struct{}{}:
-		defer func() { <-declaring }()
-	case <-time.After(declaringWait):
-	}
+	defer declareAlone()()
 	own := declareQueues(conn, t.ownQueues(service))
 	if own != nil && !isNotFound(own) {
 		return own
