@@ -58,6 +58,7 @@ type Publisher struct {
 	conn    *Connection
 	slots   *semaphore.Weighted // a window, of what waits for its confirm
 	maxBody atomic.Int64        // what the broker has refused is larger than this; it does not say before
+	queues  []string            // of the topology, which take no answers
 	mu      sync.Mutex
 	current *publishSession
 	changed chan struct{} // closed and replaced when current changes
@@ -65,7 +66,7 @@ type Publisher struct {
 
 // NewPublisher returns a publisher on conn. It works while Run runs.
 func NewPublisher(conn *Connection) *Publisher {
-	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), changed: make(chan struct{})}
+	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), queues: conn.topology.queueNames(), changed: make(chan struct{})}
 	p.maxBody.Store(math.MaxInt64)
 	return p
 }

@@ -281,7 +281,7 @@ func (p *Publisher) reply(ctx context.Context, replyTo, call string, answer prot
 	if replyTo == "" {
 		return errNoReplyTo
 	}
-	if slices.Contains(p.conn.topology.queueNames(), replyTo) {
+	if slices.Contains(p.queues, replyTo) {
 		return fmt.Errorf("the request's reply_to is the queue %q, which takes no answers", replyTo)
 	}
 	if failure != nil {
