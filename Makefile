@@ -49,7 +49,7 @@ t: .bin/shopdev ## Test a package on servers that keep running: make t PKG=./ser
 	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
 
 .PHONY: test
-test: setup generated breaking lint modules manifests race ## Everything that has to pass
+test: setup generated breaking lint rules manifests modules race ## Everything that has to pass
 
 .PHONY: setup
 setup: ## Install what make test needs besides Go and make (Debian, Ubuntu), or say what is missing
@@ -79,6 +79,14 @@ lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
 	.bin/buf lint
 	.bin/buf format --diff --exit-code proto
 	.bin/golangci-lint run $(LINTED:%=%/...)
+
+.PHONY: rules
+rules: .bin/promtool ## Check and test the rules of Prometheus in deploy/prometheus
+	@.bin/promtool check config deploy/prometheus/prometheus.yaml
+	@cd deploy/prometheus && ../../.bin/promtool test rules rules_test.yaml
+
+.bin/promtool .bin/prometheus &: tools/prometheus.sh
+	@tools/prometheus.sh && touch -c .bin/promtool .bin/prometheus
 
 .PHONY: modules
 modules: # Each module has to do without the workspace too, and its go.mod has to be tidy.
@@ -142,6 +150,10 @@ chaos: .bin/shopdev ## Place orders for two minutes while everything fails (CHAO
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
 	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: alerts
+alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with a real Prometheus, about half an hour (ALERTS_QUIET=10m)
+	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestAlerts_' -count=1 -parallel=10 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: pgbouncer
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
@@ -267,11 +279,11 @@ kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace 
 	@.bin/shop secrets --file $(KUBE_SECRETS)/shop.env
 	@.bin/shop certs --dir $(KUBE_SECRETS)/certs
 	@$(MAKE) --no-print-directory images VERSION=try
-	@for image in shop shop-gateway shop-order shop-inventory shop-logging; do $(KUBE_LOAD) $$image:try; done
+	@for image in shop shop-gateway shop-order shop-inventory shop-logging shop-webhooks; do $(KUBE_LOAD) $$image:try; done
 	@kubectl -n shop delete job setup --ignore-not-found # a job cannot be changed
 	kubectl apply -k deploy/kubernetes/try
 	kubectl -n shop wait --for=condition=complete --timeout=10m job/setup
-	@for service in gateway order inventory logging; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
+	@for service in gateway order inventory logging webhooks; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
 	deploy/kubernetes/try/order.sh .bin/shop
 
 .PHONY: artefacts

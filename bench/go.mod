@@ -31,6 +31,8 @@ require (
 	google.golang.org/grpc v1.85.0
 )
 
+require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1 // indirect
+
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect
 	buf.build/go/protovalidate v1.4.0 // indirect
@@ -88,6 +90,7 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
+	shop.example/services/webhooks v0.0.0 // indirect
 )
 
 replace shop.example/gen => ../gen
@@ -115,3 +118,5 @@ replace shop.example/db/dbtest => ../db/dbtest
 replace shop.example/domain => ../domain
 
 replace shop.example/platform/testkit => ../platform/testkit
+
+replace shop.example/services/webhooks => ../services/webhooks

@@ -11,7 +11,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('shop.bootstrap'));
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     REVOKE ALL ON SCHEMA public FROM PUBLIC;
-    FOREACH service IN ARRAY ARRAY ['orders', 'inventory', 'logging'] LOOP
+    FOREACH service IN ARRAY ARRAY ['orders', 'inventory', 'logging', 'webhooks'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = service) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I LOGIN', service);

@@ -26,6 +26,8 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1 // indirect
+
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect
 	buf.build/go/protovalidate v1.4.0 // indirect
@@ -84,6 +86,7 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
+	shop.example/services/webhooks v0.0.0
 )
 
 replace shop.example/gen => ../gen
@@ -109,3 +112,5 @@ replace shop.example/db/dbtest => ../db/dbtest
 replace shop.example/domain => ../domain
 
 replace shop.example/platform/testkit => ../platform/testkit
+
+replace shop.example/services/webhooks => ../services/webhooks

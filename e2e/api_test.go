@@ -106,6 +106,8 @@ func TestAPI_EachCallDoesWhatItsRowSays(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	letters := s.makeDeadLetters(t, 8)
+	hook, delivery := s.deliveredWebhook(t)
+	otherHook, _ := s.createWebhook(t, "https://receiver.example/")
 	variables := func(name string) string {
 		switch name {
 		case "TOKEN":
@@ -118,6 +120,12 @@ func TestAPI_EachCallDoesWhatItsRowSays(t *testing.T) {
 			next := letters[0]
 			letters = letters[1:]
 			return next.ID
+		case "WEBHOOK":
+			return hook
+		case "DELIVERY":
+			return delivery
+		case "OTHER_WEBHOOK":
+			return otherHook
 		}
 		return ""
 	}

@@ -48,7 +48,7 @@ func (s *shop) command(out, errs io.Writer, args ...string) *cobra.Command {
 	root.SetOut(out)
 	root.SetErr(errs)
 	switch args[0] {
-	case "order", "inventory", "events", "dlq", "actions", "customer":
+	case "order", "inventory", "events", "dlq", "webhooks", "actions", "customer":
 		args = append(args, "--server", s.url, "--token", operatorToken)
 	}
 	root.SetArgs(args)

@@ -199,11 +199,11 @@ func TestCompose_ProductionStartsWithTheSecretsOfShopSecretsAlone(t *testing.T) 
 func TestCompose_ProductionSpeaksTLSWithBrokerAndDatabase(t *testing.T) {
 	t.Parallel()
 	_, text := readCompose(t, productionFile)
-	if n := strings.Count(text, "AMQP_URL: "); n != 4 || strings.Count(text, "AMQP_URL: amqps://") != n || strings.Count(text, ":5671/?cacertfile=/certs/ca.pem\n") != n {
+	if n := strings.Count(text, "AMQP_URL: "); n != len(services) || strings.Count(text, "AMQP_URL: amqps://") != n || strings.Count(text, ":5671/?cacertfile=/certs/ca.pem\n") != n {
 		t.Errorf("%d services have a broker, not all of them with TLS", n)
 	}
-	if n := strings.Count(text, "DATABASE_URL: "); n != 4 || strings.Count(text, "?sslmode=verify-full&sslrootcert=/certs/ca.pem\n") != n {
-		t.Errorf("%d services have a database, not all of them know whose it is", n)
+	if n := strings.Count(text, "DATABASE_URL: "); n != len(topology.Schemas())+1 || strings.Count(text, "?sslmode=verify-full&sslrootcert=/certs/ca.pem\n") != n {
+		t.Errorf("%d services and the audit have a database, not all of them know whose it is", n)
 	}
 	for _, want := range []string{"listeners.tcp = none\n", "hostssl  all  all"} {
 		if !strings.Contains(text, want) {

@@ -19,8 +19,10 @@ func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
 	cfg := config(t, database, broker.Services(t, topology.Broker()))
-	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr} {
-		*addr = freeAddr(t)
+	for variable, addr := range cfg.Addrs() {
+		if variable != "HTTP_ADDR" && variable != "ADMIN_ADDR" {
+			*addr = freeAddr(t)
+		}
 	}
 	cfg.Controls = controls.New(controls.Config{
 		AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: operatorToken, Currency: cfg.Currency,

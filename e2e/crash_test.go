@@ -58,6 +58,10 @@ var crashCases = []crashCase{
 	{point: "consumer.dead-lettered", service: "order", passing: 1, before: sendGarbage, after: discardTheGarbage},
 	{point: "logging.letter-stored", service: "logging", passing: 1, before: sendGarbage, after: discardTheGarbage},
 	{point: "logging.redriven", service: "logging", passing: 1, before: redriveARefusedProduct, after: redriveItAgain},
+	{point: "webhooks.uncommitted", service: "webhooks", passing: 3, before: registerReceiver, after: everythingWasReceived},
+	{point: "webhooks.fanned-out", service: "webhooks", passing: 3, before: registerReceiver, after: everythingWasReceived},
+	{point: "webhooks.sent", service: "webhooks", passing: 30, before: registerReceiver, after: everythingWasReceived},
+	{point: "webhooks.recorded", service: "webhooks", passing: 5, before: registerReceiver, after: everythingWasReceived},
 	{point: "logging.resent", service: "logging", passing: 1, before: resendALostOrder},
 }
 

@@ -76,8 +76,12 @@ func reasons(t *testing.T) map[string]string {
 			if err != nil {
 				return err
 			}
+			constants, err := constantsOf(filepath.Dir(path))
+			if err != nil {
+				return err
+			}
 			ast.Inspect(file, func(n ast.Node) bool {
-				codeName, reason, is := refusal(n, file.Name.Name == "apierror")
+				codeName, reason, is := refusal(n, file.Name.Name == "apierror", constants)
 				if !is {
 					return true
 				}
@@ -100,8 +104,31 @@ func reasons(t *testing.T) map[string]string {
 	return found
 }
 
-// refusal reads code and reason of an expression that makes an error for clients. inside is package apierror.
-func refusal(n ast.Node, inside bool) (codeName, reason string, is bool) {
+// constantsOf finds the constants of a package that are strings.
+func constantsOf(dir string) (map[string]string, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, path := range paths {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return nil, err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.ValueSpec); ok && len(spec.Names) == 1 && len(spec.Values) == 1 {
+				found[spec.Names[0].Name] = textOf(spec.Values[0], nil)
+			}
+			return true
+		})
+	}
+	return found, nil
+}
+
+// refusal reads code and reason of an expression that makes an error for clients. inside is package apierror. The reason may be
+// one of the package's constants.
+func refusal(n ast.Node, inside bool, constants map[string]string) (codeName, reason string, is bool) {
 	switch n := n.(type) {
 	case *ast.CallExpr:
 		var name string
@@ -120,9 +147,9 @@ func refusal(n ast.Node, inside bool) (codeName, reason string, is bool) {
 			if parameter, ok := n.Args[1].(*ast.Ident); ok && inside && parameter.Name == "reason" {
 				return "", "", false // passed on
 			}
-			return codeOf(n.Args[0]), textOf(n.Args[1]), true
+			return codeOf(n.Args[0]), textOf(n.Args[1], constants), true
 		case name == "Unavailable" && len(n.Args) > 2:
-			return code.Code_UNAVAILABLE.String(), textOf(n.Args[0]), true
+			return code.Code_UNAVAILABLE.String(), textOf(n.Args[0], constants), true
 		}
 	case *ast.CompositeLit:
 		if kind, ok := n.Type.(*ast.Ident); !ok || !inside || kind.Name != "Error" {
@@ -134,7 +161,7 @@ func refusal(n ast.Node, inside bool) (codeName, reason string, is bool) {
 				case "code":
 					codeName = codeOf(pair.Value)
 				case "reason":
-					reason = textOf(pair.Value)
+					reason = textOf(pair.Value, constants)
 				}
 			}
 		}
@@ -157,7 +184,10 @@ func codeOf(e ast.Expr) string {
 	return ""
 }
 
-func textOf(e ast.Expr) string {
+func textOf(e ast.Expr, constants map[string]string) string {
+	if name, ok := e.(*ast.Ident); ok {
+		return constants[name.Name]
+	}
 	literal, ok := e.(*ast.BasicLit)
 	if !ok || literal.Kind != token.STRING {
 		return ""

@@ -71,6 +71,7 @@ type fleet struct {
 	shop
 	replicas map[string][]*replica // by service
 	amqp     map[string]string     // the broker's URL with the user of each service; nil if they share one
+	receiver *hookReceiver         // of webhooks; nil unless registerReceiver was called
 	client   *http.Client          // keeps the connections that it has made
 }
 
@@ -89,7 +90,8 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	f.amqp = f.broker.Services(t, topology.Broker())
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
-		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests")
+		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests",
+		"WEBHOOK_ALLOWED_NETWORKS=127.0.0.0/8", "WEBHOOK_TIMEOUT=2s")
 	for _, name := range services {
 		for i := range max(1, o.replicas[name]) {
 			r := &replica{name: fmt.Sprintf("%s %d", name, i), binary: filepath.Join(dir, name), admin: freeAddr(t), addr: freeAddrOf(t, cmp.Or(o.host, loopback))}
@@ -97,7 +99,7 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 			f.replicas[name] = append(f.replicas[name], r)
 		}
 	}
-	for name, others := range map[string][]string{"gateway": services[1:], "inventory": {"order"}, "logging": {"order", "inventory"}} {
+	for name, others := range map[string][]string{"gateway": services[1:], "inventory": {"order"}, "logging": {"order", "inventory"}, "webhooks": {"logging"}} {
 		for i, r := range f.replicas[name] {
 			for _, other := range others {
 				r.env = append(r.env, strings.ToUpper(other)+"_ADDR="+f.replicas[other][i%len(f.replicas[other])].addr)

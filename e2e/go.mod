@@ -31,6 +31,8 @@ require (
 	shop.example/shop v0.0.0
 )
 
+require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
+
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2
 	buf.build/go/protovalidate v1.4.0 // indirect
@@ -60,7 +62,7 @@ require (
 	github.com/michaelklishin/rabbit-hole/v3 v3.5.0
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/pressly/goose/v3 v3.29.0 // indirect
-	github.com/prometheus/client_golang v1.25.0 // indirect
+	github.com/prometheus/client_golang v1.25.0
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/otlptranslator v1.0.0 // indirect
@@ -91,6 +93,7 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	shop.example/gateway v0.0.0 // indirect
 	shop.example/services/order v0.0.0 // indirect
+	shop.example/services/webhooks v0.0.0 // indirect
 	shop.example/topology v0.0.0
 )
 
@@ -121,3 +124,5 @@ replace shop.example/dev => ../dev
 replace shop.example/bench => ../bench
 
 replace shop.example/topology => ../topology
+
+replace shop.example/services/webhooks => ../services/webhooks

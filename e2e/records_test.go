@@ -60,7 +60,8 @@ func TestOperators_WhatTheyDoIsInOneRecord(t *testing.T) {
 		"operator token | shop.logging.v1.DeadLetterService/DiscardDeadLetter | dead letter " + letters[0].ID + " | ",
 		"operator token | shop.logging.v1.DeadLetterService/RedriveDeadLetter | dead letter " + letters[1].ID + " | ",
 		"operator token | shop.customer.v1.CustomerService/ExportCustomer | " + nobody,
-		"operator token | shop.customer.v1.CustomerService/ExportCustomer | " + nobody, // in the log, and in the orders
+		"operator token | shop.customer.v1.CustomerService/ExportCustomer | " + nobody, // in the log, in the orders, and in what webhooks are to get
+		"operator token | shop.customer.v1.CustomerService/ExportCustomer | " + nobody,
 		`unknown user of the broker | shop.events.v1.DeleteItems | item 7 | deleted: name "Phone Case" | inventory`,
 	}
 	var list struct {

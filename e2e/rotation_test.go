@@ -77,7 +77,7 @@ func newRotation(t *testing.T) *rotation {
 	r := &rotation{own: own, dir: t.TempDir(), amqps: freeAddrOf(t, "127.0.0.1"), base: map[*replica][]string{}, steps: rotationSteps(t)}
 	r.path = t.TempDir() + ":" + filepath.Dir(own.program) + ":" + os.Getenv("PATH")
 	r.run(t, "shop secrets --operator ada")
-	r.run(t, "shop certs --dir certs gateway order inventory logging db rabbitmq")
+	r.run(t, "shop certs --dir certs gateway order inventory logging webhooks db rabbitmq")
 
 	// The broker reads its TLS from a file that is not the stack's own.
 	advanced := filepath.Join(own.dir, "rabbitmq", "no-advanced.config")

@@ -50,12 +50,12 @@ func config(t *testing.T, database string, amqp map[string]string) local.Config 
 	for _, schema := range db.Schemas() {
 		urls[schema] = database
 	}
-	const anyPort = "127.0.0.1:0"
-	return local.Config{
-		AMQPURLs: amqp, DatabaseURLs: urls, HTTPAddr: anyPort, OrderAddr: anyPort, InventoryAddr: anyPort, LoggingAddr: anyPort,
-		AdminAddr: anyPort, OperatorToken: operatorToken, IDSecret: "id-secret-of-the-tests", Currency: "USD",
+	cfg := local.Config{
+		AMQPURLs: amqp, DatabaseURLs: urls, OperatorToken: operatorToken, IDSecret: "id-secret-of-the-tests", Currency: "USD",
 		Telemetry: telemetry.Config{LogLevel: slog.LevelInfo, LogFormat: telemetry.Text, Output: t.Output()},
 	}
+	cfg.AnyPort()
+	return cfg
 }
 
 func open(t *testing.T, database string, broker *brokertest.Broker) *shop {

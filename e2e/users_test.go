@@ -169,7 +169,7 @@ func TestUsers_TheShopIsNeverTakenForAStranger(t *testing.T) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(string(text)) {
-			if strings.HasPrefix(line, "messaging_user_") {
+			if strings.HasPrefix(line, "messaging_user_") && !strings.HasSuffix(line, " 0\n") {
 				t.Errorf("%s counts: %s", admin, line)
 			}
 		}

@@ -20,6 +20,7 @@ const (
 	Order     = "order"
 	Inventory = "inventory"
 	Logging   = "logging"
+	Webhooks  = "webhooks"
 )
 
 // WithoutIDSecret is the queue that a gateway without a secret for order ids holds.
@@ -55,6 +56,7 @@ func Services() []Service {
 		{Name: Order, Bindings: []string{"shop.order.placed"}, Required: true, Schema: "orders", GRPCPort: 3001, AdminPort: 3101},
 		{Name: Inventory, Bindings: []string{"shop.inventory.#", "shop.order.cancelled"}, Required: true, Schema: "inventory", GRPCPort: 3002, AdminPort: 3102},
 		{Name: Logging, Bindings: []string{"shop.#"}, Required: true, Schema: "logging", GRPCPort: 3003, AdminPort: 3103},
+		{Name: Webhooks, Schema: "webhooks", GRPCPort: 3004, AdminPort: 3104},
 	}
 }
 

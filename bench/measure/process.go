@@ -160,8 +160,7 @@ func serveShop(ctx context.Context, held bool, released <-chan struct{}, ready f
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
-	const anyPort = "127.0.0.1:0"
-	cfg.HTTPAddr, cfg.OrderAddr, cfg.InventoryAddr, cfg.LoggingAddr, cfg.AdminAddr = anyPort, anyPort, anyPort, anyPort, anyPort
+	cfg.AnyPort()
 	cfg.OperatorToken, cfg.IDSecret = rand.Text(), rand.Text()
 	cfg.AMQPURLs, cfg.DatabaseURLs = local.OneBroker(os.Getenv("AMQP_URL")), map[string]string{}
 	for _, schema := range db.Schemas() {

@@ -57,10 +57,7 @@ order caused and the stock before and after, and ends. Exit code 0 means all of 
 
 // anyPort lets a demo run beside a shop that has the usual ports, unless the environment says where it has to be.
 func anyPort(cfg *local.Config, _ *stack.Stack) {
-	for variable, addr := range map[string]*string{
-		"HTTP_ADDR": &cfg.HTTPAddr, "ORDER_ADDR": &cfg.OrderAddr, "INVENTORY_ADDR": &cfg.InventoryAddr,
-		"LOGGING_ADDR": &cfg.LoggingAddr, "ADMIN_ADDR": &cfg.AdminAddr,
-	} {
+	for variable, addr := range cfg.Addrs() {
 		if os.Getenv(variable) == "" {
 			*addr = "127.0.0.1:0"
 		}

@@ -20,6 +20,7 @@ import (
 	"shop.example/services/inventory/stock"
 	"shop.example/services/logging/eventlog"
 	"shop.example/services/order/ordering"
+	"shop.example/services/webhooks/webhook"
 	"shop.example/topology"
 )
 
@@ -38,6 +39,7 @@ type Config struct {
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"127.0.0.1:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"127.0.0.1:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"127.0.0.1:3003"`
+	WebhooksAddr  string `env:"WEBHOOKS_ADDR"  envDefault:"127.0.0.1:3004"`
 	// AdminAddr is the gateway's; the other services take the ports that follow it, in the order of package topology. With
 	// port 0 each takes a free one.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
@@ -64,6 +66,7 @@ type Config struct {
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	Retention         outbox.Retention
+	Webhooks          webhook.Delivery
 	Telemetry         telemetry.Config
 }
 
@@ -92,6 +95,7 @@ var builders = map[string]func(Config, context.Context, addresses, *telemetry.Te
 	topology.Order:     Config.order,
 	topology.Inventory: Config.inventory,
 	topology.Logging:   Config.logging,
+	topology.Webhooks:  Config.webhooks,
 }
 
 // New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.
@@ -137,7 +141,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	}
 	front := server.Config{
 		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
-		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), TLS: cfg.TLS,
+		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
 		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Ingress: cfg.Ingress,
 	}
@@ -169,6 +173,17 @@ func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Teleme
 	}, t)
 }
 
+// webhooks may call this machine unless the configuration says otherwise: that is where a developer's receivers are.
+func (cfg Config) webhooks(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	if len(cfg.Webhooks.AllowedNetworks) == 0 {
+		cfg.Webhooks.AllowedNetworks = []string{"127.0.0.0/8", "::1/128"}
+	}
+	return webhook.New(ctx, webhook.Config{
+		AMQPURL: cfg.AMQPURLs[topology.Webhooks], DatabaseURL: cfg.DatabaseURLs["webhooks"], GRPCAddr: at.grpc, TLS: cfg.TLS, AdminAddr: at.admin,
+		LoggingAddr: cfg.LoggingAddr, Delivery: cfg.Webhooks,
+	}, t)
+}
+
 // grpcAddr is the address that a service is configured to have for its own gRPC; nil if it has none.
 func (cfg *Config) grpcAddr(service string) *string {
 	switch service {
@@ -178,8 +193,28 @@ func (cfg *Config) grpcAddr(service string) *string {
 		return &cfg.InventoryAddr
 	case topology.Logging:
 		return &cfg.LoggingAddr
+	case topology.Webhooks:
+		return &cfg.WebhooksAddr
 	}
 	return nil
+}
+
+// Addrs returns the addresses that services listen on, by the variables that set them.
+func (cfg *Config) Addrs() map[string]*string {
+	addrs := map[string]*string{"HTTP_ADDR": &cfg.HTTPAddr, "ADMIN_ADDR": &cfg.AdminAddr}
+	for _, name := range topology.Names() {
+		if addr := cfg.grpcAddr(name); addr != nil {
+			addrs[strings.ToUpper(name)+"_ADDR"] = addr
+		}
+	}
+	return addrs
+}
+
+// AnyPort lets all services listen on free ports of this machine.
+func (cfg *Config) AnyPort() {
+	for _, addr := range cfg.Addrs() {
+		*addr = "127.0.0.1:0"
+	}
 }
 
 // Services returns all services but the gateway, by name.

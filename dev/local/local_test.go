@@ -1,7 +1,9 @@
 package local_test
 
 import (
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,16 +14,16 @@ import (
 
 // Whoever only wants to see the shop does not expect to open it to the network.
 func TestConfig_NothingIsServedToOtherMachinesUnlessTold(t *testing.T) {
-	for _, variable := range []string{"HTTP_ADDR", "ORDER_ADDR", "INVENTORY_ADDR", "LOGGING_ADDR", "ADMIN_ADDR", "PPROF_ADDR"} {
+	var cfg local.Config
+	for _, variable := range append(slices.Collect(maps.Keys(cfg.Addrs())), "PPROF_ADDR") {
 		t.Setenv(variable, "") // as if it were not set
 	}
-	var cfg local.Config
 	if err := env.Parse(&cfg); err != nil {
 		t.Fatal(err)
 	}
-	for _, addr := range []string{cfg.HTTPAddr, cfg.OrderAddr, cfg.InventoryAddr, cfg.LoggingAddr, cfg.AdminAddr, cfg.PprofAddr} {
-		if host, _, err := net.SplitHostPort(addr); err != nil || !net.ParseIP(host).IsLoopback() {
-			t.Errorf("it listens on %s: %v", addr, err)
+	for _, addr := range append(slices.Collect(maps.Values(cfg.Addrs())), &cfg.PprofAddr) {
+		if host, _, err := net.SplitHostPort(*addr); err != nil || !net.ParseIP(host).IsLoopback() {
+			t.Errorf("it listens on %s: %v", *addr, err)
 		}
 	}
 }
@@ -48,7 +50,7 @@ func TestNew_AnAddressThatCannotBeServedIsNamedByTheVariableThatMovesIt(t *testi
 		{free, free, free, free, taken, []string{"cannot listen on " + taken, "set ADMIN_ADDR to another address"}},
 	} {
 		_, err := local.New(t.Context(), local.Config{
-			HTTPAddr: c.http, OrderAddr: c.order, InventoryAddr: c.inventory, LoggingAddr: c.logging, AdminAddr: c.admin,
+			HTTPAddr: c.http, OrderAddr: c.order, InventoryAddr: c.inventory, LoggingAddr: c.logging, WebhooksAddr: free, AdminAddr: c.admin,
 		})
 		for _, want := range c.want {
 			if err == nil || !strings.Contains(err.Error(), want) {

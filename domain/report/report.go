@@ -45,7 +45,10 @@ type reports struct {
 func (r reports) GetReport(ctx context.Context, _ *statusv1.GetReportRequest) (*statusv1.GetReportResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	report := &statusv1.GetReportResponse{Ready: true}
+	report := &statusv1.GetReportResponse{Ready: true, InHand: map[string]int32{}}
+	for queue, messages := range r.service.InHand() {
+		report.InHand[queue] = int32(messages) //nolint:gosec // no more than the prefetch
+	}
 	if err := r.service.Ready(ctx); err != nil {
 		report.Ready, report.Detail = false, err.Error()
 	}

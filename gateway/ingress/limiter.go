@@ -115,11 +115,41 @@ func NewLimits(connections, calls, streams int, behindProxies bool, meter metric
 	if behindProxies {
 		all.connections.maxPerClient = connections
 	}
-	for name, l := range map[string]*Limiter{"connections": all.connections, "calls": all.Calls, "streams": all.Streams, "memory": all.Memory} {
+	for name, l := range all.byName() {
 		limit := metric.WithAttributeSet(attribute.NewSet(attribute.String("limit", name)))
+		refused.Add(context.Background(), 0, limit)
 		l.refused = func() { refused.Add(context.Background(), 1, limit) }
 	}
+	if err := all.observe(meter); err != nil {
+		return Limits{}, fmt.Errorf("metrics of the limits: %w", err)
+	}
 	return all, nil
+}
+
+func (l Limits) byName() map[string]*Limiter {
+	return map[string]*Limiter{"connections": l.connections, "calls": l.Calls, "streams": l.Streams, "memory": l.Memory}
+}
+
+// observe registers how much of each limit is in use.
+func (l Limits) observe(meter metric.Meter) error {
+	used, err := meter.Int64ObservableGauge("gateway.in_use", metric.WithDescription("What is open or held, by limit: connections, calls, streams, and bytes of memory."))
+	if err != nil {
+		return err
+	}
+	most, err := meter.Int64ObservableGauge("gateway.in_use.max", metric.WithDescription("The most that may be in use, by limit."))
+	if err != nil {
+		return err
+	}
+	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		for name, limiter := range l.byName() {
+			n, _ := limiter.InUse()
+			limit := metric.WithAttributes(attribute.String("limit", name))
+			o.ObserveInt64(used, int64(n), limit)
+			o.ObserveInt64(most, int64(limiter.max), limit)
+		}
+		return nil
+	}, used, most)
+	return err
 }
 
 // TooManyStreams is the error of a stream that was refused.

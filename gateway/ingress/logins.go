@@ -32,6 +32,11 @@ type logins struct {
 	log      *slog.Logger
 }
 
+// failedReasons are the reasons that a token is refused for, of this package and of package access.
+var failedReasons = []string{
+	"CUSTOMER_TOKEN_REQUIRED", "OPERATOR_TOKEN_INVALID", "OPERATOR_TOKEN_REQUIRED", "ROLE_REQUIRED", "TOKEN_EXPIRED", "TOKEN_INVALID", "TOO_MANY_FAILED_LOGINS",
+}
+
 func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	failures, err := newRateLimiter("failed-logins", failedRate, meter)
 	if err != nil {
@@ -44,6 +49,9 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	failed, err := meter.Int64Counter("gateway.logins.failed", metric.WithDescription("Calls whose token is not valid, or does not give the role that they need."))
 	if err != nil {
 		return nil, fmt.Errorf("metrics of logins: %w", err)
+	}
+	for _, reason := range failedReasons {
+		failed.Add(context.Background(), 0, metric.WithAttributes(attribute.String("reason", reason)))
 	}
 	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
 }

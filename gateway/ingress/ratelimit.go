@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -73,18 +74,21 @@ func newRateLimiter(name string, cfg RateLimit, meter metric.Meter) (*rateLimite
 		return nil, errors.New("RATE_LIMIT_BURST must be 0 (two seconds' worth) or more calls")
 	case cfg.TrustedProxies < 0:
 		return nil, errors.New("TRUSTED_PROXIES must be 0 (none) or more proxies")
-	case cfg.PerSecond == 0:
-		return nil, nil
-	case cfg.Burst == 0:
+	case cfg.Burst == 0 && cfg.PerSecond > 0:
 		cfg.Burst = int(min(math.Ceil(2*cfg.PerSecond), math.MaxInt32))
-	}
-	buckets, err := lru.New[Client, *rate.Limiter](maxClients)
-	if err != nil {
-		return nil, fmt.Errorf("rate limit: %w", err)
 	}
 	refused, err := meter.Int64Counter("gateway.rate_limited", metric.WithDescription("Calls refused because their client makes too many."))
 	if err != nil {
 		return nil, fmt.Errorf("metrics of the rate limit: %w", err)
+	}
+	refused.Add(context.Background(), 0, overREST)
+	refused.Add(context.Background(), 0, overGRPC)
+	if cfg.PerSecond == 0 {
+		return nil, nil
+	}
+	buckets, err := lru.New[Client, *rate.Limiter](maxClients)
+	if err != nil {
+		return nil, fmt.Errorf("rate limit: %w", err)
 	}
 	name = strconv.Quote(name)
 	policy := fmt.Sprintf("%s;q=%d;w=%.0f", name, cfg.Burst, math.Ceil(float64(cfg.Burst)/cfg.PerSecond))

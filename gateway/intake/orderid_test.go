@@ -46,8 +46,13 @@ func newShop(secrets ...string) *aShop {
 	s := &aShop{find: func(context.Context, *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
 		return nil, status.Error(codes.Unavailable, "the order service is away")
 	}}
+	counts, err := newMetrics(nil)
+	if err != nil {
+		panic(err)
+	}
 	s.Orders = Orders{
-		keys: s, inFlight: semaphore.NewWeighted(1), log: slog.New(slog.DiscardHandler),
+		metrics: counts,
+		keys:    s, inFlight: semaphore.NewWeighted(1), log: slog.New(slog.DiscardHandler),
 		publish: func(_ context.Context, m proto.Message) error {
 			s.published = append(s.published, m.(*eventsv1.OrderPlaced))
 			return nil

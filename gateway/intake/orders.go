@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -44,6 +45,7 @@ type Orders struct {
 	// inFlight bounds the orders that wait for the broker; a large one counts as several. Without a bound they would fill the
 	// memory while the broker is away.
 	inFlight *semaphore.Weighted
+	metrics  *metrics
 	log      *slog.Logger
 }
 
@@ -54,15 +56,20 @@ type Config struct {
 	OrderService grpc.ClientConnInterface
 	MaxInFlight  int64 // 0 for the default
 	Log          *slog.Logger
+	Meter        metric.Meter // nil: no metrics
 }
 
 // NewOrders returns Orders that can be placed at once.
-func NewOrders(cfg Config) *Orders {
+func NewOrders(cfg Config) (*Orders, error) {
+	metrics, err := newMetrics(cfg.Meter)
+	if err != nil {
+		return nil, err
+	}
 	return &Orders{
-		secrets: cfg.Secrets, publish: cfg.Publish, log: cfg.Log,
+		secrets: cfg.Secrets, publish: cfg.Publish, log: cfg.Log, metrics: metrics,
 		stored: orderv1.NewOrderServiceClient(cfg.OrderService), keys: orderv1.NewIntakeServiceClient(cfg.OrderService),
 		inFlight: semaphore.NewWeighted(cmp.Or(cfg.MaxInFlight, defaultOrdersInFlight)),
-	}
+	}, nil
 }
 
 // defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
@@ -94,12 +101,17 @@ const MaxWeight = 11
 // idempotency key it is taken once.
 func (o *Orders) Place(
 	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
-) (*orderv1.Order, error) {
+) (order *orderv1.Order, err error) {
+	defer func(start time.Time) { o.metrics.placed(ctx, start, err) }(time.Now())
 	weight := weightOf(lines)
 	if !o.inFlight.TryAcquire(weight) {
-		return nil, apierror.Unavailable("OVERLOADED", retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
+		return nil, apierror.Unavailable(reasonOverloaded, retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
 	}
-	defer o.inFlight.Release(weight)
+	o.metrics.inFlight.Add(weight)
+	defer func() {
+		o.metrics.inFlight.Add(-weight)
+		o.inFlight.Release(weight)
+	}()
 	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
 	for _, line := range lines {
 		line.ProductName = text.Normal(line.GetProductName())
@@ -115,17 +127,17 @@ func (o *Orders) Place(
 	if err != nil {
 		return nil, err
 	}
-	order := &eventsv1.OrderPlaced{
+	placed := &eventsv1.OrderPlaced{
 		CustomerName:  customerName,
 		CustomerEmail: customerEmail,
 		Lines:         lines,
 		Owner:         by.Owner(),
 		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
 	}
-	order.Fingerprint = fingerprint(order)
+	placed.Fingerprint = fingerprint(placed)
 	if keyed {
-		known := o.identify(order, requestKey{by.KeyScope(order.GetCustomerEmail()), key})
-		announce(order.GetOrderId())
+		known := o.identify(placed, requestKey{by.KeyScope(placed.GetCustomerEmail()), key})
+		announce(placed.GetOrderId())
 		if found, err := known(ctx); found != nil || err != nil {
 			return found, err
 		}
@@ -134,14 +146,14 @@ func (o *Orders) Place(
 		if err != nil {
 			return nil, err
 		}
-		order.OrderId = id.String()
-		announce(order.GetOrderId())
+		placed.OrderId = id.String()
+		announce(placed.GetOrderId())
 	}
-	if err := o.publish(ctx, order); err != nil {
+	if err := o.publish(ctx, placed); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", orderid.Attr(order.GetOrderId()), slog.Int("lines", len(lines)))
-	return pending(order), nil
+	o.log.InfoContext(ctx, "order published", orderid.Attr(placed.GetOrderId()), slog.Int("lines", len(lines)))
+	return pending(placed), nil
 }
 
 // The bounds of OrderPlaced, in characters.
@@ -313,7 +325,7 @@ func publishError(err error) error {
 	}
 	for _, sentinel := range []error{messaging.ErrNotConnected, messaging.ErrBlocked, messaging.ErrUnconfirmed, messaging.ErrUnroutable} {
 		if errors.Is(err, sentinel) {
-			return apierror.Unavailable("BROKER_UNAVAILABLE", retryAfter,
+			return apierror.Unavailable(reasonBroker, retryAfter,
 				"the order was not confirmed by the message broker; send it again, with an Idempotency-Key so that you do not order twice").
 				WithCause(err)
 		}
@@ -326,7 +338,7 @@ func publishError(err error) error {
 func RequireQueues(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
 	return func(ctx context.Context, order proto.Message) error {
 		if err := queues.Ready(ctx); err != nil {
-			return apierror.Unavailable("ORDER_QUEUE_UNAVAILABLE", retryAfter,
+			return apierror.Unavailable(reasonQueue, retryAfter,
 				"the queue of orders is missing; this order was not accepted, send it again").WithCause(err)
 		}
 		return publish(ctx, order)

@@ -45,13 +45,22 @@ var serverSpan = trace.WithSpanKind(trace.SpanKindServer)
 // serve lets next answer the call, and records it.
 func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, next func(*Response, *http.Request)) {
 	start := time.Now()
-	ctx := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := o.tracer.Start(ctx, "REST", serverSpan)
+	ctx, span := o.begin(r)
 	answer := &Response{ResponseWriter: w, memory: h, request: r.Header}
 	defer answer.memory.Release()
 	defer func() { o.finish(ctx, span, time.Since(start), outcomeOf(r.Method, answer)) }()
 	next(answer, r.WithContext(ctx))
 	answer.sendHeader() // of a response without a body
+}
+
+// begin begins the span of a call. Whoever sends no token could have all their calls recorded, or mix them into the traces of
+// others: their trace is linked and not continued.
+func (o *observer) begin(r *http.Request) (context.Context, trace.Span) {
+	theirs := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	if remote := trace.SpanContextFromContext(theirs); remote.IsValid() && r.Header.Get("Authorization") == "" {
+		return o.tracer.Start(r.Context(), "REST", serverSpan, trace.WithNewRoot(), trace.WithLinks(trace.Link{SpanContext: remote}))
+	}
+	return o.tracer.Start(theirs, "REST", serverSpan)
 }
 
 func (o *observer) finish(ctx context.Context, span trace.Span, took time.Duration, end outcome) {

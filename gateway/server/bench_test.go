@@ -31,7 +31,10 @@ func BenchmarkPlaceOrder_REST(b *testing.B) {
 		return nil
 	}
 	a := newAPI(grpc.NewServer(), testOperators, tel)
-	orders := intake.NewOrders(intake.Config{Secrets: []*intake.Secret{intake.NewSecret("a secret of the tests")}, Publish: publish, MaxInFlight: 1, Log: tel.Logger})
+	orders, err := intake.NewOrders(intake.Config{Secrets: []*intake.Secret{intake.NewSecret("a secret of the tests")}, Publish: publish, MaxInFlight: 1, Log: tel.Logger})
+	if err != nil {
+		b.Fatal(err)
+	}
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, nil))
 	rest := serveREST(b, a, orders, tel)
 	request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/v1/orders", nil)

@@ -56,6 +56,9 @@ func (k *keeping) ErasePersonalData(ctx context.Context, req *customerv1.ErasePe
 	if k.name == "order" {
 		return &customerv1.ErasePersonalDataResponse{Orders: 2, NextPageToken: next}, err
 	}
+	if k.name == "webhooks" {
+		return &customerv1.ErasePersonalDataResponse{Webhooks: 1, WebhookEvents: 2, NextPageToken: next}, err
+	}
 	return &customerv1.ErasePersonalDataResponse{Events: 3, DeadLetters: 1, NextPageToken: next}, err
 }
 
@@ -65,7 +68,8 @@ func startCustomers(t *testing.T, logging, order *keeping) (*gateway, customerv1
 		return backend(t, func(s grpc.ServiceRegistrar) { customerv1.RegisterPersonalDataServiceServer(s, k) })
 	}
 	logging.name, order.name = "logging", "order"
-	g := startGateway(t, Config{LoggingAddr: serve(logging), OrderAddr: serve(order)})
+	webhooks := &keeping{name: "webhooks"}
+	g := startGateway(t, Config{LoggingAddr: serve(logging), WebhooksAddr: serve(webhooks), OrderAddr: serve(order)})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken)
 	return g, customerv1.NewCustomerServiceClient(client(t, g.HTTPAddr())), ctx
 }
@@ -75,7 +79,7 @@ func TestCustomer_IsErasedInTheLogBeforeTheOrders(t *testing.T) {
 	logging, order := &keeping{pages: 3}, &keeping{pages: 2}
 	g, customers, ctx := startCustomers(t, logging, order)
 	got, err := customers.EraseCustomer(ctx, &customerv1.EraseCustomerRequest{CustomerEmail: "ada@example.org", Subject: "ada", Issuer: "https://login.example.org"})
-	if err != nil || got.GetOrders() != 4 || got.GetEvents() != 9 || got.GetDeadLetters() != 3 || got.GetNextPageToken() != "" {
+	if err != nil || got.GetOrders() != 4 || got.GetEvents() != 9 || got.GetDeadLetters() != 3 || got.GetWebhooks() != 1 || got.GetWebhookEvents() != 2 || got.GetNextPageToken() != "" {
 		t.Errorf("erased %v, %v", got, err)
 	}
 	const by = "operator token ada@example.org https://login.example.org ada "
@@ -118,7 +122,7 @@ func TestCustomer_IsExportedInPagesThatAreNotTooLarge(t *testing.T) {
 			break
 		}
 	}
-	if want := []string{"logging 0", "logging 1", "logging 2", "order 0", "order 1", "order 2", "order 3"}; !slices.Equal(ids, want) || pages != 1 {
+	if want := []string{"logging 0", "logging 1", "logging 2", "webhooks 0", "order 0", "order 1", "order 2", "order 3"}; !slices.Equal(ids, want) || pages != 1 {
 		t.Errorf("exported %q after %d pages, want %q", ids, pages, want)
 	}
 }
@@ -132,7 +136,7 @@ func TestCustomer_HasToBeNamed(t *testing.T) {
 		"a subject of no issuer":      {Subject: "ada"},
 		"an issuer alone":             {Issuer: "https://login.example.org"},
 		"a token of another list":     {CustomerEmail: "ada@example.org", PageToken: "e1234"},
-		"a token of no service":       {CustomerEmail: "ada@example.org", PageToken: "2:"},
+		"a token of no service":       {CustomerEmail: "ada@example.org", PageToken: "3:"},
 		"a token of a service before": {CustomerEmail: "ada@example.org", PageToken: "-1:x"},
 	} {
 		if _, err := customers.EraseCustomer(ctx, req); status.Code(err) != codes.InvalidArgument {

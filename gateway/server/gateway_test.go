@@ -117,6 +117,22 @@ func receive(t *testing.T, from <-chan messaging.Delivery) (*eventsv1.OrderPlace
 	}
 }
 
+// The trace of a caller with a token goes on.
+func TestPlaceOrder_ContinuesTheTraceOfACallerWithAToken(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	g := startGateway(t, Config{AMQPURL: broker.URL})
+	placed := joinBroker(t, broker.URL).take(t, "order")
+	got := send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders", order, "Content-Type: application/json", "Authorization: Bearer "+operatorToken,
+		"Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	if got.status != http.StatusAccepted {
+		t.Fatalf("answered with %d %s", got.status, got.body)
+	}
+	if _, delivery := receive(t, placed); delivery.Trace.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" {
+		t.Errorf("published with trace id %s", delivery.Trace.TraceID())
+	}
+}
+
 func TestPlaceOrder_IsPublishedAndAnsweredAsPending(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
@@ -156,14 +172,15 @@ func TestPlaceOrder_IsPublishedAndAnsweredAsPending(t *testing.T) {
 	if delivery.MessageID != contract.MessageID(event).String() || delivery.CorrelationID != id {
 		t.Errorf("published with message id %s and correlation id %s", delivery.MessageID, delivery.CorrelationID)
 	}
-	if trace := delivery.Trace.TraceID().String(); trace != "0af7651916cd43dd8448eb211c80319c" {
+	trace := delivery.Trace.TraceID() // a trace of its own: whoever sends no token does not say which
+	if theirs := "0af7651916cd43dd8448eb211c80319c"; !trace.IsValid() || trace.String() == theirs {
 		t.Errorf("published with trace id %s", trace)
 	}
 	if err := contract.Validate(event); err != nil {
 		t.Errorf("what was published is not valid: %v", err)
 	}
 	log := g.log.String()
-	if !strings.Contains(log, "order published") || !strings.Contains(log, telemetry.ShortID(id)) || !strings.Contains(log, "0af7651916cd43dd8448eb211c80319c") {
+	if !strings.Contains(log, "order published") || !strings.Contains(log, telemetry.ShortID(id)) || !strings.Contains(log, trace.String()) {
 		t.Errorf("the log does not say that %s was published:\n%s", id, log)
 	}
 	for _, personal := range []string{"Ada", "Lovelace", "ada@example.com", id} {

@@ -32,6 +32,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	statusv1 "shop.example/gen/shop/status/v1"
+	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 	"shop.example/platform/mtls"
@@ -49,6 +50,7 @@ type Config struct {
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
+	WebhooksAddr  string `env:"WEBHOOKS_ADDR"  envDefault:"localhost:3004"`
 	// TLS is what the gateway calls the other services with.
 	TLS mtls.Config
 	// OperatorToken is what an operator without a name sends, OperatorTokens what those with one do: entries name:token,
@@ -101,7 +103,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(operators) == 0 && cfg.Ingress.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKENS)")
 	}
-	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, MaxRequest: ingress.MaxBody}, t)
+	base, err := service.New(service.Config{AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, MaxRequest: ingress.MaxBody, Public: true}, t)
 	if err != nil {
 		return nil, err
 	}
@@ -144,16 +146,21 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	}
 
 	// What the gateway answers itself, and what it forwards.
-	orders := intake.NewOrders(intake.Config{
+	orders, err := intake.NewOrders(intake.Config{
 		Secrets: secrets, Publish: intake.RequireQueues(queues, pub.Publish), OrderService: up.order.Conn, MaxInFlight: cfg.Ingress.OrdersInFlight, Log: t.Logger,
+		Meter: meter,
 	})
+	if err != nil {
+		return nil, err
+	}
 	up.order.Fallback, up.inventory.Prepare = orders.AnswerUndecided, orders.PassItemKey
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))
-	statusv1.RegisterStatusServiceServer(a, upstream.NewStatusServer(s.Ready, consume.Queues, up.order, up.inventory, up.logging))
-	// The log first: what it has of dead letters is discarded before the orders are erased.
-	customerv1.RegisterCustomerServiceServer(a, upstream.NewCustomers(cfg.Ingress.OIDC.Issuer, up.logging, up.order))
+	statusv1.RegisterStatusServiceServer(a, upstream.NewStatusServer(s.Ready, consume.Queues, up.order, up.inventory, up.logging, up.webhooks))
+	// The log first: what it has of dead letters is discarded before the orders are erased, and webhooks get nothing from it
+	// afterwards that names the customer.
+	customerv1.RegisterCustomerServiceServer(a, upstream.NewCustomers(cfg.Ingress.OIDC.Issuer, up.logging, up.webhooks, up.order))
 	proxies := cfg.Ingress.RateLimit.TrustedProxies
 	l, err := ingress.NewLimits(cfg.Ingress.MaxConnections, cfg.Ingress.MaxCalls, cfg.MaxStreams, proxies > 0, meter)
 	if err != nil {
@@ -218,7 +225,7 @@ func (cfg Config) check() error {
 func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
 
 // upstreams are the services behind the gateway.
-type upstreams struct{ order, inventory, logging *upstream.Service }
+type upstreams struct{ order, inventory, logging, webhooks *upstream.Service }
 
 func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) (up upstreams, err error) {
 	creds, err := cfg.TLS.Client(t.Logger)
@@ -230,6 +237,7 @@ func (s *Service) dialUpstreams(cfg Config, t *telemetry.Telemetry) (up upstream
 		to         **upstream.Service
 	}{
 		{"order", cfg.OrderAddr, &up.order}, {"inventory", cfg.InventoryAddr, &up.inventory}, {"logging", cfg.LoggingAddr, &up.logging},
+		{"webhooks", cfg.WebhooksAddr, &up.webhooks},
 	} {
 		if *u.to, err = upstream.Dial(u.name, u.addr, creds, t); err != nil {
 			return up, err
@@ -245,6 +253,7 @@ func (up upstreams) forward(a *api, streams *ingress.Limiter) error {
 		up.inventory.Forward(a, streams, inventoryv1.File_shop_inventory_v1_inventory_proto),
 		up.logging.Forward(a, streams, loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
 			loggingv1.File_shop_logging_v1_operator_action_proto),
+		up.webhooks.Forward(a, streams, webhooksv1.File_shop_webhooks_v1_webhook_proto),
 	)
 }
 
@@ -256,6 +265,7 @@ func addServices(r *rest.Server) error {
 		rest.Add(r, &loggingv1.EventLogService_ServiceDesc, loggingv1.NewEventLogServiceClient, loggingv1.RegisterEventLogServiceHandlerClient),
 		rest.Add(r, &loggingv1.DeadLetterService_ServiceDesc, loggingv1.NewDeadLetterServiceClient, loggingv1.RegisterDeadLetterServiceHandlerClient),
 		rest.Add(r, &loggingv1.OperatorActionService_ServiceDesc, loggingv1.NewOperatorActionServiceClient, loggingv1.RegisterOperatorActionServiceHandlerClient),
+		rest.Add(r, &webhooksv1.WebhookService_ServiceDesc, webhooksv1.NewWebhookServiceClient, webhooksv1.RegisterWebhookServiceHandlerClient),
 		rest.Add(r, &customerv1.CustomerService_ServiceDesc, customerv1.NewCustomerServiceClient, customerv1.RegisterCustomerServiceHandlerClient),
 		rest.Add(r, &statusv1.StatusService_ServiceDesc, statusv1.NewStatusServiceClient, statusv1.RegisterStatusServiceHandlerClient),
 	)

@@ -59,7 +59,7 @@ func startGateway(t *testing.T, cfg Config) *gateway {
 	g := &gateway{log: &logBuffer{}}
 	cfg.HTTPAddr, cfg.AdminAddr = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.OperatorToken, cfg.Currency = operatorToken, "USD"
-	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr} {
+	for _, addr := range []*string{&cfg.OrderAddr, &cfg.InventoryAddr, &cfg.LoggingAddr, &cfg.WebhooksAddr} {
 		if *addr == "" {
 			*addr = nowhere
 		}
@@ -136,9 +136,12 @@ func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	orders := intake.NewOrders(intake.Config{
+	orders, err := intake.NewOrders(intake.Config{
 		Secrets: secrets, Publish: publish, OrderService: client(t, nowhere), MaxInFlight: ordersInFlight, Log: tel.Logger,
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, nil))
 	orderv1.RegisterOrderServiceServer(a, server)
 	inventory := &upstream.Service{Name: "inventory", Conn: client(t, nowhere)}

@@ -82,6 +82,8 @@ func (c *customers) EraseCustomer(ctx context.Context, req *customerv1.EraseCust
 		resp.Orders += done.GetOrders()
 		resp.Events += done.GetEvents()
 		resp.DeadLetters += done.GetDeadLetters()
+		resp.Webhooks += done.GetWebhooks()
+		resp.WebhookEvents += done.GetWebhookEvents()
 		return done.GetNextPageToken(), true, nil
 	})
 	if err != nil {

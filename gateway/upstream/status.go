@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"maps"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -88,7 +89,9 @@ func (b *statusServer) gather() *statusv1.GetStatusResponse {
 	asked.Wait()
 
 	s := &statusv1.GetStatusResponse{At: timestamppb.Now()}
+	inHand := map[string]int32{} // by queue
 	for i, report := range reports {
+		maps.Copy(inHand, report.GetInHand())
 		name := b.services[i].name
 		s.Services = append(s.Services, &statusv1.GetStatusResponse_Service{Name: name, Ready: report.GetReady(), Detail: report.GetDetail()})
 		if o := report.GetOutbox(); o != nil {
@@ -104,7 +107,7 @@ func (b *statusServer) gather() *statusv1.GetStatusResponse {
 	}
 	s.Services = append(s.Services, gateway)
 	for _, q := range queues {
-		s.Queues = append(s.Queues, &statusv1.GetStatusResponse_Queue{Name: q.Name, Messages: clamp(q.Messages), Consumers: clamp(q.Consumers)})
+		s.Queues = append(s.Queues, &statusv1.GetStatusResponse_Queue{Name: q.Name, Messages: clamp(q.Messages), Consumers: clamp(q.Consumers), InHand: inHand[q.Name]})
 	}
 	return s
 }

@@ -74,6 +74,7 @@ func TestEvents_RoutesStayAsTheyWerePublished(t *testing.T) {
 		"shop.events.v1.StockChanged":      "shop.stock.changed",
 		"shop.events.v1.StockDepleted":     "shop.stock.depleted",
 		"shop.events.v1.OperatorActed":     "shop.operator.acted",
+		"shop.events.v1.WebhookDisabled":   "shop.webhook.disabled",
 	}
 	for _, e := range Events() {
 		if want[e.Name] != e.RoutingKey || e.Exchange != "shop.topic" {

@@ -9,9 +9,11 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
@@ -64,6 +66,7 @@ type Connection struct {
 	role      string
 	log       *slog.Logger
 	tracer    trace.Tracer
+	server    atomic.Pointer[[]attribute.KeyValue] // of spans: which node it is connected to; see at
 	metrics   *metrics
 
 	warnMissing sync.Once
@@ -104,12 +107,13 @@ func Dial(address string, o Options) (*Connection, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	const scope = "shop.example/platform/messaging"
-	m, err := newMetrics(o.Meter.Meter(scope))
+	who := identityOf(endpoints[0].uri, o.Service)
+	m, err := newMetrics(o.Meter.Meter(scope), o.Service, who.known())
 	if err != nil {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		endpoints: endpoints, service: o.Service, topology: o.Topology, identity: identityOf(endpoints[0].uri, o.Service), role: o.Role, log: o.Logger.With("connection", o.Role),
+		endpoints: endpoints, service: o.Service, topology: o.Topology, identity: who, role: o.Role, log: o.Logger.With("connection", o.Role),
 		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
@@ -127,7 +131,7 @@ func (c *Connection) Run(ctx context.Context) error {
 	wait := backoff.New(minBackoff, maxReconnect)
 	for ctx.Err() == nil {
 		start := time.Now()
-		err := c.connectOnce(ctx)
+		established, err := c.connectOnce(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -137,23 +141,28 @@ func (c *Connection) Run(ctx context.Context) error {
 		if time.Since(start) > sessionLasted {
 			wait.Reset()
 		}
-		c.log.Warn("broker connection lost, connecting again", "error", err, "outage_of", time.Since(start).Round(time.Millisecond))
-		c.metrics.reconnects.Add(ctx, 1)
+		if established {
+			c.log.Warn("broker connection lost, connecting again", "error", err, "lasted", time.Since(start))
+			c.metrics.countReconnect(ctx, 1, causeLost)
+		} else {
+			c.log.Warn("no connection to the broker, trying again", "error", err, "took", time.Since(start))
+			c.metrics.countReconnect(ctx, 1, causeDial)
+		}
 		wait.Sleep(ctx)
 	}
 	return nil
 }
 
-// connectOnce connects to one of the nodes and holds that connection until it closes or ctx ends.
-func (c *Connection) connectOnce(ctx context.Context) error {
+// connectOnce connects to one of the nodes and holds that connection until it closes or ctx ends. It says whether there was one.
+func (c *Connection) connectOnce(ctx context.Context) (established bool, err error) {
 	conn, n, err := c.connect(ctx)
 	if err != nil {
 		c.set(nil, err)
-		return err
+		return false, err
 	}
 	err = c.hold(ctx, conn)
 	nodes.release(n, ctx.Err() == nil)
-	return err
+	return true, err
 }
 
 // connect tries the nodes one after the other, each one once, and returns a connection with its topology made sure of.
@@ -214,6 +223,7 @@ func (c *Connection) hold(ctx context.Context, conn *amqp.Connection) error {
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	c.setBlocked(false)
+	c.server.Store(&[]attribute.KeyValue{attribute.String("server.address", conn.RemoteAddr().String())})
 	c.set(conn, nil)
 	c.connected = true
 	c.log.Debug("broker connected", "node", conn.RemoteAddr().String(), "server", conn.Properties["version"])
@@ -286,6 +296,14 @@ func (c *Connection) hasAlternatives() bool {
 	return c.alternatives
 }
 
+// at says in spans which node the connection was made to last.
+func (c *Connection) at() []attribute.KeyValue {
+	if server := c.server.Load(); server != nil {
+		return *server
+	}
+	return nil
+}
+
 // closeError turns what a close notification carried into an error: the library sends nil on an orderly close.
 func closeError(cause *amqp.Error) error {
 	if cause == nil {
@@ -350,6 +368,15 @@ func (c *Connection) Ready(context.Context) error {
 		return ErrBlocked
 	}
 	return nil
+}
+
+// InHand returns how many messages consumers and servers on this connection have taken and not settled yet, by queue.
+func (c *Connection) InHand() map[string]int {
+	messages := map[string]int{}
+	for queue, held := range c.metrics.inHand() {
+		messages[queue] = held.messages
+	}
+	return messages
 }
 
 // Topology is nil if the service's own queues and the exchanges that they are bound to were there when the connection last

@@ -13,7 +13,6 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -58,6 +57,8 @@ type Consumer struct {
 	dispatch dispatcher
 	attached atomic.Bool
 	down     atomic.Pointer[error] // why the consumer waits, nil while it does not
+	held     atomic.Pointer[heldBatch]
+	buffered atomic.Pointer[<-chan amqp.Delivery] // what the broker has handed out beside the batch
 
 	// Run's alone:
 	ch            *amqp.Channel // of the session
@@ -78,10 +79,30 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	}
 	dispatch := newDispatcher(handlers)
 	dispatch.admit = func(d *amqp.Delivery) error { return conn.admit(d, queue) }
-	return &Consumer{
+	c := &Consumer{
 		conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: dispatch,
 		halvings: bits.Len(uint(2*o.Batch)) - 1, size: o.Batch,
 	}
+	conn.metrics.expectConsumed(queue)
+	conn.metrics.hold(c)
+	return c
+}
+
+// heldBatch is a batch in hand.
+type heldBatch struct {
+	messages int
+	since    time.Time
+}
+
+// inHand is part of holder.
+func (c *Consumer) inHand() (queue string, messages int, oldest time.Time) {
+	if buffered := c.buffered.Load(); buffered != nil {
+		messages = len(*buffered)
+	}
+	if batch := c.held.Load(); batch != nil {
+		return c.queue, messages + batch.messages, batch.since
+	}
+	return c.queue, messages, time.Time{}
 }
 
 // Ready is nil while it is attached to the queue and no dependency of the handlers is down.
@@ -105,6 +126,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	idle := false // it only changes its channel
 	defer func() {
+		c.held.Store(nil)
+		c.buffered.Store(nil)
 		if !idle {
 			c.attached.Store(false)
 		}
@@ -140,6 +163,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 		case ch.IsClosed():
 			return errors.New("the broker has closed the channel") // and with it ended the right to acknowledge
 		case len(batch) > 0:
+			c.held.Store(&heldBatch{len(batch), time.Now()})
 			failpoint.Hit("consumer.received")
 			if err := c.settle(ctx, work, batch); err != nil {
 				return err // what was not acknowledged goes back to the queue with the channel
@@ -150,6 +174,7 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 			if err := ch.Ack(batch[len(batch)-1].DeliveryTag, true); err != nil {
 				return fmt.Errorf("acknowledging: %w", err)
 			}
+			c.held.Store(nil)
 		case c.yielding:
 			return errors.New("it had left the queue while a dependency was down")
 		case c.resubscribing:
@@ -175,7 +200,9 @@ func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consuming %s: %w", c.queue, err)
 	}
-	return prefetchBuffer(deliveries, c.prefetch()), nil
+	buffered := prefetchBuffer(deliveries, c.prefetch())
+	c.buffered.Store(&buffered)
+	return buffered, nil
 }
 
 // prefetch is how many messages the broker hands out before it waits for acknowledgements.
@@ -325,7 +352,7 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		switch {
 		case err == nil:
 			c.slow = false
-			c.count(work, part, "handled")
+			c.count(work, part, verdictHandled)
 			c.size = min(c.batch, c.size+max(1, c.size/4))
 		case work.Err() != nil:
 			return fmt.Errorf("stopped before the batch was finished: %w", err)
@@ -356,20 +383,14 @@ func (c *Consumer) pause(ctx context.Context, wait *backoff.Backoff, what string
 
 // call runs the handler; a panic is an error of the messages, not the end of the process.
 func (c *Consumer) call(ctx context.Context, g group) (err error) {
+	ctx, end := c.startProcess(ctx, g)
+	defer func() { end(err) }()
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handler panicked: %v", r)
 			c.conn.log.Error("a handler panicked", "queue", c.queue, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	links := make([]trace.Link, 0, min(len(g.deliveries), 32))
-	for i := range g.deliveries[:cap(links)] {
-		if sc := spanContext(stringHeader(g.deliveries[i].Headers, headerTraceParent)); sc.IsValid() {
-			links = append(links, trace.Link{SpanContext: sc})
-		}
-	}
-	ctx, span := c.conn.tracer.Start(ctx, "process "+c.queue, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithLinks(links...), trace.WithNewRoot())
-	defer span.End()
 	return g.run(ctx)
 }
 
@@ -397,7 +418,7 @@ func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error
 		return err
 	}
 	failpoint.Hit("consumer.retried")
-	c.countOne(work, "retried")
+	c.countOne(work, verdictRetried)
 	return nil
 }
 
@@ -428,7 +449,7 @@ func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause
 		return err
 	}
 	failpoint.Hit("consumer.dead-lettered")
-	c.countOne(work, "dead")
+	c.countOne(work, verdictDead)
 	c.refuse(work, d, cause)
 	return nil
 }
@@ -485,6 +506,13 @@ func (c *Consumer) park(ctx, work context.Context, out Outgoing) error {
 		}
 	}
 }
+
+// The verdicts about a message.
+const (
+	verdictHandled = "handled"
+	verdictRetried = "retried"
+	verdictDead    = "dead"
+)
 
 func (c *Consumer) count(ctx context.Context, g group, verdict string) {
 	c.conn.metrics.consumed.Add(ctx, int64(len(g.deliveries)), metric.WithAttributes(label("queue", c.queue), label("verdict", verdict)))

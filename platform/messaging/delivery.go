@@ -64,6 +64,8 @@ type Handler struct {
 	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
 	decode func(*amqp.Delivery) (any, error)
 	run    func(context.Context, []any) error
+	// traced returns a decoded message whose trace is another one: that of its handling.
+	traced func(any, trace.SpanContext) any
 	weigh  func(any) int // what a decoded message causes, in bytes; nil if that is no more than the message
 }
 
@@ -94,6 +96,11 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 			}
 			return Message[T]{Meta: metaOf(d), ID: contract.MessageID(body), Body: body}, nil
 		},
+		traced: func(m any, sc trace.SpanContext) any {
+			message := m.(Message[T])
+			message.Trace = sc
+			return message
+		},
 		run: func(ctx context.Context, batch []any) error {
 			messages := make([]Message[T], len(batch))
 			for i, m := range batch {
@@ -117,6 +124,11 @@ func HandleWeighed[T proto.Message](weigh func(T) int, handle func(ctx context.C
 func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler {
 	return Handler{
 		decode: func(d *amqp.Delivery) (any, error) { return rawDelivery(d), nil },
+		traced: func(d any, sc trace.SpanContext) any {
+			delivery := d.(Delivery)
+			delivery.Trace = sc
+			return delivery
+		},
 		run: func(ctx context.Context, batch []any) error {
 			deliveries := make([]Delivery, len(batch))
 			for i, d := range batch {
@@ -353,8 +365,17 @@ func isProtobuf(property string) bool {
 
 func (c *Consumer) log(d *amqp.Delivery) *slog.Logger {
 	m := metaOf(d)
-	return c.conn.log.With("queue", c.queue, "routing_key", m.RoutingKey, "message_id", d.MessageId,
-		"order_id", telemetry.ShortID(d.CorrelationId), "trace_id", m.Trace.TraceID().String())
+	log := c.conn.log.With("queue", c.queue, "routing_key", m.RoutingKey)
+	if d.MessageId != "" {
+		log = log.With("message_id", d.MessageId)
+	}
+	if d.CorrelationId != "" {
+		log = log.With("order_id", telemetry.ShortID(d.CorrelationId))
+	}
+	if m.Trace.HasTraceID() {
+		log = log.With("trace_id", m.Trace.TraceID().String())
+	}
+	return log
 }
 
 var errNoReplyTo = errors.New("the request has no reply_to: nobody waits for an answer")

@@ -208,7 +208,7 @@ func TestConnection_AnAttemptThatFailsOverItsFilesLeavesNoSocket(t *testing.T) {
 	if err := os.Remove(authorities); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.connectOnce(t.Context()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := c.connectOnce(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the attempt ends with %v, want that the file is not there", err)
 	}
 	if err := lis.(*net.TCPListener).SetDeadline(time.Now()); err != nil {
@@ -258,7 +258,7 @@ func TestConnection_ACertificateThatTheBrokerRefusesIsTheReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 100 {
-		if err := c.connectOnce(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		if _, err := c.connectOnce(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
 			t.Fatalf("the attempt ends with %v, want that the broker wants a certificate", err)
 		}
 	}

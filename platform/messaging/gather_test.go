@@ -62,7 +62,11 @@ func TestGather_WaitsForMoreAsLongAsItLingers(t *testing.T) {
 
 func TestConsumer_ThePrefetchGrowsAndShrinksWithTheSizeOfMessages(t *testing.T) {
 	t.Parallel()
-	c := NewConsumer(nil, nil, "order", ConsumerOptions{Batch: 500})
+	conn, err := Dial("amqp://localhost", Options{Service: "order"}) // it is not run
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewConsumer(conn, nil, "order", ConsumerOptions{Batch: 500})
 	sizes := func(largest int) (all []int) {
 		c.largest = largest
 		for all = []int{c.prefetch()}; c.adjustPrefetch(); {

@@ -173,7 +173,11 @@ func (c *Connection) admitCall(d *amqp.Delivery, route contract.Method) error {
 func (c *Connection) wrongUser(d *amqp.Delivery, queue string) {
 	c.log.Error("a message comes from a user of the broker who may not send it", "queue", queue, "user", d.UserId,
 		"published_by", publisherOf(d), "app_id", d.AppId, "routing_key", d.RoutingKey, "type", d.Type, "message_id", d.MessageId)
-	c.metrics.wrongUser.Add(context.Background(), 1, metric.WithAttributes(label("queue", queue), label("user", d.UserId)))
+	user := c.identity.service(d.UserId)
+	if !slices.Contains(services(), user) {
+		user = otherUser // the log has the name
+	}
+	c.metrics.countWrongUser(1, queue, user)
 }
 
 // missingUser counts a message that does not say who has sent it.

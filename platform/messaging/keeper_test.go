@@ -345,7 +345,9 @@ func TestConnect_ABrokerThatHangsHoldsUpNobodyElse(t *testing.T) {
 		t.Errorf("another connection was ready after %s", took)
 	}
 	eventually(t, func() error {
-		if err := stuck.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "the broker has not answered within 10s") {
+		// Either the limit of an answer comes first, or that of a heartbeat: the library resets that when it finds the time.
+		err := stuck.Ready(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "the broker has not answered within 10s") && !strings.Contains(err.Error(), "i/o timeout") {
 			return errors.Join(errors.New("the hanging connection says"), err)
 		}
 		return nil

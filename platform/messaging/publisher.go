@@ -139,13 +139,14 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	}
 }
 
-var producerSpan = trace.WithSpanKind(trace.SpanKindProducer)
-
 // Publish publishes the event m and returns once the broker has it. See Send for errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
-	event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
-	ctx, span := p.conn.tracer.Start(ctx, "publish "+event.RoutingKey, producerSpan)
-	defer span.End()
+	if !trace.SpanContextFromContext(ctx).IsValid() { // nobody has begun a trace
+		event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
+		var span trace.Span
+		ctx, span = p.conn.tracer.Start(ctx, "publish "+event.RoutingKey)
+		defer span.End()
+	}
 	out, err := NewOutgoing(ctx, m)
 	if err != nil {
 		return err
@@ -160,7 +161,9 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 // ErrUnroutable (no queue takes one of them, or there is no such exchange), ErrTooLarge (the broker refuses one of them
 // for its size); a RefusedError that wraps one of these says which. After an error any of the messages may have been
 // published.
-func (p *Publisher) Send(ctx context.Context, messages []Outgoing) error {
+func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
+	end := p.startSends(messages)
+	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	start := time.Now()

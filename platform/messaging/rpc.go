@@ -13,6 +13,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
@@ -37,6 +38,9 @@ const (
 	headerStatusDetails  = "grpc-status-details-bin" // a google.rpc.Status
 	headerMetadataPrefix = "grpc-metadata-"
 )
+
+// repliesQueue stands for a client's own queue, whose name is the broker's, in metrics and log lines.
+const repliesQueue = "replies"
 
 // rpcTimeout bounds a call whose context has no deadline.
 const rpcTimeout = 10 * time.Second
@@ -68,6 +72,7 @@ type reply struct {
 
 // NewRPCClient returns a client that takes replies over conn and sends requests through pub. It works while Run runs.
 func NewRPCClient(conn *Connection, pub *Publisher) *RPCClient {
+	conn.metrics.expectUsers(repliesQueue)
 	return &RPCClient{conn: conn, pub: pub, id: rand.Text(), changed: make(chan struct{}), waiting: map[string]waiter{}}
 }
 
@@ -97,7 +102,7 @@ func (c *RPCClient) Run(ctx context.Context) error {
 				if !ok {
 					return errors.New("the reply queue is gone")
 				}
-				if from, waiting := c.answerers(d.CorrelationId); waiting && !c.conn.sentBy(&d, "replies", from...) {
+				if from, waiting := c.answerers(d.CorrelationId); waiting && !c.conn.sentBy(&d, repliesQueue, from...) {
 					continue // the call goes on waiting for one who may answer it
 				}
 				if !c.completeCall(d.CorrelationId, reply{d.Body, statusOf(d.Headers)}) {
@@ -217,8 +222,9 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
 	defer cancel()
-	ctx, span := c.conn.tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
+	ctx, span := c.conn.tracer.Start(ctx, strings.TrimPrefix(name, "/"), trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(c.conn.at()...), trace.WithAttributes(rpcAttributes(name)...))
 	defer func() {
+		fail(span, err)
 		span.End()
 		c.conn.metrics.rpcSeconds.Record(ctx, time.Since(start).Seconds(),
 			metric.WithAttributes(label("method", name), label("code", status.Code(err).String())))
@@ -366,6 +372,37 @@ type RPCServer struct {
 	attached    atomic.Int32
 }
 
+// heldCalls are the calls in hand of one queue.
+type heldCalls struct {
+	queue string
+	mu    sync.Mutex
+	since map[uint64]time.Time // by delivery tag
+}
+
+// inHand is part of holder.
+func (h *heldCalls) inHand() (queue string, messages int, oldest time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, since := range h.since {
+		if oldest.IsZero() || since.Before(oldest) {
+			oldest = since
+		}
+	}
+	return h.queue, len(h.since), oldest
+}
+
+// take notes a call, until done.
+func (h *heldCalls) take(tag uint64) (done func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.since[tag] = time.Now()
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.since, tag)
+	}
+}
+
 type method struct {
 	desc grpc.MethodDesc
 	impl any
@@ -405,16 +442,19 @@ func (s *RPCServer) Run(ctx context.Context) error {
 		if len(route.CalledBy) == 0 {
 			return fmt.Errorf("nothing says which services may call %s: give it called_by in the option shop.options.v1.rpc", m.full)
 		}
+		s.conn.metrics.expectUsers(route.Queue)
+		calls := &heldCalls{queue: route.Queue, since: map[uint64]time.Time{}}
+		s.conn.metrics.hold(calls)
 		g.Go(func() error {
 			return s.conn.runSessions(ctx, "server of "+route.Queue, func(ctx context.Context, conn *amqp.Connection) error {
-				return s.serve(ctx, conn, m, route)
+				return s.serve(ctx, conn, m, route, calls)
 			})
 		})
 	}
 	return g.Wait()
 }
 
-func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, route contract.Method) error {
+func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, route contract.Method, held *heldCalls) error {
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("opening a channel: %w", err)
@@ -449,6 +489,7 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 				return errors.New("the broker has ended the consumer")
 			}
 			calls.Go(func() error {
+				defer held.take(d.DeliveryTag)()
 				s.answer(work, m, route, d)
 				return nil
 			})
@@ -466,12 +507,13 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 		defer cancel()
 	}
 	ctx = metadata.NewIncomingContext(ctx, incomingMetadata(d.Headers))
-	ctx, span := s.conn.tracer.Start(ctx, m.full, trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := s.conn.tracer.Start(ctx, strings.TrimPrefix(m.full, "/"), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(rpcAttributes(m.full)...))
 	defer span.End()
 
 	err := errNoReplyTo // what nobody is told is not done
 	if d.ReplyTo != "" {
 		answer, failure := s.admitAndCall(ctx, m, route, &d)
+		fail(span, failure)
 		err = s.pub.reply(ctx, d.ReplyTo, d.CorrelationId, answer, failure)
 	}
 	if err != nil {
@@ -480,6 +522,17 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 	failpoint.Hit("rpc.replied")
 	if err := d.Ack(false); err != nil && !errors.Is(err, amqp.ErrClosed) {
 		s.conn.log.Warn("acknowledging a call", "method", m.full, "error", err)
+	}
+}
+
+// rpcAttributes describe a call over the broker by OpenTelemetry's conventions for RPC.
+func rpcAttributes(name string) []attribute.KeyValue {
+	service, method, isMethod := strings.Cut(strings.TrimPrefix(name, "/"), "/")
+	if !isMethod {
+		return []attribute.KeyValue{rabbitMQ, attribute.String("messaging.rabbitmq.destination.routing_key", name)}
+	}
+	return []attribute.KeyValue{
+		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method), rabbitMQ,
 	}
 }
 

@@ -115,6 +115,7 @@ func NewDuplicates(meters metric.MeterProvider) (*Duplicates, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the inbox: %w", err)
 	}
+	counter.Add(context.Background(), 0)
 	return &Duplicates{counter}, nil
 }
 

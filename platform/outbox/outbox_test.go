@@ -397,6 +397,9 @@ func TestRelay_IsNotReadyWhileTheOldestMessageIsOld(t *testing.T) {
 	if err := relay.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "1m40s") {
 		t.Errorf("Ready with a message that is 100 s old = %v", err)
 	}
+	if err := relay.Sample(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if age := gauge(t, reader, "outbox.oldest.age"); age < 100 || age > 160 {
 		t.Errorf("outbox.oldest.age = %v, want 100", age)
 	}

@@ -112,6 +112,9 @@ func TestRelay_WhatTheBrokerWillNeverTakeIsParkedAndStopsNothing(t *testing.T) {
 			if err != nil || len(parked) != 1 || parked[0].MessageID != bad || parked[0].Size != poison.size || !strings.Contains(parked[0].Reason, poison.reason) {
 				t.Fatalf("parked is %+v, %v", parked, err)
 			}
+			if err := relay.Sample(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			if n := gauge64(t, metrics, "outbox.parked.waiting"); n != 1 {
 				t.Errorf("the metric says that %d messages are parked", n)
 			}

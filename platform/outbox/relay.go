@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -74,6 +75,7 @@ type Relay struct {
 	log       *slog.Logger
 	published metric.Int64Counter
 	parked    metric.Int64Counter
+	sample    atomic.Pointer[sample]
 	wake      chan struct{}
 }
 
@@ -105,27 +107,59 @@ func (r *Relay) register(meter metric.Meter) (err error) {
 	if err != nil {
 		return err
 	}
+	r.published.Add(context.Background(), 0)
+	r.parked.Add(context.Background(), 0)
 	_, err = meter.Int64ObservableGauge("outbox.parked.waiting", metric.WithDescription("Messages that are parked and wait for an operator."),
-		metric.WithInt64Callback(func(ctx context.Context, o metric.Int64Observer) error {
-			n, err := countParked(ctx, r.pool)
-			if err == nil {
-				o.Observe(n)
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			if last := r.sample.Load(); last != nil {
+				o.Observe(last.parked)
 			}
-			return err
+			return nil
 		}))
 	if err != nil {
 		return err
 	}
 	_, err = meter.Float64ObservableGauge("outbox.oldest.age", metric.WithUnit("s"),
 		metric.WithDescription("Age of the oldest message of the outbox; 0 if it is empty."),
-		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
-			age, err := r.Age(ctx)
-			if err == nil {
-				o.Observe(age.Seconds())
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			if last := r.sample.Load(); last != nil {
+				o.Observe(last.age().Seconds())
 			}
-			return err
+			return nil
 		}))
 	return err
+}
+
+// sample is what the metrics of the outbox show.
+type sample struct {
+	oldest time.Time // when the oldest message was added, by our clock; zero if there was none
+	parked int64
+}
+
+// age goes on growing while the database does not answer: nothing is published then.
+func (s sample) age() time.Duration {
+	if s.oldest.IsZero() {
+		return 0
+	}
+	return time.Since(s.oldest)
+}
+
+// Sample reads what the metrics of the outbox show.
+func (r *Relay) Sample(ctx context.Context) error {
+	age, err := r.Age(ctx)
+	if err != nil {
+		return err
+	}
+	parked, err := countParked(ctx, r.pool)
+	if err != nil {
+		return err
+	}
+	s := sample{parked: parked}
+	if age > 0 {
+		s.oldest = time.Now().Add(-age)
+	}
+	r.sample.Store(&s)
+	return nil
 }
 
 // Wake tells the relay that a transaction has committed messages. It returns at once and may be called concurrently.

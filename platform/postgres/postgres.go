@@ -131,8 +131,8 @@ func instrumented(connector driver.Connector, o Options) (*sqlx.DB, error) {
 		}),
 	}
 	pool := otelsql.OpenDB(connector, options...)
-	if _, err := otelsql.RegisterDBStatsMetrics(pool, options...); err != nil {
-		return nil, fmt.Errorf("registering the metrics of the database pool: %w", errors.Join(err, pool.Close()))
+	if err := observePool(pool, o.Meter); err != nil {
+		return nil, errors.Join(err, pool.Close())
 	}
 	return sqlx.NewDb(pool, "postgres"), nil
 }

@@ -119,7 +119,7 @@ func TestOpen_RecordsTheStatementsOfATraceAndThePoolButNoPolls(t *testing.T) {
 			recorded[m.Name] = true
 		}
 	}
-	for _, name := range []string{"db.client.operation.duration", "db.sql.connection.open"} {
+	for _, name := range []string{"db.client.operation.duration", "db.client.connection.open"} {
 		if !recorded[name] {
 			t.Errorf("no metric %s among %v", name, recorded)
 		}

@@ -25,6 +25,7 @@ func (s *Service) Broker(url string, topology messaging.Topology, name string, t
 	if !publish.KnowsUsers() {
 		warnSharedUser(t.Logger)
 	}
+	s.inHand = consume.InHand
 	publisher := messaging.NewPublisher(publish)
 	s.Go("broker, publishing", publish.Run)
 	s.Go("broker, consuming", consume.Run)

@@ -14,7 +14,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	"shop.example/platform/apierror"
 	"shop.example/platform/telemetry"
@@ -43,6 +45,9 @@ func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Conf
 			otelgrpc.WithMeterProvider(t.Meter),
 			otelgrpc.WithPropagators(t.Propagator),
 			otelgrpc.WithFilter(filters.Not(filters.ServicePrefix("grpc."))), // health and reflection
+			otelgrpc.WithPublicEndpointFn(func(ctx context.Context, _ *stats.RPCTagInfo) bool {
+				return cfg.Public && len(metadata.ValueFromIncomingContext(ctx, "authorization")) == 0
+			}),
 		)),
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),

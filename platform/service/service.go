@@ -52,6 +52,8 @@ type Config struct {
 	StopDelay time.Duration
 	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight get half of it.
 	StopTimeout time.Duration
+	// Public says that anybody may call: the trace of a caller without a token is linked and not continued.
+	Public bool
 	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
 	MaxRequest int
 	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
@@ -73,6 +75,9 @@ type Service struct {
 	listeners   []net.Listener
 	components  []*component
 	checks      []check
+	probes      []*probe // of checks, for the metrics
+	samples     []*probe
+	inHand      func() map[string]int // nil without a broker
 
 	used      atomic.Bool // run or closed; either can happen once
 	running   atomic.Bool
@@ -112,6 +117,9 @@ func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 		}
 	}
 	s.grpc = s.newGRPCServer(creds, cfg, t)
+	if err := s.observe(t); err != nil {
+		return nil, err
+	}
 	if err := s.openListeners(cfg, t); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -174,6 +182,14 @@ func (s *Service) AdminAddr() string { return address(s.adminLis) }
 // PprofAddr returns the address Go's profiles are served on, or "".
 func (s *Service) PprofAddr() string { return address(s.pprofLis) }
 
+// InHand returns how many messages the service has taken from each queue and not settled yet.
+func (s *Service) InHand() map[string]int {
+	if s.inHand == nil {
+		return nil
+	}
+	return s.inHand()
+}
+
 func address(lis net.Listener) string {
 	if lis == nil {
 		return ""
@@ -213,6 +229,11 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	if s.grpcLis != nil {
 		s.Go("grpc", s.serveGRPC)
+	}
+	for _, c := range s.checks {
+		p := newProbe(c.name, c.ask)
+		s.probes = append(s.probes, p)
+		s.Go("check of "+c.name, p.run)
 	}
 	failed := make(chan error, len(s.components))
 	for _, p := range s.components {

@@ -68,6 +68,9 @@ func (h contextHandler) Handle(ctx context.Context, record slog.Record) error {
 		record.AddAttrs(attrs...)
 		if span.HasTraceID() {
 			record.AddAttrs(slog.String("trace_id", span.TraceID().String()))
+			if span.IsSampled() { // otherwise there is no such span
+				record.AddAttrs(slog.String("span_id", span.SpanID().String()))
+			}
 		}
 	}
 	return h.Handler.Handle(ctx, record)
@@ -83,7 +86,7 @@ func (h contextHandler) WithGroup(name string) slog.Handler {
 
 func newHandler(cfg Config) slog.Handler {
 	if cfg.LogFormat == JSON {
-		handler := slog.NewJSONHandler(cfg.Output, &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: redactAttr})
+		handler := slog.NewJSONHandler(cfg.Output, &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: jsonAttr})
 		return contextHandler{handler.WithAttrs([]slog.Attr{slog.String("service", cfg.Service)})}
 	}
 	// Services that share a terminal are told apart by a column, so the service is written before the message.
@@ -101,6 +104,14 @@ func newHandler(cfg Config) slog.Handler {
 	})}
 }
 
+// ShortIDs is text with the ShortID of each id in it: what may be written of an error.
+func ShortIDs(text string) string {
+	if !strings.Contains(text, "-") {
+		return text
+	}
+	return uuids.ReplaceAllString(text, "$1")
+}
+
 // uuids are ids in a text, the ShortID of each by itself.
 var uuids = regexp.MustCompile(`([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4})-[0-9a-f]{4}-[0-9a-f]{12}`)
 
@@ -109,7 +120,7 @@ func redactAttr(_ []string, attr slog.Attr) slog.Attr {
 	switch attr.Key {
 	case "error", "err", "reason":
 		if text := attr.Value.String(); strings.Contains(text, "-") {
-			attr.Value = slog.StringValue(uuids.ReplaceAllString(text, "$1"))
+			attr.Value = slog.StringValue(ShortIDs(text))
 		}
 		return attr
 	}
@@ -119,6 +130,14 @@ func redactAttr(_ []string, attr slog.Attr) slog.Attr {
 		}
 	}
 	return attr
+}
+
+// jsonAttr is redactAttr for programs, which read durations in seconds.
+func jsonAttr(groups []string, attr slog.Attr) slog.Attr {
+	if attr.Value.Kind() == slog.KindDuration {
+		return slog.Float64(attr.Key, attr.Value.Duration().Seconds())
+	}
+	return redactAttr(groups, attr)
 }
 
 func isTerminal(w io.Writer) bool {

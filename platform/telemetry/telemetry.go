@@ -6,12 +6,15 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +33,10 @@ import (
 
 // shutdownTimeout bounds how long the last spans may take to leave the process: what Docker's 10 s leave after a service's stop.
 const shutdownTimeout = time.Second
+
+// maxLinks is how many links a span can have: a batch is linked to the trace of each of its messages, of which a consumer can
+// have as many as RabbitMQ hands out at most.
+const maxLinks = 2000
 
 // Config says how a service reports about itself. The tags are those of github.com/caarlos0/env, so that a service's
 // configuration can embed it.
@@ -98,7 +105,12 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 
 // MetricsHandler serves the service's metrics, and those of the Go runtime and the process, to Prometheus.
 func (t *Telemetry) MetricsHandler() http.Handler {
-	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(t.Logger.Handler(), slog.LevelError)})
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
+		ErrorLog:          slog.NewLogLogger(t.Logger.Handler(), slog.LevelError),
+		EnableOpenMetrics: true, // for exemplars: the trace of a slow call, if it was sampled
+		// One broken metric must not take the others away.
+		ErrorHandling: promhttp.ContinueOnError,
+	})
 }
 
 // Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
@@ -132,7 +144,11 @@ func newTracerProvider(about *resource.Resource, exporter sdktrace.SpanExporter)
 	if exporter == nil {
 		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample()))
 	}
-	return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(exporter))
+	limits := sdktrace.NewSpanLimits()
+	if os.Getenv("OTEL_SPAN_LINK_COUNT_LIMIT") == "" {
+		limits.LinkCountLimit = maxLinks
+	}
+	return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(exporter), sdktrace.WithRawSpanLimits(limits))
 }
 
 // loggingExporter logs a failed export through the service's logger; the SDK would hand it to a global one.
@@ -163,7 +179,30 @@ func newMeterProvider(about *resource.Resource) (*prometheus.Registry, *sdkmetri
 		sdkmetric.WithReader(exporter),
 		sdkmetric.WithView(durations),
 	)
+	if err := observeBuild(meters); err != nil {
+		return nil, nil, err
+	}
 	return registry, meters, nil
+}
+
+// observeBuild registers what the process was built from: dashboards show when a release came.
+func observeBuild(meters metric.MeterProvider) error {
+	gauge, err := meters.Meter("shop.example/platform/telemetry").Int64Gauge("service.build_info", metric.WithDescription("1, with what the process was built from."))
+	if err != nil {
+		return fmt.Errorf("registering the metric of the build: %w", err)
+	}
+	version, revision, goVersion := "unknown", "unknown", runtime.Version()
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version = cmp.Or(info.Main.Version, version)
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+	}
+	gauge.Record(context.Background(), 1, metric.WithAttributes(
+		attribute.String("version", version), attribute.String("revision", revision), attribute.String("goversion", goVersion)))
+	return nil
 }
 
 // durations gives every histogram of seconds buckets from 1 ms to 1 min; the SDK's own are made for milliseconds.

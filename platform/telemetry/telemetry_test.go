@@ -284,3 +284,13 @@ func TestShutdown_WithoutTheCollectorIsBoundedAndSaysSo(t *testing.T) {
 		t.Errorf("the log does not say so: %q", out)
 	}
 }
+
+// A program that reads the log took nanoseconds for whatever it liked.
+func TestLogger_JSONHasDurationsInSeconds(t *testing.T) {
+	t.Parallel()
+	tel, out := newTelemetry(t, telemetry.Config{LogFormat: telemetry.JSON})
+	tel.Logger.InfoContext(t.Context(), "done", "took", 1500*time.Millisecond)
+	if !strings.Contains(out.String(), `"took":1.5`) {
+		t.Errorf("the line is %s", out)
+	}
+}

@@ -82,6 +82,8 @@ type Result struct {
 	Check      Check  `json:"check"`
 	About      string `json:"about"` // what is true without a violation
 	Violations int    `json:"violations"`
+	// Overdue is how many of the violations are of what takes too long: nothing contradicts, and it can still come.
+	Overdue int `json:"overdue"`
 	// InFlight counts inconsistencies that are too young to be violations.
 	InFlight int `json:"in_flight"`
 }
@@ -223,6 +225,7 @@ type finding struct {
 	Violation
 	late bool
 	lost bool // an event of the order is missing that the log has
+	slow bool // if it is late: nothing contradicts, it only takes too long
 }
 
 // Run audits the shop once.
@@ -303,6 +306,9 @@ func (r *Report) fill(all []finding) {
 			case !f.late:
 				result.InFlight++
 			default:
+				if f.slow {
+					result.Overdue++
+				}
 				if result.Violations++; result.Violations <= MaxListed {
 					r.Violations = append(r.Violations, f.Violation)
 				}

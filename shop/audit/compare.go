@@ -95,7 +95,7 @@ func (c *comparison) add(late bool, check Check, format string, args ...any) {
 func (c *comparison) addLost(late bool, check Check, format string, args ...any) {
 	c.add(late, check, format, args...)
 	last := &c.found[len(c.found)-1]
-	last.lost = true
+	last.lost, last.slow = true, true
 	if c.sent > 0 {
 		last.Detail += fmt.Sprintf("; it was sent again %d times, %s ago last", c.sent, c.sentAge)
 	}
@@ -215,6 +215,7 @@ func (c *comparison) compareEvents(late bool) {
 		switch n := c.events[key]; {
 		case n == 0:
 			c.add(late, Events, "it is %s for %s, but the log has no %s", c.order.state, c.order.age, key)
+			c.found[len(c.found)-1].slow = true
 		case n > 1:
 			c.add(true, Duplicates, "the log has %s %d times", key, n)
 		}

@@ -73,7 +73,7 @@ func (a *Auditor) outboxes(ctx context.Context) (found []finding, err error) {
 				return err
 			}
 			f := finding{Violation: Violation{Check: Outbox, Detail: fmt.Sprintf("the outbox of %s has %d messages that are older than %s, the oldest %s",
-				outbox.owner, n, a.late, oldest)}, late: late}
+				outbox.owner, n, a.late, oldest)}, late: late, slow: true}
 			found = append(found, f)
 			return nil
 		})

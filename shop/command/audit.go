@@ -313,13 +313,20 @@ func newAuditMetrics(meters metric.MeterProvider) (*auditMetrics, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("registering the metrics of the audit: %w", err)
 	}
+	m.failures.Add(context.Background(), 0)
 	return m, nil
+}
+
+// kind tells what contradicts (wrong) from what takes too long (late), as it does while a service is stopped.
+func kind(name string) metric.MeasurementOption {
+	return metric.WithAttributes(attribute.String("kind", name))
 }
 
 func (m *auditMetrics) record(ctx context.Context, r *audit.Report) {
 	for _, c := range r.Checks {
 		check := metric.WithAttributes(attribute.String("check", string(c.Check)))
-		m.violations.Record(ctx, int64(c.Violations), check)
+		m.violations.Record(ctx, int64(c.Violations-c.Overdue), check, kind("wrong"))
+		m.violations.Record(ctx, int64(c.Overdue), check, kind("late"))
 		m.inFlight.Record(ctx, int64(c.InFlight), check)
 	}
 	m.lastRun.Record(ctx, float64(r.At.UnixMilli())/1000)

@@ -94,13 +94,13 @@ func TestAuditMetrics_AreTheLastReport(t *testing.T) {
 	}
 	for _, violations := range []int{5, 3} {
 		m.record(t.Context(), &audit.Report{At: time.Unix(1_700_000_000, 0), Took: 1500 * time.Millisecond, Checks: []audit.Result{
-			{Check: audit.Holds, Violations: violations, InFlight: 2}, {Check: audit.Lines},
+			{Check: audit.Holds, Violations: violations, Overdue: 1, InFlight: 2}, {Check: audit.Lines},
 		}})
 	}
 	answer := httptest.NewRecorder()
 	tel.MetricsHandler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	for _, want := range []string{
-		`shop_audit_violations{check="holds"} 3`, `shop_audit_violations{check="lines"} 0`, `shop_audit_in_flight{check="holds"} 2`,
+		`shop_audit_violations{check="holds",kind="wrong"} 2`, `shop_audit_violations{check="holds",kind="late"} 1`, `shop_audit_violations{check="lines",kind="wrong"} 0`, `shop_audit_in_flight{check="holds"} 2`,
 		`shop_audit_last_run_timestamp_seconds 1.7e+09`, `shop_audit_duration_seconds 1.5`,
 	} {
 		if !strings.Contains(answer.Body.String(), "\n"+want+"\n") {

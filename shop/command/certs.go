@@ -28,7 +28,7 @@ have one, too.
 The CA's key is not kept. If a third of the validity or more is left, nothing is changed; otherwise all
 certificates are replaced, and running services reload them. The previous CA stays accepted until the next
 replacement: on several machines replace each ca.pem first, then the rest.`,
-		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging db rabbitmq",
+		Example: "  shop certs --dir /etc/shop/certs\n  shop certs --dir certs --force gateway order inventory logging webhooks db rabbitmq",
 		Args:    func(_ *cobra.Command, names []string) error { return mtls.CheckNames(names...) },
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if valid <= 0 {

@@ -97,6 +97,9 @@ no error if everything is erased already.`,
 				erased, err := c.erase(cmd.Context(), client)
 				if erased.GetOrders()+erased.GetEvents()+erased.GetDeadLetters() > 0 || err == nil {
 					fmt.Fprintf(cmd.OutOrStdout(), "Erased in %d orders, %d events and %d dead letters.\n", erased.GetOrders(), erased.GetEvents(), erased.GetDeadLetters())
+					if erased.GetWebhooks()+erased.GetWebhookEvents() > 0 {
+						fmt.Fprintf(cmd.OutOrStdout(), "Deleted %d webhooks, and erased in %d events for webhooks.\n", erased.GetWebhooks(), erased.GetWebhookEvents())
+					}
 				}
 				return err
 			})
@@ -130,6 +133,8 @@ func (c *customers) erase(ctx context.Context, client customerv1.CustomerService
 		all.Orders += part.GetOrders()
 		all.Events += part.GetEvents()
 		all.DeadLetters += part.GetDeadLetters()
+		all.Webhooks += part.GetWebhooks()
+		all.WebhookEvents += part.GetWebhookEvents()
 		if token = part.GetNextPageToken(); token == "" {
 			return all, nil
 		}

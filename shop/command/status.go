@@ -24,8 +24,8 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which services are ready, what waits in queues and outboxes, and the rate of orders",
-		Long: `Asks a running shop how it is. Messages that a service has in hand do not count as waiting, and nobody
-consumes a retry queue: the broker moves its messages back in time.
+		Long: `Asks a running shop how it is. WAITING is what waits in a queue, IN HAND what a service has taken from it and
+not finished. Nobody consumes a retry queue: the broker moves its messages back in time.
 
 Exit code 0 means that every service is ready, 1 that one is not.`,
 		Example: "  shop status\n  watch shop status\n  shop status --json | jq '.queues[] | select(.messages > 0)'",
@@ -71,9 +71,9 @@ func printStatus(out io.Writer, s *statusv1.GetStatusResponse) {
 		}
 		services.add(text(service.GetName()), ready, text(waiting(outboxes[service.GetName()])), text(cmp.Or(service.GetDetail(), "-")))
 	}
-	queues := &table{header: []string{"QUEUE", "MESSAGES", "CONSUMERS"}}
+	queues := &table{header: []string{"QUEUE", "WAITING", "IN HAND", "CONSUMERS"}}
 	for _, q := range s.GetQueues() {
-		queues.add(text(q.GetName()), number(strconv.Itoa(int(q.GetMessages()))), number(strconv.Itoa(int(q.GetConsumers()))))
+		queues.add(text(q.GetName()), number(strconv.Itoa(int(q.GetMessages()))), number(strconv.Itoa(int(q.GetInHand()))), number(strconv.Itoa(int(q.GetConsumers()))))
 	}
 	screen := screenOf(out)
 	screen.print(services)

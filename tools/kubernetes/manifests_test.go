@@ -35,7 +35,7 @@ import (
 
 const folder = "../../deploy/kubernetes"
 
-var services = []string{"gateway", "inventory", "logging", "order"}
+var services = []string{"gateway", "inventory", "logging", "order", "webhooks"}
 
 // builtin decodes the kinds that every cluster has, strictly: a field that there is not is an error.
 func builtin(t *testing.T) runtime.Decoder {
@@ -115,8 +115,8 @@ func writeSecrets(t *testing.T, dir string) {
 
 // secretNames are those that `shop secrets` makes.
 var secretNames = []string{
-	"SHOP_ID_SECRET", "POSTGRES_PASSWORD", "ORDERS_PASSWORD", "INVENTORY_PASSWORD", "LOGGING_PASSWORD", "RABBITMQ_PASSWORD",
-	"GATEWAY_AMQP_PASSWORD", "ORDER_AMQP_PASSWORD", "INVENTORY_AMQP_PASSWORD", "LOGGING_AMQP_PASSWORD", "SHOP_OPERATOR_TOKENS",
+	"SHOP_ID_SECRET", "POSTGRES_PASSWORD", "ORDERS_PASSWORD", "INVENTORY_PASSWORD", "LOGGING_PASSWORD", "WEBHOOKS_PASSWORD", "RABBITMQ_PASSWORD",
+	"GATEWAY_AMQP_PASSWORD", "ORDER_AMQP_PASSWORD", "INVENTORY_AMQP_PASSWORD", "LOGGING_AMQP_PASSWORD", "WEBHOOKS_AMQP_PASSWORD", "SHOP_OPERATOR_TOKENS",
 }
 
 func find[T metav1.Object](o overlay) (found []T) {

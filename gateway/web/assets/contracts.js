@@ -14,6 +14,7 @@ export const keys = {
   OrderRejected: 'shop.order.rejected',
   StockChanged: 'shop.stock.changed',
   StockDepleted: 'shop.stock.depleted',
+  WebhookDisabled: 'shop.webhook.disabled',
 };
 
 // routes say which services publish and handle an event, by its routing key. Operators publish what no service does.
@@ -23,13 +24,14 @@ export const routes = {
   'shop.inventory.delete': {from: [], to: ['inventory', 'logging']},
   'shop.inventory.list': {from: ['gateway'], to: ['inventory', 'logging']},
   'shop.inventory.update': {from: [], to: ['inventory', 'logging']},
-  'shop.operator.acted': {from: ['inventory', 'order'], to: ['logging']},
+  'shop.operator.acted': {from: ['inventory', 'order', 'webhooks'], to: ['logging']},
   'shop.order.cancelled': {from: ['order'], to: ['inventory', 'logging']},
   'shop.order.confirmed': {from: ['order'], to: ['logging']},
   'shop.order.placed': {from: ['gateway'], to: ['order', 'logging']},
   'shop.order.rejected': {from: ['order'], to: ['logging']},
   'shop.stock.changed': {from: ['inventory'], to: ['logging']},
   'shop.stock.depleted': {from: ['inventory'], to: ['logging']},
+  'shop.webhook.disabled': {from: ['webhooks'], to: ['logging']},
 };
 
 // states are the states of a stored order, by the routing key of the event that says that an order has come into it.

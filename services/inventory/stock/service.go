@@ -121,6 +121,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	}
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
+	s.Sample("outbox", relay.Sample)
 
 	repeats, err := outbox.NewDuplicates(t.Meter)
 	if err != nil {
@@ -150,6 +151,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 		return err
 	}
 	s.Go("sweeper", sweeper.run)
+	s.Sample("holds", sweeper.sample)
 	s.Go("old idempotency keys", func(ctx context.Context) error {
 		return postgres.KeepDeletingOlder(ctx, pool, "idempotency_key", "claimed_at", cfg.Retention.Inbox, t.Logger)
 	})

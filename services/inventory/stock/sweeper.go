@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,6 +51,7 @@ type sweeper struct {
 	orders orderv1.OrderServiceClient
 	limit  time.Duration
 	swept  metric.Int64Counter
+	oldest atomic.Pointer[time.Time] // the hold's time; the zero time if there is none
 }
 
 // outcome is what the sweeper does with the old holds of an order.
@@ -72,21 +74,45 @@ func newSweeper(st *store, orders orderv1.OrderServiceClient, limit time.Duratio
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the sweeper: %w", err)
 	}
+	for _, o := range []outcome{outcomeKept, outcomeReleased, outcomeDeleted, outcomeUnknown} {
+		s.count(context.Background(), o, 0)
+	}
 	_, err = meter.Float64ObservableGauge("inventory.holds.oldest.age", metric.WithUnit("s"),
 		metric.WithDescription("Age of the oldest hold that is neither settled nor released; 0 if there is none."),
-		metric.WithFloat64Callback(func(ctx context.Context, o metric.Float64Observer) error {
-			var age float64
-			err := st.db.GetContext(ctx, &age, `
-				SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM hold WHERE state = 'HELD'`)
-			if err == nil {
-				o.Observe(age)
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			switch oldest := s.oldest.Load(); {
+			case oldest == nil: // not known yet
+			case oldest.IsZero():
+				o.Observe(0)
+			default:
+				o.Observe(time.Since(*oldest).Seconds())
 			}
-			return err
+			return nil
 		}))
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the sweeper: %w", err)
 	}
 	return s, nil
+}
+
+func (s *sweeper) count(ctx context.Context, o outcome, orders int) {
+	s.swept.Add(ctx, int64(orders), metric.WithAttributes(attribute.String("outcome", string(o))))
+}
+
+// sample reads since when the oldest hold has been there, for the metric.
+func (s *sweeper) sample(ctx context.Context) error {
+	var age float64
+	err := s.db.GetContext(ctx, &age, `
+		SELECT coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) FROM hold WHERE state = 'HELD'`)
+	if err != nil {
+		return postgres.Classify(err)
+	}
+	var oldest time.Time
+	if age > 0 {
+		oldest = time.Now().Add(-time.Duration(age * float64(time.Second)))
+	}
+	s.oldest.Store(&oldest)
+	return nil
 }
 
 // run sweeps every minute until ctx ends. What fails is logged, and done the next time.
@@ -288,7 +314,7 @@ func (s *sweeper) reportOutcome(ctx context.Context, f outcome, orders []uuid.UU
 	if len(orders) == 0 {
 		return
 	}
-	s.swept.Add(ctx, int64(len(orders)), metric.WithAttributes(attribute.String("outcome", string(f))))
+	s.count(ctx, f, len(orders))
 	for _, id := range orders {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "old hold", orderid.Attr(id.String()), slog.String("outcome", string(f)))
 	}

@@ -410,7 +410,7 @@ func TestSweeper_OneReplicaAtATime(t *testing.T) {
 	o := orderFor(byID(laptop, 1))
 	st.mustCheck(t, o)
 	st.age(t)
-	other := *s
+	other := &sweeper{store: s.store, orders: s.orders, limit: s.limit, swept: s.swept}
 	service.before = func(uuid.UUID) error {
 		if err := other.sweep(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
@@ -427,7 +427,7 @@ func TestSweeper_OneReplicaAtATime(t *testing.T) {
 	st.mustCheck(t, o)
 	st.age(t)
 	service.before = nil
-	mustSweep(t, &other)
+	mustSweep(t, other)
 	wantStock(t, st, laptop, 50, 0)
 }
 

@@ -95,6 +95,9 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		event, _ := contract.EventOf(m)
 		rt := &route{event: event, queue: queue, user: broker.UserOf(event.PublishedBy[0]), unhandled: unhandled}
 		r.routes = append(r.routes, rt)
+		for _, outcome := range []string{"sent", outcomeUnreadable} {
+			r.count(context.Background(), rt, outcome, 0)
+		}
 		return rt
 	}
 	add(topology.Order, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {

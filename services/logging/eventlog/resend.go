@@ -72,7 +72,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.event.RoutingKey),
 			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
 	}
-	r.count(ctx, rt, "unreadable", len(failed))
+	r.count(ctx, rt, outcomeUnreadable, len(failed))
 	if err := closeUnhandled(ctx, r.db, outcomeUnreadable, failed); err != nil || len(messages) == 0 {
 		return err
 	}
@@ -90,9 +90,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 }
 
 func (r *reconciler) count(ctx context.Context, rt *route, outcome string, n int) {
-	if n > 0 {
-		r.events.Add(ctx, int64(n), metric.WithAttributes(attribute.String("queue", rt.queue), attribute.String("outcome", outcome)))
-	}
+	r.events.Add(ctx, int64(n), metric.WithAttributes(attribute.String("queue", rt.queue), attribute.String("outcome", outcome)))
 }
 
 // outgoing is the event as the message that it was, a first attempt straight to the queue: through its exchange everyone

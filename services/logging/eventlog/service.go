@@ -135,6 +135,12 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("consumer of dead letters", deadLetters.Run)
 	s.Check("consumer of dead letters", deadLetters.Ready)
 
+	open, err := newOpenDeadLetters(s.db, t.Meter)
+	if err != nil {
+		return err
+	}
+	s.Sample("dead letters", open.sample)
+
 	if err := s.buildReconciler(cfg, t); err != nil {
 		return err
 	}

@@ -80,6 +80,7 @@ func (s *Service) handleOrderPlaced(ctx context.Context, batch []messaging.Messa
 	}
 	failpoint.Hit("order.stored")
 	s.duplicates.Add(ctx, len(batch)-len(stored))
+	s.metrics.count(ctx, stored)
 	s.wake()
 	s.logDecided(ctx, stored)
 	return nil

@@ -68,6 +68,7 @@ type Service struct {
 	stock      inventoryv1.StockServiceClient
 	wake       func() // tells the relay that the outbox has something new
 	duplicates *outbox.Duplicates
+	metrics    *metrics
 	log        *slog.Logger
 }
 
@@ -117,8 +118,12 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.wake = relay.Wake
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
+	s.Sample("outbox", relay.Sample)
 
 	if s.duplicates, err = outbox.NewDuplicates(t.Meter); err != nil {
+		return err
+	}
+	if s.metrics, err = newMetrics(t.Meter); err != nil {
 		return err
 	}
 	calls := messaging.NewRPCClient(consume, publisher)

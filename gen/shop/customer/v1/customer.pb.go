@@ -16,6 +16,7 @@ import (
 	v11 "shop.example/gen/shop/logging/v1"
 	_ "shop.example/gen/shop/options/v1"
 	v1 "shop.example/gen/shop/order/v1"
+	v12 "shop.example/gen/shop/webhooks/v1"
 	sync "sync"
 	unsafe "unsafe"
 )
@@ -35,6 +36,7 @@ type PersonalRecord struct {
 	//	*PersonalRecord_Order
 	//	*PersonalRecord_Event
 	//	*PersonalRecord_DeadLetter
+	//	*PersonalRecord_Webhook
 	Record isPersonalRecord_Record `protobuf_oneof:"record"`
 	// Of an order: issuer and subject of the token that it was placed with, separated by a space.
 	Owner string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
@@ -110,6 +112,15 @@ func (x *PersonalRecord) GetDeadLetter() *v11.DeadLetter {
 	return nil
 }
 
+func (x *PersonalRecord) GetWebhook() *v12.Webhook {
+	if x != nil {
+		if x, ok := x.Record.(*PersonalRecord_Webhook); ok {
+			return x.Webhook
+		}
+	}
+	return nil
+}
+
 func (x *PersonalRecord) GetOwner() string {
 	if x != nil {
 		return x.Owner
@@ -148,11 +159,18 @@ type PersonalRecord_DeadLetter struct {
 	DeadLetter *v11.DeadLetter `protobuf:"bytes,3,opt,name=dead_letter,json=deadLetter,proto3,oneof"`
 }
 
+type PersonalRecord_Webhook struct {
+	// A webhook of the customer's own.
+	Webhook *v12.Webhook `protobuf:"bytes,7,opt,name=webhook,proto3,oneof"`
+}
+
 func (*PersonalRecord_Order) isPersonalRecord_Record() {}
 
 func (*PersonalRecord_Event) isPersonalRecord_Record() {}
 
 func (*PersonalRecord_DeadLetter) isPersonalRecord_Record() {}
+
+func (*PersonalRecord_Webhook) isPersonalRecord_Record() {}
 
 type ExportCustomerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -359,6 +377,9 @@ type EraseCustomerResponse struct {
 	DeadLetters int32 `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// Not empty if there is more to look at: call again with it.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Webhooks of the customer's own, which were deleted, and events that wait to be delivered or were.
+	Webhooks      int32 `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
+	WebhookEvents int32 `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,16 +442,31 @@ func (x *EraseCustomerResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *EraseCustomerResponse) GetWebhooks() int32 {
+	if x != nil {
+		return x.Webhooks
+	}
+	return 0
+}
+
+func (x *EraseCustomerResponse) GetWebhookEvents() int32 {
+	if x != nil {
+		return x.WebhookEvents
+	}
+	return 0
+}
+
 var File_shop_customer_v1_customer_proto protoreflect.FileDescriptor
 
 const file_shop_customer_v1_customer_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/customer/v1/customer.proto\x12\x10shop.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a!shop/logging/v1/dead_letter.proto\x1a\x1fshop/logging/v1/event_log.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"\xa4\x02\n" +
+	"\x1fshop/customer/v1/customer.proto\x12\x10shop.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a!shop/logging/v1/dead_letter.proto\x1a\x1fshop/logging/v1/event_log.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\x1a\x1eshop/webhooks/v1/webhook.proto\"\xdb\x02\n" +
 	"\x0ePersonalRecord\x12,\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderH\x00R\x05order\x12.\n" +
 	"\x05event\x18\x02 \x01(\v2\x16.shop.logging.v1.EventH\x00R\x05event\x12>\n" +
 	"\vdead_letter\x18\x03 \x01(\v2\x1b.shop.logging.v1.DeadLetterH\x00R\n" +
-	"deadLetter\x12\x19\n" +
+	"deadLetter\x125\n" +
+	"\awebhook\x18\a \x01(\v2\x19.shop.webhooks.v1.WebhookH\x00R\awebhook\x12\x19\n" +
 	"\x05owner\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05owner\x12\x17\n" +
 	"\x04body\x18\x05 \x01(\fB\x03\x80\x01\x01R\x04body\x126\n" +
 	"\aheaders\x18\x06 \x01(\v2\x17.google.protobuf.StructB\x03\x80\x01\x01R\aheadersB\b\n" +
@@ -451,12 +487,14 @@ const file_shop_customer_v1_customer_proto_rawDesc = "" +
 	"\x06issuer\x18\x03 \x01(\tB\f\xbaH\tr\a\x18\xf4\x03\xba\x01\x01\x00R\x06issuer\x12+\n" +
 	"\n" +
 	"page_token\x18\x04 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken:o\xbaHl\x1aj\n" +
-	"\x0ecustomer.named\x12'give customer_email or subject, or both\x1a/this.customer_email != '' || this.subject != ''\"\x92\x01\n" +
+	"\x0ecustomer.named\x12'give customer_email or subject, or both\x1a/this.customer_email != '' || this.subject != ''\"\xd5\x01\n" +
 	"\x15EraseCustomerResponse\x12\x16\n" +
 	"\x06orders\x18\x01 \x01(\x05R\x06orders\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\x05R\x06events\x12!\n" +
 	"\fdead_letters\x18\x03 \x01(\x05R\vdeadLetters\x12&\n" +
-	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken2\xa3\x02\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\bwebhooks\x18\x05 \x01(\x05R\bwebhooks\x12%\n" +
+	"\x0ewebhook_events\x18\x06 \x01(\x05R\rwebhookEvents2\xa3\x02\n" +
 	"\x0fCustomerService\x12\x88\x01\n" +
 	"\x0eExportCustomer\x12'.shop.customer.v1.ExportCustomerRequest\x1a(.shop.customer.v1.ExportCustomerResponse\"#ص\x18\x01\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/customers:export\x12\x84\x01\n" +
 	"\rEraseCustomer\x12&.shop.customer.v1.EraseCustomerRequest\x1a'.shop.customer.v1.EraseCustomerResponse\"\"ص\x18\x01\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/customers:eraseB.Z,shop.example/gen/shop/customer/v1;customerv1b\x06proto3"
@@ -483,23 +521,25 @@ var file_shop_customer_v1_customer_proto_goTypes = []any{
 	(*v1.Order)(nil),               // 5: shop.order.v1.Order
 	(*v11.Event)(nil),              // 6: shop.logging.v1.Event
 	(*v11.DeadLetter)(nil),         // 7: shop.logging.v1.DeadLetter
-	(*structpb.Struct)(nil),        // 8: google.protobuf.Struct
+	(*v12.Webhook)(nil),            // 8: shop.webhooks.v1.Webhook
+	(*structpb.Struct)(nil),        // 9: google.protobuf.Struct
 }
 var file_shop_customer_v1_customer_proto_depIdxs = []int32{
 	5, // 0: shop.customer.v1.PersonalRecord.order:type_name -> shop.order.v1.Order
 	6, // 1: shop.customer.v1.PersonalRecord.event:type_name -> shop.logging.v1.Event
 	7, // 2: shop.customer.v1.PersonalRecord.dead_letter:type_name -> shop.logging.v1.DeadLetter
-	8, // 3: shop.customer.v1.PersonalRecord.headers:type_name -> google.protobuf.Struct
-	0, // 4: shop.customer.v1.ExportCustomerResponse.records:type_name -> shop.customer.v1.PersonalRecord
-	1, // 5: shop.customer.v1.CustomerService.ExportCustomer:input_type -> shop.customer.v1.ExportCustomerRequest
-	3, // 6: shop.customer.v1.CustomerService.EraseCustomer:input_type -> shop.customer.v1.EraseCustomerRequest
-	2, // 7: shop.customer.v1.CustomerService.ExportCustomer:output_type -> shop.customer.v1.ExportCustomerResponse
-	4, // 8: shop.customer.v1.CustomerService.EraseCustomer:output_type -> shop.customer.v1.EraseCustomerResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	8, // 3: shop.customer.v1.PersonalRecord.webhook:type_name -> shop.webhooks.v1.Webhook
+	9, // 4: shop.customer.v1.PersonalRecord.headers:type_name -> google.protobuf.Struct
+	0, // 5: shop.customer.v1.ExportCustomerResponse.records:type_name -> shop.customer.v1.PersonalRecord
+	1, // 6: shop.customer.v1.CustomerService.ExportCustomer:input_type -> shop.customer.v1.ExportCustomerRequest
+	3, // 7: shop.customer.v1.CustomerService.EraseCustomer:input_type -> shop.customer.v1.EraseCustomerRequest
+	2, // 8: shop.customer.v1.CustomerService.ExportCustomer:output_type -> shop.customer.v1.ExportCustomerResponse
+	4, // 9: shop.customer.v1.CustomerService.EraseCustomer:output_type -> shop.customer.v1.EraseCustomerResponse
+	8, // [8:10] is the sub-list for method output_type
+	6, // [6:8] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_shop_customer_v1_customer_proto_init() }
@@ -511,6 +551,7 @@ func file_shop_customer_v1_customer_proto_init() {
 		(*PersonalRecord_Order)(nil),
 		(*PersonalRecord_Event)(nil),
 		(*PersonalRecord_DeadLetter)(nil),
+		(*PersonalRecord_Webhook)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

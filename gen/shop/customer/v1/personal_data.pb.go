@@ -241,6 +241,8 @@ type ErasePersonalDataResponse struct {
 	DeadLetters int32                  `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// Empty if all has been looked at.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Webhooks      int32  `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
+	WebhookEvents int32  `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +305,20 @@ func (x *ErasePersonalDataResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *ErasePersonalDataResponse) GetWebhooks() int32 {
+	if x != nil {
+		return x.Webhooks
+	}
+	return 0
+}
+
+func (x *ErasePersonalDataResponse) GetWebhookEvents() int32 {
+	if x != nil {
+		return x.WebhookEvents
+	}
+	return 0
+}
+
 var File_shop_customer_v1_personal_data_proto protoreflect.FileDescriptor
 
 const file_shop_customer_v1_personal_data_proto_rawDesc = "" +
@@ -321,12 +337,14 @@ const file_shop_customer_v1_personal_data_proto_rawDesc = "" +
 	"\x18ErasePersonalDataRequest\x128\n" +
 	"\x06person\x18\x01 \x01(\v2\x18.shop.customer.v1.PersonB\x06\xbaH\x03\xc8\x01\x01R\x06person\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\tpageToken\"\x96\x01\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\tpageToken\"\xd9\x01\n" +
 	"\x19ErasePersonalDataResponse\x12\x16\n" +
 	"\x06orders\x18\x01 \x01(\x05R\x06orders\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\x05R\x06events\x12!\n" +
 	"\fdead_letters\x18\x03 \x01(\x05R\vdeadLetters\x12&\n" +
-	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken2\x88\x02\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\bwebhooks\x18\x05 \x01(\x05R\bwebhooks\x12%\n" +
+	"\x0ewebhook_events\x18\x06 \x01(\x05R\rwebhookEvents2\x88\x02\n" +
 	"\x13PersonalDataService\x12v\n" +
 	"\x10FindPersonalData\x12).shop.customer.v1.FindPersonalDataRequest\x1a*.shop.customer.v1.FindPersonalDataResponse\"\v\xe2\xb5\x18\agateway\x12y\n" +
 	"\x11ErasePersonalData\x12*.shop.customer.v1.ErasePersonalDataRequest\x1a+.shop.customer.v1.ErasePersonalDataResponse\"\v\xe2\xb5\x18\agatewayB.Z,shop.example/gen/shop/customer/v1;customerv1b\x06proto3"

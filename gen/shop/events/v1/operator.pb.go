@@ -119,16 +119,16 @@ var File_shop_events_v1_operator_proto protoreflect.FileDescriptor
 
 const file_shop_events_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x1dshop/events/v1/operator.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xe7\x02\n" +
+	"\x1dshop/events/v1/operator.proto\x12\x0eshop.events.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dshop/options/v1/options.proto\"\xf1\x02\n" +
 	"\rOperatorActed\x12%\n" +
 	"\taction_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\bactionId\x12-\n" +
 	"\boperator\x18\x02 \x01(\tB\x11\xbaH\vr\t\x10\x01\x18\xcc\b\xba\x01\x01\x00\x80\x01\x01R\boperator\x12&\n" +
 	"\x06method\x18\x03 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\x06method\x12&\n" +
 	"\x06target\x18\x04 \x01(\tB\x0e\xbaH\vr\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00R\x06target\x12$\n" +
 	"\x06detail\x18\x05 \x01(\tB\f\xbaH\tr\a\x18\xd0\x0f\xba\x01\x01\x00R\x06detail\x12=\n" +
-	"\bacted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\aactedAt:Kҵ\x18G\n" +
+	"\bacted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\aactedAt:Uҵ\x18Q\n" +
 	"\n" +
-	"shop.topic\x12\x13shop.operator.acted\x1a\taction_id\"\tinventory\"\x05order*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"shop.topic\x12\x13shop.operator.acted\x1a\taction_id\"\tinventory\"\x05order\"\bwebhooks*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
 
 var (
 	file_shop_events_v1_operator_proto_rawDescOnce sync.Once

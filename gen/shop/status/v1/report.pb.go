@@ -67,8 +67,10 @@ type GetReportResponse struct {
 	Outbox *Outbox `protobuf:"bytes,3,opt,name=outbox,proto3" json:"outbox,omitempty"`
 	// See GetStatusResponse; of the order service alone.
 	OrdersPerSecond *float64 `protobuf:"fixed64,4,opt,name=orders_per_second,json=ordersPerSecond,proto3,oneof" json:"orders_per_second,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How many messages of a queue this replica has in hand: taken and not finished yet.
+	InHand        map[string]int32 `protobuf:"bytes,5,rep,name=in_hand,json=inHand,proto3" json:"in_hand,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetReportResponse) Reset() {
@@ -129,17 +131,28 @@ func (x *GetReportResponse) GetOrdersPerSecond() float64 {
 	return 0
 }
 
+func (x *GetReportResponse) GetInHand() map[string]int32 {
+	if x != nil {
+		return x.InHand
+	}
+	return nil
+}
+
 var File_shop_status_v1_report_proto protoreflect.FileDescriptor
 
 const file_shop_status_v1_report_proto_rawDesc = "" +
 	"\n" +
 	"\x1bshop/status/v1/report.proto\x12\x0eshop.status.v1\x1a\x1dshop/options/v1/options.proto\x1a\x1bshop/status/v1/status.proto\"\x12\n" +
-	"\x10GetReportRequest\"\xb8\x01\n" +
+	"\x10GetReportRequest\"\xbb\x02\n" +
 	"\x11GetReportResponse\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12.\n" +
 	"\x06outbox\x18\x03 \x01(\v2\x16.shop.status.v1.OutboxR\x06outbox\x12/\n" +
-	"\x11orders_per_second\x18\x04 \x01(\x01H\x00R\x0fordersPerSecond\x88\x01\x01B\x14\n" +
+	"\x11orders_per_second\x18\x04 \x01(\x01H\x00R\x0fordersPerSecond\x88\x01\x01\x12F\n" +
+	"\ain_hand\x18\x05 \x03(\v2-.shop.status.v1.GetReportResponse.InHandEntryR\x06inHand\x1a9\n" +
+	"\vInHandEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01B\x14\n" +
 	"\x12_orders_per_second2n\n" +
 	"\rReportService\x12]\n" +
 	"\tGetReport\x12 .shop.status.v1.GetReportRequest\x1a!.shop.status.v1.GetReportResponse\"\v\xe2\xb5\x18\agatewayB*Z(shop.example/gen/shop/status/v1;statusv1b\x06proto3"
@@ -156,21 +169,23 @@ func file_shop_status_v1_report_proto_rawDescGZIP() []byte {
 	return file_shop_status_v1_report_proto_rawDescData
 }
 
-var file_shop_status_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_shop_status_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_shop_status_v1_report_proto_goTypes = []any{
 	(*GetReportRequest)(nil),  // 0: shop.status.v1.GetReportRequest
 	(*GetReportResponse)(nil), // 1: shop.status.v1.GetReportResponse
-	(*Outbox)(nil),            // 2: shop.status.v1.Outbox
+	nil,                       // 2: shop.status.v1.GetReportResponse.InHandEntry
+	(*Outbox)(nil),            // 3: shop.status.v1.Outbox
 }
 var file_shop_status_v1_report_proto_depIdxs = []int32{
-	2, // 0: shop.status.v1.GetReportResponse.outbox:type_name -> shop.status.v1.Outbox
-	0, // 1: shop.status.v1.ReportService.GetReport:input_type -> shop.status.v1.GetReportRequest
-	1, // 2: shop.status.v1.ReportService.GetReport:output_type -> shop.status.v1.GetReportResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: shop.status.v1.GetReportResponse.outbox:type_name -> shop.status.v1.Outbox
+	2, // 1: shop.status.v1.GetReportResponse.in_hand:type_name -> shop.status.v1.GetReportResponse.InHandEntry
+	0, // 2: shop.status.v1.ReportService.GetReport:input_type -> shop.status.v1.GetReportRequest
+	1, // 3: shop.status.v1.ReportService.GetReport:output_type -> shop.status.v1.GetReportResponse
+	3, // [3:4] is the sub-list for method output_type
+	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_shop_status_v1_report_proto_init() }
@@ -186,7 +201,7 @@ func file_shop_status_v1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_status_v1_report_proto_rawDesc), len(file_shop_status_v1_report_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

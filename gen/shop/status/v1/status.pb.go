@@ -272,8 +272,11 @@ type GetStatusResponse_Queue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How many messages wait, without those that a consumer has in hand.
-	Messages      int32 `protobuf:"varint,2,opt,name=messages,proto3" json:"messages,omitempty"`
-	Consumers     int32 `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	Messages  int32 `protobuf:"varint,2,opt,name=messages,proto3" json:"messages,omitempty"`
+	Consumers int32 `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	// How many messages consumers have in hand: taken and not finished yet. Where a service has replicas, those of the one
+	// that was asked. 0 while the service does not answer.
+	InHand        int32 `protobuf:"varint,4,opt,name=in_hand,json=inHand,proto3" json:"in_hand,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -329,12 +332,19 @@ func (x *GetStatusResponse_Queue) GetConsumers() int32 {
 	return 0
 }
 
+func (x *GetStatusResponse_Queue) GetInHand() int32 {
+	if x != nil {
+		return x.InHand
+	}
+	return 0
+}
+
 var File_shop_status_v1_status_proto protoreflect.FileDescriptor
 
 const file_shop_status_v1_status_proto_rawDesc = "" +
 	"\n" +
 	"\x1bshop/status/v1/status.proto\x12\x0eshop.status.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xf2\x03\n" +
+	"\x10GetStatusRequest\"\x8b\x04\n" +
 	"\x11GetStatusResponse\x12E\n" +
 	"\bservices\x18\x01 \x03(\v2).shop.status.v1.GetStatusResponse.ServiceR\bservices\x12?\n" +
 	"\x06queues\x18\x02 \x03(\v2'.shop.status.v1.GetStatusResponse.QueueR\x06queues\x122\n" +
@@ -344,11 +354,12 @@ const file_shop_status_v1_status_proto_rawDesc = "" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\x1aU\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x1an\n" +
 	"\x05Queue\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bmessages\x18\x02 \x01(\x05R\bmessages\x12\x1c\n" +
-	"\tconsumers\x18\x03 \x01(\x05R\tconsumers:\n" +
+	"\tconsumers\x18\x03 \x01(\x05R\tconsumers\x12\x17\n" +
+	"\ain_hand\x18\x04 \x01(\x05R\x06inHand:\n" +
 	"\x92A\a\n" +
 	"\x05\xd2\x01\x02atB\x14\n" +
 	"\x12_orders_per_second\"`\n" +

@@ -1,0 +1,121 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"shop.example/platform/telemetry"
+)
+
+const (
+	// probeInterval is how often checks are made, and samples taken, for the metrics.
+	probeInterval = 5 * time.Second
+	// probeStale is how old a result may be that still counts: a check that hangs has failed.
+	probeStale = 2 * probeInterval
+	// probeGrace is how long a stop waits for one that hangs. A statement ends within 15 s by itself.
+	probeGrace = time.Second
+)
+
+// probe is something that is asked again and again in the background. What it finds is shown by metrics, because a scrape
+// must not wait: a database that hangs would take all metrics of the service away, when they are needed most.
+type probe struct {
+	name string
+	ask  func(context.Context) error
+	ok   atomic.Bool
+	at   atomic.Pointer[time.Time] // when it has last succeeded; first when it began
+}
+
+func newProbe(name string, ask func(context.Context) error) *probe {
+	p := &probe{name: name, ask: ask}
+	now := time.Now()
+	p.at.Store(&now)
+	return p
+}
+
+// run asks until ctx ends. It returns nil, though ask may still hang.
+func (p *probe) run(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(probeInterval)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			p.once(ctx)
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+		}
+	}()
+	<-ctx.Done()
+	select {
+	case <-ended:
+	case <-time.After(probeGrace):
+	}
+	return nil
+}
+
+func (p *probe) once(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err := p.ask(ctx)
+	if err == nil {
+		now := time.Now()
+		p.at.Store(&now)
+	}
+	p.ok.Store(err == nil)
+}
+
+func (p *probe) age() time.Duration { return time.Since(*p.at.Load()) }
+
+func (p *probe) ready() bool { return p.ok.Load() && p.age() < probeStale }
+
+// Sample has take read something every 5 s that a metric shows: what has to be asked for, of the database for example. take
+// keeps what it has read, and the metric's callback only looks at that. How old it is is a metric, too.
+func (s *Service) Sample(name string, take func(context.Context) error) {
+	p := newProbe(name, take)
+	s.samples = append(s.samples, p)
+	s.Go("sample of "+name, p.run)
+}
+
+// observe registers the metrics of the service's life cycle.
+func (s *Service) observe(t *telemetry.Telemetry) error {
+	meter := t.Meter.Meter("shop.example/platform/service")
+	ready, err := meter.Int64ObservableGauge("service.ready", metric.WithDescription("1 if a check of readiness succeeds, 0 if it fails or hangs."))
+	if err != nil {
+		return fmt.Errorf("registering the metrics of readiness: %w", err)
+	}
+	age, err := meter.Float64ObservableGauge("service.sample.age", metric.WithUnit("s"),
+		metric.WithDescription("Time since what other metrics show was last read successfully."))
+	if err != nil {
+		return fmt.Errorf("registering the metrics of samples: %w", err)
+	}
+	_, err = meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		o.ObserveInt64(ready, one(s.serving() == nil), metric.WithAttributes(attribute.String("check", "service")))
+		if s.running.Load() { // then no check is added any more
+			for _, p := range s.probes {
+				o.ObserveInt64(ready, one(p.ready()), metric.WithAttributes(attribute.String("check", p.name)))
+			}
+			for _, p := range s.samples {
+				o.ObserveFloat64(age, p.age().Seconds(), metric.WithAttributes(attribute.String("sample", p.name)))
+			}
+		}
+		return nil
+	}, ready, age)
+	if err != nil {
+		return fmt.Errorf("registering the metrics of readiness: %w", err)
+	}
+	return nil
+}
+
+func one(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,474 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	"shop.example/platform/failpoint"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+)
+
+const (
+	// deliverInterval is how often a replica looks for what is due, besides being told of it.
+	deliverInterval = 250 * time.Millisecond
+	// maxWorkers is how many webhooks a replica sends to at a time.
+	maxWorkers = 1000
+	// maxWait bounds the wait between two attempts.
+	maxWait = time.Hour
+	// maxFailures is how many attempts in a row may be answered with an error before the webhook as a whole has to wait.
+	maxFailures = 5
+	// slowAnswer is how long an answer may take before the webhook is one of the slow ones.
+	slowAnswer = time.Second
+	// fetchSize is how many deliveries are read at once for each request that a webhook may get at once.
+	fetchSize = 4
+	// drainTimeout is how long attempts may go on when the service stops.
+	drainTimeout = 4 * time.Second
+)
+
+// deliverer sends what is due. It leases webhooks, as other replicas do, so that one replica at a time sends to a webhook:
+// that one knows how many requests the webhook gets and what is on its way, and keeps the order. A lease ends by itself if the
+// replica dies.
+type deliverer struct {
+	Delivery
+	db      *sqlx.DB
+	sender  *sender
+	replica uuid.UUID
+	relay   func() // wakes the relay
+	metrics *metrics
+	log     *slog.Logger
+
+	lease time.Duration
+	wake  chan struct{}
+	// Each request takes a place: of the first if its webhook answers quickly, else of the second. Receivers that fail or
+	// hang can fill the second, and the others notice nothing.
+	quick, slow chan struct{}
+
+	mu      sync.Mutex
+	workers map[uuid.UUID]*worker
+}
+
+func newDeliverer(d Delivery, db *sqlx.DB, sender *sender, replica uuid.UUID, relay func(), m *metrics, log *slog.Logger) *deliverer {
+	return &deliverer{
+		Delivery: d, db: db, sender: sender, replica: replica, relay: relay, metrics: m, log: log, lease: 2*d.Timeout + 5*time.Second,
+		wake: make(chan struct{}, 1), quick: make(chan struct{}, d.MaxRequests-d.MaxRequests/4), slow: make(chan struct{}, d.MaxRequests/4),
+		workers: map[uuid.UUID]*worker{},
+	}
+}
+
+// notify tells the deliverer that something is due.
+func (d *deliverer) notify() {
+	select {
+	case d.wake <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// run delivers until ctx ends; attempts that have begun get drainTimeout then.
+func (d *deliverer) run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })()
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	tick := time.NewTicker(deliverInterval)
+	defer tick.Stop()
+	failing := false
+	for {
+		asked := time.Now()
+		leased, err := d.leaseDue(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !failing {
+			d.log.WarnContext(ctx, "webhooks get no events: the database cannot be read", "error", err)
+		}
+		failing = err != nil
+		d.mu.Lock()
+		for _, w := range d.workers {
+			w.poke()
+		}
+		for _, id := range leased {
+			w := &worker{
+				deliverer: d, id: id, limit: 1, leasedUntil: asked.Add(d.lease), inHand: map[int64]bool{},
+				results: make(chan result, d.Concurrency), poked: make(chan struct{}, 1),
+			}
+			d.workers[id] = w
+			workers.Go(func() {
+				w.run(ctx, work)
+				d.mu.Lock()
+				delete(d.workers, id)
+				d.mu.Unlock()
+			})
+		}
+		d.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// leaseDue leases webhooks that nobody sends to and that have something due.
+func (d *deliverer) leaseDue(ctx context.Context) (ids []uuid.UUID, err error) {
+	d.mu.Lock()
+	room := maxWorkers - len(d.workers)
+	d.mu.Unlock()
+	err = d.db.SelectContext(ctx, &ids, postgres.Prepared+`
+		UPDATE webhook SET lessee = $1, leased_until = now() + $2 * interval '1 second'
+		WHERE id = ANY (ARRAY(
+			SELECT w.id FROM webhook w
+			WHERE w.state = 'ENABLED' AND w.retry_at <= now() AND w.leased_until < now() AND EXISTS (
+				SELECT FROM delivery d WHERE d.webhook_id = w.id AND d.state = 'PENDING' AND d.next_attempt_at <= now())
+			ORDER BY w.retry_at LIMIT $3 FOR UPDATE OF w SKIP LOCKED))
+		RETURNING id`, d.replica, d.lease.Seconds(), room)
+	if err != nil {
+		return nil, fmt.Errorf("leasing webhooks: %w", postgres.Classify(err))
+	}
+	return ids, nil
+}
+
+// worker sends to one webhook while it is leased and something is due.
+type worker struct {
+	*deliverer
+	id          uuid.UUID
+	limit       int  // of requests at once: it grows by one with each success, and begins at one
+	slowOne     bool // it has failed, or answered late
+	leasedUntil time.Time
+	hook        *webhook // as it was when it was read last
+	queue       []*delivery
+	inFlight    int
+	inHand      map[int64]bool // deliveries in the queue or in flight
+	results     chan result
+	poked       chan struct{}
+}
+
+// result is what came of one attempt.
+type result struct {
+	*delivery
+	answer
+	begun   time.Time
+	aborted bool // there was no attempt, or it was cut off by the stop of the service
+}
+
+func (w *worker) poke() {
+	select {
+	case w.poked <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// run ends when nothing is due, the webhook has to wait or is not enabled any more, or ctx has ended. No attempt outlives it.
+func (w *worker) run(ctx, work context.Context) {
+	defer w.release(work)
+	for {
+		goOn := ctx.Err() == nil
+		if goOn {
+			var err error
+			if goOn, err = w.fill(ctx); err != nil && ctx.Err() == nil {
+				w.log.WarnContext(ctx, "deliveries cannot be read, will be tried again", "webhook", w.id, "error", err)
+			}
+		}
+		for goOn && w.inFlight < w.limit && len(w.queue) > 0 {
+			d := w.queue[0]
+			w.queue = w.queue[1:]
+			w.inFlight++
+			hook, until, places := w.hook, w.leasedUntil, w.places()
+			go func() { w.results <- w.attempt(ctx, work, hook, d, until, places) }()
+		}
+		if w.inFlight == 0 {
+			return
+		}
+		done := w.await(ctx)
+		if len(done) == 0 {
+			continue
+		}
+		if err := w.record(work, done); err != nil {
+			w.log.WarnContext(ctx, "what came of deliveries cannot be written: they are repeated", "webhook", w.id, "deliveries", len(done), "error", err)
+			w.limit = 0 // nothing else is begun
+		}
+	}
+}
+
+func (w *worker) places() chan struct{} {
+	if w.slowOne {
+		return w.slow
+	}
+	return w.quick
+}
+
+// fill reads the webhook and, if there is nothing in the queue, what is due. goOn is false if nothing is to be begun.
+func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
+	asked := time.Now()
+	hook := &webhook{}
+	// A lease that is far from its end is left as it is: each change of the row is another version of it.
+	if time.Until(w.leasedUntil) > w.lease*2/3 {
+		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
+			SELECT `+webhookColumns+` FROM webhook WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now()`, w.id, w.replica)
+	} else {
+		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
+			UPDATE webhook SET leased_until = now() + $3 * interval '1 second'
+			WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now() RETURNING `+webhookColumns, w.id, w.replica, w.lease.Seconds())
+		if err == nil {
+			w.leasedUntil = asked.Add(w.lease)
+		}
+	}
+	if err != nil {
+		w.queue = nil
+		if errors.Is(err, sql.ErrNoRows) {
+			return false, nil
+		}
+		return false, fmt.Errorf("reading the webhook: %w", postgres.Classify(err))
+	}
+	if w.hook == nil {
+		w.slowOne = hook.Failures > 0
+	}
+	w.hook = hook
+	if len(w.queue) > 0 || w.limit == 0 {
+		return w.limit > 0, nil
+	}
+	inHand := make([]int64, 0, len(w.inHand))
+	for id := range w.inHand {
+		inHand = append(inHand, id)
+	}
+	err = w.db.SelectContext(ctx, &w.queue, postgres.Prepared+`
+		SELECT d.id, d.event_id, d.attempts, d.first_attempt_at, coalesce(d.order_id::text, '') AS order_id, e.message_id, e.routing_key, e.payload, e.published_at
+		FROM delivery d JOIN event e ON e.id = d.event_id
+		WHERE d.webhook_id = $1 AND d.state = 'PENDING' AND d.next_attempt_at <= now() AND d.id <> ALL ($2::bigint[]) AND NOT EXISTS (
+			SELECT FROM delivery before
+			WHERE before.webhook_id = d.webhook_id AND before.order_id = d.order_id AND before.state = 'PENDING' AND before.id < d.id)
+		ORDER BY d.next_attempt_at, d.id LIMIT $3`, w.id, postgres.ArrayOf(inHand), fetchSize*w.limit)
+	if err != nil {
+		return false, fmt.Errorf("reading what is due: %w", postgres.Classify(err))
+	}
+	for _, d := range w.queue {
+		w.inHand[d.Delivery] = true
+	}
+	return true, nil
+}
+
+// await returns what has come of attempts; nothing if it is time to look again for what is due.
+func (w *worker) await(ctx context.Context) (done []result) {
+	tick := time.NewTimer(deliverInterval)
+	defer tick.Stop()
+	stopping := ctx.Done()
+	if ctx.Err() != nil || w.limit == 0 {
+		stopping = nil // there is nothing to look for
+	}
+	select {
+	case r := <-w.results:
+		done = append(done, r)
+	case <-stopping:
+	case <-w.poked:
+	case <-tick.C:
+	}
+	for len(w.results) > 0 {
+		done = append(done, <-w.results)
+	}
+	w.inFlight -= len(done)
+	return done
+}
+
+// attempt sends one delivery. It waits for a place, and sends only if the answer comes, or the timeout, before the lease ends:
+// another replica may send to the webhook from then on.
+func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, leasedUntil time.Time, places chan struct{}) result {
+	r := result{delivery: d, aborted: true}
+	wait, cancel := context.WithDeadline(ctx, leasedUntil.Add(-w.Timeout))
+	defer cancel()
+	select {
+	case places <- struct{}{}:
+		defer func() { <-places }()
+	case <-wait.Done():
+		return r
+	}
+	if wait.Err() != nil {
+		return r
+	}
+	r.begun = time.Now()
+	r.answer = w.sender.send(work, hook, d.event)
+	failpoint.Hit("webhooks.sent")
+	r.aborted = !r.delivered() && work.Err() != nil
+	return r
+}
+
+// change is how a delivery is written after an attempt.
+type change struct {
+	result
+	state string
+	wait  time.Duration // before the next attempt
+}
+
+// record writes what came of attempts, and what follows from it for the webhook.
+func (w *worker) record(ctx context.Context, done []result) error {
+	var changes []change
+	hook := *w.hook
+	var pause time.Duration // of the webhook
+	var disabled *eventsv1.WebhookDisabled
+	now := time.Now()
+	for _, r := range done {
+		delete(w.inHand, r.Delivery)
+		if r.aborted {
+			continue
+		}
+		w.metrics.count(ctx, r.answer)
+		w.slowOne = !r.delivered() || r.took > slowAnswer
+		if r.delivered() {
+			changes = append(changes, change{result: r, state: stateDelivered})
+			hook.Failures, hook.FailingSince = 0, sql.NullTime{}
+			w.limit = min(w.limit+1, w.Concurrency)
+			continue
+		}
+		w.limit = 1
+		c := change{result: r, state: statePending, wait: max(w.backoff(int(r.Attempts)+1), r.retryAfter)}
+		if r.gone() || r.FirstAttemptAt.Valid && now.Add(c.wait).Sub(r.FirstAttemptAt.Time) > w.RetryFor {
+			c.state = stateFailed
+		}
+		changes = append(changes, c)
+		if !hook.FailingSince.Valid {
+			hook.FailingSince = sql.NullTime{Time: r.begun, Valid: true}
+		}
+		if pause == 0 { // others that had begun before this one failed say nothing new
+			hook.Failures++
+		}
+		if r.unreachable || r.retryAfter > 0 {
+			pause = max(pause, w.backoff(hook.Failures), r.retryAfter)
+		} else if hook.Failures >= maxFailures {
+			pause = max(pause, w.backoff(hook.Failures-maxFailures+1))
+		}
+		if disabled == nil {
+			disabled = w.disabling(&hook, r.answer, now)
+		}
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	err := postgres.InTx(ctx, w.db, func(tx *sqlx.Tx) error {
+		if disabled != nil {
+			if err := disable(ctx, tx, w.id, disabled); err != nil {
+				return err
+			}
+		}
+		if err := writeAttempts(ctx, tx, w.id, changes); err != nil {
+			return err
+		}
+		return writeWebhook(ctx, tx, &hook, w.replica, pause)
+	})
+	if err != nil {
+		return err
+	}
+	failpoint.Hit("webhooks.recorded")
+	if disabled != nil {
+		w.relay()
+		w.log.WarnContext(ctx, "webhook disabled", "webhook", w.id, "cause", disabled.GetCause(), "detail", disabled.GetDetail())
+	}
+	return nil
+}
+
+// disabling is the event if the webhook has to be disabled; nil if it has not.
+func (w *worker) disabling(hook *webhook, a answer, now time.Time) *eventsv1.WebhookDisabled {
+	e := &eventsv1.WebhookDisabled{
+		DisablingId: uuid.Must(uuid.NewV7()).String(), WebhookId: w.id.String(), DisabledAt: timestamppb.New(now),
+	}
+	switch {
+	case a.gone():
+		e.Cause, e.Detail = eventsv1.WebhookDisabled_GONE, "the receiver has answered 410: it wants no more"
+	case now.Sub(hook.FailingSince.Time) > w.RetryFor:
+		e.Cause, e.Detail = eventsv1.WebhookDisabled_FAILING, fmt.Sprintf("no delivery has succeeded for %s: %.300s", w.RetryFor, a.problem)
+	default:
+		return nil
+	}
+	return e
+}
+
+// backoff is the wait after the n-th failure in a row, from 1: three times the one before, more or less.
+func (d *deliverer) backoff(n int) time.Duration {
+	wait := d.FirstRetry
+	for ; n > 1 && wait < maxWait; n-- {
+		wait *= 3
+	}
+	return time.Duration(float64(min(wait, maxWait)) * (0.9 + 0.2*rand.Float64()))
+}
+
+// writeAttempts writes deliveries after an attempt each. What waits behind one that is tried again waits as long.
+func writeAttempts(ctx context.Context, tx *sqlx.Tx, hook uuid.UUID, changes []change) error {
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
+		UPDATE delivery d SET state = n.state, attempts = d.attempts + 1, first_attempt_at = coalesce(d.first_attempt_at, n.begun), last_attempt_at = n.begun,
+			next_attempt_at = now() + n.wait * interval '1 millisecond', response_status = n.status, response_body = n.body, error_message = n.problem
+		FROM unnest($2::bigint[], $3::text[], $4::timestamptz[], $5::bigint[], $6::integer[], $7::text[], $8::text[])
+			AS n (id, state, begun, wait, status, body, problem)
+		WHERE d.webhook_id = $1 AND d.id = n.id AND d.state = 'PENDING'`,
+		hook,
+		postgres.Array(changes, func(c change) int64 { return c.Delivery }),
+		postgres.Array(changes, func(c change) string { return c.state }),
+		postgres.Array(changes, func(c change) time.Time { return c.begun }),
+		postgres.Array(changes, func(c change) int64 { return c.wait.Milliseconds() }),
+		postgres.Array(changes, func(c change) int32 { return int32(c.status) }), //nolint:gosec // three digits
+		postgres.Array(changes, func(c change) string { return c.body }),
+		postgres.Array(changes, func(c change) string { return c.problem }))
+	if err != nil {
+		return fmt.Errorf("writing %d attempts: %w", len(changes), err)
+	}
+	for _, c := range changes {
+		if c.state != statePending || c.OrderID == "" {
+			continue
+		}
+		_, err := tx.ExecContext(ctx, postgres.Prepared+`
+			UPDATE delivery SET next_attempt_at = greatest(next_attempt_at, now() + $4 * interval '1 millisecond')
+			WHERE webhook_id = $1 AND order_id = $2 AND state = 'PENDING' AND id > $3`, hook, c.OrderID, c.Delivery, c.wait.Milliseconds())
+		if err != nil {
+			return fmt.Errorf("delaying what waits behind delivery %d: %w", c.Delivery, err)
+		}
+	}
+	return nil
+}
+
+// writeWebhook writes how the webhook does, if the replica still sends to it.
+func writeWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, replica uuid.UUID, pause time.Duration) error {
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
+		UPDATE webhook SET failures = $3, failing_since = $4, retry_at = greatest(retry_at, now() + $5 * interval '1 millisecond')
+		WHERE id = $1 AND lessee = $2 AND (failures <> $3 OR $5 > 0)`,
+		w.ID, replica, w.Failures, w.FailingSince, pause.Milliseconds())
+	if err != nil {
+		return fmt.Errorf("writing how webhook %s does: %w", w.ID, err)
+	}
+	return nil
+}
+
+// disable disables a webhook that is enabled, and says so. It begins with the position, as whoever changes webhooks does.
+func disable(ctx context.Context, tx *sqlx.Tx, id uuid.UUID, e *eventsv1.WebhookDisabled) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
+		return fmt.Errorf("disabling webhook %s: %w", id, err)
+	}
+	result, err := tx.ExecContext(ctx, `UPDATE webhook SET state = 'DISABLED', disabled_reason = $2, updated_at = now() WHERE id = $1 AND state = 'ENABLED'`, id, e.GetDetail())
+	if err != nil {
+		return fmt.Errorf("disabling webhook %s: %w", id, err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return err
+	}
+	return outbox.Add(ctx, tx, []outbox.Entry{{Message: e}})
+}
+
+// release lets another replica send to the webhook at once.
+func (w *worker) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_, err := w.db.ExecContext(ctx, postgres.Prepared+`
+		UPDATE webhook SET lessee = NULL, leased_until = '-infinity' WHERE id = $1 AND lessee = $2`, w.id, w.replica)
+	if err != nil {
+		w.log.WarnContext(ctx, "a webhook gets its next event only when its lease has ended", "webhook", w.id, "error", err)
+	}
+}

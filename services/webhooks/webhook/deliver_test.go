@@ -1,0 +1,521 @@
+package webhook
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	webhooksv1 "shop.example/gen/shop/webhooks/v1"
+)
+
+func TestDelivery_IsWhatStandardWebhooksSay(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, secret := r.create(t, v.URL+"/events?source=shop")
+	o := newOrder("")
+	logged := r.log.add(t, o.events...)
+	got := v.await(t, 2)
+	library, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, req := range got {
+		if err := library.Verify(req.body, req.header); err != nil {
+			t.Errorf("request %d: %v", i, err)
+		}
+		e := req.envelope(t)
+		if req.id() != logged[i].GetMessageId() || e.Type != logged[i].GetRoutingKey() || e.Data.OrderID != o.id || req.header.Get("Content-Type") != "application/json" ||
+			!e.Timestamp.Equal(logged[i].GetPublishedAt().AsTime().Truncate(time.Microsecond)) {
+			t.Errorf("request %d: %v %s", i, req.header, req.body)
+		}
+		if err := library.Verify(append(req.body, ' '), req.header); err == nil {
+			t.Error("a changed body is verified")
+		}
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+	d := r.deliveries(t, hook.GetId())
+	if len(d) != 2 || d[1].GetEventType() != "shop.order.placed" || d[1].GetMessageId() != logged[0].GetMessageId() || d[1].GetOrderId() != o.id ||
+		d[1].GetAttempts() != 1 || d[1].GetResponseStatus() != 200 || d[1].GetNextAttemptAt() != nil {
+		t.Errorf("deliveries: %v", d)
+	}
+}
+
+func TestDelivery_BothSecretsAreGoodForADay(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, old := r.create(t, v.URL)
+	rotated, err := r.hooks.RotateWebhookSecret(as(t, "operator"), &webhooksv1.RotateWebhookSecretRequest{WebhookId: hook.GetId()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(rotated.GetPreviousValidUntil().AsTime()); left < 23*time.Hour || left > 25*time.Hour || rotated.GetSecret() == old {
+		t.Errorf("the previous secret is good for %s", left)
+	}
+	verified := func(req request) (list []bool) {
+		for _, secret := range []string{old, rotated.GetSecret()} {
+			library, err := standardwebhooks.NewWebhook(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, library.Verify(req.body, req.header) == nil)
+		}
+		return list
+	}
+	r.log.add(t, newOrder("").events[0])
+	if got := verified(v.await(t, 1)[0]); !slices.Equal(got, []bool{true, true}) {
+		t.Errorf("verified with the old and the new secret: %v", got)
+	}
+	if _, err := r.db.Exec(`UPDATE webhook SET previous_until = now() - interval '1 second'`); err != nil {
+		t.Fatal(err)
+	}
+	r.log.add(t, newOrder("").events[0])
+	if got := verified(v.await(t, 2)[1]); !slices.Equal(got, []bool{false, true}) {
+		t.Errorf("verified with the old and the new secret a day later: %v", got)
+	}
+}
+
+func TestDelivery_AsCloudEvents(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, secret := r.create(t, v.URL)
+	hook.Format = webhooksv1.Webhook_CLOUD_EVENTS
+	update(t, r, hook, "format")
+	o := newOrder("")
+	logged := r.log.add(t, o.events[0])
+	req := v.await(t, 1)[0]
+	library, err := standardwebhooks.NewWebhook(secret)
+	if err == nil {
+		err = library.Verify(req.body, req.header)
+	}
+	var got map[string]any
+	if err := errors.Join(err, json.Unmarshal(req.body, &got)); err != nil {
+		t.Fatal(err)
+	}
+	data, _ := got["data"].(map[string]any)
+	delete(got, "data")
+	delete(got, "time")
+	want := map[string]any{
+		"specversion": "1.0", "id": logged[0].GetMessageId(), "source": "/shop", "type": "shop.order.placed", "subject": o.id, "datacontenttype": "application/json",
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) || data["order_id"] != o.id || req.header.Get("Content-Type") != "application/cloudevents+json; charset=utf-8" {
+		t.Errorf("got %v %s, want %v", req.header, req.body, want)
+	}
+}
+
+// checkOrder fails unless each order's events came first in their order: an event may come again, but none for the first time
+// after a later one.
+func checkOrder(t *testing.T, orders []order, got []request) {
+	t.Helper()
+	first := map[string][]string{} // the types of each order by when they came first
+	for _, req := range got {
+		e := req.envelope(t)
+		if !slices.Contains(first[e.Data.OrderID], e.Type) {
+			first[e.Data.OrderID] = append(first[e.Data.OrderID], e.Type)
+		}
+	}
+	for _, o := range orders {
+		if got, want := first[o.id], []string{"shop.order.placed", "shop.order.rejected"}; !slices.Equal(got, want) {
+			t.Errorf("order %s: %q", o.id, got)
+		}
+	}
+}
+
+func TestDelivery_EventsOfAnOrderComeInTheirOrderAlthoughAttemptsFail(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	accepted := make(chan request, 1000)
+	v := newReceiver(t, func(w http.ResponseWriter, req request, n int) {
+		pause(t, rand.N(5*time.Millisecond))
+		switch {
+		case n%4 == 0:
+			w.WriteHeader(http.StatusInternalServerError)
+		default:
+			accepted <- req
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	var orders []order
+	for range 60 {
+		o := newOrder("")
+		orders = append(orders, o)
+		r.log.add(t, o.events...)
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 120) })
+	close(accepted)
+	var got []request
+	for req := range accepted {
+		got = append(got, req)
+	}
+	checkOrder(t, orders, got)
+}
+
+// A later event may not overtake one that waits for its next attempt, whoever sends.
+func TestDelivery_AnEventWaitsForTheOneBeforeIt(t *testing.T) {
+	t.Parallel()
+	d := quick
+	d.FirstRetry = 300 * time.Millisecond
+	r := start(t, d)
+	o := newOrder("")
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	})
+	r.create(t, v.URL)
+	r.log.add(t, o.events[0])
+	v.await(t, 1)
+	r.log.add(t, o.events[1])
+	other := newOrder("")
+	r.log.add(t, other.events[0])
+	var got []string
+	for _, req := range v.await(t, 4) {
+		e := req.envelope(t)
+		got = append(got, strings.TrimPrefix(e.Type, "shop.order.")+map[bool]string{true: " of the other order"}[e.Data.OrderID == other.id])
+	}
+	if want := []string{"placed", "placed of the other order", "placed", "rejected"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestDelivery_ADeadReceiverCostsOthersNothing(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hang := make(chan struct{})
+	dead := newReceiver(t, func(http.ResponseWriter, request, int) { <-hang })
+	t.Cleanup(func() { close(hang) })
+	lively := newReceiver(t, nil)
+	hook, _ := r.create(t, lively.URL)
+	latency := func(from, n int) time.Duration {
+		var took []time.Duration
+		for i := range n {
+			begun := time.Now()
+			r.log.add(t, newOrder("").events[0])
+			took = append(took, lively.await(t, from+i+1)[from+i].at.Sub(begun))
+		}
+		slices.Sort(took)
+		return took[n/2]
+	}
+	alone := latency(0, 50)
+	deadHook, _ := r.create(t, dead.URL)
+	const many = 10_000
+	for range many / 500 {
+		var events []order
+		for range 500 {
+			events = append(events, newOrder(""))
+		}
+		for _, o := range events {
+			r.log.add(t, o.events[0])
+		}
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 50+many) })
+	dead.await(t, 1)
+	var waiting int
+	if err := r.db.Get(&waiting, `SELECT count(*) FROM delivery WHERE webhook_id = $1 AND state = 'PENDING'`, deadHook.GetId()); err != nil || waiting != many {
+		t.Errorf("%d wait for the dead receiver: %v", waiting, err)
+	}
+	beside := latency(50+many, 50)
+	t.Logf("median latency %s alone, %s beside a dead receiver with %d deliveries", alone, beside, many)
+	if beside > 2*alone+50*time.Millisecond {
+		t.Errorf("median latency %s beside a dead receiver, %s alone", beside, alone)
+	}
+	if n := len(dead.requests()); n > 40 {
+		t.Errorf("the dead receiver got %d requests", n)
+	}
+}
+
+func TestDelivery_RetryAfterIsHonoured(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+		if n == 1 {
+			w.Header().Set("Retry-After", "2")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	})
+	r.create(t, v.URL)
+	r.log.add(t, newOrder("").events[0])
+	got := v.await(t, 2)
+	if waited := got[1].at.Sub(got[0].at); waited < 1900*time.Millisecond {
+		t.Errorf("the next attempt came after %s", waited)
+	}
+}
+
+func TestDelivery_AReceiverThatIsGoneIsDisabledAndSaidSo(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, _ int) { w.WriteHeader(http.StatusGone) })
+	hook, _ := r.create(t, v.URL)
+	r.log.add(t, newOrder("").events...)
+	eventually(t, func() error { return r.isDisabled(t, hook.GetId(), "410") })
+	d := r.deliveries(t, hook.GetId())
+	if len(d) != 2 || d[1].GetState() != webhooksv1.WebhookDelivery_FAILED || d[0].GetState() != webhooksv1.WebhookDelivery_PENDING {
+		t.Errorf("deliveries: %v", d)
+	}
+	if n := len(v.requests()); n != 1 {
+		t.Errorf("it got %d requests", n)
+	}
+}
+
+func (r *rig) isDisabled(t *testing.T, id, reason string) error {
+	got, err := r.hooks.GetWebhook(t.Context(), &webhooksv1.GetWebhookRequest{WebhookId: id})
+	if err == nil && (got.GetWebhook().GetState() != webhooksv1.Webhook_DISABLED || !strings.Contains(got.GetWebhook().GetDisabledReason(), reason)) {
+		err = fmt.Errorf("the webhook is %v", got)
+	}
+	return err
+}
+
+func TestDelivery_AWebhookThatFailsForTooLongIsDisabledAndGoesOnWhenItIsEnabled(t *testing.T) {
+	t.Parallel()
+	d := quick
+	d.RetryFor = 500 * time.Millisecond
+	r := start(t, d)
+	var well bool
+	mended := make(chan struct{})
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, _ int) {
+		select {
+		case <-mended:
+		default:
+			w.WriteHeader(http.StatusBadGateway)
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	logged := r.log.add(t, newOrder("").events[0], newOrder("").events[0], newOrder("").events[0])
+	eventually(t, func() error {
+		return r.isDisabled(t, hook.GetId(), "no delivery has succeeded for 500ms: the answer is 502")
+	})
+	eventually(t, r.isIdle)
+	r.log.add(t, newOrder("").events[0]) // while it is disabled: not for it
+	close(mended)
+	before := len(v.requests())
+	hook.State = webhooksv1.Webhook_ENABLED
+	update(t, r, hook, "state")
+	eventually(t, func() error {
+		waiting := 0
+		for _, d := range r.deliveries(t, hook.GetId()) {
+			if d.GetState() == webhooksv1.WebhookDelivery_PENDING {
+				waiting++
+			}
+		}
+		if waiting > 0 {
+			return fmt.Errorf("%d wait", waiting)
+		}
+		return nil
+	})
+	for _, req := range v.requests()[before:] {
+		well = true
+		if !slices.ContainsFunc(logged, func(e *loggingv1.Event) bool { return e.GetMessageId() == req.id() }) {
+			t.Errorf("it got %s, which happened while it was disabled", req.body)
+		}
+	}
+	if !well {
+		t.Error("it got nothing of what waited")
+	}
+}
+
+func TestDelivery_OneThatFailsForTooLongIsGivenUpAndTheNextOfItsOrderIsDelivered(t *testing.T) {
+	t.Parallel()
+	d := quick
+	d.RetryFor = 500 * time.Millisecond
+	r := start(t, d)
+	bad := newOrder("")
+	v := newReceiver(t, func(w http.ResponseWriter, req request, _ int) {
+		if strings.Contains(string(req.body), bad.id) && strings.Contains(string(req.body), "placed") {
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = w.Write([]byte("who is Ada?\x00"))
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	r.log.add(t, bad.events...)
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() { // others succeed meanwhile, so the webhook is not disabled
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+				r.log.add(t, newOrder("").events[0])
+			}
+		}
+	}()
+	eventually(t, func() error {
+		list := r.deliveries(t, hook.GetId())
+		if len(list) < 2 {
+			return errors.New("there is no delivery")
+		}
+		first, second := list[len(list)-1], list[len(list)-2]
+		if first.GetState() != webhooksv1.WebhookDelivery_FAILED || second.GetState() != webhooksv1.WebhookDelivery_DELIVERED {
+			return fmt.Errorf("the first two: %v, %v", first, second)
+		}
+		if first.GetErrorMessage() != "the answer is 422" || first.GetResponseBody() != "who is Ada?\uFFFD" || first.GetAttempts() < 2 {
+			return fmt.Errorf("the failed one: %v", first)
+		}
+		return nil
+	})
+	close(stop)
+	<-ended
+}
+
+func TestDelivery_ReplicasShareTheWebhooksAndNothingIsSentTwice(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	r.replica(t, quick)
+	var receivers []*receiver
+	var orders []order
+	for range 4 {
+		v := newReceiver(t, nil)
+		receivers = append(receivers, v)
+		r.create(t, v.URL)
+	}
+	for range 100 {
+		o := newOrder("")
+		orders = append(orders, o)
+		r.log.add(t, o.events...)
+	}
+	for _, v := range receivers {
+		got := v.await(t, 200)
+		checkOrder(t, orders, got)
+	}
+	pause(t, 2*deliverInterval) // for what is sent twice
+	for i, v := range receivers {
+		if n := len(v.requests()); n != 200 {
+			t.Errorf("receiver %d got %d requests, want 200", i, n)
+		}
+	}
+}
+
+func TestDelivery_GoesOnAfterARestart(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(http.ResponseWriter, request, int) { pause(t, 2*time.Millisecond) })
+	hook, _ := r.create(t, v.URL)
+	var orders []order
+	for i := range 100 {
+		o := newOrder("")
+		orders = append(orders, o)
+		r.log.add(t, o.events...)
+		if i%33 == 32 {
+			r.stop()
+			r.replica(t, quick)
+		}
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 200) })
+	checkOrder(t, orders, v.requests())
+}
+
+func update(t *testing.T, r *rig, hook *webhooksv1.Webhook, fields ...string) *webhooksv1.Webhook {
+	t.Helper()
+	got, err := r.hooks.UpdateWebhook(as(t, "operator"), updateRequest(hook, fields...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.GetWebhook()
+}
+
+func TestSend_WhatMayNotBeCalledIsNotCalled(t *testing.T) {
+	t.Parallel()
+	v := newReceiver(t, nil)
+	s, err := newSender(Delivery{Timeout: time.Second, Concurrency: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure := strings.Replace(v.URL, "http://", "https://", 1)
+	for _, url := range []string{v.URL, secure, strings.Replace(secure, "127.0.0.1", "localhost", 1), "https://[::1]:1/", "https://[::ffff:10.0.0.1]:1/", "https://169.254.169.254/latest"} {
+		a := s.send(t.Context(), &webhook{URL: url, Secret: newSecret()}, event{Payload: "{}"})
+		if a.delivered() || a.problem != errPrivateAddress.Error() {
+			t.Errorf("%s: %+v", url, a)
+		}
+	}
+	if n := len(v.requests()); n > 0 {
+		t.Errorf("it got %d requests", n)
+	}
+}
+
+func TestSend_ReceiversThatMisbehave(t *testing.T) {
+	t.Parallel()
+	elsewhere := newReceiver(t, nil)
+	hang := make(chan struct{})
+	d := quick
+	d.Concurrency = 1
+	s, err := newSender(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		answer      func(w http.ResponseWriter, r request, n int)
+		delivered   bool
+		status      int
+		problem     string
+		unreachable bool
+	}{
+		"a redirect": {func(w http.ResponseWriter, _ request, _ int) {
+			w.Header().Set("Location", elsewhere.URL)
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}, false, 307, "the answer is a redirect (307), which is not followed: change the URL", false},
+		"no answer":           {func(http.ResponseWriter, request, int) { <-hang }, false, 0, "no answer within 1s", true},
+		"a connection closed": {func(http.ResponseWriter, request, int) { panic(http.ErrAbortHandler) }, false, 0, "EOF", true},
+		"an endless answer": {func(w http.ResponseWriter, _ request, _ int) {
+			for {
+				if _, err := w.Write([]byte(strings.Repeat("x", 1000))); err != nil {
+					return
+				}
+			}
+		}, true, 200, "", false},
+		"an endless header": {func(w http.ResponseWriter, _ request, _ int) {
+			w.Header().Set("X-Long", strings.Repeat("x", 100_000))
+		}, false, 0, "server response headers exceeded 16384 bytes", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := newReceiver(t, c.answer)
+			a := s.send(t.Context(), &webhook{URL: v.URL, Secret: newSecret()}, event{MessageID: "m", Payload: "{}"})
+			if a.delivered() != c.delivered || a.status != c.status || !strings.Contains(a.problem, c.problem) || a.unreachable != c.unreachable || len(a.body) > maxAnswer {
+				t.Errorf("got %+v", a)
+			}
+			if name == "no answer" {
+				close(hang)
+			}
+		})
+	}
+	if n := len(elsewhere.requests()); n > 0 {
+		t.Error("the redirect was followed")
+	}
+}
+
+func TestRetryAfter_IsSecondsOrADate(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	for header, want := range map[string]time.Duration{
+		"": 0, "30": 30 * time.Second, "-5": 0, "soon": 0, "Fri, 01 May 2026 12:01:00 GMT": time.Minute, "Fri, 01 May 2026 11:00:00 GMT": 0, "99999999": maxRetryAfter,
+	} {
+		if got := retryAfter(header, now); got != want {
+			t.Errorf("%q: %s, want %s", header, got, want)
+		}
+	}
+}
+
+func TestCommonPattern_IsAsNarrowAsItCanBe(t *testing.T) {
+	t.Parallel()
+	for want, types := range map[string][]string{
+		"shop.order.#":           {"shop.order.#"},
+		"shop.order.confirmed.#": {"shop.order.confirmed"},
+		"shop.#":                 {"shop.order.*", "shop.stock.changed"},
+		"#":                      {"shop.order.#", "#"},
+	} {
+		if got := commonPattern([]subscriber{{EventTypes: types[:1]}, {EventTypes: types[1:]}}); got != want {
+			t.Errorf("%q: %s, want %s", types, got, want)
+		}
+	}
+}

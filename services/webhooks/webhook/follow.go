@@ -1,0 +1,439 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/backoff"
+	"shop.example/platform/contract"
+	"shop.example/platform/failpoint"
+	"shop.example/platform/messaging"
+	"shop.example/platform/postgres"
+	"shop.example/topology"
+)
+
+const (
+	// followInterval is how often a replica looks whether it is its turn to follow the log, and the one that does whether the
+	// webhooks are still the same.
+	followInterval = time.Second
+	// followLease is how long a replica may follow the log without saying that it still does.
+	followLease = 10 * time.Second
+	// followBatch is how many events are read at once.
+	followBatch = 500
+	// maxOwners is how many orders are remembered with whom they belong to.
+	maxOwners = 50_000
+)
+
+// subscriber is what the follower has to know of a webhook.
+type subscriber struct {
+	ID         uuid.UUID      `db:"id"`
+	Owner      string         `db:"owner"`
+	EventTypes pq.StringArray `db:"event_types"`
+}
+
+func (s subscriber) wants(routingKey, owner string) bool {
+	return (s.Owner == "" || s.Owner == owner) &&
+		slices.ContainsFunc(s.EventTypes, func(pattern string) bool { return messaging.Matches(pattern, routingKey) })
+}
+
+// commonPattern is the narrowest pattern of the form prefix.# that matches what any subscriber wants: the log is not read
+// for what nobody wants.
+func commonPattern(list []subscriber) string {
+	var common []string
+	for i, s := range list {
+		for j, pattern := range s.EventTypes {
+			words := strings.Split(pattern, ".")
+			if wild := slices.IndexFunc(words, func(w string) bool { return w == "*" || w == "#" }); wild >= 0 {
+				words = words[:wild]
+			}
+			if i == 0 && j == 0 {
+				common = words
+				continue
+			}
+			n := 0
+			for n < len(common) && n < len(words) && common[n] == words[n] {
+				n++
+			}
+			common = common[:n]
+		}
+	}
+	return strings.Join(append(common, "#"), ".")
+}
+
+// follower reads the log and writes what has to be delivered. One replica does so at a time, under a lease: what the log has
+// is delivered in its order. The position in the log moves in the transaction that writes the deliveries, so each event is
+// read once, and only if the replica still has the lease and the webhooks are those that it knows.
+type follower struct {
+	db      *sqlx.DB
+	events  loggingv1.EventLogServiceClient
+	replica uuid.UUID
+	written func() // tells that there is something to deliver
+	log     *slog.Logger
+	wake    chan struct{}
+	owners  map[string]string // of orders; of the goroutine that runs
+}
+
+func newFollower(db *sqlx.DB, events loggingv1.EventLogServiceClient, replica uuid.UUID, written func(), log *slog.Logger) *follower {
+	return &follower{db: db, events: events, replica: replica, written: written, log: log, wake: make(chan struct{}, 1), owners: map[string]string{}}
+}
+
+// notify tells the follower that the webhooks have changed.
+func (f *follower) notify() {
+	select {
+	case f.wake <- struct{}{}:
+	default: // it has been told
+	}
+}
+
+// run follows the log until ctx ends.
+func (f *follower) run(ctx context.Context) error {
+	wait := backoff.New(100*time.Millisecond, 5*time.Second)
+	failing := false
+	for ctx.Err() == nil {
+		again, err := f.session(ctx)
+		if err != nil && ctx.Err() == nil {
+			if !failing {
+				f.log.WarnContext(ctx, "the log of events cannot be followed, will be tried again", "error", err)
+			}
+			failing = true
+			wait.Sleep(ctx)
+			continue
+		}
+		failing = false
+		wait.Reset()
+		if !again {
+			f.pause(ctx)
+		}
+	}
+	return f.release(context.WithoutCancel(ctx))
+}
+
+func (f *follower) pause(ctx context.Context) {
+	timer := time.NewTimer(followInterval)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-f.wake:
+	case <-timer.C:
+	}
+}
+
+// release lets another replica follow at once.
+func (f *follower) release(ctx context.Context) error {
+	_, err := f.db.ExecContext(ctx, `UPDATE log_position SET lessee = NULL, leased_until = '-infinity' WHERE lessee = $1`, f.replica)
+	if err != nil {
+		f.log.WarnContext(ctx, "other replicas follow the log only when the lease has ended", "error", err)
+	}
+	return nil
+}
+
+// turn is a position in the log, with the webhooks that it is for.
+type turn struct {
+	position, generation int64
+	subscribers          []subscriber
+}
+
+// takeTurn leases the position, or keeps it leased; nil if it is not this replica's turn, or there is nothing to follow for.
+func (f *follower) takeTurn(ctx context.Context) (*turn, error) {
+	t := &turn{}
+	err := f.db.QueryRowContext(ctx, `
+		UPDATE log_position SET lessee = $1, leased_until = now() + $2 * interval '1 second'
+		WHERE active AND (lessee = $1 OR leased_until < now()) RETURNING position, generation`, f.replica, followLease.Seconds()).Scan(&t.position, &t.generation)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("leasing the position in the log: %w", postgres.Classify(err))
+	}
+	err = f.db.SelectContext(ctx, &t.subscribers, `SELECT id, owner, event_types FROM webhook WHERE state <> 'DISABLED'`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the webhooks: %w", postgres.Classify(err))
+	}
+	if len(t.subscribers) > 0 {
+		return t, nil
+	}
+	_, err = f.db.ExecContext(ctx, `
+		UPDATE log_position SET active = false, lessee = NULL, leased_until = '-infinity' WHERE lessee = $1 AND generation = $2`, f.replica, t.generation)
+	return nil, err
+}
+
+// session follows the log over one stream. again says that another one has to begin at once.
+func (f *follower) session(ctx context.Context) (again bool, err error) {
+	at, err := f.takeTurn(ctx)
+	if at == nil || err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pattern := commonPattern(at.subscribers)
+	stream, err := f.events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{AfterId: at.position, FromBeginning: true, RoutingKey: pattern})
+	if err != nil {
+		return false, err
+	}
+	events := make(chan *loggingv1.StreamEventsResponse, followBatch)
+	ended := make(chan error, 1)
+	go func() {
+		defer close(events)
+		for {
+			response, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case events <- response:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
+		}
+	}()
+	tick := time.NewTicker(followInterval)
+	defer tick.Stop()
+	for {
+		var batch []*loggingv1.Event
+		select {
+		case response, ok := <-events:
+			if !ok {
+				return false, <-ended
+			}
+			if response.GetEvent() == nil {
+				if response.GetPosition() < at.position {
+					return true, f.stepBack(ctx, at, response.GetPosition())
+				}
+				continue
+			}
+			batch = gather(response.GetEvent(), events)
+		case <-tick.C:
+		case <-f.wake:
+		}
+		if at, err = f.fanOut(ctx, at, pattern, batch); at == nil || err != nil {
+			return true, err
+		}
+	}
+}
+
+// gather takes what else has come.
+func gather(first *loggingv1.Event, events <-chan *loggingv1.StreamEventsResponse) []*loggingv1.Event {
+	batch := []*loggingv1.Event{first}
+	for len(batch) < followBatch && len(events) > 0 {
+		if response := <-events; response.GetEvent() != nil {
+			batch = append(batch, response.GetEvent())
+		}
+	}
+	return batch
+}
+
+// stepBack follows a log that ends before the position: it was restored from a backup.
+func (f *follower) stepBack(ctx context.Context, at *turn, position int64) error {
+	f.log.WarnContext(ctx, "the log ends before the position that was reached: it is followed from its end", "position", at.position, "end", position)
+	_, err := f.db.ExecContext(ctx, `UPDATE log_position SET position = $1 WHERE lessee = $2 AND position = $3`, position, f.replica, at.position)
+	return err
+}
+
+// errStale says that the position is not this replica's any more, or the webhooks have changed.
+var errStale = errors.New("the webhooks have changed")
+
+// fanOut writes the deliveries of a batch, which may be empty, and returns where the log is followed further; nil if that
+// has to be done over another stream.
+func (f *follower) fanOut(ctx context.Context, at *turn, pattern string, batch []*loggingv1.Event) (*turn, error) {
+	for {
+		if len(batch) > 0 {
+			err := f.write(ctx, at, batch)
+			if err == nil {
+				at.position = batch[len(batch)-1].GetId()
+				return at, nil
+			}
+			if !errors.Is(err, errStale) {
+				return nil, err
+			}
+		}
+		now, err := f.takeTurn(ctx)
+		if err != nil || now == nil || now.position != at.position || commonPattern(now.subscribers) != pattern {
+			return nil, err
+		}
+		at = now
+		if len(batch) == 0 {
+			return at, nil
+		}
+	}
+}
+
+// pairing is an event for a webhook.
+type pairing struct {
+	event   *loggingv1.Event
+	webhook uuid.UUID
+}
+
+// write moves the position behind the batch, and writes what has to be delivered of it.
+func (f *follower) write(ctx context.Context, at *turn, batch []*loggingv1.Event) error {
+	wanted, pairings, payloads, err := f.match(ctx, at.subscribers, batch)
+	if err != nil {
+		return err
+	}
+	err = postgres.InTx(ctx, f.db, func(tx *sqlx.Tx) error {
+		result, err := tx.ExecContext(ctx, postgres.Prepared+`
+			UPDATE log_position SET position = $1, leased_until = now() + $2 * interval '1 second'
+			WHERE lessee = $3 AND position = $4 AND generation = $5`,
+			batch[len(batch)-1].GetId(), followLease.Seconds(), f.replica, at.position, at.generation)
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(err, errStale)
+		}
+		if len(wanted) > 0 {
+			if err := insertDeliveries(ctx, tx, wanted, payloads, pairings); err != nil {
+				return err
+			}
+		}
+		failpoint.Hit("webhooks.uncommitted")
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("writing the deliveries of %d events: %w", len(batch), err)
+	}
+	failpoint.Hit("webhooks.fanned-out")
+	if len(pairings) > 0 {
+		f.written()
+	}
+	return nil
+}
+
+// insertDeliveries writes events and who gets them. A delivery of an order that waits for another attempt at an earlier event
+// is not looked at before that.
+func insertDeliveries(ctx context.Context, tx *sqlx.Tx, events []*loggingv1.Event, payloads map[int64]string, pairings []pairing) error {
+	_, err := tx.ExecContext(ctx, postgres.Prepared+`
+		INSERT INTO event (id, message_id, routing_key, order_id, payload, published_at)
+		SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[]) ON CONFLICT DO NOTHING`,
+		postgres.Array(events, (*loggingv1.Event).GetId),
+		postgres.Array(events, func(e *loggingv1.Event) uuid.UUID { return uuid.MustParse(e.GetMessageId()) }),
+		postgres.Array(events, (*loggingv1.Event).GetRoutingKey),
+		postgres.Array(events, orderOf),
+		postgres.Array(events, func(e *loggingv1.Event) string { return payloads[e.GetId()] }),
+		postgres.Array(events, func(e *loggingv1.Event) time.Time { return e.GetPublishedAt().AsTime() }))
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, postgres.Prepared+`
+		INSERT INTO delivery (event_id, webhook_id, order_id, next_attempt_at)
+		SELECT new.event_id, new.webhook_id, new.order_id, greatest(now(), (
+			SELECT max(d.next_attempt_at) FROM delivery d
+			WHERE d.webhook_id = new.webhook_id AND d.order_id = new.order_id AND d.state = 'PENDING'))
+		FROM unnest($1::bigint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS new (event_id, webhook_id, order_id, place)
+		ORDER BY place ON CONFLICT DO NOTHING`,
+		postgres.Array(pairings, func(p pairing) int64 { return p.event.GetId() }),
+		postgres.Array(pairings, func(p pairing) uuid.UUID { return p.webhook }),
+		postgres.Array(pairings, func(p pairing) uuid.NullUUID { return orderOf(p.event) }))
+	return err
+}
+
+func orderOf(e *loggingv1.Event) (id uuid.NullUUID) {
+	if e.GetOrderId() != "" {
+		id = uuid.NullUUID{UUID: uuid.MustParse(e.GetOrderId()), Valid: true} // the log has it of that type
+	}
+	return id
+}
+
+// match returns the events of a batch that somebody wants, with their JSON, and who gets them.
+func (f *follower) match(ctx context.Context, list []subscriber, batch []*loggingv1.Event) (wanted []*loggingv1.Event, pairings []pairing, payloads map[int64]string, err error) {
+	payloads = map[int64]string{}
+	owned := slices.ContainsFunc(list, func(s subscriber) bool { return s.Owner != "" })
+	for _, e := range batch {
+		if !deliverable(e) {
+			continue
+		}
+		owner := ""
+		if owned {
+			if owner, err = f.ownerOf(ctx, e); err != nil {
+				return nil, nil, nil, err
+			}
+		}
+		for _, s := range list {
+			if s.wants(e.GetRoutingKey(), owner) {
+				pairings = append(pairings, pairing{e, s.ID})
+			}
+		}
+		if n := len(pairings); n > 0 && pairings[n-1].event == e {
+			wanted = append(wanted, e)
+			if payloads[e.GetId()], err = toJSON(e.GetPayload()); err != nil {
+				return nil, nil, nil, fmt.Errorf("event %d: %w", e.GetId(), err)
+			}
+		}
+	}
+	return wanted, pairings, payloads, nil
+}
+
+// deliverable says whether the entry of the log is an event that keeps its contract. Others are not: requests, what could not
+// be read, and what is left of an event after a person was erased in it.
+func deliverable(e *loggingv1.Event) bool {
+	known, ok := contract.ByRoutingKey(e.GetRoutingKey())
+	if !ok || known.IsRequest() || e.GetPayload() == nil {
+		return false
+	}
+	payload, err := e.GetPayload().MarshalJSON()
+	if err == nil {
+		_, err = known.FromJSON(payload)
+	}
+	return err == nil
+}
+
+// toJSON writes the fields in the order of their names, so that an event is the same text each time.
+func toJSON(payload *structpb.Struct) (string, error) {
+	b, err := json.Marshal(payload.AsMap())
+	return string(b), err
+}
+
+// ownerOf is whom the event's order belongs to, as its OrderPlaced says; "" for nobody.
+func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, error) {
+	order := e.GetOrderId()
+	if order == "" {
+		return "", nil
+	}
+	placed := topology.RoutingKey(&eventsv1.OrderPlaced{})
+	if owner, known := f.owners[order]; known {
+		return owner, nil
+	}
+	if len(f.owners) >= maxOwners {
+		clear(f.owners)
+	}
+	if e.GetRoutingKey() != placed {
+		first, err := f.events.ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: order, RoutingKey: placed, PageSize: 1})
+		if err != nil {
+			return "", fmt.Errorf("asking the log whom an order belongs to: %w", err)
+		}
+		if len(first.GetEvents()) == 0 {
+			return "", nil // it may be logged later
+		}
+		e = first.GetEvents()[0]
+	}
+	owner := e.GetPayload().GetFields()["owner"].GetStringValue()
+	f.owners[order] = owner
+	return owner, nil
+}
+
+// logEnd is the position of the last event in the log.
+func logEnd(ctx context.Context, events loggingv1.EventLogServiceClient) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stream, err := events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{})
+	if err != nil {
+		return 0, err
+	}
+	first, err := stream.Recv() // comes at once
+	return first.GetPosition(), err
+}

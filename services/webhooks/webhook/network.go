@@ -1,0 +1,88 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// errPrivateAddress says that a request would leave the public networks. It names no address: whoever made the webhook
+// would learn what names mean inside.
+var errPrivateAddress = errors.New("the address is not one that webhooks may call")
+
+// notPublic are networks that a request may not go to although they are no private, loopback, link-local or multicast ones:
+// each leads, or may lead, to a machine of ours (https://www.iana.org/assignments/iana-ipv4-special-registry and ipv6).
+var notPublic = prefixes(
+	"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4",
+	"::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
+)
+
+func prefixes(all ...string) (list []netip.Prefix) {
+	for _, p := range all {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}
+
+// network says which addresses may be called.
+type network struct{ allowed []netip.Prefix }
+
+// newNetwork reads WEBHOOK_ALLOWED_NETWORKS.
+func newNetwork(allowed []string) (network, error) {
+	var n network
+	for _, text := range allowed {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return n, fmt.Errorf("WEBHOOK_ALLOWED_NETWORKS: %q is not a network: write 10.1.0.0/16 for example, with commas between networks", text)
+		}
+		n.allowed = append(n.allowed, p.Masked())
+	}
+	return n, nil
+}
+
+// check returns an error unless ip may be called: public addresses with TLS, and those of allowed networks in any case.
+func (n network) check(ip netip.Addr, encrypted bool) error {
+	ip = ip.Unmap().WithZone("")
+	within := func(list []netip.Prefix) bool {
+		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(ip) })
+	}
+	if within(n.allowed) {
+		return nil
+	}
+	if !encrypted || !ip.IsGlobalUnicast() || ip.IsPrivate() || within(notPublic) {
+		return errPrivateAddress
+	}
+	return nil
+}
+
+// transport connects only to addresses that may be called. It looks at the address when it connects, after the name was
+// resolved: a name that leads elsewhere the second time it is looked up gets nobody in.
+func (n network) transport(encrypted bool, connections int) *http.Transport {
+	dialer := &net.Dialer{
+		Timeout: 5 * time.Second,
+		Control: func(_, address string, _ syscall.RawConn) error {
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return errPrivateAddress
+			}
+			return n.check(to.Addr(), encrypted)
+		},
+	}
+	return &http.Transport{
+		Proxy:                  nil, // a proxy would resolve the name by itself
+		DialContext:            dialer.DialContext,
+		ForceAttemptHTTP2:      true,
+		TLSHandshakeTimeout:    5 * time.Second,
+		MaxResponseHeaderBytes: maxHeader,
+		MaxIdleConns:           4 * connections,
+		MaxIdleConnsPerHost:    connections,
+		IdleConnTimeout:        time.Minute,
+		DisableCompression:     true, // a small answer could grow without bounds
+	}
+}

@@ -1,0 +1,205 @@
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/jmoiron/sqlx"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"shop.example/domain/customer"
+	"shop.example/domain/enduser"
+	customerv1 "shop.example/gen/shop/customer/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/outbox"
+	"shop.example/platform/postgres"
+	"shop.example/topology"
+)
+
+const (
+	// scanLimit is how many events one call looks at, and maxFound how many it returns or erases.
+	scanLimit = 100_000
+	maxFound  = 200
+)
+
+// personalDataServer serves PersonalDataService with the webhooks of a customer and the events that are kept to be delivered.
+// Of all events only OrderPlaced names anybody.
+type personalDataServer struct {
+	customerv1.UnimplementedPersonalDataServiceServer
+	*Service
+}
+
+// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
+// before, and each search.
+func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
+	person := customer.Of(req.GetPerson())
+	after, err := parsePosition(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	resp := &customerv1.FindPersonalDataResponse{}
+	if req.GetPageToken() == "" && person.Owner() != "" {
+		var hooks []*webhook
+		err := s.db.SelectContext(ctx, &hooks, `SELECT `+webhookColumns+` FROM webhook WHERE owner = $1 ORDER BY id`, person.Owner())
+		if err != nil {
+			return nil, fmt.Errorf("looking for the webhooks of a person: %w", postgres.Classify(err))
+		}
+		for _, w := range hooks {
+			resp.Records = append(resp.Records, &customerv1.PersonalRecord{Record: &customerv1.PersonalRecord_Webhook{Webhook: w.message()}})
+		}
+	}
+	found, next, err := findEvents(ctx, s.db, person, after)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range found {
+		payload := &structpb.Struct{}
+		if err := protojson.Unmarshal([]byte(e.Payload), payload); err != nil {
+			return nil, fmt.Errorf("event %d: %w", e.ID, err)
+		}
+		resp.Records = append(resp.Records, &customerv1.PersonalRecord{Record: &customerv1.PersonalRecord_Event{Event: &loggingv1.Event{
+			Id: e.ID, RoutingKey: e.RoutingKey, MessageId: e.MessageID, OrderId: e.OrderID, Payload: payload,
+			PublishedAt: timestamppb.New(e.PublishedAt), CreatedAt: timestamppb.New(e.CreatedAt),
+		}}})
+	}
+	resp.NextPageToken = next
+	// Whatever the token says: who makes one up is recorded, too.
+	if len(resp.GetRecords()) == 0 && req.GetPageToken() != "" {
+		return resp, nil
+	}
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		return recordPersonal(ctx, tx, customerv1.CustomerService_ExportCustomer_FullMethodName, person, "webhooks and events for them")
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.wakeRelay()
+	return resp, nil
+}
+
+// ErasePersonalData is part of customerv1.PersonalDataServiceServer. Webhooks of the person are deleted. Events that name the
+// person are not delivered any more, and what receivers have answered to them is erased, too.
+func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
+	person := customer.Of(req.GetPerson())
+	after, err := parsePosition(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	resp := &customerv1.ErasePersonalDataResponse{}
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		if person.Owner() != "" {
+			if resp.Webhooks, err = deleteWebhooksOf(ctx, tx, person.Owner()); err != nil {
+				return err
+			}
+		}
+		found, next, err := findEvents(ctx, tx, person, after)
+		if err != nil {
+			return err
+		}
+		for _, e := range found {
+			if err := eraseEvent(ctx, tx, e); err != nil {
+				return fmt.Errorf("erasing a person in event %d: %w", e.ID, err)
+			}
+		}
+		resp.WebhookEvents, resp.NextPageToken = int32(len(found)), next //nolint:gosec // at most maxFound
+		if len(found) == 0 && resp.GetWebhooks() == 0 {
+			return nil
+		}
+		return recordPersonal(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person,
+			fmt.Sprintf("%d webhooks, %d events for webhooks", resp.GetWebhooks(), len(found)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.wakeRelay()
+	s.follower.notify()
+	return resp, nil
+}
+
+func deleteWebhooksOf(ctx context.Context, tx *sqlx.Tx, owner string) (int32, error) {
+	// As everybody who changes webhooks: first the position, which the follower has locked while it writes.
+	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
+		return 0, err
+	}
+	result, err := tx.ExecContext(ctx, `DELETE FROM webhook WHERE owner = $1`, owner)
+	if err != nil {
+		return 0, fmt.Errorf("deleting the webhooks of a person: %w", err)
+	}
+	n, err := result.RowsAffected()
+	return int32(n), err //nolint:gosec // at most maxOfOwner
+}
+
+func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
+	placed := &eventsv1.OrderPlaced{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(e.Payload), placed); err != nil {
+		return err
+	}
+	customer.Erase(placed)
+	erased, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(placed)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE event SET payload = $2 WHERE id = $1`, e.ID, string(erased)); err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE delivery SET response_body = '', state = CASE WHEN state = 'PENDING' THEN 'FAILED' ELSE state END,
+			error_message = CASE WHEN state = 'PENDING' THEN 'the customer was erased before' ELSE '' END
+		WHERE event_id = $1`, e.ID)
+	return err
+}
+
+func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person customer.Person, detail string) error {
+	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
+}
+
+// parsePosition reads a page token: the id of the last event that was looked at.
+func parsePosition(token string) (after int64, err error) {
+	if token == "" {
+		return 0, nil
+	}
+	if after, err = strconv.ParseInt(token, 10, 64); err != nil {
+		return 0, errPageToken
+	}
+	return after, nil
+}
+
+// findEvents looks at the next scanLimit events after a position for orders that the person has placed. next is the token to
+// continue with; "" at the end.
+func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after int64) (found []*event, next string, err error) {
+	var last int64
+	err = sqlx.GetContext(ctx, q, &last, `SELECT coalesce(max(id), 0) FROM (SELECT id FROM event WHERE id > $1 ORDER BY id LIMIT $2) AS read`, after, scanLimit)
+	if err != nil {
+		return nil, "", fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
+	}
+	if last == 0 {
+		return nil, "", nil
+	}
+	var rows []*event
+	err = sqlx.SelectContext(ctx, q, &rows, `
+		SELECT id AS event_id, message_id, routing_key, coalesce(order_id::text, '') AS order_id, payload, published_at, created_at FROM event
+		WHERE id > $1 AND id <= $2 AND routing_key = $3 AND (payload::jsonb ->> 'customer_email' ILIKE ANY ($4::text[]) OR payload::jsonb ->> 'owner' = $5)
+		ORDER BY id LIMIT $6`,
+		after, last, topology.RoutingKey(&eventsv1.OrderPlaced{}), postgres.ArrayOf(person.Patterns()), person.Owner(), maxFound)
+	if err != nil {
+		return nil, "", fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
+	}
+	if len(rows) == maxFound {
+		last = rows[maxFound-1].ID
+	}
+	for _, e := range rows {
+		var order struct {
+			Email string `json:"customer_email"`
+			Owner string `json:"owner"`
+		}
+		if json.Unmarshal([]byte(e.Payload), &order) == nil && person.Matches(order.Email, order.Owner) {
+			found = append(found, e)
+		}
+	}
+	return found, strconv.FormatInt(last, 10), nil
+}
