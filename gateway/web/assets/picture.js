@@ -102,8 +102,8 @@ export class Picture {
     const boxes = Object.entries(nodes).map(([id, node]) => this.#node(id, node));
     this.#svg.append(s('defs', {}, hatch), ...lines, ...boxes, this.#layer);
     this.#frame.replaceChildren(this.#svg);
-    for (const [name, count] of Object.entries(this.#known.queues)) this.setQueue(name, count);
-    for (const [name, running] of Object.entries(this.#known.services)) this.setService(name, running);
+    for (const [name, {messages, inHand}] of Object.entries(this.#known.queues)) this.setQueue(name, messages, inHand);
+    for (const [name, state] of Object.entries(this.#known.services)) this.setService(name, state);
   }
 
   #edge({ends: [from, to], kind = 'flow', via = [], label}) {
@@ -138,22 +138,31 @@ export class Picture {
     return group;
   }
 
-  // setQueue shows how many messages wait in a queue.
-  setQueue(name, messages) {
-    this.#known.queues[name] = messages;
+  // setQueue shows how many messages wait in a queue, and how many its service has in hand.
+  setQueue(name, messages, inHand) {
+    this.#known.queues[name] = {messages, inHand};
+    this.#showService(name);
     const node = this.#nodes.get(`${name}.queue`);
     if (!node) return;
     node.second.textContent = messages > 0 ? `${messages} waiting` : node.kind;
     node.group.classList.toggle('queued', messages > 0);
   }
 
-  // setService shows whether a service runs.
-  setService(name, running) {
-    this.#known.services[name] = running;
+  // setService shows how a service is: ready, waiting for something that it needs, or stopped.
+  setService(name, state) {
+    this.#known.services[name] = state;
+    this.#showService(name);
+  }
+
+  #showService(name) {
     const node = this.#nodes.get(name);
     if (!node) return;
-    node.second.textContent = running ? node.kind : 'stopped';
-    node.group.classList.toggle('down', !running);
+    const state = this.#known.services[name] ?? 'ready';
+    const inHand = this.#known.queues[name]?.inHand ?? 0;
+    // A service that is ready has something in hand for moments only.
+    node.second.textContent = state === 'ready' ? node.kind : state === 'waiting' && inHand > 0 ? `waits, ${inHand} in hand` : state;
+    node.group.classList.toggle('down', state === 'stopped');
+    node.group.classList.toggle('waiting', state === 'waiting');
   }
 
   // stop ends what play has not shown yet.
