@@ -30,7 +30,7 @@ func TestPage_ProductNamesHaveRoomAtEveryWidth(t *testing.T) {
 				text.selectNodeContents(e);
 				return /^[0-9]/.test(e.textContent) && text.getClientRects().length > 1;
 			}).length`,
-			"tables without padding": `[...document.querySelectorAll('.health table')].filter((e) => parseFloat(getComputedStyle(e.parentElement).paddingLeft) < 8).length`,
+			"tables without padding":                   `[...document.querySelectorAll('.health table')].filter((e) => parseFloat(getComputedStyle(e.parentElement).paddingLeft) < 8).length`,
 			"pixels by which the picture is too large": `Math.max(0, Math.round(document.querySelector('#picture').clientHeight - 500))`,
 		} {
 			if n := eval[int](b, wrong); n > 0 {
@@ -191,6 +191,27 @@ func TestPage_DeadLettersAreCountedAndDecidedTogether(t *testing.T) {
 	if asked := eval[string](b, "window.asked"); !strings.Contains(asked, "Discard 52 dead letters?") {
 		t.Errorf("before it discarded them the page asked %q", asked)
 	}
+}
+
+// The picture moved, and did not say how long each step took, nor what it was.
+func TestPage_TheJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.operatorLink())
+	b.text("#connection", "live")
+	if n := eval[int](b, "document.querySelectorAll('.hop').length"); n != 0 {
+		t.Errorf("%d hops of no order", n)
+	}
+	b.text("#log-state", "events/s")
+	b.order("5", "3")
+	b.way(confirmedWay...)
+	b.until(`['accepted', 'stock check', 'relay, log: OrderConfirmed', 'relay, log: DecrementQuantity', 'settle'].every((hop) => document.querySelector('#journey').textContent.includes(hop))`)
+	b.do(chromedp.Focus(chromedp.CSS("#journey .hop")))
+	b.text("#hop-text", "copies the message to 2 queues, order and logging, because shop.order.placed matches shop.order.placed and shop.#.")
+	b.until("document.querySelectorAll('.node.marked').length === 2")
+	b.click("#step")
+	b.text("#hop-text", "and is shown slowed down.")
+	b.until("document.querySelector('#journey .playing')")
 }
 
 // addProduct adds a product to the catalogue.

@@ -4,13 +4,16 @@ import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
+import {Journey} from './journey.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
 const maxOwn = 12;
+const deliveredAfter = 2000; // ms after an event: webhooks are sent by then if their receivers answer
 const pollInterval = 1500; // ms; an order is read this often until it is decided
 
 export const picture = new Picture($('picture'));
+const journey = new Journey(picture);
 
 const messages = {
   PENDING: 'Accepted and safely queued. Checking stock…',
@@ -53,6 +56,7 @@ export function follow(id, taken, tookMs) {
   const order = {id, state: 'PENDING', exists: Boolean(taken), placedHere: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
   current = order;
   $('timeline').replaceChildren();
+  journey.begin();
   if (taken) {
     remember(taken);
     $('timeline').append(h('li', {class: 'accepted'}, h('span', {class: 'since code'}, duration(tookMs)),
@@ -89,6 +93,9 @@ function arrived(order, event) {
   order.exists = true;
   order.events.splice(at < 0 ? order.events.length : at, 0, event);
   drawTimeline(order);
+  journey.show(order.events);
+  clearTimeout(order.deliveries);
+  order.deliveries = setTimeout(() => order === current && journey.readDeliveries(order.id), deliveredAfter);
   $('replay').disabled = false;
   order.shown = order.shown.then(() => (order === current ? play(event) : null));
   if (states[event.routing_key]) look(order, event);
@@ -207,10 +214,7 @@ async function play(event) {
 async function replay() {
   const order = current;
   $('replay').disabled = true;
-  for (const event of [...order.events]) {
-    if (order !== current) return;
-    await play(event);
-  }
+  await journey.play();
   if (order === current) $('replay').disabled = false;
 }
 
@@ -238,5 +242,6 @@ function showOwn() {
 
 // seen animates an event of any other order, for operators.
 export function seen(event) {
+  journey.see(event);
   if (hasToken() && event.order_id !== current?.id) picture.passBy(event.routing_key);
 }

@@ -177,6 +177,14 @@ export class Picture {
     }
   }
 
+  // playPath shows a message on a path of nodes, and returns when it has arrived.
+  playPath(path) { return this.#move(path, slow); }
+
+  // mark marks the nodes of a path, or none.
+  mark(path) {
+    for (const [id, {group}] of this.#nodes) group.classList.toggle('marked', Boolean(path?.includes(id)));
+  }
+
   // passBy shows one event of many: fast, and not at all if there are too many.
   passBy(key) {
     const now = performance.now();
@@ -192,6 +200,7 @@ export class Picture {
     let time = 0;
     for (let i = 0; i + 1 < path.length; i++) {
       const edge = this.#edges.get(`${path[i]}>${path[i + 1]}`);
+      if (!edge) continue; // of a service that the picture does not have
       stops.push({time, edge, node: this.#nodes.get(path[i])});
       edge.points.forEach((p, n) => {
         if (n > 0) time += Math.max(speed.min / (edge.points.length - 1), Math.hypot(p[0] - edge.points[n - 1][0], p[1] - edge.points[n - 1][1]) * speed.perUnit);
