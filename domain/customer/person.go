@@ -34,6 +34,17 @@ func Erase(placed *eventsv1.OrderPlaced) {
 	placed.Fingerprint, placed.KeyHash, placed.PreviousKeyHash = nil, nil, nil
 }
 
+// ErasedNames are the names of the fields of an OrderPlaced that Erase leaves empty.
+func ErasedNames() []string {
+	erased := []string{"fingerprint", "key_hash", "previous_key_hash"}
+	for _, field := range PersonalFields(&eventsv1.OrderPlaced{}) {
+		if name := string(field.Name()); name != "customer_name" {
+			erased = append(erased, name)
+		}
+	}
+	return erased
+}
+
 // PersonalFields are the fields of a message that its contract marks as personal data, by debug_redact.
 func PersonalFields(m proto.Message) (personal []protoreflect.FieldDescriptor) {
 	fields := m.ProtoReflect().Descriptor().Fields()
