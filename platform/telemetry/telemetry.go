@@ -64,15 +64,18 @@ type Telemetry struct {
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
 	exporter sdktrace.SpanExporter // nil if spans are not sent
+	lines    *summaries
 }
 
 // New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
 // and a log line says so.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
-	if cfg.Output == nil {
-		cfg.Output = os.Stderr
+	lines := newSummaries()
+	handler := NewHandler(cfg)
+	if cfg.LogLevel > slog.LevelDebug {
+		handler = summaryHandler{handler, lines}
 	}
-	logger := slog.New(newHandler(cfg))
+	logger := slog.New(handler)
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -100,6 +103,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		meters:     meters,
 		tracers:    tracers,
 		exporter:   exporter,
+		lines:      lines,
 	}, nil
 }
 
@@ -114,8 +118,9 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 }
 
 // Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
-// context that has ended. What could not be sent is logged.
+// context that has ended. What could not be sent is logged, as is what was counted of the log.
 func (t *Telemetry) Shutdown(ctx context.Context) {
+	t.lines.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := t.tracers.Shutdown(ctx); err != nil {
