@@ -7,6 +7,9 @@ package main
 import (
 	"log"
 	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/jhump/protoreflect/v2/protoprint"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -66,5 +69,60 @@ func export(dir string) error {
 		add(fd)
 	}
 	printer := protoprint.Printer{SortElements: false, Compact: true}
-	return printer.PrintProtosToFileSystem(files, dir)
+	for _, fd := range files {
+		text, err := printer.PrintProtoToString(fd)
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, filepath.FromSlash(fd.Path()))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(withoutLists(text)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var (
+	listOfMessages = regexp.MustCompile(`(\w+): \[\s*\{`)
+	// token is a string, in which a brace is none, or a brace.
+	token = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[{}\]]`)
+)
+
+// withoutLists writes each list of messages in an option, `cel: [{…}, {…}]`, as a field that is repeated, `cel: {…} cel: {…}`.
+// It means the same, and protobufjs, which Node's loader of protobuf files is made of, reads nothing else.
+func withoutLists(text string) string {
+	var out strings.Builder
+	for {
+		list := listOfMessages.FindStringSubmatchIndex(text)
+		if list == nil {
+			return out.String() + text
+		}
+		name := text[list[2]:list[3]]
+		out.WriteString(text[:list[0]])
+		text = text[list[1]-1:]
+		depth, begin, separator := 0, 0, ""
+	messages:
+		for _, at := range token.FindAllStringIndex(text, -1) {
+			switch text[at[0]] {
+			case '{':
+				if depth == 0 {
+					begin = at[0]
+				}
+				depth++
+			case '}':
+				if depth--; depth == 0 {
+					out.WriteString(separator + name + ": " + text[begin:at[1]])
+					separator = " "
+				}
+			case ']':
+				if depth == 0 {
+					text = text[at[1]:]
+					break messages
+				}
+			}
+		}
+	}
 }
