@@ -1,10 +1,13 @@
 // Command protos writes the third-party definitions that our contracts import into a folder, printed from the
 // descriptors that Go modules already carry. They are committed, so that a plain `buf generate` needs no registry.
 //
-//	protos DIR
+// With -all it writes google/protobuf too, which protoc, buf and most libraries bring along, for a folder that needs nothing else.
+//
+//	protos [-all] DIR
 package main
 
 import (
+	"flag"
 	"log"
 	"os"
 	"path/filepath"
@@ -38,21 +41,22 @@ var exported = []string{
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("protos: ")
-	if len(os.Args) != 2 {
-		log.Fatal("usage: protos DIR")
+	all := flag.Bool("all", false, "google/protobuf, too")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		log.Fatal("usage: protos [-all] DIR")
 	}
-	if err := export(os.Args[1]); err != nil {
+	if err := export(flag.Arg(0), *all); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func export(dir string) error {
+func export(dir string, all bool) error {
 	var files []protoreflect.FileDescriptor
 	seen := map[string]bool{}
 	var add func(fd protoreflect.FileDescriptor)
 	add = func(fd protoreflect.FileDescriptor) {
-		// protoc and buf carry google/protobuf themselves.
-		if seen[fd.Path()] || fd.Package() == "google.protobuf" {
+		if seen[fd.Path()] || fd.Package() == "google.protobuf" && !all {
 			return
 		}
 		seen[fd.Path()] = true
