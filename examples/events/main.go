@@ -3,7 +3,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log"
 	"os"
 	"strconv"
@@ -35,13 +34,13 @@ func main() {
 	check(ch.QueueBind(queue.Name, "shop.order.*", "shop.topic", false, nil))
 	deliveries, err := ch.Consume(queue.Name, "", false, true, false, false, nil)
 	check(err)
-	fmt.Println("listening")
+	log.Println("listening")
 
 	seen := map[string]bool{} // of a program that does something: a table, written in the same transaction
 	for d := range deliveries {
 		if event := newEvent(d.Type); event != nil && !seen[d.MessageId] { // an event can come twice
 			check(proto.Unmarshal(d.Body, event))
-			fmt.Println(d.RoutingKey, d.CorrelationId, protojson.Format(event))
+			log.Println(d.RoutingKey, d.CorrelationId, protojson.Format(event))
 			seen[d.MessageId] = true
 			left--
 		}

@@ -75,13 +75,13 @@ func listen(ctx context.Context, left int) (err error) {
 	for left != 0 {
 		select {
 		case event := <-received:
-			fmt.Println(event)
+			log.Println(event)
 			left--
 		case err := <-tested:
 			if err != nil {
 				return err
 			}
-			fmt.Println("listening")
+			log.Println("listening")
 		case <-ctx.Done():
 			return nil
 		}
