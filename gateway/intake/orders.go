@@ -89,6 +89,14 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 // MaxWeight is the weight of the largest order: it counts as that many usual ones.
 const MaxWeight = 11
 
+// Customer is who places an order: personal data, never logged.
+type Customer struct{ Name, Email string }
+
+// normal is the customer with texts in their normal form.
+func (c Customer) normal() Customer {
+	return Customer{Name: text.Normal(c.Name), Email: text.Normal(c.Email)}
+}
+
 // Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
 // with the order's id before anybody else can know it.
 //
@@ -100,7 +108,7 @@ const MaxWeight = 11
 // After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
 // idempotency key it is taken once.
 func (o *Orders) Place(
-	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
+	ctx context.Context, by Customer, lines []*eventsv1.RequestedLine, announce func(orderID string),
 ) (order *orderv1.Order, err error) {
 	defer func(start time.Time) { o.metrics.placed(ctx, start, err) }(time.Now())
 	weight := weightOf(lines)
@@ -112,31 +120,28 @@ func (o *Orders) Place(
 		o.metrics.inFlight.Add(-weight)
 		o.inFlight.Release(weight)
 	}()
-	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
+	by = by.normal()
 	for _, line := range lines {
 		line.ProductName = text.Normal(line.GetProductName())
 	}
-	if err := checkTexts(customerName, customerEmail, lines); err != nil {
-		return nil, err
+	if wrong := append(checkTexts(by, lines), checkPrices(lines)...); len(wrong) > 0 {
+		return nil, apierror.InvalidArgument(wrong...)
 	}
-	if err := checkPrices(lines); err != nil {
-		return nil, err
-	}
-	by := access.PrincipalOf(ctx)
+	caller := access.PrincipalOf(ctx)
 	key, keyed, err := keyOf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	placed := &eventsv1.OrderPlaced{
-		CustomerName:  customerName,
-		CustomerEmail: customerEmail,
+		CustomerName:  by.Name,
+		CustomerEmail: by.Email,
 		Lines:         lines,
-		Owner:         by.Owner(),
+		Owner:         caller.Owner(),
 		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
 	}
 	placed.Fingerprint = fingerprint(placed)
 	if keyed {
-		known := o.identify(placed, requestKey{by.KeyScope(placed.GetCustomerEmail()), key})
+		known := o.identify(placed, requestKey{caller.KeyScope(placed.GetCustomerEmail()), key})
 		announce(placed.GetOrderId())
 		if found, err := known(ctx); found != nil || err != nil {
 			return found, err
@@ -164,8 +169,7 @@ const (
 
 // checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
 // be longer than what was sent.
-func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedLine) error {
-	var wrong []apierror.Violation
+func checkTexts(by Customer, lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
 		case !text.Visible(value):
@@ -174,23 +178,19 @@ func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedL
 			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})
 		}
 	}
-	check("customer_name", customerName, maxName)
-	check("customer_email", customerEmail, maxEmail)
+	check("customer_name", by.Name, maxName)
+	check("customer_email", by.Email, maxEmail)
 	for i, line := range lines {
 		if name := line.GetProductName(); name != "" {
 			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
 		}
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
 // with a sum that is too large.
-func checkPrices(lines []*eventsv1.RequestedLine) error {
-	var wrong []apierror.Violation
+func checkPrices(lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	var sum int64
 	var currency string
 	for i, line := range lines {
@@ -213,10 +213,7 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 		}
 		sum += money.Minor(price) * int64(line.GetQuantity())
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it

@@ -65,7 +65,8 @@ func (s service) CreateOrder(ctx context.Context, req *intermediaryv1.CreateOrde
 		return nil, err
 	}
 	// The demo takes any text for an address; with spaces around it nobody would find it.
-	order, err := s.orders.Place(ctx, req.GetCustomerName(), strings.TrimSpace(req.GetCustomerEmail()), lines, func(string) {})
+	by := intake.Customer{Name: req.GetCustomerName(), Email: strings.TrimSpace(req.GetCustomerEmail())}
+	order, err := s.orders.Place(ctx, by, lines, func(string) {})
 	if err != nil {
 		return nil, err
 	}
