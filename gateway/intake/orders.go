@@ -116,11 +116,8 @@ func (o *Orders) Place(
 	for _, line := range placed.GetLines() {
 		line.ProductName = text.Normal(line.GetProductName())
 	}
-	if err := checkTexts(placed); err != nil {
-		return nil, err
-	}
-	if err := checkPrices(placed.GetLines()); err != nil {
-		return nil, err
+	if wrong := append(checkTexts(placed), checkPrices(placed.GetLines())...); len(wrong) > 0 {
+		return nil, apierror.InvalidArgument(wrong...)
 	}
 	by := access.PrincipalOf(ctx)
 	key, keyed, err := keyOf(ctx)
@@ -159,8 +156,7 @@ const (
 
 // checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
 // be longer than what was sent.
-func checkTexts(placed *eventsv1.OrderPlaced) error {
-	var wrong []apierror.Violation
+func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
 		case !text.Visible(value):
@@ -176,16 +172,12 @@ func checkTexts(placed *eventsv1.OrderPlaced) error {
 			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
 		}
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
 // with a sum that is too large.
-func checkPrices(lines []*eventsv1.RequestedLine) error {
-	var wrong []apierror.Violation
+func checkPrices(lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	var sum int64
 	var currency string
 	for i, line := range lines {
@@ -208,10 +200,7 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 		}
 		sum += money.Minor(price) * int64(line.GetQuantity())
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it
