@@ -148,6 +148,17 @@ chaos: .bin/shopdev ## Place orders for two minutes while everything fails (CHAO
 	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shopdev exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: soak
+soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and then: nothing may grow (SOAK=30m, SOAK_SEED=42)
+	@echo 'What is used and what waits, every minute: .bin/soak.csv; what the services say: .bin/soak.log'
+	@.bin/shopdev exec --fast -- go test -tags soak -v -run '^TestSoak_' -count=1 -timeout=0 ./e2e | \
+	    tee .bin/soak.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: webhooks
+webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
+	@.bin/shopdev exec --fast -- go test -tags webhooks -v -run '^TestWebhooks_EveryEvent' -count=1 -timeout=24h ./e2e | \
+	    tee .bin/webhooks.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
 	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
