@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"shop.example/dev/stack"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
 	"shop.example/shop/cli"
 	"shop.example/shop/workspace"
 	"shop.example/topology"
@@ -119,6 +121,11 @@ func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
+	stopProfiles, err := service.StartProfiles(slog.New(telemetry.NewHandler(cfg.Telemetry)))
+	if err != nil {
+		return err
+	}
+	defer stopProfiles()
 	servers, err := stack.Start(ctx, stack.Options{Dir: string(here), Progress: progress})
 	if err != nil {
 		return err
