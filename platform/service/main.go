@@ -40,7 +40,7 @@ func Main(name string, run func(context.Context) error) {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	TuneGC()
-	err = run(ctx)
+	err = withProfiles(ctx, log, run)
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return
 	}
@@ -50,4 +50,13 @@ func Main(name string, run func(context.Context) error) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 	}
 	os.Exit(1)
+}
+
+func withProfiles(ctx context.Context, log *slog.Logger, run func(context.Context) error) error {
+	stop, err := StartProfiles(log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return run(ctx)
 }

@@ -1,7 +1,7 @@
 // Package telemetry gives a service its logger, metrics and traces.
 //
 // Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
-// Metrics are pulled from MetricsHandler. Spans are sent if OTEL_EXPORTER_OTLP_ENDPOINT is set; otherwise nothing is
+// Metrics are pulled from MetricsHandler. Spans are sent if the variables OTEL_* say where to; otherwise nothing is
 // recorded, and a span only carries its trace id through headers and log lines.
 package telemetry
 
@@ -15,13 +15,16 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -134,17 +137,40 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 }
 
+// newSpanExporter returns what sends spans as the variables OTEL_* say, or nil if none are sent. Unlike OpenTelemetry's default
+// they are sent only where a variable says so: who runs the shop without a collector would get a warning every few seconds.
 func newSpanExporter(ctx context.Context, logger *slog.Logger) (sdktrace.SpanExporter, error) {
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+	if disabled, _ := strconv.ParseBool(os.Getenv("OTEL_SDK_DISABLED")); disabled {
 		return nil, nil
 	}
-	exporter, err := otlptracegrpc.New(ctx)
+	switch name := os.Getenv("OTEL_TRACES_EXPORTER"); name {
+	case "none":
+		return nil, nil
+	case "":
+		if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+			return nil, nil
+		}
+	case "otlp":
+	default:
+		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER is %q: use otlp or none", name)
+	}
+	var client otlptrace.Client
+	switch protocol := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); protocol {
+	case "http/protobuf":
+		client = otlptracehttp.NewClient()
+	case "grpc":
+		client = otlptracegrpc.NewClient()
+	default:
+		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: use http/protobuf or grpc", protocol)
+	}
+	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the export of traces (OTEL_EXPORTER_OTLP_*): %w", err)
 	}
 	return loggingExporter{SpanExporter: exporter, logger: logger}, nil
 }
 
+// newTracerProvider samples as OTEL_TRACES_SAMPLER says, which the SDK reads, as it reads OTEL_BSP_* and OTEL_SPAN_*.
 func newTracerProvider(about *resource.Resource, exporter sdktrace.SpanExporter) *sdktrace.TracerProvider {
 	if exporter == nil {
 		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample()))
