@@ -8,12 +8,15 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"shop.example/e2e/compat"
 	"shop.example/gen/asyncapi"
 	"shop.example/gen/openapi"
+	optionsv1 "shop.example/gen/shop/options/v1"
 )
 
 func TestContracts_WhatWasPromisedIsKept(t *testing.T) {
@@ -42,6 +45,33 @@ func TestContracts_WhatWasPromisedIsKept(t *testing.T) {
 	}
 	if changed := promises.Unpromised(now); len(changed) > 0 {
 		t.Errorf("proto/promised.json does not have what is new, and breaks nobody: run make generate and commit it\n%s", strings.Join(changed, "\n"))
+	}
+}
+
+// Who may make a call is never left to be guessed: a call between services says that, too.
+func TestContracts_SayWhoMayMakeEachCall(t *testing.T) {
+	t.Parallel()
+	said := map[optionsv1.Access]int{}
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		if !strings.HasPrefix(string(file.Package()), "shop.") {
+			return true
+		}
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				md := methods.Get(j)
+				access, _ := proto.GetExtension(md.Options(), optionsv1.E_Access).(optionsv1.Access)
+				said[access]++
+				overHTTP := proto.HasExtension(md.Options(), annotations.E_Http)
+				if internal := access == optionsv1.Access_ACCESS_INTERNAL; access == optionsv1.Access_ACCESS_UNSPECIFIED || internal == overHTTP {
+					t.Errorf("%s: %s, REST route: %t", md.FullName(), access, overHTTP)
+				}
+			}
+		}
+		return true
+	})
+	if said[optionsv1.Access_ACCESS_INTERNAL] == 0 || said[optionsv1.Access_ACCESS_PUBLIC] == 0 {
+		t.Errorf("only %v: not all contracts were looked at", said)
 	}
 }
 
