@@ -193,6 +193,17 @@ func TestPage_DeadLettersAreCountedAndDecidedTogether(t *testing.T) {
 	}
 }
 
+// To see what the page shows, one had to choose, and to make up a name and an address.
+func TestPage_SomethingIsOrderedWithOneClick(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := browse(t, s.url)
+	b.click("#order-for-me")
+	b.text("#slip-state", "CONFIRMED")
+	b.text("#slip-contents", "1 piece")
+	b.way(confirmedWay...)
+}
+
 // The picture moved, and did not say how long each step took, nor what it was.
 func TestPage_TheJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	t.Parallel()

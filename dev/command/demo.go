@@ -32,7 +32,8 @@ var sampleOrder []byte
 const demoPatience = 20 * time.Second
 
 func demoCommand() *cobra.Command {
-	return &cobra.Command{
+	var verbose bool
+	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Run the shop, send it the sample order, and show what became of it",
 		Long: `Starts a shop with fresh data on a free port, sends it the sample order, shows the events that the
@@ -48,15 +49,20 @@ order caused and the stock before and after, and ends. Exit code 0 means all of 
 			if err := stack.Down(dir); err != nil { // what a killed demo left
 				return err
 			}
-			return withShop(cmd.Context(), workspace.Shop(dir), true, cmd.ErrOrStderr(), anyPort, func(ctx context.Context, s *running) error {
+			return withShop(cmd.Context(), workspace.Shop(dir), true, cmd.ErrOrStderr(), func(cfg *local.Config, _ *stack.Stack) {
+				anyPort(cfg)
+				setVerbosity(cfg, verbose)
+			}, func(ctx context.Context, s *running) error {
 				return demonstrate(ctx, cmd.OutOrStdout(), s)
 			})
 		},
 	}
+	addVerbose(cmd, &verbose)
+	return cmd
 }
 
 // anyPort lets a demo run beside a shop that has the usual ports, unless the environment says where it has to be.
-func anyPort(cfg *local.Config, _ *stack.Stack) {
+func anyPort(cfg *local.Config) {
 	for variable, addr := range cfg.Addrs() {
 		if os.Getenv(variable) == "" {
 			*addr = "127.0.0.1:0"
@@ -79,6 +85,7 @@ type (
 		RoutingKey  string    `json:"routing_key"`
 		Source      string    `json:"source"`
 		PublishedAt time.Time `json:"published_at"`
+		LoggedAt    time.Time `json:"created_at"`
 	}
 	item struct {
 		Name     string `json:"product_name"`
@@ -121,21 +128,34 @@ func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 	if err := c.until(ctx, "/v1/inventory", &struct{ Items *[]item }{&after}, settled); err != nil {
 		return fmt.Errorf("%w: the stock changed by %q", err, changed(before, after))
 	}
-	fmt.Fprintln(out, "\nIts events, with the time since the one before:")
+	fmt.Fprintln(out, "\nIts events, from when they were published until they were in the event log:")
 	printEvents(out, log.Events)
 	fmt.Fprintln(out, "\nThe stock:")
 	printStock(out, before, after)
+	fmt.Fprint(out, "\nTry next: make up, and place an order at http://localhost:3000; .bin/shopdev up --demo has buttons that try to break it.\n")
 	return nil
 }
 
+// chartWidth is the width of the events' chart, in characters.
+const chartWidth = 40
+
+// printEvents draws when each event was published and logged, in the time from the first to the last.
 func printEvents(out io.Writer, events []event) {
-	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	for i, e := range events {
-		since := ""
-		if i > 0 {
-			since = fmt.Sprintf("+%d ms", e.PublishedAt.Sub(events[i-1].PublishedAt).Milliseconds())
+	start, end := events[0].PublishedAt, events[0].LoggedAt
+	for _, e := range events {
+		if e.PublishedAt.Before(start) {
+			start = e.PublishedAt
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\tby %s\n", e.PublishedAt.Local().Format("15:04:05.000"), since, e.RoutingKey, e.Source)
+		if e.LoggedAt.After(end) {
+			end = e.LoggedAt
+		}
+	}
+	column := func(t time.Time) int { return int(chartWidth * t.Sub(start) / max(1, end.Sub(start))) }
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	for _, e := range events {
+		from, to := column(e.PublishedAt), column(e.LoggedAt)
+		bar := strings.Repeat("·", from) + strings.Repeat("█", max(1, to-from))
+		fmt.Fprintf(w, "  %s\tby %s\t+%d ms\t%s\n", e.RoutingKey, e.Source, e.PublishedAt.Sub(start).Milliseconds(), bar)
 	}
 	_ = w.Flush()
 }

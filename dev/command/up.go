@@ -26,7 +26,7 @@ import (
 )
 
 func upCommand() *cobra.Command {
-	var demo, observe bool
+	var demo, observe, verbose bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
@@ -52,6 +52,7 @@ It is configured by these variables; docs/configuration.md says what each of the
 			out, broker := cmd.ErrOrStderr(), ""
 			return withShop(cmd.Context(), here, false, out, func(cfg *local.Config, servers *stack.Stack) {
 				broker = servers.MetricsAddr
+				setVerbosity(cfg, verbose)
 				if demo {
 					addDemoFeatures(cfg)
 				}
@@ -72,8 +73,20 @@ It is configured by these variables; docs/configuration.md says what each of the
 		},
 	}
 	cmd.Flags().BoolVar(&demo, "demo", false, "add calls for operators that break the shop to show that it holds (GET /demo)")
+	addVerbose(cmd, &verbose)
 	cmd.Flags().BoolVar(&observe, "observe", false, "start Prometheus with the shop's alerts, and the audit, beside it")
 	return cmd
+}
+
+func addVerbose(cmd *cobra.Command, verbose *bool) {
+	cmd.Flags().BoolVarP(verbose, "verbose", "v", false, "show what the services log; else only warnings and errors, unless LOG_LEVEL is set")
+}
+
+// setVerbosity leaves out what the services log about each order and each start, unless it is wanted.
+func setVerbosity(cfg *local.Config, verbose bool) {
+	if !verbose && os.Getenv("LOG_LEVEL") == "" {
+		cfg.Telemetry.LogLevel = slog.LevelWarn
+	}
 }
 
 // variables lists what shopdev up reads from the environment, with the defaults.
