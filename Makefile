@@ -180,7 +180,9 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev ## Generate clients from the OpenAPI document, compile and run them (needs Node, Python and the network)
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
+	@for program in node npm python3; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
 	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
@@ -303,12 +305,28 @@ kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace 
 	@for service in gateway order inventory logging webhooks; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
 	deploy/kubernetes/try/order.sh .bin/shop
 
+CONTRACTS = .bin/contracts
+
+.PHONY: contracts
+contracts: .bin/buf ## Write the contracts for clients in any language, in .bin/contracts and as a .tar.gz (VERSION=v1.2.3)
+	@rm -rf $(CONTRACTS) .bin/shop-contracts-*.tar.gz && mkdir -p $(CONTRACTS)/proto
+	@cp -r proto/shop $(CONTRACTS)/proto
+	@GOWORK=off go -C tools/protos run . -all $(CURDIR)/$(CONTRACTS)/proto
+	@.bin/buf build -o $(CONTRACTS)/shop.binpb
+	@cp -r e2e/testdata/events LICENSE gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml $(CONTRACTS)
+	@cd $(CONTRACTS) && find * -type f | LC_ALL=C sort | xargs sha256sum | awk -v version='$(VERSION)' \
+	    'BEGIN { printf "{\n  \"version\": \"%s\",\n  \"sha256\": {", version } { printf "%s\n    \"%s\": \"%s\"", comma, $$2, $$1; comma = "," } END { print "\n  }\n}" }' \
+	    >../manifest.json && mv ../manifest.json .
+	@# The same contracts are the same bytes, whenever and wherever they are packed.
+	@tar --create --directory=$(CONTRACTS) --transform='s,^\.,shop-contracts-$(VERSION),' --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
+	    --mode=u=rwX,go=rX . | gzip -n9 >.bin/shop-contracts-$(VERSION).tar.gz
+	@echo '$(CONTRACTS) and .bin/shop-contracts-$(VERSION).tar.gz'
+
 .PHONY: artefacts
-artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
+artefacts: sbom contracts ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
 	@rm -rf .bin/release && mkdir -p .bin/release
-	@.bin/buf build -o .bin/release/shop.binpb
-	@cp gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
-	    .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
+	@cp $(CONTRACTS)/shop.binpb $(CONTRACTS)/shop.openapi.json $(CONTRACTS)/shop.asyncapi.yaml .bin/shop-contracts-$(VERSION).tar.gz \
+	    topology/definitions.json .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
 	@echo '$(VERSION)' > .bin/release/VERSION
 	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
 
