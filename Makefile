@@ -14,7 +14,7 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js
+GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -62,6 +62,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
 	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/web/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
+	GOWORK=off go -C tools/dashboards run . "$$fresh/deploy/grafana/dashboards"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
@@ -82,7 +83,7 @@ lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
 
 .PHONY: rules
 rules: .bin/promtool ## Check and test the rules of Prometheus in deploy/prometheus
-	@.bin/promtool check config deploy/prometheus/prometheus.yaml
+	@.bin/promtool check config deploy/prometheus/prometheus.yaml deploy/prometheus/compose.yaml
 	@cd deploy/prometheus && ../../.bin/promtool test rules rules_test.yaml
 
 .bin/promtool .bin/prometheus &: tools/prometheus.sh
@@ -147,6 +148,17 @@ chaos: .bin/shopdev ## Place orders for two minutes while everything fails (CHAO
 	@CHAOS_DURATION=$${CHAOS_DURATION:-2m} .bin/shopdev exec --fast -- go test -v -run '^TestChaos_' -count=1 -timeout=24h ./e2e | \
 	    tee .bin/chaos.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: soak
+soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and then: nothing may grow (SOAK=30m, SOAK_SEED=42)
+	@echo 'What is used and what waits, every minute: .bin/soak.csv; what the services say: .bin/soak.log'
+	@.bin/shopdev exec --fast -- go test -tags soak -v -run '^TestSoak_' -count=1 -timeout=0 ./e2e | \
+	    tee .bin/soak.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: webhooks
+webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
+	@.bin/shopdev exec --fast -- go test -tags webhooks -v -run '^TestWebhooks_EveryEvent' -count=1 -timeout=24h ./e2e | \
+	    tee .bin/webhooks.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
 	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
@@ -154,6 +166,10 @@ upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica
 .PHONY: alerts
 alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with a real Prometheus, about half an hour (ALERTS_QUIET=10m)
 	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestAlerts_' -count=1 -parallel=10 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+.PHONY: dashboards
+dashboards: .bin/shopdev .bin/prometheus ## Ask a real Prometheus, which watches a running shop, every query of the dashboards
+	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestDashboards_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: pgbouncer
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
@@ -210,6 +226,7 @@ generate: .bin/buf ## Write gen/ from proto/, and what follows (BECAUSE='reason'
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
 	go run ./topology/generate .
+	GOWORK=off go -C tools/dashboards run . $(CURDIR)/deploy/grafana/dashboards
 	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because "$(BECAUSE)" .bin/contracts.binpb
 
 .PHONY: protos

@@ -76,8 +76,9 @@ type chaos struct {
 	own              *servers          // that may be killed; nil if they belong to others, too
 	away             map[*replica]bool // killed or stopped, to be started again
 	gaveUp           int
-	poison           int  // messages that nobody can read, put into the order queue
-	spilled          bool // a queue that such a message may have been in was deleted
+	pace             time.Duration // so many times rarer are the faults; 0 is 1
+	poison           int           // messages that nobody can read, put into the order queue
+	spilled          bool          // a queue that such a message may have been in was deleted
 }
 
 // supervise starts again what has ended by itself, as whoever runs services does: one that finds no database at its
@@ -137,9 +138,10 @@ type fault struct {
 
 // step is the beginning or the end of a fault.
 type step struct {
-	at   time.Duration
-	name string // of a fault that begins
-	do   func(*testing.T)
+	at     time.Duration
+	name   string   // of a fault that begins
+	victim *replica // nil: a line, a server or the topology
+	do     func(*testing.T)
 }
 
 // block has the broker take no messages, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
@@ -210,28 +212,29 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 	const lineRests, serverRests, replicaRests, topologyRests = 6 * time.Second, 30 * time.Second, 12 * time.Second, 15 * time.Second
 	var steps []step
 	victims := uint64(0)
-	add := func(rest time.Duration, faults []fault) {
+	add := func(rest time.Duration, victim *replica, faults []fault) {
+		rest *= max(1, c.pace)
 		random := rand.New(rand.NewPCG(seed, victims)) //nolint:gosec // it is to be repeatable
 		upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 		victims++
 		for at := upTo(rest); at < duration; at += rest/2 + upTo(rest) {
 			fault := faults[random.IntN(len(faults))]
-			steps = append(steps, step{at, fault.name, fault.begin})
+			steps = append(steps, step{at, fault.name, victim, fault.begin})
 			at += 50*time.Millisecond + upTo(fault.longest)
-			steps = append(steps, step{at, "", fault.end})
+			steps = append(steps, step{at, "", victim, fault.end})
 		}
 	}
-	add(lineRests, []fault{
+	add(lineRests, nil, []fault{
 		{"broker away", 3 * time.Second, cutOff(c.broker), restore(c.broker)},
 		{"connections to the broker cut", time.Millisecond, cutOff(c.broker), restore(c.broker)},
 	})
-	add(lineRests, []fault{
+	add(lineRests, nil, []fault{
 		{"database away", 3 * time.Second, cutOff(c.database), restore(c.database)},
 		{"connections to the database cut", time.Millisecond, cutOff(c.database), restore(c.database)},
 		{"database slow", 3 * time.Second, func(*testing.T) { c.database.Delay(200 * time.Millisecond) }, restore(c.database)},
 	})
 	if c.own != nil {
-		add(serverRests, []fault{
+		add(serverRests, nil, []fault{
 			{"broker killed", time.Second, func(t *testing.T) { c.own.kill(t, "rabbitmq") }, c.own.start},
 			{"database killed", time.Second, func(t *testing.T) { c.own.kill(t, "postgres") }, c.own.start},
 			{"both servers restarted", time.Millisecond, c.own.stop, c.own.start},
@@ -239,7 +242,7 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 			{"broker blocked, with poison in a queue", 12 * time.Second, c.block, c.unblock},
 		})
 	}
-	add(topologyRests, c.topologyFaults())
+	add(topologyRests, nil, c.topologyFaults())
 	for _, name := range services {
 		for _, r := range c.replicas[name] {
 			leave := func(signal syscall.Signal) func(*testing.T) {
@@ -254,7 +257,7 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 				delete(c.away, r)
 				r.start(t)
 			}
-			add(replicaRests, []fault{
+			add(replicaRests, r, []fault{
 				{"service killed", 2 * time.Second, leave(syscall.SIGKILL), back},
 				{"service restarted", time.Millisecond, leave(syscall.SIGTERM), back},
 				{"service frozen", 3 * time.Second, r.send(syscall.SIGSTOP), r.send(syscall.SIGCONT)},

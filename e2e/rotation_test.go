@@ -307,6 +307,8 @@ func (r *rotation) idSecret(t *testing.T) {
 	}
 	before := place()
 	r.traffic.accept("rotation", before)
+	// One that is sent again under another secret before it is decided would have another id, and be rejected.
+	r.decided(t, before)
 	old := r.secrets(t)["SHOP_ID_SECRET"]
 	r.run(t, r.step(t, "The secret of order ids"))
 	if now := r.secrets(t); now["SHOP_ID_SECRET"] == old || now["SHOP_ID_SECRET_PREVIOUS"] != old {

@@ -37,6 +37,7 @@ type traffic struct {
 	next     atomic.Int64  // number of the next order
 	turn     atomic.Int64  // of the gateways
 	ids      atomic.Int64  // of calls
+	pause    atomic.Int64  // of each buyer between two orders; buyersPause at first
 	closed   chan struct{} // when no new orders are to be placed
 	giveUp   context.CancelFunc
 	buyers   sync.WaitGroup
@@ -65,6 +66,7 @@ func (s *shop) mixedTraffic(t *testing.T, products [2]int, large string, limit t
 		client:   &http.Client{Timeout: limit, Transport: &http.Transport{MaxIdleConnsPerHost: buyers}},
 		accepted: map[string]string{}, refused: map[string]int{}, calls: map[int64]bool{}, last: time.Now(),
 	}
+	tr.pause.Store(int64(buyersPause))
 	for i := range buyers {
 		random := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // no secret
 		tr.buyers.Go(func() { tr.buy(ctx, random) })
@@ -87,13 +89,11 @@ func (s *shop) plenty(t *testing.T) (ids [2]int) {
 }
 
 func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
-	tick := time.NewTicker(buyersPause)
-	defer tick.Stop()
 	for {
 		select {
 		case <-tr.closed:
 			return
-		case <-tick.C:
+		case <-time.After(time.Duration(tr.pause.Load())):
 		}
 		if ctx.Err() != nil {
 			return

@@ -27,11 +27,20 @@ const Erased = "(erased)"
 // Erase takes out of an event who has placed the order, and what was derived from that. What is left breaks the event's
 // contract, so that nobody handles it again.
 func Erase(placed *eventsv1.OrderPlaced) {
-	for _, field := range PersonalFields(placed) {
-		placed.ProtoReflect().Clear(field)
+	m := placed.ProtoReflect()
+	for _, name := range ErasedFields() {
+		m.Clear(m.Descriptor().Fields().ByName(protoreflect.Name(name)))
 	}
 	placed.CustomerName = Erased
-	placed.Fingerprint, placed.KeyHash, placed.PreviousKeyHash = nil, nil, nil
+}
+
+// ErasedFields are the fields of OrderPlaced that Erase takes out: those with personal data, and what was derived from them.
+func ErasedFields() []string {
+	names := []string{"fingerprint", "key_hash", "previous_key_hash"}
+	for _, field := range PersonalFields(&eventsv1.OrderPlaced{}) {
+		names = append(names, string(field.Name()))
+	}
+	return names
 }
 
 // PersonalFields are the fields of a message that its contract marks as personal data, by debug_redact.

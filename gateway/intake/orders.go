@@ -89,8 +89,8 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 // MaxWeight is the weight of the largest order: it counts as that many usual ones.
 const MaxWeight = 11
 
-// Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
-// with the order's id before anybody else can know it.
+// Place completes the order, of which the customer and the lines are set, gives it its id and publishes it; it is PENDING then. Nothing
+// but the broker is needed. announce is called with the order's id before anybody else can know it.
 //
 // An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
 // it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
@@ -100,10 +100,10 @@ const MaxWeight = 11
 // After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
 // idempotency key it is taken once.
 func (o *Orders) Place(
-	ctx context.Context, customerName, customerEmail string, lines []*eventsv1.RequestedLine, announce func(orderID string),
+	ctx context.Context, placed *eventsv1.OrderPlaced, announce func(orderID string),
 ) (order *orderv1.Order, err error) {
 	defer func(start time.Time) { o.metrics.placed(ctx, start, err) }(time.Now())
-	weight := weightOf(lines)
+	weight := weightOf(placed.GetLines())
 	if !o.inFlight.TryAcquire(weight) {
 		return nil, apierror.Unavailable(reasonOverloaded, retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
 	}
@@ -112,28 +112,20 @@ func (o *Orders) Place(
 		o.metrics.inFlight.Add(-weight)
 		o.inFlight.Release(weight)
 	}()
-	customerName, customerEmail = text.Normal(customerName), text.Normal(customerEmail)
-	for _, line := range lines {
+	placed.CustomerName, placed.CustomerEmail = text.Normal(placed.GetCustomerName()), text.Normal(placed.GetCustomerEmail())
+	for _, line := range placed.GetLines() {
 		line.ProductName = text.Normal(line.GetProductName())
 	}
-	if err := checkTexts(customerName, customerEmail, lines); err != nil {
-		return nil, err
-	}
-	if err := checkPrices(lines); err != nil {
-		return nil, err
+	if wrong := append(checkTexts(placed), checkPrices(placed.GetLines())...); len(wrong) > 0 {
+		return nil, apierror.InvalidArgument(wrong...)
 	}
 	by := access.PrincipalOf(ctx)
 	key, keyed, err := keyOf(ctx)
 	if err != nil {
 		return nil, err
 	}
-	placed := &eventsv1.OrderPlaced{
-		CustomerName:  customerName,
-		CustomerEmail: customerEmail,
-		Lines:         lines,
-		Owner:         by.Owner(),
-		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
-	}
+	placed.Owner = by.Owner()
+	placed.PlacedAt = timestamppb.New(time.Now().Truncate(time.Microsecond)) // as the database keeps it
 	placed.Fingerprint = fingerprint(placed)
 	if keyed {
 		known := o.identify(placed, requestKey{by.KeyScope(placed.GetCustomerEmail()), key})
@@ -152,7 +144,7 @@ func (o *Orders) Place(
 	if err := o.publish(ctx, placed); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", orderid.Attr(placed.GetOrderId()), slog.Int("lines", len(lines)))
+	o.log.InfoContext(ctx, "order published", orderid.Attr(placed.GetOrderId()), slog.Int("lines", len(placed.GetLines())))
 	return pending(placed), nil
 }
 
@@ -164,8 +156,7 @@ const (
 
 // checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
 // be longer than what was sent.
-func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedLine) error {
-	var wrong []apierror.Violation
+func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
 		case !text.Visible(value):
@@ -174,23 +165,19 @@ func checkTexts(customerName, customerEmail string, lines []*eventsv1.RequestedL
 			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})
 		}
 	}
-	check("customer_name", customerName, maxName)
-	check("customer_email", customerEmail, maxEmail)
-	for i, line := range lines {
+	check("customer_name", placed.GetCustomerName(), maxName)
+	check("customer_email", placed.GetCustomerEmail(), maxEmail)
+	for i, line := range placed.GetLines() {
 		if name := line.GetProductName(); name != "" {
 			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
 		}
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
 // with a sum that is too large.
-func checkPrices(lines []*eventsv1.RequestedLine) error {
-	var wrong []apierror.Violation
+func checkPrices(lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	var sum int64
 	var currency string
 	for i, line := range lines {
@@ -213,10 +200,7 @@ func checkPrices(lines []*eventsv1.RequestedLine) error {
 		}
 		sum += money.Minor(price) * int64(line.GetQuantity())
 	}
-	if len(wrong) > 0 {
-		return apierror.InvalidArgument(wrong...)
-	}
-	return nil
+	return wrong
 }
 
 // identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it

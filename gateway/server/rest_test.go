@@ -71,6 +71,13 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 			{"customer_name", "must be at least 1 characters"}, {"customer_email", "must be a valid email address"},
 			{"order_items[0].quantity", "must be greater than 0 and less than or equal to 100000"},
 		}},
+		{"an address that only code can tell is none, and an item", "", `{"customer_name":"Ada","customer_email":"ada@","order_items":[{"product_id":1,"quantity":0}]}`,
+			[]violation{
+				{"order_items[0].quantity", "must be greater than 0 and less than or equal to 100000"},
+				{"customer_email", "must be a valid email address"},
+			}},
+		{"an address alone", "", `{"customer_name":"Ada","customer_email":"ada@","order_items":[{"product_id":1,"quantity":1}]}`,
+			[]violation{{"customer_email", "must be a valid email address"}}},
 		{"a body that is a field of the request", "PATCH /v1/inventory/3", `{"price":{"units":"x"}}`, []violation{{"price.units", "must be a whole number"}}},
 		{"rules for a body that is a field of the request", "PATCH /v1/inventory/3", `{"price":{"currency_code":"USD","units":-4}}`,
 			[]violation{{"price.units", "must be greater than or equal to 0 and less than or equal to 999999999999999"}}},

@@ -31,6 +31,8 @@ const (
 	// confirmPatience is how long a node may confirm nothing of what it was sent before the publisher moves on to another one.
 	// A node that is frozen or cut off closes no connection.
 	confirmPatience = 2 * time.Second
+	// refusalHeld is how long a publisher is not ready after the broker refused what it published: then somebody has to try again.
+	refusalHeld = 10 * time.Second
 	// maxPatience bounds confirmPatience, which doubles when the next node confirms nothing either: then it is the queue
 	// that waits for its leader, and what is published again is there twice.
 	maxPatience = 8 * time.Second
@@ -59,6 +61,7 @@ type Publisher struct {
 	slots   *semaphore.Weighted // a window, of what waits for its confirm
 	maxBody atomic.Int64        // what the broker has refused is larger than this; it does not say before
 	queues  []string            // of the topology, which take no answers
+	denied  atomic.Pointer[denial]
 	mu      sync.Mutex
 	current *publishSession
 	changed chan struct{} // closed and replaced when current changes
@@ -69,6 +72,24 @@ func NewPublisher(conn *Connection) *Publisher {
 	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), queues: conn.topology.queueNames(), changed: make(chan struct{})}
 	p.maxBody.Store(math.MaxInt64)
 	return p
+}
+
+// denial is that the broker does not let the publisher publish.
+type denial struct {
+	at    time.Time
+	cause *amqp.Error
+}
+
+// Ready is nil if the broker takes messages. It is not for some seconds after the broker refused one for want of rights, unless it
+// has confirmed another one since.
+func (p *Publisher) Ready(ctx context.Context) error {
+	if err := p.conn.Ready(ctx); err != nil {
+		return err
+	}
+	if r := p.denied.Load(); r != nil && time.Since(r.at) < refusalHeld {
+		return fmt.Errorf("the broker refuses what is published: %s", r.cause.Reason)
+	}
+	return nil
 }
 
 // Run keeps the publisher's channels open until ctx ends.
@@ -88,10 +109,13 @@ func (p *Publisher) Run(ctx context.Context) error {
 		case errors.Is(cause, errNoConfirms):
 			patience = min(2*patience, maxPatience)
 		}
-		var refusal *amqp.Error
-		if errors.As(cause, &refusal) {
-			if limit, ok := refusedSize(refusal); ok {
+		var refused *amqp.Error
+		if errors.As(cause, &refused) {
+			if limit, ok := refusedSize(refused); ok {
 				p.maxBody.Store(limit) // before another session begins, whose publishers look at it
+			}
+			if refused.Code == amqp.AccessRefused {
+				p.denied.Store(&denial{time.Now(), refused})
 			}
 		}
 		return cause
@@ -299,6 +323,9 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 		if reason, returned := f.returned[i]; returned {
 			return i, fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
 		}
+	}
+	if len(f.confirms) > 0 && p.denied.Load() != nil {
+		p.denied.Store(nil)
 	}
 	return len(f.confirms), nil
 }

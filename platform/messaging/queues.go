@@ -36,8 +36,8 @@ func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	}
 	answered := make(chan answer, 1)
 	go func() { // the library's calls know no deadline
-		defer c.queryMu.Unlock()
 		states, err := queueStates(conn, c.topology.queueNames())
+		c.queryMu.Unlock() // first: whoever has the answer may ask again at once
 		answered <- answer{states, err}
 	}()
 	select {

@@ -30,7 +30,7 @@ func (s *Service) Broker(url string, topology messaging.Topology, name string, t
 	s.Go("broker, publishing", publish.Run)
 	s.Go("broker, consuming", consume.Run)
 	s.Go("publisher", publisher.Run)
-	s.Check("broker", publish.Ready)
+	s.Check("broker", publisher.Ready)
 	s.Check("topology", consume.Topology)
 	return publisher, consume, nil
 }

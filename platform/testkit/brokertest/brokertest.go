@@ -59,6 +59,7 @@ func New(t testing.TB) *Broker {
 	res, err := client.PutVhost(vhost, rabbithole.VhostSettings{})
 	must("making a virtual host", res, err)
 	t.Cleanup(func() {
+		idle(client, vhost)
 		res, err := client.DeleteVhost(vhost)
 		must("deleting the virtual host", res, err)
 	})
@@ -81,4 +82,23 @@ func plain(r rune) rune {
 		return r
 	}
 	return '-'
+}
+
+// idle waits until nobody is connected to a virtual host, but not for ever. A client that closes its connection does not wait for the
+// queues that it has asked for. If those are deleted while they come into being, twice within some seconds, RabbitMQ 3.10 loses the
+// supervisor of what moves dead letters, and can declare no such queue any more until it is started again.
+func idle(client *rabbithole.Client, vhost string) {
+	limit, again := time.After(5*time.Second), time.NewTicker(20*time.Millisecond)
+	defer again.Stop()
+	for {
+		connections, err := client.ListVhostConnections(vhost)
+		if err != nil || len(connections) == 0 {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-limit:
+			return
+		}
+	}
 }

@@ -158,7 +158,7 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 		rows, last, done, err := findEvents(ctx, s.db, at)
 		if err == nil {
 			err = s.eraseEvents(ctx, at.person, rows, `payload = payload - $4::text[] || jsonb_build_object('customer_name', $3::text)`,
-				postgres.ArrayOf([]string{"customer_email", "owner", "fingerprint", "key_hash", "previous_key_hash"}))
+				postgres.ArrayOf(customer.ErasedFields()))
 		}
 		if err != nil {
 			return nil, err
