@@ -113,6 +113,14 @@ function drawTimeline(order) {
   list.parentElement.scrollTop = list.parentElement.scrollHeight;
 }
 
+// traceOf names the trace of an event, and leads to its page if there is one (TRACE_URL).
+function traceOf(event) {
+  const text = event.trace_id ? event.trace_id.slice(0, 12) : 'none', at = document.body.dataset.traces;
+  return at && event.trace_id
+    ? h('a', {class: 'code', href: at.replaceAll('{trace_id}', event.trace_id), title: event.trace_id, target: '_blank', rel: 'noreferrer'}, text)
+    : h('span', {class: 'code', title: event.trace_id}, text);
+}
+
 function timelineRow(event) {
   return h('li', {class: event.status === 'error' ? 'failed' : null, 'data-key': event.routing_key},
     h('span', {class: 'since code'}),
@@ -120,7 +128,7 @@ function timelineRow(event) {
       h('summary', {}, h('span', {class: 'key code'}, event.routing_key)),
       h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event.payload, null, 2))),
     h('span', {class: 'from'}, `from ${event.source || 'unknown'}, attempt ${event.attempt + 1}, trace `,
-      h('span', {class: 'code', title: event.trace_id}, event.trace_id ? event.trace_id.slice(0, 12) : 'none')),
+      traceOf(event)),
     event.error_message ? h('span', {class: 'reason'}, event.error_message) : null);
 }
 
