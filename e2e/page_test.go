@@ -482,7 +482,7 @@ func TestPage_FitsEveryScreen(t *testing.T) {
 				b.text("[data-experiment="+experiment+"] .result", "Passed.")
 			}
 			b.until("document.querySelector('.letters [data-id]')")
-			eval[any](b, "document.getElementById('log').scrollIntoView()")
+			eval[any](b, "document.getElementById('breaking').scrollIntoView()")
 		}
 		if wide := eval[int](b, "document.documentElement.scrollWidth - innerWidth"); wide > 0 {
 			t.Errorf("%s: the page is %d pixels wider than the screen", name, wide)
