@@ -248,7 +248,7 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 		alerts  [][]string // labels of each
 		provoke func(t *testing.T, w *watchedFleet) (repair func())
 	}{
-		{"broker frozen", [][]string{{"alertname=OrdersRefused", "reason=BROKER_UNAVAILABLE"}, {"alertname=OrdersRefusedBudget"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"broker frozen", [][]string{{"alertname=OrdersRefused", "reason=BROKER_UNAVAILABLE"}}, func(t *testing.T, w *watchedFleet) func() {
 			w.brokerLine.DropResponses()
 			return func() { w.brokerLine.Up(t) }
 		}},
@@ -272,7 +272,7 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 			w.sql(t, "UPDATE inventory.product SET on_hand = on_hand + 1 WHERE id = 2")
 			return func() { w.sql(t, "UPDATE inventory.product SET on_hand = on_hand - 1 WHERE id = 2") }
 		}},
-		{"overload", [][]string{{"alertname=OrdersRefused", "reason=OVERLOADED"}}, func(_ *testing.T, w *watchedFleet) func() {
+		{"overload", [][]string{{"alertname=OrdersRefused", "reason=OVERLOADED"}, {"alertname=OrdersRefusedBudget"}}, func(_ *testing.T, w *watchedFleet) func() {
 			ctx, stop := context.WithCancel(context.Background())
 			var clients sync.WaitGroup
 			for range 60 { // with 11 orders in flight at most
