@@ -8,9 +8,9 @@ import (
 	"reflect"
 	"testing"
 
+	"shop.example/db/dbtest"
 	"shop.example/dev/local"
 	"shop.example/platform/testkit/brokertest"
-	"shop.example/db/dbtest"
 	"shop.example/topology"
 )
 
