@@ -162,6 +162,32 @@ func TestPersonalData_EachMarkedFieldIsExportedAndErased(t *testing.T) {
 	}
 }
 
+// An order that nobody could handle is stored when it is discarded: what it says of a person must not be lost to an export.
+func TestPersonalData_EachMarkedFieldOfADiscardedOrderIsStored(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	placed := newPlaced()
+	for _, field := range customer.PersonalFields(placed) {
+		placed.ProtoReflect().Set(field, protoreflect.ValueOfString("marked."+string(field.Name())+"@example.org"))
+	}
+	body, err := proto.Marshal(placed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (intakeServer{Service: s}).RejectDiscarded(t.Context(), &orderv1.RejectDiscardedRequest{OrderId: placed.GetOrderId(), OrderPlaced: body}); err != nil {
+		t.Fatal(err)
+	}
+	var stored string
+	if err := s.db.GetContext(t.Context(), &stored, `SELECT row_to_json(o)::text FROM orders o`); err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range customer.PersonalFields(placed) {
+		if !strings.Contains(stored, "marked."+string(field.Name())) {
+			t.Errorf("OrderPlaced.%s is personal data and lost when the order is discarded: read it in discardedOrder", field.Name())
+		}
+	}
+}
+
 func TestPersonalData_ErasedOrdersNameNobodyAndAreOrdersStill(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
