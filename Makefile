@@ -14,7 +14,7 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js
+GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -62,6 +62,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
 	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/web/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
+	GOWORK=off go -C tools/dashboards run . "$$fresh/deploy/grafana/dashboards"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
 	done
@@ -82,7 +83,7 @@ lint: .bin/buf .bin/golangci-lint ## Lint contracts and code
 
 .PHONY: rules
 rules: .bin/promtool ## Check and test the rules of Prometheus in deploy/prometheus
-	@.bin/promtool check config deploy/prometheus/prometheus.yaml
+	@.bin/promtool check config deploy/prometheus/prometheus.yaml deploy/prometheus/compose.yaml
 	@cd deploy/prometheus && ../../.bin/promtool test rules rules_test.yaml
 
 .bin/promtool .bin/prometheus &: tools/prometheus.sh
@@ -166,6 +167,10 @@ upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica
 alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with a real Prometheus, about half an hour (ALERTS_QUIET=10m)
 	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestAlerts_' -count=1 -parallel=10 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: dashboards
+dashboards: .bin/shopdev .bin/prometheus ## Ask a real Prometheus, which watches a running shop, every query of the dashboards
+	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestDashboards_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: pgbouncer
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
@@ -175,7 +180,9 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev ## Generate clients from the OpenAPI document, compile and run them (needs Node, Python and the network)
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
+	@for program in node npm python3; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
 	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
@@ -219,6 +226,7 @@ generate: .bin/buf ## Write gen/ from proto/, and what follows (BECAUSE='reason'
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
 	go run ./topology/generate .
+	GOWORK=off go -C tools/dashboards run . $(CURDIR)/deploy/grafana/dashboards
 	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because "$(BECAUSE)" .bin/contracts.binpb
 
 .PHONY: protos
@@ -297,12 +305,28 @@ kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace 
 	@for service in gateway order inventory logging webhooks; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
 	deploy/kubernetes/try/order.sh .bin/shop
 
+CONTRACTS = .bin/contracts
+
+.PHONY: contracts
+contracts: .bin/buf ## Write the contracts for clients in any language, in .bin/contracts and as a .tar.gz (VERSION=v1.2.3)
+	@rm -rf $(CONTRACTS) .bin/shop-contracts-*.tar.gz && mkdir -p $(CONTRACTS)/proto
+	@cp -r proto/shop $(CONTRACTS)/proto
+	@GOWORK=off go -C tools/protos run . -all $(CURDIR)/$(CONTRACTS)/proto
+	@.bin/buf build -o $(CONTRACTS)/shop.binpb
+	@cp -r e2e/testdata/events LICENSE gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml $(CONTRACTS)
+	@cd $(CONTRACTS) && find * -type f | LC_ALL=C sort | xargs sha256sum | awk -v version='$(VERSION)' \
+	    'BEGIN { printf "{\n  \"version\": \"%s\",\n  \"sha256\": {", version } { printf "%s\n    \"%s\": \"%s\"", comma, $$2, $$1; comma = "," } END { print "\n  }\n}" }' \
+	    >../manifest.json && mv ../manifest.json .
+	@# The same contracts are the same bytes, whenever and wherever they are packed.
+	@tar --create --directory=$(CONTRACTS) --transform='s,^\.,shop-contracts-$(VERSION),' --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
+	    --mode=u=rwX,go=rX . | gzip -n9 >.bin/shop-contracts-$(VERSION).tar.gz
+	@echo '$(CONTRACTS) and .bin/shop-contracts-$(VERSION).tar.gz'
+
 .PHONY: artefacts
-artefacts: sbom .bin/buf ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
+artefacts: sbom contracts ## Gather what a release consists of besides its images, in .bin/release (VERSION=v1.2.3)
 	@rm -rf .bin/release && mkdir -p .bin/release
-	@.bin/buf build -o .bin/release/shop.binpb
-	@cp gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml topology/definitions.json \
-	    .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
+	@cp $(CONTRACTS)/shop.binpb $(CONTRACTS)/shop.openapi.json $(CONTRACTS)/shop.asyncapi.yaml .bin/shop-contracts-$(VERSION).tar.gz \
+	    topology/definitions.json .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
 	@echo '$(VERSION)' > .bin/release/VERSION
 	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
 

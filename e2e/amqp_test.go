@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"strings"
 	"testing"
@@ -186,15 +188,15 @@ func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	}
 }
 
-// expressions are what the recipe gives the user backoffice: in single quotes, from a line of docs/amqp.md.
-func expressions(t *testing.T, command string) (all []string) {
+// expressions are what a recipe of docs/amqp.md gives its user: in single quotes, from one of its lines.
+func expressions(t *testing.T, command, user string) (all []string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/amqp.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, "rabbitmqctl "+command+" backoffice ") {
+		if !strings.HasPrefix(line, "rabbitmqctl "+command+" "+user+" ") {
 			continue
 		}
 		for _, quoted := range regexp.MustCompile(`'([^']*)'`).FindAllStringSubmatch(line, -1) {
@@ -204,14 +206,17 @@ func expressions(t *testing.T, command string) (all []string) {
 	return all
 }
 
-func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	rights, topic := expressions(t, "set_permissions"), expressions(t, "set_topic_permissions")
+// brokerUser makes a user by the recipe of docs/amqp.md for this one, under a name of its own: users are the whole broker's.
+func (s *shop) brokerUser(t *testing.T, recipe string) (name, address string) {
+	t.Helper()
+	name = recipe + "-" + uuid.NewString()[:8]
+	rights, topic := expressions(t, "set_permissions", recipe), expressions(t, "set_topic_permissions", recipe)
 	if len(rights) != 3 || len(topic) != 2 {
 		t.Fatalf("the recipe gives %q and %q", rights, topic)
 	}
-	name := "backoffice-" + uuid.NewString()[:8]
+	for i := range rights {
+		rights[i] = strings.ReplaceAll(rights[i], recipe, name)
+	}
 	manage := func(res *http.Response, err error) {
 		t.Helper()
 		if err != nil {
@@ -230,7 +235,14 @@ func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword(name, name)
-	conn, err := amqp.Dial(u.String())
+	return name, u.String()
+}
+
+func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	name, url := s.brokerUser(t, "backoffice")
+	conn, err := amqp.Dial(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +277,66 @@ func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
 			}
 		case <-time.After(patience):
 			t.Errorf("%q is not refused", route)
+		}
+	}
+}
+
+func TestAMQP_TheUserOfTheRecipeMayListenToOrdersAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	name, url := s.brokerUser(t, "warehouse")
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	queue, err := ch.QueueDeclare(name+".orders", false, false, true, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.QueueBind(queue.Name, "shop.order.*", "shop.topic", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	deliveries, err := ch.Consume(queue.Name, "", true, true, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := path.Base(s.place(t, 1, 1))
+	for _, key := range []string{"shop.order.placed", "shop.order.confirmed"} {
+		select {
+		case d := <-deliveries:
+			if d.RoutingKey != key || d.CorrelationId != order {
+				t.Errorf("%s of order %s instead of %s of %s", d.RoutingKey, d.CorrelationId, key, order)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s does not come", key)
+		}
+	}
+	for what, try := range map[string]func(ch *amqp.Channel) error{
+		"a queue of the shop's to read": func(ch *amqp.Channel) error {
+			_, err := ch.Consume("order", "", true, false, false, false, nil)
+			return err
+		},
+		"other events": func(ch *amqp.Channel) error {
+			return ch.QueueBind(queue.Name, "shop.operator.acted", "shop.topic", false, nil)
+		},
+		"everything": func(ch *amqp.Channel) error { return ch.QueueBind(queue.Name, "#", "shop.topic", false, nil) },
+		"a queue of another name": func(ch *amqp.Channel) error {
+			_, err := ch.QueueDeclare("orders-"+name, false, false, true, false, nil)
+			return err
+		},
+	} {
+		ch, err := conn.Channel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var refused *amqp.Error
+		if err := try(ch); !errors.As(err, &refused) || refused.Code != amqp.AccessRefused {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

@@ -26,13 +26,13 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := scenesOf(t, append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
-		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"]))
+		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"], "WEBHOOKS_PASSWORD="+passwords["webhooks"]))
 	run("install")
 
 	f := newFleet(t, fleetOptions{})
 	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOf(t, own), adminURL
 	f.servers(t, own.amqp, adminURL)
-	for service, role := range map[string]string{"order": "orders", "inventory": "inventory", "logging": "logging"} {
+	for service, role := range map[string]string{"order": "orders", "inventory": "inventory", "logging": "logging", "webhooks": "webhooks"} {
 		databaseURL, err := db.URL(own.database, role, passwords[role])
 		if err != nil {
 			t.Fatal(err)
@@ -62,7 +62,7 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	run("restore")
-	for _, name := range []string{"inventory", "order", "logging"} {
+	for _, name := range []string{"inventory", "order", "logging", "webhooks"} {
 		f.replicas[name][0].start(t)
 		f.replicas[name][0].waitReady(t)
 	}

@@ -80,7 +80,7 @@ func documents(t *testing.T) map[string]string {
 		switch {
 		case err != nil:
 			return err
-		case entry.IsDir() && (strings.HasPrefix(entry.Name(), ".") && entry.Name() != ".." || entry.Name() == "third_party"):
+		case entry.IsDir() && (strings.HasPrefix(entry.Name(), ".") && entry.Name() != ".." || entry.Name() == "third_party" || entry.Name() == "node_modules"):
 			return filepath.SkipDir
 		case strings.HasSuffix(path, ".md"):
 			text, err := os.ReadFile(path)

@@ -1,15 +1,22 @@
 package e2e
 
 import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"shop.example/e2e/compat"
 	"shop.example/gen/asyncapi"
 	"shop.example/gen/openapi"
+	optionsv1 "shop.example/gen/shop/options/v1"
 )
 
 func TestContracts_WhatWasPromisedIsKept(t *testing.T) {
@@ -38,5 +45,55 @@ func TestContracts_WhatWasPromisedIsKept(t *testing.T) {
 	}
 	if changed := promises.Unpromised(now); len(changed) > 0 {
 		t.Errorf("proto/promised.json does not have what is new, and breaks nobody: run make generate and commit it\n%s", strings.Join(changed, "\n"))
+	}
+}
+
+// Who may make a call is never left to be guessed: a call between services says that, too.
+func TestContracts_SayWhoMayMakeEachCall(t *testing.T) {
+	t.Parallel()
+	said := map[optionsv1.Access]int{}
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		if !strings.HasPrefix(string(file.Package()), "shop.") {
+			return true
+		}
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				md := methods.Get(j)
+				access, _ := proto.GetExtension(md.Options(), optionsv1.E_Access).(optionsv1.Access)
+				said[access]++
+				overHTTP := proto.HasExtension(md.Options(), annotations.E_Http)
+				if internal := access == optionsv1.Access_ACCESS_INTERNAL; access == optionsv1.Access_ACCESS_UNSPECIFIED || internal == overHTTP {
+					t.Errorf("%s: %s, REST route: %t", md.FullName(), access, overHTTP)
+				}
+			}
+		}
+		return true
+	})
+	if said[optionsv1.Access_ACCESS_INTERNAL] == 0 || said[optionsv1.Access_ACCESS_PUBLIC] == 0 {
+		t.Errorf("only %v: not all contracts were looked at", said)
+	}
+}
+
+// protobufjs, of which Node's loader of protobuf files is made, refuses a list of messages in an option.
+func TestContracts_NodeCanLoadThem(t *testing.T) {
+	t.Parallel()
+	listOfMessages := regexp.MustCompile(`\w+: *\[\s*\{`)
+	for _, dir := range []string{"../proto", "../third_party/proto"} {
+		files := 0
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".proto") {
+				return err
+			}
+			files++
+			text, err := os.ReadFile(path)
+			if list := listOfMessages.Find(text); list != nil {
+				t.Errorf("%s has %q: repeat the field instead, `a: {…} a: {…}`", path, list)
+			}
+			return err
+		})
+		if err != nil || files == 0 {
+			t.Errorf("%s: %d files, %v", dir, files, err)
+		}
 	}
 }

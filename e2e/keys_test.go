@@ -53,7 +53,7 @@ func TestRoutingKeys_StandInTheContractsAlone(t *testing.T) {
 			return err
 		}
 		if entry.IsDir() {
-			if slices.Contains([]string{".git", ".bin", ".shop", "gen", "proto", "docs", "testdata", "node_modules"}, entry.Name()) {
+			if slices.Contains([]string{".git", ".bin", ".shop", "gen", "proto", "docs", "testdata", "node_modules", "out"}, entry.Name()) {
 				return filepath.SkipDir
 			}
 			return nil

@@ -3,10 +3,13 @@ package command
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -103,6 +106,7 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 	flags.IntVar(&backlog, "backlog", 0, "accept so many orders before the order service starts, and measure from its start")
 	flags.IntVar(&o.Replicas, "replicas", 1, "how many processes the shop has on the same servers")
 	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the baseline's to FILE.baseline)")
+	flags.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "the shop's LOG_LEVEL; its log goes to .shop/bench.log")
 	flags.BoolVar(&asJSON, "json", false, "print all figures as JSON")
 	flags.StringVar(&compare, "compare", "", "print the ratios to an earlier report, a file that --json has written")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
@@ -155,14 +159,23 @@ func runBench(cmd *cobra.Command, o measure.Options) (report *measure.Report, er
 		return nil, fmt.Errorf("finding this program: %w", err)
 	}
 	o.Program = []string{program, "serve"}
-	o.Logs = cmd.ErrOrStderr()
-	progress, endProgress := progressBar(cmd.ErrOrStderr())
-	defer endProgress()
-	o.Progress = progress
 	base, err := workspace.Dir()
 	if err != nil {
 		return nil, err
 	}
+	logs, err := createLog(base)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err = errors.Join(err, logs.Close()); err != nil {
+			err = fmt.Errorf("%w (the shop's log is in %s)", err, logs.Name())
+		}
+	}()
+	o.Logs = logs
+	progress, endProgress := progressBar(cmd.ErrOrStderr())
+	defer endProgress()
+	o.Progress = progress
 	err = stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
 		o.Servers = measure.Servers{
 			DatabaseURL: servers.DatabaseURL, AMQPURL: servers.AMQPURL, ManagementURL: servers.ManagementURL,
@@ -192,4 +205,16 @@ func progressLine(p measure.Progress) string {
 	full := min(barWidth*p.Done/cmp.Or(p.Of, 1), barWidth)
 	return fmt.Sprintf("%s %d/%d  [%s%s]  %s", p.Pipeline, p.Run, p.Runs,
 		strings.Repeat("=", full), strings.Repeat(" ", barWidth-full), p.Doing)
+}
+
+// createLog creates the file for what the measured processes say: at info that is too much for a terminal.
+func createLog(base string) (*os.File, error) {
+	if err := os.MkdirAll(base, 0o750); err != nil {
+		return nil, fmt.Errorf("creating the folder for the shop's log: %w", err)
+	}
+	logs, err := os.Create(filepath.Join(base, "bench.log"))
+	if err != nil {
+		return nil, fmt.Errorf("creating the file for the shop's log: %w", err)
+	}
+	return logs, nil
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,8 +46,9 @@ type Options struct {
 	// Program runs Serve with the arguments that follow it.
 	Program []string
 	Servers Servers
-	// Logs takes what the measured processes say.
-	Logs io.Writer
+	// Logs takes what the measured processes say, from LogLevel on.
+	Logs     io.Writer
+	LogLevel slog.Level
 	// Progress is called a few times a second, from one goroutine at a time. It may be nil.
 	Progress func(Progress)
 }

@@ -39,10 +39,7 @@ func startProcess(ctx context.Context, o *Options, pipeline Pipeline, e *environ
 	args := append([]string(nil), o.Program[1:]...)
 	args = append(args, "--pipeline="+string(pipeline), fmt.Sprintf("--held=%t", o.Backlog), "--profile="+profile)
 	cmd := exec.Command(o.Program[0], args...) //nolint:noctx // it is asked to end when its input ends
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+e.databaseURL, "AMQP_URL="+e.amqpURL)
-	if os.Getenv("LOG_LEVEL") == "" {
-		cmd.Env = append(cmd.Env, "LOG_LEVEL=warn")
-	}
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+e.databaseURL, "AMQP_URL="+e.amqpURL, "LOG_LEVEL="+o.LogLevel.String())
 	cmd.Stderr = o.Logs
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -83,6 +85,8 @@ type Settings struct {
 	Preload  int  `json:"preload,omitempty"`
 	Backlog  bool `json:"backlog,omitempty"`
 	Replicas int  `json:"replicas"`
+	// LogLevel is the shop's. Reports from before it was measured at the default level have none; they are at warn.
+	LogLevel slog.Level `json:"log_level"`
 }
 
 // Machine is where the runs were.
@@ -105,7 +109,7 @@ func newReport(ctx context.Context, o *Options) *Report {
 		At: time.Now().UTC().Truncate(time.Second),
 		Settings: Settings{
 			Orders: o.Orders, Clients: o.Clients, Rate: o.Rate, Lines: o.Lines, Products: o.Products, GRPC: o.GRPC,
-			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas,
+			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, LogLevel: o.LogLevel,
 		},
 		Machine: Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()},
 		Results: map[Pipeline]*Result{},
@@ -162,7 +166,7 @@ func (f Figures) to(other Figures) Figures {
 
 // Read reads a report that was written as JSON.
 func Read(in io.Reader) (*Report, error) {
-	r := &Report{}
+	r := &Report{Settings: Settings{LogLevel: slog.LevelWarn}}
 	if err := json.NewDecoder(in).Decode(r); err != nil {
 		return nil, fmt.Errorf("reading the report: %w (it is what shopbench --json wrote)", err)
 	}
@@ -276,5 +280,5 @@ func (s Settings) String() string {
 	if s.Replicas > 1 {
 		text += fmt.Sprintf(", %d processes", s.Replicas)
 	}
-	return text
+	return text + ", log level " + strings.ToLower(s.LogLevel.String())
 }

@@ -55,8 +55,8 @@ func TestReport_TableComparesWithAnEarlierReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"30000 orders of 2 lines over 8 products, 64 clients\n",
-		"earlier: 30000 orders of 2 lines over 8 products, 16 clients\n",
+		"30000 orders of 2 lines over 8 products, 64 clients, log level info\n",
+		"earlier: 30000 orders of 2 lines over 8 products, 16 clients, log level info\n",
 		"shop                  baseline   shop/baseline   earlier   shop/earlier   earlier shop/baseline\n",
 		"settled, orders/s                 3300 (3200 to 3500)   4000       0.825           3000      1.100          0.750\n",
 		"accept p99, ms                    33.0 (32.0 to 35.0)   -          -               30.0      1.100          -\n",

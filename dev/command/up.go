@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -18,13 +19,14 @@ import (
 	"shop.example/dev/stack"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/service"
+	"shop.example/platform/telemetry"
 	"shop.example/shop/cli"
 	"shop.example/shop/workspace"
 	"shop.example/topology"
 )
 
 func upCommand() *cobra.Command {
-	var demo bool
+	var demo, observe bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
@@ -34,20 +36,35 @@ Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),
-		Example: "  shopdev up\n  shopdev up --demo\n  HTTP_ADDR=127.0.0.1:8080 LOG_LEVEL=debug shopdev up",
+		Example: "  shopdev up\n  shopdev up --demo\n  shopdev up --observe\n  HTTP_ADDR=127.0.0.1:8080 LOG_LEVEL=debug shopdev up",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			here, err := workspace.Up()
 			if err != nil {
 				return err
 			}
-			out := cmd.ErrOrStderr()
-			return withShop(cmd.Context(), here, false, out, func(cfg *local.Config, _ *stack.Stack) {
+			var prometheus *observer
+			if observe {
+				if prometheus, err = newObserver(); err != nil {
+					return err
+				}
+			}
+			out, broker := cmd.ErrOrStderr(), ""
+			return withShop(cmd.Context(), here, false, out, func(cfg *local.Config, servers *stack.Stack) {
+				broker = servers.MetricsAddr
 				if demo {
 					addDemoFeatures(cfg)
 				}
 			}, func(ctx context.Context, s *running) error {
 				fmt.Fprintf(out, "\n%s\n", s.greeting())
+				if prometheus != nil {
+					err := prometheus.run(ctx, s.AdminAddrs(), broker, out, func(url string) {
+						fmt.Fprintf(out, "\n  Metrics and alerts:              %s\n", url)
+					})
+					if err != nil {
+						return err
+					}
+				}
 				<-ctx.Done()
 				fmt.Fprintln(out, "stopping …")
 				return nil
@@ -55,6 +72,7 @@ It is configured by these variables; docs/configuration.md says what each of the
 		},
 	}
 	cmd.Flags().BoolVar(&demo, "demo", false, "add calls for operators that break the shop to show that it holds (GET /demo)")
+	cmd.Flags().BoolVar(&observe, "observe", false, "start Prometheus with the shop's alerts, and the audit, beside it")
 	return cmd
 }
 
@@ -103,6 +121,11 @@ func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
+	stopProfiles, err := service.StartProfiles(slog.New(telemetry.NewHandler(cfg.Telemetry)))
+	if err != nil {
+		return err
+	}
+	defer stopProfiles()
 	servers, err := stack.Start(ctx, stack.Options{Dir: string(here), Progress: progress})
 	if err != nil {
 		return err

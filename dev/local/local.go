@@ -270,6 +270,15 @@ func (s *Shop) Run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// AdminAddrs returns where the services show health and metrics, by name.
+func (s *Shop) AdminAddrs() map[string]string {
+	addrs := map[string]string{topology.Gateway: s.Gateway.AdminAddr()}
+	for _, service := range s.services {
+		addrs[service.name] = service.AdminAddr()
+	}
+	return addrs
+}
+
 // Close releases a shop that was never run.
 func (s *Shop) Close() error {
 	var errs []error

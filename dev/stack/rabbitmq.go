@@ -33,16 +33,19 @@ const (
 	epmdRecord = "epmd" // Erlang's port mapper, which RabbitMQ does not start without
 )
 
+// rabbitPorts is how many ports a private node has: AMQP, management, distribution, epmd, metrics for Prometheus.
+const rabbitPorts = 5
+
 type rabbitMQ struct {
 	host host
 	dir  string
 
 	program, epmd string // for a private instance
 	container     *docker
-	settings      settings // ports: AMQP, management, distribution, epmd
+	settings      settings // ports: see rabbitPorts
 
-	url, management string
-	pid             int
+	url, management, metrics string
+	pid                      int
 }
 
 func (r *rabbitMQ) kind() kind       { return rabbitKind }
@@ -69,8 +72,11 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	if err := r.settings.load(r.dir); err != nil {
 		return "", err
 	}
+	if n := len(r.settings.Ports); n < rabbitPorts { // from before there were metrics
+		r.settings.Ports = append(r.settings.Ports, make([]int, rabbitPorts-n)...)
+	}
 	if r.settings.Password == "" {
-		r.settings = settings{Password: rand.Text(), Ports: make([]int, 4)}
+		r.settings = settings{Password: rand.Text(), Ports: make([]int, rabbitPorts)}
 	}
 	run := r.startPrivate
 	if r.container != nil {
@@ -127,7 +133,7 @@ func (r *rabbitMQ) startPrivate(ctx context.Context) (string, error) {
 		if attempt == 3 || !errors.Is(err, errEnded) || !(portTaken(log) || portTaken(r.epmdLog())) {
 			return "", err
 		}
-		r.settings.Ports = make([]int, 4)
+		r.settings.Ports = make([]int, rabbitPorts)
 	}
 }
 
@@ -170,13 +176,15 @@ func (r *rabbitMQ) configure() error {
 	config := fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
 management.tcp.ip = 127.0.0.1
 management.tcp.port = %d
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = %d
 default_user = shop
 default_pass = %s
 vm_memory_high_watermark.relative = 0.25
 disk_free_limit.absolute = 50MB
 management.rates_mode = none
 max_message_size = 16777216
-`, r.settings.Ports[0], r.settings.Ports[1], r.settings.Password)
+`, r.settings.Ports[0], r.settings.Ports[1], r.settings.Ports[4], r.settings.Password)
 	cookie := filepath.Join(r.dir, ".erlang.cookie")
 	if _, err := os.Stat(cookie); err != nil {
 		if err := writeFile(cookie, []byte(rand.Text()), 0o400); err != nil {
@@ -186,7 +194,7 @@ max_message_size = 16777216
 	return errors.Join(
 		r.settings.save(r.dir),
 		writeFile(filepath.Join(r.dir, "rabbitmq.conf"), []byte(config), 0o600),
-		writeFile(filepath.Join(r.dir, "enabled_plugins"), []byte("[rabbitmq_management].\n"), 0o600),
+		writeFile(filepath.Join(r.dir, "enabled_plugins"), []byte("[rabbitmq_management,rabbitmq_prometheus].\n"), 0o600),
 	)
 }
 
@@ -212,6 +220,9 @@ func (r *rabbitMQ) environment() []string {
 func (r *rabbitMQ) await(ctx context.Context, proc process, limit time.Duration) (version string, err error) {
 	r.pid = proc.pid
 	r.setURLs(r.settings.Ports[0], r.settings.Ports[1])
+	if port := r.settings.Ports[4]; port != 0 {
+		r.metrics = fmt.Sprintf("127.0.0.1:%d", port)
+	}
 	err = proc.await(ctx, limit, func(ctx context.Context) error {
 		if version, err = r.ask(ctx); err != nil && r.gaveUp() {
 			return errEnded

@@ -40,6 +40,8 @@ type Stack struct {
 	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty if AMQP_URL was given without
 	// AMQP_MANAGEMENT_URL.
 	ManagementURL string
+	// MetricsAddr is where RabbitMQ shows its metrics to Prometheus, "" if it is not a private instance.
+	MetricsAddr string
 	// PostgresPID (the postmaster) and RabbitMQPID (the Erlang machine) are 0 for servers that the environment named.
 	PostgresPID, RabbitMQPID int
 
@@ -130,7 +132,7 @@ func (s *Stack) startServers(ctx context.Context, fast bool) error {
 		return err
 	}
 	s.DatabaseURL, s.PostgresPID = pg.url, pg.pid
-	s.AMQPURL, s.ManagementURL, s.RabbitMQPID = mq.url, mq.management, mq.pid
+	s.AMQPURL, s.ManagementURL, s.MetricsAddr, s.RabbitMQPID = mq.url, mq.management, mq.metrics, mq.pid
 	return nil
 }
 

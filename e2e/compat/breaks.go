@@ -26,24 +26,26 @@ type change struct {
 }
 
 var kinds = map[string]kind{
-	"type":         {breaks: never}, // buf sees what happens to types
-	"field":        {breaks: never},
-	"route":        {lost, "REST clients that call it are answered with 404, or with another body than they read"},
-	"access":       {tighter, "clients that could make the call are refused, without a token or with the one they have"},
-	"callers":      {fewer, "the service of the release before that still makes the call is refused"},
-	"call":         {lost, "callers over the broker of the release before ask where nobody answers"},
-	"called_by":    {fewer, "the service of the release before that still makes the call is refused"},
-	"answered_by":  {lost, "callers of the release before refuse the answer of another service"},
-	"event":        {lost, "consumers that are bound to the old key hear nothing more, and what waits in queues becomes a dead letter"},
-	"identity":     {differs, "what was published before gets another id: it is handled and logged a second time"},
-	"published_by": {fewer, "what that service of the release before has published, in queues and outboxes, becomes a dead letter"},
-	"handled_by":   {fewer, "what waits in the queue of that service becomes a dead letter"},
-	"answer":       {lost, "whoever asks waits in vain, or reads another message than comes"},
-	"rule":         {stricter, "what clients send today is refused, and what waits in queues becomes a dead letter"},
-	"operation":    {lost, "in clients that are generated from the document the call has another name: they do not compile"},
-	"schema":       {lost, "in clients that are generated from the document the type has another name: they do not compile"},
-	"channel":      {lost, "consumers that are generated from the document do not compile"},
-	"message":      {lost, "consumers that are generated from the document do not compile"},
+	"type":             {breaks: never}, // buf sees what happens to types
+	"field":            {breaks: never},
+	"route":            {lost, "REST clients that call it are answered with 404, or with another body than they read"},
+	"access":           {tighter, "clients that could make the call are refused, without a token or with the one they have"},
+	"callers":          {fewer, "the service of the release before that still makes the call is refused"},
+	"call":             {lost, "callers over the broker of the release before ask where nobody answers"},
+	"called_by":        {fewer, "the service of the release before that still makes the call is refused"},
+	"answered_by":      {lost, "callers of the release before refuse the answer of another service"},
+	"event":            {lost, "consumers that are bound to the old key hear nothing more, and what waits in queues becomes a dead letter"},
+	"identity":         {differs, "what was published before gets another id: it is handled and logged a second time"},
+	"published_by":     {fewer, "what that service of the release before has published, in queues and outboxes, becomes a dead letter"},
+	"handled_by":       {fewer, "what waits in the queue of that service becomes a dead letter"},
+	"answer":           {lost, "whoever asks waits in vain, or reads another message than comes"},
+	"rule":             {stricter, "what clients send today is refused, and what waits in queues becomes a dead letter"},
+	"java_package":     {lost, "clients in Java and Kotlin do not compile against the new classes"},
+	"csharp_namespace": {lost, "clients in C# do not compile against the new classes"},
+	"operation":        {lost, "in clients that are generated from the document the call has another name: they do not compile"},
+	"schema":           {lost, "in clients that are generated from the document the type has another name: they do not compile"},
+	"channel":          {lost, "consumers that are generated from the document do not compile"},
+	"message":          {lost, "consumers that are generated from the document do not compile"},
 }
 
 // Break is a change that breaks somebody.
@@ -97,7 +99,7 @@ func contains(set, members string) bool {
 
 // openness orders who may call, the fewest first.
 var openness = []string{
-	optionsv1.Access_ACCESS_OPERATOR.String(), optionsv1.Access_ACCESS_OPERATOR_OR_OWNER.String(),
+	optionsv1.Access_ACCESS_INTERNAL.String(), optionsv1.Access_ACCESS_OPERATOR.String(), optionsv1.Access_ACCESS_OPERATOR_OR_OWNER.String(),
 	optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID.String(), optionsv1.Access_ACCESS_PUBLIC.String(),
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	optionsv1 "shop.example/gen/shop/options/v1"
 )
@@ -36,6 +37,9 @@ type Facts map[string]string
 func Of(files []protoreflect.FileDescriptor) Facts {
 	f := Facts{}
 	for _, file := range files {
+		options, _ := file.Options().(*descriptorpb.FileOptions)
+		f.add("java_package", file.Path(), options.GetJavaPackage())
+		f.add("csharp_namespace", file.Path(), options.GetCsharpNamespace())
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()
 			for j := range methods.Len() {

@@ -159,12 +159,12 @@ func ruleOf(service, method string) optionsv1.Access {
 	return rule
 }
 
-// CheckRules returns an error that names the methods whose contracts do not say who may call them.
+// CheckRules returns an error that names the methods whose contracts do not say who of those that a gateway serves may call them.
 func CheckRules(served map[string]grpc.ServiceInfo) error {
 	var without []string
 	for service, info := range served {
 		for _, m := range info.Methods {
-			if ruleOf(service, m.Name) == optionsv1.Access_ACCESS_UNSPECIFIED {
+			if rule := ruleOf(service, m.Name); rule == optionsv1.Access_ACCESS_UNSPECIFIED || rule == optionsv1.Access_ACCESS_INTERNAL {
 				without = append(without, service+"/"+m.Name)
 			}
 		}
@@ -173,7 +173,7 @@ func CheckRules(served map[string]grpc.ServiceInfo) error {
 		return nil
 	}
 	slices.Sort(without)
-	return fmt.Errorf("nothing says who may call %s: give each method the option shop.options.v1.access", strings.Join(without, ", "))
+	return fmt.Errorf("nobody may call %s through a gateway: give each method the option shop.options.v1.access, and not ACCESS_INTERNAL", strings.Join(without, ", "))
 }
 
 // Guard returns the service with handlers that check access before anything else. Call it after ConfigureOIDC.

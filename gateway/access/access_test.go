@@ -64,6 +64,14 @@ func TestAccess_RulesOfTheContracts(t *testing.T) {
 	}
 }
 
+func TestCheckRules_RefusesWhatIsInternal(t *testing.T) {
+	t.Parallel()
+	err := CheckRules(map[string]grpc.ServiceInfo{"shop.inventory.v1.StockService": {Methods: []grpc.MethodInfo{{Name: "CheckStock"}}}})
+	if err == nil || !strings.Contains(err.Error(), "StockService/CheckStock") {
+		t.Errorf("%v", err)
+	}
+}
+
 // callersServer keeps who has called.
 type callersServer struct {
 	orderv1.UnimplementedOrderServiceServer

@@ -47,8 +47,11 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 		defer w.close()
 		announce = w.setOrder
 	}
-	by := Customer{Name: req.GetCustomerName(), Email: req.GetCustomerEmail()}
-	order, err := c.orders.Place(ctx, by, lines, announce)
+	order, err := c.orders.Place(ctx, &eventsv1.OrderPlaced{
+		CustomerName:  req.GetCustomerName(),
+		CustomerEmail: req.GetCustomerEmail(),
+		Lines:         lines,
+	}, announce)
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func (s *aShop) place(t *testing.T, r request) (*orderv1.Order, error) {
 	}
 	s.announced, s.header = "", callHeader{}
 	ctx := grpc.NewContextWithServerTransportStream(metadata.NewIncomingContext(t.Context(), md), &s.header)
-	return s.Orders.Place(access.WithPrincipal(ctx, r.by), Customer{Name: r.name, Email: r.email}, r.lines, func(id string) {
+	return s.Orders.Place(access.WithPrincipal(ctx, r.by), &eventsv1.OrderPlaced{CustomerName: r.name, CustomerEmail: r.email, Lines: r.lines}, func(id string) {
 		if s.announced = id; len(s.published) > 0 && s.published[len(s.published)-1].GetOrderId() == id && r.key == "" {
 			t.Error("the id is told after the order was published")
 		}

@@ -89,16 +89,8 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 // MaxWeight is the weight of the largest order: it counts as that many usual ones.
 const MaxWeight = 11
 
-// Customer is who places an order: personal data, never logged.
-type Customer struct{ Name, Email string }
-
-// normal is the customer with texts in their normal form.
-func (c Customer) normal() Customer {
-	return Customer{Name: text.Normal(c.Name), Email: text.Normal(c.Email)}
-}
-
-// Place gives the order its id and publishes it; it is PENDING then. Nothing but the broker is needed. announce is called
-// with the order's id before anybody else can know it.
+// Place completes the order, of which the customer and the lines are set, gives it its id and publishes it; it is PENDING then. Nothing
+// but the broker is needed. announce is called with the order's id before anybody else can know it.
 //
 // An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
 // it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
@@ -108,10 +100,10 @@ func (c Customer) normal() Customer {
 // After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
 // idempotency key it is taken once.
 func (o *Orders) Place(
-	ctx context.Context, by Customer, lines []*eventsv1.RequestedLine, announce func(orderID string),
+	ctx context.Context, placed *eventsv1.OrderPlaced, announce func(orderID string),
 ) (order *orderv1.Order, err error) {
 	defer func(start time.Time) { o.metrics.placed(ctx, start, err) }(time.Now())
-	weight := weightOf(lines)
+	weight := weightOf(placed.GetLines())
 	if !o.inFlight.TryAcquire(weight) {
 		return nil, apierror.Unavailable(reasonOverloaded, retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
 	}
@@ -120,28 +112,23 @@ func (o *Orders) Place(
 		o.metrics.inFlight.Add(-weight)
 		o.inFlight.Release(weight)
 	}()
-	by = by.normal()
-	for _, line := range lines {
+	placed.CustomerName, placed.CustomerEmail = text.Normal(placed.GetCustomerName()), text.Normal(placed.GetCustomerEmail())
+	for _, line := range placed.GetLines() {
 		line.ProductName = text.Normal(line.GetProductName())
 	}
-	if wrong := append(checkTexts(by, lines), checkPrices(lines)...); len(wrong) > 0 {
+	if wrong := append(checkTexts(placed), checkPrices(placed.GetLines())...); len(wrong) > 0 {
 		return nil, apierror.InvalidArgument(wrong...)
 	}
-	caller := access.PrincipalOf(ctx)
+	by := access.PrincipalOf(ctx)
 	key, keyed, err := keyOf(ctx)
 	if err != nil {
 		return nil, err
 	}
-	placed := &eventsv1.OrderPlaced{
-		CustomerName:  by.Name,
-		CustomerEmail: by.Email,
-		Lines:         lines,
-		Owner:         caller.Owner(),
-		PlacedAt:      timestamppb.New(time.Now().Truncate(time.Microsecond)), // as the database keeps it
-	}
+	placed.Owner = by.Owner()
+	placed.PlacedAt = timestamppb.New(time.Now().Truncate(time.Microsecond)) // as the database keeps it
 	placed.Fingerprint = fingerprint(placed)
 	if keyed {
-		known := o.identify(placed, requestKey{caller.KeyScope(placed.GetCustomerEmail()), key})
+		known := o.identify(placed, requestKey{by.KeyScope(placed.GetCustomerEmail()), key})
 		announce(placed.GetOrderId())
 		if found, err := known(ctx); found != nil || err != nil {
 			return found, err
@@ -157,7 +144,7 @@ func (o *Orders) Place(
 	if err := o.publish(ctx, placed); err != nil {
 		return nil, publishError(err)
 	}
-	o.log.InfoContext(ctx, "order published", orderid.Attr(placed.GetOrderId()), slog.Int("lines", len(lines)))
+	o.log.InfoContext(ctx, "order published", orderid.Attr(placed.GetOrderId()), slog.Int("lines", len(placed.GetLines())))
 	return pending(placed), nil
 }
 
@@ -169,7 +156,7 @@ const (
 
 // checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
 // be longer than what was sent.
-func checkTexts(by Customer, lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
+func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
 		case !text.Visible(value):
@@ -178,9 +165,9 @@ func checkTexts(by Customer, lines []*eventsv1.RequestedLine) (wrong []apierror.
 			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})
 		}
 	}
-	check("customer_name", by.Name, maxName)
-	check("customer_email", by.Email, maxEmail)
-	for i, line := range lines {
+	check("customer_name", placed.GetCustomerName(), maxName)
+	check("customer_email", placed.GetCustomerEmail(), maxEmail)
+	for i, line := range placed.GetLines() {
 		if name := line.GetProductName(); name != "" {
 			check(fmt.Sprintf("order_items[%d].product_name", i), name, maxName)
 		}

@@ -65,8 +65,9 @@ func (s service) CreateOrder(ctx context.Context, req *intermediaryv1.CreateOrde
 		return nil, err
 	}
 	// The demo takes any text for an address; with spaces around it nobody would find it.
-	by := intake.Customer{Name: req.GetCustomerName(), Email: strings.TrimSpace(req.GetCustomerEmail())}
-	order, err := s.orders.Place(ctx, by, lines, func(string) {})
+	order, err := s.orders.Place(ctx, &eventsv1.OrderPlaced{
+		CustomerName: req.GetCustomerName(), CustomerEmail: strings.TrimSpace(req.GetCustomerEmail()), Lines: lines,
+	}, func(string) {})
 	if err != nil {
 		return nil, err
 	}

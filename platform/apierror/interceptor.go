@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"runtime/pprof"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +42,9 @@ func (i *Interceptor) Unary(ctx context.Context, req any, info *grpc.UnaryServer
 	if err := validate(info.Server, req); err != nil {
 		return nil, err
 	}
-	return handler(ctx, req)
+	// Profiles tell calls apart.
+	pprof.Do(ctx, pprof.Labels("call", info.FullMethod), func(ctx context.Context) { reply, err = handler(ctx, req) })
+	return reply, err
 }
 
 // Stream is a grpc.StreamServerInterceptor; it validates each message that is received.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -202,5 +203,21 @@ func TestInterceptor_ADependencyThatIsDownIsNotLoggedForEveryCall(t *testing.T) 
 	most := 2 + int(time.Since(begin)/time.Second)
 	if lines := strings.Count(logs(), "\n"); lines < 1 || lines > most {
 		t.Errorf("%d lines, want 1 to %d", lines, most)
+	}
+}
+
+// A profile of the gateway was one block: REST, gRPC and calls over the broker all end in the same functions.
+func TestInterceptor_ProfilesTellCallsApart(t *testing.T) {
+	t.Parallel()
+	errs := apierror.NewInterceptor(slog.New(slog.DiscardHandler))
+	const method = "/shop.checkout.v1.CheckoutService/PlaceOrder"
+	_, err := errs.Unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		if label, _ := pprof.Label(ctx, "call"); label != method {
+			t.Errorf("the label is %q", label)
+		}
+		return nil, nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

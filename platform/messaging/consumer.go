@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"runtime/debug"
+	"runtime/pprof"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"shop.example/platform/backoff"
 	"shop.example/platform/contract"
 	"shop.example/platform/failpoint"
+	"shop.example/platform/flightrecorder"
 	"shop.example/platform/postgres"
 )
 
@@ -391,7 +393,11 @@ func (c *Consumer) call(ctx context.Context, g group) (err error) {
 			c.conn.log.Error("a handler panicked", "queue", c.queue, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return g.run(ctx)
+	start := time.Now()
+	// Profiles tell queues apart.
+	pprof.Do(ctx, pprof.Labels("queue", c.queue), func(ctx context.Context) { err = g.run(ctx) })
+	flightrecorder.Took(c.queue, time.Since(start))
+	return err
 }
 
 // fail sends one message to the retry queue of its attempt, or to the dead letters.

@@ -2,6 +2,7 @@ package messaging_test
 
 import (
 	"context"
+	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -59,6 +60,21 @@ func (w *watched) collected(t *testing.T, name string) map[string]float64 {
 		}
 	}
 	return values
+}
+
+func TestConsumer_ProfilesTellQueuesApart(t *testing.T) {
+	t.Parallel()
+	w := watch(t, brokertest.New(t).URL, "order")
+	label := make(chan string, 1)
+	w.orders(func(ctx context.Context, _ []messaging.Message[*eventsv1.OrderPlaced]) error {
+		queue, _ := pprof.Label(ctx, "queue")
+		label <- queue
+		return nil
+	})
+	publish(t, w.party, placed())
+	if got := next(t, label, "the message to be handled"); got != "order" {
+		t.Errorf("the label is %q", got)
+	}
 }
 
 // What a frozen dependency holds was invisible: it had left the queue, and nothing had failed.

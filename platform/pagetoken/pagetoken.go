@@ -1,4 +1,4 @@
-// Package pagetoken makes the page tokens of lists. A token names the last row of a page, so that rows that are added
+// Package pagetoken pages lists: sizes of pages, and their tokens. A token names the last row of a page, so that rows that are added
 // meanwhile move nothing, and the list with its filters, because a position in one list means nothing in another.
 //
 // Tokens are opaque to clients, and no secret: a client could make one up, and would get a page of a list that it may read.
@@ -19,6 +19,20 @@ import (
 var ErrInvalid = apierror.InvalidArgument(apierror.Violation{
 	Field: "page_token", Description: "is not a next_page_token of this list with these filters; leave it out to start at the first page",
 })
+
+const (
+	defaultSize = 50
+	maxSize     = 1000
+)
+
+// Size returns how many entries a page has of which asked are asked for, or none in particular if that is 0. Who asks for too
+// many gets the largest page, and the rest with its token, which a client has to look at in any case.
+func Size(asked int32) int {
+	if asked == 0 {
+		return defaultSize
+	}
+	return int(min(asked, maxSize))
+}
 
 // New returns the token of the page after position, in the list that is named list.
 func New(position []byte, list string) string {

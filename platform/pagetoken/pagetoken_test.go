@@ -12,6 +12,15 @@ import (
 	"shop.example/platform/pagetoken"
 )
 
+func TestSize_IsCapped(t *testing.T) {
+	t.Parallel()
+	for asked, want := range map[int32]int{0: 50, 1: 1, 1000: 1000, 1001: 1000, math.MaxInt32: 1000} {
+		if got := pagetoken.Size(asked); got != want {
+			t.Errorf("%d: %d, want %d", asked, got, want)
+		}
+	}
+}
+
 func TestParseID_ReadsWhatNewIDMade(t *testing.T) {
 	t.Parallel()
 	for _, id := range []int64{0, 1, -1, math.MaxInt64, math.MinInt64} {

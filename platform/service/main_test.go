@@ -3,13 +3,19 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
+	"log"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.opentelemetry.io/otel"
+	"google.golang.org/grpc/grpclog"
 )
 
 // program is what the tests of Main run in a process of its own.
@@ -17,6 +23,11 @@ func program(ctx context.Context) error {
 	switch os.Getenv("RUN_AS") {
 	case "failing":
 		return errors.New("cannot listen on :3001: address already in use (set GRPC_ADDR to another address)")
+	case "talking":
+		log.Print("from package log")
+		otel.Handle(errors.New("from OpenTelemetry"))
+		grpclog.Error("from gRPC")
+		return errors.New("from the program")
 	case "interrupted":
 		_, _ = io.WriteString(os.Stdout, "started\n")
 		<-ctx.Done()
@@ -67,6 +78,28 @@ func TestMain_AnErrorIsOneLineAndExitCode1(t *testing.T) {
 	want := "order: cannot listen on :3001: address already in use (set GRPC_ADDR to another address)\n"
 	if stderr.String() != want {
 		t.Errorf("got %q, want %q", stderr, want)
+	}
+}
+
+// A program that reads the log met lines of libraries, and the last one of the program, that are no JSON.
+func TestMain_JSONMeansEveryLine(t *testing.T) {
+	t.Setenv("LOG_FORMAT", "json")
+	cmd, _, stderr := command(t, "talking")
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("got %v", err)
+	}
+	text := stderr.String()
+	for line := range strings.Lines(text) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil || fields["service"] != "order" {
+			t.Errorf("%v: %s", err, line)
+		}
+	}
+	for _, want := range []string{"from package log", `"error":"from OpenTelemetry"`, "from gRPC", `"error":"from the program"`} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("%q is not there once: %s", want, text)
+		}
 	}
 }
 

@@ -2,11 +2,37 @@ package service
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"shop.example/platform/flightrecorder"
 )
+
+// ProfileConfig says what else is recorded of a process. The tags are those of github.com/caarlos0/env.
+type ProfileConfig struct {
+	// MutexFraction records one in so many events of waiting for a lock, BlockRate one wait in so many nanoseconds spent
+	// waiting. 0 records none. They are Go's runtime.SetMutexProfileFraction and SetBlockProfileRate.
+	MutexFraction  int `env:"PPROF_MUTEX_FRACTION"`
+	BlockRate      int `env:"PPROF_BLOCK_RATE"`
+	FlightRecorder flightrecorder.Config
+}
+
+// StartProfiles records what the environment says, for a whole process.
+func StartProfiles(log *slog.Logger) (stop func(), err error) {
+	cfg, err := env.ParseAs[ProfileConfig]()
+	if err != nil {
+		return nil, err
+	}
+	runtime.SetMutexProfileFraction(cfg.MutexFraction)
+	runtime.SetBlockProfileRate(cfg.BlockRate)
+	return flightrecorder.Start(cfg.FlightRecorder, log)
+}
 
 // servePprof serves Go's profiles at addr. It has a listener of its own because the admin listener is open to whoever
 // collects metrics, and a profile shows what is in memory and takes CPU for as long as it is asked to.

@@ -10,8 +10,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-logr/logr"
 	"github.com/lmittmann/tint"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -84,7 +87,21 @@ func (h contextHandler) WithGroup(name string) slog.Handler {
 	return contextHandler{h.Handler.WithGroup(name)}
 }
 
-func newHandler(cfg Config) slog.Handler {
+// LogLibraries sends to logger what libraries would write to standard error in forms of their own: OpenTelemetry, gRPC,
+// and whatever uses the packages log and slog. It is for programs; libraries and tests leave what is global as it is.
+func LogLibraries(logger *slog.Logger) {
+	slog.SetDefault(logger) // of package log, too
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("OpenTelemetry reports an error", "error", err) }))
+	otel.SetLogger(logr.FromSlogHandler(logger.Handler()))
+	level := func(l slog.Level) io.Writer { return slog.NewLogLogger(logger.Handler(), l).Writer() }
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, level(slog.LevelError)))
+}
+
+// NewHandler writes log lines as cfg says, each one as it comes.
+func NewHandler(cfg Config) slog.Handler {
+	if cfg.Output == nil {
+		cfg.Output = os.Stderr
+	}
 	if cfg.LogFormat == JSON {
 		handler := slog.NewJSONHandler(cfg.Output, &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: jsonAttr})
 		return contextHandler{handler.WithAttrs([]slog.Attr{slog.String("service", cfg.Service)})}
@@ -118,7 +135,7 @@ var uuids = regexp.MustCompile(`([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4})-[0-9a-f]{4
 // redactAttr keeps out of the log personal data in a message that is logged as it is, and whole ids in what went wrong.
 func redactAttr(_ []string, attr slog.Attr) slog.Attr {
 	switch attr.Key {
-	case "error", "err", "reason":
+	case "error", "reason":
 		if text := attr.Value.String(); strings.Contains(text, "-") {
 			attr.Value = slog.StringValue(ShortIDs(text))
 		}

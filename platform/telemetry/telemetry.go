@@ -1,7 +1,7 @@
 // Package telemetry gives a service its logger, metrics and traces.
 //
 // Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
-// Metrics are pulled from MetricsHandler. Spans are sent if OTEL_EXPORTER_OTLP_ENDPOINT is set; otherwise nothing is
+// Metrics are pulled from MetricsHandler. Spans are sent if the variables OTEL_* say where to; otherwise nothing is
 // recorded, and a span only carries its trace id through headers and log lines.
 package telemetry
 
@@ -15,13 +15,16 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -64,15 +67,18 @@ type Telemetry struct {
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
 	exporter sdktrace.SpanExporter // nil if spans are not sent
+	lines    *summaries
 }
 
 // New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
 // and a log line says so.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
-	if cfg.Output == nil {
-		cfg.Output = os.Stderr
+	lines := newSummaries()
+	handler := NewHandler(cfg)
+	if cfg.LogLevel > slog.LevelDebug {
+		handler = summaryHandler{handler, lines}
 	}
-	logger := slog.New(newHandler(cfg))
+	logger := slog.New(handler)
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -100,6 +106,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		meters:     meters,
 		tracers:    tracers,
 		exporter:   exporter,
+		lines:      lines,
 	}, nil
 }
 
@@ -114,8 +121,9 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 }
 
 // Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
-// context that has ended. What could not be sent is logged.
+// context that has ended. What could not be sent is logged, as is what was counted of the log.
 func (t *Telemetry) Shutdown(ctx context.Context) {
+	t.lines.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := t.tracers.Shutdown(ctx); err != nil {
@@ -129,17 +137,40 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 }
 
+// newSpanExporter returns what sends spans as the variables OTEL_* say, or nil if none are sent. Unlike OpenTelemetry's default
+// they are sent only where a variable says so: who runs the shop without a collector would get a warning every few seconds.
 func newSpanExporter(ctx context.Context, logger *slog.Logger) (sdktrace.SpanExporter, error) {
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+	if disabled, _ := strconv.ParseBool(os.Getenv("OTEL_SDK_DISABLED")); disabled {
 		return nil, nil
 	}
-	exporter, err := otlptracegrpc.New(ctx)
+	switch name := os.Getenv("OTEL_TRACES_EXPORTER"); name {
+	case "none":
+		return nil, nil
+	case "":
+		if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+			return nil, nil
+		}
+	case "otlp":
+	default:
+		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER is %q: use otlp or none", name)
+	}
+	var client otlptrace.Client
+	switch protocol := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); protocol {
+	case "http/protobuf":
+		client = otlptracehttp.NewClient()
+	case "grpc":
+		client = otlptracegrpc.NewClient()
+	default:
+		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q: use http/protobuf or grpc", protocol)
+	}
+	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the export of traces (OTEL_EXPORTER_OTLP_*): %w", err)
 	}
 	return loggingExporter{SpanExporter: exporter, logger: logger}, nil
 }
 
+// newTracerProvider samples as OTEL_TRACES_SAMPLER says, which the SDK reads, as it reads OTEL_BSP_* and OTEL_SPAN_*.
 func newTracerProvider(about *resource.Resource, exporter sdktrace.SpanExporter) *sdktrace.TracerProvider {
 	if exporter == nil {
 		return sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithSampler(sdktrace.NeverSample()))

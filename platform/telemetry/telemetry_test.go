@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"shop.example/platform/telemetry"
 )
@@ -245,6 +248,7 @@ func TestTracer_SendsSpansToTheCollector(t *testing.T) {
 		}
 	}()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+lis.Addr().String())
+	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
 	t.Setenv("OTEL_SERVICE_NAME", "everything")
 
 	tel, out := newTelemetry(t, telemetry.Config{})
@@ -261,6 +265,68 @@ func TestTracer_SendsSpansToTheCollector(t *testing.T) {
 		}
 	default:
 		t.Errorf("no span was sent: %s", out)
+	}
+}
+
+// Whatever the protocol said, spans went over gRPC.
+func TestTracer_DoesWhatTheVariablesOfOpenTelemetrySay(t *testing.T) {
+	for name, test := range map[string]struct {
+		environment map[string]string
+		sent        int // spans that the collector gets over HTTP
+	}{
+		"HTTP by default":          {map[string]string{}, 20},
+		"HTTP":                     {map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, 20},
+		"traces have the last say": {map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, 20},
+		"disabled":                 {map[string]string{"OTEL_SDK_DISABLED": "true"}, 0},
+		"no exporter":              {map[string]string{"OTEL_TRACES_EXPORTER": "none"}, 0},
+		"never sampled":            {map[string]string{"OTEL_TRACES_SAMPLER": "always_off"}, 0},
+		"ratio":                    {map[string]string{"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var sent atomic.Int64
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				var req collectorv1.ExportTraceServiceRequest
+				if err != nil || r.URL.Path != "/v1/traces" || proto.Unmarshal(body, &req) != nil {
+					http.Error(w, "no spans in protobuf", http.StatusBadRequest)
+					return
+				}
+				for _, resource := range req.GetResourceSpans() {
+					for _, scope := range resource.GetScopeSpans() {
+						sent.Add(int64(len(scope.GetSpans())))
+					}
+				}
+			}))
+			defer server.Close()
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.URL)
+			for key, value := range test.environment {
+				t.Setenv(key, value)
+			}
+			tel, out := newTelemetry(t, telemetry.Config{})
+			for range 20 {
+				_, span := tel.Tracer.Tracer("test").Start(t.Context(), "PlaceOrder")
+				if !span.SpanContext().IsValid() {
+					t.Error("a span carries no trace")
+				}
+				span.End()
+			}
+			tel.Shutdown(t.Context())
+			if got := int(sent.Load()); got != test.sent {
+				t.Errorf("%d spans were sent, want %d: %s", got, test.sent, out)
+			}
+		})
+	}
+}
+
+func TestNew_RefusesWhatItCannotDo(t *testing.T) {
+	for key, value := range map[string]string{"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"} {
+		t.Run(key, func(t *testing.T) {
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+			t.Setenv(key, value)
+			if _, err := telemetry.New(t.Context(), telemetry.Config{}); err == nil || !strings.Contains(err.Error(), key+" is") {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 

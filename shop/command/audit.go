@@ -52,7 +52,7 @@ of DATABASE_URL, with a role that may read the schemas; else those of the shop t
 
 With --every it repeats the audit until it is stopped, logs violations, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
-		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3104",
+		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3109",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			for flag, d := range map[string]time.Duration{"since": cfg.Since, "late": cfg.Late, "wait": wait, "every": every} {
@@ -105,7 +105,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 	flags.BoolVar(&repair, "repair", false, "send lost events again, and wait at least 30 s for their effect")
 	flags.DurationVar(&wait, "wait", 0, "wait until nothing is in flight, for at most this time, and fail if something still is")
 	flags.DurationVar(&every, "every", 0, "repeat the audit in this interval")
-	flags.StringVar(&listen, "listen", ":3104", "where health and metrics are served, with --every")
+	flags.StringVar(&listen, "listen", ":3109", "where health and metrics are served, with --every")
 	cmd.MarkFlagsMutuallyExclusive("every", "wait")
 	cmd.MarkFlagsMutuallyExclusive("every", "json")
 	cmd.MarkFlagsMutuallyExclusive("every", "repair")

@@ -46,7 +46,7 @@ export async function aReasonOfANewerReleaseIsShownByItsName() {
 }
 
 export async function aStateOfANewerReleaseIsShownByItsName() {
-  equal((await shown({state: 'SHIPPED', total_items: 1})).slice(0, 2), ['SHIPPED', 'The order is SHIPPED.']);
+  equal((await shown({state: 'UNHEARD_OF', total_items: 1})).slice(0, 2), ['UNHEARD_OF', 'The order is UNHEARD_OF.']);
 }
 
 export async function anOrderIsShownAsDecidedWhenItsEventSaysSo() {

@@ -93,20 +93,14 @@ type inventoryServer struct {
 	*store
 }
 
-const (
-	defaultPageSize = 50
-	itemList        = "items" // the list in its page tokens; it has no filters
-)
+const itemList = "items" // the list in its page tokens; it has no filters
 
 func (c inventoryServer) ListItems(ctx context.Context, req *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
 	after, err := pagetoken.ParseID(req.GetPageToken(), itemList)
 	if err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
+	size := pagetoken.Size(req.GetPageSize())
 	products, err := listItems(ctx, c.db, after, size+1) // one more than a page says whether there is another page
 	if err != nil {
 		return nil, err

@@ -20,15 +20,6 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-const defaultPageSize = 50
-
-func pageSize(asked int32) int {
-	if asked == 0 {
-		return defaultPageSize
-	}
-	return int(asked)
-}
-
 // eventLogServer serves the log of events.
 type eventLogServer struct {
 	loggingv1.UnimplementedEventLogServiceServer
@@ -60,7 +51,7 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	if f.orderID != "" {
 		page = rowsAfter
 	}
-	rows, more, err := page(ctx, s.db, f, from, pageSize(req.GetPageSize()))
+	rows, more, err := page(ctx, s.db, f, from, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +164,7 @@ func (s deadLetterServer) ListDeadLetters(ctx context.Context, req *loggingv1.Li
 	if req.GetState() != loggingv1.DeadLetter_STATE_UNSPECIFIED {
 		state = req.GetState().String()
 	}
-	size := pageSize(req.GetPageSize())
+	size := pagetoken.Size(req.GetPageSize())
 	letters, err := listDeadLetters(ctx, s.db, state, req.GetMessageId(), from, size+1)
 	if err != nil {
 		return nil, err

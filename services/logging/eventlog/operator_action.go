@@ -96,7 +96,7 @@ func (s operatorActionServer) ListOperatorActions(ctx context.Context, req *logg
 	if before > 0 {
 		c.add("id < %s", before)
 	}
-	size := pageSize(req.GetPageSize())
+	size := pagetoken.Size(req.GetPageSize())
 	var actions []operatorAction
 	query := fmt.Sprintf("SELECT id, operator, method, target, detail, service, acted_at FROM operator_action%s ORDER BY id DESC LIMIT %d", c.where(), size+1)
 	if err := s.db.SelectContext(ctx, &actions, query, c.args...); err != nil {

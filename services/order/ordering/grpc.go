@@ -20,10 +20,9 @@ import (
 	"shop.example/platform/apierror"
 	"shop.example/platform/failpoint"
 	"shop.example/platform/outbox"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
-
-const defaultPageSize = 50
 
 // GetOrder is part of orderv1.OrderServiceServer.
 func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
@@ -59,11 +58,7 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	if err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
-	orders, more, err := listOrders(ctx, s.db, state, owner, after, size)
+	orders, more, err := listOrders(ctx, s.db, state, owner, after, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}

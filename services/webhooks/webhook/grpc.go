@@ -21,11 +21,11 @@ import (
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/outbox"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
 
 const (
-	defaultPageSize = 50
 	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many there may be for all events.
 	maxOfOwner     = 10
 	maxOfOperators = 1000
@@ -185,7 +185,7 @@ func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWeb
 			return nil, errPageToken
 		}
 	}
-	size := pageSize(req.GetPageSize())
+	size := pagetoken.Size(req.GetPageSize())
 	list, err := listWebhooks(ctx, s.db, callerOf(ctx), before, size+1) // one more than a page says whether there is another page
 	if err != nil {
 		return nil, err
@@ -199,13 +199,6 @@ func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWeb
 		resp.Webhooks = append(resp.Webhooks, w.message())
 	}
 	return resp, nil
-}
-
-func pageSize(asked int32) int {
-	if asked == 0 {
-		return defaultPageSize
-	}
-	return int(asked)
 }
 
 var errPageToken = apierror.InvalidArgument(apierror.Violation{
@@ -383,7 +376,7 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	if req.GetState() != webhooksv1.WebhookDelivery_STATE_UNSPECIFIED {
 		state = req.GetState().String()
 	}
-	size := pageSize(req.GetPageSize())
+	size := pagetoken.Size(req.GetPageSize())
 	list, err := listDeliveries(ctx, s.db, w.ID, state, before, size+1)
 	if err != nil {
 		return nil, err

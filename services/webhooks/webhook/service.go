@@ -186,6 +186,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	if err != nil {
 		return err
 	}
+	s.Sample("deliveries", metrics.sample)
 	s.deliverer = newDeliverer(cfg.Delivery, s.db, s.sender, replica, relay.Wake, metrics, t.Logger)
 	s.Go("deliverer", s.deliverer.run)
 	s.follower = newFollower(s.db, s.events, replica, s.deliverer.notify, t.Logger)

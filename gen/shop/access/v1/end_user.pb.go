@@ -104,7 +104,8 @@ const file_shop_access_v1_end_user_proto_rawDesc = "" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1d\n" +
 	"\asubject\x18\x02 \x01(\tB\x03\x80\x01\x01R\asubject\x12\x1a\n" +
 	"\boperator\x18\x03 \x01(\bR\boperator\x12\x17\n" +
-	"\x04name\x18\x04 \x01(\tB\x03\x80\x01\x01R\x04nameB*Z(shop.example/gen/shop/access/v1;accessv1b\x06proto3"
+	"\x04name\x18\x04 \x01(\tB\x03\x80\x01\x01R\x04nameBU\n" +
+	"\x16example.shop.access.v1P\x01Z(shop.example/gen/shop/access/v1;accessv1\xaa\x02\x0eShop.Access.V1b\x06proto3"
 
 var (
 	file_shop_access_v1_end_user_proto_rawDescOnce sync.Once

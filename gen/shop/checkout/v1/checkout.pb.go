@@ -27,13 +27,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PlaceOrderRequest is what PlaceOrder takes.
 type PlaceOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without control characters, and without those that cannot be seen or change the direction of text.
 	CustomerName string `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
 	// An address as HTML's input fields take it, or an internationalised one: letters of any script on both sides of the @,
 	// with a domain that IDNA allows.
-	CustomerEmail string                    `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	CustomerEmail string `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	// What is ordered, all or nothing.
 	OrderItems    []*PlaceOrderRequest_Item `protobuf:"bytes,3,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -90,9 +92,11 @@ func (x *PlaceOrderRequest) GetOrderItems() []*PlaceOrderRequest_Item {
 	return nil
 }
 
+// PlaceOrderResponse is what PlaceOrder returns.
 type PlaceOrderResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Order         *v1.Order              `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order as it was accepted, PENDING, or as it was decided.
+	Order         *v1.Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -136,9 +140,11 @@ func (x *PlaceOrderResponse) GetOrder() *v1.Order {
 
 // Item is one line of the order.
 type PlaceOrderRequest_Item struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProductId int32                  `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
-	Quantity  int32                  `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product, as ListItems has it.
+	ProductId int32 `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	// How many pieces.
+	Quantity int32 `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// The price the customer saw. Where it is set and is not the catalogue's, the order is rejected.
 	ExpectedUnitPrice *v11.Money `protobuf:"bytes,3,opt,name=expected_unit_price,json=expectedUnitPrice,proto3" json:"expected_unit_price,omitempty"`
 	unknownFields     protoimpl.UnknownFields
@@ -232,12 +238,13 @@ const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"H\n" +
 	"\x06Prefer\x12<`wait=N` waits up to N seconds, 30 at most, for the outcome.\x18\x01ص\x18\x03\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\xea\xb5\x18\n" +
 	"OVERLOADED\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\xea\xb5\x18\x17ORDER_QUEUE_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
-	"/v1/ordersB\xf1\x03\x92A\xbf\x03\x12\xbc\x03\n" +
+	"/v1/ordersB\xa0\x04\x92A\xbf\x03\x12\xbc\x03\n" +
 	"\x04Shop\x12\xf4\x02Orders, stock, and everything that happened. The same calls are there over gRPC on the same port.\n" +
 	"\n" +
 	"An order is accepted (202) when the broker has it on disk, and decided a moment later: `GET /v1/orders/{order_id}` says how. Every refusal is a `google.rpc.Status` with one `ErrorInfo`, whose `reason` is for programs to branch on. Unknown fields and parameters are refused.*9\n" +
 	"\n" +
-	"Apache 2.0\x12+https://www.apache.org/licenses/LICENSE-2.02\x02v1Z,shop.example/gen/shop/checkout/v1;checkoutv1b\x06proto3"
+	"Apache 2.0\x12+https://www.apache.org/licenses/LICENSE-2.02\x02v1\n" +
+	"\x18example.shop.checkout.v1P\x01Z,shop.example/gen/shop/checkout/v1;checkoutv1\xaa\x02\x10Shop.Checkout.V1b\x06proto3"
 
 var (
 	file_shop_checkout_v1_checkout_proto_rawDescOnce sync.Once

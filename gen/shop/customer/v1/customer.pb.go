@@ -31,6 +31,8 @@ const (
 // PersonalRecord is something that names a person.
 type PersonalRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is kept: one of these.
+	//
 	// Types that are valid to be assigned to Record:
 	//
 	//	*PersonalRecord_Order
@@ -147,6 +149,7 @@ type isPersonalRecord_Record interface {
 }
 
 type PersonalRecord_Order struct {
+	// An order of the person's.
 	Order *v1.Order `protobuf:"bytes,1,opt,name=order,proto3,oneof"`
 }
 
@@ -156,6 +159,7 @@ type PersonalRecord_Event struct {
 }
 
 type PersonalRecord_DeadLetter struct {
+	// A dead letter about the person.
 	DeadLetter *v11.DeadLetter `protobuf:"bytes,3,opt,name=dead_letter,json=deadLetter,proto3,oneof"`
 }
 
@@ -172,6 +176,7 @@ func (*PersonalRecord_DeadLetter) isPersonalRecord_Record() {}
 
 func (*PersonalRecord_Webhook) isPersonalRecord_Record() {}
 
+// ExportCustomerRequest is what ExportCustomer takes.
 type ExportCustomerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whose e-mail address this is, in capital or small letters.
@@ -244,9 +249,11 @@ func (x *ExportCustomerRequest) GetPageToken() string {
 	return ""
 }
 
+// ExportCustomerResponse is what ExportCustomer returns.
 type ExportCustomerResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Records []*PersonalRecord      `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is kept about the person, a part of it if there is a next_page_token.
+	Records []*PersonalRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -297,6 +304,7 @@ func (x *ExportCustomerResponse) GetNextPageToken() string {
 	return ""
 }
 
+// EraseCustomerRequest is what EraseCustomer takes.
 type EraseCustomerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whose e-mail address this is, in capital or small letters.
@@ -369,16 +377,20 @@ func (x *EraseCustomerRequest) GetPageToken() string {
 	return ""
 }
 
+// EraseCustomerResponse is what EraseCustomer returns.
 type EraseCustomerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many were erased by this call.
-	Orders      int32 `protobuf:"varint,1,opt,name=orders,proto3" json:"orders,omitempty"`
-	Events      int32 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	Orders int32 `protobuf:"varint,1,opt,name=orders,proto3" json:"orders,omitempty"`
+	// How many entries of the event log were changed.
+	Events int32 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	// How many dead letters were changed.
 	DeadLetters int32 `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// Not empty if there is more to look at: call again with it.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Webhooks of the customer's own, which were deleted, and events that wait to be delivered or were.
-	Webhooks      int32 `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
+	Webhooks int32 `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
+	// How many events that webhooks still have were changed.
 	WebhookEvents int32 `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -497,7 +509,8 @@ const file_shop_customer_v1_customer_proto_rawDesc = "" +
 	"\x0ewebhook_events\x18\x06 \x01(\x05R\rwebhookEvents2\xa3\x02\n" +
 	"\x0fCustomerService\x12\x88\x01\n" +
 	"\x0eExportCustomer\x12'.shop.customer.v1.ExportCustomerRequest\x1a(.shop.customer.v1.ExportCustomerResponse\"#ص\x18\x01\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/customers:export\x12\x84\x01\n" +
-	"\rEraseCustomer\x12&.shop.customer.v1.EraseCustomerRequest\x1a'.shop.customer.v1.EraseCustomerResponse\"\"ص\x18\x01\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/customers:eraseB.Z,shop.example/gen/shop/customer/v1;customerv1b\x06proto3"
+	"\rEraseCustomer\x12&.shop.customer.v1.EraseCustomerRequest\x1a'.shop.customer.v1.EraseCustomerResponse\"\"ص\x18\x01\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/customers:eraseB]\n" +
+	"\x18example.shop.customer.v1P\x01Z,shop.example/gen/shop/customer/v1;customerv1\xaa\x02\x10Shop.Customer.V1b\x06proto3"
 
 var (
 	file_shop_customer_v1_customer_proto_rawDescOnce sync.Once

@@ -26,7 +26,8 @@ const (
 // Person is whose data are meant: by one of the two, or by either of them.
 type Person struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Email string                 `protobuf:"bytes,1,opt,name=email,proto3" json:"email,omitempty"`
+	// The address that orders were placed with, ignoring case.
+	Email string `protobuf:"bytes,1,opt,name=email,proto3" json:"email,omitempty"`
 	// Issuer and subject of a token, separated by a space, as OrderPlaced has it.
 	Owner         string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -77,10 +78,13 @@ func (x *Person) GetOwner() string {
 	return ""
 }
 
+// FindPersonalDataRequest is what FindPersonalData takes.
 type FindPersonalDataRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose data is asked for.
+	Person *Person `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	// The next_page_token of the response before.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,9 +133,11 @@ func (x *FindPersonalDataRequest) GetPageToken() string {
 	return ""
 }
 
+// FindPersonalDataResponse is what FindPersonalData returns.
 type FindPersonalDataResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Records []*PersonalRecord      `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the service keeps about the person.
+	Records []*PersonalRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
 	// Empty if all has been looked at.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -182,10 +188,13 @@ func (x *FindPersonalDataResponse) GetNextPageToken() string {
 	return ""
 }
 
+// ErasePersonalDataRequest is what ErasePersonalData takes.
 type ErasePersonalDataRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose data is erased.
+	Person *Person `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	// The next_page_token of the response before.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -234,15 +243,21 @@ func (x *ErasePersonalDataRequest) GetPageToken() string {
 	return ""
 }
 
+// ErasePersonalDataResponse is what ErasePersonalData returns.
 type ErasePersonalDataResponse struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Orders      int32                  `protobuf:"varint,1,opt,name=orders,proto3" json:"orders,omitempty"`
-	Events      int32                  `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
-	DeadLetters int32                  `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many orders were changed.
+	Orders int32 `protobuf:"varint,1,opt,name=orders,proto3" json:"orders,omitempty"`
+	// How many entries of the event log were changed.
+	Events int32 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
+	// How many dead letters were changed.
+	DeadLetters int32 `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// Empty if all has been looked at.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	Webhooks      int32  `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
-	WebhookEvents int32  `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`
+	// How many webhooks were deleted.
+	Webhooks int32 `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
+	// How many events that webhooks still have were changed.
+	WebhookEvents int32 `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,10 +359,11 @@ const file_shop_customer_v1_personal_data_proto_rawDesc = "" +
 	"\fdead_letters\x18\x03 \x01(\x05R\vdeadLetters\x12&\n" +
 	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\bwebhooks\x18\x05 \x01(\x05R\bwebhooks\x12%\n" +
-	"\x0ewebhook_events\x18\x06 \x01(\x05R\rwebhookEvents2\x88\x02\n" +
-	"\x13PersonalDataService\x12v\n" +
-	"\x10FindPersonalData\x12).shop.customer.v1.FindPersonalDataRequest\x1a*.shop.customer.v1.FindPersonalDataResponse\"\v\xe2\xb5\x18\agateway\x12y\n" +
-	"\x11ErasePersonalData\x12*.shop.customer.v1.ErasePersonalDataRequest\x1a+.shop.customer.v1.ErasePersonalDataResponse\"\v\xe2\xb5\x18\agatewayB.Z,shop.example/gen/shop/customer/v1;customerv1b\x06proto3"
+	"\x0ewebhook_events\x18\x06 \x01(\x05R\rwebhookEvents2\x90\x02\n" +
+	"\x13PersonalDataService\x12z\n" +
+	"\x10FindPersonalData\x12).shop.customer.v1.FindPersonalDataRequest\x1a*.shop.customer.v1.FindPersonalDataResponse\"\x0fص\x18\x05\xe2\xb5\x18\agateway\x12}\n" +
+	"\x11ErasePersonalData\x12*.shop.customer.v1.ErasePersonalDataRequest\x1a+.shop.customer.v1.ErasePersonalDataResponse\"\x0fص\x18\x05\xe2\xb5\x18\agatewayB]\n" +
+	"\x18example.shop.customer.v1P\x01Z,shop.example/gen/shop/customer/v1;customerv1\xaa\x02\x10Shop.Customer.V1b\x06proto3"
 
 var (
 	file_shop_customer_v1_personal_data_proto_rawDescOnce sync.Once

@@ -27,9 +27,11 @@ const (
 
 // DecrementQuantity tells inventory to settle the hold of a confirmed order: the pieces leave the stock.
 type DecrementQuantity struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Lines         []*PricedLine          `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order that was confirmed.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What was sold, as it was held.
+	Lines         []*PricedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,7 +84,8 @@ func (x *DecrementQuantity) GetLines() []*PricedLine {
 type CreateItems struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the sender; a request sent again under the same id has no second effect.
-	RequestId     string              `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The new products.
 	Items         []*CreateItems_Item `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -136,7 +139,8 @@ func (x *CreateItems) GetItems() []*CreateItems_Item {
 type UpdateItems struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the sender; a request sent again under the same id has no second effect.
-	RequestId     string              `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The changes, one for each product.
 	Items         []*UpdateItems_Item `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -190,7 +194,8 @@ func (x *UpdateItems) GetItems() []*UpdateItems_Item {
 type DeleteItems struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the sender; a request sent again under the same id has no second effect.
-	RequestId     string  `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The products that are removed.
 	Ids           []int32 `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -382,13 +387,18 @@ func (x *InventoryListed) GetItems() []*InventoryListed_Item {
 
 // StockChanged says that the pieces on hand or reserved of a product have changed.
 type StockChanged struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProductId int32                  `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	ProductId int32 `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
 	// Grows with each change of the product.
-	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	ProductName   string                 `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	OnHand        int32                  `protobuf:"varint,4,opt,name=on_hand,json=onHand,proto3" json:"on_hand,omitempty"`
-	Reserved      int32                  `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// What it is called.
+	ProductName string `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	// How many pieces are there, including those that are held.
+	OnHand int32 `protobuf:"varint,4,opt,name=on_hand,json=onHand,proto3" json:"on_hand,omitempty"`
+	// How many of them are held for orders.
+	Reserved int32 `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	// When the stock changed.
 	ChangedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -468,11 +478,14 @@ func (x *StockChanged) GetChangedAt() *timestamppb.Timestamp {
 
 // StockDepleted says that nothing of a product is left to sell.
 type StockDepleted struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	ProductId int32                  `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	ProductId int32 `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
 	// The version of the product that left nothing.
-	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	ProductName   string                 `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// What it is called.
+	ProductName string `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	// When the last piece was held or taken.
 	DepletedAt    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=depleted_at,json=depletedAt,proto3" json:"depleted_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -538,10 +551,13 @@ func (x *StockDepleted) GetDepletedAt() *timestamppb.Timestamp {
 
 // Item is a product to add.
 type CreateItems_Item struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProductName   string                 `protobuf:"bytes,1,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity      int32                  `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
-	Price         *v1.Money              `protobuf:"bytes,3,opt,name=price,proto3" json:"price,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name that no other product has.
+	ProductName string `protobuf:"bytes,1,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	// How many pieces there are.
+	Quantity int32 `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// The price of one piece.
+	Price         *v1.Money `protobuf:"bytes,3,opt,name=price,proto3" json:"price,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,11 +615,14 @@ func (x *CreateItems_Item) GetPrice() *v1.Money {
 
 // Item is a product to change.
 type UpdateItems_Item struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Id          int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	ProductName *string                `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3,oneof" json:"product_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product that is changed.
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The new name. Absent: it stays.
+	ProductName *string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3,oneof" json:"product_name,omitempty"`
 	// The pieces on hand after the change, those reserved included.
-	Quantity      *int32    `protobuf:"varint,3,opt,name=quantity,proto3,oneof" json:"quantity,omitempty"`
+	Quantity *int32 `protobuf:"varint,3,opt,name=quantity,proto3,oneof" json:"quantity,omitempty"`
+	// The new price of one piece. Absent: it stays.
 	Price         *v1.Money `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -669,13 +688,18 @@ func (x *UpdateItems_Item) GetPrice() *v1.Money {
 
 // Item is a product as the catalogue has it.
 type InventoryListed_Item struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Id          int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	ProductName string                 `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it is called.
+	ProductName string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
 	// The pieces that can still be sold.
-	Quantity      int32                  `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
-	Price         *v1.Money              `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Quantity int32 `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// The price of one piece.
+	Price *v1.Money `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
+	// When it was added.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it was changed last.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -836,7 +860,8 @@ const file_shop_events_v1_inventory_proto_rawDesc = "" +
 	"depletedAt:Nҵ\x18J\n" +
 	"\n" +
 	"shop.topic\x12\x13shop.stock.depleted\x1a\n" +
-	"product_id\x1a\aversion\"\tinventory*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"product_id\x1a\aversion\"\tinventory*\aloggingBU\n" +
+	"\x16example.shop.events.v1P\x01Z(shop.example/gen/shop/events/v1;eventsv1\xaa\x02\x0eShop.Events.V1b\x06proto3"
 
 var (
 	file_shop_events_v1_inventory_proto_rawDescOnce sync.Once

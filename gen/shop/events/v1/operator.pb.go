@@ -27,8 +27,9 @@ const (
 // OperatorActed says that an operator has changed something, or was handed a person's data. It is published in the
 // transaction of the deed: what has not taken place is not told.
 type OperatorActed struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	ActionId string                 `protobuf:"bytes,1,opt,name=action_id,json=actionId,proto3" json:"action_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies what was done.
+	ActionId string `protobuf:"bytes,1,opt,name=action_id,json=actionId,proto3" json:"action_id,omitempty"`
 	// Who it was: the name that belongs to an operator token, or issuer and subject of an issuer's token, separated by a
 	// space.
 	Operator string `protobuf:"bytes,2,opt,name=operator,proto3" json:"operator,omitempty"`
@@ -37,7 +38,8 @@ type OperatorActed struct {
 	// What it was done to: "item 5", "order 0192…". A person whose data were exported or erased is named by a hash alone.
 	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	// What has changed, in words: "price 1000.00 USD, was 900.00 USD".
-	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// When it was done.
 	ActedAt       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=acted_at,json=actedAt,proto3" json:"acted_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -128,7 +130,8 @@ const file_shop_events_v1_operator_proto_rawDesc = "" +
 	"\x06detail\x18\x05 \x01(\tB\f\xbaH\tr\a\x18\xd0\x0f\xba\x01\x01\x00R\x06detail\x12=\n" +
 	"\bacted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\aactedAt:Uҵ\x18Q\n" +
 	"\n" +
-	"shop.topic\x12\x13shop.operator.acted\x1a\taction_id\"\tinventory\"\x05order\"\bwebhooks*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"shop.topic\x12\x13shop.operator.acted\x1a\taction_id\"\tinventory\"\x05order\"\bwebhooks*\aloggingBU\n" +
+	"\x16example.shop.events.v1P\x01Z(shop.example/gen/shop/events/v1;eventsv1\xaa\x02\x0eShop.Events.V1b\x06proto3"
 
 var (
 	file_shop_events_v1_operator_proto_rawDescOnce sync.Once

@@ -29,6 +29,7 @@ const (
 type OrderRejected_Reason int32
 
 const (
+	// Never published.
 	OrderRejected_REASON_UNSPECIFIED OrderRejected_Reason = 0
 	// A product has less left than the order asks for.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -106,13 +107,17 @@ func (OrderRejected_Reason) EnumDescriptor() ([]byte, []int) {
 
 // OrderPlaced says that the gateway has accepted an order. Nothing about it has been decided.
 type OrderPlaced struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	OrderId      string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	CustomerName string                 `protobuf:"bytes,2,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order, by the id that the gateway gave it.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// The customer's name.
+	CustomerName string `protobuf:"bytes,2,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
 	// Not checked for the form of an address: the demo's route takes any text.
-	CustomerEmail string                 `protobuf:"bytes,3,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
-	Lines         []*RequestedLine       `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`
-	PlacedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=placed_at,json=placedAt,proto3" json:"placed_at,omitempty"`
+	CustomerEmail string `protobuf:"bytes,3,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	// What is ordered, all or nothing.
+	Lines []*RequestedLine `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`
+	// When the gateway accepted it.
+	PlacedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=placed_at,json=placedAt,proto3" json:"placed_at,omitempty"`
 	// Of an order that came with an idempotency key: a keyed hash of the caller and the key. One caller's key is one
 	// order: the order service decides the first one, and rejects others as IDEMPOTENCY_KEY_REUSED.
 	KeyHash []byte `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
@@ -223,9 +228,11 @@ func (x *OrderPlaced) GetPreviousKeyHash() []byte {
 type RequestedLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts only where product_name is empty.
-	ProductId   int32  `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	ProductId int32 `protobuf:"varint,1,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	// The product's name, for requests that name products by it.
 	ProductName string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity    int32  `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// How many pieces.
+	Quantity int32 `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// The price the customer saw. Where it is set and is not the catalogue's, the order is rejected.
 	ExpectedUnitPrice *v1.Money `protobuf:"bytes,4,opt,name=expected_unit_price,json=expectedUnitPrice,proto3" json:"expected_unit_price,omitempty"`
 	unknownFields     protoimpl.UnknownFields
@@ -294,10 +301,14 @@ func (x *RequestedLine) GetExpectedUnitPrice() *v1.Money {
 type PricedLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The line's number in the order, from 1.
-	Line          int32     `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
-	ProductId     int32     `protobuf:"varint,2,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
-	ProductName   string    `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity      int32     `protobuf:"varint,4,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	Line int32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	// The product.
+	ProductId int32 `protobuf:"varint,2,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	// What it was called when the order was decided.
+	ProductName string `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	// How many pieces.
+	Quantity int32 `protobuf:"varint,4,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// The catalogue's price of one piece when the order was decided.
 	UnitPrice     *v1.Money `protobuf:"bytes,5,opt,name=unit_price,json=unitPrice,proto3" json:"unit_price,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -370,11 +381,16 @@ func (x *PricedLine) GetUnitPrice() *v1.Money {
 
 // OrderConfirmed says that the stock of all lines is held for the order and that the order is stored.
 type OrderConfirmed struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Lines         []*PricedLine          `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
-	TotalItems    int32                  `protobuf:"varint,3,opt,name=total_items,json=totalItems,proto3" json:"total_items,omitempty"`
-	TotalValue    *v1.Money              `protobuf:"bytes,4,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What was sold.
+	Lines []*PricedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// How many pieces, of all lines.
+	TotalItems int32 `protobuf:"varint,3,opt,name=total_items,json=totalItems,proto3" json:"total_items,omitempty"`
+	// What they cost together.
+	TotalValue *v1.Money `protobuf:"bytes,4,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
+	// When it was decided.
 	ConfirmedAt   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -447,12 +463,14 @@ func (x *OrderConfirmed) GetConfirmedAt() *timestamppb.Timestamp {
 
 // OrderRejected says that the order was decided against. It holds no stock.
 type OrderRejected struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	// Readers take values that they do not know: a new one is published by some services before others know it.
 	Reason OrderRejected_Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason" json:"reason,omitempty"`
 	// What is wrong with which line, for a person.
-	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	// When it was decided.
 	RejectedAt    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=rejected_at,json=rejectedAt,proto3" json:"rejected_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -518,9 +536,12 @@ func (x *OrderRejected) GetRejectedAt() *timestamppb.Timestamp {
 
 // OrderCancelled says that a confirmed order was cancelled; its stock goes back.
 type OrderCancelled struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Lines         []*PricedLine          `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What goes back into stock.
+	Lines []*PricedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// When it was cancelled.
 	CancelledAt   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=cancelled_at,json=cancelledAt,proto3" json:"cancelled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -643,7 +664,8 @@ const file_shop_events_v1_order_proto_rawDesc = "" +
 	"\x05lines\x18\x02 \x03(\v2\x1a.shop.events.v1.PricedLineB\b\xbaH\x05\x92\x01\x02\b\x01R\x05lines\x12E\n" +
 	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\vcancelledAt:Kҵ\x18G\n" +
 	"\n" +
-	"shop.topic\x12\x14shop.order.cancelled\x1a\border_id\"\x05order*\tinventory*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"shop.topic\x12\x14shop.order.cancelled\x1a\border_id\"\x05order*\tinventory*\aloggingBU\n" +
+	"\x16example.shop.events.v1P\x01Z(shop.example/gen/shop/events/v1;eventsv1\xaa\x02\x0eShop.Events.V1b\x06proto3"
 
 var (
 	file_shop_events_v1_order_proto_rawDescOnce sync.Once

@@ -28,6 +28,7 @@ const (
 type WebhookDisabled_Cause int32
 
 const (
+	// Never published.
 	WebhookDisabled_CAUSE_UNSPECIFIED WebhookDisabled_Cause = 0
 	// The receiver has answered 410: it wants no more.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -82,11 +83,14 @@ func (WebhookDisabled_Cause) EnumDescriptor() ([]byte, []int) {
 type WebhookDisabled struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names this one: a webhook can be disabled more than once.
-	DisablingId string                `protobuf:"bytes,1,opt,name=disabling_id,json=disablingId,proto3" json:"disabling_id,omitempty"`
-	WebhookId   string                `protobuf:"bytes,2,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
-	Cause       WebhookDisabled_Cause `protobuf:"varint,3,opt,name=cause,proto3,enum=shop.events.v1.WebhookDisabled_Cause" json:"cause,omitempty"`
+	DisablingId string `protobuf:"bytes,1,opt,name=disabling_id,json=disablingId,proto3" json:"disabling_id,omitempty"`
+	// The webhook.
+	WebhookId string `protobuf:"bytes,2,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	// Why it was disabled.
+	Cause WebhookDisabled_Cause `protobuf:"varint,3,opt,name=cause,proto3,enum=shop.events.v1.WebhookDisabled_Cause" json:"cause,omitempty"`
 	// What became of the last attempt, in words.
-	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	// When it was disabled.
 	DisabledAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=disabled_at,json=disabledAt,proto3" json:"disabled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -176,7 +180,8 @@ const file_shop_events_v1_webhook_proto_rawDesc = "" +
 	"\x04GONE\x10\x01\x12\v\n" +
 	"\aFAILING\x10\x02:Hҵ\x18D\n" +
 	"\n" +
-	"shop.topic\x12\x15shop.webhook.disabled\x1a\fdisabling_id\"\bwebhooks*\aloggingB*Z(shop.example/gen/shop/events/v1;eventsv1b\x06proto3"
+	"shop.topic\x12\x15shop.webhook.disabled\x1a\fdisabling_id\"\bwebhooks*\aloggingBU\n" +
+	"\x16example.shop.events.v1P\x01Z(shop.example/gen/shop/events/v1;eventsv1\xaa\x02\x0eShop.Events.V1b\x06proto3"
 
 var (
 	file_shop_events_v1_webhook_proto_rawDescOnce sync.Once

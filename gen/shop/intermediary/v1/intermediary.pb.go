@@ -26,11 +26,14 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// CreateOrderRequest is what CreateOrder takes.
 type CreateOrderRequest struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	CustomerName string                 `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The customer's name.
+	CustomerName string `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
 	// Any text, as in the demo.
-	CustomerEmail string                     `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	CustomerEmail string `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	// What is ordered, all or nothing.
 	OrderItems    []*CreateOrderRequest_Item `protobuf:"bytes,3,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -87,10 +90,13 @@ func (x *CreateOrderRequest) GetOrderItems() []*CreateOrderRequest_Item {
 	return nil
 }
 
+// CreateOrderResponse is what CreateOrder returns.
 type CreateOrderResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	OrderId       string                 `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Always the same: "Order successfully published."
+	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	// The order.
+	OrderId       string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +145,7 @@ func (x *CreateOrderResponse) GetOrderId() string {
 	return ""
 }
 
+// ListInventoryRequest is what ListInventory takes.
 type ListInventoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -175,8 +182,10 @@ func (*ListInventoryRequest) Descriptor() ([]byte, []int) {
 	return file_shop_intermediary_v1_intermediary_proto_rawDescGZIP(), []int{2}
 }
 
+// ListInventoryResponse is what ListInventory returns.
 type ListInventoryResponse struct {
-	state         protoimpl.MessageState        `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The products.
 	Items         []*ListInventoryResponse_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -223,9 +232,11 @@ func (x *ListInventoryResponse) GetItems() []*ListInventoryResponse_Item {
 type CreateOrderRequest_Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts only where product_name is empty.
-	Id          int32  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The product's name, by which it is found.
 	ProductName string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity    int32  `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// How many pieces.
+	Quantity int32 `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// In whole units with at most two decimals. It must be the catalogue's price, or the order is rejected.
 	Price         float64 `protobuf:"fixed64,4,opt,name=price,proto3" json:"price,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -292,14 +303,18 @@ func (x *CreateOrderRequest_Item) GetPrice() float64 {
 
 // Item is a product in the form that the demo gave it: numbers of the database are strings.
 type ListInventoryResponse_Item struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Id          int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	ProductName string                 `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it is called.
+	ProductName string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
 	// The pieces that can still be sold.
 	Quantity int64 `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// In whole units, with decimals where there are any: "1000", "19.90".
-	Price         string                 `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Price string `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
+	// When it was added.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it was changed last.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -424,7 +439,8 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"o\n" +
 	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01ص\x18\x03\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\xea\xb5\x18\n" +
 	"OVERLOADED\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\xea\xb5\x18\x17ORDER_QUEUE_UNAVAILABLE\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\xc1\x01\n" +
-	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"Wص\x18\x03\xea\xb5\x18\x13CATALOGUE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryB6Z4shop.example/gen/shop/intermediary/v1;intermediaryv1b\x06proto3"
+	"\rListInventory\x12*.shop.intermediary.v1.ListInventoryRequest\x1a+.shop.intermediary.v1.ListInventoryResponse\"Wص\x18\x03\xea\xb5\x18\x13CATALOGUE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02 b\x05items\x12\x17/intermediary/inventoryBm\n" +
+	"\x1cexample.shop.intermediary.v1P\x01Z4shop.example/gen/shop/intermediary/v1;intermediaryv1\xaa\x02\x14Shop.Intermediary.V1b\x06proto3"
 
 var (
 	file_shop_intermediary_v1_intermediary_proto_rawDescOnce sync.Once

@@ -30,17 +30,22 @@ const (
 
 // Item is a product and its stock.
 type Item struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Id          int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	ProductName string                 `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it is called; no two products have one name.
+	ProductName string `protobuf:"bytes,2,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
 	// The pieces that can still be sold: on_hand less reserved.
 	Quantity int32 `protobuf:"varint,3,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// The pieces in the warehouse.
 	OnHand int32 `protobuf:"varint,4,opt,name=on_hand,json=onHand,proto3" json:"on_hand,omitempty"`
 	// The pieces on hand that are held for orders.
-	Reserved  int32                  `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
-	Price     *v1.Money              `protobuf:"bytes,6,opt,name=price,proto3" json:"price,omitempty"`
+	Reserved int32 `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	// The price of one piece.
+	Price *v1.Money `protobuf:"bytes,6,opt,name=price,proto3" json:"price,omitempty"`
+	// When it was added.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it was changed last.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Changes with each change of the product. Sent with an update, it must be the stored one.
 	Etag          string `protobuf:"bytes,9,opt,name=etag,proto3" json:"etag,omitempty"`
@@ -141,9 +146,10 @@ func (x *Item) GetEtag() string {
 	return ""
 }
 
+// ListItemsRequest is what ListItems takes.
 type ListItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 where it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -195,9 +201,11 @@ func (x *ListItemsRequest) GetPageToken() string {
 	return ""
 }
 
+// ListItemsResponse is what ListItems returns.
 type ListItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Items []*Item                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// The products, in the order of their ids.
+	Items []*Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -248,9 +256,11 @@ func (x *ListItemsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// GetItemRequest is what GetItem takes.
 type GetItemRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	Id            int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,9 +302,11 @@ func (x *GetItemRequest) GetId() int32 {
 	return 0
 }
 
+// GetItemResponse is what GetItem returns.
 type GetItemResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Item          *Item                  `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product.
+	Item          *Item `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,8 +348,10 @@ func (x *GetItemResponse) GetItem() *Item {
 	return nil
 }
 
+// CreateItemsRequest is what CreateItems takes.
 type CreateItemsRequest struct {
-	state         protoimpl.MessageState        `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new products, all or none.
 	Items         []*CreateItemsRequest_NewItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -380,9 +394,11 @@ func (x *CreateItemsRequest) GetItems() []*CreateItemsRequest_NewItem {
 	return nil
 }
 
+// CreateItemsResponse is what CreateItems returns.
 type CreateItemsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Item                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The products, in the order of the request.
+	Items         []*Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +440,7 @@ func (x *CreateItemsResponse) GetItems() []*Item {
 	return nil
 }
 
+// UpdateItemRequest is what UpdateItem takes.
 type UpdateItemRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The product with its new values. on_hand is the stock to set; the other fields cannot be changed.
@@ -479,9 +496,11 @@ func (x *UpdateItemRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// UpdateItemResponse is what UpdateItem returns.
 type UpdateItemResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Item          *Item                  `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product as it is now.
+	Item          *Item `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,9 +542,11 @@ func (x *UpdateItemResponse) GetItem() *Item {
 	return nil
 }
 
+// DeleteItemRequest is what DeleteItem takes.
 type DeleteItemRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The product that is removed.
+	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The product's etag as it was read; where it is set and is not the stored one, nothing is deleted.
 	Etag          string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -576,6 +597,7 @@ func (x *DeleteItemRequest) GetEtag() string {
 	return ""
 }
 
+// DeleteItemResponse is what DeleteItem returns.
 type DeleteItemResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -614,10 +636,13 @@ func (*DeleteItemResponse) Descriptor() ([]byte, []int) {
 
 // NewItem is a product to add.
 type CreateItemsRequest_NewItem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProductName   string                 `protobuf:"bytes,1,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity      int32                  `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
-	Price         *v1.Money              `protobuf:"bytes,3,opt,name=price,proto3" json:"price,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name that no other product has.
+	ProductName string `protobuf:"bytes,1,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
+	// How many pieces there are.
+	Quantity int32 `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// The price of one piece.
+	Price         *v1.Money `protobuf:"bytes,3,opt,name=price,proto3" json:"price,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -692,10 +717,9 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x04etag\x18\t \x01(\tB\a\x92A\x04J\x02\"\"R\x04etag:'\x92A$\n" +
 	"\"\xd2\x01\x05price\xd2\x01\n" +
 	"created_at\xd2\x01\n" +
-	"updated_at\"h\n" +
-	"\x10ListItemsRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"updated_at\"e\n" +
+	"\x10ListItemsRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\"j\n" +
 	"\x11ListItemsResponse\x12-\n" +
@@ -740,7 +764,8 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\n" +
 	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\xc7\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}B0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}Ba\n" +
+	"\x19example.shop.inventory.v1P\x01Z.shop.example/gen/shop/inventory/v1;inventoryv1\xaa\x02\x11Shop.Inventory.V1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_inventory_proto_rawDescOnce sync.Once

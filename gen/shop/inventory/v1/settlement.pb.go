@@ -24,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// FindUnhandledRequest is what FindUnhandled takes.
 type FindUnhandledRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The routing key of the event: DecrementQuantity's, which settles the holds of an order, or OrderCancelled's, which
@@ -79,6 +80,7 @@ func (x *FindUnhandledRequest) GetOrderIds() [][]byte {
 	return nil
 }
 
+// FindUnhandledResponse is what FindUnhandled returns.
 type FindUnhandledResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Those whose event has not been handled, in any order.
@@ -124,6 +126,7 @@ func (x *FindUnhandledResponse) GetOrderIds() [][]byte {
 	return nil
 }
 
+// FindHeldRequest is what FindHeld takes.
 type FindHeldRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long they have been held at least.
@@ -169,9 +172,11 @@ func (x *FindHeldRequest) GetMinAge() *durationpb.Duration {
 	return nil
 }
 
+// FindHeldResponse is what FindHeld returns.
 type FindHeldResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderIds      [][]byte               `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The orders, each as the 16 bytes of its UUID.
+	OrderIds      [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -227,10 +232,11 @@ const file_shop_inventory_v1_settlement_proto_rawDesc = "" +
 	"\x0fFindHeldRequest\x12:\n" +
 	"\amin_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x06minAge\"/\n" +
 	"\x10FindHeldResponse\x12\x1b\n" +
-	"\torder_ids\x18\x01 \x03(\fR\borderIds2\xe6\x01\n" +
-	"\x11SettlementService\x12o\n" +
-	"\rFindUnhandled\x12'.shop.inventory.v1.FindUnhandledRequest\x1a(.shop.inventory.v1.FindUnhandledResponse\"\v\xe2\xb5\x18\alogging\x12`\n" +
-	"\bFindHeld\x12\".shop.inventory.v1.FindHeldRequest\x1a#.shop.inventory.v1.FindHeldResponse\"\v\xe2\xb5\x18\aloggingB0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"\torder_ids\x18\x01 \x03(\fR\borderIds2\xee\x01\n" +
+	"\x11SettlementService\x12s\n" +
+	"\rFindUnhandled\x12'.shop.inventory.v1.FindUnhandledRequest\x1a(.shop.inventory.v1.FindUnhandledResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12d\n" +
+	"\bFindHeld\x12\".shop.inventory.v1.FindHeldRequest\x1a#.shop.inventory.v1.FindHeldResponse\"\x0fص\x18\x05\xe2\xb5\x18\aloggingBa\n" +
+	"\x19example.shop.inventory.v1P\x01Z.shop.example/gen/shop/inventory/v1;inventoryv1\xaa\x02\x11Shop.Inventory.V1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_settlement_proto_rawDescOnce sync.Once

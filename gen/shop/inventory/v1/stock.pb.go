@@ -24,8 +24,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// CheckStockRequest is what CheckStock takes.
 type CheckStockRequest struct {
-	state         protoimpl.MessageState     `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The orders, which are decided one by one.
 	Orders        []*CheckStockRequest_Order `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -68,6 +70,7 @@ func (x *CheckStockRequest) GetOrders() []*CheckStockRequest_Order {
 	return nil
 }
 
+// CheckStockResponse is what CheckStock returns.
 type CheckStockResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order of the request, one for each order.
@@ -115,8 +118,9 @@ func (x *CheckStockResponse) GetDecisions() []*StockDecision {
 
 // StockDecision is what inventory decided about one order.
 type StockDecision struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	// The lines with the catalogue's names and prices, where the stock is held. Empty on a rejection.
 	Lines []*v1.PricedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
 	// Absent where the stock is held.
@@ -178,9 +182,11 @@ func (x *StockDecision) GetRejection() *StockDecision_Rejection {
 
 // Order is one order to decide.
 type CheckStockRequest_Order struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	Lines         []*v1.RequestedLine    `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order, by which its decision is stored.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What it asks for, all or nothing.
+	Lines         []*v1.RequestedLine `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,7 +237,8 @@ func (x *CheckStockRequest_Order) GetLines() []*v1.RequestedLine {
 
 // Rejection is why an order cannot be served.
 type StockDecision_Rejection struct {
-	state  protoimpl.MessageState  `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason that the order is rejected for.
 	Reason v1.OrderRejected_Reason `protobuf:"varint,1,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason" json:"reason,omitempty"`
 	// What is wrong with which line, for a person; 2,100 bytes at most, which say how much more there is.
 	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
@@ -302,11 +309,12 @@ const file_shop_inventory_v1_stock_proto_rawDesc = "" +
 	"\trejection\x18\x03 \x01(\v2*.shop.inventory.v1.StockDecision.RejectionR\trejection\x1aa\n" +
 	"\tRejection\x12<\n" +
 	"\x06reason\x18\x01 \x01(\x0e2$.shop.events.v1.OrderRejected.ReasonR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x02 \x01(\tR\x06detail2\xd0\x01\n" +
-	"\fStockService\x12\xbf\x01\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail2\xd4\x01\n" +
+	"\fStockService\x12\xc3\x01\n" +
 	"\n" +
-	"CheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"dҵ\x18J\n" +
-	"\vshop.direct\x12\x14shop.inventory.check\x1a\x13inventory-rpc-queue\"\x05order*\tinventory\xea\xb5\x18\x12ORDER_LINES_DIFFERB0Z.shop.example/gen/shop/inventory/v1;inventoryv1b\x06proto3"
+	"CheckStock\x12$.shop.inventory.v1.CheckStockRequest\x1a%.shop.inventory.v1.CheckStockResponse\"hҵ\x18J\n" +
+	"\vshop.direct\x12\x14shop.inventory.check\x1a\x13inventory-rpc-queue\"\x05order*\tinventoryص\x18\x05\xea\xb5\x18\x12ORDER_LINES_DIFFERBa\n" +
+	"\x19example.shop.inventory.v1P\x01Z.shop.example/gen/shop/inventory/v1;inventoryv1\xaa\x02\x11Shop.Inventory.V1b\x06proto3"
 
 var (
 	file_shop_inventory_v1_stock_proto_rawDescOnce sync.Once

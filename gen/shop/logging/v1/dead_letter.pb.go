@@ -31,6 +31,7 @@ const (
 type DeadLetter_State int32
 
 const (
+	// In a request: letters in any state.
 	DeadLetter_STATE_UNSPECIFIED DeadLetter_State = 0
 	// Waiting for a decision.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -89,17 +90,23 @@ func (DeadLetter_State) EnumDescriptor() ([]byte, []int) {
 // DeadLetter is a message that could not be handled.
 type DeadLetter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	State DeadLetter_State       `protobuf:"varint,2,opt,name=state,proto3,enum=shop.logging.v1.DeadLetter_State" json:"state,omitempty"`
+	// Counts the dead letters.
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What has become of it.
+	State DeadLetter_State `protobuf:"varint,2,opt,name=state,proto3,enum=shop.logging.v1.DeadLetter_State" json:"state,omitempty"`
 	// Why it could not be handled.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The queue it came from.
 	SourceQueue string `protobuf:"bytes,4,opt,name=source_queue,json=sourceQueue,proto3" json:"source_queue,omitempty"`
-	Exchange    string `protobuf:"bytes,5,opt,name=exchange,proto3" json:"exchange,omitempty"`
-	RoutingKey  string `protobuf:"bytes,6,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
-	MessageId   string `protobuf:"bytes,7,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
+	// The exchange that the message was published to.
+	Exchange string `protobuf:"bytes,5,opt,name=exchange,proto3" json:"exchange,omitempty"`
+	// Its routing key.
+	RoutingKey string `protobuf:"bytes,6,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
+	// Its message_id.
+	MessageId string `protobuf:"bytes,7,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Empty where it belongs to no order.
 	OrderId string `protobuf:"bytes,8,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// The trace in which it was published, or empty.
 	TraceId string `protobuf:"bytes,9,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// The full name of the message type, as the sender gave it.
 	Type string `protobuf:"bytes,10,opt,name=type,proto3" json:"type,omitempty"`
@@ -108,8 +115,10 @@ type DeadLetter struct {
 	// The body as JSON, where it can be read.
 	Payload *structpb.Struct `protobuf:"bytes,12,opt,name=payload,proto3" json:"payload,omitempty"`
 	// The body as it came.
-	Body      []byte                 `protobuf:"bytes,13,opt,name=body,proto3" json:"body,omitempty"`
+	Body []byte `protobuf:"bytes,13,opt,name=body,proto3" json:"body,omitempty"`
+	// When it was stored.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When its state changed last.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Until when it can be redriven. After that whoever handles it may not remember that it was handled before.
 	RedrivableUntil *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=redrivable_until,json=redrivableUntil,proto3" json:"redrivable_until,omitempty"`
@@ -259,9 +268,10 @@ func (x *DeadLetter) GetRedrivableUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListDeadLettersRequest is what ListDeadLetters takes.
 type ListDeadLettersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 where it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -331,6 +341,7 @@ func (x *ListDeadLettersRequest) GetMessageId() string {
 	return ""
 }
 
+// ListDeadLettersResponse is what ListDeadLetters returns.
 type ListDeadLettersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without their bodies.
@@ -385,9 +396,11 @@ func (x *ListDeadLettersResponse) GetNextPageToken() string {
 	return ""
 }
 
+// GetDeadLetterRequest is what GetDeadLetter takes.
 type GetDeadLetterRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The dead letter.
+	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,9 +442,11 @@ func (x *GetDeadLetterRequest) GetId() int64 {
 	return 0
 }
 
+// GetDeadLetterResponse is what GetDeadLetter returns.
 type GetDeadLetterResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	DeadLetter    *DeadLetter            `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The dead letter, with its body.
+	DeadLetter    *DeadLetter `protobuf:"bytes,1,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,9 +488,11 @@ func (x *GetDeadLetterResponse) GetDeadLetter() *DeadLetter {
 	return nil
 }
 
+// RedriveDeadLetterRequest is what RedriveDeadLetter takes.
 type RedriveDeadLetterRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The dead letter.
+	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +534,7 @@ func (x *RedriveDeadLetterRequest) GetId() int64 {
 	return 0
 }
 
+// RedriveDeadLetterResponse is what RedriveDeadLetter returns.
 type RedriveDeadLetterResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without its body.
@@ -562,9 +580,11 @@ func (x *RedriveDeadLetterResponse) GetDeadLetter() *DeadLetter {
 	return nil
 }
 
+// DiscardDeadLetterRequest is what DiscardDeadLetter takes.
 type DiscardDeadLetterRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The dead letter.
+	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -606,6 +626,7 @@ func (x *DiscardDeadLetterRequest) GetId() int64 {
 	return 0
 }
 
+// DiscardDeadLetterResponse is what DiscardDeadLetter returns.
 type DiscardDeadLetterResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without its body.
@@ -686,10 +707,9 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\tDISCARDED\x10\x03:\x1f\x92A\x1c\n" +
 	"\x1a\xd2\x01\n" +
 	"created_at\xd2\x01\n" +
-	"updated_at\"\xde\x01\n" +
-	"\x16ListDeadLettersRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"updated_at\"\xdb\x01\n" +
+	"\x16ListDeadLettersRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12A\n" +
 	"\x05state\x18\x03 \x01(\x0e2!.shop.logging.v1.DeadLetter.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12+\n" +
@@ -717,7 +737,8 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x0fListDeadLetters\x12'.shop.logging.v1.ListDeadLettersRequest\x1a(.shop.logging.v1.ListDeadLettersResponse\"'ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/dead-letters\x12\xb2\x01\n" +
 	"\rGetDeadLetter\x12%.shop.logging.v1.GetDeadLetterRequest\x1a&.shop.logging.v1.GetDeadLetterResponse\"Rص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\x82\xd3\xe4\x93\x02$b\vdead_letter\x12\x15/v1/dead-letters/{id}\x12\xe7\x02\n" +
 	"\x11RedriveDeadLetter\x12).shop.logging.v1.RedriveDeadLetterRequest\x1a*.shop.logging.v1.RedriveDeadLetterResponse\"\xfa\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\xea\xb5\x18\x14DEAD_LETTER_REDRIVEN\xea\xb5\x18\x15DEAD_LETTER_DISCARDED\xea\xb5\x18\x10REDRIVE_TOO_LATE\xea\xb5\x18\x14SOURCE_QUEUE_UNKNOWN\xea\xb5\x18\x11SOURCE_QUEUE_GONE\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:redrive\x12\xe1\x01\n" +
-	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"uص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\xea\xb5\x18\x14DEAD_LETTER_REDRIVEN\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\x11DiscardDeadLetter\x12).shop.logging.v1.DiscardDeadLetterRequest\x1a*.shop.logging.v1.DiscardDeadLetterResponse\"uص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x15DEAD_LETTER_NOT_FOUND\xea\xb5\x18\x14DEAD_LETTER_REDRIVEN\x82\xd3\xe4\x93\x02/:\x01*b\vdead_letter\"\x1d/v1/dead-letters/{id}:discardBY\n" +
+	"\x17example.shop.logging.v1P\x01Z*shop.example/gen/shop/logging/v1;loggingv1\xaa\x02\x0fShop.Logging.V1b\x06proto3"
 
 var (
 	file_shop_logging_v1_dead_letter_proto_rawDescOnce sync.Once

@@ -31,9 +31,11 @@ const (
 type Event_Status int32
 
 const (
+	// In a request: events with any status.
 	Event_STATUS_UNSPECIFIED Event_Status = 0
 	// buf:lint:ignore ENUM_VALUE_PREFIX
 	// buf:lint:ignore ENUM_VALUE_UPPER_SNAKE_CASE
+	// It was published, and is no dead letter.
 	Event_success Event_Status = 1
 	// The message could not be read or ended as a dead letter; error_message says why.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -86,16 +88,22 @@ func (Event_Status) EnumDescriptor() ([]byte, []int) {
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The place in the log.
-	Id         int64  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it was published with.
 	RoutingKey string `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
-	Exchange   string `protobuf:"bytes,3,opt,name=exchange,proto3" json:"exchange,omitempty"`
+	// The exchange it was published to.
+	Exchange string `protobuf:"bytes,3,opt,name=exchange,proto3" json:"exchange,omitempty"`
 	// The event as JSON.
-	Payload      *structpb.Struct `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
-	Status       Event_Status     `protobuf:"varint,5,opt,name=status,proto3,enum=shop.logging.v1.Event_Status" json:"status,omitempty"`
-	ErrorMessage string           `protobuf:"bytes,6,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
-	MessageId    string           `protobuf:"bytes,7,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
+	Payload *structpb.Struct `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	// Whether it is a dead letter.
+	Status Event_Status `protobuf:"varint,5,opt,name=status,proto3,enum=shop.logging.v1.Event_Status" json:"status,omitempty"`
+	// Why it is one; empty if it is none.
+	ErrorMessage string `protobuf:"bytes,6,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
+	// Identifies the event: the same if it comes twice.
+	MessageId string `protobuf:"bytes,7,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Empty where the event belongs to no order.
 	OrderId string `protobuf:"bytes,8,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// The trace in which it was published, or empty.
 	TraceId string `protobuf:"bytes,9,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// The service that published it.
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
@@ -230,6 +238,7 @@ func (x *Event) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// ResendEventsRequest is what ResendEvents takes.
 type ResendEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The orders whose events are looked at.
@@ -275,6 +284,7 @@ func (x *ResendEventsRequest) GetOrderIds() []string {
 	return nil
 }
 
+// ResendEventsResponse is what ResendEvents returns.
 type ResendEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Those that had not been handled, the oldest first.
@@ -322,10 +332,13 @@ func (x *ResendEventsResponse) GetEvents() []*ResentEvent {
 
 // ResentEvent is an event that was sent again, or could not be.
 type ResentEvent struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	OrderId    string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	RoutingKey string                 `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
-	MessageId  string                 `protobuf:"bytes,3,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order it is about.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What it was published with.
+	RoutingKey string `protobuf:"bytes,2,opt,name=routing_key,json=routingKey,proto3" json:"routing_key,omitempty"`
+	// The id it had before, and has again.
+	MessageId string `protobuf:"bytes,3,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// The queue that it was sent to.
 	Queue string `protobuf:"bytes,4,opt,name=queue,proto3" json:"queue,omitempty"`
 	// Why it was not sent; empty if it was. What was erased, for example, cannot be sent.
@@ -399,9 +412,10 @@ func (x *ResentEvent) GetProblem() string {
 	return ""
 }
 
+// ListEventsRequest is what ListEvents takes.
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 where it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -498,9 +512,11 @@ func (x *ListEventsRequest) GetPublishedBefore() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListEventsResponse is what ListEvents returns.
 type ListEventsResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events, the newest first.
+	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -551,6 +567,7 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// StreamEventsRequest is what StreamEvents takes.
 type StreamEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The position of the last response seen; the stream goes on behind it. 0 starts with what comes next, or with the
@@ -624,6 +641,7 @@ func (x *StreamEventsRequest) GetFromBeginning() bool {
 	return false
 }
 
+// StreamEventsResponse is what StreamEvents returns.
 type StreamEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Not there in a response that says only where the stream is.
@@ -719,10 +737,9 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\n" +
 	"message_id\x18\x03 \x01(\tR\tmessageId\x12\x14\n" +
 	"\x05queue\x18\x04 \x01(\tR\x05queue\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x8d\x03\n" +
-	"\x11ListEventsRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x8a\x03\n" +
+	"\x11ListEventsRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12&\n" +
 	"\border_id\x18\x03 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\aorderId\x12-\n" +
@@ -753,7 +770,8 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x18\x1a\x16.shop.logging.v1.Eventr\x81\x01\n" +
 	"\x7f\n" +
 	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\xe2\xb5\x18\bwebhooks\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x9e\x01\n" +
-	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"Aص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"Aص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendBY\n" +
+	"\x17example.shop.logging.v1P\x01Z*shop.example/gen/shop/logging/v1;loggingv1\xaa\x02\x0fShop.Logging.V1b\x06proto3"
 
 var (
 	file_shop_logging_v1_event_log_proto_rawDescOnce sync.Once

@@ -41,7 +41,8 @@ type OperatorAction struct {
 	// What has changed, in words.
 	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The service that did it.
-	Service       string                 `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"`
+	Service string `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"`
+	// When it was done.
 	ActedAt       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=acted_at,json=actedAt,proto3" json:"acted_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -126,9 +127,10 @@ func (x *OperatorAction) GetActedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListOperatorActionsRequest is what ListOperatorActions takes.
 type ListOperatorActionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 where it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -216,9 +218,11 @@ func (x *ListOperatorActionsRequest) GetActedBefore() *timestamppb.Timestamp {
 	return nil
 }
 
+// ListOperatorActionsResponse is what ListOperatorActions returns.
 type ListOperatorActionsResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	OperatorActions []*OperatorAction      `protobuf:"bytes,1,rep,name=operator_actions,json=operatorActions,proto3" json:"operator_actions,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The actions, the newest first.
+	OperatorActions []*OperatorAction `protobuf:"bytes,1,rep,name=operator_actions,json=operatorActions,proto3" json:"operator_actions,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -282,10 +286,9 @@ const file_shop_logging_v1_operator_action_proto_rawDesc = "" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x18\n" +
 	"\aservice\x18\x06 \x01(\tR\aservice\x125\n" +
 	"\bacted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aactedAt:\x10\x92A\r\n" +
-	"\v\xd2\x01\bacted_at\"\xc1\x02\n" +
-	"\x1aListOperatorActionsRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"\v\xd2\x01\bacted_at\"\xbe\x02\n" +
+	"\x1aListOperatorActionsRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12+\n" +
 	"\boperator\x18\x03 \x01(\tB\x0f\xbaH\tr\a\x18\xcc\b\xba\x01\x01\x00\x80\x01\x01R\boperator\x12$\n" +
@@ -297,7 +300,8 @@ const file_shop_logging_v1_operator_action_proto_rawDesc = "" +
 	"\x10operator_actions\x18\x01 \x03(\v2\x1f.shop.logging.v1.OperatorActionR\x0foperatorActions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xb7\x01\n" +
 	"\x15OperatorActionService\x12\x9d\x01\n" +
-	"\x13ListOperatorActions\x12+.shop.logging.v1.ListOperatorActionsRequest\x1a,.shop.logging.v1.ListOperatorActionsResponse\"+ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/operator-actionsB,Z*shop.example/gen/shop/logging/v1;loggingv1b\x06proto3"
+	"\x13ListOperatorActions\x12+.shop.logging.v1.ListOperatorActionsRequest\x1a,.shop.logging.v1.ListOperatorActionsResponse\"+ص\x18\x01\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/operator-actionsBY\n" +
+	"\x17example.shop.logging.v1P\x01Z*shop.example/gen/shop/logging/v1;loggingv1\xaa\x02\x0fShop.Logging.V1b\x06proto3"
 
 var (
 	file_shop_logging_v1_operator_action_proto_rawDescOnce sync.Once

@@ -98,7 +98,8 @@ const file_shop_money_v1_money_proto_rawDesc = "" +
 	"^[A-Z]{3}$R\fcurrencyCode\x12&\n" +
 	"\x05units\x18\x02 \x01(\x03B\x10\xbaH\r\"\v\x18\xff\xff\x99\xa6\xea\xaf\xe3\x01(\x00R\x05units\x12\x9b\x01\n" +
 	"\x05nanos\x18\x03 \x01(\x05B\x84\x01\xbaH\x80\x01\xba\x01p\n" +
-	"\x13money.four_decimals\x12Emust be a multiple of 100000: no currency has more than four decimals\x1a\x12this % 100000 == 0\xd8\x01\x01\x1a\b\x18\xe0\x86\xe5\xdc\x03(\x00R\x05nanos:8\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}B(Z&shop.example/gen/shop/money/v1;moneyv1b\x06proto3"
+	"\x13money.four_decimals\x12Emust be a multiple of 100000: no currency has more than four decimals\x1a\x12this % 100000 == 0\xd8\x01\x01\x1a\b\x18\xe0\x86\xe5\xdc\x03(\x00R\x05nanos:8\x92A523{\"currency_code\": \"USD\", \"units\": \"35\", \"nanos\": 0}BQ\n" +
+	"\x15example.shop.money.v1P\x01Z&shop.example/gen/shop/money/v1;moneyv1\xaa\x02\rShop.Money.V1b\x06proto3"
 
 var (
 	file_shop_money_v1_money_proto_rawDescOnce sync.Once

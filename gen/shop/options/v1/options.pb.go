@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Access says who may make a call. A token that is sent has to be valid, whoever may make the call.
+// Access says who may make a call, through the gateway if it is not internal. A token that is sent has to be valid, whoever may make the call.
 type Access int32
 
 const (
@@ -41,6 +41,8 @@ const (
 	Access_ACCESS_PUBLIC Access = 3
 	// Operators; holders of a token of an issuer too, who get what belongs to them.
 	Access_ACCESS_OPERATOR_OR_OWNER Access = 4
+	// Services of the shop, as callers or called_by says. The gateway does not serve such a method.
+	Access_ACCESS_INTERNAL Access = 5
 )
 
 // Enum value maps for Access.
@@ -51,6 +53,7 @@ var (
 		2: "ACCESS_OPERATOR_OR_ORDER_ID",
 		3: "ACCESS_PUBLIC",
 		4: "ACCESS_OPERATOR_OR_OWNER",
+		5: "ACCESS_INTERNAL",
 	}
 	Access_value = map[string]int32{
 		"ACCESS_UNSPECIFIED":          0,
@@ -58,6 +61,7 @@ var (
 		"ACCESS_OPERATOR_OR_ORDER_ID": 2,
 		"ACCESS_PUBLIC":               3,
 		"ACCESS_OPERATOR_OR_OWNER":    4,
+		"ACCESS_INTERNAL":             5,
 	}
 )
 
@@ -320,7 +324,7 @@ var (
 	//
 	// optional shop.options.v1.Rpc rpc = 50010;
 	E_Rpc = &file_shop_options_v1_options_proto_extTypes[1]
-	// Who may call the method through the gateway. Each method that the gateway serves has it.
+	// Who may call the method. Each method has it.
 	//
 	// optional shop.options.v1.Access access = 50011;
 	E_Access = &file_shop_options_v1_options_proto_extTypes[2]
@@ -356,18 +360,20 @@ const file_shop_options_v1_options_proto_rawDesc = "" +
 	"\x05queue\x18\x03 \x01(\tR\x05queue\x12\x1b\n" +
 	"\tcalled_by\x18\x04 \x03(\tR\bcalledBy\x12\x1f\n" +
 	"\vanswered_by\x18\x05 \x01(\tR\n" +
-	"answeredBy*\x87\x01\n" +
+	"answeredBy*\x9c\x01\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fACCESS_OPERATOR\x10\x01\x12\x1f\n" +
 	"\x1bACCESS_OPERATOR_OR_ORDER_ID\x10\x02\x12\x11\n" +
 	"\rACCESS_PUBLIC\x10\x03\x12\x1c\n" +
-	"\x18ACCESS_OPERATOR_OR_OWNER\x10\x04:R\n" +
+	"\x18ACCESS_OPERATOR_OR_OWNER\x10\x04\x12\x13\n" +
+	"\x0fACCESS_INTERNAL\x10\x05:R\n" +
 	"\x05event\x12\x1f.google.protobuf.MessageOptions\x18چ\x03 \x01(\v2\x16.shop.options.v1.EventR\x05event\x88\x01\x01:K\n" +
 	"\x03rpc\x12\x1e.google.protobuf.MethodOptions\x18چ\x03 \x01(\v2\x14.shop.options.v1.RpcR\x03rpc\x88\x01\x01:T\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18ۆ\x03 \x01(\x0e2\x17.shop.options.v1.AccessR\x06access\x88\x01\x01::\n" +
 	"\acallers\x12\x1e.google.protobuf.MethodOptions\x18܆\x03 \x03(\tR\acallers::\n" +
-	"\areasons\x12\x1e.google.protobuf.MethodOptions\x18݆\x03 \x03(\tR\areasonsB,Z*shop.example/gen/shop/options/v1;optionsv1b\x06proto3"
+	"\areasons\x12\x1e.google.protobuf.MethodOptions\x18݆\x03 \x03(\tR\areasonsBY\n" +
+	"\x17example.shop.options.v1P\x01Z*shop.example/gen/shop/options/v1;optionsv1\xaa\x02\x0fShop.Options.V1b\x06proto3"
 
 var (
 	file_shop_options_v1_options_proto_rawDescOnce sync.Once

@@ -23,6 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// FindKeyRequest is what FindKey takes.
 type FindKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Hashes of the caller and the key, as in OrderPlaced: by the secret before the one in use, if it is still known, and
@@ -79,6 +80,7 @@ func (x *FindKeyRequest) GetFormerOrderIds() []string {
 	return nil
 }
 
+// FindUnknownRequest is what FindUnknown takes.
 type FindUnknownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Each the 16 bytes of a UUID.
@@ -124,6 +126,7 @@ func (x *FindUnknownRequest) GetOrderIds() [][]byte {
 	return nil
 }
 
+// FindUnknownResponse is what FindUnknown returns.
 type FindUnknownResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Those that are not stored, in any order.
@@ -169,9 +172,11 @@ func (x *FindUnknownResponse) GetOrderIds() [][]byte {
 	return nil
 }
 
+// RejectDiscardedRequest is what RejectDiscarded takes.
 type RejectDiscardedRequest struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order whose message was discarded.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	// The shop.events.v1.OrderPlaced that could not be handled, as it came. What can be read of it is stored.
 	OrderPlaced   []byte `protobuf:"bytes,2,opt,name=order_placed,json=orderPlaced,proto3" json:"order_placed,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -222,6 +227,7 @@ func (x *RejectDiscardedRequest) GetOrderPlaced() []byte {
 	return nil
 }
 
+// RejectDiscardedResponse is what RejectDiscarded returns.
 type RejectDiscardedResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -258,6 +264,7 @@ func (*RejectDiscardedResponse) Descriptor() ([]byte, []int) {
 	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{4}
 }
 
+// FindKeyResponse is what FindKey returns.
 type FindKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The order that the key belongs to, empty if there is none.
@@ -332,11 +339,12 @@ const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\x17RejectDiscardedResponse\"X\n" +
 	"\x0fFindKeyResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12*\n" +
-	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xb8\x02\n" +
-	"\rIntakeService\x12U\n" +
-	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\v\xe2\xb5\x18\agateway\x12a\n" +
-	"\vFindUnknown\x12!.shop.order.v1.FindUnknownRequest\x1a\".shop.order.v1.FindUnknownResponse\"\v\xe2\xb5\x18\alogging\x12m\n" +
-	"\x0fRejectDiscarded\x12%.shop.order.v1.RejectDiscardedRequest\x1a&.shop.order.v1.RejectDiscardedResponse\"\v\xe2\xb5\x18\aloggingB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
+	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xc4\x02\n" +
+	"\rIntakeService\x12Y\n" +
+	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\x0fص\x18\x05\xe2\xb5\x18\agateway\x12e\n" +
+	"\vFindUnknown\x12!.shop.order.v1.FindUnknownRequest\x1a\".shop.order.v1.FindUnknownResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12q\n" +
+	"\x0fRejectDiscarded\x12%.shop.order.v1.RejectDiscardedRequest\x1a&.shop.order.v1.RejectDiscardedResponse\"\x0fص\x18\x05\xe2\xb5\x18\aloggingBQ\n" +
+	"\x15example.shop.order.v1P\x01Z&shop.example/gen/shop/order/v1;orderv1\xaa\x02\rShop.Order.V1b\x06proto3"
 
 var (
 	file_shop_order_v1_intake_proto_rawDescOnce sync.Once

@@ -32,6 +32,7 @@ const (
 type Order_State int32
 
 const (
+	// In a request: orders in any state.
 	Order_STATE_UNSPECIFIED Order_State = 0
 	// Accepted, not yet decided.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -95,19 +96,26 @@ func (Order_State) EnumDescriptor() ([]byte, []int) {
 // Order is what a customer ordered and what became of it.
 type Order struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	State Order_State            `protobuf:"varint,2,opt,name=state,proto3,enum=shop.order.v1.Order_State" json:"state,omitempty"`
+	// The order. Whoever has it may read the order, and cancel it.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Where it is on its way.
+	State Order_State `protobuf:"varint,2,opt,name=state,proto3,enum=shop.order.v1.Order_State" json:"state,omitempty"`
 	// Why a rejected order was rejected; absent on others.
-	Reason        *v1.OrderRejected_Reason `protobuf:"varint,3,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason,oneof" json:"reason,omitempty"`
-	CustomerName  string                   `protobuf:"bytes,4,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
-	CustomerEmail string                   `protobuf:"bytes,5,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
-	OrderItems    []*OrderItem             `protobuf:"bytes,6,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
+	Reason *v1.OrderRejected_Reason `protobuf:"varint,3,opt,name=reason,proto3,enum=shop.events.v1.OrderRejected_Reason,oneof" json:"reason,omitempty"`
+	// The customer's name.
+	CustomerName string `protobuf:"bytes,4,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
+	// The customer's e-mail address.
+	CustomerEmail string `protobuf:"bytes,5,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	// What was ordered.
+	OrderItems []*OrderItem `protobuf:"bytes,6,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
 	// All pieces of all lines.
 	TotalItems int32 `protobuf:"varint,7,opt,name=total_items,json=totalItems,proto3" json:"total_items,omitempty"`
 	// Absent until the catalogue's prices are known.
-	TotalValue *v11.Money             `protobuf:"bytes,8,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
-	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	UpdatedAt  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	TotalValue *v11.Money `protobuf:"bytes,8,opt,name=total_value,json=totalValue,proto3" json:"total_value,omitempty"`
+	// When it was accepted.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When its state changed last.
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// The reason in words, for a person: which product, and how many are left; absent on others.
 	RejectionDetail *string `protobuf:"bytes,11,opt,name=rejection_detail,json=rejectionDetail,proto3,oneof" json:"rejection_detail,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -225,10 +233,13 @@ func (x *Order) GetRejectionDetail() string {
 type OrderItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From 1.
-	Line        int32  `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
-	ProductId   int32  `protobuf:"varint,2,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	Line int32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	// The product.
+	ProductId int32 `protobuf:"varint,2,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
+	// What it was called when the order was decided.
 	ProductName string `protobuf:"bytes,3,opt,name=product_name,json=productName,proto3" json:"product_name,omitempty"`
-	Quantity    int32  `protobuf:"varint,4,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// How many pieces.
+	Quantity int32 `protobuf:"varint,4,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	// The catalogue's price; absent until it is known.
 	UnitPrice     *v11.Money `protobuf:"bytes,5,opt,name=unit_price,json=unitPrice,proto3" json:"unit_price,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -300,9 +311,11 @@ func (x *OrderItem) GetUnitPrice() *v11.Money {
 	return nil
 }
 
+// GetOrderRequest is what GetOrder takes.
 type GetOrderRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId       string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,9 +357,11 @@ func (x *GetOrderRequest) GetOrderId() string {
 	return ""
 }
 
+// GetOrderResponse is what GetOrder returns.
 type GetOrderResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	Order         *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,9 +403,10 @@ func (x *GetOrderResponse) GetOrder() *Order {
 	return nil
 }
 
+// ListOrdersRequest is what ListOrders takes.
 type ListOrdersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 where it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -451,9 +467,11 @@ func (x *ListOrdersRequest) GetState() Order_State {
 	return Order_STATE_UNSPECIFIED
 }
 
+// ListOrdersResponse is what ListOrders returns.
 type ListOrdersResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Orders []*Order               `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The orders, the newest first.
+	Orders []*Order `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -504,9 +522,11 @@ func (x *ListOrdersResponse) GetNextPageToken() string {
 	return ""
 }
 
+// CancelOrderRequest is what CancelOrder takes.
 type CancelOrderRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OrderId       string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order.
+	OrderId       string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -548,9 +568,11 @@ func (x *CancelOrderRequest) GetOrderId() string {
 	return ""
 }
 
+// CancelOrderResponse is what CancelOrder returns.
 type CancelOrderResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order, cancelled.
+	Order         *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,10 +656,9 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\x0fGetOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\">\n" +
 	"\x10GetOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xa5\x01\n" +
-	"\x11ListOrdersRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xa2\x01\n" +
+	"\x11ListOrdersRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12:\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.shop.order.v1.Order.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"j\n" +
@@ -657,7 +678,8 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"/v1/orders\x12\xbf\x02\n" +
 	"\vCancelOrder\x12!.shop.order.v1.CancelOrderRequest\x1a\".shop.order.v1.CancelOrderResponse\"\xe8\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0fORDER_NOT_FOUND\xea\xb5\x18\rORDER_PENDING\xea\xb5\x18\x15ORDER_NOT_CANCELLABLE\x82\xd3\xe4\x93\x02(:\x01*b\x05order\"\x1c/v1/orders/{order_id}:cancelB(Z&shop.example/gen/shop/order/v1;orderv1b\x06proto3"
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xea\xb5\x18\x0fORDER_NOT_FOUND\xea\xb5\x18\rORDER_PENDING\xea\xb5\x18\x15ORDER_NOT_CANCELLABLE\x82\xd3\xe4\x93\x02(:\x01*b\x05order\"\x1c/v1/orders/{order_id}:cancelBQ\n" +
+	"\x15example.shop.order.v1P\x01Z&shop.example/gen/shop/order/v1;orderv1\xaa\x02\rShop.Order.V1b\x06proto3"
 
 var (
 	file_shop_order_v1_order_proto_rawDescOnce sync.Once

@@ -22,6 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// GetReportRequest is what GetReport takes.
 type GetReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -58,9 +59,11 @@ func (*GetReportRequest) Descriptor() ([]byte, []int) {
 	return file_shop_status_v1_report_proto_rawDescGZIP(), []int{0}
 }
 
+// GetReportResponse is what GetReport returns.
 type GetReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Ready bool                   `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Whether it can work.
+	Ready bool `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"`
 	// What is not ready; empty where all is.
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Absent where the service has none, or its database does not answer.
@@ -153,9 +156,10 @@ const file_shop_status_v1_report_proto_rawDesc = "" +
 	"\vInHandEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01B\x14\n" +
-	"\x12_orders_per_second2n\n" +
-	"\rReportService\x12]\n" +
-	"\tGetReport\x12 .shop.status.v1.GetReportRequest\x1a!.shop.status.v1.GetReportResponse\"\v\xe2\xb5\x18\agatewayB*Z(shop.example/gen/shop/status/v1;statusv1b\x06proto3"
+	"\x12_orders_per_second2r\n" +
+	"\rReportService\x12a\n" +
+	"\tGetReport\x12 .shop.status.v1.GetReportRequest\x1a!.shop.status.v1.GetReportResponse\"\x0fص\x18\x05\xe2\xb5\x18\agatewayBU\n" +
+	"\x16example.shop.status.v1P\x01Z(shop.example/gen/shop/status/v1;statusv1\xaa\x02\x0eShop.Status.V1b\x06proto3"
 
 var (
 	file_shop_status_v1_report_proto_rawDescOnce sync.Once

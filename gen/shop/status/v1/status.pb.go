@@ -25,6 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// GetStatusRequest is what GetStatus takes.
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -61,8 +62,10 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_shop_status_v1_status_proto_rawDescGZIP(), []int{0}
 }
 
+// GetStatusResponse is what GetStatus returns.
 type GetStatusResponse struct {
-	state    protoimpl.MessageState       `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The services of the shop.
 	Services []*GetStatusResponse_Service `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
 	// Empty while the broker does not answer.
 	Queues []*GetStatusResponse_Queue `protobuf:"bytes,2,rep,name=queues,proto3" json:"queues,omitempty"`
@@ -144,8 +147,9 @@ func (x *GetStatusResponse) GetAt() *timestamppb.Timestamp {
 
 // Outbox is what a service has to say and the broker has not taken yet.
 type Outbox struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Service string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service that publishes it.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	// How many messages wait, counted as far as 100,000.
 	Pending int32 `protobuf:"varint,2,opt,name=pending,proto3" json:"pending,omitempty"`
 	// How long the oldest has been waiting, in milliseconds; 0 where none waits.
@@ -208,8 +212,10 @@ func (x *Outbox) GetOldestAgeMs() int32 {
 // Service is one of order, inventory, logging and gateway. Where a service has replicas, it is the one that was asked.
 type GetStatusResponse_Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Ready bool                   `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Whether a replica of it can work.
+	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
 	// What is not ready; empty where all is.
 	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -270,9 +276,11 @@ func (x *GetStatusResponse_Service) GetDetail() string {
 // Queue is a queue of the shop's: of a service, of its retries, or of the dead letters that are not stored yet.
 type GetStatusResponse_Queue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its name on the broker.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How many messages wait, without those that a consumer has in hand.
-	Messages  int32 `protobuf:"varint,2,opt,name=messages,proto3" json:"messages,omitempty"`
+	Messages int32 `protobuf:"varint,2,opt,name=messages,proto3" json:"messages,omitempty"`
+	// How many consumers are attached to it.
 	Consumers int32 `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
 	// How many messages consumers have in hand: taken and not finished yet. Where a service has replicas, those of the one
 	// that was asked. 0 while the service does not answer.
@@ -369,7 +377,8 @@ const file_shop_status_v1_status_proto_rawDesc = "" +
 	"\roldest_age_ms\x18\x03 \x01(\x05R\voldestAgeMs2y\n" +
 	"\rStatusService\x12h\n" +
 	"\tGetStatus\x12 .shop.status.v1.GetStatusRequest\x1a!.shop.status.v1.GetStatusResponse\"\x16ص\x18\x01\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/statusB*Z(shop.example/gen/shop/status/v1;statusv1b\x06proto3"
+	"/v1/statusBU\n" +
+	"\x16example.shop.status.v1P\x01Z(shop.example/gen/shop/status/v1;statusv1\xaa\x02\x0eShop.Status.V1b\x06proto3"
 
 var (
 	file_shop_status_v1_status_proto_rawDescOnce sync.Once

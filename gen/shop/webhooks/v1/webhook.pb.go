@@ -31,6 +31,7 @@ const (
 type Webhook_State int32
 
 const (
+	// Not said: a new webhook is ENABLED.
 	Webhook_STATE_UNSPECIFIED Webhook_State = 0
 	// Events are sent.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -91,6 +92,7 @@ func (Webhook_State) EnumDescriptor() ([]byte, []int) {
 type Webhook_Format int32
 
 const (
+	// Not said: STANDARD.
 	Webhook_FORMAT_UNSPECIFIED Webhook_Format = 0
 	// As Standard Webhooks recommends: {"type", "timestamp", "data"}.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -145,6 +147,7 @@ func (Webhook_Format) EnumDescriptor() ([]byte, []int) {
 type WebhookDelivery_State int32
 
 const (
+	// In a request: deliveries in any state.
 	WebhookDelivery_STATE_UNSPECIFIED WebhookDelivery_State = 0
 	// It waits for its first attempt or the next one.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
@@ -203,7 +206,8 @@ func (WebhookDelivery_State) EnumDescriptor() ([]byte, []int) {
 // Webhook is a URL that events are sent to.
 type Webhook struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The webhook.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Where events are sent, by POST. It begins with https://, and http:// in networks that the service's configuration allows.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// Which events are sent: routing keys as a binding has them, with * for one word and # for any number of them.
@@ -219,8 +223,10 @@ type Webhook struct {
 	// Issuer and subject of whose orders it is told about, separated by a space; empty if it is an operator's, for all events.
 	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Since when no delivery has succeeded; not set while deliveries succeed.
-	FailingSince  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	FailingSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
+	// When it was registered.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// When it was changed last.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -336,18 +342,21 @@ func (x *Webhook) GetUpdatedAt() *timestamppb.Timestamp {
 // WebhookDelivery is one event for one webhook.
 type WebhookDelivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Counts the deliveries.
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The header webhook-id of each attempt: the id of the event, by which a receiver knows what it has received before.
 	MessageId string `protobuf:"bytes,2,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// The type of the event: its routing key.
 	EventType string `protobuf:"bytes,3,opt,name=event_type,json=eventType,proto3" json:"event_type,omitempty"`
 	// Empty if the event belongs to no order.
-	OrderId string                `protobuf:"bytes,4,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
-	State   WebhookDelivery_State `protobuf:"varint,5,opt,name=state,proto3,enum=shop.webhooks.v1.WebhookDelivery_State" json:"state,omitempty"`
+	OrderId string `protobuf:"bytes,4,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What has become of it.
+	State WebhookDelivery_State `protobuf:"varint,5,opt,name=state,proto3,enum=shop.webhooks.v1.WebhookDelivery_State" json:"state,omitempty"`
 	// How often it was tried.
 	Attempts int32 `protobuf:"varint,6,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// When it is tried next, if the webhook is enabled; not set if it is not tried again.
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
+	// When it was tried last. Absent: not yet.
 	LastAttemptAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_attempt_at,json=lastAttemptAt,proto3" json:"last_attempt_at,omitempty"`
 	// The status of the last answer; 0 if there was none.
 	ResponseStatus int32 `protobuf:"varint,9,opt,name=response_status,json=responseStatus,proto3" json:"response_status,omitempty"`
@@ -356,7 +365,8 @@ type WebhookDelivery struct {
 	// Why the last attempt has failed; empty if it has not.
 	ErrorMessage string `protobuf:"bytes,11,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
 	// When the event was published.
-	PublishedAt   *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	// When it began to wait.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -483,6 +493,7 @@ func (x *WebhookDelivery) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// CreateWebhookRequest is what CreateWebhook takes.
 type CreateWebhookRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The webhook; url and event_types have to be set.
@@ -528,9 +539,11 @@ func (x *CreateWebhookRequest) GetWebhook() *Webhook {
 	return nil
 }
 
+// CreateWebhookResponse is what CreateWebhook returns.
 type CreateWebhookResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Webhook *Webhook               `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	Webhook *Webhook `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
 	// What deliveries are signed with, as Standard Webhooks has it: whsec_ and base64. Keep it; it is not shown again.
 	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -581,9 +594,10 @@ func (x *CreateWebhookResponse) GetSecret() string {
 	return ""
 }
 
+// ListWebhooksRequest is what ListWebhooks takes.
 type ListWebhooksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 50 if it is 0.
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -635,9 +649,11 @@ func (x *ListWebhooksRequest) GetPageToken() string {
 	return ""
 }
 
+// ListWebhooksResponse is what ListWebhooks returns.
 type ListWebhooksResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Webhooks []*Webhook             `protobuf:"bytes,1,rep,name=webhooks,proto3" json:"webhooks,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhooks, the newest first.
+	Webhooks []*Webhook `protobuf:"bytes,1,rep,name=webhooks,proto3" json:"webhooks,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -688,9 +704,11 @@ func (x *ListWebhooksResponse) GetNextPageToken() string {
 	return ""
 }
 
+// GetWebhookRequest is what GetWebhook takes.
 type GetWebhookRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId     string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId     string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,9 +750,11 @@ func (x *GetWebhookRequest) GetWebhookId() string {
 	return ""
 }
 
+// GetWebhookResponse is what GetWebhook returns.
 type GetWebhookResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Webhook       *Webhook               `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	Webhook       *Webhook `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -776,6 +796,7 @@ func (x *GetWebhookResponse) GetWebhook() *Webhook {
 	return nil
 }
 
+// UpdateWebhookRequest is what UpdateWebhook takes.
 type UpdateWebhookRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The webhook with its new values.
@@ -830,9 +851,11 @@ func (x *UpdateWebhookRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 	return nil
 }
 
+// UpdateWebhookResponse is what UpdateWebhook returns.
 type UpdateWebhookResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Webhook       *Webhook               `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook as it is now.
+	Webhook       *Webhook `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -874,9 +897,11 @@ func (x *UpdateWebhookResponse) GetWebhook() *Webhook {
 	return nil
 }
 
+// RotateWebhookSecretRequest is what RotateWebhookSecret takes.
 type RotateWebhookSecretRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId     string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId     string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -918,6 +943,7 @@ func (x *RotateWebhookSecretRequest) GetWebhookId() string {
 	return ""
 }
 
+// RotateWebhookSecretResponse is what RotateWebhookSecret returns.
 type RotateWebhookSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The new secret.
@@ -972,9 +998,11 @@ func (x *RotateWebhookSecretResponse) GetPreviousValidUntil() *timestamppb.Times
 	return nil
 }
 
+// TestWebhookRequest is what TestWebhook takes.
 type TestWebhookRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId     string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId     string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1016,6 +1044,7 @@ func (x *TestWebhookRequest) GetWebhookId() string {
 	return ""
 }
 
+// TestWebhookResponse is what TestWebhook returns.
 type TestWebhookResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether the receiver has answered with a status of 200 to 299.
@@ -1097,9 +1126,11 @@ func (x *TestWebhookResponse) GetDurationMs() int32 {
 	return 0
 }
 
+// DeleteWebhookRequest is what DeleteWebhook takes.
 type DeleteWebhookRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId     string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId     string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1141,6 +1172,7 @@ func (x *DeleteWebhookRequest) GetWebhookId() string {
 	return ""
 }
 
+// DeleteWebhookResponse is what DeleteWebhook returns.
 type DeleteWebhookResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1177,10 +1209,12 @@ func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
 	return file_shop_webhooks_v1_webhook_proto_rawDescGZIP(), []int{15}
 }
 
+// ListWebhookDeliveriesRequest is what ListWebhookDeliveries takes.
 type ListWebhookDeliveriesRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
-	// At most so many; 50 if it is 0.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	// At most so many: 50 if it is 0, and never more than 1,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1248,9 +1282,11 @@ func (x *ListWebhookDeliveriesRequest) GetState() WebhookDelivery_State {
 	return WebhookDelivery_STATE_UNSPECIFIED
 }
 
+// ListWebhookDeliveriesResponse is what ListWebhookDeliveries returns.
 type ListWebhookDeliveriesResponse struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Deliveries []*WebhookDelivery     `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The deliveries, the newest first.
+	Deliveries []*WebhookDelivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1301,10 +1337,13 @@ func (x *ListWebhookDeliveriesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// RedeliverWebhookRequest is what RedeliverWebhook takes.
 type RedeliverWebhookRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WebhookId     string                 `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
-	DeliveryId    int64                  `protobuf:"varint,2,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The webhook.
+	WebhookId string `protobuf:"bytes,1,opt,name=webhook_id,json=webhookId,proto3" json:"webhook_id,omitempty"`
+	// The delivery that is sent again.
+	DeliveryId    int64 `protobuf:"varint,2,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1353,9 +1392,11 @@ func (x *RedeliverWebhookRequest) GetDeliveryId() int64 {
 	return 0
 }
 
+// RedeliverWebhookResponse is what RedeliverWebhook returns.
 type RedeliverWebhookResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Delivery      *WebhookDelivery       `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The delivery, which waits to be sent.
+	Delivery      *WebhookDelivery `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1457,10 +1498,9 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookB\x06\xbaH\x03\xc8\x01\x01R\awebhook\"i\n" +
 	"\x15CreateWebhookResponse\x123\n" +
 	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookR\awebhook\x12\x1b\n" +
-	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"k\n" +
-	"\x13ListWebhooksRequest\x12'\n" +
-	"\tpage_size\x18\x01 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"h\n" +
+	"\x13ListWebhooksRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\"u\n" +
 	"\x14ListWebhooksResponse\x125\n" +
@@ -1496,12 +1536,11 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\x14DeleteWebhookRequest\x12'\n" +
 	"\n" +
 	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\"\x17\n" +
-	"\x15DeleteWebhookResponse\"\xe6\x01\n" +
+	"\x15DeleteWebhookResponse\"\xe3\x01\n" +
 	"\x1cListWebhookDeliveriesRequest\x12'\n" +
 	"\n" +
-	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\x12'\n" +
-	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12+\n" +
+	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12G\n" +
 	"\x05state\x18\x04 \x01(\x0e2'.shop.webhooks.v1.WebhookDelivery.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"\x8a\x01\n" +
@@ -1527,7 +1566,8 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\vTestWebhook\x12$.shop.webhooks.v1.TestWebhookRequest\x1a%.shop.webhooks.v1.TestWebhookResponse\"Mص\x18\x04\xe2\xb5\x18\agateway\xea\xb5\x18\x11WEBHOOK_NOT_FOUND\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1/webhooks/{webhook_id}:test\x12\xba\x01\n" +
 	"\rDeleteWebhook\x12&.shop.webhooks.v1.DeleteWebhookRequest\x1a'.shop.webhooks.v1.DeleteWebhookResponse\"Xص\x18\x04\xe2\xb5\x18\agateway\xea\xb5\x18\x11WEBHOOK_NOT_FOUND\xea\xb5\x18\x0fLOG_UNAVAILABLE\x82\xd3\xe4\x93\x02\x1b*\x19/v1/webhooks/{webhook_id}\x12\xca\x01\n" +
 	"\x15ListWebhookDeliveries\x12..shop.webhooks.v1.ListWebhookDeliveriesRequest\x1a/.shop.webhooks.v1.ListWebhookDeliveriesResponse\"Pص\x18\x04\xe2\xb5\x18\agateway\xea\xb5\x18\x11WEBHOOK_NOT_FOUND\x82\xd3\xe4\x93\x02&\x12$/v1/webhooks/{webhook_id}/deliveries\x12\x96\x02\n" +
-	"\x10RedeliverWebhook\x12).shop.webhooks.v1.RedeliverWebhookRequest\x1a*.shop.webhooks.v1.RedeliverWebhookResponse\"\xaa\x01ص\x18\x04\xe2\xb5\x18\agateway\xea\xb5\x18\x11WEBHOOK_NOT_FOUND\xea\xb5\x18\x1aWEBHOOK_DELIVERY_NOT_FOUND\xea\xb5\x18\x13WEBHOOK_NOT_ENABLED\x82\xd3\xe4\x93\x02K:\x01*b\bdelivery\"</v1/webhooks/{webhook_id}/deliveries/{delivery_id}:redeliverB.Z,shop.example/gen/shop/webhooks/v1;webhooksv1b\x06proto3"
+	"\x10RedeliverWebhook\x12).shop.webhooks.v1.RedeliverWebhookRequest\x1a*.shop.webhooks.v1.RedeliverWebhookResponse\"\xaa\x01ص\x18\x04\xe2\xb5\x18\agateway\xea\xb5\x18\x11WEBHOOK_NOT_FOUND\xea\xb5\x18\x1aWEBHOOK_DELIVERY_NOT_FOUND\xea\xb5\x18\x13WEBHOOK_NOT_ENABLED\x82\xd3\xe4\x93\x02K:\x01*b\bdelivery\"</v1/webhooks/{webhook_id}/deliveries/{delivery_id}:redeliverB]\n" +
+	"\x18example.shop.webhooks.v1P\x01Z,shop.example/gen/shop/webhooks/v1;webhooksv1\xaa\x02\x10Shop.Webhooks.V1b\x06proto3"
 
 var (
 	file_shop_webhooks_v1_webhook_proto_rawDescOnce sync.Once
