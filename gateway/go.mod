@@ -30,7 +30,12 @@ require (
 	shop.example/platform/testkit v0.0.0
 )
 
-require github.com/klauspost/compress v1.20.1
+require (
+	connectrpc.com/vanguard v0.4.0
+	github.com/klauspost/compress v1.20.1
+)
+
+require connectrpc.com/connect v1.19.1
 
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect

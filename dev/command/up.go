@@ -121,7 +121,11 @@ func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress
 	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
-	stopProfiles, err := service.StartProfiles(slog.New(telemetry.NewHandler(cfg.Telemetry)))
+	report := cfg.Telemetry
+	report.Service = "shop"
+	log := slog.New(telemetry.NewHandler(report))
+	telemetry.LogLibraries(log)
+	stopProfiles, err := service.StartProfiles(log)
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,8 @@ import (
 
 	"shop.example/dev/local"
 	"shop.example/gateway/rest"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
 	"shop.example/shop/audit"
 	"shop.example/topology"
@@ -70,6 +72,7 @@ type controls struct {
 	Config
 	shop *local.Shop
 	busy sync.Mutex // held by the experiment that runs
+	sent []string   // the message ids of poison messages; an experiment has them while it runs
 }
 
 // state is a service in an answer.
@@ -128,7 +131,8 @@ func (c *controls) start(ctx context.Context, inPath map[string]string, body []b
 // experiment is one experiment that runs.
 type experiment struct {
 	*controls
-	gateway *grpc.ClientConn // of an operator
+	gateway  *grpc.ClientConn // of an operator
+	products []int32          // that it has made
 }
 
 func (c *controls) experiment(run func(*experiment, context.Context, []byte) (any, error)) func(context.Context, map[string]string, []byte) (any, error) {
@@ -144,7 +148,19 @@ func (c *controls) experiment(run func(*experiment, context.Context, []byte) (an
 		defer conn.Close()
 		ctx, cancel := context.WithTimeout(ctx, experimentTimeout)
 		defer cancel()
-		return run(&experiment{c, conn}, metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.OperatorToken), body)
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.OperatorToken)
+		e := &experiment{controls: c, gateway: conn}
+		defer e.cleanUp(ctx)
+		return run(e, ctx, body)
+	}
+}
+
+// cleanUp deletes the products of the experiment. One that cannot be deleted stays in the catalogue, where it does no harm.
+func (e *experiment) cleanUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
+	for _, id := range e.products {
+		_, _ = inventoryv1.NewInventoryServiceClient(e.gateway).DeleteItem(ctx, &inventoryv1.DeleteItemRequest{Id: id})
 	}
 }
 
@@ -187,9 +203,12 @@ type auditAnswer struct {
 	verdict
 	Seconds  float64           `json:"seconds"`
 	Findings []audit.Violation `json:"findings"`
+	// DeadLetters are open: they wait for a person and contradict nothing. Sent of them are poison of these experiments.
+	DeadLetters int `json:"dead_letters"`
+	Sent        int `json:"sent"`
 }
 
-// audit compares all that the services have stored, once.
+// audit compares all that the services have stored, once. An open dead letter is no violation here.
 func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
@@ -198,7 +217,33 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return auditAnswer{verdict{r.Orders, r.Count(), r.InFlight()}, r.Took.Seconds(), r.Violations}, nil
+	answer := auditAnswer{verdict: newVerdict(r), Seconds: r.Took.Seconds(), Findings: slices.DeleteFunc(r.Violations, func(v audit.Violation) bool {
+		return v.Check == audit.DeadLetters
+	})}
+	for _, c := range r.Checks {
+		if c.Check == audit.DeadLetters {
+			answer.DeadLetters = c.Violations
+		}
+	}
+	for _, id := range e.sent {
+		letters, err := loggingv1.NewDeadLetterServiceClient(e.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{MessageId: id, State: loggingv1.DeadLetter_OPEN})
+		if err != nil {
+			return nil, err
+		}
+		answer.Sent += len(letters.GetDeadLetters())
+	}
+	return answer, nil
+}
+
+// newVerdict counts what an audit has found, without open dead letters.
+func newVerdict(r *audit.Report) verdict {
+	v := verdict{Orders: r.Orders, InFlight: r.InFlight()}
+	for _, c := range r.Checks {
+		if c.Check != audit.DeadLetters {
+			v.Violations += c.Violations
+		}
+	}
+	return v
 }
 
 // auditSince leaves out orders older than since, and waits up to patience until nothing is in flight.

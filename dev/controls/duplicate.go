@@ -162,6 +162,7 @@ func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.sent = append(e.sent, answer.MessageID)
 	err = e.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
 		reply, err := loggingv1.NewDeadLetterServiceClient(e.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
 		if err != nil {

@@ -14,7 +14,6 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
-	"shop.example/shop/audit"
 )
 
 // outcomeWait is how long each buyer waits for the outcome, in seconds: the header Prefer, wait=.
@@ -76,16 +75,10 @@ func (e *experiment) verdict(ctx context.Context, took time.Duration) (v verdict
 	if err != nil {
 		return v, err
 	}
-	v = verdict{Orders: r.Orders, InFlight: r.InFlight()}
-	for _, c := range r.Checks {
-		if c.Check != audit.DeadLetters {
-			v.Violations += c.Violations
-		}
-	}
-	return v, nil
+	return newVerdict(r), nil
 }
 
-// newProduct makes a product that nobody else orders.
+// newProduct makes a product that nobody else orders, until the experiment ends.
 func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*inventoryv1.Item, error) {
 	reply, err := inventoryv1.NewInventoryServiceClient(e.gateway).CreateItems(ctx, &inventoryv1.CreateItemsRequest{
 		Items: []*inventoryv1.CreateItemsRequest_NewItem{{
@@ -95,6 +88,7 @@ func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*i
 	if err != nil {
 		return nil, err
 	}
+	e.products = append(e.products, reply.GetItems()[0].GetId())
 	return reply.GetItems()[0], nil
 }
 

@@ -63,6 +63,7 @@ type Config struct {
 	KeyRetention      time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
+	TraceURL          string        `env:"TRACE_URL"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	Retention         outbox.Retention
@@ -143,7 +144,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
 		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
-		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, Ingress: cfg.Ingress,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
 	}
 	if cfg.Controls != nil {
 		front.DemoHandlers = cfg.Controls(s)

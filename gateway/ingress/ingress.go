@@ -1,7 +1,7 @@
-// Package ingress is the middleware that every call to the gateway passes first, REST or gRPC. It knows the client (client.go), limits how
+// Package ingress is the middleware that every call to the gateway passes first, REST, gRPC, gRPC-Web or Connect. It knows the client (client.go), limits how
 // often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
 // (memory.go) and how many connections it has (listener.go), says which sites' pages may call (cors.go), and terminates TLS
-// (tls.go). What it lets through goes to the gRPC server or to REST (ingress.go).
+// (tls.go). What it lets through goes to the gRPC server (ingress.go), translated if it is Connect or gRPC-Web (web.go), or to REST.
 package ingress
 
 import (
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -44,6 +45,7 @@ type Config struct {
 // Ingress is the http.Handler of all calls. It is safe for concurrent use.
 type Ingress struct {
 	GRPC    http.Handler
+	web     http.Handler // Connect and gRPC-Web; nil for neither
 	REST    restHandler
 	Clients ClientIdentifier
 	rate    *rateLimiter // of all calls; nil for no limit
@@ -61,7 +63,7 @@ type restHandler interface {
 }
 
 // New returns an Ingress that passes calls on to grpc and rest.
-func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
+func New(cfg Config, grpc *grpc.Server, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
 	rate, err := newRateLimiter("default", cfg.RateLimit, meter)
 	if err != nil {
 		return nil, err
@@ -72,6 +74,9 @@ func New(cfg Config, grpc http.Handler, rest restHandler, callers ClientIdentifi
 	}
 	d := &Ingress{
 		GRPC: grpc, REST: rest, Clients: callers, rate: rate, paths: paths, logins: logins, Limits: l, WriteTimeout: SlowReaderTimeout,
+	}
+	if d.web, err = newTranslator(grpc); err != nil {
+		return nil, err
 	}
 	return d, d.origins.allow(cfg.Origins)
 }
@@ -94,6 +99,10 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	setSecurityHeaders(w.Header(), r.TLS != nil)
+	if d.web != nil && isWeb(r) {
+		d.serveWeb(w, r, call, refusal)
+		return
+	}
 	d.REST.ServeCall(w, r, call, refusal)
 }
 
@@ -136,10 +145,23 @@ func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory
 		}
 	}
 	if refusal != nil {
-		w.Header().Set("Content-Type", "application/grpc")
-		setTrailers(w.Header(), apierror.Status(refusal)) // a response without messages has its trailers as headers
+		refuseGRPC(w, refusal)
 		return
 	}
+	d.serveWithin(w, r, h, func(call *grpcCall, r *http.Request) {
+		d.GRPC.ServeHTTP(call, r)
+		completeTrailers(w.Header(), call.request.Refusal)
+	})
+}
+
+// refuseGRPC answers without a message: the trailers of such a response are its headers.
+func refuseGRPC(w http.ResponseWriter, refusal error) {
+	w.Header().Set("Content-Type", "application/grpc")
+	setTrailers(w.Header(), apierror.Status(refusal))
+}
+
+// serveWithin serves a call of any kind of gRPC, and bounds what it holds in memory and how long its client may read.
+func (d *Ingress) serveWithin(w http.ResponseWriter, r *http.Request, h CallMemory, serve func(call *grpcCall, r *http.Request)) {
 	call := &grpcCall{ResponseWriter: w, memory: h}
 	defer call.memory.Release()
 	call.request = RequestReader{ReadCloser: r.Body, Held: &call.memory, max: MaxBody + grpcPrefix, keepsBuffers: true}
@@ -151,11 +173,10 @@ func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory
 		call.clearDeadlines(d.WriteTimeout, cancel)
 		r = r.WithContext(ctx)
 	}
-	d.GRPC.ServeHTTP(call, r)
+	serve(call, r)
 	if call.failed {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // the client must see that the response is incomplete
 	}
-	completeTrailers(w.Header(), call.request.Refusal)
 }
 
 // grpcPrefix is the length of what precedes each message of gRPC, in bytes.

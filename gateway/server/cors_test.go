@@ -42,6 +42,13 @@ func TestCORS_PagesOfListedOriginsMayCall(t *testing.T) {
 			t.Errorf("%s is allowed: %v", what, got.header)
 		}
 	}
+	connect := ask(listed, "POST", "connect-protocol-version,connect-timeout-ms,content-type")
+	grpcWeb := ask(listed, "POST", "content-type,grpc-timeout,x-grpc-web,x-user-agent")
+	for protocol, got := range map[string]answer{"Connect": connect, "gRPC-Web": grpcWeb} {
+		if got.header.Get(allowed) != listed {
+			t.Errorf("%s may not be sent: %d %v", protocol, got.status, got.header)
+		}
+	}
 	cancel := func(origin string) answer {
 		return send(t, http.MethodPost, path+":cancel", "{}", "Origin: "+origin, "Sec-Fetch-Site: cross-site", "Content-Type: application/json")
 	}
@@ -52,7 +59,7 @@ func TestCORS_PagesOfListedOriginsMayCall(t *testing.T) {
 		t.Errorf("another origin: %d %s %v", got.status, got.body, got.header)
 	}
 	read := send(t, http.MethodGet, path, "", "Origin: "+listed)
-	if exposed := read.header.Get("Access-Control-Expose-Headers"); read.status != http.StatusOK || !strings.Contains(exposed, "Etag") || !strings.Contains(exposed, "Retry-After") || read.header.Get("Vary") == "" {
+	if exposed := read.header.Get("Access-Control-Expose-Headers"); read.status != http.StatusOK || !strings.Contains(exposed, "Etag") || !strings.Contains(exposed, "Retry-After") || !strings.Contains(exposed, "Grpc-Status-Details-Bin") || read.header.Get("Vary") == "" {
 		t.Errorf("reading: %d %v", read.status, read.header)
 	}
 	// What is refused can be read by the page, too: it has to know when to come again.

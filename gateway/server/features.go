@@ -24,6 +24,7 @@ type parts struct {
 	request  func(ctx context.Context, request, reply proto.Message) error // asks over the broker
 	currency string                                                        // of prices without one
 	demo     bool                                                          // whether there are demo handlers
+	traceURL string                                                        // of the page of a trace, "" for none
 }
 
 // addFeatures adds what the gateway can do without. To remove a feature, delete its folder, and its line and import here;
@@ -31,6 +32,6 @@ type parts struct {
 func addFeatures(p parts) error {
 	return errors.Join(
 		intermediary.Register(p.services, p.rest, p.paths, p.orders, p.request, p.currency),
-		web.Register(p.rest, p.conn, p.demo),
+		web.Register(p.rest, p.conn, p.demo, p.traceURL),
 	)
 }

@@ -68,6 +68,8 @@ type Config struct {
 	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 if it is 0. One client
 	// may have a quarter of them.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
+	// TraceURL is where the page of a trace is, with {trace_id} in it; the front page then links to it. Empty: no links.
+	TraceURL string `env:"TRACE_URL"`
 	// HTTPTLS is what REST and gRPC are served with.
 	HTTPTLS ingress.TLS
 	// Ingress says who comes in, and how many.
@@ -180,7 +182,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	err = errors.Join(
 		addServices(restServer),
 		addFeatures(parts{
-			services: a, conn: a.local, rest: restServer, paths: paths, orders: orders, request: replies.Request, currency: cfg.Currency, demo: len(cfg.DemoHandlers) > 0,
+			services: a, conn: a.local, rest: restServer, paths: paths, orders: orders, request: replies.Request, currency: cfg.Currency, demo: len(cfg.DemoHandlers) > 0, traceURL: cfg.TraceURL,
 		}),
 		streams.New(a.local, restServer, clients, s.Stopping()).Register(),
 		restServer.AddDemo(cfg.DemoHandlers, a.access.RequireOperator, s.Stopping()),

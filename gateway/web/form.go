@@ -44,7 +44,8 @@ const (
 
 // form is what the front page shows: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Demo               bool // whether operators can break the shop under /demo
+	Demo               bool   // whether operators can break the shop under /demo
+	TraceURL           string // of the page of a trace
 	Products           []product
 	CatalogUnavailable bool   // inventory does not answer
 	Key                string // the order's idempotency key: a form that is sent twice is one order

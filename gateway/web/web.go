@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"mime"
 	"net/http"
+	"net/url"
 	"path"
 	"strings"
 
@@ -43,6 +44,7 @@ type page struct {
 	files     map[string]rest.File // by name
 	index     func() string        // what those get who do not ask for HTML
 	demo      bool                 // whether operators can break the shop under /demo
+	traceURL  string               // of the page of a trace, with {trace_id} in it; "" for none
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
 	catalogue catalogue
@@ -55,13 +57,16 @@ type routes interface {
 }
 
 // Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
-// under /demo.
-func Register(server routes, conn grpc.ClientConnInterface, demo bool) error {
+// under /demo, and traceURL where the page of a trace is, with {trace_id} in it, or nothing.
+func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL string) error {
+	if err := checkTraceURL(traceURL); err != nil {
+		return err
+	}
 	p, err := newPage(conn)
 	if err != nil {
 		return err
 	}
-	p.index, p.demo = server.Index, demo
+	p.index, p.demo, p.traceURL = server.Index, demo, traceURL
 	return errors.Join(
 		server.HandlePath(http.MethodGet, "/", p.serveFront),
 		server.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
@@ -69,6 +74,17 @@ func Register(server routes, conn grpc.ClientConnInterface, demo bool) error {
 		server.HandlePath(http.MethodPost, "/orders", p.placeOrder),
 		server.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
 	)
+}
+
+func checkTraceURL(address string) error {
+	if address == "" {
+		return nil
+	}
+	u, err := url.Parse(strings.ReplaceAll(address, "{trace_id}", "0"))
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || !strings.Contains(address, "{trace_id}") {
+		return fmt.Errorf("TRACE_URL is %q: give the address of a trace with {trace_id} in it, for example http://localhost:16686/trace/{trace_id}", address)
+	}
+	return nil
 }
 
 func newPage(conn grpc.ClientConnInterface) (*page, error) {
@@ -136,7 +152,7 @@ func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 // showFront writes the front page with the form as it stands, and with the catalogue if inventory answers.
 func (p *page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
 	items, _, err := p.catalogue.read(ctx)
-	f.Demo = p.demo
+	f.Demo, f.TraceURL = p.demo, p.traceURL
 	f.fill(items, err == nil)
 	p.write(w, status, "index.html", f)
 }

@@ -258,6 +258,7 @@ func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, list
 		return err
 	}
 	defer t.Shutdown(ctx)
+	telemetry.LogLibraries(t.Logger)
 	s, err := service.New(service.Config{AdminAddr: listen}, t)
 	if err != nil {
 		return err

@@ -87,7 +87,17 @@ func module() []byte {
 		}
 		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))
 	}
-	js.WriteString("};\n\n// eventExchange is where they are published to.\n")
+	js.WriteString("};\n\n// bindings are the patterns of routing keys that the queue of a service takes, by the service.\nexport const bindings = {\n")
+	for _, s := range topology.Services() {
+		if len(s.Bindings) > 0 {
+			fmt.Fprintf(&js, "  %s: [%s],\n", s.Name, quoted(s.Bindings))
+		}
+	}
+	js.WriteString("};\n\n// calls are made over the broker, by services to services.\nexport const calls = [\n")
+	for _, m := range contract.Methods() {
+		fmt.Fprintf(&js, "  {exchange: '%s', key: '%s', queue: '%s', from: [%s], to: '%s'},\n", m.Exchange, m.RoutingKey, m.Queue, quoted(m.CalledBy), m.AnsweredBy)
+	}
+	js.WriteString("];\n\n// eventExchange is where events are published to.\n")
 	fmt.Fprintf(&js, "export const eventExchange = '%s';\n", topology.Broker().EventExchange)
 	return js.Bytes()
 }

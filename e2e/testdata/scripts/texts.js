@@ -76,7 +76,7 @@ export async function anEventThatComesTwiceIsShownOnce() {
 export async function aStreamThatIsRefusedSaysWhy() {
   const unread = () => json({code: 5, message: 'order not found'}, 400);
   await follow(unread, {refused: 400});
-  await until(() => text('slip-detail') === 'There is no order with this id.');
+  await until(() => text('slip-detail') === 'There is no order with this id. Check the link.');
 }
 
 export async function ordersOfThisBrowserAreListedLastFirst() {

@@ -15,6 +15,11 @@ export function takeToken() {
   history.replaceState(null, '', location.pathname + location.search + (fragment.size ? '#' + fragment : ''));
 }
 
+let tokenRefused = () => {};
+
+// onTokenRefused registers what is done when the shop does not take the token, or not any more.
+export function onTokenRefused(then) { tokenRefused = then; }
+
 export function forgetToken() {
   token = null;
   sessionStorage.removeItem(tokenKey);
@@ -59,6 +64,7 @@ export async function call(method, path, {body, headers = {}, operator = false, 
   } catch {
     throw new Refusal(0);
   }
+  if (operator && token && response.status === 401) tokenRefused();
   if (!response.ok) throw new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
   return answer;
 }

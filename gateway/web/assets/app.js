@@ -1,13 +1,13 @@
 // The front page. Everything that a customer needs is started at once; what operators see, when their token is known to be
 // valid.
-import {asOperator, forgetToken, hasToken, Refusal, takeToken} from './api.js';
+import {asOperator, forgetToken, hasToken, onTokenRefused, Refusal, takeToken} from './api.js';
 import {$, setText} from './dom.js';
 import * as storefront from './storefront.js';
 import * as flow from './flow.js';
 
 // The page shows the worst state of its connections.
 const connections = new Map();
-const words = {cut: 'reconnecting', connecting: 'connecting', idle: 'paused', live: 'live'};
+const words = {cut: 'reconnecting', down: 'a service is down', connecting: 'connecting', idle: 'paused', live: 'live'};
 
 function report(what, state) {
   connections.set(what, state);
@@ -27,11 +27,7 @@ async function startOperator() {
     await asOperator('GET', '/v1/events?page_size=1');
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401) {
-      forgetToken();
-      setText($('operator-hint'), 'This operator token is not valid here. Open the link that the last make up printed.');
-      return;
-    }
+    if (error.status === 401) return;
     // The log is down: the token may be valid, and the operator wants to see what is wrong.
   }
   setText($('role'), 'operator');
@@ -41,15 +37,22 @@ async function startOperator() {
   operator.start(report);
 }
 
+// What operators see stays, as it was last: only what they do is refused.
+onTokenRefused(() => {
+  forgetToken();
+  setText($('role'), $('role').textContent === 'operator' ? 'operator, signed out' : 'customer');
+  setText($('operator-hint'), 'This operator token is not valid here, or not any more. Open the link that the last make up printed.');
+  $('operator-hint').hidden = false;
+});
 takeToken();
-flow.start({onChange: storefront.refreshSoon, onConnection: (state) => report('order', state)});
+flow.start({onChange: storefront.refreshSoon, onRejected: storefront.refill, onConnection: (state) => report('order', state)});
 storefront.start({
   onPlaced(order, ms) {
     flow.follow(order.id, order, ms);
-    const {top} = $('flow').getBoundingClientRect();
-    if (top > innerHeight * 0.6) $('flow').scrollIntoView({behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
+    const {top, bottom} = $('picture').getBoundingClientRect();
+    if (top < 0 || bottom > innerHeight) $('picture').scrollIntoView({block: 'center', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
   },
-  onReached: (reached) => report('shop', reached ? 'live' : 'cut'),
+  onReached: (state) => report('shop', state),
 });
 addEventListener('hashchange', followAddress);
 followAddress();

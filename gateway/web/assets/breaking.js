@@ -5,6 +5,13 @@ import {$, h, plural, setText} from './dom.js';
 const passed = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
 
+// waiting says how many dead letters wait for a person, and how many of them are poison that was sent from here.
+const waiting = (letters, sent) => {
+  if (!letters) return '';
+  const whose = sent === 0 ? '' : sent < letters ? `, you sent ${sent} of them` : letters === 1 ? ', you sent it' : ', you sent them';
+  return `${plural(letters, 'dead letter waits', 'dead letters wait')} for a person${whose}. `;
+};
+
 const experiments = [
   {
     path: '/demo/race', body: {buyers: 50, stock: 10}, name: '50 buyers for the last 10',
@@ -25,8 +32,8 @@ const experiments = [
   {
     path: '/demo/audit', name: 'Audit everything',
     guarantee: 'Orders, holds, movements, stock and log agree.',
-    evaluate: ({orders, violations, findings}) => [violations === 0,
-      `${plural(orders, 'order')} checked, ${plural(violations, 'violation')}. ${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
+    evaluate: ({orders, violations, findings, dead_letters: letters, sent}) => [violations === 0,
+      `${plural(orders, 'order')} checked, ${plural(violations, 'violation')}. ${waiting(letters, sent)}${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
   },
 ];
 

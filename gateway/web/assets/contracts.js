@@ -49,5 +49,17 @@ export const ways = {
   CANCELLED: ['PENDING', 'CONFIRMED', 'CANCELLED'],
 };
 
-// eventExchange is where they are published to.
+// bindings are the patterns of routing keys that the queue of a service takes, by the service.
+export const bindings = {
+  order: ['shop.order.placed'],
+  inventory: ['shop.inventory.#', 'shop.order.cancelled'],
+  logging: ['shop.#'],
+};
+
+// calls are made over the broker, by services to services.
+export const calls = [
+  {exchange: 'shop.direct', key: 'shop.inventory.check', queue: 'inventory-rpc-queue', from: ['order'], to: 'inventory'},
+];
+
+// eventExchange is where events are published to.
 export const eventExchange = 'shop.topic';

@@ -1,15 +1,25 @@
 // Dead letters: messages that could not be handled, why, and buttons to redrive or discard them.
 import {asOperator, Refusal} from './api.js';
-import {$, clock, h, setText} from './dom.js';
+import {$, h, moment, plural, setText, short} from './dom.js';
 
 const interval = 5000;
+const perPage = 50;
+const lookAfter = 1500; // ms after a redrive
+const maxCounted = 1000; // as many are counted, filtered, and decided at once
 const body = $('dead-letters-body');
 const note = h('p', {class: 'outcome', role: 'status'});
 const list = h('ul', {class: 'letters'});
+const more = h('button', {type: 'button', onclick: showMore}, 'Show more');
 let timer;
+let open = []; // the open dead letters, the newest first
+let shown = perPage;
+let deciding = false;
 
 export function start() {
-  body.append(list, note);
+  body.append(list, h('p', {class: 'actions'}, more), note);
+  $('letters-filter').addEventListener('submit', (event) => event.preventDefault());
+  $('letters-text').addEventListener('input', show);
+  for (const verb of ['redrive', 'discard']) $(`letters-${verb}`).addEventListener('click', () => decideAll(verb));
   document.addEventListener('visibilitychange', () => (document.hidden ? clearTimeout(timer) : refresh()));
   refresh();
 }
@@ -19,11 +29,16 @@ export function refreshSoon() {
   timer = setTimeout(refresh, 200);
 }
 
+const readOpen = (size) => asOperator('GET', `/v1/dead-letters?state=OPEN&page_size=${size}`);
+
 async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    show((await asOperator('GET', '/v1/dead-letters?state=OPEN&page_size=50')).dead_letters);
+    let page = await readOpen(perPage);
+    if (page.next_page_token) page = await readOpen(maxCounted); // there are seldom so many
+    open = page.dead_letters;
+    show();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'empty'}, 'Dead letters are unavailable: the logging service does not answer.'));
@@ -32,8 +47,15 @@ async function refresh() {
   timer = setTimeout(refresh, interval);
 }
 
+function matching() {
+  const text = $('letters-text').value.trim().toLowerCase();
+  return open.filter((letter) => [letter.source_queue, letter.routing_key, letter.reason, letter.order_id].some((value) => value.toLowerCase().includes(text)));
+}
+
 // show keeps the rows of the letters that stay: one of them may be open.
-function show(letters) {
+function show() {
+  const found = matching();
+  const letters = found.slice(0, shown);
   list.querySelector('.empty')?.remove();
   const wanted = new Set(letters.map(({id}) => id));
   for (const row of [...list.children]) if (!wanted.has(row.dataset.id)) row.remove();
@@ -41,7 +63,18 @@ function show(letters) {
     const row = list.querySelector(`[data-id="${letter.id}"]`) ?? newRow(letter);
     if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
   });
-  if (letters.length === 0) list.append(h('li', {class: 'empty'}, 'No open dead letters. Messages that cannot be handled are kept here until an operator redrives or discards them.'));
+  if (open.length === 0) list.append(h('li', {class: 'empty'}, 'No open dead letters. Messages that cannot be handled are kept here until an operator redrives or discards them.'));
+  else if (found.length === 0) list.append(h('li', {class: 'empty'}, 'No open dead letter has this text.'));
+  $('letters-filter').hidden = open.length === 0;
+  more.parentElement.hidden = letters.length === found.length;
+  const total = `${open.length}${open.length === maxCounted ? ' or more' : ''} open`;
+  setText($('letters-count'), found.length === open.length ? total : `${found.length} of ${total}`);
+  for (const verb of ['redrive', 'discard']) $(`letters-${verb}`).disabled = deciding || found.length === 0;
+}
+
+function showMore() {
+  shown += perPage;
+  show();
 }
 
 function newRow(letter) {
@@ -49,13 +82,16 @@ function newRow(letter) {
   const details = h('details', {ontoggle: () => details.open && payload.textContent === '' && read(letter, payload)},
     h('summary', {}, 'Payload'), payload);
   return h('li', {'data-id': letter.id},
-    h('p', {class: 'letter-what'}, h('span', {class: 'code'}, letter.routing_key), ` of queue ${letter.source_queue}, ${clock(letter.created_at)}, attempts: ${letter.attempts}`),
+    h('p', {class: 'letter-what'}, `No. ${letter.id}, `, h('span', {class: 'code'}, letter.routing_key),
+      ` of queue ${letter.source_queue}, ${moment(letter.created_at)}, attempts: ${letter.attempts}`, ...ofOrder(letter)),
     h('p', {class: 'reason'}, letter.reason),
     details,
     h('p', {class: 'actions'},
       h('button', {type: 'button', onclick: () => decide(letter, 'redrive')}, 'Redrive'),
       h('button', {type: 'button', onclick: () => decide(letter, 'discard')}, 'Discard')));
 }
+
+const ofOrder = ({order_id: id}) => (id ? [', order ', h('a', {href: `#order=${id}`, class: 'code', title: id}, short(id))] : []);
 
 async function read(letter, payload) {
   try {
@@ -73,11 +109,43 @@ const printable = (bytes) => [...bytes].map((c) => (c >= ' ' && c <= '~' ? c : `
 async function decide(letter, verb) {
   try {
     await asOperator('POST', `/v1/dead-letters/${letter.id}:${verb}`, {});
-    const sent = `Dead letter ${letter.id} was sent to queue ${letter.source_queue} again. If it still cannot be handled, it comes back here.`;
-    setText(note, verb === 'redrive' ? sent : `Dead letter ${letter.id} was discarded.`);
+    if (verb === 'redrive') await showRedriven(letter);
+    else setText(note, `Dead letter ${letter.id} was discarded.`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     setText(note, `Failed: ${error.message}.`);
   }
+  refresh();
+}
+
+// showRedriven says what became of a letter that was redriven: the same message may be a dead letter again, at once or
+// after its attempts.
+async function showRedriven(letter) {
+  const sent = `Dead letter ${letter.id} was sent to queue ${letter.source_queue} again`;
+  const order = ofOrder(letter);
+  note.replaceChildren(sent, ...order, '. If it still cannot be handled, it comes back here.');
+  await new Promise((resolve) => { setTimeout(resolve, lookAfter); });
+  const {dead_letters: again} = await asOperator('GET', `/v1/dead-letters?${new URLSearchParams({state: 'OPEN', message_id: letter.message_id})}`);
+  if (letter.message_id && again.length > 0) note.replaceChildren(sent, ...order, `. It came back as dead letter ${again[0].id}.`);
+}
+
+// decideAll asks once more, and decides about the letters that are found one after the other.
+async function decideAll(verb) {
+  const letters = matching();
+  const what = verb === 'redrive' ? ['Redrive', 'redriven'] : ['Discard', 'discarded'];
+  if (!window.confirm(`${what[0]} ${plural(letters.length, 'dead letter')}?${verb === 'discard' ? ' Their orders become REJECTED.' : ''}`)) return;
+  deciding = true;
+  const failed = [];
+  for (const [i, letter] of letters.entries()) {
+    setText(note, `${i} of ${letters.length} ${what[1]} …`);
+    try {
+      await asOperator('POST', `/v1/dead-letters/${letter.id}:${verb}`, {});
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      failed.push(`No. ${letter.id}: ${error.message}`);
+    }
+  }
+  deciding = false;
+  setText(note, `${letters.length - failed.length} of ${plural(letters.length, 'dead letter')} ${what[1]}. ${failed.slice(0, 3).join('; ')}`);
   refresh();
 }

@@ -33,6 +33,8 @@ export const short = (id) => (id || '').slice(-8);
 
 const clockFormat = new Intl.DateTimeFormat('en-GB', {hour: '2-digit', minute: '2-digit', second: '2-digit', fractionalSecondDigits: 3});
 export const clock = (time) => clockFormat.format(new Date(time));
+const momentFormat = new Intl.DateTimeFormat('en-GB', {dateStyle: 'medium', timeStyle: 'medium'});
+export const moment = (time) => momentFormat.format(new Date(time));
 
 // duration is milliseconds for people.
 export function duration(ms) {

@@ -4,13 +4,16 @@ import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
 import {Picture} from './picture.js';
+import {Journey} from './journey.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
 const maxOwn = 12;
+const deliveredAfter = 2000; // ms after an event: webhooks are sent by then if their receivers answer
 const pollInterval = 1500; // ms; an order is read this often until it is decided
 
 export const picture = new Picture($('picture'));
+const journey = new Journey(picture);
 
 const messages = {
   PENDING: 'Accepted and safely queued. Checking stock…',
@@ -27,12 +30,14 @@ const messages = {
 
 let current = null; // the order that is followed
 let changed = () => {};
+let rejected = () => {};
 let connection = () => {};
 
-// start registers the buttons. onChange() is called when an order has changed the stock, onConnection(state) with
-// the state of the stream.
-export function start({onChange, onConnection}) {
+// start registers the buttons. onChange() is called when an order has changed the stock, onRejected() when the order that
+// was placed just now is rejected, onConnection(state) with the state of the stream.
+export function start({onChange, onRejected, onConnection}) {
   changed = onChange;
+  rejected = onRejected;
   connection = onConnection;
   $('cancel').addEventListener('click', cancel);
   $('replay').addEventListener('click', replay);
@@ -48,9 +53,10 @@ export function follow(id, taken, tookMs) {
   current?.stream.stop();
   clearTimeout(current?.timer);
   picture.stop();
-  const order = {id, state: 'PENDING', exists: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
+  const order = {id, state: 'PENDING', exists: Boolean(taken), placedHere: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
   current = order;
   $('timeline').replaceChildren();
+  journey.begin();
   if (taken) {
     remember(taken);
     $('timeline').append(h('li', {class: 'accepted'}, h('span', {class: 'since code'}, duration(tookMs)),
@@ -61,8 +67,10 @@ export function follow(id, taken, tookMs) {
   barcode.draw($('slip-barcode'), short(id));
   setText($('slip-contents'), '–');
   setText($('slip-took'), '–');
-  show(taken ?? {state: 'PENDING'});
-  for (const button of ['copy-link', 'copy-order']) $(button).disabled = false;
+  setText($('timeline-note'), '');
+  if (taken) show(taken);
+  else showLooking();
+  for (const button of ['copy-link', 'copy-order']) $(button).disabled = !taken;
   $('replay').disabled = true;
   if (location.hash !== `#order=${id}`) history.replaceState(null, '', `#order=${id}`);
   order.stream = open(`/v1/orders/${id}/events:stream`, {
@@ -70,7 +78,8 @@ export function follow(id, taken, tookMs) {
     onState: (state, status) => {
       if (order !== current) return;
       connection(state);
-      if (state === 'refused') setText($('slip-detail'), status === 400 ? 'There is no order with this id.' : 'You may not see this order’s events.');
+      noteLog(order, state);
+      if (state === 'refused' && status !== 400) setText($('slip-detail'), 'You may not see this order’s events.');
     },
   });
   // An order that was placed just now is not decided yet, and its events say when it is.
@@ -84,6 +93,9 @@ function arrived(order, event) {
   order.exists = true;
   order.events.splice(at < 0 ? order.events.length : at, 0, event);
   drawTimeline(order);
+  journey.show(order.events);
+  clearTimeout(order.deliveries);
+  order.deliveries = setTimeout(() => order === current && journey.readDeliveries(order.id), deliveredAfter);
   $('replay').disabled = false;
   order.shown = order.shown.then(() => (order === current ? play(event) : null));
   if (states[event.routing_key]) look(order, event);
@@ -101,6 +113,14 @@ function drawTimeline(order) {
   list.parentElement.scrollTop = list.parentElement.scrollHeight;
 }
 
+// traceOf names the trace of an event, and leads to its page if there is one (TRACE_URL).
+function traceOf(event) {
+  const text = event.trace_id ? event.trace_id.slice(0, 12) : 'none', at = document.body.dataset.traces;
+  return at && event.trace_id
+    ? h('a', {class: 'code', href: at.replaceAll('{trace_id}', event.trace_id), title: event.trace_id, target: '_blank', rel: 'noreferrer'}, text)
+    : h('span', {class: 'code', title: event.trace_id}, text);
+}
+
 function timelineRow(event) {
   return h('li', {class: event.status === 'error' ? 'failed' : null, 'data-key': event.routing_key},
     h('span', {class: 'since code'}),
@@ -108,7 +128,7 @@ function timelineRow(event) {
       h('summary', {}, h('span', {class: 'key code'}, event.routing_key)),
       h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event.payload, null, 2))),
     h('span', {class: 'from'}, `from ${event.source || 'unknown'}, attempt ${event.attempt + 1}, trace `,
-      h('span', {class: 'code', title: event.trace_id}, event.trace_id ? event.trace_id.slice(0, 12) : 'none')),
+      traceOf(event)),
     event.error_message ? h('span', {class: 'reason'}, event.error_message) : null);
 }
 
@@ -119,20 +139,38 @@ async function look(order, event) {
     const read = await call('GET', `/v1/orders/${order.id}`);
     if (order !== current) return;
     if (read.state === 'PENDING') {
+      if (!order.exists) show(read);
+      order.exists = true;
       if (order.state === 'PENDING') order.timer = setTimeout(look, pollInterval, order);
       return;
     }
+    order.exists = true;
+    if (order.placedHere && read.state === 'REJECTED' && order.state === 'PENDING') rejected();
     show(read, event?.payload?.detail);
     changed();
     // What is read may be older than the event.
     if (event && ways[read.state]?.includes(states[event.routing_key]) === false) order.timer = setTimeout(look, 200, order, event);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (order !== current || order.state !== 'PENDING' || error.status === 400) return;
+    if (order !== current || order.state !== 'PENDING') return;
     // An order that was seen may come from a release whose ids are not known to be the shop's until they are decided.
-    if (error.status === 404 && !order.exists) showMissing(order);
+    if (error.status === 400 || error.status === 404 && !order.exists) showMissing(order);
     else order.timer = setTimeout(look, pollInterval, order);
   }
+}
+
+// noteLog says why there are no events, if the event log cannot be read.
+function noteLog(order, state) {
+  if (state === 'live') setText($('timeline-note'), '');
+  if (state === 'cut') setText($('timeline-note'), `${order.events.length ? 'More events' : 'The events'} are not available: the event log does not answer. Nothing is lost: what happens waits in the log’s queue, and is shown here when the log is back.`);
+  $('timeline-note').hidden = $('timeline-note').textContent === '';
+}
+
+function showLooking() {
+  delete $('slip-state').dataset.state;
+  setText($('slip-state'), '–');
+  setText($('slip-detail'), 'Looking for the order…');
+  $('cancel').disabled = true;
 }
 
 function showMissing(order) {
@@ -146,6 +184,7 @@ function showMissing(order) {
 
 function show(order, detail = order.rejection_detail) {
   current.state = order.state;
+  for (const button of ['copy-link', 'copy-order']) $(button).disabled = false;
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
   setText(stamp, order.state);
@@ -183,10 +222,7 @@ async function play(event) {
 async function replay() {
   const order = current;
   $('replay').disabled = true;
-  for (const event of [...order.events]) {
-    if (order !== current) return;
-    await play(event);
-  }
+  await journey.play();
   if (order === current) $('replay').disabled = false;
 }
 
@@ -214,5 +250,6 @@ function showOwn() {
 
 // seen animates an event of any other order, for operators.
 export function seen(event) {
+  journey.see(event);
   if (hasToken() && event.order_id !== current?.id) picture.passBy(event.routing_key);
 }

@@ -21,14 +21,15 @@ const chart = s('svg', {viewBox: `0 0 ${width} ${height}`, class: 'chart', role:
 const rate = h('strong', {class: 'rate'}, '–');
 const scale = h('span', {class: 'scale code'});
 let onDeadLetters = () => {};
+let onState = () => {};
 
 export function start(options) {
-  onDeadLetters = options.onDeadLetters;
+  ({onDeadLetters, onState} = options);
   chart.append(area, line);
   $('health-body').append(h('div', {class: 'health'},
     h('div', {class: 'health-rate'}, h('h3', {}, 'Orders decided'), h('p', {}, rate, ' a second'), h('div', {class: 'chart-frame'}, chart, scale)),
     table('Services', ['service', 'state'], services),
-    table('Queues', ['queue', 'waiting', 'consumers'], queues),
+    table('Queues', ['queue', 'waiting', 'in hand', 'consumers'], queues),
     table('Outboxes', ['service', 'pending', 'oldest'], outboxes)));
   document.addEventListener('visibilitychange', () => (document.hidden ? clearTimeout(timer) : refresh()));
   refresh();
@@ -39,8 +40,8 @@ export function refreshSoon() {
   timer = setTimeout(refresh, 100);
 }
 
-const table = (caption, head, rows) => h('table', {}, h('caption', {}, caption),
-  h('thead', {}, h('tr', {}, ...head.map((text) => h('th', {scope: 'col'}, text)))), rows);
+const table = (caption, head, rows) => h('div', {}, h('table', {}, h('caption', {}, caption),
+  h('thead', {}, h('tr', {}, ...head.map((text) => h('th', {scope: 'col'}, text)))), rows));
 
 async function refresh() {
   clearTimeout(timer);
@@ -59,15 +60,19 @@ function show(status) {
   fill(services, status.services.map(({name, ready, detail}) => [name, ready ? 'ready' : `not ready: ${detail || 'no response'}`]), (row, i) => {
     row.classList.toggle('down', !status.services[i].ready);
   });
-  for (const {name, ready} of status.services) picture.setService(name, ready);
-  fill(queues, status.queues.map(({name, messages, consumers}) => [name, messages, consumers]));
-  for (const {name, messages} of status.queues) picture.setQueue(name, messages);
+  for (const {name, ready, detail} of status.services) picture.setService(name, ready ? 'ready' : stateOf(detail));
+  onState(status.services.every(({ready}) => ready) ? 'live' : 'down');
+  fill(queues, status.queues.map(({name, messages, in_hand: inHand, consumers}) => [name, messages, inHand, consumers]));
+  for (const {name, messages, in_hand: inHand} of status.queues) picture.setQueue(name, messages, inHand);
   fill(outboxes, status.outboxes.map(({service, pending, oldest_age_ms: age}) => [service, pending, pending ? duration(age) : '–']));
   const dead = status.queues.find(({name}) => name === 'dead-letter')?.messages;
   if (dead !== letters) onDeadLetters();
   letters = dead;
   plot(status.orders_per_second);
 }
+
+// stateOf tells a service that does not answer from one that runs, and waits for what it needs.
+const stateOf = (detail) => (/^(not reachable|no answer)/.test(detail) ? 'stopped' : 'waiting');
 
 // fill puts the cells of rows into a table's body, and changes only what has changed.
 function fill(body, rows, mark = () => {}) {

@@ -1,11 +1,13 @@
 // The event log, live. Rows are added a few times a second, however many events have come, and only so many are kept.
 import {asOperator, Refusal} from './api.js';
+import {keys} from './contracts.js';
 import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
 
 const maxRows = 300;
 const beginning = '0'; // is before the first event: events that arrive before the stream begins must not be missed
 const history = 100; // events that are shown from before
+const searched = 1000; // orders that are searched for the end of an id
 const rateWindow = 5000; // ms
 const drawEvery = 100; // ms: each time the browser has to lay out and paint
 
@@ -27,8 +29,7 @@ export function start({onState, onEvent}) {
   seen = onEvent;
   $('log-filter').addEventListener('submit', (event) => {
     event.preventDefault();
-    filter = {routing_key: $('log-key').value.trim(), order_id: $('log-order').value.trim()};
-    restart();
+    applyFilter();
   });
   $('log-pause').addEventListener('click', pause);
   $('log-copy').addEventListener('click', (event) => copy(event.target,
@@ -39,6 +40,29 @@ export function start({onState, onEvent}) {
 }
 
 const filled = (values) => Object.fromEntries(Object.entries(values).filter(([, value]) => value));
+
+// applyFilter finds an order by the end of its id too, which is what people read: among the last orders.
+async function applyFilter() {
+  const wanted = {routing_key: $('log-key').value.trim(), order_id: $('log-order').value.trim()};
+  if (/^[0-9a-f-]{4,35}$/i.test(wanted.order_id)) {
+    try {
+      const {events: placed} = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: searched, routing_key: keys.OrderPlaced})}`);
+      const found = placed.map((event) => event.order_id).filter((id) => id.endsWith(wanted.order_id.toLowerCase()));
+      if (found.length !== 1) {
+        setState('refused', `${found.length || 'none'} of the last ${searched} orders ${found.length === 1 ? 'ends' : 'end'} with ${wanted.order_id}`);
+        return;
+      }
+      [wanted.order_id] = found;
+      $('log-order').value = wanted.order_id;
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      setState('refused', error.message);
+      return;
+    }
+  }
+  filter = wanted;
+  restart();
+}
 
 async function restart() {
   stream?.stop();

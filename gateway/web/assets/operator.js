@@ -9,6 +9,6 @@ import * as flow from './flow.js';
 export function start(report) {
   log.start({onState: (state) => report('log', state), onEvent: flow.seen});
   deadLetters.start();
-  health.start({onDeadLetters: deadLetters.refreshSoon});
+  health.start({onDeadLetters: deadLetters.refreshSoon, onState: (state) => report('health', state)});
   if (document.body.hasAttribute('data-demo')) breaking.start({onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon});
 }

@@ -102,8 +102,8 @@ export class Picture {
     const boxes = Object.entries(nodes).map(([id, node]) => this.#node(id, node));
     this.#svg.append(s('defs', {}, hatch), ...lines, ...boxes, this.#layer);
     this.#frame.replaceChildren(this.#svg);
-    for (const [name, count] of Object.entries(this.#known.queues)) this.setQueue(name, count);
-    for (const [name, running] of Object.entries(this.#known.services)) this.setService(name, running);
+    for (const [name, {messages, inHand}] of Object.entries(this.#known.queues)) this.setQueue(name, messages, inHand);
+    for (const [name, state] of Object.entries(this.#known.services)) this.setService(name, state);
   }
 
   #edge({ends: [from, to], kind = 'flow', via = [], label}) {
@@ -138,22 +138,31 @@ export class Picture {
     return group;
   }
 
-  // setQueue shows how many messages wait in a queue.
-  setQueue(name, messages) {
-    this.#known.queues[name] = messages;
+  // setQueue shows how many messages wait in a queue, and how many its service has in hand.
+  setQueue(name, messages, inHand) {
+    this.#known.queues[name] = {messages, inHand};
+    this.#showService(name);
     const node = this.#nodes.get(`${name}.queue`);
     if (!node) return;
     node.second.textContent = messages > 0 ? `${messages} waiting` : node.kind;
     node.group.classList.toggle('queued', messages > 0);
   }
 
-  // setService shows whether a service runs.
-  setService(name, running) {
-    this.#known.services[name] = running;
+  // setService shows how a service is: ready, waiting for something that it needs, or stopped.
+  setService(name, state) {
+    this.#known.services[name] = state;
+    this.#showService(name);
+  }
+
+  #showService(name) {
     const node = this.#nodes.get(name);
     if (!node) return;
-    node.second.textContent = running ? node.kind : 'stopped';
-    node.group.classList.toggle('down', !running);
+    const state = this.#known.services[name] ?? 'ready';
+    const inHand = this.#known.queues[name]?.inHand ?? 0;
+    // A service that is ready has something in hand for moments only.
+    node.second.textContent = state === 'ready' ? node.kind : state === 'waiting' && inHand > 0 ? `waits, ${inHand} in hand` : state;
+    node.group.classList.toggle('down', state === 'stopped');
+    node.group.classList.toggle('waiting', state === 'waiting');
   }
 
   // stop ends what play has not shown yet.
@@ -166,6 +175,14 @@ export class Picture {
       if (round !== this.#round) return;
       await Promise.all(branches.map((path) => this.#move(path, speed)));
     }
+  }
+
+  // playPath shows a message on a path of nodes, and returns when it has arrived.
+  playPath(path) { return this.#move(path, slow); }
+
+  // mark marks the nodes of a path, or none.
+  mark(path) {
+    for (const [id, {group}] of this.#nodes) group.classList.toggle('marked', Boolean(path?.includes(id)));
   }
 
   // passBy shows one event of many: fast, and not at all if there are too many.
@@ -183,6 +200,7 @@ export class Picture {
     let time = 0;
     for (let i = 0; i + 1 < path.length; i++) {
       const edge = this.#edges.get(`${path[i]}>${path[i + 1]}`);
+      if (!edge) continue; // of a service that the picture does not have
       stops.push({time, edge, node: this.#nodes.get(path[i])});
       edge.points.forEach((p, n) => {
         if (n > 0) time += Math.max(speed.min / (edge.points.length - 1), Math.hypot(p[0] - edge.points[n - 1][0], p[1] - edge.points[n - 1][1]) * speed.perUnit);

@@ -7,6 +7,7 @@ const list = $('products');
 // The stock is read every two seconds, less often if nothing changes.
 const minPoll = 2000;
 const maxPoll = 6000;
+const maxUnsearched = 12; // as many products are seen without searching
 const cacheTime = 600; // the server caches the stock for half a second
 
 const items = new Map(); // by id, as the catalogue has them
@@ -18,14 +19,21 @@ let last = '';
 let placing = false;
 let placed = () => {};
 let reached = () => {};
+let sent = []; // what was ordered last: [id, quantity]
 
-// start registers the form. onPlaced(order, ms) is called with each order that was accepted, onReached(whether) each time
-// the stock is read.
+// The customer's name and address stay in this tab until it is closed.
+const customerKey = 'shop.customer';
+const customerFields = ['customer_name', 'customer_email'];
+
+// start registers the form. onPlaced(order, ms) is called with each order that was accepted, onReached(state) each time
+// the stock is read: 'live', 'down' (the shop answers, but without the stock), or 'cut'.
 export function start({onPlaced, onReached}) {
   placed = onPlaced;
   reached = onReached;
   form.addEventListener('submit', submit);
-  form.addEventListener('input', () => { idempotencyKey = crypto.randomUUID(); basket(); });
+  form.addEventListener('input', () => { idempotencyKey = crypto.randomUUID(); basket(); keepCustomer(); });
+  $('find').addEventListener('input', find);
+  fillInCustomer();
   list.addEventListener('click', (event) => {
     const step = Number(event.target.closest('[data-step]')?.dataset.step);
     if (step) add(event.target.closest('.product'), step);
@@ -44,11 +52,14 @@ export async function refresh() {
     pause = text === last ? Math.min(pause * 1.5, maxPoll) : minPoll;
     last = text;
     show(answer.items);
-    $('catalogue-notice').hidden = true;
-    reached(true);
+    $('catalogue-notice').hidden = !answer.next_page_token;
+    if (answer.next_page_token) setText($('catalogue-notice'), `These are the first ${answer.items.length} products. You can order the others over the API: GET /v1/inventory lists them.`);
+    reached('live');
   } catch (error) {
-    reached(error instanceof Refusal && error.status > 0);
-    $('catalogue-notice').hidden = items.size > 0;
+    reached(error instanceof Refusal && error.status > 0 ? 'down' : 'cut');
+    setText($('catalogue-notice'), items.size > 0 ? 'The stock is as it was last: inventory does not answer. You can still order.'
+      : 'The catalogue is unavailable at the moment. You can still order over the API.');
+    $('catalogue-notice').hidden = false;
     list.classList.add('stale'); // the stock may be outdated
   }
   clearTimeout(timer);
@@ -80,6 +91,37 @@ function show(products) {
       row.remove();
     }
   }
+  $('find-product').hidden = products.length <= maxUnsearched;
+  find();
+  basket();
+}
+
+// find hides the products whose names do not have the words that are looked for, except those in the basket.
+function find() {
+  const words = $('find').value.toLowerCase().split(/\s+/);
+  for (const row of list.children) {
+    const name = row.querySelector('.product-name').textContent.toLowerCase();
+    row.hidden = !words.every((word) => name.includes(word)) && !Number(quantityOf(row).value);
+  }
+}
+
+function keepCustomer() {
+  sessionStorage.setItem(customerKey, JSON.stringify(Object.fromEntries(customerFields.map((id) => [id, $(id).value]))));
+}
+
+function fillInCustomer() {
+  const kept = JSON.parse(sessionStorage.getItem(customerKey) ?? '{}');
+  for (const id of customerFields) $(id).value ||= kept[id] ?? '';
+}
+
+// refill puts what was ordered last back into the basket, after it was rejected, unless another order has been begun.
+export function refill() {
+  if (lines().length > 0) return;
+  for (const [id, quantity] of sent) {
+    const row = list.querySelector(`[data-id="${id}"]`);
+    if (row) quantityOf(row).value = quantity;
+  }
+  sent = [];
   basket();
 }
 
@@ -175,6 +217,7 @@ async function submit(event) {
     const taken = await call('POST', '/v1/orders', {body: order, headers: {'Idempotency-Key': idempotencyKey}});
     idempotencyKey = crypto.randomUUID();
     say('');
+    sent = chosen.map(({item, quantity}) => [item.id, quantity]);
     for (const {row} of chosen) quantityOf(row).value = '';
     basket();
     placed(taken, performance.now() - start);

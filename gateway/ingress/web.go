@@ -1,0 +1,108 @@
+package ingress
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/vanguard"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"shop.example/platform/apierror"
+)
+
+// Connect and gRPC-Web, which browsers can speak, are translated to gRPC and back around the gRPC server, so that each call
+// passes the same limits, checks of access and handlers, and fails in the same way.
+
+// maxTranslated bounds a message that is held whole to be translated, in bytes: a response, since requests are bounded by
+// MaxBody. It is what gRPC clients take of a message, those of the services behind the gateway too.
+const maxTranslated = 4 << 20
+
+// isWeb says whether a call is Connect's or gRPC-Web's. Clients of REST send none of these headers.
+func isWeb(r *http.Request) bool {
+	if r.Method != http.MethodPost {
+		return false
+	}
+	if len(r.Header["Connect-Protocol-Version"]) > 0 {
+		return true
+	}
+	contentType := r.Header.Get("Content-Type")
+	return strings.HasPrefix(contentType, "application/grpc-web") ||
+		strings.HasPrefix(contentType, "application/connect+")
+}
+
+// newTranslator returns a handler that translates calls of our services on server. All must be registered.
+func newTranslator(server *grpc.Server) (http.Handler, error) {
+	translated := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		call := r.Context().Value(webCallKey{}).(webCall)
+		if call.refusal != nil {
+			refuseGRPC(w, call.refusal)
+			return
+		}
+		server.ServeHTTP(w, r)
+		completeTrailers(w.Header(), call.request.Refusal)
+	})
+	var services []*vanguard.Service
+	for name := range server.GetServiceInfo() {
+		if strings.HasPrefix(name, "shop.") {
+			services = append(services, vanguard.NewService(name, translated,
+				vanguard.WithTargetProtocols(vanguard.ProtocolGRPC), vanguard.WithTargetCodecs(vanguard.CodecProto, vanguard.CodecJSON),
+				vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(maxTranslated)))
+		}
+	}
+	return vanguard.NewTranscoder(services)
+}
+
+// webCall is a call that is translated.
+type webCall struct {
+	*grpcCall
+	refusal error // what it is answered with; nil if it goes on
+}
+
+type webCallKey struct{}
+
+// serveWeb translates a call within the limits of gRPC.
+func (d *Ingress) serveWeb(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error) {
+	if refusal == nil {
+		refusal = checkPlain(r)
+	}
+	// A small request of which nothing is translated would be enough to make a large one.
+	for _, header := range encodings {
+		r.Header.Del(header)
+	}
+	d.serveWithin(w, r, h, func(call *grpcCall, r *http.Request) {
+		d.web.ServeHTTP(call, r.WithContext(context.WithValue(r.Context(), webCallKey{}, webCall{call, refusal})))
+	})
+}
+
+var encodings = []string{"Content-Encoding", "Grpc-Encoding", "Connect-Content-Encoding"}
+
+// checkPlain returns an error if a request is compressed.
+func checkPlain(r *http.Request) error {
+	for _, header := range encodings {
+		if coding := r.Header.Get(header); coding != "" && !strings.EqualFold(coding, "identity") {
+			return apierror.New(codes.InvalidArgument, "UNSUPPORTED_MEDIA_TYPE", "the request must not be compressed: leave out the header %s", header)
+		}
+	}
+	return nil
+}
+
+// jsonCodec reads and writes messages as REST does: with the fields' names of the contracts, all of them, and none that is unknown.
+type jsonCodec struct{}
+
+// gRPC takes codecs at this time alone. From then on gRPC clients can send JSON, too: application/grpc+json.
+func init() { encoding.RegisterCodec(jsonCodec{}) } //nolint:gochecknoinits // see above
+
+func (jsonCodec) Name() string { return vanguard.CodecJSON }
+
+func (jsonCodec) Marshal(v any) ([]byte, error) {
+	return protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(v.(proto.Message))
+}
+
+func (jsonCodec) Unmarshal(data []byte, v any) error {
+	return protojson.Unmarshal(data, v.(proto.Message))
+}

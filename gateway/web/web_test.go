@@ -1,0 +1,42 @@
+package web
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+func TestPage_LinksTracesWhereTheyAre(t *testing.T) {
+	t.Parallel()
+	p, err := newPage(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for address, want := range map[string]string{
+		"": `<body>`,
+		"http://localhost:16686/trace/{trace_id}?a=1&b": `<body data-traces="http://localhost:16686/trace/{trace_id}?a=1&amp;b">`,
+	} {
+		w := httptest.NewRecorder()
+		p.write(w, http.StatusOK, "index.html", &form{TraceURL: address})
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("with %q there is no %s", address, want)
+		}
+	}
+}
+
+// What stands there is followed by whoever clicks: it must not be a script.
+func TestTraceURL_IsAnAddressWithTheTraceInIt(t *testing.T) {
+	t.Parallel()
+	for address, good := range map[string]bool{
+		"":                                      true,
+		"https://traces.example.org/{trace_id}": true,
+		"http://localhost:16686/":               false,
+		"javascript:alert('{trace_id}')":        false,
+		"{trace_id}":                            false,
+	} {
+		if err := checkTraceURL(address); (err == nil) != good {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
+}
