@@ -200,6 +200,9 @@ func (c call) hasETag() bool { return slices.Contains(withETag, c.method.Name())
 func (c call) sayHeaders() {
 	parameters, _ := c.object["parameters"].([]any)
 	header := func(name, description string) {
+		if slices.ContainsFunc(parameters, func(p any) bool { given, _ := p.(object); return given["name"] == name }) {
+			return // the contract has it
+		}
 		parameters = append(parameters, object{"in": "header", "name": name, "description": description, "schema": object{"type": "string"}})
 		c.object["parameters"] = parameters
 	}
