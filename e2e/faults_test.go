@@ -312,7 +312,7 @@ func (s *servers) controlCommand(t *testing.T) []string {
 	if err == nil {
 		err = json.Unmarshal(data, &settings)
 	}
-	if err != nil || len(settings.Ports) != 4 {
+	if err != nil || len(settings.Ports) < 4 {
 		t.Fatalf("finding the broker: %v in %s", err, data)
 	}
 	program, err := exec.LookPath("rabbitmqctl")

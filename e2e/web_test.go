@@ -37,7 +37,7 @@ func TestBrowser_APageOfAnotherSiteSpeaksConnectAndGRPCWeb(t *testing.T) {
 	}))
 	t.Cleanup(pages.Close)
 	s := startFor(t, pages.URL)
-	script, err := os.ReadFile("testdata/scripts/web.js")
+	script, err := os.ReadFile("testdata/web.js")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func start(t *testing.T) *running {
 	t.Helper()
 	broker := brokertest.New(t)
 	r := &running{log: &lines{changed: make(chan struct{}, 1)}}
-	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "inventory", Output: r.log, LogLevel: slog.LevelInfo})
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "inventory", Output: r.log, LogLevel: slog.LevelDebug}) // at info many lines at once would be one
 	if err != nil {
 		t.Fatal(err)
 	}
