@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -151,15 +152,22 @@ func explain(err error, dir string) error {
 	return err
 }
 
+// freePort returns the preferred port if it is free, and else one below those that systems give to connections: a server that starts
+// again finds it free again.
 func freePort(preferred int) (int, error) {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", preferred))
-	if err != nil {
-		l, err = net.Listen("tcp", "127.0.0.1:0")
+	const lowest, highest = 12_000, 20_000
+	var l net.Listener
+	var err error
+	for try := range 100 {
+		port := preferred
+		if try > 0 || port == 0 {
+			port = lowest + rand.IntN(highest-lowest) //nolint:gosec // no secret
+		}
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	if err != nil {
-		return 0, fmt.Errorf("finding a free port: %w", err)
-	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
+	return 0, fmt.Errorf("finding a free port: %w", err)
 }
 
 // reachable tells whether something accepts connections at address.
