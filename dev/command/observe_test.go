@@ -25,7 +25,7 @@ func TestObserve_WithoutPrometheusSaysWhatToInstall(t *testing.T) {
 
 func TestObserve_ScrapesWhatItIsGivenWithTheRulesOfTheShop(t *testing.T) {
 	t.Parallel()
-	o := &observer{rules: "/work/rules.yaml", dir: filepath.Join(t.TempDir(), "observe")}
+	o := &observer{rules: "/srv/rules.yaml", dir: filepath.Join(t.TempDir(), "observe")}
 	if err := o.configure(map[string]string{"order": "127.0.0.1:3101", "audit": "127.0.0.1:3109"}, "127.0.0.1:15692"); err != nil {
 		t.Fatal(err)
 	}
