@@ -74,7 +74,8 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. An order that comes again is not compared with one
-// that was erased: without who placed it there is no fingerprint. Claims of idempotency keys stay, they are keyed hashes.
+// that was erased: without who placed it there is no fingerprint. One that belonged to somebody belongs to nobody then, not to whoever
+// knows its id: operators alone may cancel it. Claims of idempotency keys stay, they are keyed hashes.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person, after, err := parsePerson(req.GetPerson(), req.GetPageToken())
 	if err != nil {
@@ -87,7 +88,7 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `
-			UPDATE orders SET customer_name = $2, customer_email = $2, owner = NULL, fingerprint = NULL WHERE id = ANY ($1::uuid[])`,
+			UPDATE orders SET customer_name = $2, customer_email = $2, owner = CASE WHEN owner <> '' THEN $2 END, fingerprint = NULL WHERE id = ANY ($1::uuid[])`,
 			postgres.Array(orders, func(o *Order) uuid.UUID { return o.ID }), customer.Erased)
 		if err != nil {
 			return fmt.Errorf("erasing who placed %d orders: %w", len(orders), err)
