@@ -143,12 +143,18 @@ func (f *fleet) live(t *testing.T) {
 	f.decided(t, a.header.Get("Location"))
 	f.send(t, f.confirming(t), "shop.topic", "shop.order.placed", amqp.Publishing{Body: []byte("\xff garbage"), MessageId: uuid.NewString(), DeliveryMode: amqp.Persistent})
 	f.post(t, f.open(t, 1)[0].path()+":discard")
+	f.send(t, f.confirming(t), "shop.topic", "shop.inventory.create", amqp.Publishing{
+		Body: encode(t, products("By message "+uuid.NewString(), 1)), MessageId: uuid.NewString(), DeliveryMode: amqp.Persistent,
+	})
 	pool := f.openDatabase(t)
 	mustExec(t, pool, `INSERT INTO logging.unhandled_event (message_id, event_id, routing_key, queue, order_id, published_at, closed_at, outcome)
 		VALUES (gen_random_uuid(), 1, 'shop.order.placed', 'order', gen_random_uuid(), now(), now(), 'handled')`)
 	eventually(t, func() error {
 		if n := countRows(t, pool, `SELECT count(*) FROM logging.operator_action WHERE recorded_at > now() - interval '1 hour'`); n < 2 {
 			return fmt.Errorf("%d actions of operators are recorded", n)
+		}
+		if n := countRows(t, pool, `SELECT count(*) FROM inventory.inbox WHERE received_at > now() - interval '1 hour'`); n < 1 {
+			return fmt.Errorf("the inbox has %d messages", n)
 		}
 		return nil
 	})
