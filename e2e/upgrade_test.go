@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,7 +99,14 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 // those that this release adds the names alone. It returns the URLs with them.
 func usersOfRelease(t *testing.T, s *servers, dir string) map[string]string {
 	t.Helper()
-	definitions, err := os.ReadFile(filepath.Join(dir, "topology", "definitions.json"))
+	files, err := filepath.Glob(filepath.Join(dir, "topology", "definitions.json"))
+	if older, _ := filepath.Glob(filepath.Join(dir, "platform", "*", "*", "definitions.json")); len(files) == 0 {
+		files = older // where the first release has it
+	}
+	if err != nil || len(files) != 1 {
+		t.Fatalf("what the release before has on the broker is in the files %q, %v", files, err)
+	}
+	definitions, err := os.ReadFile(files[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +116,7 @@ func usersOfRelease(t *testing.T, s *servers, dir string) map[string]string {
 		if urls[name], err = login.URL(s.amqp); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Contains(definitions, []byte(`"user":"`+name+`"`)) {
+		if !regexp.MustCompile(`"user": ?"` + name + `"`).Match(definitions) {
 			continue
 		}
 		user := fmt.Sprintf(`{"password": %q, "tags": ""}`, login.Password)
