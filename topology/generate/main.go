@@ -1,6 +1,6 @@
-// Command generate writes what others read of the contracts and of the table of services in package topology:
-// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, and what the
-// front page knows of events and of an order's states. Its argument is the folder of the project.
+// Command generate writes the files that follow from the contracts and from the table of services in package topology:
+// definitions.json for import into a broker, the list of schemas in db/bootstrap.sql, the scrape jobs of Prometheus, and a
+// JavaScript module with the events and states of an order for the front page. Its argument is the folder of the project.
 package main
 
 import (
@@ -29,7 +29,7 @@ func main() {
 	}
 }
 
-// list is the line of bootstrap.sql that names the schemas.
+// list matches the line of bootstrap.sql that names the schemas.
 var list = regexp.MustCompile(`ARRAY \[[^]]*\]`)
 
 func run(dir string) error {
@@ -70,10 +70,10 @@ func run(dir string) error {
 	return nil
 }
 
-// scrapeJobs are the lines of Prometheus's configuration that scrape the services: those between two that stay.
+// scrapeJobs matches the lines of Prometheus's configuration that are generated: those between two that stay.
 var scrapeJobs = regexp.MustCompile(`(?s)(\n  # The services, written by [^\n]*\n).*?(  - job_name: audit\n)`)
 
-// writeScrapeJobs writes a job for each service; target is where it is, of its name and its admin port.
+// writeScrapeJobs writes a scrape job for each service; target returns the address of a service from its name and admin port.
 func writeScrapeJobs(file, target string) error {
 	config, err := os.ReadFile(file)
 	if err != nil {
@@ -114,7 +114,7 @@ func module() []byte {
 	js.WriteString("};\n\n// ways are the states that an order has been in, by its state.\nexport const ways = {\n")
 	for _, state := range orderstate.All() {
 		var way []string
-		for _, s := range orderstate.WayTo(state) {
+		for _, s := range orderstate.UpTo(state) {
 			way = append(way, s.String())
 		}
 		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))
