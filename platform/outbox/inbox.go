@@ -14,8 +14,9 @@ import (
 // cleanInterval is how often an inbox is cleaned, on average.
 const cleanInterval = 10 * time.Minute
 
-// KeepInboxClean has the inbox forget what was handled longer ago than retention, see Retention, until ctx ends. It returns
-// nil. A Relay does it for a service that has one; a service that only consumes runs it by itself.
+// KeepInboxClean deletes from the inbox, every ten minutes until ctx ends, the messages that were handled longer ago than
+// retention. Failures are logged and tried again; it returns nil. A Relay does this for a service that has one; a service
+// that only consumes runs it itself.
 func KeepInboxClean(ctx context.Context, pool *sqlx.DB, retention time.Duration, log *slog.Logger) error {
 	return keepInboxClean(ctx, pool, retention, log, cleanInterval)
 }
@@ -33,7 +34,7 @@ func keepInboxClean(ctx context.Context, pool *sqlx.DB, retention time.Duration,
 	}
 }
 
-// CleanInbox forgets the messages that were handled longer ago than retention and returns how many. See
+// CleanInbox deletes from the inbox the messages that were handled longer ago than retention, and returns how many. See
 // postgres.DeleteOlder.
 func CleanInbox(ctx context.Context, pool *sqlx.DB, retention time.Duration) (deleted int64, err error) {
 	return postgres.DeleteOlder(ctx, pool, "inbox", "received_at", retention)
