@@ -19,8 +19,8 @@ const (
 	readTimeout = 2 * time.Second
 )
 
-// catalogue is what pages show of the stock. However many pages are open, inventory is asked twice a second: 200
-// pages that asked by themselves took a seventh of the throughput of orders. It is safe for concurrent use.
+// catalogue caches what pages show of the stock. However many pages are open, inventory is called twice a second: 200 pages
+// that called it themselves took a seventh of the throughput of orders. It is safe for concurrent use.
 type catalogue struct {
 	inventory inventoryv1.InventoryServiceClient
 
@@ -31,7 +31,7 @@ type catalogue struct {
 	err   error
 }
 
-// read returns the products, and the same as JSON, as they were within catalogueAge; or an error.
+// read returns the products, and the same as JSON, at most catalogueAge old; or an error.
 func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, rest.File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,7 +51,7 @@ func (c *catalogue) read(ctx context.Context) ([]*inventoryv1.Item, rest.File, e
 	return c.items, c.text, c.err
 }
 
-// serveCatalogue serves the figures in the form of GET /v1/inventory, and only if they have changed.
+// serveCatalogue serves the products in the form of GET /v1/inventory; 304 if they have not changed.
 func (p *page) serveCatalogue(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	_, text, err := p.catalogue.read(r.Context())
 	if err != nil {
