@@ -2,7 +2,8 @@
 //
 // It sets nothing global: several services share a process, and each passes its own Telemetry to what it builds. Prometheus
 // collects metrics from MetricsHandler. Spans are sent if the variables OTEL_* name a collector; otherwise none is
-// recorded, and a span only carries its trace id through headers and log lines.
+// recorded, and a span only carries its trace id through headers and log lines. Log lines are always written, and also sent
+// if OTEL_LOGS_EXPORTER says so.
 package telemetry
 
 import (
@@ -28,6 +29,7 @@ import (
 	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -66,19 +68,14 @@ type Telemetry struct {
 	registry *prometheus.Registry
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
-	exporter sdktrace.SpanExporter // nil if spans are not sent
+	exporter sdktrace.SpanExporter  // nil if spans are not sent
+	sent     *sdklog.LoggerProvider // nil if log lines are not sent
 	lines    *summaries
 }
 
 // New returns the telemetry of one service. It does not wait for a connection: spans that cannot be delivered later are
 // dropped, and logged as lost. It fails if a variable OTEL_* is invalid.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
-	lines := newSummaries()
-	handler := NewHandler(cfg)
-	if cfg.LogLevel > slog.LevelDebug {
-		handler = summaryHandler{handler, lines}
-	}
-	logger := slog.New(handler)
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -88,6 +85,19 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+	handler := NewHandler(cfg)
+	sent, err := newLoggerProvider(ctx, about, slog.New(handler))
+	if err != nil {
+		return nil, err
+	}
+	if sent != nil {
+		handler = slog.NewMultiHandler(handler, newExportHandler(sent, cfg.LogLevel))
+	}
+	lines := newSummaries()
+	if cfg.LogLevel > slog.LevelDebug {
+		handler = summaryHandler{handler, lines}
+	}
+	logger := slog.New(handler)
 	exporter, err := newSpanExporter(ctx, logger)
 	if err != nil {
 		return nil, err
@@ -106,6 +116,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		meters:     meters,
 		tracers:    tracers,
 		exporter:   exporter,
+		sent:       sent,
 		lines:      lines,
 	}, nil
 }
@@ -120,8 +131,8 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	})
 }
 
-// Shutdown sends the spans that are left and stops the exporters, within a second. ctx may have ended. It logs how many
-// spans could not be sent, and writes the log lines that were counted only.
+// Shutdown sends the spans and log lines that are left and stops the exporters, within a second. ctx may have ended. It logs
+// what could not be sent, and writes a summary of the log lines that were only counted.
 func (t *Telemetry) Shutdown(ctx context.Context) {
 	t.lines.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -134,6 +145,12 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
 		t.Logger.WarnContext(ctx, "stopping metrics", "error", err)
+	}
+	if t.sent == nil {
+		return
+	}
+	if err := t.sent.Shutdown(ctx); err != nil { // last: it sends what the others have logged
+		t.Logger.WarnContext(ctx, "the last log lines were not sent", "error", err)
 	}
 }
 

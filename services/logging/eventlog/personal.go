@@ -41,9 +41,9 @@ type personalDataServer struct {
 
 // The stages of a search, in this order; a page token begins with one.
 const (
-	inEvents     = "e"
+	inEvents      = "e"
 	inUndecodable = "u" // events that could not be read: only their bytes can be looked at
-	inLetters    = "d"
+	inLetters     = "d"
 )
 
 // search is the position of a search: a stage, and the id of the last row in it.
