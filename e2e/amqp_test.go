@@ -58,7 +58,7 @@ func (a *asker) ask(t *testing.T, exchange, key string, m amqp.Publishing) amqp.
 			t.Fatalf("the answer is to %q, not to %q", d.CorrelationId, m.CorrelationId)
 		}
 		return d
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatalf("%s was not answered", key)
 	}
 	panic("unreachable")
@@ -113,7 +113,7 @@ func TestAMQP_ACommandThatAsksForAnAnswerGetsIt(t *testing.T) {
 	again := a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{MessageId: id, Body: encode(t, products("Tripod", 1))})
 	fails(t, "a name that is taken", again, codes.AlreadyExists, `there is an item "Tripod" already`)
 	var found struct {
-		Letters []letter `json:"dead_letters"`
+		Letters []deadLetter `json:"dead_letters"`
 	}
 	eventually(t, func() error {
 		s.get(t, "/v1/dead-letters?message_id="+id).json(t, &found)
@@ -154,7 +154,7 @@ func TestAMQP_ACallIsAnsweredOrRefused(t *testing.T) {
 		`the property content_type says "application/json": a request is protobuf, application/protobuf`)
 }
 
-func TestAMQP_WhatNobodyIsToldHoldsNothing(t *testing.T) {
+func TestAMQP_ARequestWithoutAQueueForItsAnswerHoldsNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	a := newAsker(t, s.openChannel(t))
@@ -183,7 +183,7 @@ func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	var answer eventsv1.ItemsChanged
 	succeeds(t, a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, products("Lamp", 7))}), &answer)
 	s.decided(t, s.place(t, 1, 1)) // behind an answer in the order queue, if there were one
-	if letters := s.letters(t, "OPEN"); len(letters) != 0 {
+	if letters := s.deadLetters(t, "OPEN"); len(letters) != 0 {
 		t.Errorf("dead letters %+v", letters)
 	}
 }
@@ -275,7 +275,7 @@ func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
 			if cause == nil || cause.Code != amqp.AccessRefused {
 				t.Errorf("%q: %v", route, cause)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Errorf("%q is not refused", route)
 		}
 	}
@@ -312,7 +312,7 @@ func TestAMQP_TheUserOfTheRecipeMayListenToOrdersAndNothingElse(t *testing.T) {
 			if d.RoutingKey != key || d.CorrelationId != order {
 				t.Errorf("%s of order %s instead of %s of %s", d.RoutingKey, d.CorrelationId, key, order)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatalf("%s does not come", key)
 		}
 	}

@@ -87,7 +87,7 @@ func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 			t.Errorf("%s: %s", v.Check, v)
 		}
 	}
-	r, err := a.RunWhenQuiet(t.Context(), patience)
+	r, err := a.RunWhenQuiet(t.Context(), testTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestSweeper_GivesBackWhatTheOrderServiceDoesNotKnow(t *testing.T) {
 	if i := s.settled(t)["Phone"]; i.OnHand != 199 {
 		t.Errorf("of order %s: %+v", kept.ID, i)
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("after: %+v, %v", r, err)
 	}
 }

@@ -73,7 +73,7 @@ func browse(t *testing.T, url string, setup ...action) *tab {
 		t.Fatalf("opening a tab: %v", err)
 	}
 	var cancel context.CancelFunc
-	b.ctx, cancel = context.WithTimeout(ctx, 4*patience)
+	b.ctx, cancel = context.WithTimeout(ctx, 4*testTimeout)
 	t.Cleanup(cancel)
 	b.do(with(cdplog.Enable, cdp.Empty{}), chromedp.EmulateViewport(1440, 900))
 	b.do(setup...)
@@ -147,12 +147,12 @@ func eval[T any](b *tab, expression string) T {
 // until waits until an expression is true.
 func (b *tab) until(expression string) {
 	b.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !eval[bool](b, "Boolean("+expression+")") {
 		if time.Now().After(deadline) {
-			b.Fatalf("after %s not true: %s\nthe page:\n%s", patience, expression, eval[string](b, "document.body.innerText"))
+			b.Fatalf("after %s not true: %s\nthe page:\n%s", testTimeout, expression, eval[string](b, "document.body.innerText"))
 		}
 		<-tick.C
 	}

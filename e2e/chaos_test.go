@@ -34,8 +34,8 @@ const (
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
-	c := &chaos{fleet: f, away: map[*replica]bool{}}
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	c := &chaos{deployment: f, away: map[*replica]bool{}}
 	if duration >= time.Minute { // they take a while to start
 		c.own = newServers(t)
 		f.broker, f.amqp, f.database = &brokertest.Broker{URL: c.own.amqp}, nil, c.own.makeDatabase(t)
@@ -45,7 +45,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
-	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
+	tr := f.mixedTraffic(t, f.unlimitedStock(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
 	begin := time.Now()
 	for _, step := range schedule {
 		<-time.After(time.Until(begin.Add(step.at)))
@@ -69,9 +69,9 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 		orders, took.Round(time.Second), count(schedule), c.gaveUp, refused, longest.Round(time.Millisecond))
 }
 
-// chaos is a fleet and what happens to it. All of it happens in the goroutine of the test.
+// chaos is a deployment and what happens to it. All of it happens in the goroutine of the test.
 type chaos struct {
-	*fleet
+	*deployment
 	broker, database *netproxy.Proxy
 	own              *servers          // that may be killed; nil if they belong to others, too
 	away             map[*replica]bool // killed or stopped, to be started again
@@ -152,7 +152,7 @@ func (c *chaos) block(t *testing.T) {
 		t.Fatal(err)
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 2)) // a queue that was just deleted takes nothing
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	for _, queue := range []string{"order.retry.1s", "order.retry.10s"} {
 		confirm, err := ch.PublishWithDeferredConfirm("", queue, true, false,
@@ -288,7 +288,7 @@ func (c *chaos) topologyFaults() (faults []fault) {
 
 // remove deletes a part of the topology, unless the broker is down or that part is gone already.
 func (c *chaos) remove(t *testing.T, d deletion) {
-	conn, err := amqp.DialConfig(c.fleet.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
+	conn, err := amqp.DialConfig(c.deployment.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
 	if err != nil {
 		t.Logf("%s cannot be deleted: %v", d.name, err)
 		return

@@ -15,7 +15,7 @@ import (
 // Each client is made of the contracts alone, compiles and works: see tools/clients.
 func TestClients_AreGeneratedAndWork(t *testing.T) {
 	s := start(t)
-	product := s.plenty(t)[0]
+	product := s.unlimitedStock(t)[0]
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)

@@ -303,8 +303,8 @@ func (t *tailing) next(test *testing.T) string {
 	select {
 	case line := <-t.lines:
 		return line
-	case <-time.After(patience):
-		test.Fatalf("no line for %s; %s", patience, t.notes)
+	case <-time.After(testTimeout):
+		test.Fatalf("no line for %s; %s", testTimeout, t.notes)
 		return ""
 	}
 }

@@ -320,7 +320,7 @@ trap 'echo "this failed: $BASH_COMMAND" >&2' ERR
 ` + text + `
 declare -p | grep -E '^declare -(x|-) (ID|ORDER)=' > .variables || true
 `
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", script)
 	cmd.Dir, cmd.Env = sh.dir, sh.env
@@ -347,7 +347,7 @@ func (sh *terminal) watch(t *testing.T, b block, command string) {
 		t.Fatal(err)
 	}
 	end := sync.OnceFunc(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-	stuck := time.AfterFunc(patience, end)
+	stuck := time.AfterFunc(testTimeout, end)
 	defer stuck.Stop()
 	lines := bufio.NewReader(out)
 	first, err := lines.ReadString('\n')

@@ -154,7 +154,7 @@ func TestControls_AnEventDeliveredTwiceHasOneEffect(t *testing.T) {
 			t.Errorf("%s has handled %d messages, want each of its 2 twice", name, n)
 		}
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }
@@ -167,7 +167,7 @@ func TestControls_PoisonEndsAsADeadLetterThatIsNoViolation(t *testing.T) {
 		DeadLetterID string `json:"dead_letter_id"`
 	}
 	s.control(t, "/demo/poison", ``, &poison)
-	var l letter
+	var l deadLetter
 	s.get(t, "/v1/dead-letters/"+poison.DeadLetterID).json(t, &l)
 	if l.MessageID != poison.MessageID || l.SourceQueue != "order" || l.Attempts != 1 || l.State != "OPEN" {
 		t.Errorf("dead letter %+v", l)
@@ -275,7 +275,7 @@ func TestControls_TheLogHasEverythingOnceAfterLoggingWasStopped(t *testing.T) {
 		})
 	}
 	// Among others: every event is there, and there once.
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 || r.InFlight() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 || r.InFlight() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }
@@ -301,7 +301,7 @@ func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 		t.Errorf("a second experiment: %d %s", a.code, a.body)
 	}
 	a := <-ended
-	if a.code != http.StatusGatewayTimeout || !strings.Contains(string(a.body), "stopped: order") || time.Since(begin) > patience {
+	if a.code != http.StatusGatewayTimeout || !strings.Contains(string(a.body), "stopped: order") || time.Since(begin) > testTimeout {
 		t.Errorf("after %s: %d %s", time.Since(begin), a.code, a.body)
 	}
 	s.control(t, "/demo/services/inventory/stop", ``, nil)
@@ -310,7 +310,7 @@ func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 	}
 	s.control(t, "/demo/services/order/start", ``, nil)
 	s.control(t, "/demo/services/inventory/start", ``, nil)
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Orders != 3 || r.Count() != 0 || r.InFlight() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Orders != 3 || r.Count() != 0 || r.InFlight() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }

@@ -24,7 +24,7 @@ import (
 	"shop.example/services/logging/eventlog"
 )
 
-type letter struct {
+type deadLetter struct {
 	ID          string    `json:"id"`
 	State       string    `json:"state"`
 	Reason      string    `json:"reason"`
@@ -41,28 +41,28 @@ type letter struct {
 	Until       time.Time `json:"redrivable_until"`
 }
 
-func (l letter) path() string { return "/v1/dead-letters/" + l.ID }
+func (l deadLetter) path() string { return "/v1/dead-letters/" + l.ID }
 
 // letters lists the dead letters in a state, or in all if it is "".
-func (s *shop) letters(t *testing.T, state string) []letter {
+func (s *shop) deadLetters(t *testing.T, state string) []deadLetter {
 	t.Helper()
 	path := "/v1/dead-letters?page_size=1000"
 	if state != "" {
 		path += "&state=" + state
 	}
 	var list struct {
-		DeadLetters []letter `json:"dead_letters"`
+		DeadLetters []deadLetter `json:"dead_letters"`
 	}
 	s.get(t, path).json(t, &list)
 	return list.DeadLetters
 }
 
 // open waits until n dead letters are open and returns them, with their bodies.
-func (s *shop) open(t *testing.T, n int) []letter {
+func (s *shop) open(t *testing.T, n int) []deadLetter {
 	t.Helper()
-	var open []letter
+	var open []deadLetter
 	eventually(t, func() error {
-		if open = s.letters(t, "OPEN"); len(open) != n {
+		if open = s.deadLetters(t, "OPEN"); len(open) != n {
 			return fmt.Errorf("%d dead letters are open, want %d: %+v", len(open), n, open)
 		}
 		return nil
@@ -134,7 +134,7 @@ func (s *shop) send(t *testing.T, ch *amqp.Channel, exchange, key string, m amqp
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if acked, err := confirm.WaitContext(ctx); err != nil || !acked {
 		t.Fatalf("the broker did not take %s: %v", key, err)
@@ -254,7 +254,7 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 		}
 	}
 
-	letters := map[string]letter{}
+	letters := map[string]deadLetter{}
 	for _, l := range s.open(t, len(poison)) {
 		letters[l.RoutingKey+string(l.Body)] = l
 	}
@@ -267,7 +267,7 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 		}
 		if l.SourceQueue != p.queue || l.Exchange != p.exchange || !strings.Contains(l.Reason, p.reason) || l.Attempts != 1 || l.Type != p.m.Type ||
 			l.OrderID != p.orderID || l.State != "OPEN" || (l.Payload != nil) != p.readable || l.Until.Before(time.Now().Add(6*24*time.Hour)) {
-			t.Errorf("%s: %s", p.what, abridged(l))
+			t.Errorf("%s: %s", p.what, truncated(l))
 		}
 		if want := map[bool]string{true: trace}[p.m.Headers != nil]; l.TraceID != want {
 			t.Errorf("%s has trace %q, want %q", p.what, l.TraceID, want)
@@ -296,12 +296,12 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 	if dead != len(poison) || retried != 0 {
 		t.Errorf("%d messages died and %d were tried again, want %d and none", dead, retried, len(poison))
 	}
-	if n := len(s.letters(t, "")); n != len(poison) {
+	if n := len(s.deadLetters(t, "")); n != len(poison) {
 		t.Errorf("%d dead letters in the end, want %d", n, len(poison))
 	}
 }
 
-func abridged(l letter) string {
+func truncated(l deadLetter) string {
 	l.Body, l.Payload = nil, l.Payload != nil
 	if len(l.Reason) > 200 {
 		l.Reason = l.Reason[:200]
@@ -316,7 +316,7 @@ func TestDeadLetters_TheLogKeepsWhatItCannotRead(t *testing.T) {
 	id := uuid.NewString()
 	s.send(t, s.confirming(t), "", "logging", amqp.Publishing{Body: bytes.Repeat([]byte{0xff}, mebibyte), MessageId: id})
 	s.isLogged(t, id, "error", `no message has the routing key "logging"`)
-	if letters := s.letters(t, ""); len(letters) > 0 {
+	if letters := s.deadLetters(t, ""); len(letters) > 0 {
 		t.Errorf("dead letters: %+v", letters)
 	}
 }
@@ -339,7 +339,7 @@ func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	s.mustDLQ(t, "redrive", first.ID)
 	second := s.open(t, 1)[0]
 	if second.ID == first.ID || second.MessageID != first.MessageID || !bytes.Equal(second.Body, body) {
-		t.Errorf("after the redrive: %s", abridged(second))
+		t.Errorf("after the redrive: %s", truncated(second))
 	}
 	s.mustDLQ(t, "discard", second.ID)
 	s.open(t, 0)
@@ -349,7 +349,7 @@ func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 // letters can die of one as often as it likes: there is no place behind that queue.
 func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	for _, name := range []string{"gateway", "logging"} {
 		f.replicas[name][0].start(t)
 	}
@@ -388,7 +388,7 @@ func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t
 	dead := f.shop.open(t, 1)[0]
 	if dead.SourceQueue != "order" || dead.Exchange != "shop.topic" || dead.RoutingKey != "shop.order.placed" || dead.Type != "shop.events.v1.OrderPlaced" ||
 		dead.Reason != "given up by the broker: delivery_limit" || dead.TraceID == "" || location != "/v1/orders/"+dead.OrderID || dead.Payload == nil {
-		t.Errorf("after %d deliveries: %s", deaths, abridged(dead))
+		t.Errorf("after %d deliveries: %s", deaths, truncated(dead))
 	}
 	f.isLogged(t, dead.MessageID, "error", dead.Reason)
 	f.mustDLQ(t, "redrive", dead.ID)
@@ -419,7 +419,7 @@ func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 	return there
 }
 
-func TestServices_RefuseToStartWhereAnInboxForgetsTooSoon(t *testing.T) {
+func TestServices_RefuseToStartIfAnInboxForgetsTooSoon(t *testing.T) {
 	t.Parallel()
 	r := outbox.Retention{RedriveHorizon: 30 * 24 * time.Hour}
 	_, inventory := stock.New(t.Context(), stock.Config{Retention: r}, nil)

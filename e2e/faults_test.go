@@ -30,10 +30,10 @@ const (
 
 func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	_, database := f.proxies(t)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
 
 	database.Delay(300 * time.Millisecond)
@@ -61,10 +61,10 @@ func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 
 func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	order, inventory := f.replicas["order"][0], f.replicas["inventory"][0]
-	products := f.plenty(t)
+	products := f.unlimitedStock(t)
 
 	inventory.signal(t, syscall.SIGSTOP) // before it has begun a call: it will answer what it then finds waiting
 	tr := f.traffic(t, products, answerLimit, f.gateways()...)
@@ -98,10 +98,10 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 
 func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	_, database := f.proxies(t)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
 
 	for _, name := range services[1:] {
@@ -125,12 +125,12 @@ func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp = &brokertest.Broker{URL: own.amqp}, nil
 	f.database = own.makeDatabase(t)
 	f.servers(t, f.broker.URL, f.database)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	t.Run("blocked", func(t *testing.T) { f.blocked(t, own, tr) })
@@ -154,7 +154,7 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 }
 
 // blocked has the broker run out of memory, as it sees it.
-func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
+func (f *deployment) blocked(t *testing.T, own *servers, tr *traffic) {
 	gateway := f.replicas["gateway"][0]
 	own.control(t, "set_vm_memory_high_watermark", "0")
 	begin := time.Now()
@@ -276,7 +276,7 @@ func (s *servers) release(t *testing.T, signal syscall.Signal) {
 	_ = s.hold.Close()
 	select {
 	case <-s.held:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("shopdev exec did not end")
 	}
 }
@@ -338,7 +338,7 @@ func (s *servers) makeDatabase(t *testing.T) string {
 }
 
 // ready waits until all replicas are ready.
-func (f *fleet) ready(t *testing.T) {
+func (f *deployment) ready(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
@@ -348,7 +348,7 @@ func (f *fleet) ready(t *testing.T) {
 }
 
 // burntNoAttempt: what is down is not the messages' fault.
-func (f *fleet) burntNoAttempt(t *testing.T) {
+func (f *deployment) burntNoAttempt(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {

@@ -208,7 +208,7 @@ func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 		op := calls[sent%len(calls)]
 		path, body, header := a.request(op, []int{0, 5, 30}[a.IntN(3)])
 		got := s.call(t, op.method, path, body, header...)
-		s.judge(t, got, fmt.Sprintf("seed %d: %s %.300s %q %.1000s", seed, op.method, path, header, body))
+		s.failOnFault(t, got, fmt.Sprintf("seed %d: %s %.300s %q %.1000s", seed, op.method, path, header, body))
 		name := op.method + " " + op.path
 		if seen[name] == nil {
 			seen[name] = map[int]int{}
@@ -225,18 +225,18 @@ func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 		}
 	}
 	// Nothing is stuck: an order goes all the way, and the queues are empty.
-	if o := s.decided(t, s.place(t, s.plenty(t)[0], 1)); o.State != "CONFIRMED" {
+	if o := s.decided(t, s.place(t, s.unlimitedStock(t)[0], 1)); o.State != "CONFIRMED" {
 		t.Errorf("an order after the fuzz run is %s", o.State)
 	}
 	ch := s.openChannel(t)
 	eventually(t, func() error { return emptyQueues(t, ch) })
-	if letters := s.letters(t, ""); len(letters) > 0 {
+	if letters := s.deadLetters(t, ""); len(letters) > 0 {
 		t.Errorf("%d calls became dead letters: %+v", len(letters), letters[0])
 	}
 }
 
-// judge fails if an answer is a fault of the shop's. Whether it is described sees call.
-func (s *shop) judge(t *testing.T, got answer, call string) {
+// failOnFault fails if an answer shows a fault of the shop. Whether the contract describes it is checked by call.
+func (s *shop) failOnFault(t *testing.T, got answer, call string) {
 	t.Helper()
 	if got.code >= http.StatusInternalServerError {
 		t.Errorf("%s\nis answered with %d %s", call, got.code, got.body)

@@ -70,12 +70,12 @@ func TestPreferWait_NeedsNothingButTheBroker(t *testing.T) {
 	}
 }
 
-func TestPreferWait_EndsWithAPendingOrderWhereNobodyDecides(t *testing.T) {
+func TestPreferWait_EndsWithAPendingOrderIfNobodyDecides(t *testing.T) {
 	t.Parallel()
 	alone := gatewayAlone(t, &shop{database: dbtest.New(t), broker: brokertest.New(t)})
 	begin := time.Now()
 	a := alone.call(t, http.MethodPost, "/v1/orders", orderOf(1, 1), "Prefer", "wait=1")
-	if took := time.Since(begin); a.code != http.StatusAccepted || !strings.Contains(string(a.body), `"PENDING"`) || took < time.Second || took > patience/2 {
+	if took := time.Since(begin); a.code != http.StatusAccepted || !strings.Contains(string(a.body), `"PENDING"`) || took < time.Second || took > testTimeout/2 {
 		t.Errorf("after %s: %d %s", took, a.code, a.body)
 	}
 }
@@ -209,7 +209,7 @@ func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
 }
 
 // The demo's route and new products honour a key, too. What has the same effect however often it is done ignores one.
-func TestIdempotencyKey_CountsWhereSomethingIsCreated(t *testing.T) {
+func TestIdempotencyKey_CountsIfSomethingIsCreated(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	const key, replayed = "Idempotency-Key", "Idempotent-Replayed"

@@ -89,7 +89,7 @@ func (p *program) stop(t *testing.T) {
 	}
 	select {
 	case <-p.exited:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("the shop did not stop")
 	}
 }

@@ -304,7 +304,7 @@ func TestPage_AWrongTokenMakesNobodyAnOperator(t *testing.T) {
 
 func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	b := browse(t, f.operatorLink())
 	b.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "status of 503")

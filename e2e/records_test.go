@@ -151,7 +151,7 @@ func TestCustomer_IsExportedAndErasedEverywhere(t *testing.T) {
 		Records []struct {
 			Order      *order
 			Event      *struct{ ID string }
-			DeadLetter *letter `json:"dead_letter"`
+			DeadLetter *deadLetter `json:"dead_letter"`
 		}
 	}
 	text := s.must(t, "customer", "export", "--email", "Ada@EXAMPLE.org")
@@ -204,10 +204,10 @@ func TestCustomer_IsExportedAndErasedEverywhere(t *testing.T) {
 		t.Errorf("another's: %+v", got)
 	}
 	// Nothing is sent again, nothing else has changed, and everything adds up.
-	if open := s.letters(t, "OPEN"); len(open) != 0 {
+	if open := s.deadLetters(t, "OPEN"); len(open) != 0 {
 		t.Errorf("open are %v", open)
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("after it: %+v, %v", r, err)
 	}
 	if now := s.stock(t); fmt.Sprint(now) != fmt.Sprint(stock) {

@@ -18,7 +18,7 @@ type largest struct {
 }
 
 // stockLargest makes the products, with pieces for so many orders.
-func (f *fleet) stockLargest(t *testing.T, orders int) largest {
+func (f *deployment) stockLargest(t *testing.T, orders int) largest {
 	t.Helper()
 	const lines = 100
 	var items, byName, byID []string
@@ -41,7 +41,7 @@ func (f *fleet) stockLargest(t *testing.T, orders int) largest {
 
 // place places so many of them, every other one over the demo's interface, and returns where they are once all are
 // accepted.
-func (l largest) place(t *testing.T, f *fleet, orders int) []string {
+func (l largest) place(t *testing.T, f *deployment, orders int) []string {
 	t.Helper()
 	const who = `{"customer_name":"Ada","customer_email":"ada@example.org",`
 	locations := make([]string, orders)
@@ -68,7 +68,7 @@ func (l largest) place(t *testing.T, f *fleet, orders int) []string {
 }
 
 // staysSmall fails the test if a service has taken more memory than compose.yaml gives it.
-func (f *fleet) staysSmall(t *testing.T) {
+func (f *deployment) staysSmall(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		peak := f.replicas[name][0].peakMemory(t)
@@ -84,7 +84,7 @@ func (f *fleet) staysSmall(t *testing.T) {
 func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 	t.Parallel()
 	const orders, streams = 300, 100
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	for _, name := range services {
 		f.replicas[name][0].env = append(f.replicas[name][0].env, "GOMEMLIMIT=200MiB") // as in compose.yaml
 	}
@@ -139,7 +139,7 @@ func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 		if err != nil {
 			t.Errorf("the stream of the whole log: %v", err)
 		}
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("the stream of the whole log stands still")
 	}
 	f.settled(t)
@@ -151,7 +151,7 @@ func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 // A message that nobody can read is as large as the broker takes it. It is a dead letter, and costs no order anything.
 func TestSizes_TheLargestMessagesAreDeadLetters(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	const messages, size = 4, 16 << 20
 	body := make([]byte, size)

@@ -25,7 +25,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	first := newServers(t, "AMQP_URL="+broker.URL)
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp, f.database = broker, broker.Services(t, topology.Broker()), first.makeDatabase(t)
 	second := first.standby(t)
 	proxy := netproxy.New(t, f.database)
@@ -33,7 +33,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	logging := f.replicas["logging"][0]
 	logging.env = append(logging.env, "DATABASE_URL="+both(t, f.database, second.database))
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	proxy.Retarget(t, second.database)

@@ -115,7 +115,7 @@ func (s *shop) refuses(t *testing.T, tr *traffic, since time.Time) {
 		}
 		return nil
 	})
-	if took := time.Since(since); took > patience/3 { // it looks once a second; the machine may be busy
+	if took := time.Since(since); took > testTimeout/3 { // it looks once a second; the machine may be busy
 		t.Errorf("orders were refused after %s", took)
 	}
 }
@@ -141,7 +141,7 @@ func (s *shop) allDecided(t *testing.T, tr *traffic) {
 func TestTopology_WhatIsDeletedUnderLoadCostsNoAcceptedOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t) // each service with no more rights than it needs
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	for _, d := range deletions {
 		begin := time.Now()
@@ -163,7 +163,7 @@ func TestTopology_WhatIsDeletedUnderLoadCostsNoAcceptedOrder(t *testing.T) {
 func TestTopology_OrdersThatWaitedInADeletedQueueAreDecided(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	if err := s.Order.Stop(); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func TestTopology_ServicesWithAllRightsDeclareExchangesAgain(t *testing.T) {
 	}
 	s := &shop{Shop: built, url: "http://" + built.Gateway.HTTPAddr(), database: database, broker: broker}
 	run(t, s.Shop)
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	for _, d := range deletions {
 		s.deletes(t, d.do)
@@ -223,7 +223,7 @@ func TestDiscard_AnOrderThatCouldNotBeHandledIsRejected(t *testing.T) {
 		t.Fatalf("the letter is %+v", letter)
 	}
 	stop()
-	if a := s.post(t, letter.path()+":discard"); a.code != http.StatusServiceUnavailable || len(s.letters(t, "OPEN")) != 1 {
+	if a := s.post(t, letter.path()+":discard"); a.code != http.StatusServiceUnavailable || len(s.deadLetters(t, "OPEN")) != 1 {
 		t.Errorf("without the order service: %d %s", a.code, a.body)
 	}
 	begin()

@@ -75,8 +75,8 @@ func (s *shop) mixedTraffic(t *testing.T, products [2]int, large string, limit t
 	return tr
 }
 
-// plenty makes two products of which no load runs out.
-func (s *shop) plenty(t *testing.T) (ids [2]int) {
+// unlimitedStock makes two products of which no load runs out.
+func (s *shop) unlimitedStock(t *testing.T) (ids [2]int) {
 	t.Helper()
 	names := [2]string{"Cable", "Adapter"}
 	price := `"quantity":1000000,"price":{"currency_code":"USD","units":"5"}}`
@@ -100,10 +100,10 @@ func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
 		}
 		key := fmt.Sprintf("order-%d", tr.next.Add(1))
 		body := fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[%s]}`, key, tr.lines(random))
-		location := tr.insist(ctx, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK) // 200: it was accepted before, and is decided
+		location := tr.sendUntil(ctx, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK) // 200: it was accepted before, and is decided
 		tr.accept(key, location)
 		if location != "" && random.IntN(20) == 0 {
-			tr.buyers.Go(func() { tr.insist(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
+			tr.buyers.Go(func() { tr.sendUntil(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
 		}
 	}
 }
@@ -121,9 +121,9 @@ func (tr *traffic) lines(random *rand.Rand) string {
 	return fmt.Sprintf(line+","+line, tr.products[first], 1+random.IntN(3), tr.products[1-first], 1)
 }
 
-// insist repeats a call, to the next gateway each time, until it is answered with one of the codes, and returns the
+// sendUntil repeats a call, to the next gateway each time, until it is answered with one of the codes, and returns the
 // location in the answer. What belongs to no key is not urgent.
-func (tr *traffic) insist(ctx context.Context, path, body, key string, codes ...int) (location string) {
+func (tr *traffic) sendUntil(ctx context.Context, path, body, key string, codes ...int) (location string) {
 	pause := 50 * time.Millisecond
 	if key == "" {
 		pause = 500 * time.Millisecond
@@ -291,7 +291,7 @@ func (tr *traffic) isDecided(t *testing.T, s *shop) {
 }
 
 // proxies puts a proxy between the services and each of their servers. To be called before they start.
-func (f *fleet) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
+func (f *deployment) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
 	t.Helper()
 	broker, database = f.broker.Proxy(t), netproxy.New(t, f.database)
 	f.servers(t, broker.URL, database.URL)
@@ -299,7 +299,7 @@ func (f *fleet) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
 }
 
 // servers tells the services which servers to use from their next start on.
-func (f *fleet) servers(t *testing.T, amqp, database string) {
+func (f *deployment) servers(t *testing.T, amqp, database string) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {

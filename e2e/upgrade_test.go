@@ -25,13 +25,13 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	t.Parallel()
 	this := mustBinaries(t)
 	before := olderBinaries(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
 	f.database = postgrestest.NewEmpty(t)
 	f.servers(t, f.broker.URL, f.database)
 	f.each(func(r *replica, name string) { r.binary = filepath.Join(before, name) })
 	added := f.without(t, before)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	err := db.MigrateAll(t.Context(), f.database, func(schema string, files []string) { t.Logf("%s: applied %v", schema, files) })
@@ -65,8 +65,8 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	tr.isDecided(t, &f.shop)
 }
 
-// without takes the services out of the fleet that a release, whose binaries are in dir, does not have, and returns them.
-func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
+// without takes the services out of the deployment that a release, whose binaries are in dir, does not have, and returns them.
+func (f *deployment) without(t *testing.T, dir string) map[string][]*replica {
 	t.Helper()
 	added := map[string][]*replica{}
 	for name, replicas := range f.replicas {
@@ -78,7 +78,7 @@ func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
 	return added
 }
 
-func (f *fleet) each(do func(r *replica, service string)) {
+func (f *deployment) each(do func(r *replica, service string)) {
 	for name, replicas := range f.replicas {
 		for _, r := range replicas {
 			do(r, name)

@@ -168,12 +168,12 @@ func TestWebhooks_AnOrderIsDeliveredAndAReceiverThatIsGoneIsDisabled(t *testing.
 }
 
 // registerReceiver makes a webhook before orders are placed.
-func registerReceiver(t *testing.T, f *fleet) {
+func registerReceiver(t *testing.T, f *deployment) {
 	f.receiver, _ = f.receive(t)
 }
 
 // everythingWasReceived: each event of an order, and those of one order for the first time in their order.
-func everythingWasReceived(t *testing.T, f *fleet) {
+func everythingWasReceived(t *testing.T, f *deployment) {
 	db := f.openDatabase(t)
 	eventually(t, func() error {
 		place := map[string]int{} // of each event, by when it came first

@@ -47,7 +47,7 @@ const sample = `{
 ]
 }`
 
-func TestSampleOrder_GoesTheWholeWay(t *testing.T) {
+func TestSampleOrder_PassesThroughAllServices(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	a := s.call(t, http.MethodPost, "/intermediary/order", sample)
@@ -366,7 +366,7 @@ func gatewayAlone(t *testing.T, s *shop) *shop {
 			t.Errorf("the lone gateway ended with: %v", err)
 		}
 	})
-	ready, cancel := context.WithTimeout(t.Context(), patience)
+	ready, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	eventually(t, func() error { return service.Probe(ready, alone.Gateway.AdminAddr()) })
 	return alone

@@ -65,9 +65,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// fleet is the shop as it is deployed: each service as processes, with a database and a virtual host of the test's own.
+// deployment is the shop as it is deployed: each service as processes, with a database and a virtual host of the test's own.
 // The calls of shop go to the first gateway.
-type fleet struct {
+type deployment struct {
 	shop
 	replicas map[string][]*replica // by service
 	amqp     map[string]string     // the broker's URL with the user of each service; nil if they share one
@@ -75,18 +75,18 @@ type fleet struct {
 	client   *http.Client          // keeps the connections that it has made
 }
 
-// fleetOptions say how a fleet differs from one replica of each service on an undisturbed line.
-type fleetOptions struct {
+// deploymentOptions say how a deployment differs from one replica of each service on an undisturbed line.
+type deploymentOptions struct {
 	replicas          map[string]int // by service
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
 	host              string         // where the services listen; loopback if it is empty
 }
 
-// newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
-func newFleet(t *testing.T, o fleetOptions) *fleet {
+// newDeployment prepares a deployment of which nothing runs yet. The i-th replica of a service calls the i-th of another.
+func newDeployment(t *testing.T, o deploymentOptions) *deployment {
 	t.Helper()
 	dir := mustBinaries(t)
-	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
+	f := &deployment{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	f.amqp = f.broker.Services(t, topology.Broker())
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
@@ -110,8 +110,8 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	return f
 }
 
-// login returns amqp, a way to the fleet's broker, with the user of the service.
-func (f *fleet) login(t *testing.T, service, amqp string) string {
+// login returns amqp, a way to the deployment's broker, with the user of the service.
+func (f *deployment) login(t *testing.T, service, amqp string) string {
 	t.Helper()
 	if f.amqp == nil {
 		return amqp
@@ -173,7 +173,7 @@ func freeAddrOf(t *testing.T, host string) string {
 }
 
 // up starts what does not run and returns when all of it is ready.
-func (f *fleet) up(t *testing.T) {
+func (f *deployment) up(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
@@ -190,7 +190,7 @@ func (f *fleet) up(t *testing.T) {
 }
 
 // gateways are the URLs of all gateways.
-func (f *fleet) gateways() []string {
+func (f *deployment) gateways() []string {
 	var urls []string
 	for _, r := range f.replicas["gateway"] {
 		urls = append(urls, "http://"+r.addr)
@@ -295,8 +295,8 @@ func (r *replica) waitReady(t *testing.T) {
 func (r *replica) killedItself(point string) error {
 	select {
 	case <-r.exited:
-	case <-time.After(patience):
-		return fmt.Errorf("%s did not come to crash point %s within %s", r.name, point, patience)
+	case <-time.After(testTimeout):
+		return fmt.Errorf("%s did not come to crash point %s within %s", r.name, point, testTimeout)
 	}
 	status, ok := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL || !r.log.contains("crash point "+point+"\n") {
