@@ -107,7 +107,7 @@ func observe(t *testing.T, f *deployment) *watchedDeployment {
 	return w
 }
 
-// brokerMetrics is where the broker shows its metrics to Prometheus, "" if it does not.
+// brokerMetrics returns the address of the broker's metrics for Prometheus, "" if it has none.
 func brokerMetrics(t *testing.T) string {
 	t.Helper()
 	body, err := provision.Call(t.Context(), http.MethodGet, os.Getenv("AMQP_MANAGEMENT_URL")+"/api/overview", nil)

@@ -268,8 +268,8 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 	return steps
 }
 
-// topologyFaults delete parts of the topology. A service declares its own again; whoever runs the broker has to help where
-// the services may not do everything.
+// topologyFaults delete parts of the topology. A service declares its own queues again; if the services have no further rights
+// the broker's administrator has to restore the rest.
 func (c *chaos) topologyFaults() (faults []fault) {
 	for _, d := range deletions {
 		f := fault{"topology deleted: " + d.name, time.Millisecond, func(t *testing.T) { c.remove(t, d) }, func(*testing.T) {}}

@@ -43,7 +43,7 @@ type deadLetter struct {
 
 func (l deadLetter) path() string { return "/v1/dead-letters/" + l.ID }
 
-// letters lists the dead letters in a state, or in all if it is "".
+// deadLetters lists the dead letters in a state, or all of them if it is "".
 func (s *shop) deadLetters(t *testing.T, state string) []deadLetter {
 	t.Helper()
 	path := "/v1/dead-letters?page_size=1000"
@@ -73,7 +73,7 @@ func (s *shop) open(t *testing.T, n int) []deadLetter {
 	return open
 }
 
-// post sends what operators send.
+// post makes a POST call as an operator.
 func (s *shop) post(t *testing.T, path string) answer {
 	t.Helper()
 	return s.call(t, http.MethodPost, path, "{}", "Authorization", "Bearer "+operatorToken)
@@ -103,7 +103,7 @@ func (s *shop) events(t *testing.T, filter string) []eventRow {
 	}
 }
 
-// logOf returns the row of a message in the log of events, and how many there are.
+// logOf returns the row of a message in the event log, and how many rows it has.
 func (s *shop) logOf(t *testing.T, messageID string) (row eventRow, rows int) {
 	t.Helper()
 	for _, e := range s.events(t, "") {
@@ -127,7 +127,7 @@ func (s *shop) isLogged(t *testing.T, messageID, status, message string) {
 	})
 }
 
-// send publishes a message as anybody could and returns when the broker has it.
+// send publishes a message as an external program would, and returns when the broker has confirmed it.
 func (s *shop) send(t *testing.T, ch *amqp.Channel, exchange, key string, m amqp.Publishing) {
 	t.Helper()
 	confirm, err := ch.PublishWithDeferredConfirm(exchange, key, true, false, m)
@@ -141,7 +141,7 @@ func (s *shop) send(t *testing.T, ch *amqp.Channel, exchange, key string, m amqp
 	}
 }
 
-// confirming is a channel whose messages are confirmed.
+// confirming opens a channel with publisher confirms.
 func (s *shop) confirming(t *testing.T) *amqp.Channel {
 	t.Helper()
 	ch := s.openChannel(t)
@@ -151,8 +151,8 @@ func (s *shop) confirming(t *testing.T) *amqp.Channel {
 	return ch
 }
 
-// consumed is how many messages of a queue came to an end of one kind ("handled", "retried", "dead"), as the admin
-// listener of its service says.
+// consumed returns how many messages of a queue were settled in one way ("handled", "retried", "dead"), from the metrics of
+// its service.
 func consumed(t *testing.T, admin, queue, verdict string) (sum int) {
 	t.Helper()
 	res, err := http.Get("http://" + admin + "/metrics")
@@ -177,7 +177,7 @@ func consumed(t *testing.T, admin, queue, verdict string) (sum int) {
 	return sum
 }
 
-// placed is a message that is as it should be.
+// placed returns a valid OrderPlaced.
 func placed() *eventsv1.OrderPlaced {
 	return &eventsv1.OrderPlaced{
 		OrderId: uuid.Must(uuid.NewV7()).String(), CustomerName: "Ada", CustomerEmail: "ada@example.org",
@@ -309,7 +309,7 @@ func truncated(l deadLetter) string {
 	return fmt.Sprintf("%+v", l)
 }
 
-// The log takes what nobody can read.
+// The log also keeps messages that cannot be decoded.
 func TestDeadLetters_TheLogKeepsWhatItCannotRead(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -321,7 +321,7 @@ func TestDeadLetters_TheLogKeepsWhatItCannotRead(t *testing.T) {
 	}
 }
 
-// One that is far larger than what gRPC's clients take by themselves goes every way there is.
+// A dead letter far larger than gRPC clients accept by default can be shown, redriven and discarded through every API.
 func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -345,8 +345,8 @@ func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	s.open(t, 0)
 }
 
-// A message that kills each consumer before that can say a word is given up by the broker, by policy. Who keeps dead
-// letters can die of one as often as it likes: there is no place behind that queue.
+// A message whose consumers all crash is given up by the broker, by policy. The queue of dead letters has no such limit,
+// because there is no place behind it.
 func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t *testing.T) {
 	t.Parallel()
 	f := newDeployment(t, deploymentOptions{})
@@ -400,7 +400,8 @@ func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t
 	f.shop.open(t, 0)
 }
 
-// diesOfADelivery takes a message of the queue and is gone before it says what became of it. False if there is none.
+// diesOfADelivery receives a message of the queue and disconnects without acknowledging it, as a consumer that crashes. It
+// returns false if there is none.
 func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 	t.Helper()
 	conn, err := amqp.Dial(s.broker.URL)

@@ -67,7 +67,7 @@ func open(t *testing.T, database string, broker *brokertest.Broker) *shop {
 	return &shop{Shop: s, url: "http://" + s.Gateway.HTTPAddr(), database: database, broker: broker}
 }
 
-// run runs the shop to the end of the test and returns once it is ready.
+// run runs the shop until the test ends, and returns once it is ready.
 func run(t *testing.T, s *local.Shop) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -97,7 +97,7 @@ func (s *shop) dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// answer is what a REST call got.
+// answer is the response to a REST call.
 type answer struct {
 	code   int
 	header http.Header
@@ -211,7 +211,7 @@ func (s *shop) decided(t *testing.T, location string) order {
 	return o
 }
 
-// place places an order of one line and returns where it is.
+// place places an order of one line and returns its path.
 func (s *shop) place(t *testing.T, productID, quantity int) (location string) {
 	t.Helper()
 	a := s.call(t, http.MethodPost, "/v1/orders", fmt.Sprintf(

@@ -174,7 +174,8 @@ func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Teleme
 	}, t)
 }
 
-// webhooks may call this machine unless the configuration says otherwise: that is where a developer's receivers are.
+// webhooks builds the webhooks service, which may call this machine unless the configuration says otherwise: a developer's
+// receivers are on it.
 func (cfg Config) webhooks(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	if len(cfg.Webhooks.AllowedNetworks) == 0 {
 		cfg.Webhooks.AllowedNetworks = []string{"127.0.0.0/8", "::1/128"}

@@ -41,8 +41,8 @@ type Error struct {
 type Violation struct {
 	// Field is the path of the field as the client writes it: order_items[0].quantity.
 	Field string
-	// Description completes the sentence "<field> …" or "<field>: …". It must not repeat the value, which may be personal
-	// data.
+	// Description completes a sentence that begins with the field: "must be at least 1". It must not repeat the value, which
+	// may be personal data.
 	Description string
 }
 

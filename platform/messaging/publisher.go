@@ -39,11 +39,9 @@ const (
 	maxConfirmStall = 8 * time.Second
 )
 
-// HeaderExchange and HeaderRoutingKey name where a message was published first. They go with it through a retry queue,
-// the dead letters or a redrive, where exchange and routing key of the delivery are those of that detour.
+// HeaderExchange and HeaderRoutingKey name the exchange and the routing key that a message was first published with. It keeps
+// them in a retry queue, as a dead letter or as a redrive, when the delivery's own are those of that detour.
 const (
-	// HeaderExchange and HeaderRoutingKey name the exchange and the routing key that a message was first published with. It
-	// keeps them in a retry queue, as a dead letter or as a redrive, when the delivery's own are those of that detour.
 	HeaderExchange   = "shop-exchange"
 	HeaderRoutingKey = "shop-routing-key"
 )

@@ -26,8 +26,8 @@ const (
 	maxSize     = 1000
 )
 
-// Size returns the page size to use when a client asked for a page of that many entries, or for none in particular (0).
-// Whoever asks for too many gets the largest page and a token for the rest.
+// Size returns how many entries a page has if a client has asked for asked of them: 50 if that is 0, and at most 1,000. Who
+// asks for more gets the rest with the page's token.
 func Size(asked int32) int {
 	if asked == 0 {
 		return defaultSize
