@@ -146,7 +146,7 @@ func (w *watchedDeployment) process(t *testing.T, program string, args []string,
 	return cmd
 }
 
-// sql runs a statement behind the services' backs.
+// sql runs a statement on the database, without the services' knowledge.
 func (w *watchedDeployment) sql(t *testing.T, statement string) {
 	t.Helper()
 	if _, err := w.openDatabase(t).ExecContext(t.Context(), statement); err != nil {
@@ -154,7 +154,7 @@ func (w *watchedDeployment) sql(t *testing.T, statement string) {
 	}
 }
 
-// order places one small order at any of the gateways; what becomes of it is for the metrics to say.
+// order places one small order at one of the gateways. Whether it succeeds is for the metrics to tell.
 func (w *watchedDeployment) order(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
@@ -217,7 +217,7 @@ func (w *watchedDeployment) query(ctx context.Context, expr string) (map[string]
 	return all, nil
 }
 
-// firing are the alerts that fire now, with their labels.
+// firing returns the alerts that fire now, with their labels.
 func (w *watchedDeployment) firing(t *testing.T) []string {
 	t.Helper()
 	alerts, err := w.query(t.Context(), `ALERTS{alertstate="firing"}`)
@@ -227,7 +227,7 @@ func (w *watchedDeployment) firing(t *testing.T) []string {
 	return slices.Sorted(maps.Keys(alerts))
 }
 
-// fires says whether one of the alerts that fire has all of these labels.
+// fires reports whether one of the firing alerts has all of these labels.
 func (w *watchedDeployment) fires(t *testing.T, labels ...string) bool {
 	t.Helper()
 	return slices.ContainsFunc(w.firing(t), func(alert string) bool {
@@ -240,8 +240,8 @@ func (w *watchedDeployment) fires(t *testing.T, labels ...string) bool {
 	})
 }
 
-// TestAlerts_FireWhenProvokedAndClear provokes each alert of what can go wrong on a running shop of its own. The lines it logs
-// are the table of docs/operations.md.
+// TestAlerts_FireWhenProvokedAndClear provokes each alert on a running shop, and repairs the cause. The lines that it logs
+// are the table in docs/operations.md.
 func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 	for _, c := range []struct {
 		what    string

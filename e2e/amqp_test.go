@@ -26,13 +26,13 @@ import (
 
 // These tests speak AMQP as docs/amqp.md says, as a program in another language does that has nothing of ours but the contracts.
 
-// asker publishes requests and takes their answers.
+// asker publishes requests and receives their answers.
 type asker struct {
 	ch      *amqp.Channel
 	answers <-chan amqp.Delivery
 }
 
-// directReplyTo is the broker's pseudo queue that leads answers back to the channel that asked.
+// directReplyTo is RabbitMQ's pseudo queue that delivers answers to the channel that asked.
 const directReplyTo = "amq.rabbitmq.reply-to"
 
 func newAsker(t *testing.T, ch *amqp.Channel) *asker {
@@ -64,7 +64,7 @@ func (a *asker) ask(t *testing.T, exchange, key string, m amqp.Publishing) amqp.
 	panic("unreachable")
 }
 
-// succeeds reads an answer that is no failure.
+// succeeds decodes an answer, which must not be a failure.
 func succeeds(t *testing.T, d amqp.Delivery, answer proto.Message) {
 	t.Helper()
 	if code, _ := d.Headers["grpc-status"].(int32); code != 0 || d.Type != string(answer.ProtoReflect().Descriptor().FullName()) || d.ContentType != "application/protobuf" {
@@ -75,7 +75,7 @@ func succeeds(t *testing.T, d amqp.Delivery, answer proto.Message) {
 	}
 }
 
-// fails checks that an answer is a failure of this code, for whoever looks at its headers, its type or its body.
+// fails checks that an answer is a failure with this code: in its headers, its type and its body.
 func fails(t *testing.T, what string, d amqp.Delivery, code codes.Code, message string) {
 	t.Helper()
 	var st statuspb.Status
@@ -171,7 +171,8 @@ func TestAMQP_ARequestWithoutAQueueForItsAnswerHoldsNothing(t *testing.T) {
 	}
 }
 
-// Whoever may send a command names where its answer goes: not to a service, as a message that it cannot read.
+// Whoever may publish a request chooses the queue for its answer. It must not be a service's queue, where the answer would
+// be a dead letter.
 func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -188,7 +189,7 @@ func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	}
 }
 
-// expressions are what a recipe of docs/amqp.md gives its user: in single quotes, from one of its lines.
+// expressions returns the regular expressions in single quotes on a line of a recipe in docs/amqp.md.
 func expressions(t *testing.T, command, user string) (all []string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/amqp.md")
@@ -206,7 +207,8 @@ func expressions(t *testing.T, command, user string) (all []string) {
 	return all
 }
 
-// brokerUser makes a user by the recipe of docs/amqp.md for this one, under a name of its own: users are the whole broker's.
+// brokerUser creates a user as the recipe in docs/amqp.md says, with a name of its own, because users belong to the whole
+// broker.
 func (s *shop) brokerUser(t *testing.T, recipe string) (name, address string) {
 	t.Helper()
 	name = recipe + "-" + uuid.NewString()[:8]

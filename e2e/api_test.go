@@ -156,7 +156,7 @@ func words(t *testing.T, line string, variables func(string) string) []string {
 	return fields[1:]
 }
 
-// makeDeadLetters sends messages that nobody can read, and returns what became of them.
+// makeDeadLetters publishes n messages that cannot be decoded, and returns their dead letters.
 func (s *shop) makeDeadLetters(t *testing.T, n int) []deadLetter {
 	t.Helper()
 	ch := s.openChannel(t)

@@ -47,7 +47,7 @@ func auditor(t *testing.T, s *shop) *audit.Auditor {
 	return a
 }
 
-// While orders are placed, refused and cancelled as fast as it goes, one audit follows the other.
+// Audits run one after the other while orders are placed, refused and cancelled as fast as possible.
 func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -97,8 +97,8 @@ func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 	t.Logf("%d audits saw %d things in flight", audits, inFlight)
 }
 
-// Stock that was held for an order which never came is given back by the next replica that starts, after it has asked the
-// order service; stock of a stored order is not.
+// Stock that was held for an order which was never stored is released by the next replica that starts, after it has asked
+// the order service. Stock of a stored order is not.
 func TestSweeper_GivesBackWhatTheOrderServiceDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	s := start(t)

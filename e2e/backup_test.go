@@ -12,8 +12,8 @@ import (
 	"shop.example/topology"
 )
 
-// The blocks of docs/operations.md, from servers that are new to servers whose data is lost. The services have the roles
-// and users that the documents give them.
+// The commands in docs/operations.md are run, from the installation on new servers to the restore after all data is lost.
+// The services have the roles and users that the documents create.
 func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
@@ -83,7 +83,7 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	run("audit")
 }
 
-// scenesOf returns what executes the blocks of docs/operations.md that have a name, all in one folder.
+// scenesOf returns what executes the named blocks of docs/operations.md, all in one folder.
 func scenesOf(t *testing.T, env []string) func(scene string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/operations.md")

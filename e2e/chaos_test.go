@@ -29,8 +29,8 @@ const (
 	callTimeout = 2 * time.Second
 )
 
-// TestChaos_NoAcceptedOrderIsLost places orders while services and lines to the servers fail at random. CHAOS_SEED
-// repeats a schedule, CHAOS_DURATION says how long it goes on; from a minute on the servers themselves fail too.
+// TestChaos_NoAcceptedOrderIsLost places orders while services, and the connections to the servers, fail at random.
+// CHAOS_SEED repeats a schedule, CHAOS_DURATION sets its length; from a minute on the servers themselves fail too.
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
@@ -42,6 +42,8 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	}
 	c.broker, c.database = f.proxies(t)
 	f.up(t)
+	// schedule injects the faults of each victim one after the other, and those of different victims at the same time. The
+	// same seed gives the same schedule.
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
@@ -69,7 +71,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 		orders, took.Round(time.Second), count(schedule), c.gaveUp, refused, longest.Round(time.Millisecond))
 }
 
-// chaos is a deployment and what happens to it. All of it happens in the goroutine of the test.
+// chaos is a deployment with the faults injected into it. All of them are injected from the test's goroutine.
 type chaos struct {
 	*deployment
 	broker, database *netproxy.Proxy
@@ -81,8 +83,8 @@ type chaos struct {
 	spilled          bool          // a queue that such a message may have been in was deleted
 }
 
-// supervise starts again what has ended by itself, as whoever runs services does: one that finds no database at its
-// start gives up.
+// supervise restarts services that have ended by themselves, as an orchestrator does: a service that finds no database at
+// its start gives up.
 func (c *chaos) supervise(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
@@ -99,7 +101,7 @@ func (c *chaos) supervise(t *testing.T) {
 	}
 }
 
-// recovered says which replica is not ready.
+// recovered returns an error that names a replica which is not ready.
 func (c *chaos) recovered(t *testing.T) error {
 	c.supervise(t)
 	for _, name := range services {
@@ -129,7 +131,7 @@ func chaosSettings(t *testing.T) (duration time.Duration, seed uint64) {
 	return duration, seed
 }
 
-// fault breaks something, and mends it.
+// fault injects a fault and repairs it.
 type fault struct {
 	name       string
 	longest    time.Duration // until it is mended
@@ -144,8 +146,8 @@ type step struct {
 	do     func(*testing.T)
 }
 
-// block has the broker take no messages, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
-// queue gets a message that nobody can read, and that cannot be a dead letter yet.
+// block makes the broker block publishers, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
+// queue gets a message that cannot be decoded, and cannot be published as a dead letter yet.
 func (c *chaos) block(t *testing.T) {
 	ch := c.openChannel(t)
 	if err := ch.Confirm(false); err != nil {
@@ -171,8 +173,8 @@ func (c *chaos) block(t *testing.T) {
 
 func (c *chaos) unblock(t *testing.T) { c.own.control(t, "set_vm_memory_high_watermark", "0.25") }
 
-// discardPoison waits until what block has sent is a dead letter, each once, and gives it up. The log has not seen it as an
-// event, so it may be gone if a queue was deleted.
+// discardPoison waits until each message that block has published is a dead letter, once, and discards it. These messages
+// did not pass the exchange and are not in the log, so they may be lost with a deleted queue.
 func (c *chaos) discardPoison(t *testing.T) {
 	t.Helper()
 	var list struct {
@@ -286,7 +288,7 @@ func (c *chaos) topologyFaults() (faults []fault) {
 	return faults
 }
 
-// remove deletes a part of the topology, unless the broker is down or that part is gone already.
+// remove deletes a part of the topology, unless the broker is down or the part is already missing.
 func (c *chaos) remove(t *testing.T, d deletion) {
 	conn, err := amqp.DialConfig(c.deployment.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
 	if err != nil {

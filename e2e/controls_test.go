@@ -14,7 +14,7 @@ import (
 	"shop.example/topology"
 )
 
-// startDemo starts a shop whose operators can break it. Its services keep their addresses when they are started again.
+// startDemo starts a shop with the controls under /demo. Its services keep their addresses when they are restarted.
 func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
@@ -280,7 +280,8 @@ func TestControls_TheLogHasEverythingOnceAfterLoggingWasStopped(t *testing.T) {
 	}
 }
 
-// An experiment ends in time with what is missing, and others are told to wait for it; what it left is done later.
+// An experiment that cannot finish ends in time, with an error that says what is missing. Others are refused meanwhile, and
+// what it has left undone is done later.
 func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)

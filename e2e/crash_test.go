@@ -19,7 +19,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
-// crashOrders is how many orders are on their way around a crash.
+// crashOrders is how many orders are placed around a crash.
 const crashOrders = 200
 
 // A crashCase kills a service when it passes a point for the n-th time.
@@ -33,7 +33,7 @@ type crashCase struct {
 
 func (c crashCase) name() string { return c.point + " in " + c.service }
 
-// crashCases pass each point late enough that orders went through before it, and early enough that others follow.
+// crashCases choose n so that orders pass each point before the crash, and others follow.
 var crashCases = []crashCase{
 	{point: "publisher.sent", service: "gateway", passing: 100},
 	{point: "publisher.sent", service: "order", passing: 3},
@@ -74,7 +74,7 @@ func TestCrash_EveryPointIsTried(t *testing.T) {
 	}
 }
 
-// documentedPoints are the points that the document tells of.
+// documentedPoints returns the points in docs/crash-points.md.
 func documentedPoints(t *testing.T) (points []string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/crash-points.md")
@@ -154,7 +154,7 @@ func (c crashCase) run(t *testing.T) {
 	f.comesToRest(t, crashOrders)
 }
 
-// refuseAnOrder has the database of the order service refuse one of the orders.
+// refuseAnOrder makes the order service's database refuse one of the orders.
 func refuseAnOrder(t *testing.T, f *deployment) {
 	f.exec(t, `ALTER TABLE orders.orders ADD CONSTRAINT refused CHECK (customer_name <> 'order-51')`)
 }
@@ -167,7 +167,7 @@ func sendGarbage(t *testing.T, f *deployment) {
 	f.publish(t, "shop.order.placed", []byte("this is no order"), 1)
 }
 
-// openDeadLetter waits until there is a dead letter, which must be the only one and open, and returns where it is.
+// openDeadLetter waits until there is a dead letter, which must be the only one and open, and returns its path.
 func (f *deployment) openDeadLetter(t *testing.T) (path string) {
 	t.Helper()
 	var list struct {
@@ -202,8 +202,8 @@ func (f *deployment) operator(t *testing.T, path string) answer {
 	return f.call(t, http.MethodPost, path, "{}", "Authorization", "Bearer "+operatorToken)
 }
 
-// redriveARefusedProduct makes a dead letter of a product that is there already, removes that product, and redrives the
-// letter: the service dies of that.
+// redriveARefusedProduct publishes a product that exists already, deletes that product, and redrives the dead letter: the
+// service is killed while it handles that.
 func redriveARefusedProduct(t *testing.T, f *deployment) {
 	f.publish(t, "shop.inventory.create", createDesks(t, 5), 1)
 	var desk item
@@ -225,8 +225,8 @@ func redriveARefusedProduct(t *testing.T, f *deployment) {
 	}
 }
 
-// resendALostOrder has the first order lost with the queue that it waited in, and sent again by an operator: the service
-// dies of that.
+// resendALostOrder deletes the queue in which the first order waits, and makes an operator send it again: the service is
+// killed while it does that.
 func resendALostOrder(t *testing.T, f *deployment) {
 	order := f.replicas["order"][0]
 	order.kill()
@@ -259,7 +259,7 @@ func createDesks(t *testing.T, quantity int32) []byte {
 	}})
 }
 
-// redriveItAgain: the letter is open, because nobody knows that it was sent.
+// redriveItAgain redrives the dead letter once more: it is open, because nothing recorded that it was sent.
 func redriveItAgain(t *testing.T, f *deployment) {
 	if a := f.operator(t, f.openDeadLetter(t)+":redrive"); a.code != http.StatusOK {
 		t.Fatalf("redriving again: %d %s", a.code, a.body)

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestDashboards_EveryQueryHasAnAnswer asks a Prometheus that watches a running shop everything that the dashboards ask. The lines
-// it logs are what the panels show.
+// TestDashboards_EveryQueryHasAnAnswer runs all queries of the dashboards on a Prometheus that watches a running shop. The
+// lines that it logs are what the panels show.
 func TestDashboards_EveryQueryHasAnAnswer(t *testing.T) {
 	f := newDeployment(t, deploymentOptions{})
 	f.up(t)

@@ -54,7 +54,7 @@ func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
@@ -91,7 +91,7 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
@@ -116,12 +116,12 @@ func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// The servers of this test are its own, because it stops them.
+// This test has servers of its own, because it stops them.
 func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
@@ -148,12 +148,12 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	}
 	refused, longest := tr.figures()
 	t.Logf("refused meanwhile: %v; longest time without an accepted order: %s", refused, longest)
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// blocked has the broker run out of memory, as it sees it.
+// blocked makes the broker believe that it is out of memory.
 func (f *deployment) blocked(t *testing.T, own *servers, tr *traffic) {
 	gateway := f.replicas["gateway"][0]
 	own.control(t, "set_vm_memory_high_watermark", "0")
@@ -192,8 +192,8 @@ func (f *deployment) blocked(t *testing.T, own *servers, tr *traffic) {
 	tr.flows(t, 50)
 }
 
-// servers are a broker and a database server that a test can stop. They are those of `shopdev exec`, which holds them as
-// long as its command waits for the end of its input.
+// servers are a broker and a database server that a test can stop. They are started by `shopdev exec`, which keeps them
+// until the input of its command ends.
 type servers struct {
 	program, dir               string
 	env                        []string // of shopdev exec, to be added
@@ -269,7 +269,7 @@ func (s *servers) start(t *testing.T) {
 	}(s.holder)
 }
 
-// release ends the holder: killed, it leaves the servers running.
+// release ends the process that keeps the servers; if that is killed, they go on running.
 func (s *servers) release(t *testing.T, signal syscall.Signal) {
 	t.Helper()
 	_ = s.holder.Process.Signal(signal)
@@ -347,14 +347,14 @@ func (f *deployment) ready(t *testing.T) {
 	}
 }
 
-// burntNoAttempt: what is down is not the messages' fault.
-func (f *deployment) burntNoAttempt(t *testing.T) {
+// usedUpNoAttempt checks that no attempt of a message was used up, because a server that is down is not the message's fault.
+func (f *deployment) usedUpNoAttempt(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
-			for _, burnt := range []string{"message failed, will be tried again", "message is a dead letter"} {
-				if r.log.contains(burnt) {
-					t.Errorf("%s says: %s", r.name, burnt)
+			for _, line := range []string{"message failed, will be tried again", "message is a dead letter"} {
+				if r.log.contains(line) {
+					t.Errorf("%s says: %s", r.name, line)
 				}
 			}
 		}
@@ -379,7 +379,7 @@ func (r *replica) says(t *testing.T, text string) {
 	})
 }
 
-// notReady waits until the replica says that it is not ready, and that a check has failed whose line begins with name.
+// notReady waits until the replica is not ready because of a check whose line begins with name.
 func (r *replica) notReady(t *testing.T, name string) {
 	t.Helper()
 	eventually(t, func() error {

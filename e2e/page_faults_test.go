@@ -116,7 +116,7 @@ func TestPage_AServiceThatIsDownIsSaidToBe(t *testing.T) {
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#timeline-note", "the event log does not answer")
 	b.click("[data-service=logging]")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	b.until("document.querySelector('#timeline-note').hidden")
 }
 
@@ -201,7 +201,7 @@ func TestPage_SomethingIsOrderedWithOneClick(t *testing.T) {
 	b.click("#order-for-me")
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#slip-contents", "1 piece")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 }
 
 // The picture moved, and did not say how long each step took, nor what it was.
@@ -215,7 +215,7 @@ func TestPage_TheJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	}
 	b.text("#log-state", "events/s")
 	b.order("5", "3")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	b.until(`['accepted', 'stock check', 'relay, log: OrderConfirmed', 'relay, log: DecrementQuantity', 'settle'].every((hop) => document.querySelector('#journey').textContent.includes(hop))`)
 	b.do(chromedp.Focus(chromedp.CSS("#journey .hop")))
 	b.text("#hop-text", "copies the message to 2 queues, order and logging, because shop.order.placed matches shop.order.placed and shop.#.")

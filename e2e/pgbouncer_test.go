@@ -26,7 +26,7 @@ func TestPgBouncer_WithSessionsIsTakenForTheServer(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	for _, name := range services {
 		if f.replicas[name][0].log.contains("a dependency is down") {
 			t.Errorf("%s had to wait for its database", name)

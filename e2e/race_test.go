@@ -16,7 +16,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
-// pairs have two replicas of each service that decides.
+// pairs is two replicas of each service that decides something.
 var pairs = deploymentOptions{replicas: map[string]int{"order": 2, "inventory": 2}}
 
 // racers is how many orders are sent at the same time.
@@ -95,7 +95,7 @@ func (f *deployment) race(t *testing.T, lines func(i int) string) {
 	}
 }
 
-// Anyone who may publish may say again what was said before.
+// Whoever may publish an event may publish it again.
 func TestEvents_DeliveredAThousandTimesHaveOneEffect(t *testing.T) {
 	t.Parallel()
 	const times = 1000

@@ -20,7 +20,8 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 )
 
-// A price could be changed, a product deleted, an order cancelled and a dead letter given up without a trace of who did it.
+// Once, a price could be changed, a product deleted, an order cancelled and a dead letter discarded without a record of who
+// did it.
 func TestOperators_WhatTheyDoIsInOneRecord(t *testing.T) {
 	t.Parallel()
 	s := start(t)

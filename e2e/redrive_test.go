@@ -138,8 +138,8 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	}
 }
 
-// The broker takes the message, and its confirm is lost with the connection: nobody knows that it was sent, so the
-// letter stays open, and to redrive it again has no second effect.
+// The broker takes the message, and its confirm is lost with the connection. Whether it was sent is unknown, so the dead
+// letter stays open, and redriving it again has no second effect.
 func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing.T) {
 	t.Parallel()
 	f := newDeployment(t, deploymentOptions{})

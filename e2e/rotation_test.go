@@ -66,7 +66,7 @@ func TestRotation_EverySecretIsReplacedUnderLoadAndNoOrderIsLost(t *testing.T) {
 	refused, longest := r.traffic.figures()
 	orders := r.traffic.end(t)
 	t.Logf("%d orders; refused meanwhile: %v; longest time without an accepted order: %s", orders, refused, longest)
-	r.burntNoAttempt(t)
+	r.usedUpNoAttempt(t)
 	r.comesToRest(t, orders)
 	r.traffic.isDecided(t, &r.shop)
 }

@@ -52,7 +52,7 @@ func TestShutdown_OfAConsumerUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 			if refused, _ := tr.figures(); len(refused) > 0 {
 				t.Errorf("orders were refused: %v", refused)
 			}
-			f.burntNoAttempt(t)
+			f.usedUpNoAttempt(t)
 			f.comesToRest(t, orders)
 			tr.isDecided(t, &f.shop)
 			published.onceEach(t)
@@ -131,7 +131,7 @@ func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	published.onceEach(t)
 }
 
-// half is an order of which the gateway has the head.
+// half is an order of which the gateway has received only the header.
 type half struct {
 	conn net.Conn
 	in   *bufio.Reader
@@ -166,7 +166,7 @@ func beginOrder(t *testing.T, addr string) half {
 	return h
 }
 
-// end sends the body and returns where the order is.
+// end sends the body and returns the path of the order.
 func (h half) end(t *testing.T) (location string) {
 	t.Helper()
 	if _, err := h.conn.Write([]byte(halfOrder)); err != nil {
@@ -245,7 +245,7 @@ func (s *shop) tap(t *testing.T) *tap {
 	return tp
 }
 
-// onceEach: nothing was published twice.
+// onceEach checks that nothing was published twice.
 func (tp *tap) onceEach(t *testing.T) {
 	t.Helper()
 	tp.mu.Lock()

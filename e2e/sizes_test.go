@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// largest is the shop's largest order: 100 lines, over products whose names are as long as the contracts let them be,
-// 200 characters of 4 bytes each.
+// largest is the largest order: 100 lines of products whose names are as long as the contracts allow, 200 characters of 4
+// bytes each.
 type largest struct {
 	byID, byName string // its lines as the API and as the demo's interface have them
 }
 
-// stockLargest makes the products, with pieces for so many orders.
+// stockLargest creates the products of largest, with enough stock for so many orders.
 func (f *deployment) stockLargest(t *testing.T, orders int) largest {
 	t.Helper()
 	const lines = 100
@@ -39,8 +39,7 @@ func (f *deployment) stockLargest(t *testing.T, orders int) largest {
 	return largest{strings.Join(byID, ","), strings.Join(byName, ",")}
 }
 
-// place places so many of them, every other one over the demo's interface, and returns where they are once all are
-// accepted.
+// place places so many of them, every other one through the demo's API, and returns their paths when all are accepted.
 func (l largest) place(t *testing.T, f *deployment, orders int) []string {
 	t.Helper()
 	const who = `{"customer_name":"Ada","customer_email":"ada@example.org",`
@@ -67,7 +66,7 @@ func (l largest) place(t *testing.T, f *deployment, orders int) []string {
 	return locations
 }
 
-// staysSmall fails the test if a service has taken more memory than compose.yaml gives it.
+// staysSmall fails the test if a service has used more memory than its limit in compose.yaml.
 func (f *deployment) staysSmall(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
@@ -148,7 +147,7 @@ func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 	f.comesToRest(t, orders)
 }
 
-// A message that nobody can read is as large as the broker takes it. It is a dead letter, and costs no order anything.
+// A message that cannot be decoded and is as large as the broker accepts becomes a dead letter, and does not affect orders.
 func TestSizes_TheLargestMessagesAreDeadLetters(t *testing.T) {
 	t.Parallel()
 	f := newDeployment(t, deploymentOptions{})

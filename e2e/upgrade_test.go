@@ -60,12 +60,13 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 		}
 	}
 
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// without takes the services out of the deployment that a release, whose binaries are in dir, does not have, and returns them.
+// without removes from the deployment the services that the release with the binaries in dir does not have, and returns
+// them.
 func (f *deployment) without(t *testing.T, dir string) map[string][]*replica {
 	t.Helper()
 	added := map[string][]*replica{}

@@ -25,8 +25,8 @@ import (
 	"shop.example/topology"
 )
 
-// Whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
-// service that may.
+// Once, whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
+// right service.
 func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -93,7 +93,7 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	s.open(t, 2)
 }
 
-// All services in one process have one certificate, which names one of them or none.
+// If all services run in one process they share one certificate, which names one of them or none.
 func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -23,7 +23,7 @@ import (
 // defaultDeliveries is how many deliveries there are unless WEBHOOK_DELIVERIES says otherwise.
 const defaultDeliveries = 100_000
 
-// badReceiver is a receiver of webhooks that misbehaves as its behaviour says, and keeps what it accepted.
+// badReceiver is a receiver of webhooks that misbehaves in one way, and records what it has accepted.
 type badReceiver struct {
 	name   string
 	behave func(w http.ResponseWriter, random *rand.Rand) (accepted bool)
@@ -41,7 +41,7 @@ type badReceiver struct {
 
 func accept(http.ResponseWriter, *rand.Rand) bool { return true }
 
-// refusing answers so many of 100 requests with a status.
+// refusing responds to so many of 100 requests with a status.
 func refusing(percent, status int, header ...string) func(http.ResponseWriter, *rand.Rand) bool {
 	return func(w http.ResponseWriter, random *rand.Rand) bool {
 		if random.IntN(100) >= percent {

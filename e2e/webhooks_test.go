@@ -172,7 +172,7 @@ func registerReceiver(t *testing.T, f *deployment) {
 	f.receiver, _ = f.receive(t)
 }
 
-// everythingWasReceived: each event of an order, and those of one order for the first time in their order.
+// everythingWasReceived checks that each event of an order was received, and the events of one order in their order.
 func everythingWasReceived(t *testing.T, f *deployment) {
 	db := f.openDatabase(t)
 	eventually(t, func() error {
