@@ -203,14 +203,14 @@ type servers struct {
 	held                       chan struct{}
 }
 
-// newServers starts servers without data. env is added to the environment of shopdev exec, which then takes from it what
-// it is not to start.
+// newServers starts servers without data. env is added to the environment of shopdev exec, which does not start a server
+// whose URL is in it.
 func newServers(t *testing.T, env ...string) *servers {
 	t.Helper()
 	return startServers(t, filepath.Join(t.TempDir(), "servers"), env...)
 }
 
-// startServers is newServers over the data in dir, if there is any.
+// startServers is newServers with the data in dir, if there is any.
 func startServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	s := stoppedServers(t, dir, env...)
@@ -218,7 +218,7 @@ func startServers(t *testing.T, dir string, env ...string) *servers {
 	return s
 }
 
-// stoppedServers are servers that were not started yet. They go with the test.
+// stoppedServers are servers that were not started yet. They are removed with the test.
 func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	bin := mustBinaries(t)
@@ -234,7 +234,7 @@ func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	return s
 }
 
-// start starts what does not run, over the data that is there and at the same addresses.
+// start starts the servers that do not run, with their data and at the same addresses.
 func (s *servers) start(t *testing.T) {
 	t.Helper()
 	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--",
@@ -281,10 +281,10 @@ func (s *servers) release(t *testing.T, signal syscall.Signal) {
 	}
 }
 
-// stop stops both servers in good order.
+// stop stops both servers cleanly.
 func (s *servers) stop(t *testing.T) { s.release(t, 0) }
 
-// kill kills one server, "postgres" or "rabbitmq", with -9; the other one goes on.
+// kill kills one server, "postgres" or "rabbitmq", with SIGKILL; the other one goes on.
 func (s *servers) kill(t *testing.T, name string) {
 	t.Helper()
 	s.release(t, syscall.SIGKILL)
@@ -303,7 +303,7 @@ func (s *servers) control(t *testing.T, args ...string) {
 	}
 }
 
-// controlCommand is how rabbitmqctl is run to reach the broker.
+// controlCommand returns the command that runs rabbitmqctl for the broker.
 func (s *servers) controlCommand(t *testing.T) []string {
 	t.Helper()
 	dir := filepath.Join(s.dir, "rabbitmq")
@@ -327,7 +327,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// makeDatabase makes a database on the server; the services migrate it.
+// makeDatabase creates a database on the server; the services migrate it.
 func (s *servers) makeDatabase(t *testing.T) string {
 	t.Helper()
 	admin := shop{database: s.database}
@@ -391,7 +391,7 @@ func (r *replica) notReady(t *testing.T, name string) {
 	})
 }
 
-// metric is the sum of a metric's values with all of the labels, each given as name="value".
+// metric returns the sum of a metric's values with all of the labels, each given as name="value".
 func (r *replica) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	_, body, err := r.ask("/metrics")

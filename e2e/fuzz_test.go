@@ -25,7 +25,7 @@ type apiDocument struct {
 	Components struct{ Schemas map[string]*jsonType }
 }
 
-// saidAnswer is an answer as the document has it.
+// saidAnswer is a response as the document describes it.
 type saidAnswer struct {
 	Content map[string]media
 	Reasons []string `json:"x-reasons"`
@@ -73,7 +73,7 @@ func (d apiDocument) operations() (all []operation) {
 	return all
 }
 
-// hostile are values that programs stumble over, as JSON.
+// hostile are JSON values that programs often fail on.
 var hostile = []string{
 	`null`, `true`, `0`, `-1`, `1`, `2147483648`, `9223372036854775808`, `1e400`, `0.1`, `"NaN"`, `""`, `" "`, `"1"`, `[]`, `{}`, `[[]]`, `[null]`, `{"":{}}`,
 	`"' OR '1'='1"`, `"'; DROP TABLE orders.\"order\"; --"`, `"1) UNION SELECT version()--"`, `"\u0000"`, `"\u202e\ufeff\ud83d\udca5e\u0301"`, `"\ud800"`, `"../../etc/passwd"`,
@@ -87,7 +87,7 @@ type attacker struct {
 	definitions map[string]*jsonType
 }
 
-// value is JSON of the type, or something hostile: the more often, the higher odds is, in percent.
+// value returns JSON of the type or, with a probability of odds percent, something hostile.
 func (a attacker) value(of *jsonType, odds, depth int) string {
 	if of == nil || depth > 6 || a.IntN(100) < odds {
 		return hostile[a.IntN(len(hostile))]
@@ -139,7 +139,7 @@ func (a attacker) value(of *jsonType, odds, depth int) string {
 	return fmt.Sprintf(`"text %d"`, a.IntN(100))
 }
 
-// plain is a value as a parameter has it.
+// plain returns a value in the form of a parameter.
 func (a attacker) plain(of *jsonType, odds int) string {
 	text := a.value(of, odds, 0)
 	if len(text) > 2000 {
@@ -184,8 +184,8 @@ func (a attacker) request(op operation, odds int) (path, body string, header []s
 	return path, body, header
 }
 
-// TestFuzz_NoCallOfTheDocumentBreaksTheShop sends wrong, huge, empty, foreign and malicious values to every operation
-// of the OpenAPI document, for three seconds or for FUZZ_DURATION. Then the shop has to be as well as before.
+// TestFuzz_NoCallOfTheDocumentBreaksTheShop sends wrong, huge, empty, foreign and malicious values to every operation of
+// the OpenAPI document, for three seconds or for FUZZ_DURATION. After that the shop must work as before.
 func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 	t.Parallel()
 	duration, seed := 3*time.Second, uint64(time.Now().UnixNano())

@@ -18,9 +18,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// load begins to send orders: mostly of one or two products, in any order of lines, some of which are unknown or run out
-// of stock. It sends each until it is accepted and cancels every tenth as soon as that can be done. The test waits for
-// the end of it.
+// load begins to send orders, mostly of one or two products, with lines in any order, some of them of unknown products or
+// of ones that run out. It repeats each until it is accepted, and cancels every tenth as soon as possible. The test waits
+// for its end.
 func (f *deployment) load(t *testing.T, orders int) *sync.WaitGroup {
 	var workers sync.WaitGroup
 	var next atomic.Int64
@@ -72,10 +72,10 @@ func linesOf(i int) string {
 	}
 }
 
-// order sends an order under an idempotency key until it is accepted, and returns where it is.
+// order sends an order under an idempotency key until it is accepted, and returns its path.
 func (f *deployment) order(t *testing.T, key, lines string) (location string, err error) {
 	body := `{"customer_name":"` + key + `","customer_email":"ada@example.org","order_items":[` + lines + `]}`
-	res, err := f.insist(t, http.MethodPost, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK)
+	res, err := f.sendUntil(t, http.MethodPost, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK)
 	if err != nil {
 		return "", err
 	}
@@ -84,12 +84,12 @@ func (f *deployment) order(t *testing.T, key, lines string) (location string, er
 
 // cancel cancels an order as soon as that is possible. One that was rejected stays rejected.
 func (f *deployment) cancel(t *testing.T, location string) error {
-	_, err := f.insist(t, http.MethodPost, location+":cancel", "", "", http.StatusOK, http.StatusBadRequest)
+	_, err := f.sendUntil(t, http.MethodPost, location+":cancel", "", "", http.StatusOK, http.StatusBadRequest)
 	return err
 }
 
 // sendUntil repeats a call until it is answered with one of the codes.
-func (f *deployment) insist(t *testing.T, method, path, body, key string, codes ...int) (http.Header, error) {
+func (f *deployment) sendUntil(t *testing.T, method, path, body, key string, codes ...int) (http.Header, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -136,7 +136,7 @@ func (f *deployment) exec(t *testing.T, statement string) {
 	}
 }
 
-// publish sends a message several times and returns when the broker has them.
+// publish publishes a message several times and returns when the broker has confirmed it each time.
 func (f *deployment) publish(t *testing.T, key string, body []byte, times int) {
 	t.Helper()
 	ch := f.openChannel(t)

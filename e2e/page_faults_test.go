@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// Two columns left no room for the names of products between 1024 and 1280 pixels: they were 3,602 pixels high.
+// Between 1024 and 1280 pixels two columns once left no room for product names: they were 3,602 pixels high.
 func TestPage_ProductNamesHaveRoomAtEveryWidth(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -40,7 +40,7 @@ func TestPage_ProductNamesHaveRoomAtEveryWidth(t *testing.T) {
 	}
 }
 
-// The picture had been scrolled away when something was to be seen in it.
+// The picture was once scrolled out of view while it showed something.
 func TestPage_ThePictureIsInSightWhileSomethingHappens(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -66,7 +66,7 @@ func TestPage_ThePictureIsInSightWhileSomethingHappens(t *testing.T) {
 	b.until(`document.querySelectorAll('.product:not([hidden])').length === 1`)
 }
 
-// An audit said that the shop had failed, because of a message that its operator had sent to be a dead letter.
+// An audit once reported a failure because of the dead letter that the operator had made on purpose.
 func TestPage_ADeadLetterThatWaitsIsNoViolation(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -77,7 +77,7 @@ func TestPage_ADeadLetterThatWaitsIsNoViolation(t *testing.T) {
 	b.text("[data-experiment=audit] .result", "Passed. 0 orders checked, 0 violations. 1 dead letter waits for a person, you sent it.")
 }
 
-// What is no id at all was shown as PENDING for ever.
+// A text that is no id at all was once shown as PENDING for ever.
 func TestPage_WhatIsNoIDIsNotAnOrderThatWaits(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -92,8 +92,8 @@ func TestPage_WhatIsNoIDIsNotAnOrderThatWaits(t *testing.T) {
 	}
 }
 
-// With inventory stopped the order service was struck out too, its message was nowhere, and the page said "live". With
-// logging stopped an order was confirmed without events, and without a word.
+// While inventory was stopped, the page once marked the order service as stopped, too, and said "live"; while logging was
+// stopped, an order was confirmed without events and without a note.
 func TestPage_AServiceThatIsDownIsSaidToBe(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -120,7 +120,7 @@ func TestPage_AServiceThatIsDownIsSaidToBe(t *testing.T) {
 	b.until("document.querySelector('#timeline-note').hidden")
 }
 
-// A rejection emptied the basket, and a reload the customer's name and address.
+// A rejection once emptied the basket, and a reload the customer's name and address.
 func TestPage_WhatWasFilledInIsKept(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -133,7 +133,7 @@ func TestPage_WhatWasFilledInIsKept(t *testing.T) {
 	b.until("document.querySelector('#customer_name').value === 'Ada' && document.querySelector('#customer_email').value === 'ada@example.org'")
 }
 
-// A token that was not good any more was shown as an operator's for as long as the page was open.
+// A token that had become invalid was once shown as an operator's for as long as the page was open.
 func TestPage_ATokenThatExpiresIsNoticed(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -148,7 +148,7 @@ func TestPage_ATokenThatExpiresIsNoticed(t *testing.T) {
 	b.text("#operator-hint", "not valid here, or not any more")
 }
 
-// The page shows the last eight characters of an order's id, and the log's filter wanted all of it.
+// The page shows the last eight characters of an order's id; the log's filter once wanted the whole id.
 func TestPage_TheLogIsFilteredByTheEndOfAnID(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -166,7 +166,7 @@ func TestPage_TheLogIsFilteredByTheEndOfAnID(t *testing.T) {
 	b.text("#log-state", "none of the last 1000 orders end with ffff0000")
 }
 
-// 50 of 125 dead letters were shown, one by one, without their number, their ids and their dates.
+// Once, 50 of 125 dead letters were shown, one by one, without their number, ids and dates.
 func TestPage_DeadLettersAreCountedAndDecidedTogether(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -193,7 +193,7 @@ func TestPage_DeadLettersAreCountedAndDecidedTogether(t *testing.T) {
 	}
 }
 
-// To see what the page shows, one had to choose, and to make up a name and an address.
+// Once, one had to choose products and make up a name and an address to see what the page shows.
 func TestPage_SomethingIsOrderedWithOneClick(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -204,7 +204,7 @@ func TestPage_SomethingIsOrderedWithOneClick(t *testing.T) {
 	b.timeline(confirmedTimeline...)
 }
 
-// The picture moved, and did not say how long each step took, nor what it was.
+// The picture once moved without saying what each step was and how long it took.
 func TestPage_TheJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	t.Parallel()
 	s := start(t)

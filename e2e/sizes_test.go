@@ -53,7 +53,7 @@ func (l largest) place(t *testing.T, f *deployment, orders int) []string {
 				if i%2 == 1 {
 					path, body, code = "/intermediary/order", who+`"order_items":[`+l.byName+`]}`, http.StatusOK
 				}
-				header, err := f.insist(t, http.MethodPost, path, body, "", code)
+				header, err := f.sendUntil(t, http.MethodPost, path, body, "", code)
 				if err != nil {
 					t.Error(err)
 					continue
