@@ -10,7 +10,7 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// Prepared, at the beginning of a statement, makes each connection prepare it once and keep its plan, which pays for
+// Prepared is put at the beginning of a statement that each connection is to prepare once, keeping its plan. It pays for
 // statements that run with every batch. The one plan must suit all parameters, and full tables even if it was made when
 // they were empty, so Open sets the planner to use an index whenever there is one. Other statements are planned each time.
 const Prepared = "/* prepared */ "
