@@ -262,7 +262,7 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 			return func() { w.brokerLine.Up(t) }
 		}},
 		{"database slow", [][]string{{"alertname=OrdersDecidedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
-			w.databaseLine.Delay(1500 * time.Millisecond) // a decision waits for several answers, and may take 5 s
+			w.databaseLine.Delay(600 * time.Millisecond) // a decision waits for some ten answers, and may take 5 s
 			return func() { w.databaseLine.Up(t) }
 		}},
 		{"order service stopped, its queue has no consumer", [][]string{{"alertname=ServiceDown", "job=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedFleet) func() {
