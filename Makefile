@@ -180,10 +180,11 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
-	@for program in node npm python3; do command -v $$program >/dev/null || \
-	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
-	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python, a JDK, Maven, the network)
+	@for program in node npm python3 javac mvn; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv default-jdk-headless maven" >&2; exit 1; }; done
+	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/clients.log | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
