@@ -28,7 +28,7 @@ type webhook struct {
 }
 
 func (w webhook) wants(e *loggedEvent) bool {
-	return !w.silent && e.id > w.since && (w.owner == "" || w.owner == e.owner) &&
+	return !w.silent && e.id > w.since && (w.owner == "" || w.owner == e.owner && !e.late) &&
 		slices.ContainsFunc(w.types, func(pattern string) bool { return messaging.Matches(pattern, e.key) })
 }
 
@@ -37,7 +37,8 @@ type loggedEvent struct {
 	id         int64
 	key, order string
 	age        seconds // since it was logged
-	owner      string  // of its order, as an event before it says; "" for nobody
+	owner      string  // of its order; "" for nobody
+	late       bool    // the OrderPlaced of its order is not its first event: whose it is may have been known too late
 	erased     bool    // nothing says any more whose the order is
 }
 
@@ -184,19 +185,17 @@ func (a *Auditor) readLogged(ctx context.Context, webhooks map[string]*webhook, 
 		return events, err
 	}
 	return events, rows(ctx, a.logging, "whose orders they are", `
-		SELECT id, order_id, coalesce(payload ->> 'owner', ''), NOT payload ? 'customer_email' FROM event_log
-		WHERE routing_key = $1 AND order_id = ANY($2::uuid[]) AND payload IS NOT NULL`,
+		SELECT order_id, coalesce(payload ->> 'owner', ''), NOT payload ? 'customer_email',
+			EXISTS (SELECT FROM event_log before WHERE before.order_id = placed.order_id AND before.id < placed.id)
+		FROM event_log placed WHERE routing_key = $1 AND order_id = ANY($2::uuid[]) AND payload IS NOT NULL`,
 		[]any{placed, pq.Array(slices.Collect(maps.Keys(orders)))}, func(r *sql.Rows) error {
-			var id int64
 			var order, owner string
-			var erased bool
-			if err := r.Scan(&id, &order, &owner, &erased); err != nil {
+			var erased, late bool
+			if err := r.Scan(&order, &owner, &erased, &late); err != nil {
 				return err
 			}
 			for _, e := range orders[order] {
-				if e.erased = e.erased || erased; id <= e.id { // what came before its OrderPlaced was nobody's
-					e.owner = owner
-				}
+				e.owner, e.erased, e.late = owner, e.erased || erased, e.late || late
 			}
 			return nil
 		})

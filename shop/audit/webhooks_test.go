@@ -86,6 +86,10 @@ func TestWebhooks_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 				`UPDATE webhooks.delivery SET state = 'DELIVERED', attempts = 2 WHERE attempts = 0`},
 			[]string{"deliveries order %r: webhook %a gets shop.order.placed, event %3 of the log, although the order is not its owner's"},
 		},
+		"an OrderPlaced that was logged so late that nobody knew whose the order is": {
+			[]string{`DELETE FROM webhooks.webhook WHERE id = '%w'`, `DELETE FROM webhooks.delivery WHERE event_id = %1`, `UPDATE logging.event_log SET id = DEFAULT WHERE id = %1`},
+			nil,
+		},
 		"a webhook that was deleted": {
 			[]string{`ALTER TABLE webhooks.delivery DROP CONSTRAINT delivery_webhook_id_fkey`, `DELETE FROM webhooks.delivery WHERE webhook_id = '%w' AND event_id <> %1`,
 				`DELETE FROM webhooks.webhook WHERE id = '%w'`},
