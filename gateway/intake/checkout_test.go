@@ -53,16 +53,16 @@ func value(fd protoreflect.FieldDescriptor, path string, n *int) protoreflect.Va
 		return protoreflect.ValueOf(v)
 	}
 	*n++
-	switch fd.Kind() {
-	case protoreflect.StringKind:
+	switch kind := fd.Kind(); {
+	case kind == protoreflect.StringKind:
 		return protoreflect.ValueOfString(fmt.Sprintf("text %d", *n))
-	case protoreflect.BytesKind:
+	case kind == protoreflect.BytesKind:
 		return protoreflect.ValueOfBytes(fmt.Appendf(nil, "bytes %d", *n))
-	case protoreflect.Int64Kind:
+	case kind == protoreflect.Int64Kind:
 		return protoreflect.ValueOfInt64(int64(*n))
-	case protoreflect.BoolKind:
+	case kind == protoreflect.BoolKind:
 		return protoreflect.ValueOfBool(true)
-	case protoreflect.EnumKind:
+	case kind == protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(fd.Enum().Values().Get(1).Number())
 	}
 	return protoreflect.ValueOfInt32(int32(*n)) //nolint:gosec // there are few; Set panics if the field has another kind
