@@ -14,7 +14,7 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards
+GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards deploy/prometheus
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -61,7 +61,7 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
-	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/web/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
+	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/web/assets "$$fresh"/deploy; cp db/bootstrap.sql "$$fresh/db"; cp -r deploy/prometheus "$$fresh/deploy"; go run ./topology/generate "$$fresh"; \
 	GOWORK=off go -C tools/dashboards run . "$$fresh/deploy/grafana/dashboards"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
@@ -180,10 +180,11 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
-	@for program in node npm python3; do command -v $$program >/dev/null || \
-	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
-	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python, a JDK, Maven, the network)
+	@for program in node npm python3 javac mvn; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv default-jdk-headless maven" >&2; exit 1; }; done
+	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/clients.log | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)

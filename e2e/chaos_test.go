@@ -34,7 +34,7 @@ const (
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
 	c := &chaos{fleet: f, away: map[*replica]bool{}}
 	if duration >= time.Minute { // they take a while to start
 		c.own = newServers(t)
@@ -42,6 +42,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	}
 	c.broker, c.database = f.proxies(t)
 	f.up(t)
+	registerReceiver(t, f)
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
@@ -59,6 +60,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	orders := tr.end(t)
 	f.decidesWithin(t, orders, resendLimit)
 	c.discardPoison(t)
+	f.receivesEverything(t, orders, resendLimit)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 
