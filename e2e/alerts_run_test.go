@@ -256,6 +256,14 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 			w.databaseLine.DropResponses()
 			return func() { w.databaseLine.Up(t) }
 		}},
+		{"broker slow", [][]string{{"alertname=OrdersAcceptedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
+			w.brokerLine.Delay(400 * time.Millisecond) // more than the 250 ms that orders are accepted in
+			return func() { w.brokerLine.Up(t) }
+		}},
+		{"database slow", [][]string{{"alertname=OrdersDecidedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
+			w.databaseLine.Delay(1500 * time.Millisecond) // a decision waits for several answers, and may take 5 s
+			return func() { w.databaseLine.Up(t) }
+		}},
 		{"order service stopped, its queue has no consumer", [][]string{{"alertname=ServiceDown", "job=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedFleet) func() {
 			w.replicas["order"][0].term(t)
 			return func() { w.up(t) }

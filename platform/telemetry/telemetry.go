@@ -2,7 +2,8 @@
 //
 // Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
 // Metrics are pulled from MetricsHandler. Spans are sent if the variables OTEL_* say where to; otherwise nothing is
-// recorded, and a span only carries its trace id through headers and log lines.
+// recorded, and a span only carries its trace id through headers and log lines. Log lines are written, and sent as well if
+// OTEL_LOGS_EXPORTER says so.
 package telemetry
 
 import (
@@ -28,6 +29,7 @@ import (
 	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -66,19 +68,14 @@ type Telemetry struct {
 	registry *prometheus.Registry
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
-	exporter sdktrace.SpanExporter // nil if spans are not sent
+	exporter sdktrace.SpanExporter  // nil if spans are not sent
+	sent     *sdklog.LoggerProvider // nil if log lines are not sent
 	lines    *summaries
 }
 
 // New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
 // and a log line says so.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
-	lines := newSummaries()
-	handler := NewHandler(cfg)
-	if cfg.LogLevel > slog.LevelDebug {
-		handler = summaryHandler{handler, lines}
-	}
-	logger := slog.New(handler)
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -88,6 +85,19 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+	handler := NewHandler(cfg)
+	sent, err := newLoggerProvider(ctx, about, slog.New(handler))
+	if err != nil {
+		return nil, err
+	}
+	if sent != nil {
+		handler = slog.NewMultiHandler(handler, newExportHandler(sent, cfg.LogLevel))
+	}
+	lines := newSummaries()
+	if cfg.LogLevel > slog.LevelDebug {
+		handler = summaryHandler{handler, lines}
+	}
+	logger := slog.New(handler)
 	exporter, err := newSpanExporter(ctx, logger)
 	if err != nil {
 		return nil, err
@@ -106,6 +116,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		meters:     meters,
 		tracers:    tracers,
 		exporter:   exporter,
+		sent:       sent,
 		lines:      lines,
 	}, nil
 }
@@ -120,7 +131,7 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	})
 }
 
-// Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
+// Shutdown sends the spans and lines that are still here and stops the exporters, within a second. It may be called with a
 // context that has ended. What could not be sent is logged, as is what was counted of the log.
 func (t *Telemetry) Shutdown(ctx context.Context) {
 	t.lines.close()
@@ -134,6 +145,12 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
 		t.Logger.WarnContext(ctx, "stopping metrics", "error", err)
+	}
+	if t.sent == nil {
+		return
+	}
+	if err := t.sent.Shutdown(ctx); err != nil { // last: it sends what the others have logged
+		t.Logger.WarnContext(ctx, "the last log lines were not sent", "error", err)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Command generate writes what others read of the contracts and of the table of services in package topology:
-// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, and what the front page knows of
-// events and of an order's states. Its argument is the folder of the project.
+// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, and what the
+// front page knows of events and of an order's states. Its argument is the folder of the project.
 package main
 
 import (
@@ -55,9 +55,41 @@ func run(dir string) error {
 	if err := os.WriteFile(bootstrap, sql, 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing the script that makes the roles: %w", err)
 	}
+	for file, target := range map[string]string{
+		"prometheus.yaml": "static_configs: [{targets: ['localhost:%[2]d']}]",
+		"compose.yaml":    "dns_sd_configs: [{names: [%[1]s], type: A, port: %[2]d}]", // an address for each container
+	} {
+		if err := writeScrapeJobs(filepath.Join(dir, "deploy", "prometheus", file), target); err != nil {
+			return err
+		}
+	}
 	page := filepath.Join(dir, "gateway", "web", "assets", "contracts.js")
 	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing what the page knows of events: %w", err)
+	}
+	return nil
+}
+
+// scrapeJobs are the lines of Prometheus's configuration that scrape the services: those between two that stay.
+var scrapeJobs = regexp.MustCompile(`(?s)(\n  # The services, written by [^\n]*\n).*?(  - job_name: audit\n)`)
+
+// writeScrapeJobs writes a job for each service; target is where it is, of its name and its admin port.
+func writeScrapeJobs(file, target string) error {
+	config, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading what Prometheus scrapes: %w", err)
+	}
+	around := scrapeJobs.FindSubmatchIndex(config)
+	if around == nil {
+		return fmt.Errorf("%s does not have the line \"# The services, written by\" before the job of the audit", file)
+	}
+	jobs := bytes.NewBuffer(bytes.Clone(config[:around[3]]))
+	for _, s := range topology.Services() {
+		fmt.Fprintf(jobs, "  - job_name: %s\n    "+target+"\n", s.Name, s.AdminPort)
+	}
+	jobs.Write(config[around[4]:])
+	if err := os.WriteFile(file, jobs.Bytes(), 0o644); err != nil { //nolint:gosec // everybody may read it
+		return fmt.Errorf("writing what Prometheus scrapes: %w", err)
 	}
 	return nil
 }

@@ -36,6 +36,9 @@ const (
 	followBatch = 500
 	// maxOwners is how many orders are remembered with whom they belong to.
 	maxOwners = 50_000
+	// placedWithin is how long an event may be in the log before the OrderPlaced of its order: replicas that share the log's
+	// queue may write in another order.
+	placedWithin = 5 * time.Second
 )
 
 // subscriber is what the follower has to know of a webhook.
@@ -85,6 +88,9 @@ type follower struct {
 	log     *slog.Logger
 	wake    chan struct{}
 	owners  map[string]string // of orders; of the goroutine that runs
+	// unplaced is the order whose OrderPlaced is waited for, and since when.
+	unplaced      string
+	unplacedSince time.Time
 }
 
 func newFollower(db *sqlx.DB, events loggingv1.EventLogServiceClient, replica uuid.UUID, written func(), log *slog.Logger) *follower {
@@ -398,7 +404,11 @@ func toJSON(payload *structpb.Struct) (string, error) {
 	return string(b), err
 }
 
-// ownerOf is whom the event's order belongs to, as its OrderPlaced says; "" for nobody.
+// errNotPlaced says that it is not known yet whom an event's order belongs to.
+var errNotPlaced = errors.New("the log does not have the OrderPlaced of an order yet that it has another event of")
+
+// ownerOf is whom the event's order belongs to, as its OrderPlaced says; "" for nobody. If the log does not have that event
+// it is waited for, with errNotPlaced: whoever passed by would never be told.
 func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, error) {
 	order := e.GetOrderId()
 	if order == "" {
@@ -417,7 +427,14 @@ func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, err
 			return "", fmt.Errorf("asking the log whom an order belongs to: %w", err)
 		}
 		if len(first.GetEvents()) == 0 {
-			return "", nil // it may be logged later
+			if f.unplaced != order {
+				f.unplaced, f.unplacedSince = order, time.Now()
+			}
+			if time.Since(f.unplacedSince) < placedWithin {
+				return "", errNotPlaced
+			}
+			f.owners[order] = "" // it was deleted with the old events, or nobody has placed the order
+			return "", nil
 		}
 		e = first.GetEvents()[0]
 	}

@@ -2,14 +2,12 @@ package webhook
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -175,35 +173,30 @@ func recordAction(ctx context.Context, tx *sqlx.Tx, method, id, detail string) e
 
 // ListWebhooks is part of webhooksv1.WebhookServiceServer.
 func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWebhooksRequest) (*webhooksv1.ListWebhooksResponse, error) {
-	before := uuid.Max
+	by := callerOf(ctx)
+	before, page := uuid.Max, "webhooks of "+by.owner
 	if req.GetPageToken() != "" {
-		text, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
-		if err == nil {
-			before, err = uuid.FromBytes(text)
-		}
+		position, err := pagetoken.Parse(req.GetPageToken(), page, len(before))
 		if err != nil {
-			return nil, errPageToken
+			return nil, err
 		}
+		before = uuid.UUID(position)
 	}
 	size := pagetoken.Size(req.GetPageSize())
-	list, err := listWebhooks(ctx, s.db, callerOf(ctx), before, size+1) // one more than a page says whether there is another page
+	list, err := listWebhooks(ctx, s.db, by, before, size+1) // one more than a page says whether there is another page
 	if err != nil {
 		return nil, err
 	}
 	resp := &webhooksv1.ListWebhooksResponse{}
 	if len(list) > size {
 		list = list[:size]
-		resp.NextPageToken = base64.RawURLEncoding.EncodeToString(list[size-1].ID[:])
+		resp.NextPageToken = pagetoken.New(list[size-1].ID[:], page)
 	}
 	for _, w := range list {
 		resp.Webhooks = append(resp.Webhooks, w.message())
 	}
 	return resp, nil
 }
-
-var errPageToken = apierror.InvalidArgument(apierror.Violation{
-	Field: "page_token", Description: "is not a next_page_token of this list; leave it out to start at the first page",
-})
 
 // GetWebhook is part of webhooksv1.WebhookServiceServer.
 func (s webhookServer) GetWebhook(ctx context.Context, req *webhooksv1.GetWebhookRequest) (*webhooksv1.GetWebhookResponse, error) {
@@ -362,19 +355,17 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	if err != nil {
 		return nil, err
 	}
-	before := int64(math.MaxInt64)
-	if req.GetPageToken() != "" {
-		text, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
-		if err == nil {
-			before, err = strconv.ParseInt(string(text), 10, 64)
-		}
-		if err != nil {
-			return nil, errPageToken
-		}
-	}
 	state := ""
 	if req.GetState() != webhooksv1.WebhookDelivery_STATE_UNSPECIFIED {
 		state = req.GetState().String()
+	}
+	page := "deliveries " + state + " of " + w.ID.String()
+	before, err := pagetoken.ParseID(req.GetPageToken(), page)
+	if err != nil {
+		return nil, err
+	}
+	if before == 0 {
+		before = math.MaxInt64 // the newest first
 	}
 	size := pagetoken.Size(req.GetPageSize())
 	list, err := listDeliveries(ctx, s.db, w.ID, state, before, size+1)
@@ -384,7 +375,7 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	resp := &webhooksv1.ListWebhookDeliveriesResponse{}
 	if len(list) > size {
 		list = list[:size]
-		resp.NextPageToken = base64.RawURLEncoding.EncodeToString(strconv.AppendInt(nil, list[size-1].Delivery, 10))
+		resp.NextPageToken = pagetoken.NewID(list[size-1].Delivery, page)
 	}
 	for _, d := range list {
 		resp.Deliveries = append(resp.Deliveries, d.message())

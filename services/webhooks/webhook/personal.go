@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -17,6 +16,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/outbox"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 	"shop.example/topology"
 )
@@ -38,7 +38,7 @@ type personalDataServer struct {
 // before, and each search.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
-	after, err := parsePosition(req.GetPageToken())
+	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 // person are not delivered any more, and what receivers have answered to them is erased, too.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
-	after, err := parsePosition(req.GetPageToken())
+	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
 	if err != nil {
 		return nil, err
 	}
@@ -158,16 +158,8 @@ func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person cust
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
 
-// parsePosition reads a page token: the id of the last event that was looked at.
-func parsePosition(token string) (after int64, err error) {
-	if token == "" {
-		return 0, nil
-	}
-	if after, err = strconv.ParseInt(token, 10, 64); err != nil {
-		return 0, errPageToken
-	}
-	return after, nil
-}
+// listOf names the list of a person's events for page tokens.
+func listOf(person customer.Person) string { return "events of " + person.String() }
 
 // findEvents looks at the next scanLimit events after a position for orders that the person has placed. next is the token to
 // continue with; "" at the end.
@@ -201,5 +193,5 @@ func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Pers
 			found = append(found, e)
 		}
 	}
-	return found, strconv.FormatInt(last, 10), nil
+	return found, pagetoken.NewID(last, listOf(person)), nil
 }
