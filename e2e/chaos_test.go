@@ -34,7 +34,7 @@ const (
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
-	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
 	c := &chaos{deployment: f, away: map[*replica]bool{}}
 	if duration >= time.Minute { // they take a while to start
 		c.own = newServers(t)
@@ -42,8 +42,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	}
 	c.broker, c.database = f.proxies(t)
 	f.up(t)
-	// schedule injects the faults of each victim one after the other, and those of different victims at the same time. The
-	// same seed gives the same schedule.
+	registerReceiver(t, f)
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
@@ -61,6 +60,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	orders := tr.end(t)
 	f.decidesWithin(t, orders, resendLimit)
 	c.discardPoison(t)
+	f.receivesEverything(t, orders, resendLimit)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 

@@ -79,9 +79,18 @@ func Unavailable(reason string, retryAfter time.Duration, format string, args ..
 // FromViolations turns a *protovalidate.ValidationError into InvalidArgument. Any other error, also nil, is returned
 // unchanged: a rule that does not compile is not the client's fault.
 func FromViolations(err error) error {
-	var invalid *protovalidate.ValidationError
-	if !errors.As(err, &invalid) {
+	violations, err := violationsOf(err)
+	if err != nil || len(violations) == 0 {
 		return err
+	}
+	return InvalidArgument(violations...)
+}
+
+// violationsOf returns all that protovalidate's error says is wrong. Any other error is returned.
+func violationsOf(err error) ([]Violation, error) {
+	invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
+	if !ok {
+		return nil, err
 	}
 	violations := make([]Violation, len(invalid.Violations))
 	for i, violation := range invalid.Violations {
@@ -90,7 +99,7 @@ func FromViolations(err error) error {
 			Description: violation.Proto.GetMessage(),
 		}
 	}
-	return InvalidArgument(violations...)
+	return violations, nil
 }
 
 // WithRetryAfter returns a copy with a RetryInfo: how long a client should wait before it tries again.

@@ -2,7 +2,6 @@ package apierror
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -79,18 +78,15 @@ func validate(server, req any) error {
 	if !ok {
 		return nil
 	}
-	err := FromViolations(protovalidate.Validate(message))
-	checker, ok := server.(RequestChecker)
-	if !ok {
+	violations, err := violationsOf(protovalidate.Validate(message))
+	if err != nil {
 		return err
 	}
-	violations := checker.Violations(message)
-	var invalid *Error
-	switch {
-	case len(violations) == 0 || err != nil && !errors.As(err, &invalid):
-		return err
-	case invalid != nil:
-		violations = append(invalid.violations, violations...)
+	if checker, ok := server.(RequestChecker); ok {
+		violations = append(violations, checker.Violations(message)...)
+	}
+	if len(violations) == 0 {
+		return nil
 	}
 	return InvalidArgument(violations...)
 }

@@ -13,7 +13,9 @@ var (
 	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")
 	// ErrUnconfirmed means that the broker did not confirm the message in time. It may have it all the same.
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
-	// ErrUnroutable means that no queue is bound for the message, or that its exchange does not exist.
+	// ErrNoAnswer means that the broker is connected and answers no question.
+	ErrNoAnswer = errors.New("the broker does not answer")
+	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
 	// ErrTooLarge means that a message is larger than MaxEvent or MaxCall, or than the broker takes.
 	ErrTooLarge = errors.New("the message is too large")

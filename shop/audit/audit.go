@@ -1,11 +1,11 @@
 // Package audit compares what the services have stored, and finds inconsistencies.
 //
-// It reads the schemas of order, inventory and logging, which may be in three databases, and changes nothing. Services
-// commit one after the other, so at any moment some orders are halfway. An inconsistency that is younger than Config.Late
-// is in flight and no violation; an older one is read again after a pause, and counts if it is still there. A healthy shop
-// has no violations.
+// It reads the schemas of the services, which may be in databases of their own, and changes nothing. Services commit one after the
+// other, so at any moment some orders are halfway. An inconsistency that is younger than Config.Late is in flight, not a
+// violation; an older one is read again after a pause before it counts. A healthy shop has no violations.
 //
-// The stock is compared by product (stock.go), orders are read and compared in pages (orders.go, compare.go).
+// The stock is compared product by product (stock.go), orders are read and compared in pages (orders.go, compare.go), and so are
+// deliveries of webhooks with the log (webhooks.go).
 package audit
 
 import (
@@ -38,6 +38,9 @@ const (
 	Duplicates  Check = "duplicates"
 	DeadLetters Check = "dead_letters"
 	Outbox      Check = "outbox"
+
+	Deliveries    Check = "deliveries"
+	DeliveryOrder Check = "delivery_order"
 )
 
 var checks = []struct {
@@ -56,6 +59,8 @@ var checks = []struct {
 	{Duplicates, "the log has them once"},
 	{DeadLetters, "no message waits for a person"},
 	{Outbox, "no message waits for the broker"},
+	{Deliveries, "each event that a webhook wants is sent to it, and no others"},
+	{DeliveryOrder, "those of one order are sent in the order of the log"},
 }
 
 // Violation is an inconsistency that is not explained by an order in flight.
@@ -153,7 +158,7 @@ type Config struct {
 
 // Auditor reads the databases of a shop. Only one audit at a time may run on it.
 type Auditor struct {
-	orders, inventory, logging *sql.DB
+	orders, inventory, logging, webhooks *sql.DB
 
 	since, late, pause, holdLimit time.Duration
 }
@@ -164,7 +169,9 @@ func Open(ctx context.Context, cfg Config) (*Auditor, error) {
 		since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second),
 		holdLimit: cmp.Or(cfg.HoldLimit, 15*time.Minute),
 	}
-	for schema, pool := range map[string]**sql.DB{"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging} {
+	for schema, pool := range map[string]**sql.DB{
+		"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging, "webhooks": &a.webhooks,
+	} {
 		var err error
 		if *pool, err = open(ctx, cfg.DatabaseURLs[schema], schema); err != nil {
 			return nil, errors.Join(err, a.Close())
@@ -208,13 +215,13 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 // Schemas returns the schemas that an audit reads.
 func Schemas() []string { return slices.Sorted(maps.Keys(landmark)) }
 
-// landmark is a table by which each schema is recognized.
-var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log"}
+// landmark is a table of each schema by which it is known.
+var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log", "webhooks": "delivery"}
 
 // Close closes the connections.
 func (a *Auditor) Close() error {
 	var errs []error
-	for _, pool := range []*sql.DB{a.orders, a.inventory, a.logging} {
+	for _, pool := range []*sql.DB{a.orders, a.inventory, a.logging, a.webhooks} {
 		if pool != nil {
 			errs = append(errs, pool.Close())
 		}
@@ -228,6 +235,8 @@ type finding struct {
 	late bool
 	lost bool // an event of the order is missing that the log has
 	slow bool // if it is late: nothing contradicts, it only takes too long
+
+	delivery delivery // what it is about, if it is about webhooks
 }
 
 // Run audits the shop once. It fails if a database cannot be read; violations are no error.
@@ -242,6 +251,7 @@ func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 		},
 		a.deadLetters,
 		a.outboxes,
+		a.deliveries,
 	} {
 		found, err := look(ctx)
 		if err != nil {

@@ -63,7 +63,7 @@ func (a *Auditor) outboxes(ctx context.Context) (found []finding, err error) {
 	for _, outbox := range []struct {
 		owner string
 		pool  *sql.DB
-	}{{"orders", a.orders}, {"inventory", a.inventory}} {
+	}{{"orders", a.orders}, {"inventory", a.inventory}, {"webhooks", a.webhooks}} {
 		err = rows(ctx, outbox.pool, "the outbox of "+outbox.owner, `
 			SELECT age > $1, count(*), max(age) FROM (SELECT extract(epoch FROM clock_timestamp() - created_at) AS age FROM outbox) AS waiting
 			GROUP BY 1`, []any{a.late.Seconds()}, func(r *sql.Rows) error {

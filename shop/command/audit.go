@@ -38,7 +38,7 @@ func auditCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Compare orders, stock and event log, and list violations",
+		Short: "Compare orders, stock, event log and webhooks, and list violations",
 		Long: `Reads what the services have stored, changes nothing, and lists inconsistencies as violations. The shop
 may be running: what is younger than --late is in flight and counted apart. Exit code 0 means no violation.
 
@@ -47,8 +47,9 @@ are sent again at once from the event log. The shop does so by itself after a wh
 a queue any more; an event that is delivered twice has one effect. --repair is a call for operators (--server,
 --token).
 
-The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
-of DATABASE_URL, with a role that may read the schemas; else those of the shop that make up runs here.
+The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL, LOGGING_DATABASE_URL and
+WEBHOOKS_DATABASE_URL, else of DATABASE_URL, with a role that may read the schemas; else those of the shop
+that make up runs here.
 
 With --every it repeats the audit until it is stopped, logs violations, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,

@@ -10,10 +10,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -187,7 +189,20 @@ func (p product) differences(before product) string {
 	return strings.Join(all, "; ")
 }
 
-// apply returns the product with the update applied, or an error that says which field is wrong.
+// isUnchanged says whether a field is as it is stored. Some clients keep times to the millisecond, or the second.
+func isUnchanged(fd protoreflect.FieldDescriptor, stored, read protoreflect.Value) bool {
+	if fd.Message() == nil || stored.Equal(read) {
+		return stored.Equal(read)
+	}
+	was, isTime := stored.Message().Interface().(*timestamppb.Timestamp)
+	if !isTime || !read.Message().IsValid() {
+		return false
+	}
+	at, sent := was.AsTime(), read.Message().Interface().(*timestamppb.Timestamp).AsTime()
+	return sent.Equal(at.Truncate(time.Millisecond)) || sent.Equal(at.Truncate(time.Second))
+}
+
+// apply returns the product with the update's values.
 func (u itemUpdate) apply(p product) (product, error) {
 	if err := p.checkEtag(u.etag); err != nil {
 		return p, err
@@ -195,7 +210,7 @@ func (u itemUpdate) apply(p product) (product, error) {
 	stored, read := p.item().ProtoReflect(), u.read.ProtoReflect()
 	for _, name := range u.asRead {
 		fd := stored.Descriptor().Fields().ByName(name)
-		if !stored.Get(fd).Equal(read.Get(fd)) {
+		if !isUnchanged(fd, stored.Get(fd), read.Get(fd)) {
 			return p, invalidItem(string(name), "cannot be changed: product_name, on_hand and price can; send it as it was read last, or leave it out")
 		}
 	}

@@ -214,15 +214,16 @@ func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock boo
 // maxPageBytes bounds the lines of a page of orders, in bytes: 1,000 of the largest have 90 MB.
 const maxPageBytes = 1 << 20
 
-// listOrders reads up to limit orders after a position, the newest first, with their lines; fewer if they are large. state
-// "" stands for all states, owner "" for all owners. more reports whether others follow.
+// listOrders reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
+// states if state is "", and of all owners if owner is "". None is older than since. more says whether others follow.
 func listOrders(
-	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int,
+	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after, since position, limit int,
 ) (orders []*Order, more bool, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
+			AND created_at >= $6::timestamptz
 		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1) // one more tells whether another page follows
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1, since.sqlTime()) // one more tells whether another page follows
 	if err != nil {
 		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}

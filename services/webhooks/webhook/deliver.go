@@ -148,6 +148,7 @@ type worker struct {
 	slowOne     bool // it has failed, or answered late
 	leasedUntil time.Time
 	hook        *webhook // as it was when it was read last
+	generation  int64    // of the webhooks, at that time
 	queue       []*delivery
 	inFlight    int
 	inHand      map[int64]bool // deliveries in the queue or in flight
@@ -213,15 +214,19 @@ func (w *worker) places() chan struct{} {
 // fill reads the webhook and, if the queue is empty, due deliveries. goOn is false if no attempt may be begun.
 func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	asked := time.Now()
-	hook := &webhook{}
+	var read struct {
+		webhook
+		Generation int64 `db:"generation"`
+	}
+	const columns = webhookColumns + `, (SELECT generation FROM log_position)`
 	// A lease that is far from its end is left as it is: each change of the row is another version of it.
 	if time.Until(w.leasedUntil) > w.lease*2/3 {
-		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
-			SELECT `+webhookColumns+` FROM webhook WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now()`, w.id, w.replica)
+		err = w.db.GetContext(ctx, &read, postgres.Prepared+`
+			SELECT `+columns+` FROM webhook WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now()`, w.id, w.replica)
 	} else {
-		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
+		err = w.db.GetContext(ctx, &read, postgres.Prepared+`
 			UPDATE webhook SET leased_until = now() + $3 * interval '1 second'
-			WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now() RETURNING `+webhookColumns, w.id, w.replica, w.lease.Seconds())
+			WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now() RETURNING `+columns, w.id, w.replica, w.lease.Seconds())
 		if err == nil {
 			w.leasedUntil = asked.Add(w.lease)
 		}
@@ -234,9 +239,15 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		return false, fmt.Errorf("reading the webhook: %w", postgres.Classify(err))
 	}
 	if w.hook == nil {
-		w.slowOne = hook.Failures > 0
+		w.slowOne = read.Failures > 0
 	}
-	w.hook = hook
+	if w.generation != read.Generation { // a person may be erased in what waits: it is read again
+		for _, d := range w.queue {
+			delete(w.inHand, d.Delivery)
+		}
+		w.queue = nil
+	}
+	w.hook, w.generation = &read.webhook, read.Generation
 	if len(w.queue) > 0 || w.limit == 0 {
 		return w.limit > 0, nil
 	}

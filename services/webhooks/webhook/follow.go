@@ -186,8 +186,9 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pattern := commonPattern(at.subscribers)
-	stream, err := f.events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{AfterId: at.position, FromBeginning: true, RoutingKey: pattern})
+	stream, err := f.events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{
+		AfterId: at.position, FromBeginning: true, RoutingKey: commonPattern(at.subscribers),
+	})
 	if err != nil {
 		return false, err
 	}
@@ -228,7 +229,7 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 		case <-tick.C:
 		case <-f.wake:
 		}
-		if at, err = f.fanOut(ctx, at, pattern, batch); at == nil || err != nil {
+		if goOn, err := f.fanOut(ctx, at, batch); !goOn || err != nil {
 			return true, err
 		}
 	}
@@ -255,29 +256,20 @@ func (f *follower) stepBack(ctx context.Context, at *turn, position int64) error
 // errStale means that this replica no longer has the lease, or that the webhooks have changed.
 var errStale = errors.New("the webhooks have changed")
 
-// fanOut writes the deliveries of a batch, which may be empty, and returns the position from which to continue; nil if
-// another stream has to be opened for that.
-func (f *follower) fanOut(ctx context.Context, at *turn, pattern string, batch []*loggingv1.Event) (*turn, error) {
-	for {
-		if len(batch) > 0 {
-			err := f.write(ctx, at, batch)
-			if err == nil {
-				at.position = batch[len(batch)-1].GetId()
-				return at, nil
-			}
-			if !errors.Is(err, errStale) {
-				return nil, err
-			}
-		}
+// fanOut writes the deliveries of a batch, which may be empty. goOn is false if the log has to be read again from the position:
+// the webhooks have changed, or a person was erased in what was read before.
+func (f *follower) fanOut(ctx context.Context, at *turn, batch []*loggingv1.Event) (goOn bool, err error) {
+	if len(batch) == 0 {
 		now, err := f.takeTurn(ctx)
-		if err != nil || now == nil || now.position != at.position || commonPattern(now.subscribers) != pattern {
-			return nil, err
-		}
-		at = now
-		if len(batch) == 0 {
-			return at, nil
-		}
+		return now != nil && now.position == at.position && now.generation == at.generation, err
 	}
+	if err := f.write(ctx, at, batch); errors.Is(err, errStale) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	at.position = batch[len(batch)-1].GetId()
+	return true, nil
 }
 
 // pairing is an event and a webhook that gets it.

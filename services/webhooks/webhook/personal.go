@@ -82,8 +82,9 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 	return resp, nil
 }
 
-// ErasePersonalData implements customerv1.PersonalDataServiceServer. The person's webhooks are deleted. Events with the
-// person's data are not delivered any more, and the receivers' responses to them are erased too.
+// ErasePersonalData is part of customerv1.PersonalDataServiceServer. Webhooks of the person are deleted. Events that name the
+// person are not delivered any more, and what receivers have answered to events of the person's orders is erased, too. The log is
+// to be erased before.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
 	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
@@ -92,6 +93,11 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	}
 	resp := &customerv1.ErasePersonalDataResponse{}
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		// As everybody who changes webhooks: first the position, which the follower has locked while it writes. What was read of
+		// the log before is read again, and so is what waits to be sent.
+		if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
+			return err
+		}
 		if person.Owner() != "" {
 			if resp.Webhooks, err = deleteWebhooksOf(ctx, tx, person.Owner()); err != nil {
 				return err
@@ -122,10 +128,6 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 }
 
 func deleteWebhooksOf(ctx context.Context, tx *sqlx.Tx, owner string) (int32, error) {
-	// As everybody who changes webhooks: first the position, which the follower has locked while it writes.
-	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
-		return 0, err
-	}
 	result, err := tx.ExecContext(ctx, `DELETE FROM webhook WHERE owner = $1`, owner)
 	if err != nil {
 		return 0, fmt.Errorf("deleting the webhooks of a person: %w", err)
@@ -147,10 +149,15 @@ func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE event SET payload = $2 WHERE id = $1`, e.ID, string(erased)); err != nil {
 		return err
 	}
+	// An answer, or what is wrong with it, may repeat what was sent, also for other events of the order.
 	_, err = tx.ExecContext(ctx, `
-		UPDATE delivery SET response_body = '', state = CASE WHEN state = 'PENDING' THEN 'FAILED' ELSE state END,
-			error_message = CASE WHEN state = 'PENDING' THEN 'the customer was erased before' ELSE '' END
-		WHERE event_id = $1`, e.ID)
+		UPDATE delivery SET response_body = '', error_message = ''
+		WHERE event_id = $1 OR event_id IN (SELECT id FROM event WHERE order_id = nullif($2, '')::uuid)`, e.ID, e.OrderID)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE delivery SET state = 'FAILED', error_message = 'the customer was erased before' WHERE event_id = $1 AND state = 'PENDING'`, e.ID)
 	return err
 }
 

@@ -106,7 +106,8 @@ func listWebhooks(ctx context.Context, db *sqlx.DB, by whose, before uuid.UUID, 
 
 func insertWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook) error {
 	return tx.GetContext(ctx, w, `
-		INSERT INTO webhook (id, owner, url, event_types, format, description, state, secret) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		INSERT INTO webhook (id, owner, url, event_types, format, description, state, secret, since)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, (SELECT position FROM log_position))
 		RETURNING `+webhookColumns, w.ID, w.Owner, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, w.Secret)
 }
 
@@ -118,7 +119,8 @@ func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, enabled bool) e
 			disabled_reason = CASE WHEN $6 = 'DISABLED' THEN disabled_reason ELSE '' END,
 			failures = CASE WHEN $7 THEN 0 ELSE failures END,
 			failing_since = CASE WHEN $7 THEN NULL ELSE failing_since END,
-			retry_at = CASE WHEN $7 THEN now() ELSE retry_at END
+			retry_at = CASE WHEN $7 THEN now() ELSE retry_at END,
+			since = CASE WHEN event_types <> $3 OR state = 'DISABLED' THEN (SELECT position FROM log_position) ELSE since END
 		WHERE id = $1 RETURNING `+webhookColumns,
 		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, enabled)
 }
