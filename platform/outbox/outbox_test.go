@@ -245,7 +245,7 @@ func TestAdd_WhatIsTooLargeIsRefusedForGood(t *testing.T) {
 	}
 }
 
-func TestRelay_IsWokenByACommitAndFindsWhatNobodyWokeItFor(t *testing.T) {
+func TestRelay_IsWokenByACommitAndLooksByItselfToo(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
 	r := &recorder{arrived: make(chan int, 10)}
