@@ -39,6 +39,7 @@ const (
 type watchedFleet struct {
 	*fleet
 	prometheus string // its URL
+	product    int    // of which there is enough for all orders
 	audit      *exec.Cmd
 	// the lines of the services, which can be frozen
 	brokerLine, databaseLine *netproxy.Proxy
@@ -47,7 +48,7 @@ type watchedFleet struct {
 // observe starts the audit and Prometheus beside a fleet that is up.
 func observe(t *testing.T, f *fleet) *watchedFleet {
 	t.Helper()
-	w := &watchedFleet{fleet: f, prometheus: "http://" + freeAddr(t)}
+	w := &watchedFleet{fleet: f, prometheus: "http://" + freeAddr(t), product: f.plenty(t)[0]}
 	auditAddr := freeAddr(t)
 	w.audit = w.process(t, filepath.Join(mustBinaries(t), "shop"), []string{"audit", "--every", "10s", "--listen", auditAddr}, "DATABASE_URL="+f.database, "LOG_LEVEL=warn")
 
@@ -159,7 +160,7 @@ func (w *watchedFleet) order(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	for _, gateway := range w.gateways() {
-		body := `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`
+		body := fmt.Sprintf(`{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":%d,"quantity":1}]}`, w.product)
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/v1/orders", strings.NewReader(body))
 		if err != nil {
 			return
@@ -261,7 +262,7 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 			return func() { w.brokerLine.Up(t) }
 		}},
 		{"database slow", [][]string{{"alertname=OrdersDecidedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
-			w.databaseLine.Delay(1500 * time.Millisecond) // a decision waits for several answers, and may take 5 s
+			w.databaseLine.Delay(600 * time.Millisecond) // a decision waits for some ten answers, and may take 5 s
 			return func() { w.databaseLine.Up(t) }
 		}},
 		{"order service stopped, its queue has no consumer", [][]string{{"alertname=ServiceDown", "job=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedFleet) func() {
@@ -305,7 +306,6 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 				f.replicas["gateway"][0].env = append(f.replicas["gateway"][0].env, "ORDERS_IN_FLIGHT=11")
 			}
 			f.up(t)
-			f.plenty(t)
 			w := observe(t, f)
 			w.brokerLine, w.databaseLine = broker, database
 			<-time.After(time.Minute) // traffic, and no alert
@@ -364,7 +364,6 @@ func TestAlerts_AreSilentWhileAllIsWellAndDuringARollingRestart(t *testing.T) {
 	}
 	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
 	f.up(t)
-	f.plenty(t)
 	w := observe(t, f)
 	begin := time.Now()
 	restarted := false

@@ -116,6 +116,12 @@ func TestAPI_EachCallDoesWhatItsRowSays(t *testing.T) {
 			order := s.decided(t, s.place(t, 5, 1))
 			s.settled(t)
 			return order.ID
+		case "SHARE":
+			var share struct {
+				Token string `json:"share_token"`
+			}
+			s.call(t, http.MethodPost, s.place(t, 5, 1)+":share", "{}").json(t, &share)
+			return share.Token
 		case "LETTER": // a new one each time: what was redriven cannot be discarded
 			next := letters[0]
 			letters = letters[1:]

@@ -46,7 +46,7 @@ const (
 )
 
 // scenes are the names of blocks that a test of their own executes.
-var scenes = []string{"guide", "install", "backup", "restore", "restore-broker", "audit", "rotation"}
+var scenes = []string{"guide", "install", "backup", "restore", "restore-broker", "audit", "repair", "rotation", "upgrade", "upgrade-check", "upgrade-broker"}
 
 // block is a block of code in a document.
 type block struct {

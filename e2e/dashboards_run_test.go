@@ -17,7 +17,6 @@ import (
 func TestDashboards_EveryQueryHasAnAnswer(t *testing.T) {
 	f := newFleet(t, fleetOptions{})
 	f.up(t)
-	f.plenty(t)
 	w := observe(t, f)
 	<-time.After(90 * time.Second) // of orders: more than the window of the queries
 

@@ -93,6 +93,11 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		t.Errorf("JSON: %s", out)
 	}
 
+	var discarded letter
+	out, _ = s.mustDLQ(t, "discard", garbage.ID, "--json")
+	if (answer{body: []byte(out)}).json(t, &discarded); discarded.ID != garbage.ID || strings.Count(out, "\n") != 1 {
+		t.Errorf("discarded as JSON: %s", out)
+	}
 	if out, _ = s.mustDLQ(t, "discard", garbage.ID); out != garbage.ID+" discarded (shop.order.placed of queue order)\n" {
 		t.Errorf("discarded as %q", out)
 	}

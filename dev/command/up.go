@@ -30,9 +30,9 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
-		Long: `Runs gateway, order, inventory and logging in one process on localhost:3000, on a PostgreSQL
-and a RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
-Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
+		Long: "Runs all services in one process (" + strings.Join(topology.Names(), ", ") + `), on localhost:3000, on a
+PostgreSQL and a RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under
+.shop/up. Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),

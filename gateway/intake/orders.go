@@ -321,7 +321,12 @@ func publishError(err error) error {
 // queue the broker would confirm an order all the same, because the log takes it, too, and nobody would decide it.
 func RequireQueues(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
 	return func(ctx context.Context, order proto.Message) error {
-		if err := queues.Ready(ctx); err != nil {
+		err := queues.Ready(ctx)
+		if errors.Is(err, messaging.ErrNoAnswer) {
+			return apierror.Unavailable(reasonBroker, retryAfter,
+				"the message broker does not answer; this order was not accepted, send it again").WithCause(err)
+		}
+		if err != nil {
 			return apierror.Unavailable(reasonQueue, retryAfter,
 				"the queue of orders is missing; this order was not accepted, send it again").WithCause(err)
 		}

@@ -159,6 +159,11 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))
+	share, err := intake.NewShare(orders)
+	if err != nil {
+		return nil, err
+	}
+	checkoutv1.RegisterShareServiceServer(a, share)
 	statusv1.RegisterStatusServiceServer(a, upstream.NewStatusServer(s.Ready, consume.Queues, up.order, up.inventory, up.logging, up.webhooks))
 	// The log first: what it has of dead letters is discarded before the orders are erased, and webhooks get nothing from it
 	// afterwards that names the customer.
@@ -263,6 +268,7 @@ func (up upstreams) forward(a *api, streams *ingress.Limiter) error {
 func addServices(r *rest.Server) error {
 	return errors.Join(
 		rest.Add(r, &orderv1.OrderService_ServiceDesc, orderv1.NewOrderServiceClient, orderv1.RegisterOrderServiceHandlerClient),
+		rest.Add(r, &checkoutv1.ShareService_ServiceDesc, checkoutv1.NewShareServiceClient, checkoutv1.RegisterShareServiceHandlerClient),
 		rest.Add(r, &inventoryv1.InventoryService_ServiceDesc, inventoryv1.NewInventoryServiceClient, inventoryv1.RegisterInventoryServiceHandlerClient),
 		rest.Add(r, &loggingv1.EventLogService_ServiceDesc, loggingv1.NewEventLogServiceClient, loggingv1.RegisterEventLogServiceHandlerClient),
 		rest.Add(r, &loggingv1.DeadLetterService_ServiceDesc, loggingv1.NewDeadLetterServiceClient, loggingv1.RegisterDeadLetterServiceHandlerClient),

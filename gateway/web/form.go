@@ -20,6 +20,7 @@ import (
 
 	"shop.example/domain/money"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -44,9 +45,12 @@ const (
 
 // form is what the front page shows: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Demo               bool   // whether operators can break the shop under /demo
-	TraceURL           string // of the page of a trace
+	Modules            []string // that the page runs at once
+	Demo               bool     // whether operators can break the shop under /demo
+	TraceURL           string   // of the page of a trace
 	Products           []product
+	PageToken          string // of the page of the catalogue that is shown; "" for the first
+	NextPage           string // the token of the next one; "" if there is none
 	CatalogUnavailable bool   // inventory does not answer
 	Key                string // the order's idempotency key: a form that is sent twice is one order
 	Name               string
@@ -97,11 +101,12 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 		return nil, fmt.Errorf("reading the form: %w", err)
 	}
 	f := &form{
-		Key:   r.PostForm.Get(keyField),
-		Name:  strings.TrimSpace(r.PostForm.Get(nameField)),
-		Email: strings.TrimSpace(r.PostForm.Get(emailField)),
+		Key:       r.PostForm.Get(keyField),
+		PageToken: r.PostForm.Get(pageToken),
+		Name:      strings.TrimSpace(r.PostForm.Get(nameField)),
+		Email:     strings.TrimSpace(r.PostForm.Get(emailField)),
 	}
-	if !utf8.ValidString(f.Key + f.Name + f.Email) {
+	if !utf8.ValidString(f.Key + f.PageToken + f.Name + f.Email) {
 		return nil, errNotUTF8
 	}
 	for field, values := range r.PostForm {
@@ -252,13 +257,25 @@ func refusalStatus(err error) int {
 
 // orderView is what the page of an order shows.
 type orderView struct {
-	ID      string
-	Unknown bool           // there is no such order
-	Order   *orderv1.Order // nil while it has not been decided
+	ID      string       // "" if it is shared
+	Short   string       // what people call it
+	Shared  bool         // it is shown to somebody who may only see it
+	Unknown bool         // there is no such order
+	Order   decidedOrder // nil while it has not been decided
 	State   string
 	Message string
 	Total   string
 	Lines   []lineView
+}
+
+// decidedOrder is an order as its customer sees it, or as others do.
+type decidedOrder interface {
+	GetState() orderv1.Order_State
+	GetReason() eventsv1.OrderRejected_Reason
+	GetRejectionDetail() string
+	GetOrderItems() []*orderv1.OrderItem
+	GetTotalItems() int32
+	GetTotalValue() *moneyv1.Money
 }
 
 type lineView struct {
@@ -288,7 +305,7 @@ func messageOf(name string) string {
 
 // serveOrder serves the page of an order. Whoever has its id may see it.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
-	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
+	view := orderView{ID: inPath["order_id"], Short: short(inPath["order_id"]), State: orderv1.Order_PENDING.String()}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
 	got, err := p.decided.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: view.ID})
@@ -314,13 +331,38 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	p.write(w, http.StatusOK, "order.html", view)
 }
 
-func (v *orderView) show(o *orderv1.Order) {
+// serveShared serves the page of an order to somebody who has a link to it that shows it, and no more.
+func (p *page) serveShared(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+	view := orderView{Shared: true, State: orderv1.Order_PENDING.String()}
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	got, err := p.shared.GetSharedOrder(ctx, &checkoutv1.GetSharedOrderRequest{ShareToken: inPath["share_token"]})
+	switch status.Code(err) {
+	case codes.OK:
+		view.Short = got.GetOrder().GetReference()
+		view.show(got.GetOrder())
+	case codes.NotFound, codes.InvalidArgument:
+		view.State, view.Unknown = "NOT FOUND", true
+		view.Message = "This link shows no order, or not any more. Ask whoever shared it for a new one."
+		p.write(w, http.StatusNotFound, "order.html", view)
+		return
+	case codes.Unauthenticated, codes.PermissionDenied:
+		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
+		return
+	}
+	if view.Message == "" {
+		view.Message = messageOf(view.State)
+	}
+	p.write(w, http.StatusOK, "order.html", view)
+}
+
+func (v *orderView) show(o decidedOrder) {
 	if o.GetState() == orderv1.Order_PENDING {
 		return
 	}
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
 	v.Message = messageOf(v.State)
-	if o.Reason != nil {
+	if o.GetReason() != eventsv1.OrderRejected_REASON_UNSPECIFIED {
 		v.Message = messageOf(o.GetReason().String())
 		if detail := o.GetRejectionDetail(); detail != "" {
 			v.Message += " " + detail + "."

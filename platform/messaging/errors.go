@@ -13,6 +13,8 @@ var (
 	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")
 	// ErrUnconfirmed means that the broker did not say in time that it has the message. It may have it.
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
+	// ErrNoAnswer means that the broker is connected and answers no question.
+	ErrNoAnswer = errors.New("the broker does not answer")
 	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
 	// ErrTooLarge means that a message is larger than MaxEvent or MaxCall, or than the broker takes.

@@ -446,7 +446,7 @@ func TestQueueWatch_SaysSoWhenTheBrokerDoesNotAnswer(t *testing.T) {
 	proxy.DropResponses()
 	begin := time.Now()
 	eventually(t, func() error {
-		if err := watch.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has not said within 2s") {
+		if err := watch.Ready(t.Context()); !errors.Is(err, messaging.ErrNoAnswer) || !strings.Contains(err.Error(), "has not said within 2s") {
 			return errors.Join(errors.New("it has not noticed"), err)
 		}
 		return nil

@@ -41,8 +41,8 @@ func NewQueueWatch(conn *Connection, event proto.Message) *QueueWatch {
 	return w
 }
 
-// Ready is nil if all were there at the last look. It is an atomic read, and may be called concurrently. While there is no
-// connection it stays as it was: publishing says that itself.
+// Ready is nil if all were there at the last look, and an ErrNoAnswer if that look takes too long. It is an atomic read, and
+// may be called concurrently. While there is no connection it stays as it was: publishing says that itself.
 func (w *QueueWatch) Ready(context.Context) error { return w.last.Load().err }
 
 // Run looks until ctx ends.
@@ -70,7 +70,7 @@ func (w *QueueWatch) session(ctx context.Context, conn *amqp.Connection) (err er
 func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel) (*amqp.Channel, error) {
 	before := w.last.Load()
 	late := time.AfterFunc(watchTimeout, func() {
-		err := fmt.Errorf("the broker has not said within %s whether the queues %s are there", watchTimeout, strings.Join(w.queues, " and "))
+		err := fmt.Errorf("%w: it has not said within %s whether the queues %s are there", ErrNoAnswer, watchTimeout, strings.Join(w.queues, " and "))
 		if w.last.CompareAndSwap(before, &sight{err}) {
 			w.conn.log.Error("messages are refused", "routing_key", w.event.RoutingKey, "error", err)
 		}

@@ -68,22 +68,13 @@ func (g *gateway) with(f func(*grpc.ClientConn) error) error {
 // dial returns a connection whose unary calls are bounded and fail with one line for people; a stream's errors get
 // theirs from explain. It connects with the first call.
 func (g *gateway) dial() (*grpc.ClientConn, error) {
-	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
-	target, secure := strings.CutPrefix(g.addr, "https://")
-	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
+	target, secure, err := g.locate()
+	if err != nil {
+		return nil, err
+	}
 	transport := insecure.NewCredentials()
 	if secure {
 		transport = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
-		if _, _, err := net.SplitHostPort(target); err != nil {
-			target = net.JoinHostPort(target, "443")
-		}
-	}
-	host, _, err := net.SplitHostPort(target)
-	if err != nil {
-		return nil, cli.WrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", cli.Printable(g.addr))
-	}
-	if g.token, err = operatorToken(g.token, host); err != nil {
-		return nil, err
 	}
 	return grpc.NewClient(target,
 		grpc.WithTransportCredentials(transport),
@@ -103,6 +94,22 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 			}
 			return g.describeError(invoke(ctx, method, req, reply, conn, o...))
 		}))
+}
+
+// locate finds out where the shop is, whether it speaks TLS, and the token that it gets.
+func (g *gateway) locate() (target string, secure bool, err error) {
+	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
+	target, secure = strings.CutPrefix(g.addr, "https://")
+	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
+	if _, _, err := net.SplitHostPort(target); err != nil && secure {
+		target = net.JoinHostPort(target, "443")
+	}
+	host, _, err := net.SplitHostPort(target)
+	if err != nil {
+		return "", false, cli.WrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", cli.Printable(g.addr))
+	}
+	g.token, err = operatorToken(g.token, host)
+	return target, secure, err
 }
 
 // operatorToken finds the token: the one that was given, else that of the environment, else the one that make up keeps,
@@ -236,8 +243,11 @@ func printLine(out io.Writer, m proto.Message) error {
 	return nil
 }
 
-// pageSize is how much of a list is read at once.
-const pageSize = 200
+// pageSize is how much of a list is read at once, and maxPage how much can be.
+const (
+	pageSize = 200
+	maxPage  = 1000
+)
 
 // pages reads a list page by page: limit entries of it, or all if that is 0. more says whether there are others.
 func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
@@ -251,7 +261,10 @@ func pages[T any](limit int, read func(size int32, token string) (page []T, next
 			return nil, false, err
 		}
 		all = append(all, page...)
-		if next == "" || limit > 0 && len(all) >= limit {
+		if limit > 0 && len(all) > limit { // read leaves out what is not looked for, and may return more than size
+			return all[:limit], true, nil
+		}
+		if next == "" || limit > 0 && len(all) == limit {
 			return all, next != "", nil
 		}
 		token = next

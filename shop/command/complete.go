@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
-	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -58,12 +57,16 @@ func completeFlag(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 
 func productNames(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
 	items, err := allItems(ctx, inventoryv1.NewInventoryServiceClient(conn))
-	var found []cobra.Completion
+	return namesOf(items), err
+}
+
+// namesOf offers names without descriptions: bash aligns those with blanks, of which it takes one for what Mouse and Mouse Pad
+// have in common, and the second could not be reached.
+func namesOf(items []*inventoryv1.Item) (names []cobra.Completion) {
 	for _, item := range items {
-		found = append(found, cobra.CompletionWithDesc(cli.Printable(item.GetProductName()),
-			fmt.Sprintf("%d left, %s", item.GetQuantity(), money.Format(money.Minor(item.GetPrice()), item.GetPrice().GetCurrencyCode()))))
+		names = append(names, cli.Printable(item.GetProductName()))
 	}
-	return found, err
+	return names
 }
 
 func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {

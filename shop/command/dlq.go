@@ -255,7 +255,7 @@ func discard(ctx context.Context, c loggingv1.DeadLetterServiceClient, id int64)
 }
 
 func (d *dlq) decideCommand(what decision) *cobra.Command {
-	var all, yes bool
+	var all, yes, asJSON bool
 	cmd := &cobra.Command{
 		Use:               what.name + " ID... | --all",
 		Short:             what.short,
@@ -291,12 +291,13 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 						return err
 					}
 				}
-				return decide(cmd, c, what, ids)
+				return decide(cmd, c, what, ids, asJSON)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all that are open now, the oldest first; without a terminal to ask on it needs --yes")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print each as a line of JSON, as POST /v1/dead-letters/{id}:"+what.name+" answers")
 	return cmd
 }
 
@@ -323,12 +324,18 @@ func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64,
 
 // decide goes through all ids. What is wrong with one of them does not keep the others from their end; what is wrong
 // with the shop or the token does.
-func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64) error {
+func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64, asJSON bool) error {
 	failed := 0
 	for _, id := range ids {
 		letter, err := what.call(cmd.Context(), c, id)
 		switch status.Code(err) {
 		case codes.OK:
+			if asJSON {
+				if err := printLine(cmd.OutOrStdout(), letter); err != nil {
+					return err
+				}
+				continue
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d %s (%s of queue %s)\n", id, what.did, or(letter.GetRoutingKey(), "message"), or(letter.GetSourceQueue(), "?"))
 		case codes.NotFound, codes.FailedPrecondition:
 			failed++

@@ -1,6 +1,7 @@
 // Command generate writes what others read of the contracts and of the table of services in package topology:
-// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, and what the
-// front page knows of events and of an order's states. Its argument is the folder of the project.
+// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, what the
+// production overlay for Kubernetes has of each service, and what the front page knows of events and of an order's states. Its
+// argument is the folder of the project.
 package main
 
 import (
@@ -62,6 +63,9 @@ func run(dir string) error {
 		if err := writeScrapeJobs(filepath.Join(dir, "deploy", "prometheus", file), target); err != nil {
 			return err
 		}
+	}
+	if err := writeKubernetes(dir); err != nil {
+		return err
 	}
 	page := filepath.Join(dir, "gateway", "web", "assets", "contracts.js")
 	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it

@@ -46,12 +46,44 @@ const (
 // Only what the order service does not know can still become an order, from an OrderPlaced that waits in a queue. So
 // its decision is deleted together with its holds, and the next CheckStock decides it again. Nobody can be relying on the
 // old one: the holds are renewed whenever it is repeated, and an answer is good for much less than the limit.
+//
+// The age of a hold is by the database's clock. When that jumps ahead, what was held a moment ago looks old, and the order service may be
+// about to store it: then no decision is deleted until that is over, see clockWatch.
 type sweeper struct {
 	*store
 	orders orderv1.OrderServiceClient
 	limit  time.Duration
+	clock  clockWatch
 	swept  metric.Int64Counter
 	oldest atomic.Pointer[time.Time] // the hold's time; the zero time if there is none
+}
+
+// clockWatch notices when the database's clock jumps ahead, by the monotonic clock of this process: its own time of day may
+// jump, too. Until a process has read the database's clock once, it compares that with the time of day.
+type clockWatch struct {
+	database, read time.Time // what the database's clock said, and when
+	trusted        time.Time // from when on ages can be trusted
+}
+
+// maxJump is how far the database's clock may be ahead of what is expected: clocks are corrected, and differ between machines.
+const maxJump = time.Minute
+
+// jumped reads the database's clock. It is true for minHoldLimit after that has jumped ahead.
+func (w *clockWatch) jumped(ctx context.Context, q sqlx.QueryerContext) (bool, error) {
+	var database time.Time
+	if err := sqlx.GetContext(ctx, q, &database, `SELECT clock_timestamp()`); err != nil {
+		return false, fmt.Errorf("reading the database's clock: %w", postgres.Classify(err))
+	}
+	now := time.Now()
+	expected := now
+	if !w.read.IsZero() {
+		expected = w.database.Add(now.Sub(w.read))
+	}
+	w.database, w.read = database, now
+	if database.Sub(expected) > maxJump {
+		w.trusted = now.Add(minHoldLimit)
+	}
+	return now.Before(w.trusted), nil
 }
 
 // outcome is what the sweeper does with the old holds of an order.
@@ -115,6 +147,9 @@ func (s *sweeper) sample(ctx context.Context) error {
 	return nil
 }
 
+// errClockJumped keeps decisions from being deleted.
+var errClockJumped = fmt.Errorf("the database's clock has jumped ahead: for %s nothing is released that nobody knows", minHoldLimit)
+
 // run sweeps every minute until ctx ends. What fails is logged, and done the next time.
 func (s *sweeper) run(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
@@ -134,6 +169,9 @@ func (s *sweeper) run(ctx context.Context) error {
 // sweep goes through all old holds once. If another replica is doing so, it does nothing: two would do no harm, but ask
 // everything twice.
 func (s *sweeper) sweep(ctx context.Context) (err error) {
+	if _, err := s.clock.jumped(ctx, s.db); err != nil { // whoever sweeps; deleteOrphans looks again
+		return err
+	}
 	conn, err := s.db.Connx(ctx)
 	if err != nil {
 		return fmt.Errorf("connecting: %w", postgres.Classify(err))
@@ -273,7 +311,13 @@ func (s *sweeper) deleteOrphans(ctx context.Context, orders []uuid.UUID) error {
 	}
 	var gone []uuid.UUID
 	err := s.changeStock(ctx, func(tx *sqlx.Tx) (changes []stockChange, err error) {
-		gone, changes, err = deleteOrphansTx(ctx, tx, orders, s.limit)
+		if gone, changes, err = deleteOrphansTx(ctx, tx, orders, s.limit); err != nil {
+			return nil, err
+		}
+		jumped, err := s.clock.jumped(ctx, tx) // afterwards: since then nothing that is deleted can look old
+		if err == nil && jumped {
+			err = errClockJumped
+		}
 		return changes, err
 	})
 	if err != nil {

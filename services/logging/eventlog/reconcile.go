@@ -123,7 +123,7 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 
 // run compares every three seconds until ctx ends. What fails is done the next time.
 func (r *reconciler) run(ctx context.Context) error {
-	for cleaned := time.Now(); ; {
+	for {
 		// Replicas that were started together do not ask together.
 		pause := time.NewTimer(reconcileInterval + rand.N(reconcileInterval/3)) //nolint:gosec // jitter needs no secret
 		select {
@@ -133,11 +133,6 @@ func (r *reconciler) run(ctx context.Context) error {
 		case <-pause.C:
 		}
 		err := r.pass(ctx)
-		if time.Since(cleaned) > time.Hour {
-			cleaned = time.Now()
-			_, cleanErr := postgres.DeleteOlder(ctx, r.db, "unhandled_event", "closed_at", closedRetention)
-			err = errors.Join(err, cleanErr)
-		}
 		if ctx.Err() == nil {
 			r.report(ctx, err)
 		}

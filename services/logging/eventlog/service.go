@@ -169,5 +169,8 @@ func (s *Service) buildReconciler(cfg Config, t *telemetry.Telemetry) error {
 		return err
 	}
 	s.Go("reconciler", s.reconciler.run)
+	s.Go("closed events", func(ctx context.Context) error {
+		return postgres.KeepDeletingOlder(ctx, s.db, "unhandled_event", "closed_at", closedRetention, t.Logger)
+	})
 	return nil
 }

@@ -53,12 +53,19 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 			return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "a list of orders is for operators, and for whom they belong to")
 		}
 	}
-	filter := string(state) + " " + owner
+	filter, since := string(state)+" "+owner, listEnd
+	if at := req.GetPlacedAfter(); at != nil {
+		if at.CheckValid() != nil {
+			return nil, apierror.InvalidArgument(apierror.Violation{Field: "placed_after", Description: "must be a time between the years 1 and 9999"})
+		}
+		since = position{micros: at.AsTime().UnixMicro()}
+		filter += " " + since.sqlTime()
+	}
 	after, err := parsePosition(req.GetPageToken(), filter)
 	if err != nil {
 		return nil, err
 	}
-	orders, more, err := listOrders(ctx, s.db, state, owner, after, pagetoken.Size(req.GetPageSize()))
+	orders, more, err := listOrders(ctx, s.db, state, owner, after, since, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}

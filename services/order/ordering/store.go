@@ -215,14 +215,15 @@ func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock boo
 const maxPageBytes = 1 << 20
 
 // listOrders reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
-// states if state is "", and of all owners if owner is "". more says whether others follow.
+// states if state is "", and of all owners if owner is "". None is older than since. more says whether others follow.
 func listOrders(
-	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int,
+	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after, since position, limit int,
 ) (orders []*Order, more bool, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
+			AND created_at >= $6::timestamptz
 		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1) // one more tells whether another page follows
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1, since.sqlTime()) // one more tells whether another page follows
 	if err != nil {
 		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}

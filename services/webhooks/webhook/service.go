@@ -76,8 +76,6 @@ const (
 	defaultConcurrency = 8
 	defaultMaxRequests = 256
 	defaultRetention   = 30 * 24 * time.Hour
-
-	cleanInterval = time.Hour
 )
 
 // validate returns d with its defaults, or an error that names what is wrong.
@@ -191,26 +189,12 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Go("deliverer", s.deliverer.run)
 	s.follower = newFollower(s.db, s.events, replica, s.deliverer.notify, t.Logger)
 	s.Go("follower of the log", s.follower.run)
-	s.Go("old events", func(ctx context.Context) error { return s.deleteOld(ctx, cfg.Delivery.Retention) })
+	s.Go("old events", func(ctx context.Context) error { // with their deliveries
+		return postgres.KeepDeletingOlder(ctx, s.db, "event", "created_at", cfg.Delivery.Retention, t.Logger)
+	})
 
 	webhooksv1.RegisterWebhookServiceServer(s.GRPC(), webhookServer{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	report.Serve(s.Service, report.Outbox(relay))
 	return nil
-}
-
-// deleteOld deletes events with their deliveries when they are older than the retention, until ctx ends.
-func (s *Service) deleteOld(ctx context.Context, retention time.Duration) error {
-	tick := time.NewTicker(cleanInterval)
-	defer tick.Stop()
-	for {
-		if _, err := postgres.DeleteOlder(ctx, s.db, "event", "created_at", retention); err != nil && ctx.Err() == nil {
-			s.log.WarnContext(ctx, "old events could not be deleted, will be tried again", "in", cleanInterval, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
 }
