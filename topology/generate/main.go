@@ -1,6 +1,7 @@
 // Command generate writes what others read of the contracts and of the table of services in package topology:
-// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, and what the
-// front page knows of events and of an order's states. Its argument is the folder of the project.
+// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, what the
+// production overlay for Kubernetes has of each service, and what the front page knows of events and of an order's states. Its
+// argument is the folder of the project.
 package main
 
 import (
@@ -29,7 +30,7 @@ func main() {
 	}
 }
 
-// list is the line of bootstrap.sql that names the schemas.
+// list matches the line of bootstrap.sql that names the schemas.
 var list = regexp.MustCompile(`ARRAY \[[^]]*\]`)
 
 func run(dir string) error {
@@ -63,6 +64,9 @@ func run(dir string) error {
 			return err
 		}
 	}
+	if err := writeKubernetes(dir); err != nil {
+		return err
+	}
 	page := filepath.Join(dir, "gateway", "web", "assets", "contracts.js")
 	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing what the page knows of events: %w", err)
@@ -70,10 +74,10 @@ func run(dir string) error {
 	return nil
 }
 
-// scrapeJobs are the lines of Prometheus's configuration that scrape the services: those between two that stay.
+// scrapeJobs matches the lines of Prometheus's configuration that are generated: those between two that stay.
 var scrapeJobs = regexp.MustCompile(`(?s)(\n  # The services, written by [^\n]*\n).*?(  - job_name: audit\n)`)
 
-// writeScrapeJobs writes a job for each service; target is where it is, of its name and its admin port.
+// writeScrapeJobs writes a scrape job for each service; target returns the address of a service from its name and admin port.
 func writeScrapeJobs(file, target string) error {
 	config, err := os.ReadFile(file)
 	if err != nil {
@@ -114,7 +118,7 @@ func module() []byte {
 	js.WriteString("};\n\n// ways are the states that an order has been in, by its state.\nexport const ways = {\n")
 	for _, state := range orderstate.All() {
 		var way []string
-		for _, s := range orderstate.WayTo(state) {
+		for _, s := range orderstate.UpTo(state) {
 			way = append(way, s.String())
 		}
 		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))
