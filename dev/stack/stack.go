@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ type Options struct {
 	Dir string
 	// Fast lets PostgreSQL answer before its commits are on disk. For tests alone: a power cut loses data.
 	Fast bool
+	// Brokers is how many nodes RabbitMQ has, one if it is 0, at least as many as there are in the folder.
+	Brokers int
 	// Progress gets a line for each step, with the time it took. Nil means none.
 	Progress io.Writer
 }
@@ -38,7 +41,7 @@ type Stack struct {
 	DatabaseURL string
 	AMQPURL     string
 	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty if AMQP_URL was given without
-	// AMQP_MANAGEMENT_URL.
+	// AMQP_MANAGEMENT_URL. Of several nodes it is that of the first one.
 	ManagementURL string
 	// MetricsAddr is where RabbitMQ shows its metrics to Prometheus, "" if it is not a private instance.
 	MetricsAddr string
@@ -78,7 +81,7 @@ func start(ctx context.Context, o Options, h host) (*Stack, error) {
 	if s.lock, err = acquire(dir); err != nil {
 		return nil, err
 	}
-	if err := s.startServers(ctx, o.Fast); err != nil {
+	if err := s.startServers(ctx, o); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
@@ -106,9 +109,12 @@ func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
 	}
 }
 
-func (s *Stack) startServers(ctx context.Context, fast bool) error {
-	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: fast}
+func (s *Stack) startServers(ctx context.Context, o Options) error {
+	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: o.Fast}
 	mq := &rabbitMQ{host: s.host, dir: filepath.Join(s.dir, rabbitKind.folder)}
+	if n := max(o.Brokers, len(brokerFolders(s.dir))); n > 1 {
+		mq = newCluster(s.host, s.dir, n)
+	}
 	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
 		return err
 	}
@@ -198,7 +204,8 @@ func checkStack(dir string) error {
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == lockFile, name == postgresKind.folder, name == rabbitKind.folder, name == installLog:
+		case name == lockFile, name == postgresKind.folder, name == installLog:
+		case slices.Contains(brokerFolders(dir), filepath.Join(dir, name)):
 		case name == workspace.DatabaseURLsFile:
 		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
 		default:
@@ -222,12 +229,16 @@ func remove(h host, dir string) error {
 // data then.
 func stopServers(h host, dir string, atOnce bool) error {
 	var wg sync.WaitGroup
-	var pg, mq, docker error
+	var pg, docker error
+	brokers := brokerFolders(dir)
+	mq := make([]error, len(brokers))
 	wg.Go(func() { pg = stopPostgres(filepath.Join(dir, postgresKind.folder), atOnce) })
-	wg.Go(func() { mq = stopRabbitMQ(filepath.Join(dir, rabbitKind.folder), atOnce) })
+	for i, folder := range brokers {
+		wg.Go(func() { mq[i] = stopRabbitMQ(folder, atOnce) })
+	}
 	wg.Go(func() { docker = stopContainers(h, dir, atOnce) })
 	wg.Wait()
-	return errors.Join(pg, mq, docker)
+	return errors.Join(append(mq, pg, docker)...)
 }
 
 const lockFile = "lock"
