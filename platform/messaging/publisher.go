@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -102,7 +103,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, patience) })
+		cause := s.wait(ctx, p.conn.log, func() bool { return p.moveOn(conn, s, patience) })
 		switch {
 		case s.progress.Load() > 0:
 			patience = confirmPatience
@@ -302,11 +303,19 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break
 		}
 	}
+	f.sent.Store(true)
 	failpoint.Hit("publisher.sent")
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
 			s.progress.Add(1)
+		case <-f.overtaken: // all of it again: the broker may have returned some of it
+			if isDone(confirm) {
+				s.progress.Add(1)
+				continue
+			}
+			s.abandon(f)
+			return 0, nil
 		case <-blocked:
 			s.abandon(f)
 			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
@@ -393,6 +402,8 @@ type publishSession struct {
 	mu        sync.Mutex
 	windows   map[*inFlight]struct{} // what the broker may still return or confirm
 	number    uint64                 // of the last window
+	finished  map[string]uint64      // by routing key, the number of the last window that begins with it and is confirmed
+	over      bool                   // its channels are closed
 	abandoned int                    // how many of the windows are
 }
 
@@ -403,6 +414,10 @@ type inFlight struct {
 	messages  []Outgoing
 	confirms  []*amqp.DeferredConfirmation
 	returned  map[int]string // why messages were returned, by their place
+	sent      atomic.Bool    // confirms does not change any more
+	progress  int64          // of the session when it was published
+	overtaken chan struct{}  // closed when nothing is to be expected of the broker any more, see findOvertaken
+	late      bool           // overtaken is closed
 	abandoned bool           // nobody waits for it any more
 
 	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a window has
@@ -414,6 +429,7 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		returns:   make(chan amqp.Return, window),
 		discarded: make(chan amqp.Return, window),
 		windows:   map[*inFlight]struct{}{},
+		finished:  map[string]uint64{},
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -436,8 +452,8 @@ var errNoConfirms = errors.New("the broker's node confirms nothing")
 
 // wait serves the session until one of its channels closes, moveOn has closed the connection, or ctx ends, and closes the
 // channels.
-func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
-	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close() }()
+func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func() bool) error {
+	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close(); s.end() }()
 	look := time.NewTicker(confirmPatience / 8)
 	defer look.Stop()
 	discarded := s.discarded
@@ -451,6 +467,9 @@ func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 		case cause := <-s.closed[1]:
 			return closeError(cause)
 		case <-look.C:
+			if n := s.findOvertaken(time.Now()); n > 0 {
+				log.Warn("the broker has confirmed later messages and not these, publishing them again", "messages", n)
+			}
 			if moveOn() {
 				return errNoConfirms
 			}
@@ -515,7 +534,7 @@ func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 
 // register notes messages that are about to be published.
 func (s *publishSession) register(messages []Outgoing) *inFlight {
-	f := &inFlight{messages: messages, since: time.Now()}
+	f := &inFlight{messages: messages, since: time.Now(), progress: s.progress.Load(), overtaken: make(chan struct{})}
 	if f.confirms = f.one[:]; len(messages) != 1 {
 		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
 	}
@@ -524,6 +543,9 @@ func (s *publishSession) register(messages []Outgoing) *inFlight {
 	s.number++
 	f.number = s.number
 	s.windows[f] = struct{}{}
+	if s.over {
+		f.overtake()
+	}
 	return f
 }
 
@@ -534,6 +556,59 @@ func (s *publishSession) finish(f *inFlight) {
 	defer s.mu.Unlock()
 	s.assignReturns()
 	delete(s.windows, f)
+	key := f.messages[0].RoutingKey
+	s.finished[key] = max(s.finished[key], f.number)
+}
+
+// findOvertaken looks for windows that are owed a confirm, although what was published later under the same routing key has got
+// its own, or, some time later, anything else has; and says how many messages these are. A node of a cluster that passes a
+// message on to the leader of a queue, on another node, may lose sight of it when that node dies, and then confirms everything but
+// this message.
+func (s *publishSession) findOvertaken(now time.Time) (messages int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.windows {
+		waited := now.Sub(f.since)
+		if f.late || f.abandoned || !f.sent.Load() || waited < confirmPatience {
+			continue
+		}
+		others := waited >= 2*confirmPatience && s.progress.Load() > f.progress
+		for i, confirm := range f.confirms {
+			if !isDone(confirm) && (others || s.finished[f.messages[i].RoutingKey] > f.number) {
+				f.overtake()
+				messages += len(f.confirms)
+				break
+			}
+		}
+	}
+	return messages
+}
+
+// end lets go of who still waits for a confirm when the channels are closed.
+func (s *publishSession) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	for f := range s.windows {
+		f.overtake()
+	}
+}
+
+// overtake has whoever waits for the window publish it again. It is called with the session's mutex.
+func (f *inFlight) overtake() {
+	if !f.late {
+		f.late = true
+		close(f.overtaken)
+	}
+}
+
+func isDone(confirm *amqp.DeferredConfirmation) bool {
+	select {
+	case <-confirm.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // abandon leaves a window whose confirms nobody waits for any more. It is remembered until they come, so that what the
@@ -600,12 +675,5 @@ func (f *inFlight) find(r *amqp.Return) int {
 }
 
 func (f *inFlight) confirmed() bool {
-	for _, confirm := range f.confirms {
-		select {
-		case <-confirm.Done():
-		default:
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(f.confirms, func(confirm *amqp.DeferredConfirmation) bool { return !isDone(confirm) })
 }
