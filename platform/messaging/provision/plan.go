@@ -38,7 +38,8 @@ func Plan(ctx context.Context, t messaging.Topology, at Target) ([]Change, error
 }
 
 // Apply makes what is missing, gives users the rights of now and removes surplus bindings of the topology's queues, from
-// which these would get messages that nobody handles. It returns what it has changed, and what is left to be done by hand.
+// which these would get messages that nobody handles. In a cluster it has nodes that came later keep the queues too, and spreads
+// their leaders. It returns what it has changed, and what is left to be done by hand.
 func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, error) {
 	broker, changes, err := plan(ctx, t, at)
 	if err != nil {
@@ -60,13 +61,14 @@ func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, erro
 			return nil, fmt.Errorf("removing %s: %w", b, err)
 		}
 	}
-	return changes, nil
+	return changes, broker.growth.apply(ctx, at)
 }
 
 // state is what a broker has in a virtual host.
 type state struct {
 	*definitions
-	users map[string]bool
+	users  map[string]bool
+	growth growth
 }
 
 func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Change, error) {
@@ -85,7 +87,10 @@ func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Chang
 	for _, service := range slices.Sorted(maps.Keys(at.Logins)) {
 		changes = append(changes, have.changesOf(t, service, at.Logins[service], at.Vhost)...)
 	}
-	return have, changes, nil
+	if have.growth, err = grow(ctx, t, at); err != nil {
+		return nil, nil, err
+	}
+	return have, append(changes, have.growth.changes(at)...), nil
 }
 
 func (have *state) changesOf(t messaging.Topology, service string, login Login, vhost string) (changes []Change) {

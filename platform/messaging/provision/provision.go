@@ -29,14 +29,18 @@ const callTimeout = 10 * time.Second
 // Login is how a service logs in to the broker.
 type Login struct{ User, Password string }
 
-// URL returns amqpURL, which is anybody's, as the one that the login is used with.
+// URL returns amqpURL, which is anybody's and may name several nodes, as the one that the login is used with.
 func (l Login) URL(amqpURL string) (string, error) {
-	u, err := url.Parse(amqpURL)
-	if err != nil {
-		return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+	urls := messaging.SplitURL(amqpURL)
+	for i := range urls {
+		u, err := url.Parse(urls[i])
+		if err != nil {
+			return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+		}
+		u.User = url.UserPassword(l.User, l.Password)
+		urls[i] = u.String()
 	}
-	u.User = url.UserPassword(l.User, l.Password)
-	return u.String(), nil
+	return strings.Join(urls, ","), nil
 }
 
 // Topology makes exchanges, queues, bindings and policies in a virtual host, over RabbitMQ's HTTP API at managementURL,
