@@ -13,8 +13,10 @@ TOOLS = $(patsubst %/go.mod,./%,$(wildcard tools/*/go.mod))
 # What is shipped, and the licences that what it links may have. The MPL asks for its own files to stay open: they are used
 # as they are.
 PROGRAMS = ./gateway $(wildcard ./services/*) ./shop
+SERVICES = $(notdir $(filter-out ./shop,$(PROGRAMS)))
 LICENCES = Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0
-GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards
+GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml third_party/proto topology/definitions.json db/bootstrap.sql gateway/web/assets/contracts.js deploy/grafana/dashboards \
+    deploy/prometheus/prometheus.yaml deploy/prometheus/compose.yaml deploy/kubernetes/production/services.yaml deploy/kubernetes/production/rules.yaml
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
@@ -61,7 +63,8 @@ generated: .bin/buf # Fails where a generated file is not what make generate and
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	.bin/buf generate -o "$$fresh"; \
 	GOWORK=off go -C tools/protos run . "$$fresh/third_party/proto"; \
-	mkdir -p "$$fresh"/topology "$$fresh"/db "$$fresh"/gateway/web/assets; cp db/bootstrap.sql "$$fresh/db"; go run ./topology/generate "$$fresh"; \
+	mkdir -p "$$fresh"/{topology,db,gateway/web/assets,deploy/kubernetes/production}; cp db/bootstrap.sql "$$fresh/db"; cp -r deploy/prometheus "$$fresh/deploy"; \
+	go run ./topology/generate "$$fresh"; \
 	GOWORK=off go -C tools/dashboards run . "$$fresh/deploy/grafana/dashboards"; \
 	for path in $(GENERATED); do \
 	    diff -r "$$path" "$$fresh/$$path" || { echo "$$path is not what its source says: run make generate and make protos" >&2; exit 1; }; \
@@ -181,15 +184,20 @@ dashboards: .bin/shopdev .bin/prometheus ## Ask a real Prometheus, which watches
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: clocks
+clocks: .bin/shopdev ## Place orders while the clock of the database jumps, about ten minutes (Debian: apt-get install faketime)
+	@.bin/shopdev exec --fast -- go test -tags clocks -v -run '^TestClocks_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
 .PHONY: guides
 guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
-	@for program in node npm python3; do command -v $$program >/dev/null || \
-	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
-	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python, a JDK, Maven, the network)
+	@for program in node npm python3 javac mvn; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv default-jdk-headless maven" >&2; exit 1; }; done
+	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/clients.log | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
@@ -289,7 +297,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: images
 images: ## Build the images (VERSION=v1.2.3), and push them (IMAGES=registry/path/ PUSH=yes)
-	@set -x; for service in $(notdir $(filter-out ./shop,$(PROGRAMS))); do \
+	@set -x; for service in $(SERVICES); do \
 	    docker build $(if $(PUSH),--push) --build-arg SERVICE=$$service --build-arg VERSION=$(VERSION) -t $(IMAGES)shop-$$service:$(VERSION) .; \
 	done; \
 	docker build $(if $(PUSH),--push) --target shop --build-arg VERSION=$(VERSION) -t $(IMAGES)shop:$(VERSION) .
@@ -304,11 +312,11 @@ kube: .bin/shop ## Run the shop on the current Kubernetes context, in namespace 
 	@.bin/shop secrets --file $(KUBE_SECRETS)/shop.env
 	@.bin/shop certs --dir $(KUBE_SECRETS)/certs
 	@$(MAKE) --no-print-directory images VERSION=try
-	@for image in shop shop-gateway shop-order shop-inventory shop-logging shop-webhooks; do $(KUBE_LOAD) $$image:try; done
+	@for image in shop $(SERVICES:%=shop-%); do $(KUBE_LOAD) $$image:try; done
 	@kubectl -n shop delete job setup --ignore-not-found # a job cannot be changed
 	kubectl apply -k deploy/kubernetes/try
 	kubectl -n shop wait --for=condition=complete --timeout=10m job/setup
-	@for service in gateway order inventory logging webhooks; do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
+	@for service in $(SERVICES); do kubectl -n shop rollout status --timeout=10m deployment/$$service; done
 	deploy/kubernetes/try/order.sh .bin/shop
 
 CONTRACTS = .bin/contracts

@@ -3,21 +3,6 @@ module shop.example/bench
 go 1.26.0
 
 require (
-	shop.example/db v0.0.0
-	shop.example/dev v0.0.0
-	shop.example/domain v0.0.0 // indirect
-	shop.example/gateway v0.0.0 // indirect
-	shop.example/gen v0.0.0
-	shop.example/platform v0.0.0
-	shop.example/platform/testkit v0.0.0
-	shop.example/services/inventory v0.0.0 // indirect
-	shop.example/services/logging v0.0.0 // indirect
-	shop.example/services/order v0.0.0 // indirect
-	shop.example/shop v0.0.0
-	shop.example/topology v0.0.0
-)
-
-require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/caarlos0/env/v11 v11.4.2
 	github.com/creack/pty v1.1.24
@@ -29,9 +14,14 @@ require (
 	github.com/spf13/pflag v1.0.9
 	golang.org/x/sync v0.24.0
 	google.golang.org/grpc v1.85.0
+	shop.example/db v0.0.0
+	shop.example/dev v0.0.0
+	shop.example/gen v0.0.0
+	shop.example/platform v0.0.0
+	shop.example/platform/testkit v0.0.0
+	shop.example/shop v0.0.0
+	shop.example/topology v0.0.0
 )
-
-require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1 // indirect
 
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect
@@ -69,8 +59,11 @@ require (
 	github.com/sethvargo/go-retry v0.5.0 // indirect
 	github.com/swaggest/swgui v1.8.5 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
+	go.opentelemetry.io/contrib/bridges/otelslog v0.21.0 // indirect
 	go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc v0.72.0 // indirect
 	go.opentelemetry.io/otel v1.47.0 // indirect
+	go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploggrpc v0.23.0 // indirect
+	go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploghttp v0.23.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace v1.47.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc v1.47.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0 // indirect
@@ -78,6 +71,7 @@ require (
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/sdk v1.47.0 // indirect
+	go.opentelemetry.io/otel/sdk/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/sdk/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
 	go.opentelemetry.io/proto/otlp v1.11.0 // indirect
@@ -93,8 +87,15 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
+	shop.example/domain v0.0.0 // indirect
+	shop.example/gateway v0.0.0 // indirect
+	shop.example/services/inventory v0.0.0 // indirect
+	shop.example/services/logging v0.0.0 // indirect
+	shop.example/services/order v0.0.0 // indirect
 	shop.example/services/webhooks v0.0.0 // indirect
 )
+
+require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1 // indirect
 
 replace shop.example/gen => ../gen
 

@@ -12,8 +12,8 @@ import (
 	"shop.example/topology"
 )
 
-// The blocks of docs/operations.md, from servers that are new to servers whose data is lost. The services have the roles
-// and users that the documents give them.
+// The commands in docs/operations.md are run, from the installation on new servers to the restore after all data is lost.
+// The services have the roles and users that the documents create.
 func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
@@ -25,11 +25,11 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := scenesOf(t, append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
+	run := scenesOf(t, "docs/operations.md", append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
 		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"], "WEBHOOKS_PASSWORD="+passwords["webhooks"]))
 	run("install")
 
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOf(t, own), adminURL
 	f.servers(t, own.amqp, adminURL)
 	for service, role := range map[string]string{"order": "orders", "inventory": "inventory", "logging": "logging", "webhooks": "webhooks"} {
@@ -40,7 +40,7 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		f.replicas[service][0].env = append(f.replicas[service][0].env, "DATABASE_URL="+databaseURL)
 	}
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 40)
 	orders := tr.end(t)
 	f.comesToRest(t, orders)
@@ -58,9 +58,8 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		f.place(t, 1, 1)
 	}
 	server := shop{database: own.database}
-	if _, err := server.openDatabase(t).ExecContext(t.Context(), "DROP DATABASE shopdb WITH (FORCE)"); err != nil {
-		t.Fatal(err)
-	}
+	loseDatabase := func() { mustExec(t, server.openDatabase(t), "DROP DATABASE shopdb WITH (FORCE)") }
+	loseDatabase()
 	run("restore")
 	for _, name := range []string{"inventory", "order", "logging", "webhooks"} {
 		f.replicas[name][0].start(t)
@@ -73,29 +72,60 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	f.comesToRest(t, orders+waiting)
 	run("audit")
 
-	for _, step := range []string{"stop_app", "reset", "start_app"} {
-		own.control(t, step)
+	loseBroker := func() {
+		for _, step := range []string{"stop_app", "reset", "start_app"} {
+			own.control(t, step)
+		}
 	}
+	loseBroker()
 	run("restore-broker")
 	f.up(t)
 	f.place(t, 1, 1)
 	f.comesToRest(t, orders+waiting+1)
 	run("audit")
+
+	// Both: what was decided since the backup and what waited. Whoever repeats the call gets the same order, once.
+	f.up(t)
+	decided := f.keyed(t, "decided since the backup")
+	f.decided(t, decided)
+	f.settled(t)
+	for _, name := range services[1:] {
+		f.replicas[name][0].term(t)
+	}
+	waited := f.keyed(t, "waited")
+	f.replicas["gateway"][0].term(t)
+	loseDatabase()
+	loseBroker()
+	run("restore")
+	run("restore-broker")
+	f.up(t)
+	for range 2 {
+		for key, location := range map[string]string{"decided since the backup": decided, "waited": waited} {
+			if again := f.keyed(t, key); again != location {
+				t.Errorf("the order of %q was %s, and is %s", key, location, again)
+			}
+			if o := f.decided(t, location); o.State != "CONFIRMED" {
+				t.Errorf("order %s is %s after it was placed again", o.ID, o.State)
+			}
+		}
+	}
+	f.comesToRest(t, orders+2)
+	run("audit")
 }
 
-// scenesOf returns what executes the blocks of docs/operations.md that have a name, all in one folder.
-func scenesOf(t *testing.T, env []string) func(scene string) {
+// scenesOf returns what executes the blocks of a document that have a name, all in one folder.
+func scenesOf(t *testing.T, document string, env []string) func(scene string) {
 	t.Helper()
-	text, err := os.ReadFile("../docs/operations.md")
+	text, err := os.ReadFile("../" + document)
 	if err != nil {
 		t.Fatal(err)
 	}
 	terminal := &terminal{dir: workspace(t), env: env}
 	return func(scene string) {
 		t.Helper()
-		blocks := slices.DeleteFunc(blocksOf("docs/operations.md", string(text)), func(b block) bool { return b.tag != executed || b.rest != scene })
+		blocks := slices.DeleteFunc(blocksOf(document, string(text)), func(b block) bool { return b.tag != executed || b.rest != scene })
 		if len(blocks) == 0 {
-			t.Fatalf("docs/operations.md has no block %q", scene)
+			t.Fatalf("%s has no block %q", document, scene)
 		}
 		for _, b := range blocks {
 			terminal.do(t, b)

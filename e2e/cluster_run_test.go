@@ -199,9 +199,9 @@ func freezeReplica(name string) func(*testing.T, *clusterShop) string {
 	}
 }
 
-// clusterShop is a fleet on a cluster.
+// clusterShop is a deployment on a cluster.
 type clusterShop struct {
-	*fleet
+	*deployment
 	own, standby *servers
 	random       *rand.Rand
 	away         time.Duration
@@ -223,8 +223,8 @@ func newClusterShop(t *testing.T, seed uint64, away time.Duration, rate int) *cl
 	own := stoppedServers(t, t.TempDir()+"/servers")
 	own.brokers = clusterBrokers
 	own.start(t)
-	f := newFleet(t, fleetOptions{own: own, replicas: map[string]int{"gateway": 2, "order": 3, "inventory": 3, "logging": 3, "webhooks": 2}})
-	c := &clusterShop{fleet: f, own: own, random: rand.New(rand.NewPCG(seed, 0)), away: away, rate: rate, spare: map[string][]*replica{}} //nolint:gosec // it is to be repeatable
+	f := newDeployment(t, deploymentOptions{own: own, replicas: map[string]int{"gateway": 2, "order": 3, "inventory": 3, "logging": 3, "webhooks": 2}})
+	c := &clusterShop{deployment: f, own: own, random: rand.New(rand.NewPCG(seed, 0)), away: away, rate: rate, spare: map[string][]*replica{}} //nolint:gosec // it is to be repeatable
 	c.standby = own.standby(t)
 	c.exec(t, "ALTER SYSTEM SET synchronous_standby_names = '*'")
 	c.exec(t, "SELECT pg_reload_conf()")
@@ -244,7 +244,7 @@ func newClusterShop(t *testing.T, seed uint64, away time.Duration, rate int) *cl
 	}
 	f.up(t)
 	f.url = c.balancer.url
-	c.products = c.plenty(t)
+	c.products = c.unlimitedStock(t)
 	ctx, leave := context.WithCancel(t.Context())
 	var following sync.WaitGroup
 	c.stream = &follower{began: make(chan string, 1)}
@@ -498,7 +498,7 @@ func (c *clusterShop) comparesStream(t *testing.T, begin, end time.Time) (silent
 		t.Fatal("nothing was logged")
 	}
 	c.lastLogged, _ = strconv.ParseInt(ids[len(ids)-1], 10, 64)
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	for len(c.stream.seen())-c.streamed < len(ids) && time.Now().Before(deadline) {
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -678,7 +678,7 @@ type names struct {
 }
 
 // newNames gives all replicas of a service one port, on addresses of their own, and has services call each other by names.
-func newNames(t *testing.T, f *fleet) *names {
+func newNames(t *testing.T, f *deployment) *names {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

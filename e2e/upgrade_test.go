@@ -1,43 +1,49 @@
 package e2e
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
-	"shop.example/db"
-	"shop.example/platform/testkit/postgrestest"
+	"shop.example/platform/messaging/provision"
+	"shop.example/platform/testkit/brokertest"
+	"shop.example/topology"
 )
 
 // firstRelease stands for the release before this one as long as there is no tag.
 const firstRelease = "60e6876f34e871abd7432b010843550010a6c57f"
 
-// Migrations first, then each replica: until the last one, those of the release before are at work on the same schema and
-// the same queues. UPGRADE_FROM names another commit to begin with.
+// What docs/upgrading.md says, under load: broker and database first, then each replica, in an order that is drawn. Until the
+// last one those of the release before are at work on the same schema and the same queues, and some of them come back.
+// UPGRADE_FROM names another commit to begin with.
 func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	t.Parallel()
-	this := mustBinaries(t)
-	before := olderBinaries(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
-	f.database = postgrestest.NewEmpty(t)
-	f.servers(t, f.broker.URL, f.database)
+	this, before := mustBinaries(t), olderBinaries(t)
+	own := newServers(t)
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
+	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOfRelease(t, own, filepath.Dir(before)), own.makeDatabase(t)
+	f.servers(t, own.amqp, f.database)
 	f.each(func(r *replica, name string) { r.binary = filepath.Join(before, name) })
+	all := maps.Clone(f.replicas)
 	added := f.without(t, before)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
-	err := db.MigrateAll(t.Context(), f.database, func(schema string, files []string) { t.Logf("%s: applied %v", schema, files) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	run := scenesOf(t, "docs/upgrading.md", append(toolsOf(t, own), "AMQP_MANAGEMENT_URL="+own.management, "DATABASE_URL="+f.database,
+		"WEBHOOKS_AMQP_PASSWORD="+passwordOf(t, f.amqp["webhooks"])))
+	run("upgrade")
 	tr.flows(t, 50)
 	for name := range f.replicas { // one of the release before that starts now finds a schema that it does not know
 		f.replicas[name][0].end(syscall.SIGKILL)
@@ -46,27 +52,94 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	}
 	tr.flows(t, 50)
 
+	seed := rand.Uint64() //nolint:gosec // no secret
+	t.Logf("the order is that of seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it is to be repeatable
 	maps.Copy(f.replicas, added)
-	for i := range 2 {
-		for _, name := range []string{"logging", "inventory", "order", "webhooks", "gateway"} { // as docs/operations.md says
-			r := f.replicas[name][i]
+	replace := func(names []string, i int, dir string) {
+		random.Shuffle(len(names), func(a, b int) { names[a], names[b] = names[b], names[a] })
+		for _, name := range names {
+			r := all[name][i]
 			if r.running() {
 				r.term(t)
 			}
-			r.binary = filepath.Join(this, name)
+			if r.binary = filepath.Join(dir, name); !exists(r.binary) {
+				continue // the release before does not have it
+			}
 			r.start(t)
 			r.waitReady(t)
-			tr.flows(t, 20)
+			tr.flows(t, 10)
 		}
 	}
+	names := topology.Names()
+	replace(names, 0, this)
+	replace(names, 0, before)
+	replace(names, 0, this)
+	replace(names, 1, this)
+	run("upgrade-check")
 
-	f.burntNoAttempt(t)
+	refusedBefore, _ := tr.figures()
+	own.stopDatabase(t)
+	tr.flows(t, 50)
+	own.start(t)
+	f.ready(t)
+	tr.flows(t, 50)
+	if refused, _ := tr.figures(); !maps.Equal(refused, refusedBefore) {
+		t.Errorf("orders were refused while the database restarted: %v, before %v", refused, refusedBefore)
+	}
+	run("upgrade-broker")
+	tr.flows(t, 50)
+
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// without takes the services out of the fleet that a release, whose binaries are in dir, does not have, and returns them.
-func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
+// usersOfRelease makes the users of the services on a broker, with the rights of the release whose files are in dir, and of
+// those that this release adds the names alone. It returns the URLs with them.
+func usersOfRelease(t *testing.T, s *servers, dir string) map[string]string {
+	t.Helper()
+	definitions, err := os.ReadFile(filepath.Join(dir, "topology", "definitions.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	urls := map[string]string{}
+	for _, name := range topology.Names() {
+		login := provision.Login{User: name, Password: "password-of-" + name}
+		if urls[name], err = login.URL(s.amqp); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(definitions, []byte(`"user":"`+name+`"`)) {
+			continue
+		}
+		user := fmt.Sprintf(`{"password": %q, "tags": ""}`, login.Password)
+		if _, err := provision.Call(t.Context(), "PUT", s.management+"/api/users/"+name, []byte(user)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := provision.Call(t.Context(), "POST", s.management+"/api/definitions", definitions); err != nil {
+		t.Fatal(err)
+	}
+	return urls
+}
+
+// toolsOf is the environment of a shell that has the shop's programs, and RabbitMQ's for the broker of s.
+func toolsOf(t *testing.T, s *servers) []string {
+	t.Helper()
+	command, bin := s.controlCommand(t), t.TempDir()
+	control := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == "rabbitmqctl" })
+	for _, name := range []string{"rabbitmqctl", "rabbitmq-upgrade"} {
+		command[control] = filepath.Join(filepath.Dir(command[control]), name)
+		wrapper := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(command, "' '"))
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(wrapper), 0o755); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
+	}
+	return append(os.Environ(), "PATH="+bin+":"+filepath.Dir(s.program)+":"+os.Getenv("PATH"))
+}
+
+// without takes the services out of the deployment that a release, whose binaries are in dir, does not have, and returns them.
+func (f *deployment) without(t *testing.T, dir string) map[string][]*replica {
 	t.Helper()
 	added := map[string][]*replica{}
 	for name, replicas := range f.replicas {
@@ -78,7 +151,7 @@ func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
 	return added
 }
 
-func (f *fleet) each(do func(r *replica, service string)) {
+func (f *deployment) each(do func(r *replica, service string)) {
 	for name, replicas := range f.replicas {
 		for _, r := range replicas {
 			do(r, name)

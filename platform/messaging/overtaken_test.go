@@ -24,7 +24,7 @@ func TestPublishSession_AMessageIsOvertakenByLaterOnesOfItsRoutingKeyAlone(t *te
 	if n := s.findOvertaken(time.Now()); n > 0 {
 		t.Errorf("%d messages are overtaken before the broker had time to confirm them", n)
 	}
-	if n := s.findOvertaken(time.Now().Add(confirmPatience)); n != 1 {
+	if n := s.findOvertaken(time.Now().Add(confirmStall)); n != 1 {
 		t.Errorf("%d messages are overtaken, want 1", n)
 	}
 	for f, want := range map[*inFlight]bool{forgotten: true, other: false, last: false} {

@@ -4,6 +4,3 @@ import "time"
 
 // SetGrace says how long a message that a complete topology would route is waited for. It is called before Run.
 func (r *Relay) SetGrace(grace time.Duration) { r.grace = grace }
-
-// KeepInboxCleanEvery is KeepInboxClean with an interval of its own.
-var KeepInboxCleanEvery = keepInboxClean

@@ -10,15 +10,20 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// deleteInterval is how often KeepDeletingOlder deletes, about.
-const deleteInterval = 10 * time.Minute
+const (
+	// firstDelete is how long after its start KeepDeletingOlder deletes first, about: a service that is restarted again and
+	// again cleans up, too.
+	firstDelete = 4 * time.Second
+	// deleteInterval is how often it deletes then, about.
+	deleteInterval = 10 * time.Minute
+)
 
-// KeepDeletingOlder does what DeleteOlder does, every ten minutes until ctx ends. What fails is logged, and tried again. It
-// returns nil.
+// KeepDeletingOlder does what DeleteOlder does, soon and then every ten minutes until ctx ends. What fails is logged, and
+// tried again. It returns nil.
 func KeepDeletingOlder(ctx context.Context, pool *sqlx.DB, table, column string, age time.Duration, log *slog.Logger) error {
-	for {
+	for interval := firstDelete; ; interval = deleteInterval {
 		// Replicas that were started together do not delete together.
-		pause := time.NewTimer(deleteInterval/2 + rand.N(deleteInterval)) //nolint:gosec // jitter needs no secret
+		pause := time.NewTimer(interval/2 + rand.N(interval)) //nolint:gosec // jitter needs no secret
 		select {
 		case <-ctx.Done():
 			pause.Stop()
@@ -34,9 +39,10 @@ func KeepDeletingOlder(ctx context.Context, pool *sqlx.DB, table, column string,
 // deleteSlice is how many rows DeleteOlder deletes in one transaction.
 const deleteSlice = 5000
 
-// DeleteOlder deletes the rows of table whose column, a timestamptz with an index, is older than age, and returns how
-// many. It works in slices, each a transaction of its own, so it never holds locks for long. Of two that run at once, one
-// may leave the work to the other. table and column become part of the statement: they must be constants.
+// DeleteOlder deletes the rows of table in which column, a timestamptz with an index, is older than age, and returns how
+// many. It works in slices of 5,000 rows, each in a transaction of its own, so that it never holds locks for long. If two
+// run at the same time, one may leave the work to the other. table and column become part of the statement: they must be
+// constants.
 func DeleteOlder(ctx context.Context, pool *sqlx.DB, table, column string, age time.Duration) (deleted int64, err error) {
 	for {
 		result, err := pool.ExecContext(ctx, fmt.Sprintf(`

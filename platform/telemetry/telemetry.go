@@ -1,8 +1,9 @@
 // Package telemetry gives a service its logger, metrics and traces.
 //
-// Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
-// Metrics are pulled from MetricsHandler. Spans are sent if the variables OTEL_* say where to; otherwise nothing is
-// recorded, and a span only carries its trace id through headers and log lines.
+// It sets nothing global: several services share a process, and each passes its own Telemetry to what it builds. Prometheus
+// collects metrics from MetricsHandler. Spans are sent if the variables OTEL_* name a collector; otherwise none is
+// recorded, and a span only carries its trace id through headers and log lines. Log lines are always written, and also sent
+// if OTEL_LOGS_EXPORTER says so.
 package telemetry
 
 import (
@@ -28,6 +29,7 @@ import (
 	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -41,22 +43,22 @@ const shutdownTimeout = time.Second
 // have as many as RabbitMQ hands out at most.
 const maxLinks = 2000
 
-// Config says how a service reports about itself. The tags are those of github.com/caarlos0/env, so that a service's
-// configuration can embed it.
+// Config says how a service logs. The tags are those of github.com/caarlos0/env, so that a service's configuration can
+// embed it.
 type Config struct {
 	// Service is the service's name, in log lines and on spans.
 	Service string
 	// LogLevel is the least level that is logged: debug, info, warn or error.
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
-	// LogFormat is text, one line for people, or json, one object for machines.
+	// LogFormat is text, one line for people, or json, one object for programs.
 	LogFormat Format `env:"LOG_FORMAT" envDefault:"text"`
-	// Output takes the log lines, each in one Write; standard error if it is nil.
+	// Output receives the log lines, each in one Write; standard error if it is nil.
 	Output io.Writer
 }
 
-// Telemetry is what a service reports with. Its fields are safe for concurrent use.
+// Telemetry holds a service's logger, metrics and traces. Its fields are safe for concurrent use.
 type Telemetry struct {
-	// Logger adds the service's name, and from the context the trace id and what With put there.
+	// Logger adds to each line the service's name and, from the context, the trace id and the attributes of With.
 	Logger *slog.Logger
 	Meter  metric.MeterProvider
 	Tracer trace.TracerProvider
@@ -66,19 +68,14 @@ type Telemetry struct {
 	registry *prometheus.Registry
 	meters   *sdkmetric.MeterProvider
 	tracers  *sdktrace.TracerProvider
-	exporter sdktrace.SpanExporter // nil if spans are not sent
+	exporter sdktrace.SpanExporter  // nil if spans are not sent
+	sent     *sdklog.LoggerProvider // nil if log lines are not sent
 	lines    *summaries
 }
 
-// New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
-// and a log line says so.
+// New returns the telemetry of one service. It does not wait for a connection: spans that cannot be delivered later are
+// dropped, and logged as lost. It fails if a variable OTEL_* is invalid.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
-	lines := newSummaries()
-	handler := NewHandler(cfg)
-	if cfg.LogLevel > slog.LevelDebug {
-		handler = summaryHandler{handler, lines}
-	}
-	logger := slog.New(handler)
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -88,6 +85,19 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+	handler := NewHandler(cfg)
+	sent, err := newLoggerProvider(ctx, about, slog.New(handler))
+	if err != nil {
+		return nil, err
+	}
+	if sent != nil {
+		handler = slog.NewMultiHandler(handler, newExportHandler(sent, cfg.LogLevel))
+	}
+	lines := newSummaries()
+	if cfg.LogLevel > slog.LevelDebug {
+		handler = summaryHandler{handler, lines}
+	}
+	logger := slog.New(handler)
 	exporter, err := newSpanExporter(ctx, logger)
 	if err != nil {
 		return nil, err
@@ -106,11 +116,12 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		meters:     meters,
 		tracers:    tracers,
 		exporter:   exporter,
+		sent:       sent,
 		lines:      lines,
 	}, nil
 }
 
-// MetricsHandler serves the service's metrics, and those of the Go runtime and the process, to Prometheus.
+// MetricsHandler serves the service's metrics, and those of the Go runtime and the process, in Prometheus' format.
 func (t *Telemetry) MetricsHandler() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
 		ErrorLog:          slog.NewLogLogger(t.Logger.Handler(), slog.LevelError),
@@ -120,8 +131,8 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	})
 }
 
-// Shutdown sends the spans that are still here and stops the exporters, within a second. It may be called with a
-// context that has ended. What could not be sent is logged, as is what was counted of the log.
+// Shutdown sends the spans and log lines that are left and stops the exporters, within a second. ctx may have ended. It logs
+// what could not be sent, and writes a summary of the log lines that were only counted.
 func (t *Telemetry) Shutdown(ctx context.Context) {
 	t.lines.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
@@ -134,6 +145,12 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 	if err := t.meters.Shutdown(ctx); err != nil {
 		t.Logger.WarnContext(ctx, "stopping metrics", "error", err)
+	}
+	if t.sent == nil {
+		return
+	}
+	if err := t.sent.Shutdown(ctx); err != nil { // last: it sends what the others have logged
+		t.Logger.WarnContext(ctx, "the last log lines were not sent", "error", err)
 	}
 }
 

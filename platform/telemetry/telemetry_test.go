@@ -319,7 +319,9 @@ func TestTracer_DoesWhatTheVariablesOfOpenTelemetrySay(t *testing.T) {
 }
 
 func TestNew_RefusesWhatItCannotDo(t *testing.T) {
-	for key, value := range map[string]string{"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"} {
+	for key, value := range map[string]string{
+		"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_LOGS_EXPORTER": "console",
+	} {
 		t.Run(key, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
 			t.Setenv(key, value)

@@ -7,14 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -27,21 +32,42 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	podsecurity "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const folder = "../../deploy/kubernetes"
 
-var services = []string{"gateway", "inventory", "logging", "order", "webhooks"}
+// operators are the groups of kinds that have no library: those of RabbitMQ's and PostgreSQL's operators.
+var operators = []string{"rabbitmq.com", "postgresql.cnpg.io"}
 
-// builtin decodes the kinds that every cluster has, strictly: a field that there is not is an error.
-func builtin(t *testing.T) runtime.Decoder {
+// services are those that the repository has, in the order of their names.
+func services(t *testing.T) []string {
+	t.Helper()
+	names := []string{"gateway"}
+	folders, err := os.ReadDir("../../services")
+	if err != nil || len(folders) == 0 {
+		t.Fatalf("%d services, %v", len(folders), err)
+	}
+	for _, f := range folders {
+		names = append(names, f.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+// strict decodes the kinds that it knows strictly: a field that there is not is an error.
+func strict(t *testing.T) runtime.Decoder {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, batchv1.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme, policyv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		appsv1.AddToScheme, batchv1.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme, policyv1.AddToScheme,
+		certmanagerv1.AddToScheme, gatewayv1.Install, kedav1alpha1.AddToScheme, monitoringv1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +78,7 @@ func builtin(t *testing.T) runtime.Decoder {
 // overlay is what `kubectl apply -k` would apply.
 type overlay struct {
 	objects []metav1.Object
-	custom  []*unstructured.Unstructured // of kinds that operators bring
+	custom  []*unstructured.Unstructured // of kinds that have no library
 }
 
 // build builds an overlay in a copy of the folder with made-up secrets in it.
@@ -67,14 +93,14 @@ func build(t *testing.T, name string) overlay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	decoder, o := builtin(t), overlay{}
+	decoder, o := strict(t), overlay{}
 	for _, r := range built.Resources() {
 		text, err := r.AsYAML()
 		if err != nil {
 			t.Fatal(err)
 		}
 		object, _, err := decoder.Decode(text, nil, nil)
-		if runtime.IsNotRegisteredError(err) {
+		if runtime.IsNotRegisteredError(err) && slices.Contains(operators, r.GetGvk().Group) {
 			fields, err := r.Map()
 			if err != nil {
 				t.Fatal(err)
@@ -93,7 +119,7 @@ func build(t *testing.T, name string) overlay {
 
 func writeSecrets(t *testing.T, dir string) {
 	t.Helper()
-	for _, service := range services {
+	for _, service := range services(t) {
 		certs := filepath.Join(dir, "certs", service)
 		if err := os.MkdirAll(certs, 0o700); err != nil {
 			t.Fatal(err)
@@ -105,7 +131,7 @@ func writeSecrets(t *testing.T, dir string) {
 		}
 	}
 	var env bytes.Buffer
-	for _, name := range secretNames {
+	for _, name := range passwords(t) {
 		fmt.Fprintf(&env, "%s=made-up\n", name)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "shop.env"), env.Bytes(), 0o600); err != nil {
@@ -113,10 +139,40 @@ func writeSecrets(t *testing.T, dir string) {
 	}
 }
 
-// secretNames are those that `shop secrets` makes.
-var secretNames = []string{
-	"SHOP_ID_SECRET", "POSTGRES_PASSWORD", "ORDERS_PASSWORD", "INVENTORY_PASSWORD", "LOGGING_PASSWORD", "WEBHOOKS_PASSWORD", "RABBITMQ_PASSWORD",
-	"GATEWAY_AMQP_PASSWORD", "ORDER_AMQP_PASSWORD", "INVENTORY_AMQP_PASSWORD", "LOGGING_AMQP_PASSWORD", "WEBHOOKS_AMQP_PASSWORD", "SHOP_OPERATOR_TOKENS",
+// passwords are the names of what `shop secrets` makes.
+func passwords(t *testing.T) []string {
+	t.Helper()
+	names := []string{"SHOP_ID_SECRET", "SHOP_OPERATOR_TOKENS", "POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"}
+	for _, service := range services(t) {
+		names = append(names, amqpPassword(service))
+	}
+	schemas, err := filepath.Glob("../../db/*/*.sql")
+	if err != nil || len(schemas) == 0 {
+		t.Fatalf("%d migrations, %v", len(schemas), err)
+	}
+	for _, file := range schemas {
+		names = append(names, strings.ToUpper(filepath.Base(filepath.Dir(file)))+"_PASSWORD")
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func amqpPassword(service string) string { return strings.ToUpper(service) + "_AMQP_PASSWORD" }
+
+// secrets are the keys of the Secrets that an overlay has, or that others make in the cluster as it says.
+func (o overlay) secrets(t *testing.T) map[string][]string {
+	t.Helper()
+	all := map[string][]string{
+		"rabbitmq-default-user": {"username", "password"}, "db-superuser": {"username", "password"}, // of the operators
+		"backups": {"ACCESS_KEY_ID", "SECRET_ACCESS_KEY"}, "shop": passwords(t), // made by hand
+	}
+	for _, c := range find[*certmanagerv1.Certificate](o) {
+		all[c.Spec.SecretName] = []string{"tls.crt", "tls.key", "ca.crt"}
+	}
+	for _, s := range find[*corev1.Secret](o) {
+		all[s.Name] = slices.Collect(maps.Keys(s.Data))
+	}
+	return all
 }
 
 func find[T metav1.Object](o overlay) (found []T) {
@@ -130,25 +186,44 @@ func find[T metav1.Object](o overlay) (found []T) {
 
 // workload is whatever runs pods.
 type workload struct {
-	name     string
-	replicas int32 // 0 for what ends by itself
-	pod      corev1.PodTemplateSpec
+	name   string
+	serves bool // it does not end by itself
+	pod    corev1.PodTemplateSpec
 }
 
 func (o overlay) workloads() (all []workload) {
 	for _, d := range find[*appsv1.Deployment](o) {
-		all = append(all, workload{d.Name, *d.Spec.Replicas, d.Spec.Template})
+		all = append(all, workload{d.Name, true, d.Spec.Template})
 	}
 	for _, s := range find[*appsv1.StatefulSet](o) {
-		all = append(all, workload{s.Name, *s.Spec.Replicas, s.Spec.Template})
+		all = append(all, workload{s.Name, true, s.Spec.Template})
 	}
 	for _, j := range find[*batchv1.Job](o) {
-		all = append(all, workload{j.Name, 0, j.Spec.Template})
+		all = append(all, workload{j.Name, false, j.Spec.Template})
 	}
 	for _, c := range find[*batchv1.CronJob](o) {
-		all = append(all, workload{c.Name, 0, c.Spec.JobTemplate.Spec.Template})
+		all = append(all, workload{c.Name, false, c.Spec.JobTemplate.Spec.Template})
 	}
 	return all
+}
+
+// services are the deployments of the services.
+func (o overlay) services(t *testing.T) []*appsv1.Deployment {
+	t.Helper()
+	return slices.DeleteFunc(find[*appsv1.Deployment](o), func(d *appsv1.Deployment) bool { return !slices.Contains(services(t), d.Name) })
+}
+
+// replicas are the fewest that a deployment has.
+func (o overlay) replicas(d *appsv1.Deployment) int32 {
+	if d.Spec.Replicas != nil {
+		return *d.Spec.Replicas
+	}
+	for _, s := range find[*kedav1alpha1.ScaledObject](o) {
+		if s.Spec.ScaleTargetRef.Name == d.Name {
+			return *s.Spec.MinReplicaCount
+		}
+	}
+	return 1
 }
 
 // eachOverlay runs a test on every overlay there is.
@@ -173,17 +248,17 @@ func eachOverlay(t *testing.T, test func(t *testing.T, o overlay)) {
 func TestManifests_EveryServiceIsThere(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
 		var names []string
-		for _, d := range find[*appsv1.Deployment](o) {
+		for _, d := range o.services(t) {
 			names = append(names, d.Name)
 		}
 		slices.Sort(names)
-		if !slices.Equal(names, services) {
-			t.Errorf("deployments are %v, want %v", names, services)
+		if want := services(t); !slices.Equal(names, want) {
+			t.Errorf("deployments are %v, want %v", names, want)
 		}
 	})
 }
 
-func TestManifests_AllPodsAreAdmittedWhereTheStandardIsRestricted(t *testing.T) {
+func TestManifests_AllPodsAreAdmittedIfTheStandardIsRestricted(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +286,7 @@ func TestManifests_EveryContainerIsBoundedAndConfined(t *testing.T) {
 				t.Errorf("%s has a service account token", w.name)
 			}
 			for _, c := range slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers) {
-				for _, problem := range containerProblems(c, w.replicas > 0) {
+				for _, problem := range containerProblems(c, w.serves) {
 					t.Errorf("%s, container %s: %s", w.name, c.Name, problem)
 				}
 			}
@@ -262,9 +337,9 @@ func TestManifests_ProbesMeanWhatTheySay(t *testing.T) {
 
 func TestManifests_ARolloutAndADrainedNodeLeaveAReplica(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
-		for _, d := range find[*appsv1.Deployment](o) {
-			if *d.Spec.Replicas < 2 {
-				t.Errorf("%s has %d replicas", d.Name, *d.Spec.Replicas)
+		for _, d := range o.services(t) {
+			if n := o.replicas(d); n < 2 {
+				t.Errorf("%s has %d replicas", d.Name, n)
 			}
 			if r := d.Spec.Strategy.RollingUpdate; r == nil || r.MaxUnavailable.IntValue() != 0 {
 				t.Errorf("%s: a rollout takes a replica away before its successor is ready", d.Name)
@@ -288,8 +363,8 @@ func TestManifests_ARolloutAndADrainedNodeLeaveAReplica(t *testing.T) {
 // The delay and the stop that follows it, which takes 10 s at most, end before Kubernetes kills.
 func TestManifests_AStopHasTheTimeThatItTakes(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
-		for _, d := range find[*appsv1.Deployment](o) {
-			config := o.config(t, d)
+		for _, d := range o.services(t) {
+			config := o.config(t, d.Spec.Template.Spec.Containers[0])
 			delay, err := time.ParseDuration(config["SHUTDOWN_DELAY"])
 			if err != nil || delay < 5*time.Second {
 				t.Errorf("%s: SHUTDOWN_DELAY is %q, want what the endpoints of a service take to change", d.Name, config["SHUTDOWN_DELAY"])
@@ -301,16 +376,20 @@ func TestManifests_AStopHasTheTimeThatItTakes(t *testing.T) {
 	})
 }
 
-// config is what a deployment's container gets from ConfigMaps as a whole.
-func (o overlay) config(t *testing.T, d *appsv1.Deployment) map[string]string {
+// config is what a container gets from ConfigMaps and Secrets as a whole.
+func (o overlay) config(t *testing.T, container corev1.Container) map[string]string {
 	t.Helper()
 	values := map[string]string{}
-	for _, from := range d.Spec.Template.Spec.Containers[0].EnvFrom {
+	for _, from := range container.EnvFrom {
+		if from.SecretRef != nil {
+			for _, key := range o.secrets(t)[from.SecretRef.Name] {
+				values[key] = "password"
+			}
+			continue
+		}
 		for _, c := range find[*corev1.ConfigMap](o) {
 			if c.Name == from.ConfigMapRef.Name {
-				for key, value := range c.Data {
-					values[key] = value
-				}
+				maps.Copy(values, c.Data)
 			}
 		}
 	}
@@ -332,32 +411,153 @@ func TestManifests_AStartLeavesWhatIsOnAVolumeAsItIs(t *testing.T) {
 // What a value refers to is there: a $(NAME) that is not stays as it is, and a key that is not keeps the pod from starting.
 func TestManifests_ValuesAndSecretsThatAreReferredToAreThere(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
-		for _, d := range find[*appsv1.Deployment](o) {
-			known := o.config(t, d)
-			for _, v := range d.Spec.Template.Spec.Containers[0].Env {
-				expanded := os.Expand(strings.NewReplacer("$(", "${", ")", "}").Replace(v.Value), func(name string) string {
-					if _, ok := known[name]; !ok {
-						t.Errorf("%s: %s refers to $(%s), which comes later or not at all", d.Name, v.Name, name)
+		secrets := o.secrets(t)
+		for _, w := range o.workloads() {
+			for _, c := range slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers) {
+				known := o.config(t, c)
+				for _, v := range c.Env {
+					known[v.Name] = os.Expand(strings.NewReplacer("$(", "${", ")", "}").Replace(v.Value), func(name string) string {
+						if _, ok := known[name]; !ok {
+							t.Errorf("%s: %s refers to $(%s), which comes later or not at all", w.name, v.Name, name)
+						}
+						return known[name]
+					})
+					if from := v.ValueFrom; from != nil {
+						ref := from.SecretKeyRef
+						if optional := ref.Optional != nil && *ref.Optional; !optional && !slices.Contains(secrets[ref.Name], ref.Key) {
+							t.Errorf("%s: no secret %s has the key %s", w.name, ref.Name, ref.Key)
+						}
+						known[v.Name] = "password"
 					}
-					return known[name]
-				})
-				known[v.Name] = expanded
-				if from := v.ValueFrom; from != nil {
-					ref := from.SecretKeyRef
-					optional := ref.Optional != nil && *ref.Optional
-					if !optional && !slices.Contains(secretNames, ref.Key) {
-						t.Errorf("%s: no secret is called %s", d.Name, ref.Key)
+				}
+				for name, scheme := range map[string]string{"AMQP_URL": "amqp", "DATABASE_URL": "postgres://", "AMQP_MANAGEMENT_URL": "http"} {
+					if url, given := known[name]; given && (!strings.HasPrefix(url, scheme) || strings.ContainsAny(url, " $")) {
+						t.Errorf("%s: %s is %q", w.name, name, url)
 					}
-					known[v.Name] = "password"
+				}
+				if c.Name == "provision" {
+					for _, service := range services(t) {
+						if known[amqpPassword(service)] == "" {
+							t.Errorf("the broker's user %s gets no password", service)
+						}
+					}
 				}
 			}
-			for name, scheme := range map[string]string{"AMQP_URL": "amqp", "DATABASE_URL": "postgres://"} {
-				if url, given := known[name]; given && (!strings.HasPrefix(url, scheme) || strings.ContainsAny(url, " $")) {
-					t.Errorf("%s: %s is %q", d.Name, name, url)
+			for _, v := range w.pod.Spec.Volumes {
+				if v.Secret != nil && len(secrets[v.Secret.SecretName]) == 0 {
+					t.Errorf("%s: there is no secret %s", w.name, v.Secret.SecretName)
 				}
 			}
 		}
 	})
+}
+
+// Whoever has a queue is scaled by it, everybody else by CPU, and nothing that is scaled has a number of replicas, which each
+// `kubectl apply` would set again.
+func TestManifests_WhatIsScaledIsLeftToWhatScalesIt(t *testing.T) {
+	var broker struct {
+		Queues []struct{ Name string } `json:"queues"`
+	}
+	read(t, "../../topology/definitions.json", &broker)
+	var queues []string
+	for _, q := range broker.Queues {
+		queues = append(queues, q.Name)
+	}
+	o := build(t, "production")
+	for _, d := range o.services(t) {
+		if d.Spec.Replicas != nil {
+			t.Errorf("%s has %d replicas", d.Name, *d.Spec.Replicas)
+		}
+		scaled := slices.DeleteFunc(find[*kedav1alpha1.ScaledObject](o), func(s *kedav1alpha1.ScaledObject) bool { return s.Spec.ScaleTargetRef.Name != d.Name })
+		if len(scaled) != 1 {
+			t.Errorf("%s is scaled by %d objects", d.Name, len(scaled))
+			continue
+		}
+		by := scaled[0].Spec.Triggers[0]
+		if hasQueue := slices.Contains(queues, d.Name); hasQueue && by.Metadata["queueName"] != d.Name || !hasQueue && by.Type != "cpu" {
+			t.Errorf("%s is scaled by %v", d.Name, by)
+		}
+	}
+}
+
+// The alerts are those of deploy/prometheus, and the services answer on the port that is scraped.
+func TestManifests_PrometheusWatchesEveryServiceWithTheRulesOfThere(t *testing.T) {
+	o := build(t, "production")
+	var want monitoringv1.PrometheusRuleSpec
+	read(t, "../../deploy/prometheus/rules.yaml", &want)
+	if rules := find[*monitoringv1.PrometheusRule](o); len(rules) != 1 || len(want.Groups) == 0 || !reflect.DeepEqual(rules[0].Spec, want) {
+		t.Errorf("the rules are not those of deploy/prometheus: run make generate")
+	}
+	for _, d := range find[*appsv1.Deployment](o) { // the audit, too
+		if !slices.ContainsFunc(find[*monitoringv1.PodMonitor](o), func(m *monitoringv1.PodMonitor) bool {
+			return selects(t, &m.Spec.Selector, d.Spec.Template.Labels) && d.Spec.Template.Labels[m.Spec.JobLabel] == d.Name &&
+				slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == *m.Spec.PodMetricsEndpoints[0].Port })
+		}) {
+			t.Errorf("no job %s is scraped", d.Name)
+		}
+	}
+}
+
+// read decodes a file.
+func read(t *testing.T, file string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(text, into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+func TestManifests_EverySettingIsWhereItBelongs(t *testing.T) {
+	var settings corev1.ConfigMap
+	read(t, folder+"/production/settings.yaml", &settings)
+	o, set := build(t, "production"), settings.Data
+	for _, w := range o.workloads() {
+		for _, c := range slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers) {
+			if !strings.HasPrefix(c.Image, set["registry"]+"/shop") || !strings.HasSuffix(c.Image, ":"+set["version"]) {
+				t.Errorf("%s: the image is %s", w.name, c.Image)
+			}
+		}
+	}
+	var hosts []string
+	for _, g := range find[*gatewayv1.Gateway](o) {
+		for _, l := range g.Spec.Listeners {
+			hosts = append(hosts, string(*l.Hostname))
+		}
+		if string(g.Spec.GatewayClassName) != set["gatewayClass"] {
+			t.Errorf("the class of the gateway is %s", g.Spec.GatewayClassName)
+		}
+	}
+	for _, r := range find[*gatewayv1.HTTPRoute](o) {
+		hosts = append(hosts, string(r.Spec.Hostnames[0]))
+	}
+	for _, r := range find[*gatewayv1.GRPCRoute](o) {
+		hosts = append(hosts, string(r.Spec.Hostnames[0]))
+	}
+	for _, c := range find[*certmanagerv1.Certificate](o) {
+		if c.Spec.IssuerRef.Kind == "ClusterIssuer" {
+			hosts = append(hosts, c.Spec.DNSNames...)
+			if c.Spec.IssuerRef.Name != set["clusterIssuer"] {
+				t.Errorf("the issuer of certificate %s is %s", c.Name, c.Spec.IssuerRef.Name)
+			}
+		}
+	}
+	host, grpcHost := set["hostname"], set["grpcHostname"]
+	if want := []string{host, grpcHost, host, grpcHost, host, grpcHost}; !slices.Equal(hosts, want) {
+		t.Errorf("hosts of listeners, routes and certificate are %v, want %v", hosts, want)
+	}
+	for _, c := range o.custom {
+		if c.GetKind() != "Cluster" {
+			continue
+		}
+		for field, setting := range map[string]string{"destinationPath": "backups", "endpointURL": "backupEndpoint"} {
+			if got, _, err := unstructured.NestedString(c.Object, "spec", "backup", "barmanObjectStore", field); err != nil || got != set[setting] {
+				t.Errorf("%s of the backups is %q, %v", field, got, err)
+			}
+		}
+	}
 }
 
 func TestManifests_NothingIsReachableThatIsNotNamed(t *testing.T) {

@@ -1,6 +1,7 @@
 // Command generate writes what others read of the contracts and of the table of services in package topology:
-// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, and what the front page knows of
-// events and of an order's states. Its argument is the folder of the project.
+// definitions.json, which a broker imports, the list of schemas in db/bootstrap.sql, what Prometheus scrapes, what the
+// production overlay for Kubernetes has of each service, and what the front page knows of events and of an order's states. Its
+// argument is the folder of the project.
 package main
 
 import (
@@ -29,7 +30,7 @@ func main() {
 	}
 }
 
-// list is the line of bootstrap.sql that names the schemas.
+// list matches the line of bootstrap.sql that names the schemas.
 var list = regexp.MustCompile(`ARRAY \[[^]]*\]`)
 
 func run(dir string) error {
@@ -55,9 +56,44 @@ func run(dir string) error {
 	if err := os.WriteFile(bootstrap, sql, 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing the script that makes the roles: %w", err)
 	}
+	for file, target := range map[string]string{
+		"prometheus.yaml": "static_configs: [{targets: ['localhost:%[2]d']}]",
+		"compose.yaml":    "dns_sd_configs: [{names: [%[1]s], type: A, port: %[2]d}]", // an address for each container
+	} {
+		if err := writeScrapeJobs(filepath.Join(dir, "deploy", "prometheus", file), target); err != nil {
+			return err
+		}
+	}
+	if err := writeKubernetes(dir); err != nil {
+		return err
+	}
 	page := filepath.Join(dir, "gateway", "web", "assets", "contracts.js")
 	if err := os.WriteFile(page, module(), 0o644); err != nil { //nolint:gosec // everybody may read it
 		return fmt.Errorf("writing what the page knows of events: %w", err)
+	}
+	return nil
+}
+
+// scrapeJobs matches the lines of Prometheus's configuration that are generated: those between two that stay.
+var scrapeJobs = regexp.MustCompile(`(?s)(\n  # The services, written by [^\n]*\n).*?(  - job_name: audit\n)`)
+
+// writeScrapeJobs writes a scrape job for each service; target returns the address of a service from its name and admin port.
+func writeScrapeJobs(file, target string) error {
+	config, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading what Prometheus scrapes: %w", err)
+	}
+	around := scrapeJobs.FindSubmatchIndex(config)
+	if around == nil {
+		return fmt.Errorf("%s does not have the line \"# The services, written by\" before the job of the audit", file)
+	}
+	jobs := bytes.NewBuffer(bytes.Clone(config[:around[3]]))
+	for _, s := range topology.Services() {
+		fmt.Fprintf(jobs, "  - job_name: %s\n    "+target+"\n", s.Name, s.AdminPort)
+	}
+	jobs.Write(config[around[4]:])
+	if err := os.WriteFile(file, jobs.Bytes(), 0o644); err != nil { //nolint:gosec // everybody may read it
+		return fmt.Errorf("writing what Prometheus scrapes: %w", err)
 	}
 	return nil
 }
@@ -82,7 +118,7 @@ func module() []byte {
 	js.WriteString("};\n\n// ways are the states that an order has been in, by its state.\nexport const ways = {\n")
 	for _, state := range orderstate.All() {
 		var way []string
-		for _, s := range orderstate.WayTo(state) {
+		for _, s := range orderstate.UpTo(state) {
 			way = append(way, s.String())
 		}
 		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))

@@ -3,6 +3,7 @@ package stock
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -99,6 +100,49 @@ func (st *store) age(t *testing.T) {
 		UPDATE hold SET created_at = created_at - interval '16 minutes', updated_at = updated_at - interval '16 minutes'`)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// When the database's clock jumps ahead, what was held a moment ago looks old. The order service may be about to store it.
+func TestSweeper_AClockThatJumpsAheadReleasesNothingThatIsBeingStored(t *testing.T) {
+	t.Parallel()
+	st, s, _ := newSweeping(t)
+	mustSweep(t, s)
+	fresh := orderFor(byID(laptop, 1))
+	st.mustCheck(t, fresh)
+	st.age(t) // as it looks after the jump
+	s.clock.database = s.clock.database.Add(-16 * time.Minute)
+	for range 2 { // it does not jump again, and is not trusted yet
+		if err := s.sweep(t.Context()); !errors.Is(err, errClockJumped) {
+			t.Errorf("after the clock has jumped: %v", err)
+		}
+		if got := st.holds(t, fresh); !slices.Equal(got, []string{"HELD"}) {
+			t.Fatalf("the holds of the order are %q", got)
+		}
+	}
+	s.clock.trusted = time.Now()
+	mustSweep(t, s)
+	if got := st.holds(t, fresh); len(got) > 0 {
+		t.Errorf("the holds of the order that was never stored are %q", got)
+	}
+}
+
+// A process that starts knows nothing of jumps: it compares the database's clock with its own.
+func TestClockWatch_AtTheStartADatabaseThatIsAheadIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t)
+	w := clockWatch{}
+	if jumped, err := w.jumped(t.Context(), st.db); jumped || err != nil {
+		t.Errorf("clocks are the same: %t, %v", jumped, err)
+	}
+	for name, c := range map[string]struct {
+		behind time.Duration
+		want   bool
+	}{"a minute is no jump": {50 * time.Second, false}, "an hour ahead": {time.Hour, true}, "an hour back": {-time.Hour, false}} {
+		w := clockWatch{database: time.Now().Add(-c.behind), read: time.Now()}
+		if jumped, err := w.jumped(t.Context(), st.db); jumped != c.want || err != nil {
+			t.Errorf("%s: %t, %v", name, jumped, err)
+		}
 	}
 }
 

@@ -2,14 +2,12 @@ package webhook
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -26,10 +24,10 @@ import (
 )
 
 const (
-	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many there may be for all events.
+	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many operators may have in total.
 	maxOfOwner     = 10
 	maxOfOperators = 1000
-	// testType is the type of an event that tries a webhook out.
+	// testType is the type of test events.
 	testType = "shop.webhook.test"
 )
 
@@ -39,7 +37,7 @@ type webhookServer struct {
 	*Service
 }
 
-// callerOf is what the caller sees: operators everything, customers what is theirs.
+// callerOf returns which webhooks the caller may see: operators all, customers their own.
 func callerOf(ctx context.Context) whose {
 	c, external := enduser.Of(ctx)
 	if !external || c.GetOperator() {
@@ -52,7 +50,7 @@ func callerOf(ctx context.Context) whose {
 	return whose{owner: owner}
 }
 
-// CreateWebhook is part of webhooksv1.WebhookServiceServer.
+// CreateWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) CreateWebhook(ctx context.Context, req *webhooksv1.CreateWebhookRequest) (*webhooksv1.CreateWebhookResponse, error) {
 	m := req.GetWebhook()
 	w := &webhook{
@@ -91,7 +89,7 @@ func limitOf(owner string) int {
 	return maxOfOwner
 }
 
-// eventType is a pattern of routing keys. Two # beside each other say no more than one.
+// eventType matches a pattern of routing keys. (Two # in a row mean the same as one.)
 var eventType = regexp.MustCompile(`^([a-z0-9_-]+|\*|#)(\.([a-z0-9_-]+|\*|#))*$`)
 
 // check returns an error that names the fields of a webhook that are wrong.
@@ -117,8 +115,8 @@ func (s webhookServer) check(w *webhook) error {
 	return nil
 }
 
-// change makes a change to a webhook in a transaction of its own, records what an operator did, and tells the follower. do
-// returns what has changed, in words. While no webhook wants anything the log is not followed: then it is, from its end on.
+// change runs do in a transaction, records the action if the caller is an operator, and tells the follower. do returns what
+// has changed, in words. While no webhook wants any events the log is not followed; this starts it, at the end of the log.
 func (s webhookServer) change(ctx context.Context, method, id string, do func(*sqlx.Tx) (detail string, err error)) error {
 	var active bool
 	if err := s.db.GetContext(ctx, &active, `SELECT active FROM log_position`); err != nil {
@@ -165,7 +163,7 @@ func (s webhookServer) change(ctx context.Context, method, id string, do func(*s
 	}
 }
 
-// recordAction records what an operator did. What customers do with what is theirs is not.
+// recordAction records what an operator does. What customers do with their own webhooks is not recorded.
 func recordAction(ctx context.Context, tx *sqlx.Tx, method, id, detail string) error {
 	if !enduser.IsOperator(ctx) {
 		return nil
@@ -173,27 +171,26 @@ func recordAction(ctx context.Context, tx *sqlx.Tx, method, id, detail string) e
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, "webhook "+id, detail)}})
 }
 
-// ListWebhooks is part of webhooksv1.WebhookServiceServer.
+// ListWebhooks implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWebhooksRequest) (*webhooksv1.ListWebhooksResponse, error) {
-	before := uuid.Max
+	by := callerOf(ctx)
+	before, page := uuid.Max, "webhooks of "+by.owner
 	if req.GetPageToken() != "" {
-		text, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
-		if err == nil {
-			before, err = uuid.FromBytes(text)
-		}
+		position, err := pagetoken.Parse(req.GetPageToken(), page, len(before))
 		if err != nil {
-			return nil, errPageToken
+			return nil, err
 		}
+		before = uuid.UUID(position)
 	}
 	size := pagetoken.Size(req.GetPageSize())
-	list, err := listWebhooks(ctx, s.db, callerOf(ctx), before, size+1) // one more than a page says whether there is another page
+	list, err := listWebhooks(ctx, s.db, by, before, size+1) // one more than a page says whether there is another page
 	if err != nil {
 		return nil, err
 	}
 	resp := &webhooksv1.ListWebhooksResponse{}
 	if len(list) > size {
 		list = list[:size]
-		resp.NextPageToken = base64.RawURLEncoding.EncodeToString(list[size-1].ID[:])
+		resp.NextPageToken = pagetoken.New(list[size-1].ID[:], page)
 	}
 	for _, w := range list {
 		resp.Webhooks = append(resp.Webhooks, w.message())
@@ -201,11 +198,7 @@ func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWeb
 	return resp, nil
 }
 
-var errPageToken = apierror.InvalidArgument(apierror.Violation{
-	Field: "page_token", Description: "is not a next_page_token of this list; leave it out to start at the first page",
-})
-
-// GetWebhook is part of webhooksv1.WebhookServiceServer.
+// GetWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) GetWebhook(ctx context.Context, req *webhooksv1.GetWebhookRequest) (*webhooksv1.GetWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -214,7 +207,7 @@ func (s webhookServer) GetWebhook(ctx context.Context, req *webhooksv1.GetWebhoo
 	return &webhooksv1.GetWebhookResponse{Webhook: w.message()}, nil
 }
 
-// UpdateWebhook is part of webhooksv1.WebhookServiceServer.
+// UpdateWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.UpdateWebhookRequest) (*webhooksv1.UpdateWebhookResponse, error) {
 	var w *webhook
 	id := req.GetWebhook().GetId()
@@ -238,7 +231,7 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 	return &webhooksv1.UpdateWebhookResponse{Webhook: w.message()}, nil
 }
 
-// apply sets the fields that the mask names. Those that cannot be set are left as they are: a client may send back what it
+// apply sets the fields that the mask names. It ignores fields that cannot be set, because a client may send back what it
 // has read.
 func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string, err error) {
 	m := req.GetWebhook()
@@ -276,7 +269,7 @@ func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string,
 	return changed, nil
 }
 
-// RotateWebhookSecret is part of webhooksv1.WebhookServiceServer.
+// RotateWebhookSecret implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) RotateWebhookSecret(ctx context.Context, req *webhooksv1.RotateWebhookSecretRequest) (*webhooksv1.RotateWebhookSecretResponse, error) {
 	var w *webhook
 	err := s.inTx(ctx, req.GetWebhookId(), webhooksv1.WebhookService_RotateWebhookSecret_FullMethodName, "the secret", func(tx *sqlx.Tx, locked *webhook) error {
@@ -289,7 +282,8 @@ func (s webhookServer) RotateWebhookSecret(ctx context.Context, req *webhooksv1.
 	return &webhooksv1.RotateWebhookSecretResponse{Secret: secretText(w.Secret), PreviousValidUntil: timestamp(w.PreviousUntil)}, nil
 }
 
-// inTx locks a webhook that the caller sees, calls do, and records it. It is for what the follower need not know of.
+// inTx locks a webhook that the caller may see, calls do, and records the action. It is for changes that the follower need
+// not know of.
 func (s webhookServer) inTx(ctx context.Context, id, method, detail string, do func(*sqlx.Tx, *webhook) error) error {
 	err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		w, err := readWebhook(ctx, tx, callerOf(ctx), id, "FOR UPDATE")
@@ -308,7 +302,7 @@ func (s webhookServer) inTx(ctx context.Context, id, method, detail string, do f
 	return err
 }
 
-// TestWebhook is part of webhooksv1.WebhookServiceServer.
+// TestWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) TestWebhook(ctx context.Context, req *webhooksv1.TestWebhookRequest) (*webhooksv1.TestWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -337,7 +331,7 @@ func (s webhookServer) TestWebhook(ctx context.Context, req *webhooksv1.TestWebh
 	}, nil
 }
 
-// DeleteWebhook is part of webhooksv1.WebhookServiceServer.
+// DeleteWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) DeleteWebhook(ctx context.Context, req *webhooksv1.DeleteWebhookRequest) (*webhooksv1.DeleteWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -356,25 +350,23 @@ func (s webhookServer) DeleteWebhook(ctx context.Context, req *webhooksv1.Delete
 	return &webhooksv1.DeleteWebhookResponse{}, nil
 }
 
-// ListWebhookDeliveries is part of webhooksv1.WebhookServiceServer.
+// ListWebhookDeliveries implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv1.ListWebhookDeliveriesRequest) (*webhooksv1.ListWebhookDeliveriesResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
 		return nil, err
 	}
-	before := int64(math.MaxInt64)
-	if req.GetPageToken() != "" {
-		text, err := base64.RawURLEncoding.DecodeString(req.GetPageToken())
-		if err == nil {
-			before, err = strconv.ParseInt(string(text), 10, 64)
-		}
-		if err != nil {
-			return nil, errPageToken
-		}
-	}
 	state := ""
 	if req.GetState() != webhooksv1.WebhookDelivery_STATE_UNSPECIFIED {
 		state = req.GetState().String()
+	}
+	page := "deliveries " + state + " of " + w.ID.String()
+	before, err := pagetoken.ParseID(req.GetPageToken(), page)
+	if err != nil {
+		return nil, err
+	}
+	if before == 0 {
+		before = math.MaxInt64 // the newest first
 	}
 	size := pagetoken.Size(req.GetPageSize())
 	list, err := listDeliveries(ctx, s.db, w.ID, state, before, size+1)
@@ -384,7 +376,7 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	resp := &webhooksv1.ListWebhookDeliveriesResponse{}
 	if len(list) > size {
 		list = list[:size]
-		resp.NextPageToken = base64.RawURLEncoding.EncodeToString(strconv.AppendInt(nil, list[size-1].Delivery, 10))
+		resp.NextPageToken = pagetoken.NewID(list[size-1].Delivery, page)
 	}
 	for _, d := range list {
 		resp.Deliveries = append(resp.Deliveries, d.message())
@@ -392,7 +384,7 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	return resp, nil
 }
 
-// RedeliverWebhook is part of webhooksv1.WebhookServiceServer.
+// RedeliverWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) RedeliverWebhook(ctx context.Context, req *webhooksv1.RedeliverWebhookRequest) (*webhooksv1.RedeliverWebhookResponse, error) {
 	var d *delivery
 	detail := fmt.Sprintf("delivery %d", req.GetDeliveryId())

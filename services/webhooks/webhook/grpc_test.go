@@ -239,6 +239,34 @@ func TestWebhooks_ACustomerGetsWhatIsTheirs(t *testing.T) {
 	}
 }
 
+// The follower passed by, and the customer was never told.
+func TestWebhooks_ACustomerGetsAnEventThatWasLoggedBeforeTheirOrder(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	adas, all := newReceiver(t, nil), newReceiver(t, nil)
+	r.create(t, all.URL)
+	if _, err := r.hooks.CreateWebhook(as(t, "ada"), &webhooksv1.CreateWebhookRequest{Webhook: &webhooksv1.Webhook{Url: adas.URL, EventTypes: []string{"#"}}}); err != nil {
+		t.Fatal(err)
+	}
+	adasOrder := newOrder(enduser.Owner(issuer, "ada"))
+	r.log.add(t, adasOrder.events[1])
+	pause(t, 2*deliverInterval)
+	r.log.add(t, adasOrder.events[0])
+	for i, want := range []string{"shop.order.rejected", "shop.order.placed"} { // as the log has them
+		if got := adas.await(t, 2)[i].envelope(t); got.Type != want {
+			t.Errorf("request %d is about %s, want %s", i, got.Type, want)
+		}
+	}
+
+	orphan, next := newOrder(""), newOrder("")
+	r.log.add(t, orphan.events[1]) // its OrderPlaced was deleted with the old events: it holds nobody up for long
+	r.log.add(t, next.events...)
+	all.await(t, 5)
+	if n := len(adas.requests()); n != 2 {
+		t.Errorf("Ada got %d requests, want 2", n)
+	}
+}
+
 func TestWebhooks_ATestSaysWhatCameOfIt(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)
