@@ -32,6 +32,8 @@ const (
 	// confirmStall is how long a node may confirm nothing of what was published before the publisher moves to another node.
 	// A node that is frozen or cut off does not close the connection.
 	confirmStall = 2 * time.Second
+	// rejectPause is how long a channel on which the broker refuses messages is kept at least.
+	rejectPause = 500 * time.Millisecond
 	// refusalHeld is how long a publisher is not ready after the broker refused it the right to publish: after that another
 	// attempt has to show whether it still does.
 	refusalHeld = 10 * time.Second
@@ -332,6 +334,10 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	s.finish(f)
 	for i, confirm := range f.confirms {
 		if !confirm.Acked() {
+			select {
+			case s.rejected <- struct{}{}:
+			default: // it is known
+			}
 			return i, nil
 		}
 		if reason, returned := f.returned[i]; returned {
@@ -400,6 +406,7 @@ type publishSession struct {
 	onReturn  sync.Map                   // message id → func()
 	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
 	progress  atomic.Int64               // confirms that were waited for and came
+	rejected  chan struct{}              // has something if the broker has refused a message
 
 	seen  int64     // progress when unconfirmedFor looked last
 	since time.Time // when that had changed last
@@ -435,6 +442,7 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		discarded: make(chan amqp.Return, window),
 		windows:   map[*inFlight]struct{}{},
 		finished:  map[string]uint64{},
+		rejected:  make(chan struct{}, 1),
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -461,6 +469,7 @@ func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func
 	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close(); s.end() }()
 	look := time.NewTicker(confirmStall / 8)
 	defer look.Stop()
+	begun := time.Now()
 	discarded := s.discarded
 	for {
 		select {
@@ -471,6 +480,13 @@ func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
+		case <-s.rejected:
+			// A channel keeps who led a queue when it began, and refuses messages as long as that node is down; another channel finds
+			// the new leader. Within rejectPause they are only published again: there may be none yet.
+			if time.Since(begun) > rejectPause && !s.confirmed.IsClosed() {
+				log.Warn("the broker has refused messages, publishing them again over another channel")
+				return nil
+			}
 		case <-look.C:
 			if n := s.findOvertaken(time.Now()); n > 0 {
 				log.Warn("the broker has confirmed later messages and not these, publishing them again", "messages", n)
