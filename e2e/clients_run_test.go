@@ -23,7 +23,7 @@ func TestClients_AreGeneratedAndWork(t *testing.T) {
 	pages := httptest.NewServer(site)
 	t.Cleanup(pages.Close)
 	s := startFor(t, pages.URL)
-	products := s.plenty(t)
+	products := s.unlimitedStock(t)
 	product := products[0]
 	root, err := filepath.Abs("..")
 	if err != nil {

@@ -25,7 +25,7 @@ import (
 	"shop.example/shop/command"
 )
 
-// said is what a command printed and ended with.
+// said is the output and the exit of a command.
 type said struct {
 	out, errs string
 	status    int
@@ -71,7 +71,7 @@ var (
 	clock       = regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d\.\d{3}( +[+-]\d+ ms|)`)
 )
 
-// masked replaces what differs from run to run by something of the same width.
+// masked replaces values that differ from run to run by others of the same width.
 func masked(s string) string {
 	s = uuidPattern.ReplaceAllStringFunc(s, func(id string) string { return strings.Repeat("x", len(id)) })
 	s = timePattern.ReplaceAllStringFunc(s, func(at string) string { return strings.Repeat("t", len(at)) })
@@ -320,8 +320,8 @@ func (t *tailing) next(test *testing.T) string {
 	select {
 	case line := <-t.lines:
 		return line
-	case <-time.After(patience):
-		test.Fatalf("no line for %s; %s", patience, t.notes)
+	case <-time.After(testTimeout):
+		test.Fatalf("no line for %s; %s", testTimeout, t.notes)
 		return ""
 	}
 }
@@ -395,7 +395,7 @@ func (s *shop) logged(t *testing.T, key string, n int) []string {
 	return ids
 }
 
-// A tail on a line that is cut again and again shows what a listing shows.
+// A tail over a connection that is cut repeatedly shows the same events as a listing.
 func TestTailCommand_CutsLoseAndDoubleNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -529,7 +529,7 @@ func TestCompletion_IsAScriptForEachShell(t *testing.T) {
 	}
 }
 
-// Whoever asks a command for help gets to know what it is for, and how it is written.
+// The help of each command says what it is for, and has an example.
 func TestCommands_HaveHelpWithExamples(t *testing.T) {
 	t.Parallel()
 	var walk func(cmd *cobra.Command)

@@ -60,7 +60,7 @@ var (
 	withDefault  = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
 )
 
-// A tag that moves is another program on the next machine.
+// An image's tag that moves means another program on the next machine.
 func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 	t.Parallel()
 	images := map[string]string{} // where they stand
@@ -130,7 +130,7 @@ func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
 	}
 }
 
-// A PostgreSQL or RabbitMQ that runs on this machine already is not in the way, and each port can be chosen.
+// A PostgreSQL or RabbitMQ that runs on this machine does not collide with the shop's, and every port can be chosen.
 func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
 	t.Parallel()
 	file, text := readCompose(t, demoFile)
@@ -150,7 +150,8 @@ func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
 	}
 }
 
-// Whose variables have no value does not start. What has a default in the demonstration is known to all.
+// Production does not start while a secret has no value, and has no default for one: the demonstration's defaults are
+// public.
 func TestCompose_ProductionStartsWithTheSecretsOfShopSecretsAlone(t *testing.T) {
 	t.Parallel()
 	_, demo := readCompose(t, demoFile)

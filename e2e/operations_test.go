@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	// instrument is where a metric is made: its kind, its name, and its unit if it has one.
+	// instrument matches the code that creates a metric: its kind, its name, and its unit if it has one.
 	instrument = regexp.MustCompile(`(?s)(?:Int64|Float64)(?:Observable)?(Counter|Gauge|Histogram)\("([a-z_.]+)",\s*(?:metric\.WithUnit\("(\w+)"\))?`)
 	// namedMetric is one on a page; RabbitMQ's plugin is not.
 	namedMetric = regexp.MustCompile(`\b(?:http_server|db_client|gateway|messaging|outbox|inbox|inventory|logging|shop_audit|service_(?:ready|sample|build)|order_deci)[a-z]*_[a-z_]+|\bservice_ready\b`)

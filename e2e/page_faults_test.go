@@ -157,7 +157,7 @@ func (s *shop) aServiceThatIsDownIsSaidToBe(t *testing.T) {
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#timeline-note", "the event log does not answer")
 	b.click("[data-service=logging]")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	b.until("document.querySelector('#timeline-note').hidden")
 }
 
@@ -230,7 +230,7 @@ func (s *shop) somethingIsOrderedWithOneClick(t *testing.T) {
 	b.click("#order-for-me")
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#slip-contents", "1 piece")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 }
 
 // The link to an order that was copied let everybody cancel it, and see who had placed it.
@@ -269,7 +269,7 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	}
 	b.text("#log-state", "events/s")
 	b.order("5", "3")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	b.until(`['accepted', 'stock check', 'relay, log: OrderConfirmed', 'relay, log: DecrementQuantity', 'settle'].every((hop) => document.querySelector('#journey').textContent.includes(hop))`)
 	b.do(chromedp.Focus(chromedp.CSS("#journey .hop")))
 	b.text("#hop-text", "copies the message to 2 queues, order and logging, because shop.order.placed matches shop.order.placed and shop.#.")

@@ -91,13 +91,13 @@ func (s *liveEvents) event() (e logged, err error) {
 	return e, err
 }
 
-func TestStreams_AnOrdersStreamTellsItsWholeWayAndNothingElse(t *testing.T) {
+func TestStreams_AnOrdersStreamHasAllItsEventsAndNoOthers(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.place(t, 2, 1) // another's
 	location := s.place(t, 1, 1)
 	o := s.decided(t, location)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	live, err := openStream(ctx, s.url+location+"/events:stream", "", "")
 	if err != nil {
@@ -156,7 +156,7 @@ func TestStreams_TheWholeLogIsForOperators(t *testing.T) {
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("over gRPC: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	live, err := openStream(ctx, s.url+"/v1/events:stream?routing_key=shop.order.*&from_beginning=true", operatorToken, "")
 	if err != nil {
@@ -230,7 +230,7 @@ func (f *follower) seen() []string {
 
 func TestStreams_WhoResumesSeesEveryEventOnceWhateverRestarts(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "logging": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "logging": 2}})
 	f.up(t)
 	f.url = f.gateways()[1] // stays
 	ctx, leave := context.WithCancel(t.Context())

@@ -187,18 +187,20 @@ func TestPage_TheLastHopIsTheDeliveryToAReceiver(t *testing.T) {
 }
 
 // registerReceiver makes a webhook before orders are placed.
-func registerReceiver(t *testing.T, f *fleet) {
+func registerReceiver(t *testing.T, f *deployment) {
 	f.receiver, _ = f.receive(t)
 }
 
-func everythingWasReceived(t *testing.T, f *fleet) { f.receivesEverything(t, crashOrders, patience) }
+func everythingWasReceived(t *testing.T, f *deployment) {
+	f.receivesEverything(t, crashOrders, testTimeout)
+}
 
 // receivesEverything waits until the receiver has got each event of so many orders, and fails unless those of one order came for
 // the first time in their order.
-func (f *fleet) receivesEverything(t *testing.T, orders int, patience time.Duration) {
+func (f *deployment) receivesEverything(t *testing.T, orders int, testTimeout time.Duration) {
 	t.Helper()
 	db := f.openDatabase(t)
-	eventuallyWithin(t, patience, func() error {
+	eventuallyWithin(t, testTimeout, func() error {
 		place := map[string]int{} // of each event, by when it came first
 		got := f.receiver.ids()
 		for i, id := range slices.Backward(got) {

@@ -95,7 +95,7 @@ func runWithKeptStack(ctx context.Context, options stack.Options, args []string)
 	return run(program, args, servers.Environment())
 }
 
-// run runs the command to its end. Signals that it does not get itself are passed on to it.
+// run runs the command to its end, and passes on signals that the command does not get itself.
 func run(program string, args, env []string) error {
 	cmd := &exec.Cmd{Path: program, Args: args, Env: append(os.Environ(), env...),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}

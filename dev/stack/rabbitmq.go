@@ -26,7 +26,7 @@ import (
 // for it, and gives up after 5 s. We wait just long enough for the tables that name the quorum queues, which RabbitMQ
 // writes up to 3 s late; whatever the broker has confirmed is on disk before.
 var rabbitKind = kind{name: "RabbitMQ", variable: "AMQP_URL", folder: "rabbitmq", image: "rabbitmq:4.0.9-management", pkg: "rabbitmq-server",
-	patience: 4 * time.Second}
+	stopTimeout: 4 * time.Second}
 
 const (
 	nodeRecord = "process"
@@ -92,8 +92,8 @@ func (r *rabbitMQ) start(ctx context.Context) (string, error) {
 	return about, provision.Topology(ctx, topology.Broker(), r.management, "/")
 }
 
-// check finds out whether the broker that AMQP_URL names, or one of its nodes, accepts connections. Whether it accepts the
-// user is told by the services, which log in.
+// check reports whether a broker that AMQP_URL names accepts connections. Whether it accepts the user is found out by the
+// services.
 func (r *rabbitMQ) check(ctx context.Context) (err error) {
 	for _, address := range messaging.SplitURL(r.url) {
 		u, parseErr := url.Parse(address)
@@ -169,7 +169,7 @@ func (r *rabbitMQ) launch(ctx context.Context, log string) (version string, err 
 	return version, nil
 }
 
-// configure writes the node's configuration and its cookie, by which Erlang tools log in.
+// configure writes the node's configuration and its cookie, with which Erlang tools log in.
 func (r *rabbitMQ) configure() error {
 	// Messages may take 40 % of the memory by default, which is the server's share on a machine of its own. A message may be
 	// as large as RabbitMQ 4 lets it be; before, 128 MiB were the limit.
@@ -232,7 +232,7 @@ func (r *rabbitMQ) await(ctx context.Context, proc process, limit time.Duration)
 	return version, err
 }
 
-// gaveUp tells from the log that the node could not start: its process goes on for another 13 s.
+// gaveUp reports whether, according to the log, the node could not start; its process goes on for another 13 s.
 func (r *rabbitMQ) gaveUp() bool {
 	log, err := os.Open(filepath.Join(r.dir, serverLog))
 	if err != nil {
@@ -251,8 +251,7 @@ func (r *rabbitMQ) setURLs(port, management int) {
 	r.management = (&url.URL{Scheme: "http", User: user, Host: fmt.Sprintf("127.0.0.1:%d", management)}).String()
 }
 
-// ask returns the version once the broker takes connections, which it does last. Only a node that knows our password
-// tells it.
+// ask returns the version once the broker accepts connections, which it does last. Only a node with our password tells it.
 func (r *rabbitMQ) ask(ctx context.Context) (version string, err error) {
 	body, err := provision.Call(ctx, http.MethodGet, r.management+"/api/overview", nil)
 	if err != nil {
@@ -294,7 +293,7 @@ func (r *rabbitMQ) startContainer(ctx context.Context) (string, error) {
 
 // stopRabbitMQ ends the recorded node and its epmd.
 func stopRabbitMQ(dir string, atOnce bool) error {
-	steps := []step{{syscall.SIGTERM, rabbitKind.patience}, {syscall.SIGKILL, 5 * time.Second}}
+	steps := []step{{syscall.SIGTERM, rabbitKind.stopTimeout}, {syscall.SIGKILL, 5 * time.Second}}
 	if atOnce {
 		steps = steps[1:]
 	}
@@ -308,9 +307,9 @@ func stopRabbitMQ(dir string, atOnce bool) error {
 	return endHelpers(dir)
 }
 
-// endHelpers ends what a node has left behind, once the node and its epmd are gone. A node that starts makes sure of epmd
-// by an Erlang of its own, which can outlive the node and then starts an epmd that nobody would ever end. They are known by
-// their environment, which names the node's configuration.
+// endHelpers ends the processes that a node leaves behind, after the node and its epmd have ended. A node that starts makes
+// sure of epmd with an Erlang of its own, which can outlive the node and then starts an epmd that nobody would end. They
+// are recognized by their environment, which names the node's configuration.
 func endHelpers(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

@@ -47,7 +47,7 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 				}
 				return nil
 			})
-			if took := time.Since(begin); took > patience/2 {
+			if took := time.Since(begin); took > testTimeout/2 {
 				t.Errorf("refused after %s", took)
 			}
 			if isReady() {
@@ -107,13 +107,13 @@ func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); ; <-tick.C {
+	for deadline := time.Now().Add(testTimeout); ; <-tick.C {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %v", patience, err)
+			t.Fatalf("after %s: %v", testTimeout, err)
 		}
 	}
 }

@@ -36,14 +36,14 @@ const (
 )
 
 const (
-	// maxForm bounds a form, in bytes: with all fields of all products filled in it has 12 KB.
+	// maxForm is the maximum size of a form, in bytes; with all fields of all products filled in it has 12 KB.
 	maxForm = 16 << 10
-	// maxLines is how many products an order may have, see PlaceOrderRequest. What is wrong with a form is shown in the form:
-	// with a row for each field that somebody made up it could become a page of megabytes.
+	// maxLines is how many products an order may have, see PlaceOrderRequest. The form is shown again with its errors: if
+	// it had a row for every field that somebody made up, it could become a page of megabytes.
 	maxLines = 100
 )
 
-// form is what the front page shows: the catalogue, and the order as far as it has been filled in.
+// form is the content of the front page: the catalogue, and the order as far as it has been filled in.
 type form struct {
 	Modules            []string // that the page runs at once
 	Demo               bool     // whether operators can break the shop under /demo
@@ -61,7 +61,7 @@ type form struct {
 	lines []line
 }
 
-// product is one row of the form.
+// product is a row of the form.
 type product struct {
 	ID        int32
 	Name      string
@@ -83,7 +83,7 @@ type line struct {
 	problem  string
 }
 
-// Blank is the row that products are made of that come later.
+// Blank returns the template of a row, from which JavaScript makes rows of products that appear later.
 func (*form) Blank() product { return product{} }
 
 func newForm() *form { return &form{Key: rand.Text()} }
@@ -94,7 +94,8 @@ var (
 	errNotUTF8      = errors.New("the form is not in UTF-8")
 )
 
-// readForm reads what was posted. What is wrong with it is said in the form.
+// readForm reads a posted form. Errors in its fields are put into the form; the error is about a request that no page of
+// ours sends.
 func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
@@ -134,7 +135,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 	return f, nil
 }
 
-// fill puts the catalogue into the form, and what was entered into the catalogue's rows.
+// fill puts the catalogue into the form, with the entries in the rows of their products.
 func (f *form) fill(items []*inventoryv1.Item, available bool) {
 	f.CatalogUnavailable = !available
 	for _, item := range items {
@@ -184,7 +185,7 @@ func (f *form) describeError(err error) {
 	}
 }
 
-// setFieldError puts an error beside the field that it is about, or above the form.
+// setFieldError puts an error beside the field that it is about, or above the form if there is no such field.
 func (f *form) setFieldError(field, description string) {
 	var i int
 	switch {
@@ -209,12 +210,12 @@ func (f *form) setFieldError(field, description string) {
 	}
 }
 
-// hasParseErrors says whether an entry is not a number.
+// hasParseErrors reports whether an entry is not a number.
 func (f *form) hasParseErrors() bool {
 	return slices.ContainsFunc(f.lines, func(l line) bool { return l.problem != "" })
 }
 
-// placeOrder takes the form and goes on to the page of the order, or shows the form again with what is wrong.
+// placeOrder places the order of a form and redirects to the page of the order, or shows the form again with its errors.
 func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	f, err := readForm(w, r)
 	var tooLarge *http.MaxBytesError
@@ -246,7 +247,7 @@ func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]s
 	http.Redirect(w, r, "/orders/"+placed.GetOrder().GetId(), http.StatusSeeOther)
 }
 
-// refusalStatus is the HTTP status of a form that was refused: that of the API, but for a form whose fields are wrong.
+// refusalStatus returns the HTTP status of a form that was refused: that of the API, except for a form with wrong fields.
 func refusalStatus(err error) int {
 	code := status.Code(err)
 	if code == codes.InvalidArgument {
@@ -255,7 +256,7 @@ func refusalStatus(err error) int {
 	return runtime.HTTPStatusFromCode(code)
 }
 
-// orderView is what the page of an order shows.
+// orderView is the content of an order's page.
 type orderView struct {
 	ID      string       // "" if it is shared
 	Short   string       // what people call it
@@ -284,7 +285,7 @@ type lineView struct {
 	Price    string
 }
 
-// messages are what a customer is told about each state and each reason of a rejection.
+// messages are the texts for each state, and for each reason of a rejection.
 var messages = map[string]string{
 	"PENDING":                "Accepted and safely queued. Checking stock… This page refreshes every second.",
 	"CONFIRMED":              "Your order is confirmed.",
@@ -298,12 +299,12 @@ var messages = map[string]string{
 	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
-// messageOf is what is said of a state or reason; the name itself if it comes from a newer release.
+// messageOf returns the text for a state or reason; the name itself if it comes from a newer release.
 func messageOf(name string) string {
 	return cmp.Or(messages[name], "The order is "+name+".")
 }
 
-// serveOrder serves the page of an order. Whoever has its id may see it.
+// serveOrder serves the page of an order, to everybody who knows its id.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	view := orderView{ID: inPath["order_id"], Short: short(inPath["order_id"]), State: orderv1.Order_PENDING.String()}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
@@ -373,7 +374,7 @@ func (v *orderView) show(o decidedOrder) {
 	}
 }
 
-// price is an amount for people; empty if there is none.
+// price formats an amount for people; "" if there is none.
 func price(m *moneyv1.Money) string {
 	if m == nil {
 		return ""
@@ -381,12 +382,12 @@ func price(m *moneyv1.Money) string {
 	return money.Format(money.Minor(m), m.GetCurrencyCode())
 }
 
-// writePrice puts a price into the form's hidden field: "1050 USD" in minor units.
+// writePrice formats a price for the form's hidden field, in minor units: "1050 USD".
 func writePrice(m *moneyv1.Money) string {
 	return fmt.Sprintf("%d %s", money.Minor(m), m.GetCurrencyCode())
 }
 
-// readPrice reads what writePrice wrote; nil if it is anything else.
+// readPrice parses what writePrice wrote; it returns nil for anything else.
 func readPrice(text string) *moneyv1.Money {
 	minor, currency, _ := strings.Cut(text, " ")
 	n, err := strconv.ParseInt(minor, 10, 64)

@@ -1,8 +1,8 @@
-// Package web is the shop's front page: what a browser gets at /.
+// Package web serves the shop's front page.
 //
-// The HTML is rendered with the catalogue in it, so that it can be read, and an order placed, without JavaScript
-// (form.go). With JavaScript the modules in assets/ bring it to life: they use the shop's API as any other client does.
-// There are no cookies, and so nothing that a page of somebody else could make a browser do in a customer's name.
+// The HTML contains the catalogue, so that it can be read, and an order be placed, without JavaScript (form.go). The
+// JavaScript modules in assets/ make it interactive; they use the shop's API as any other client does. There are no
+// cookies, so pages of other sites cannot make a browser act in a customer's name.
 package web
 
 import (
@@ -56,14 +56,14 @@ type page struct {
 	catalogue catalogue
 }
 
-// routes is where the page's routes are added.
+// routes is what the page's routes are added to: a rest.Server.
 type routes interface {
 	HandlePath(method, path string, handler runtime.HandlerFunc) error
 	Index() string
 }
 
-// Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
-// under /demo, and traceURL where the page of a trace is, with {trace_id} in it, or nothing.
+// Register adds the page to REST. conn makes calls to the same shop. demo says whether operators can inject faults under
+// /demo. traceURL is the URL of the page that shows a trace, with {trace_id} in it; "" for no links.
 func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL string) error {
 	if err := checkTraceURL(traceURL); err != nil {
 		return err
@@ -155,7 +155,7 @@ func mimeTypeOf(name string) string {
 	return mime.TypeByExtension(path.Ext(name))
 }
 
-// serveFront serves the front page to browsers, and to others plain text about where things are.
+// serveFront serves the front page to browsers, and to other clients a plain text that lists the routes.
 func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	w.Header().Add("Vary", "Accept")
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
@@ -168,7 +168,7 @@ func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]s
 	p.showFront(r.Context(), w, http.StatusOK, f)
 }
 
-// serveFile serves one of the page's files. A browser asks each time whether it has changed, and mostly it has not.
+// serveFile serves one of the page's files. A browser asks each time whether it has changed.
 func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	f, ok := p.files[inPath["file"]]
 	if !ok {
@@ -191,8 +191,8 @@ func (p *page) showFront(ctx context.Context, w http.ResponseWriter, code int, f
 	p.write(w, code, "index.html", f)
 }
 
-// write writes a page. The gateway's own headers keep it from being stored, since it shows the shop as it is now, and
-// from being told to others as their referrer, since the address of an order is the key to it.
+// write writes a page. The gateway's headers prevent browsers from storing it, because it shows the shop as it is now, and
+// from sending its address to others as the referrer, because the address of an order gives access to it.
 func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
 	var body bytes.Buffer
 	if err := p.templates.ExecuteTemplate(&body, name, data); err != nil {
@@ -206,5 +206,6 @@ func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
 	_, _ = body.WriteTo(w) // fails when the client has gone
 }
 
-// short is the part of an order's id that people read to each other. Ids begin with the time, and so with the same.
+// short returns the end of an order's id, for people to read to each other. The beginning is a time, and so nearly the same
+// for all.
 func short(orderID string) string { return orderID[max(0, len(orderID)-8):] }

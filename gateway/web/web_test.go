@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestPage_LinksTracesWhereTheyAre(t *testing.T) {
+func TestPage_LinksTracesIfTheirPageIsKnown(t *testing.T) {
 	t.Parallel()
 	p, err := newPage(nil)
 	if err != nil {

@@ -22,24 +22,25 @@ import (
 )
 
 const (
-	// window is how many messages of a publisher may wait for their confirm, each counted once more for each slotBytes of
-	// its body. An acknowledgement of many scans all that wait, so it is bounded; quorum queues reach their rate with a few
-	// hundred.
+	// window is how many messages of a publisher may wait for their confirms; each counts once more for every slotBytes of
+	// its body. It is bounded because an acknowledgement of several messages makes the library scan all that wait. Quorum
+	// queues reach their full rate with a few hundred.
 	window = 1000
 	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
 	confirmTimeout = 10 * time.Second
-	// confirmPatience is how long a node may confirm nothing of what it was sent before the publisher moves on to another one.
-	// A node that is frozen or cut off closes no connection.
-	confirmPatience = 2 * time.Second
-	// refusalHeld is how long a publisher is not ready after the broker refused what it published: then somebody has to try again.
+	// confirmStall is how long a node may confirm nothing of what was published before the publisher moves to another node.
+	// A node that is frozen or cut off does not close the connection.
+	confirmStall = 2 * time.Second
+	// refusalHeld is how long a publisher is not ready after the broker refused it the right to publish: after that another
+	// attempt has to show whether it still does.
 	refusalHeld = 10 * time.Second
-	// maxPatience bounds confirmPatience, which doubles when the next node confirms nothing either: then it is the queue
-	// that waits for its leader, and what is published again is there twice.
-	maxPatience = 8 * time.Second
+	// maxConfirmStall bounds confirmStall, which doubles if the next node confirms nothing either: then the queue is
+	// probably electing a leader, and every move publishes the same messages once more.
+	maxConfirmStall = 8 * time.Second
 )
 
-// HeaderExchange and HeaderRoutingKey name where a message was published first. They go with it through a retry queue,
-// the dead letters or a redrive, where exchange and routing key of the delivery are those of that detour.
+// HeaderExchange and HeaderRoutingKey name the exchange and the routing key that a message was first published with. It keeps
+// them in a retry queue, as a dead letter or as a redrive, when the delivery's own are those of that detour.
 const (
 	HeaderExchange   = "shop-exchange"
 	HeaderRoutingKey = "shop-routing-key"
@@ -55,7 +56,8 @@ const (
 
 const contentType = "application/protobuf"
 
-// Publisher publishes over one connection. Its methods may be called concurrently.
+// Publisher publishes over one connection. It works while its Run and the connection's Run do. Its methods may be called
+// concurrently.
 type Publisher struct {
 	conn    *Connection
 	slots   *semaphore.Weighted // a window, of what waits for its confirm
@@ -67,21 +69,21 @@ type Publisher struct {
 	changed chan struct{} // closed and replaced when current changes
 }
 
-// NewPublisher returns a publisher on conn. It works while Run runs.
+// NewPublisher returns a publisher on conn. It publishes nothing until Run is called.
 func NewPublisher(conn *Connection) *Publisher {
 	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), queues: conn.topology.queueNames(), changed: make(chan struct{})}
 	p.maxBody.Store(math.MaxInt64)
 	return p
 }
 
-// denial is that the broker does not let the publisher publish.
+// denial records that the broker refused the publisher the right to publish.
 type denial struct {
 	at    time.Time
 	cause *amqp.Error
 }
 
-// Ready is nil if the broker takes messages. It is not for some seconds after the broker refused one for want of rights, unless it
-// has confirmed another one since.
+// Ready returns nil if the broker accepts messages. After the broker has refused one for lack of rights it returns an error
+// for 10 s, or until another message is confirmed.
 func (p *Publisher) Ready(ctx context.Context) error {
 	if err := p.conn.Ready(ctx); err != nil {
 		return err
@@ -94,7 +96,7 @@ func (p *Publisher) Ready(ctx context.Context) error {
 
 // Run keeps the publisher's channels open until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
-	patience := confirmPatience
+	stall := confirmStall
 	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
 		s, err := openPublishSession(conn)
 		if err != nil {
@@ -102,12 +104,12 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, patience) })
+		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, stall) })
 		switch {
 		case s.progress.Load() > 0:
-			patience = confirmPatience
+			stall = confirmStall
 		case errors.Is(cause, errNoConfirms):
-			patience = min(2*patience, maxPatience)
+			stall = min(2*stall, maxConfirmStall)
 		}
 		var refused *amqp.Error
 		if errors.As(cause, &refused) {
@@ -122,11 +124,11 @@ func (p *Publisher) Run(ctx context.Context) error {
 	})
 }
 
-// moveOn closes a connection that has confirmed nothing for patience, and says whether it did. A broker that blocks
-// publishers owes no confirms, and where there is no other node nothing is gained.
-func (p *Publisher) moveOn(conn *amqp.Connection, s *publishSession, patience time.Duration) bool {
+// moveOn closes the connection if the node has confirmed nothing for the duration stall, and reports whether it did. It
+// does not if the broker blocks publishers, which explains missing confirms, or if there is no other node.
+func (p *Publisher) moveOn(conn *amqp.Connection, s *publishSession, stall time.Duration) bool {
 	waited := s.unconfirmedFor(time.Now())
-	if waited < patience || p.conn.unblocked().Err() != nil || !p.conn.hasAlternatives() {
+	if waited < stall || p.conn.unblocked().Err() != nil || !p.conn.hasAlternatives() {
 		return false
 	}
 	p.conn.moveOn(conn, waited)
@@ -141,7 +143,7 @@ func (p *Publisher) set(s *publishSession) {
 	p.changed = make(chan struct{})
 }
 
-// session returns the open channels, waiting for them until ctx ends; while the broker is blocked it does not wait.
+// session returns the open channels. It waits for them until ctx ends, but not while the broker blocks publishers.
 func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	for {
 		if p.conn.unblocked().Err() != nil {
@@ -163,7 +165,8 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	}
 }
 
-// Publish publishes the event m and returns once the broker has it. See Send for errors.
+// Publish publishes the event m and returns nil once the broker has confirmed it. It waits at most 10 s if ctx has no
+// deadline. Send describes the errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 	if !trace.SpanContextFromContext(ctx).IsValid() { // nobody has begun a trace
 		event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
@@ -178,12 +181,13 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 	return p.Send(ctx, []Outgoing{out})
 }
 
-// Send publishes messages in their order and returns nil once the broker has confirmed all of them. What is not
-// confirmed because the connection went, or because the broker did not take it, is published again, under the same
-// message id, until ctx ends (10 s if ctx has no deadline); so is what followed it, which has overtaken it otherwise.
-// Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published), ErrUnconfirmed (outcome unknown),
-// ErrUnroutable (no queue takes one of them, or there is no such exchange), ErrTooLarge (the broker refuses one of them
-// for its size); a RefusedError that wraps one of these says which. After an error any of the messages may have been
+// Send publishes messages in their order and returns nil once the broker has confirmed all of them. If the connection
+// breaks or the broker rejects a message, that message and all that follow it are published again, under the same message
+// ids, so that their order is kept, until ctx ends (after 10 s if it has no deadline).
+//
+// Errors: ErrBlocked and ErrNotConnected (some or all were not published), ErrUnconfirmed (the outcome is unknown),
+// ErrUnroutable (no queue takes one of them, or its exchange does not exist), ErrTooLarge (the broker refuses one of them
+// for its size). A RefusedError that wraps one of the last two says which message. After an error any of them may have been
 // published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	end := p.startSends(messages)
@@ -236,7 +240,8 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	}
 }
 
-// refused is err as that of the first of pending, of so many messages, if it is about a message.
+// refused returns err as a RefusedError about the first of pending if it is about that message; of is how many Send was
+// given.
 func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
 	tooLarge := errors.Is(err, ErrTooLarge)
 	if !tooLarge && !errors.Is(err, ErrUnroutable) {
@@ -245,8 +250,8 @@ func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
 	return &RefusedError{of - len(pending), tooLarge || !p.conn.topology.routes(pending[0].Exchange, pending[0].RoutingKey), err}
 }
 
-// withoutExchange is the error about the first of pending, whose exchange is missing. One of the topology can be there
-// again at any moment; another one is the message's fault.
+// withoutExchange returns the error about the first of pending, whose exchange is missing. An exchange of the topology may
+// be declared again at any moment; if it is another one the message is at fault.
 func (p *Publisher) withoutExchange(err error, of int, pending []Outgoing) error {
 	if slices.ContainsFunc(p.conn.topology.Exchanges(), func(e Exchange) bool { return e.Name == pending[0].Exchange }) {
 		return err
@@ -264,7 +269,7 @@ func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome stri
 	}
 }
 
-// nextWindow returns the first of the messages, as many as the window has room for, and what they take of it.
+// nextWindow returns as many of the messages, from the first on, as the window has room for, and how many slots they take.
 func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int64, err error) {
 	for i := range messages {
 		size := int64(len(messages[i].Body))
@@ -283,8 +288,8 @@ func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int6
 	return messages, slots, nil
 }
 
-// publishWindow publishes a window of messages and waits for their confirms, which do not come while the broker is
-// blocked. It returns how many of the messages are confirmed before the first that is not.
+// publishWindow publishes the messages of a window and waits for their confirms; while the broker blocks publishers none
+// come. It returns how many messages are confirmed before the first one that is not.
 func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing, slots int64) (confirmed int, err error) {
 	if err := p.slots.Acquire(ctx, slots); err != nil {
 		return 0, ErrUnconfirmed
@@ -330,8 +335,8 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	return len(f.confirms), nil
 }
 
-// publishTransient publishes without a confirm, for requests and replies that are worth nothing once their caller has given up.
-// If onReturn is given and no queue takes the message, it is called from another goroutine.
+// publishTransient publishes without a confirm: for requests and replies, which are useless once their caller has given up.
+// If onReturn is not nil and no queue takes the message, it is called from another goroutine.
 func (p *Publisher) publishTransient(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
 	if limit := min(MaxCall, p.maxBody.Load()); int64(len(msg.Body)) > limit {
 		return fmt.Errorf("%w: %d bytes, a call carries %d at most", ErrTooLarge, len(msg.Body), limit)
@@ -376,7 +381,7 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 	}
 }
 
-// publishSession is one life of the publisher's channels.
+// publishSession holds the channels of a publisher on one connection.
 type publishSession struct {
 	confirmed *amqp.Channel              // in confirm mode, for messages that must arrive
 	plain     *amqp.Channel              // for requests and replies
@@ -438,7 +443,7 @@ var errNoConfirms = errors.New("the broker's node confirms nothing")
 // channels.
 func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close() }()
-	look := time.NewTicker(confirmPatience / 8)
+	look := time.NewTicker(confirmStall / 8)
 	defer look.Stop()
 	discarded := s.discarded
 	for {
@@ -466,7 +471,7 @@ func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 	}
 }
 
-// unconfirmedFor says how long the broker has owed confirms and given none. One goroutine asks.
+// unconfirmedFor returns how long the broker has owed confirms without sending any. Only one goroutine calls it.
 func (s *publishSession) unconfirmedFor(now time.Time) time.Duration {
 	if seen := s.progress.Load(); seen != s.seen || s.since.IsZero() {
 		s.seen, s.since = seen, now
@@ -482,13 +487,13 @@ func (s *publishSession) unconfirmedFor(now time.Time) time.Duration {
 	return min(owed, now.Sub(s.since))
 }
 
-// missingExchange is one that the broker does not have, over which it has closed a channel; the zero value is none.
+// missingExchange is an exchange that does not exist, for which the broker has closed a channel; the zero value is none.
 type missingExchange struct {
 	name string
 	err  error
 }
 
-// first returns the place of the first message to that exchange, or their number.
+// first returns the index of the first message to that exchange, or the number of messages.
 func (m missingExchange) first(messages []Outgoing) int {
 	if m.err == nil {
 		return len(messages)
@@ -499,7 +504,7 @@ func (m missingExchange) first(messages []Outgoing) int {
 	return len(messages)
 }
 
-// missing returns the exchange that the broker has closed the channel over: it can be long until there is one again.
+// missing returns the exchange for which the broker has closed the channel. It may be a long time until that exists again.
 func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 	cause := s.cause.Load()
 	if cause == nil || cause.Code != amqp.NotFound {
@@ -513,7 +518,7 @@ func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 	return none
 }
 
-// register notes messages that are about to be published.
+// register records messages that are about to be published.
 func (s *publishSession) register(messages []Outgoing) *inFlight {
 	f := &inFlight{messages: messages, since: time.Now()}
 	if f.confirms = f.one[:]; len(messages) != 1 {
@@ -527,8 +532,8 @@ func (s *publishSession) register(messages []Outgoing) *inFlight {
 	return f
 }
 
-// finish notes which messages of a window were returned. All its confirms are there: the broker returns a message before
-// it confirms it, and the library hands over in that order, so the returns are in the channel.
+// finish assigns the returned messages of a window. All its confirms have come: the broker returns a message before it
+// confirms it, and the library delivers both in that order, so the returns are in the channel.
 func (s *publishSession) finish(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -536,8 +541,8 @@ func (s *publishSession) finish(f *inFlight) {
 	delete(s.windows, f)
 }
 
-// abandon leaves a window whose confirms nobody waits for any more. It is remembered until they come, so that what the
-// broker returns of it is not taken for the same message when that is sent again.
+// abandon drops a window whose confirms nobody waits for any more. It is remembered until they come: otherwise a return of
+// its messages could be mistaken for that of the same message when it is sent again.
 func (s *publishSession) abandon(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -549,8 +554,8 @@ func (s *publishSession) abandon(f *inFlight) {
 	}
 }
 
-// assignReturns gives each returned message to the first window that it can be of: messages are returned in the order in
-// which they were published.
+// assignReturns assigns each returned message to the first window that may contain it: messages are returned in the order
+// in which they were published.
 func (s *publishSession) assignReturns() {
 	var over []*inFlight // their returns, if any, are in the channel
 	if s.abandoned > 0 {
@@ -588,7 +593,7 @@ func (s *publishSession) assignReturn(r *amqp.Return) {
 	first.returned[place] = strings.ToLower(r.ReplyText)
 }
 
-// find returns the place of the first message that r can be and that has not been returned yet, or -1.
+// find returns the index of the first message that r can be and that has not been returned yet, or -1.
 func (f *inFlight) find(r *amqp.Return) int {
 	for i := range f.messages {
 		m := &f.messages[i]

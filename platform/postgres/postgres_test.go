@@ -171,7 +171,7 @@ func TestOpen_ParametersArriveAsTheyWereGiven(t *testing.T) {
 	}
 }
 
-func TestInTx_CommitsWhereTheFunctionReturnsNil(t *testing.T) {
+func TestInTx_CommitsIfTheFunctionReturnsNil(t *testing.T) {
 	t.Parallel()
 	pool := open(t, database.New(t), postgres.Options{})
 	if err := postgres.InTx(t.Context(), pool, claim); err != nil {

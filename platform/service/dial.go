@@ -11,9 +11,9 @@ import (
 	"shop.example/platform/mtls"
 )
 
-// DialService returns a connection to all replicas of another service at addr, secured with tls, which is closed when what
-// was added later has stopped. It is made with the first call, so the other service may come later. The error names the
-// environment variable that has the address.
+// DialService returns a connection to all replicas of another service at addr, secured with tls. It connects with the first
+// call, so the other service may start later, and is closed when what was added later has stopped. An error names variable,
+// the environment variable with the address.
 func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.ClientConn, error) {
 	creds, err := tls.Client(s.logger)
 	if err != nil {
@@ -27,7 +27,8 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 	return conn, nil
 }
 
-// DialOptions are what one service calls another with: all its replicas in turns, and gone ones noticed.
+// DialOptions are the options for connections between services: calls are spread over all replicas in turn, and dead
+// replicas are noticed within seconds.
 func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),

@@ -6,7 +6,8 @@ import (
 	"fmt"
 )
 
-// stockSums is one statement, so that it sees one moment: a transaction that moves stock moves all that is compared.
+// stockSums is one statement, so that all sums are of one moment: a transaction that moves stock changes everything that is
+// compared.
 const stockSums = `
 SELECT p.id || ' (' || p.name || ')', p.on_hand, p.reserved, coalesce(m.moved, 0), coalesce(m.for_orders, 0), coalesce(h.held, 0), coalesce(h.settled, 0)
 FROM product p

@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// completionPatience is how long a shell waits for the shop. Without an answer nothing is offered.
-	completionPatience = time.Second
-	// recent is how many of the newest are offered.
+	// completionTimeout is how long a shell waits for the shop. Without an answer nothing is offered.
+	completionTimeout = time.Second
+	// recent is how many of the newest entries are offered.
 	recent = 30
 )
 
-// offer lists what can stand in a place of the command line.
+// offer returns completions for an argument or flag.
 type offer func(context.Context, *grpc.ClientConn) ([]cobra.Completion, error)
 
-// complete offers what the shop has, for arguments and flags alike.
+// complete returns a completion function with what the shop offers.
 func (g *gateway) complete(list offer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), completionPatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), completionTimeout)
 		defer cancel()
 		_ = g.with(func(conn *grpc.ClientConn) (err error) { // a shell has no place for an error
 			found, err = list(ctx, conn)
@@ -38,7 +38,7 @@ func (g *gateway) complete(list offer) cobra.CompletionFunc {
 	}
 }
 
-// first offers for the first argument alone.
+// first restricts a completion to the first argument.
 func first(f cobra.CompletionFunc) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -48,7 +48,7 @@ func first(f cobra.CompletionFunc) cobra.CompletionFunc {
 	}
 }
 
-// completeFlag gives a flag its completion. The flag has to be there.
+// completeFlag gives an existing flag its completion.
 func completeFlag(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(name, f); err != nil {
 		panic(err) //nolint:forbidigo // a flag that is not there is a mistake in the lines above
@@ -78,8 +78,8 @@ func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, e
 	return found, err
 }
 
-func letterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
-	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn),
+func deadLetterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
+	letters, _, err := listDeadLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn),
 		&loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, recent)
 	var found []cobra.Completion
 	for _, l := range letters {

@@ -29,7 +29,7 @@ import (
 	"shop.example/shop/cli"
 )
 
-// orders is what the subcommands of shop order have in common.
+// orders has what the subcommands of shop order share.
 type orders struct {
 	gateway gateway
 	asJSON  bool
@@ -55,10 +55,10 @@ operators.`,
 	return cmd
 }
 
-// maxWait is the maximum that the shop lets a client wait for the decision.
+// maxWait is how long the shop lets a client wait for the decision at most.
 const maxWait = 30 * time.Second
 
-// placement is what shop order place was told.
+// placement has the flags of shop order place.
 type placement struct {
 	name, email, key string
 	items            []string
@@ -144,7 +144,7 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	return nil
 }
 
-// rejection says why in words, with what the shop says about this order, and what to do.
+// rejection says why an order was rejected, with the shop's detail, and what to do.
 func rejection(order *orderv1.Order) string {
 	said, reason := explanation(order.GetReason()), order.GetReason().String()
 	if detail := cli.Printable(order.GetRejectionDetail()); detail != "" {
@@ -175,8 +175,8 @@ func explanation(reason eventsv1.OrderRejected_Reason) string {
 	}
 }
 
-// orderItems reads PRODUCT and PRODUCT=QUANTITY. The catalogue is asked for names alone, so that an order by ids needs
-// nothing but the gateway and the broker.
+// orderItems parses PRODUCT and PRODUCT=QUANTITY. It reads the catalogue only for names, so that an order by ids needs only
+// the gateway and the broker.
 func orderItems(ctx context.Context, c inventoryv1.InventoryServiceClient, given []string) ([]*checkoutv1.PlaceOrderRequest_Item, error) {
 	items := make([]*checkoutv1.PlaceOrderRequest_Item, len(given))
 	var catalogue []*inventoryv1.Item
@@ -242,7 +242,7 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 	return nil
 }
 
-// stateCell is the state of an order, and why it was rejected.
+// stateCell shows the state of an order, and why it was rejected.
 func stateCell(order *orderv1.Order) cell {
 	c := text(order.GetState().String())
 	if order.Reason != nil {
@@ -294,7 +294,7 @@ does.`,
 	return cmd
 }
 
-// orderStates are those that a stored order can have.
+// orderStates are the states of stored orders.
 var orderStates = orderstate.Stored()
 
 func (o *orders) listCommand() *cobra.Command {
@@ -380,7 +380,7 @@ func parseOrderState(s string) (orderv1.Order_State, error) {
 	return 0, cli.WrongUsage("--state %s: there are %s and all", cli.Printable(s), strings.Join(orderStateNames(), ", "))
 }
 
-// orderStateNames are the states as they are given to --state.
+// orderStateNames returns the states as --state takes them.
 func orderStateNames() (names []string) {
 	for _, state := range orderStates {
 		names = append(names, strings.ToLower(state.String()))
@@ -423,7 +423,7 @@ func (o *orders) cancelCommand() *cobra.Command {
 // changed is the response of a call that changes an order.
 type changed interface{ GetOrder() *orderv1.Order }
 
-// changeCommand adds to cmd that it makes a call with the order id that it is given, and prints the order.
+// changeCommand completes cmd: it makes a call with the given order id, and prints the order.
 func (o *orders) changeCommand(cmd *cobra.Command, call func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error)) *cobra.Command {
 	cmd.Args, cmd.ValidArgsFunction = cli.Args("ORDER_ID"), first(o.gateway.complete(orderIDs))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

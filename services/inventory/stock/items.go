@@ -44,7 +44,7 @@ type itemUpdate struct {
 	read   *inventoryv1.Item
 }
 
-// etag changes with each change of the product, its stock included.
+// etag returns a value that changes with every change of the product, also of its stock.
 func (p product) etag() string { return strconv.FormatInt(p.Version, 10) }
 
 // checkEtag returns an error if etag is that of another version of the product.
@@ -59,7 +59,7 @@ func itemNotFound(id int32) error {
 	return apierror.New(codes.NotFound, "ITEM_NOT_FOUND", "there is no item %d", id)
 }
 
-// listItems reads at most limit products with ids above after, in the order of their ids.
+// listItems reads up to limit products with ids above after, in the order of their ids.
 func listItems(ctx context.Context, db *sqlx.DB, after int64, limit int) ([]product, error) {
 	var products []product
 	err := db.SelectContext(ctx, &products, `
@@ -84,7 +84,7 @@ func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error)
 	return p, nil
 }
 
-// catalogueChange is what was done to the catalogue.
+// catalogueChange is the result of a change of the catalogue.
 type catalogueChange struct {
 	products []product     // as they are now
 	stock    []stockChange // of their stock
@@ -128,7 +128,7 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (catalogueCh
 	return done, writeMovements(ctx, tx, stocked, created)
 }
 
-// itemExists names the first item that could not be created beside the ones that were.
+// itemExists returns the error that names the first item which was not inserted, because its name is taken.
 func itemExists(items []newItem, inserted []product) error {
 	for i, it := range items {
 		if i >= len(inserted) || inserted[i].Name != it.name {
@@ -172,7 +172,7 @@ func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) (catalo
 	return done, writeMovements(ctx, tx, restocked, adjusted)
 }
 
-// differences says in words what of a product is not as it was before.
+// differences describes the differences of p from what the product was before.
 func (p product) differences(before product) string {
 	var all []string
 	differs := func(what, now, was string) {
@@ -230,7 +230,7 @@ func (u itemUpdate) apply(p product) (product, error) {
 	return p, nil
 }
 
-// writeItems stores what may be changed of products that are locked, and returns them in the order of their ids.
+// writeItems stores products that are locked, and returns them in the order of their ids.
 func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, error) {
 	names := make([]string, len(items))
 	for i, p := range items {
@@ -259,8 +259,8 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 	return products, nil
 }
 
-// deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them. etag must be
-// the stored one of each, if it is not empty.
+// deleteItems marks products as deleted, all or none; their rows stay for the orders that name them. If etag is not empty,
+// it must be that of each of them.
 func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32, etag string) (done catalogueChange, err error) {
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
@@ -285,7 +285,7 @@ func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32, etag string) (do
 	return done, nil
 }
 
-// lockItems locks and reads products of the catalogue, every one of which must be there.
+// lockItems locks and reads products of the catalogue. It fails if one is not there.
 func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product, error) {
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
@@ -307,7 +307,7 @@ func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product
 	return byID, nil
 }
 
-// writeMovements keeps the changes of on_hand that no order caused.
+// writeMovements records changes of on_hand that no order caused.
 func writeMovements(ctx context.Context, tx *sqlx.Tx, by stockDeltas, why movement) error {
 	ids := slices.Collect(maps.Keys(by))
 	_, err := tx.ExecContext(ctx, `

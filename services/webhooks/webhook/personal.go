@@ -22,20 +22,20 @@ import (
 )
 
 const (
-	// scanLimit is how many events one call looks at, and maxFound how many it returns or erases.
+	// scanLimit is how many events one call reads, and maxFound how many it returns or erases.
 	scanLimit = 100_000
 	maxFound  = 200
 )
 
-// personalDataServer serves PersonalDataService with the webhooks of a customer and the events that are kept to be delivered.
-// Of all events only OrderPlaced names anybody.
+// personalDataServer serves PersonalDataService for the webhooks of customers and the events that are kept for delivery. Of
+// all events only OrderPlaced contains personal data.
 type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
-// before, and each search.
+// FindPersonalData implements customerv1.PersonalDataServiceServer. Each search is recorded, and each response with
+// personal data before it is sent.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
 	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
@@ -165,11 +165,11 @@ func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person cust
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
 
-// listOf names the list of a person's events for page tokens.
+// listOf identifies the list of a person's events, for page tokens.
 func listOf(person customer.Person) string { return "events of " + person.String() }
 
-// findEvents looks at the next scanLimit events after a position for orders that the person has placed. next is the token to
-// continue with; "" at the end.
+// findEvents reads the next scanLimit events after a position and returns the orders that the person has placed. next is
+// the token to continue with; "" at the end.
 func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after int64) (found []*event, next string, err error) {
 	var last int64
 	err = sqlx.GetContext(ctx, q, &last, `SELECT coalesce(max(id), 0) FROM (SELECT id FROM event WHERE id > $1 ORDER BY id LIMIT $2) AS read`, after, scanLimit)

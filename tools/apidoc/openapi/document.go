@@ -60,7 +60,7 @@ func inVersion3(swagger []byte, contracts *contract.Contracts, table errorTable)
 
 func (d *document) finish() error {
 	d.root["openapi"] = "3.1.0"
-	// Where the document is, the API is.
+	// The API is served at the address that serves the document.
 	d.root["servers"] = []any{object{"url": "/", "description": "The gateway that serves this document."}}
 	components := d.root["components"].(object)
 	components["securitySchemes"] = object{bearer: object{
