@@ -157,6 +157,12 @@ soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and
 	@.bin/shopdev exec --fast -- go test -tags soak -v -run '^TestSoak_' -count=1 -timeout=0 ./e2e | \
 	    tee .bin/soak.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: cluster
+cluster: ## Take brokers, the database and replicas away from a cluster under load, ten minutes (CLUSTER_SEED=42 CLUSTER_AWAY=30s CLUSTER_RATE=100)
+	@echo 'What the services say: .bin/cluster.log'
+	@mkdir -p .bin; go test -tags cluster -v -run '^TestCluster_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/cluster.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
+
 .PHONY: webhooks
 webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
 	@.bin/shopdev exec --fast -- go test -tags webhooks -v -run '^TestWebhooks_EveryEvent' -count=1 -timeout=24h ./e2e | \

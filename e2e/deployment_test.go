@@ -81,6 +81,7 @@ type deploymentOptions struct {
 	replicas          map[string]int // by service
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
 	host              string         // where the services listen; loopback if it is empty
+	own               *servers       // of the test, instead of those of all tests
 }
 
 // newDeployment prepares a deployment of which nothing runs yet. The i-th replica of a service calls the i-th replica of
@@ -88,9 +89,13 @@ type deploymentOptions struct {
 func newDeployment(t *testing.T, o deploymentOptions) *deployment {
 	t.Helper()
 	dir := mustBinaries(t)
-	f := &deployment{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	f.amqp = f.broker.Services(t, topology.Broker())
+	f := &deployment{replicas: map[string][]*replica{}, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	if o.own != nil {
+		f.shop = shop{broker: &brokertest.Broker{URL: o.own.amqp}, database: o.own.makeDatabase(t)}
+	} else {
+		f.shop = shop{broker: brokertest.New(t), database: dbtest.New(t)}
+		f.amqp = f.broker.Services(t, topology.Broker())
+	}
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests",
 		"WEBHOOK_ALLOWED_NETWORKS=127.0.0.0/8", "WEBHOOK_TIMEOUT=2s")

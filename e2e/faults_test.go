@@ -196,6 +196,7 @@ func (f *deployment) blocked(t *testing.T, own *servers, tr *traffic) {
 // until the input of its command ends.
 type servers struct {
 	program, dir               string
+	brokers                    int      // nodes of RabbitMQ; one if it is 0
 	env                        []string // of shopdev exec, to be added
 	database, amqp, management string
 	holder                     *exec.Cmd
@@ -237,7 +238,7 @@ func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 // start starts the servers that do not run, with their data and at the same addresses.
 func (s *servers) start(t *testing.T) {
 	t.Helper()
-	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--",
+	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--brokers", strconv.Itoa(max(1, s.brokers)), "--",
 		"sh", "-c", `echo "$DATABASE_URL" && echo "$AMQP_URL" && echo "$AMQP_MANAGEMENT_URL" && cat`)
 	s.holder.Env = append(append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL="), s.env...)
 	s.holder.Stderr = t.Output()
@@ -284,7 +285,7 @@ func (s *servers) release(t *testing.T, signal syscall.Signal) {
 // stop stops both servers cleanly.
 func (s *servers) stop(t *testing.T) { s.release(t, 0) }
 
-// kill kills one server, "postgres" or "rabbitmq", with SIGKILL; the other one goes on.
+// kill kills one server, "postgres", "rabbitmq" or the folder of another node, with SIGKILL; the others go on.
 func (s *servers) kill(t *testing.T, name string) {
 	t.Helper()
 	s.release(t, syscall.SIGKILL)
@@ -303,23 +304,37 @@ func (s *servers) control(t *testing.T, args ...string) {
 	}
 }
 
-// controlCommand returns the command that runs rabbitmqctl for the broker.
-func (s *servers) controlCommand(t *testing.T) []string {
+// brokerPorts are those of a node: AMQP, management, distribution, epmd.
+func (s *servers) brokerPorts(t *testing.T, node int) []int {
 	t.Helper()
-	dir := filepath.Join(s.dir, "rabbitmq")
 	var settings struct{ Ports []int }
-	data, err := os.ReadFile(filepath.Join(dir, "settings.json"))
+	data, err := os.ReadFile(filepath.Join(s.dir, brokerName(node), "settings.json"))
 	if err == nil {
 		err = json.Unmarshal(data, &settings)
 	}
 	if err != nil || len(settings.Ports) < 4 {
 		t.Fatalf("finding the broker: %v in %s", err, data)
 	}
+	return settings.Ports
+}
+
+// brokerName is the folder of a broker's node.
+func brokerName(node int) string {
+	if node == 0 {
+		return "rabbitmq"
+	}
+	return fmt.Sprintf("rabbitmq-%d", node+1)
+}
+
+// controlCommand is how rabbitmqctl is run to reach the broker.
+func (s *servers) controlCommand(t *testing.T) []string {
+	t.Helper()
+	dir := filepath.Join(s.dir, brokerName(0))
 	program, err := exec.LookPath("rabbitmqctl")
 	if inside := "/usr/lib/rabbitmq/bin/rabbitmqctl"; err != nil || exists(inside) { // the one on the path changes to another user
 		program = inside
 	}
-	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", settings.Ports[3]), program, "--node", "shop@localhost"}
+	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", s.brokerPorts(t, 0)[3]), program, "--node", "shop@localhost"}
 }
 
 func exists(path string) bool {

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"shop.example/platform/messaging"
 	"shop.example/shop/audit"
 )
 
@@ -48,7 +49,7 @@ func (s *shop) openDatabase(t *testing.T) *sql.DB {
 // openChannel returns a channel to the test's virtual host.
 func (s *shop) openChannel(t *testing.T) *amqp.Channel {
 	t.Helper()
-	conn, err := amqp.Dial(s.broker.URL)
+	conn, err := amqp.Dial(messaging.SplitURL(s.broker.URL)[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -181,6 +181,7 @@ type follower struct {
 	mu    sync.Mutex
 	told  bool // began has been
 	ids   []string
+	at    []time.Time // when each of them came
 	ends  int
 }
 
@@ -210,7 +211,7 @@ func (f *follower) read(live *liveEvents) {
 		case err != nil:
 			f.ends++
 		case e.ID != "":
-			f.ids = append(f.ids, e.ID)
+			f.ids, f.at = append(f.ids, e.ID), append(f.at, time.Now())
 		case f.ends == 0 && !f.told: // others say that nothing has happened
 			f.told = true
 			f.began <- live.lastID

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,8 @@ type Options struct {
 	Dir string
 	// Fast lets PostgreSQL answer before commits are on disk. It is for tests only: a power failure loses data.
 	Fast bool
+	// Brokers is how many nodes RabbitMQ has, one if it is 0, at least as many as there are in the folder.
+	Brokers int
 	// Progress receives a line for each step, with the time it took; nil for none.
 	Progress io.Writer
 }
@@ -39,7 +42,7 @@ type Stack struct {
 	DatabaseURL string
 	AMQPURL     string
 	// ManagementURL is the URL of RabbitMQ's HTTP API, with user and password; "" if AMQP_URL is set without
-	// AMQP_MANAGEMENT_URL.
+	// AMQP_MANAGEMENT_URL. If there are several nodes it is that of the first.
 	ManagementURL string
 	// MetricsAddr is the address of RabbitMQ's metrics for Prometheus, "" if it is no private instance.
 	MetricsAddr string
@@ -79,7 +82,7 @@ func start(ctx context.Context, o Options, h host) (*Stack, error) {
 	if s.lock, err = acquire(dir); err != nil {
 		return nil, err
 	}
-	if err := s.startServers(ctx, o.Fast); err != nil {
+	if err := s.startServers(ctx, o); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
@@ -107,9 +110,12 @@ func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
 	}
 }
 
-func (s *Stack) startServers(ctx context.Context, fast bool) error {
-	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: fast}
+func (s *Stack) startServers(ctx context.Context, o Options) error {
+	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: o.Fast}
 	mq := &rabbitMQ{host: s.host, dir: filepath.Join(s.dir, rabbitKind.folder)}
+	if n := max(o.Brokers, len(brokerFolders(s.dir))); n > 1 {
+		mq = newCluster(s.host, s.dir, n)
+	}
 	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
 		return err
 	}
@@ -200,7 +206,8 @@ func checkStack(dir string) error {
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == lockFile, name == postgresKind.folder, name == rabbitKind.folder, name == installLog:
+		case name == lockFile, name == postgresKind.folder, name == installLog:
+		case slices.Contains(brokerFolders(dir), filepath.Join(dir, name)):
 		case name == workspace.DatabaseURLsFile:
 		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
 		default:
@@ -224,12 +231,16 @@ func remove(h host, dir string) error {
 // deleted with their data.
 func stopServers(h host, dir string, atOnce bool) error {
 	var wg sync.WaitGroup
-	var pg, mq, docker error
+	var pg, docker error
+	brokers := brokerFolders(dir)
+	mq := make([]error, len(brokers))
 	wg.Go(func() { pg = stopPostgres(filepath.Join(dir, postgresKind.folder), atOnce) })
-	wg.Go(func() { mq = stopRabbitMQ(filepath.Join(dir, rabbitKind.folder), atOnce) })
+	for i, folder := range brokers {
+		wg.Go(func() { mq[i] = stopRabbitMQ(folder, atOnce) })
+	}
 	wg.Go(func() { docker = stopContainers(h, dir, atOnce) })
 	wg.Wait()
-	return errors.Join(pg, mq, docker)
+	return errors.Join(append(mq, pg, docker)...)
 }
 
 const lockFile = "lock"

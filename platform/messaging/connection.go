@@ -418,14 +418,16 @@ func (c *Connection) runSessions(ctx context.Context, name string, session func(
 		if err == nil {
 			continue
 		}
+		if conn.IsClosed() { // Run says so, and makes the pauses
+			wait.Reset()
+			continue
+		}
 		if time.Since(start) > sessionLasted {
 			wait.Reset()
 		}
-		if !conn.IsClosed() { // else Run says so
-			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
-			if c.keeper != nil {
-				c.keeper.lookNow()
-			}
+		c.log.Warn("broker session ended, starting over", "session", name, "error", err)
+		if c.keeper != nil {
+			c.keeper.lookNow()
 		}
 		wait.Sleep(ctx)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -31,6 +32,8 @@ const (
 	// confirmStall is how long a node may confirm nothing of what was published before the publisher moves to another node.
 	// A node that is frozen or cut off does not close the connection.
 	confirmStall = 2 * time.Second
+	// rejectPause is how long a channel on which the broker refuses messages is kept at least.
+	rejectPause = 500 * time.Millisecond
 	// refusalHeld is how long a publisher is not ready after the broker refused it the right to publish: after that another
 	// attempt has to show whether it still does.
 	refusalHeld = 10 * time.Second
@@ -104,7 +107,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, stall) })
+		cause := s.wait(ctx, p.conn.log, func() bool { return p.moveOn(conn, s, stall) })
 		switch {
 		case s.progress.Load() > 0:
 			stall = confirmStall
@@ -307,11 +310,19 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break
 		}
 	}
+	f.sent.Store(true)
 	failpoint.Hit("publisher.sent")
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
 			s.progress.Add(1)
+		case <-f.overtaken: // all of it again: the broker may have returned some of it
+			if isDone(confirm) {
+				s.progress.Add(1)
+				continue
+			}
+			s.abandon(f)
+			return 0, nil
 		case <-blocked:
 			s.abandon(f)
 			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
@@ -323,6 +334,10 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	s.finish(f)
 	for i, confirm := range f.confirms {
 		if !confirm.Acked() {
+			select {
+			case s.rejected <- struct{}{}:
+			default: // it is known
+			}
 			return i, nil
 		}
 		if reason, returned := f.returned[i]; returned {
@@ -391,6 +406,7 @@ type publishSession struct {
 	onReturn  sync.Map                   // message id → func()
 	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
 	progress  atomic.Int64               // confirms that were waited for and came
+	rejected  chan struct{}              // has something if the broker has refused a message
 
 	seen  int64     // progress when unconfirmedFor looked last
 	since time.Time // when that had changed last
@@ -398,6 +414,8 @@ type publishSession struct {
 	mu        sync.Mutex
 	windows   map[*inFlight]struct{} // what the broker may still return or confirm
 	number    uint64                 // of the last window
+	finished  map[string]uint64      // by routing key, the number of the last window that begins with it and is confirmed
+	over      bool                   // its channels are closed
 	abandoned int                    // how many of the windows are
 }
 
@@ -408,6 +426,10 @@ type inFlight struct {
 	messages  []Outgoing
 	confirms  []*amqp.DeferredConfirmation
 	returned  map[int]string // why messages were returned, by their place
+	sent      atomic.Bool    // confirms does not change any more
+	progress  int64          // of the session when it was published
+	overtaken chan struct{}  // closed when nothing is to be expected of the broker any more, see findOvertaken
+	late      bool           // overtaken is closed
 	abandoned bool           // nobody waits for it any more
 
 	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a window has
@@ -419,6 +441,8 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		returns:   make(chan amqp.Return, window),
 		discarded: make(chan amqp.Return, window),
 		windows:   map[*inFlight]struct{}{},
+		finished:  map[string]uint64{},
+		rejected:  make(chan struct{}, 1),
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -441,10 +465,11 @@ var errNoConfirms = errors.New("the broker's node confirms nothing")
 
 // wait serves the session until one of its channels closes, moveOn has closed the connection, or ctx ends, and closes the
 // channels.
-func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
-	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close() }()
+func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func() bool) error {
+	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close(); s.end() }()
 	look := time.NewTicker(confirmStall / 8)
 	defer look.Stop()
+	begun := time.Now()
 	discarded := s.discarded
 	for {
 		select {
@@ -455,7 +480,17 @@ func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
+		case <-s.rejected:
+			// A channel keeps who led a queue when it began, and refuses messages as long as that node is down; another channel finds
+			// the new leader. Within rejectPause they are only published again: there may be none yet.
+			if time.Since(begun) > rejectPause && !s.confirmed.IsClosed() {
+				log.Warn("the broker has refused messages, publishing them again over another channel")
+				return nil
+			}
 		case <-look.C:
+			if n := s.findOvertaken(time.Now()); n > 0 {
+				log.Warn("the broker has confirmed later messages and not these, publishing them again", "messages", n)
+			}
 			if moveOn() {
 				return errNoConfirms
 			}
@@ -520,7 +555,7 @@ func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 
 // register records messages that are about to be published.
 func (s *publishSession) register(messages []Outgoing) *inFlight {
-	f := &inFlight{messages: messages, since: time.Now()}
+	f := &inFlight{messages: messages, since: time.Now(), progress: s.progress.Load(), overtaken: make(chan struct{})}
 	if f.confirms = f.one[:]; len(messages) != 1 {
 		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
 	}
@@ -529,6 +564,9 @@ func (s *publishSession) register(messages []Outgoing) *inFlight {
 	s.number++
 	f.number = s.number
 	s.windows[f] = struct{}{}
+	if s.over {
+		f.overtake()
+	}
 	return f
 }
 
@@ -539,6 +577,59 @@ func (s *publishSession) finish(f *inFlight) {
 	defer s.mu.Unlock()
 	s.assignReturns()
 	delete(s.windows, f)
+	key := f.messages[0].RoutingKey
+	s.finished[key] = max(s.finished[key], f.number)
+}
+
+// findOvertaken looks for windows that are owed a confirm, although what was published later under the same routing key has got
+// its own, or, some time later, anything else has; and says how many messages these are. A node of a cluster that passes a
+// message on to the leader of a queue, on another node, may lose sight of it when that node dies, and then confirms everything but
+// this message.
+func (s *publishSession) findOvertaken(now time.Time) (messages int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.windows {
+		waited := now.Sub(f.since)
+		if f.late || f.abandoned || !f.sent.Load() || waited < confirmStall {
+			continue
+		}
+		others := waited >= 2*confirmStall && s.progress.Load() > f.progress
+		for i, confirm := range f.confirms {
+			if !isDone(confirm) && (others || s.finished[f.messages[i].RoutingKey] > f.number) {
+				f.overtake()
+				messages += len(f.confirms)
+				break
+			}
+		}
+	}
+	return messages
+}
+
+// end lets go of who still waits for a confirm when the channels are closed.
+func (s *publishSession) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	for f := range s.windows {
+		f.overtake()
+	}
+}
+
+// overtake has whoever waits for the window publish it again. It is called with the session's mutex.
+func (f *inFlight) overtake() {
+	if !f.late {
+		f.late = true
+		close(f.overtaken)
+	}
+}
+
+func isDone(confirm *amqp.DeferredConfirmation) bool {
+	select {
+	case <-confirm.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // abandon drops a window whose confirms nobody waits for any more. It is remembered until they come: otherwise a return of
@@ -605,12 +696,5 @@ func (f *inFlight) find(r *amqp.Return) int {
 }
 
 func (f *inFlight) confirmed() bool {
-	for _, confirm := range f.confirms {
-		select {
-		case <-confirm.Done():
-		default:
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(f.confirms, func(confirm *amqp.DeferredConfirmation) bool { return !isDone(confirm) })
 }

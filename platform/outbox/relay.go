@@ -26,9 +26,9 @@ const (
 	// pollInterval is how often the relay looks into the outbox without being woken, for events of a replica that died
 	// after its commit.
 	pollInterval = time.Second
-	// sendTimeout bounds publishing one round. The transaction is idle meanwhile, so it has to be shorter than
-	// postgres.IdleInTransactionTimeout.
-	sendTimeout = 20 * time.Second
+	// sendTimeout bounds publishing one round. The transaction is idle meanwhile, so it is shorter than what lockOutbox allows:
+	// a relay that is frozen with the lock holds up those of the other replicas no longer.
+	sendTimeout = 10 * time.Second
 
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
@@ -344,7 +344,8 @@ func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) boo
 // lost confirm.
 const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
-	       set_config('synchronous_commit', 'off', true)`
+	       set_config('synchronous_commit', 'off', true),
+	       set_config('idle_in_transaction_session_timeout', '12s', true)`
 
 // By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. If the $1 oldest have more
 // than $2 bytes, a message is taken if those before it have less: to sum up row by row, which takes ten times as long as

@@ -28,8 +28,8 @@ const (
 	// answerTimeout bounds the wait for the server's next byte: a server that vanished without a word is noticed.
 	answerTimeout = statementTimeout + 5*time.Second
 	// IdleInTransactionTimeout is how long a transaction may pause between two statements before the server ends it
-	// and lets go of its locks.
-	IdleInTransactionTimeout = 30 * time.Second
+	// and lets go of its locks: those of a process that is frozen, or whose machine is cut off.
+	IdleInTransactionTimeout = 6 * time.Second
 	// maxLifetime is how long a connection is used. New ones resolve the host's name and read the credentials again.
 	maxLifetime = 30 * time.Minute
 )

@@ -2,11 +2,13 @@ package service
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver/dns"
 
 	"shop.example/platform/mtls"
 )
@@ -27,9 +29,14 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 	return conn, nil
 }
 
+// resolveOften lets names be looked up again when a connection ends, and not only every 30 s: otherwise, of replicas that come and
+// go, none that is known may be left.
+var resolveOften = sync.OnceFunc(func() { dns.SetMinResolutionInterval(time.Second) })
+
 // DialOptions are the options for connections between services: calls are spread over all replicas in turn, and dead
 // replicas are noticed within seconds.
 func DialOptions() []grpc.DialOption {
+	resolveOften()
 	return []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.

@@ -150,16 +150,18 @@ func define(t messaging.Topology, vhost string) *definitions {
 			consumers = append(consumers, s.Name)
 		}
 	}
+	const spread = "queue-leader-locator" // where the leader of a new queue is: RabbitMQ's default is where it was declared
 	d.Policies = []policy{
 		{
 			Vhost: vhost, Name: "work-queues", Pattern: exactly(consumers), ApplyTo: "queues",
 			Definition: map[string]any{
 				"dead-letter-exchange": t.DeadLetterExchange, "dead-letter-strategy": "at-least-once", "delivery-limit": 20, "overflow": "reject-publish",
+				spread: "balanced",
 			},
 		},
 		{
 			Vhost: vhost, Name: "dead-letters", Pattern: exactly([]string{messaging.DeadLetterQueue}), ApplyTo: "queues",
-			Definition: map[string]any{"delivery-limit": 1_000_000_000}, // there is no other place for them
+			Definition: map[string]any{"delivery-limit": 1_000_000_000, spread: "balanced"}, // there is no other place for them
 		},
 	}
 	return d

@@ -38,7 +38,8 @@ func Plan(ctx context.Context, t messaging.Topology, at Target) ([]Change, error
 }
 
 // Apply creates what is missing, gives users the current rights, and removes bindings of the topology's queues that are not
-// in the topology, because messages would arrive that nobody handles. It returns the changes it has made, and those that
+// in the topology, because messages would arrive that nobody handles. In a cluster it adds nodes that joined later to those
+// that keep the queues, and spreads the leaders. It returns the changes it has made, and those that
 // are left to be made by hand.
 func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, error) {
 	broker, changes, err := plan(ctx, t, at)
@@ -61,13 +62,14 @@ func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, erro
 			return nil, fmt.Errorf("removing %s: %w", b, err)
 		}
 	}
-	return changes, nil
+	return changes, broker.growth.apply(ctx, at)
 }
 
 // state is what exists in a virtual host.
 type state struct {
 	*definitions
-	users map[string]bool
+	users  map[string]bool
+	growth growth
 }
 
 func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Change, error) {
@@ -86,7 +88,10 @@ func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Chang
 	for _, service := range slices.Sorted(maps.Keys(at.Logins)) {
 		changes = append(changes, have.changesOf(t, service, at.Logins[service], at.Vhost)...)
 	}
-	return have, changes, nil
+	if have.growth, err = grow(ctx, t, at); err != nil {
+		return nil, nil, err
+	}
+	return have, append(changes, have.growth.changes(at)...), nil
 }
 
 func (have *state) changesOf(t messaging.Topology, service string, login Login, vhost string) (changes []Change) {

@@ -29,14 +29,18 @@ const callTimeout = 10 * time.Second
 // Login is the user and the password with which a service logs in to the broker.
 type Login struct{ User, Password string }
 
-// URL returns amqpURL with the login in place of its user and password.
+// URL returns amqpURL, which may name several nodes, with the login in place of its user and password.
 func (l Login) URL(amqpURL string) (string, error) {
-	u, err := url.Parse(amqpURL)
-	if err != nil {
-		return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+	urls := messaging.SplitURL(amqpURL)
+	for i := range urls {
+		u, err := url.Parse(urls[i])
+		if err != nil {
+			return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+		}
+		u.User = url.UserPassword(l.User, l.Password)
+		urls[i] = u.String()
 	}
-	u.User = url.UserPassword(l.User, l.Password)
-	return u.String(), nil
+	return strings.Join(urls, ","), nil
 }
 
 // Topology creates the exchanges, queues, bindings and policies in a virtual host, through RabbitMQ's HTTP API at
