@@ -157,6 +157,12 @@ soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and
 	@.bin/shopdev exec --fast -- go test -tags soak -v -run '^TestSoak_' -count=1 -timeout=0 ./e2e | \
 	    tee .bin/soak.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: cluster
+cluster: ## Take brokers, the database and replicas away from a cluster under load, ten minutes (CLUSTER_SEED=42 CLUSTER_AWAY=30s CLUSTER_RATE=100)
+	@echo 'What the services say: .bin/cluster.log'
+	@mkdir -p .bin; go test -tags cluster -v -run '^TestCluster_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/cluster.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
+
 .PHONY: webhooks
 webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
 	@.bin/shopdev exec --fast -- go test -tags webhooks -v -run '^TestWebhooks_EveryEvent' -count=1 -timeout=24h ./e2e | \
@@ -187,10 +193,11 @@ guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copie
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
 
 .PHONY: clients
-clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python and the network)
-	@for program in node npm python3; do command -v $$program >/dev/null || \
-	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv" >&2; exit 1; }; done
-	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+clients: .bin/shopdev contracts ## Generate clients of other languages, compile and run them (needs Node, Python, a JDK, Maven, the network)
+	@for program in node npm python3 javac mvn; do command -v $$program >/dev/null || \
+	    { echo "$$program is missing. Debian, Ubuntu: apt-get install nodejs npm python3-venv default-jdk-headless maven" >&2; exit 1; }; done
+	@.bin/shopdev exec --fast -- go test -tags clients -v -run '^TestClients_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/clients.log | grep -E '^(\s*--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: bench
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)

@@ -1,6 +1,5 @@
-// Package db holds the migrations of every service's schema and applies them: Bootstrap makes database, roles and
-// schemas as an administrator, Migrate the tables of one schema as the role that owns it, MigrateAll whatever the user
-// may migrate.
+// Package db holds the migrations of every service's schema and applies them: Bootstrap, as an administrator, creates the
+// database, the roles and the schemas; Migrate brings one schema up to date; MigrateAll every schema that the user may migrate.
 package db
 
 import (
@@ -24,7 +23,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// Name is the database that Bootstrap makes.
+// Name is the name of the database that Bootstrap creates.
 const Name = "shopdb"
 
 //go:embed */*.sql
@@ -33,14 +32,14 @@ var migrations embed.FS
 //go:embed bootstrap.sql
 var bootstrapSQL string
 
-// Schemas lists the schemas, one a service: each has a folder here with its migrations. Each has a login role of the same
-// name.
+// Schemas returns the names of the schemas, one for each service that has a database. A folder of that name holds the
+// migrations, and the login role of the service has the same name.
 func Schemas() []string {
 	folders, _ := fs.Glob(migrations, "*") // fails for a malformed pattern alone
 	return folders
 }
 
-// Fingerprint is 16 hexadecimal digits that change with every change of a migration.
+// Fingerprint returns 16 hexadecimal digits that change with every change of a migration.
 func Fingerprint() string {
 	h := sha256.New()
 	for _, schema := range Schemas() {
@@ -53,9 +52,9 @@ func Fingerprint() string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// MigrateAll is Migrate of every schema as an administrator, who first gets the roles and schemas that are missing (see
-// Bootstrap); as the role of a service it is Migrate of that service's schema. applied is called for each schema, with
-// the names of the files.
+// MigrateAll migrates every schema if url is an administrator's, after it has created missing roles and schemas as Bootstrap
+// does; if url is the role of a service it migrates that service's schema alone. applied is called after each schema, with the
+// names of the files that were applied to it. It stops at the first error.
 func MigrateAll(ctx context.Context, url string, applied func(schema string, files []string)) error {
 	database, user, missing, err := inspect(ctx, url)
 	if err != nil {
@@ -96,10 +95,11 @@ func inspect(ctx context.Context, url string) (database, user string, missing bo
 	return database, user, missing, err
 }
 
-// Migrate applies the migrations of the schema that the database at url does not have yet, and returns their file
-// names. It makes the schema if it is missing and the user may make it; what it makes in it belongs to the schema's owner,
-// whose role the user has to be allowed to take. Replicas that start at once may all call it: one works, the others wait
-// for it. A pooler that gives each transaction another connection is an error, and so is a database that is not in UTF8.
+// Migrate applies the migrations of a schema that the database at url does not have yet, and returns their file names, also
+// those that were applied before an error. It creates the schema if it is missing and the user may. Tables belong to the
+// schema's owner, so the user must be that role or a member of it. Replicas that start at the same time may all call it: one
+// works, the others wait for it, up to five minutes. It fails if the connection goes through a pooler in transaction mode, or
+// if the database's encoding is not UTF8.
 func Migrate(ctx context.Context, url, schema string) (applied []string, err error) {
 	files, err := migrationsOf(schema)
 	if err != nil {
@@ -126,8 +126,8 @@ func Migrate(ctx context.Context, url, schema string) (applied []string, err err
 	return applied, nil
 }
 
-// prepare finds out whether the connection is fit for a service, makes the schema if it is missing, and returns its
-// owner.
+// prepare checks that a service can use the connection and the database, creates the schema if it is missing, and returns
+// the schema's owner.
 func prepare(ctx context.Context, config pq.Config, schema string) (owner string, err error) {
 	pool, err := connect(ctx, config)
 	if err != nil {
@@ -180,7 +180,7 @@ func createSchema(ctx context.Context, pool *sql.DB, schema string) error {
 }
 
 func migrate(ctx context.Context, pool *sql.DB, schema string, files fs.FS) ([]string, error) {
-	// A lock of each schema's own, asked for every second, for five minutes.
+	// Each schema has a lock of its own, which is tried every second for five minutes.
 	locker, err := lock.NewPostgresSessionLocker(
 		lock.WithLockID(int64(crc32.ChecksumIEEE([]byte("migrate "+schema)))), lock.WithLockTimeout(1, 300))
 	if err != nil {
@@ -191,7 +191,7 @@ func migrate(ctx context.Context, pool *sql.DB, schema string, files fs.FS) ([]s
 	if err != nil {
 		return nil, err
 	}
-	// Asks without the lock, so that a start with nothing to do waits for nobody.
+	// Asked without the lock, so that a start with nothing to migrate does not wait for others.
 	if pending, err := provider.HasPending(ctx); err != nil || !pending {
 		return nil, err
 	}
@@ -206,9 +206,9 @@ func migrate(ctx context.Context, pool *sql.DB, schema string, files fs.FS) ([]s
 	return applied, err
 }
 
-// Bootstrap makes, on the server at adminURL, what is missing of: the database shopdb, a login role for each service,
-// and its schema, which no other role can enter. passwords are by role; a role without one keeps what it has, which on
-// a new server is none. It may be called any number of times, by several at once.
+// Bootstrap creates, on the server at adminURL, whatever is missing: the database shopdb, a login role for each service,
+// and a schema for each, which no other role can use. passwords are by role and replace earlier ones; a role that is not
+// in it keeps its password, and a new role gets none. It may be called again, and concurrently.
 func Bootstrap(ctx context.Context, adminURL string, passwords map[string]string) error {
 	if err := bootstrap(ctx, adminURL, Name, passwords); err != nil {
 		return fmt.Errorf("preparing database %s: %w", Name, err)
@@ -225,7 +225,7 @@ func bootstrap(ctx context.Context, adminURL, database string, passwords map[str
 		return err
 	}
 	config.Database = database
-	// As the login's own parameters: statements are written to the server's log.
+	// Passwords go as parameters of the login, because the server may write statements to its log.
 	for role, password := range passwords {
 		config.Runtime["shop."+role+"_password"] = password
 	}
@@ -241,9 +241,9 @@ func bootstrap(ctx context.Context, adminURL, database string, passwords map[str
 	return err
 }
 
-// requireUTF8 is an error if the database keeps text in another encoding: names of products are compared in a normal form
-// that PostgreSQL knows of UTF8 alone, and not every name fits into another one. A server that was initialised without a
-// locale makes such databases.
+// requireUTF8 returns an error if the database has another encoding than UTF8. Names of products are compared in a normal
+// form that PostgreSQL has for UTF8 only, and other encodings lack characters. Servers that were initialised without a
+// locale create such databases by default.
 func requireUTF8(ctx context.Context, pool *sql.DB) error {
 	var database, encoding string
 	err := pool.QueryRowContext(ctx, "SELECT current_database(), current_setting('server_encoding')").Scan(&database, &encoding)
@@ -272,8 +272,8 @@ func createDatabase(ctx context.Context, admin pq.Config, name string) error {
 	return err
 }
 
-// URL returns adminURL turned into that of role in the database shopdb. password may be empty if the server trusts
-// the connection.
+// URL returns adminURL with the user replaced by role and password, and the database by shopdb. An empty password is left out,
+// for servers that trust the connection. The error does not show adminURL.
 func URL(adminURL, role, password string) (string, error) {
 	u, err := postgres.ParseURL(adminURL)
 	if err != nil {
@@ -287,7 +287,7 @@ func URL(adminURL, role, password string) (string, error) {
 	return u.String(), nil
 }
 
-// open returns a pool of connections that have config.Runtime as parameters of the login.
+// open returns a pool of connections that send config.Runtime with the login. It does not connect yet.
 func open(config pq.Config) (*sql.DB, error) {
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
@@ -296,7 +296,7 @@ func open(config pq.Config) (*sql.DB, error) {
 	return sql.OpenDB(connector), nil
 }
 
-// connect returns a pool of a postgres.Connector's connections, of which one has answered.
+// connect returns a pool whose connections set config.Runtime by a statement (see postgres.Connector). It has connected once.
 func connect(ctx context.Context, config pq.Config) (*sql.DB, error) {
 	connector, err := postgres.NewConnector(config)
 	if err != nil {

@@ -68,7 +68,7 @@ func TestMigrations_LeaveWhatTheReleaseBeforeUses(t *testing.T) {
 	}
 }
 
-func TestTakenAway_IsWhatAnOlderReplicaWouldMiss(t *testing.T) {
+func TestTakenAway_FindsWhatAnOlderReplicaWouldMiss(t *testing.T) {
 	t.Parallel()
 	pool := open(t, postgrestest.NewEmpty(t))
 	const was = `

@@ -1,4 +1,4 @@
-// Command dev, built as shopdev, runs the whole shop and its servers on a developer's machine.
+// Command dev, which is built as shopdev, runs the whole shop and its servers on a developer's machine.
 package main
 
 import (

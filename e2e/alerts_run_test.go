@@ -35,19 +35,20 @@ const (
 	clearsWithin = 20 * time.Minute
 )
 
-// watchedFleet is a fleet with an audit, light traffic, and a real Prometheus with the shop's rules.
-type watchedFleet struct {
-	*fleet
+// watchedDeployment is a deployment with an audit, light traffic, and a real Prometheus with the shop's rules.
+type watchedDeployment struct {
+	*deployment
 	prometheus string // its URL
+	product    int    // of which there is enough for all orders
 	audit      *exec.Cmd
 	// the lines of the services, which can be frozen
 	brokerLine, databaseLine *netproxy.Proxy
 }
 
-// observe starts the audit and Prometheus beside a fleet that is up.
-func observe(t *testing.T, f *fleet) *watchedFleet {
+// observe starts the audit and Prometheus beside a deployment that is up.
+func observe(t *testing.T, f *deployment) *watchedDeployment {
 	t.Helper()
-	w := &watchedFleet{fleet: f, prometheus: "http://" + freeAddr(t)}
+	w := &watchedDeployment{deployment: f, prometheus: "http://" + freeAddr(t), product: f.unlimitedStock(t)[0]}
 	auditAddr := freeAddr(t)
 	w.audit = w.process(t, filepath.Join(mustBinaries(t), "shop"), []string{"audit", "--every", "10s", "--listen", auditAddr}, "DATABASE_URL="+f.database, "LOG_LEVEL=warn")
 
@@ -107,7 +108,7 @@ func observe(t *testing.T, f *fleet) *watchedFleet {
 	return w
 }
 
-// brokerMetrics is where the broker shows its metrics to Prometheus, "" if it does not.
+// brokerMetrics returns the address of the broker's metrics for Prometheus, "" if it has none.
 func brokerMetrics(t *testing.T) string {
 	t.Helper()
 	body, err := provision.Call(t.Context(), http.MethodGet, os.Getenv("AMQP_MANAGEMENT_URL")+"/api/overview", nil)
@@ -133,7 +134,7 @@ func brokerMetrics(t *testing.T) string {
 }
 
 // process runs a program to the end of the test.
-func (w *watchedFleet) process(t *testing.T, program string, args []string, env ...string) *exec.Cmd {
+func (w *watchedDeployment) process(t *testing.T, program string, args []string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -146,20 +147,20 @@ func (w *watchedFleet) process(t *testing.T, program string, args []string, env 
 	return cmd
 }
 
-// sql runs a statement behind the services' backs.
-func (w *watchedFleet) sql(t *testing.T, statement string) {
+// sql runs a statement on the database, without the services' knowledge.
+func (w *watchedDeployment) sql(t *testing.T, statement string) {
 	t.Helper()
 	if _, err := w.openDatabase(t).ExecContext(t.Context(), statement); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// order places one small order at any of the gateways; what becomes of it is for the metrics to say.
-func (w *watchedFleet) order(ctx context.Context) {
+// order places one small order at one of the gateways. Whether it succeeds is for the metrics to tell.
+func (w *watchedDeployment) order(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	for _, gateway := range w.gateways() {
-		body := `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`
+		body := fmt.Sprintf(`{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":%d,"quantity":1}]}`, w.product)
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, gateway+"/v1/orders", strings.NewReader(body))
 		if err != nil {
 			return
@@ -173,7 +174,7 @@ func (w *watchedFleet) order(ctx context.Context) {
 }
 
 // query returns the values of an instant query, by their labels.
-func (w *watchedFleet) query(ctx context.Context, expr string) (map[string]float64, error) {
+func (w *watchedDeployment) query(ctx context.Context, expr string) (map[string]float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.prometheus+"/api/v1/query", nil)
 	if err != nil {
 		return nil, err
@@ -217,8 +218,8 @@ func (w *watchedFleet) query(ctx context.Context, expr string) (map[string]float
 	return all, nil
 }
 
-// firing are the alerts that fire now, with their labels.
-func (w *watchedFleet) firing(t *testing.T) []string {
+// firing returns the alerts that fire now, with their labels.
+func (w *watchedDeployment) firing(t *testing.T) []string {
 	t.Helper()
 	alerts, err := w.query(t.Context(), `ALERTS{alertstate="firing"}`)
 	if err != nil {
@@ -227,8 +228,8 @@ func (w *watchedFleet) firing(t *testing.T) []string {
 	return slices.Sorted(maps.Keys(alerts))
 }
 
-// fires says whether one of the alerts that fire has all of these labels.
-func (w *watchedFleet) fires(t *testing.T, labels ...string) bool {
+// fires reports whether one of the firing alerts has all of these labels.
+func (w *watchedDeployment) fires(t *testing.T, labels ...string) bool {
 	t.Helper()
 	return slices.ContainsFunc(w.firing(t), func(alert string) bool {
 		for _, label := range labels {
@@ -240,47 +241,47 @@ func (w *watchedFleet) fires(t *testing.T, labels ...string) bool {
 	})
 }
 
-// TestAlerts_FireWhenProvokedAndClear provokes each alert of what can go wrong on a running shop of its own. The lines it logs
-// are the table of docs/operations.md.
+// TestAlerts_FireWhenProvokedAndClear provokes each alert on a running shop, and repairs the cause. The lines that it logs
+// are the table in docs/operations.md.
 func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 	for _, c := range []struct {
 		what    string
 		alerts  [][]string // labels of each
-		provoke func(t *testing.T, w *watchedFleet) (repair func())
+		provoke func(t *testing.T, w *watchedDeployment) (repair func())
 	}{
-		{"broker frozen", [][]string{{"alertname=OrdersRefused", "reason=BROKER_UNAVAILABLE"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"broker frozen", [][]string{{"alertname=OrdersRefused", "reason=BROKER_UNAVAILABLE"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.brokerLine.DropResponses()
 			return func() { w.brokerLine.Up(t) }
 		}},
-		{"database frozen", [][]string{{"alertname=ServiceNotReady", "check=database"}, {"alertname=MessagesStuck", "queue=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"database frozen", [][]string{{"alertname=ServiceNotReady", "check=database"}, {"alertname=MessagesStuck", "queue=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.databaseLine.DropResponses()
 			return func() { w.databaseLine.Up(t) }
 		}},
-		{"broker slow", [][]string{{"alertname=OrdersAcceptedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"broker slow", [][]string{{"alertname=OrdersAcceptedSlowlyBudget"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.brokerLine.Delay(400 * time.Millisecond) // more than the 250 ms that orders are accepted in
 			return func() { w.brokerLine.Up(t) }
 		}},
-		{"database slow", [][]string{{"alertname=OrdersDecidedSlowlyBudget"}}, func(t *testing.T, w *watchedFleet) func() {
-			w.databaseLine.Delay(1500 * time.Millisecond) // a decision waits for several answers, and may take 5 s
+		{"database slow", [][]string{{"alertname=OrdersDecidedSlowlyBudget"}}, func(t *testing.T, w *watchedDeployment) func() {
+			w.databaseLine.Delay(600 * time.Millisecond) // a decision waits for some ten answers, and may take 5 s
 			return func() { w.databaseLine.Up(t) }
 		}},
-		{"order service stopped, its queue has no consumer", [][]string{{"alertname=ServiceDown", "job=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"order service stopped, its queue has no consumer", [][]string{{"alertname=ServiceDown", "job=order"}, {"alertname=OrdersNotDecided"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.replicas["order"][0].term(t)
 			return func() { w.up(t) }
 		}},
-		{"poison message", [][]string{{"alertname=NewDeadLetters"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"poison message", [][]string{{"alertname=NewDeadLetters"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.send(t, w.confirming(t), "shop.topic", "shop.order.placed", amqp.Publishing{Body: []byte("garbage"), MessageId: uuid.NewString()})
 			return func() {}
 		}},
-		{"audit process gone", [][]string{{"alertname=AuditNotRunning"}}, func(_ *testing.T, w *watchedFleet) func() {
+		{"audit process gone", [][]string{{"alertname=AuditNotRunning"}}, func(_ *testing.T, w *watchedDeployment) func() {
 			_ = w.audit.Process.Signal(syscall.SIGSTOP)
 			return func() { _ = w.audit.Process.Signal(syscall.SIGCONT) }
 		}},
-		{"stock changed by hand", [][]string{{"alertname=DataInconsistent"}}, func(t *testing.T, w *watchedFleet) func() {
+		{"stock changed by hand", [][]string{{"alertname=DataInconsistent"}}, func(t *testing.T, w *watchedDeployment) func() {
 			w.sql(t, "UPDATE inventory.product SET on_hand = on_hand + 1 WHERE id = 2")
 			return func() { w.sql(t, "UPDATE inventory.product SET on_hand = on_hand - 1 WHERE id = 2") }
 		}},
-		{"overload", [][]string{{"alertname=OrdersRefused", "reason=OVERLOADED"}, {"alertname=OrdersRefusedBudget"}}, func(_ *testing.T, w *watchedFleet) func() {
+		{"overload", [][]string{{"alertname=OrdersRefused", "reason=OVERLOADED"}, {"alertname=OrdersRefusedBudget"}}, func(_ *testing.T, w *watchedDeployment) func() {
 			ctx, stop := context.WithCancel(context.Background())
 			var clients sync.WaitGroup
 			for range 60 { // with 11 orders in flight at most
@@ -299,13 +300,12 @@ func TestAlerts_FireWhenProvokedAndClear(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, fleetOptions{})
+			f := newDeployment(t, deploymentOptions{})
 			broker, database := f.proxies(t)
 			if c.what == "overload" {
 				f.replicas["gateway"][0].env = append(f.replicas["gateway"][0].env, "ORDERS_IN_FLIGHT=11")
 			}
 			f.up(t)
-			f.plenty(t)
 			w := observe(t, f)
 			w.brokerLine, w.databaseLine = broker, database
 			<-time.After(time.Minute) // traffic, and no alert
@@ -362,9 +362,8 @@ func TestAlerts_AreSilentWhileAllIsWellAndDuringARollingRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
 	f.up(t)
-	f.plenty(t)
 	w := observe(t, f)
 	begin := time.Now()
 	restarted := false

@@ -9,7 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// alert is one of deploy/prometheus/rules.yaml.
+// alert is an alert in deploy/prometheus/rules.yaml.
 type alert struct {
 	Alert       string            `yaml:"alert"`
 	Record      string            `yaml:"record"`
@@ -50,7 +50,7 @@ func alertRules(t *testing.T) (alerts []alert, recorded map[string]bool) {
 	return alerts, recorded
 }
 
-// The table of docs/operations.md was no rule, and three of its alerts could not fire in their main case.
+// The table in docs/operations.md once differed from the rules, and three of its alerts could not fire in their main case.
 func TestAlerts_ThePageSaysWhatTheRulesSay(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/operations.md")
@@ -78,7 +78,7 @@ func TestAlerts_ThePageSaysWhatTheRulesSay(t *testing.T) {
 	}
 }
 
-// A rule over a metric that nobody has never fires, and no tool says so.
+// A rule about a metric that does not exist never fires, and no tool complains.
 func TestAlerts_AreAboutMetricsThatExist(t *testing.T) {
 	t.Parallel()
 	known := metricNames(t)
@@ -98,5 +98,5 @@ func TestAlerts_AreAboutMetricsThatExist(t *testing.T) {
 	}
 }
 
-// labelsOf are what stands in braces, and what an aggregation is by.
+// labelsOf returns the labels in the braces of an expression and in its aggregations.
 var labelsOf = regexp.MustCompile(`\{[^}]*\}|by \([^)]*\) `)

@@ -26,13 +26,13 @@ import (
 
 // These tests speak AMQP as docs/amqp.md says, as a program in another language does that has nothing of ours but the contracts.
 
-// asker publishes requests and takes their answers.
+// asker publishes requests and receives their answers.
 type asker struct {
 	ch      *amqp.Channel
 	answers <-chan amqp.Delivery
 }
 
-// directReplyTo is the broker's pseudo queue that leads answers back to the channel that asked.
+// directReplyTo is RabbitMQ's pseudo queue that delivers answers to the channel that asked.
 const directReplyTo = "amq.rabbitmq.reply-to"
 
 func newAsker(t *testing.T, ch *amqp.Channel) *asker {
@@ -58,13 +58,13 @@ func (a *asker) ask(t *testing.T, exchange, key string, m amqp.Publishing) amqp.
 			t.Fatalf("the answer is to %q, not to %q", d.CorrelationId, m.CorrelationId)
 		}
 		return d
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatalf("%s was not answered", key)
 	}
 	panic("unreachable")
 }
 
-// succeeds reads an answer that is no failure.
+// succeeds decodes an answer, which must not be a failure.
 func succeeds(t *testing.T, d amqp.Delivery, answer proto.Message) {
 	t.Helper()
 	if code, _ := d.Headers["grpc-status"].(int32); code != 0 || d.Type != string(answer.ProtoReflect().Descriptor().FullName()) || d.ContentType != "application/protobuf" {
@@ -75,7 +75,7 @@ func succeeds(t *testing.T, d amqp.Delivery, answer proto.Message) {
 	}
 }
 
-// fails checks that an answer is a failure of this code, for whoever looks at its headers, its type or its body.
+// fails checks that an answer is a failure with this code: in its headers, its type and its body.
 func fails(t *testing.T, what string, d amqp.Delivery, code codes.Code, message string) {
 	t.Helper()
 	var st statuspb.Status
@@ -113,7 +113,7 @@ func TestAMQP_ACommandThatAsksForAnAnswerGetsIt(t *testing.T) {
 	again := a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{MessageId: id, Body: encode(t, products("Tripod", 1))})
 	fails(t, "a name that is taken", again, codes.AlreadyExists, `there is an item "Tripod" already`)
 	var found struct {
-		Letters []letter `json:"dead_letters"`
+		Letters []deadLetter `json:"dead_letters"`
 	}
 	eventually(t, func() error {
 		s.get(t, "/v1/dead-letters?message_id="+id).json(t, &found)
@@ -154,7 +154,7 @@ func TestAMQP_ACallIsAnsweredOrRefused(t *testing.T) {
 		`the property content_type says "application/json": a request is protobuf, application/protobuf`)
 }
 
-func TestAMQP_WhatNobodyIsToldHoldsNothing(t *testing.T) {
+func TestAMQP_ARequestWithoutAQueueForItsAnswerHoldsNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	a := newAsker(t, s.openChannel(t))
@@ -171,7 +171,8 @@ func TestAMQP_WhatNobodyIsToldHoldsNothing(t *testing.T) {
 	}
 }
 
-// Whoever may send a command names where its answer goes: not to a service, as a message that it cannot read.
+// Whoever may publish a request chooses the queue for its answer. It must not be a service's queue, where the answer would
+// be a dead letter.
 func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -183,12 +184,12 @@ func TestAMQP_AQueueOfTheShopGetsNoAnswers(t *testing.T) {
 	var answer eventsv1.ItemsChanged
 	succeeds(t, a.ask(t, "shop.topic", "shop.inventory.create", amqp.Publishing{Body: encode(t, products("Lamp", 7))}), &answer)
 	s.decided(t, s.place(t, 1, 1)) // behind an answer in the order queue, if there were one
-	if letters := s.letters(t, "OPEN"); len(letters) != 0 {
+	if letters := s.deadLetters(t, "OPEN"); len(letters) != 0 {
 		t.Errorf("dead letters %+v", letters)
 	}
 }
 
-// expressions are what a recipe of docs/amqp.md gives its user: in single quotes, from one of its lines.
+// expressions returns the regular expressions in single quotes on a line of a recipe in docs/amqp.md.
 func expressions(t *testing.T, command, user string) (all []string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/amqp.md")
@@ -206,7 +207,8 @@ func expressions(t *testing.T, command, user string) (all []string) {
 	return all
 }
 
-// brokerUser makes a user by the recipe of docs/amqp.md for this one, under a name of its own: users are the whole broker's.
+// brokerUser creates a user as the recipe in docs/amqp.md says, with a name of its own, because users belong to the whole
+// broker.
 func (s *shop) brokerUser(t *testing.T, recipe string) (name, address string) {
 	t.Helper()
 	name = recipe + "-" + uuid.NewString()[:8]
@@ -275,7 +277,7 @@ func TestAMQP_TheUserOfTheRecipeMaySendCommandsAndNothingElse(t *testing.T) {
 			if cause == nil || cause.Code != amqp.AccessRefused {
 				t.Errorf("%q: %v", route, cause)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Errorf("%q is not refused", route)
 		}
 	}
@@ -312,7 +314,7 @@ func TestAMQP_TheUserOfTheRecipeMayListenToOrdersAndNothingElse(t *testing.T) {
 			if d.RoutingKey != key || d.CorrelationId != order {
 				t.Errorf("%s of order %s instead of %s of %s", d.RoutingKey, d.CorrelationId, key, order)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatalf("%s does not come", key)
 		}
 	}

@@ -116,6 +116,12 @@ func TestAPI_EachCallDoesWhatItsRowSays(t *testing.T) {
 			order := s.decided(t, s.place(t, 5, 1))
 			s.settled(t)
 			return order.ID
+		case "SHARE":
+			var share struct {
+				Token string `json:"share_token"`
+			}
+			s.call(t, http.MethodPost, s.place(t, 5, 1)+":share", "{}").json(t, &share)
+			return share.Token
 		case "LETTER": // a new one each time: what was redriven cannot be discarded
 			next := letters[0]
 			letters = letters[1:]
@@ -156,8 +162,8 @@ func words(t *testing.T, line string, variables func(string) string) []string {
 	return fields[1:]
 }
 
-// makeDeadLetters sends messages that nobody can read, and returns what became of them.
-func (s *shop) makeDeadLetters(t *testing.T, n int) []letter {
+// makeDeadLetters publishes n messages that cannot be decoded, and returns their dead letters.
+func (s *shop) makeDeadLetters(t *testing.T, n int) []deadLetter {
 	t.Helper()
 	ch := s.openChannel(t)
 	for i := range n {
@@ -167,9 +173,9 @@ func (s *shop) makeDeadLetters(t *testing.T, n int) []letter {
 			t.Fatal(err)
 		}
 	}
-	var letters []letter
+	var letters []deadLetter
 	eventually(t, func() error {
-		if letters = s.letters(t, "OPEN"); len(letters) < n {
+		if letters = s.deadLetters(t, "OPEN"); len(letters) < n {
 			return fmt.Errorf("%d of %d dead letters are there", len(letters), n)
 		}
 		return nil
@@ -201,7 +207,7 @@ func (s *shop) checkCurl(t *testing.T, r apiRow, args []string) {
 			path = strings.TrimPrefix(args[i], "localhost:3000")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, s.url+path, strings.NewReader(body))
 	if err != nil {
@@ -237,7 +243,7 @@ func (s *shop) checkCurl(t *testing.T, r apiRow, args []string) {
 // checkGRPCurl makes the call that grpcurl would make.
 func checkGRPCurl(t *testing.T, r apiRow, args []string, conn *grpc.ClientConn) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	body, sent := "{}", metadata.MD{}
 	for i := 0; i < len(args)-2; i++ {

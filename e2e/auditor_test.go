@@ -47,7 +47,7 @@ func auditor(t *testing.T, s *shop) *audit.Auditor {
 	return a
 }
 
-// While orders are placed, refused and cancelled as fast as it goes, one audit follows the other.
+// Audits run one after the other while orders are placed, refused and cancelled as fast as possible.
 func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -87,7 +87,7 @@ func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 			t.Errorf("%s: %s", v.Check, v)
 		}
 	}
-	r, err := a.RunWhenQuiet(t.Context(), patience)
+	r, err := a.RunWhenQuiet(t.Context(), testTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +97,8 @@ func TestAudit_ABusyShopGivesNoFalseAlarm(t *testing.T) {
 	t.Logf("%d audits saw %d things in flight", audits, inFlight)
 }
 
-// Stock that was held for an order which never came is given back by the next replica that starts, after it has asked the
-// order service; stock of a stored order is not.
+// Stock that was held for an order which was never stored is released by the next replica that starts, after it has asked
+// the order service. Stock of a stored order is not.
 func TestSweeper_GivesBackWhatTheOrderServiceDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -146,7 +146,7 @@ func TestSweeper_GivesBackWhatTheOrderServiceDoesNotKnow(t *testing.T) {
 	if i := s.settled(t)["Phone"]; i.OnHand != 199 {
 		t.Errorf("of order %s: %+v", kept.ID, i)
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("after: %+v, %v", r, err)
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"shop.example/topology"
 )
 
-// The blocks of docs/operations.md, from servers that are new to servers whose data is lost. The services have the roles
-// and users that the documents give them.
+// The commands in docs/operations.md are run, from the installation on new servers to the restore after all data is lost.
+// The services have the roles and users that the documents create.
 func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
@@ -29,7 +29,7 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"], "WEBHOOKS_PASSWORD="+passwords["webhooks"]))
 	run("install")
 
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOf(t, own), adminURL
 	f.servers(t, own.amqp, adminURL)
 	for service, role := range map[string]string{"order": "orders", "inventory": "inventory", "logging": "logging", "webhooks": "webhooks"} {
@@ -40,7 +40,7 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 		f.replicas[service][0].env = append(f.replicas[service][0].env, "DATABASE_URL="+databaseURL)
 	}
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 40)
 	orders := tr.end(t)
 	f.comesToRest(t, orders)

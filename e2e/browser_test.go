@@ -43,7 +43,7 @@ var endBrowser = func() {}
 
 type action = chromedp.Action[chromedp.Void]
 
-// tab is a browser's tab, with a profile that nobody has used before.
+// tab is a tab of the browser, with a new profile.
 type tab struct {
 	*testing.T
 	ctx      context.Context
@@ -73,7 +73,7 @@ func browse(t *testing.T, url string, setup ...action) *tab {
 		t.Fatalf("opening a tab: %v", err)
 	}
 	var cancel context.CancelFunc
-	b.ctx, cancel = context.WithTimeout(ctx, 4*patience)
+	b.ctx, cancel = context.WithTimeout(ctx, 4*testTimeout)
 	t.Cleanup(cancel)
 	b.do(with(cdplog.Enable, cdp.Empty{}), chromedp.EmulateViewport(1440, 900))
 	b.do(setup...)
@@ -89,7 +89,7 @@ func with[P, R any](command cdp.Command[P, R], params P) action {
 	})
 }
 
-// listen takes note of errors, exceptions and violations of the content security policy.
+// listen records errors, exceptions and violations of the content security policy.
 func (b *tab) listen(event any) {
 	var problem string
 	switch e := event.(type) {
@@ -120,7 +120,7 @@ func (b *tab) listen(event any) {
 	b.problems = append(b.problems, problem)
 }
 
-// mayComplain says which complaints of the console belong to the test.
+// mayComplain says which complaints on the console the test expects.
 func (b *tab) mayComplain(parts ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -134,7 +134,7 @@ func (b *tab) do(steps ...action) {
 	}
 }
 
-// eval evaluates an expression, or a promise of its value.
+// eval evaluates an expression; if that is a promise, it waits for its value.
 func eval[T any](b *tab, expression string) T {
 	b.Helper()
 	value, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
@@ -147,12 +147,12 @@ func eval[T any](b *tab, expression string) T {
 // until waits until an expression is true.
 func (b *tab) until(expression string) {
 	b.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !eval[bool](b, "Boolean("+expression+")") {
 		if time.Now().After(deadline) {
-			b.Fatalf("after %s not true: %s\nthe page:\n%s", patience, expression, eval[string](b, "document.body.innerText"))
+			b.Fatalf("after %s not true: %s\nthe page:\n%s", testTimeout, expression, eval[string](b, "document.body.innerText"))
 		}
 		<-tick.C
 	}

@@ -29,23 +29,24 @@ const (
 	callTimeout = 2 * time.Second
 )
 
-// TestChaos_NoAcceptedOrderIsLost places orders while services and lines to the servers fail at random. CHAOS_SEED
-// repeats a schedule, CHAOS_DURATION says how long it goes on; from a minute on the servers themselves fail too.
+// TestChaos_NoAcceptedOrderIsLost places orders while services, and the connections to the servers, fail at random.
+// CHAOS_SEED repeats a schedule, CHAOS_DURATION sets its length; from a minute on the servers themselves fail too.
 func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	t.Parallel()
 	duration, seed := chaosSettings(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2}})
-	c := &chaos{fleet: f, away: map[*replica]bool{}}
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
+	c := &chaos{deployment: f, away: map[*replica]bool{}}
 	if duration >= time.Minute { // they take a while to start
 		c.own = newServers(t)
 		f.broker, f.amqp, f.database = &brokertest.Broker{URL: c.own.amqp}, nil, c.own.makeDatabase(t)
 	}
 	c.broker, c.database = f.proxies(t)
 	f.up(t)
+	registerReceiver(t, f)
 	schedule := c.schedule(duration, seed)
 	t.Logf("CHAOS_SEED=%d CHAOS_DURATION=%s: %d faults", seed, duration, len(schedule)/2)
 
-	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
+	tr := f.mixedTraffic(t, f.unlimitedStock(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
 	begin := time.Now()
 	for _, step := range schedule {
 		<-time.After(time.Until(begin.Add(step.at)))
@@ -59,6 +60,7 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 	orders := tr.end(t)
 	f.decidesWithin(t, orders, resendLimit)
 	c.discardPoison(t)
+	f.receivesEverything(t, orders, resendLimit)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 
@@ -69,9 +71,9 @@ func TestChaos_NoAcceptedOrderIsLost(t *testing.T) {
 		orders, took.Round(time.Second), count(schedule), c.gaveUp, refused, longest.Round(time.Millisecond))
 }
 
-// chaos is a fleet and what happens to it. All of it happens in the goroutine of the test.
+// chaos is a deployment with the faults injected into it. All of them are injected from the test's goroutine.
 type chaos struct {
-	*fleet
+	*deployment
 	broker, database *netproxy.Proxy
 	own              *servers          // that may be killed; nil if they belong to others, too
 	away             map[*replica]bool // killed or stopped, to be started again
@@ -81,8 +83,8 @@ type chaos struct {
 	spilled          bool          // a queue that such a message may have been in was deleted
 }
 
-// supervise starts again what has ended by itself, as whoever runs services does: one that finds no database at its
-// start gives up.
+// supervise restarts services that have ended by themselves, as an orchestrator does: a service that finds no database at
+// its start gives up.
 func (c *chaos) supervise(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
@@ -99,7 +101,7 @@ func (c *chaos) supervise(t *testing.T) {
 	}
 }
 
-// recovered says which replica is not ready.
+// recovered returns an error that names a replica which is not ready.
 func (c *chaos) recovered(t *testing.T) error {
 	c.supervise(t)
 	for _, name := range services {
@@ -129,7 +131,7 @@ func chaosSettings(t *testing.T) (duration time.Duration, seed uint64) {
 	return duration, seed
 }
 
-// fault breaks something, and mends it.
+// fault injects a fault and repairs it.
 type fault struct {
 	name       string
 	longest    time.Duration // until it is mended
@@ -144,15 +146,15 @@ type step struct {
 	do     func(*testing.T)
 }
 
-// block has the broker take no messages, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
-// queue gets a message that nobody can read, and that cannot be a dead letter yet.
+// block makes the broker block publishers, as if it were short of memory. Meanwhile, after 1 s and after 10 s, the order
+// queue gets a message that cannot be decoded, and cannot be published as a dead letter yet.
 func (c *chaos) block(t *testing.T) {
 	ch := c.openChannel(t)
 	if err := ch.Confirm(false); err != nil {
 		t.Fatal(err)
 	}
 	returned := ch.NotifyReturn(make(chan amqp.Return, 2)) // a queue that was just deleted takes nothing
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	for _, queue := range []string{"order.retry.1s", "order.retry.10s"} {
 		confirm, err := ch.PublishWithDeferredConfirm("", queue, true, false,
@@ -171,8 +173,8 @@ func (c *chaos) block(t *testing.T) {
 
 func (c *chaos) unblock(t *testing.T) { c.own.control(t, "set_vm_memory_high_watermark", "0.25") }
 
-// discardPoison waits until what block has sent is a dead letter, each once, and gives it up. The log has not seen it as an
-// event, so it may be gone if a queue was deleted.
+// discardPoison waits until each message that block has published is a dead letter, once, and discards it. These messages
+// did not pass the exchange and are not in the log, so they may be lost with a deleted queue.
 func (c *chaos) discardPoison(t *testing.T) {
 	t.Helper()
 	var list struct {
@@ -268,8 +270,8 @@ func (c *chaos) schedule(duration time.Duration, seed uint64) []step {
 	return steps
 }
 
-// topologyFaults delete parts of the topology. A service declares its own again; whoever runs the broker has to help where
-// the services may not do everything.
+// topologyFaults delete parts of the topology. A service declares its own queues again; if the services have no further rights
+// the broker's administrator has to restore the rest.
 func (c *chaos) topologyFaults() (faults []fault) {
 	for _, d := range deletions {
 		f := fault{"topology deleted: " + d.name, time.Millisecond, func(t *testing.T) { c.remove(t, d) }, func(*testing.T) {}}
@@ -286,9 +288,9 @@ func (c *chaos) topologyFaults() (faults []fault) {
 	return faults
 }
 
-// remove deletes a part of the topology, unless the broker is down or that part is gone already.
+// remove deletes a part of the topology, unless the broker is down or the part is already missing.
 func (c *chaos) remove(t *testing.T, d deletion) {
-	conn, err := amqp.DialConfig(c.fleet.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
+	conn, err := amqp.DialConfig(c.deployment.broker.URL, amqp.Config{Dial: amqp.DefaultDial(time.Second)})
 	if err != nil {
 		t.Logf("%s cannot be deleted: %v", d.name, err)
 		return

@@ -23,12 +23,12 @@ func TestClocks_ADatabaseWhoseClockJumpsDecidesNothingWrong(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	own := newServers(t, "AMQP_URL="+broker.URL)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"order": 2, "inventory": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"order": 2, "inventory": 2}})
 	f.broker, f.amqp, f.database = broker, broker.Services(t, topology.Broker()), own.makeDatabase(t)
 	f.servers(t, broker.URL, f.database)
 	set := own.fakeClock(t)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 	pool := f.openDatabase(t)
 	for _, jump := range []time.Duration{time.Hour, 0, -time.Hour, 0, time.Minute, -time.Minute, 0} {
@@ -51,7 +51,7 @@ func TestClocks_ADatabaseWhoseClockJumpsDecidesNothingWrong(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }

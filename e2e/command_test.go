@@ -25,7 +25,7 @@ import (
 	"shop.example/shop/command"
 )
 
-// said is what a command printed and ended with.
+// said is the output and the exit of a command.
 type said struct {
 	out, errs string
 	status    int
@@ -48,7 +48,7 @@ func (s *shop) command(out, errs io.Writer, args ...string) *cobra.Command {
 	root.SetOut(out)
 	root.SetErr(errs)
 	switch args[0] {
-	case "order", "inventory", "events", "dlq", "webhooks", "actions", "customer":
+	case "order", "inventory", "events", "dlq", "webhooks", "actions", "customer", "open":
 		args = append(args, "--server", s.url, "--token", operatorToken)
 	}
 	root.SetArgs(args)
@@ -71,7 +71,7 @@ var (
 	clock       = regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d\.\d{3}( +[+-]\d+ ms|)`)
 )
 
-// masked replaces what differs from run to run by something of the same width.
+// masked replaces values that differ from run to run by others of the same width.
 func masked(s string) string {
 	s = uuidPattern.ReplaceAllStringFunc(s, func(id string) string { return strings.Repeat("x", len(id)) })
 	s = timePattern.ReplaceAllStringFunc(s, func(at string) string { return strings.Repeat("t", len(at)) })
@@ -132,6 +132,21 @@ xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx  CONFIRMED                   7  205.00 USD 
 	(answer{body: []byte(s.must(t, "order", "list", "--state", "confirmed", "--json"))}).json(t, &list)
 	if len(list.Orders) != 1 || list.Orders[0].ID != id {
 		t.Errorf("confirmed: %+v", list)
+	}
+	for search, found := range map[string]bool{
+		"--email ADA@example.org --since 1h": true, "--product 5": true, "--product mouse_pad": true, "--id " + strings.ToUpper(id[28:]): true,
+		"--email eve@example.org": false, "--product Laptop": false, "--id 00000000ffff": false, "--product 5 --since 1ns": false,
+	} {
+		args := []string{"order", "list", "--state", "confirmed"}
+		for _, word := range strings.Fields(search) {
+			args = append(args, strings.ReplaceAll(word, "_", " "))
+		}
+		if got := s.shopCommand(t, args...); strings.Contains(got.out, id) != found || got.status != 0 || !found && got.errs != "No such orders.\n" {
+			t.Errorf("%s: %+v", search, got)
+		}
+	}
+	if link := s.must(t, "open"); link != s.operatorLink()+"\n" {
+		t.Errorf("the page is at %s", link)
 	}
 	if cancelled := s.must(t, "order", "cancel", id); !strings.Contains(cancelled, id+"  CANCELLED") {
 		t.Errorf("cancelled:\n%s", cancelled)
@@ -246,6 +261,8 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"order get nope", 2, "ORDER_ID: must be a valid UUID"},
 		{"order get 0192f6a0-0000-7000-8000-000000000001", 1, "there is no order 0192f6a0-0000-7000-8000-000000000001"},
 		{"order list --state lost", 2, "--state lost: there are " + strings.Join(states, ", ") + " and all"},
+		{"order list --since -1h", 2, "--since -1h0m0s: give how far to look back"},
+		{"open --server localhost:1", 1, "no shop answers at localhost:1"},
 		{"order list --limit many", 2, `invalid argument "many" for "--limit" flag`},
 		{"order list --token wrong", 1, "does not know this operator token"},
 		{"order list --server localhost:1", 1, "no shop answers at localhost:1: start one with make up, or name it with --server"},
@@ -303,8 +320,8 @@ func (t *tailing) next(test *testing.T) string {
 	select {
 	case line := <-t.lines:
 		return line
-	case <-time.After(patience):
-		test.Fatalf("no line for %s; %s", patience, t.notes)
+	case <-time.After(testTimeout):
+		test.Fatalf("no line for %s; %s", testTimeout, t.notes)
 		return ""
 	}
 }
@@ -378,7 +395,7 @@ func (s *shop) logged(t *testing.T, key string, n int) []string {
 	return ids
 }
 
-// A tail on a line that is cut again and again shows what a listing shows.
+// A tail over a connection that is cut repeatedly shows the same events as a listing.
 func TestTailCommand_CutsLoseAndDoubleNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -472,8 +489,8 @@ func TestCompletion_OffersWhatTheShopHas(t *testing.T) {
 		words, flags, last []string
 		want               string
 	}{
-		{[]string{"inventory", "set"}, flags, []string{""}, "Laptop Stand\t150 left, 35.00 USD\n"},
-		{[]string{"order", "place"}, flags, []string{"--item", ""}, "KVM Switch\t100 left, 175.00 USD\n"},
+		{[]string{"inventory", "set"}, flags, []string{""}, "Laptop Stand\n"},
+		{[]string{"order", "place"}, flags, []string{"--item", ""}, "KVM Switch\n"},
 		{[]string{"order", "get"}, flags, []string{""}, id + "\tCONFIRMED, "},
 		{[]string{"events", "tail"}, flags, []string{"--order", ""}, id},
 		{[]string{"events", "tail"}, nil, []string{"--routing-key", ""}, "shop.stock.depleted\n"},
@@ -512,7 +529,7 @@ func TestCompletion_IsAScriptForEachShell(t *testing.T) {
 	}
 }
 
-// Whoever asks a command for help gets to know what it is for, and how it is written.
+// The help of each command says what it is for, and has an example.
 func TestCommands_HaveHelpWithExamples(t *testing.T) {
 	t.Parallel()
 	var walk func(cmd *cobra.Command)

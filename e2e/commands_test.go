@@ -132,7 +132,7 @@ func TestDocuments_EveryBlockOfCommandsRunsOrSaysWhyNot(t *testing.T) {
 	}
 }
 
-// What stands in a line, or is not executed, is there at least: commands, their flags, targets, files.
+// Commands that stand in running text, or are not executed, exist at least, and so do their flags, targets and files.
 func TestDocuments_NameCommandsAndFilesThatExist(t *testing.T) {
 	t.Parallel()
 	targets := map[string]bool{}
@@ -320,7 +320,7 @@ trap 'echo "this failed: $BASH_COMMAND" >&2' ERR
 ` + text + `
 declare -p | grep -E '^declare -(x|-) (ID|ORDER)=' > .variables || true
 `
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", script)
 	cmd.Dir, cmd.Env = sh.dir, sh.env
@@ -329,8 +329,8 @@ declare -p | grep -E '^declare -(x|-) (ID|ORDER)=' > .variables || true
 	}
 }
 
-// watch executes a command that may go on for ever until it has said something, and a little longer. If it ends by itself
-// it has to end well.
+// watch runs a command that may not end by itself until it has printed something, and a little longer. If it ends by itself
+// it must succeed.
 func (sh *terminal) watch(t *testing.T, b block, command string) {
 	t.Helper()
 	script := "[ ! -f .variables ] || . ./.variables\nexec " + command
@@ -347,7 +347,7 @@ func (sh *terminal) watch(t *testing.T, b block, command string) {
 		t.Fatal(err)
 	}
 	end := sync.OnceFunc(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-	stuck := time.AfterFunc(patience, end)
+	stuck := time.AfterFunc(testTimeout, end)
 	defer stuck.Stop()
 	lines := bufio.NewReader(out)
 	first, err := lines.ReadString('\n')

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +13,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"shop.example/dev/stack"
 	"shop.example/shop/command"
 	"shop.example/topology"
 )
@@ -18,6 +21,7 @@ import (
 const (
 	demoFile       = "../compose.yaml"
 	productionFile = "../deploy/compose/production.yaml"
+	clusterFile    = "../deploy/compose/cluster.yaml"
 )
 
 // composeFile is what the tests look at in a compose file.
@@ -47,7 +51,7 @@ func readCompose(t *testing.T, path string) (file composeFile, text string) {
 }
 
 var (
-	fullVersion = regexp.MustCompile(`^(postgres:\d+\.\d+|(rabbitmq|golang):\d+\.\d+\.\d+)(-\w+)?(@sha256:[0-9a-f]{64})?$`)
+	fullVersion = regexp.MustCompile(`^(postgres:\d+\.\d+|(rabbitmq|golang|haproxy):\d+\.\d+\.\d+)(-\w+)?(@sha256:[0-9a-f]{64})?$`)
 	fromLine    = regexp.MustCompile(`(?m)^FROM (\S+)`)
 	stackImage  = regexp.MustCompile(`\bimage: "([^"]+)"`)
 	// containerImage is that of the devcontainer, and of CI.
@@ -60,11 +64,11 @@ var (
 	withDefault  = regexp.MustCompile(`\$\{([A-Z_]+(?:PASSWORD|SECRET|TOKENS)):-`)
 )
 
-// A tag that moves is another program on the next machine.
+// An image's tag that moves means another program on the next machine.
 func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 	t.Parallel()
 	images := map[string]string{} // where they stand
-	for _, path := range []string{demoFile, productionFile} {
+	for _, path := range []string{demoFile, productionFile, clusterFile} {
 		file, _ := readCompose(t, path)
 		for name, service := range file.Services {
 			if service.Image != "" && service.Image != "shop" && !strings.HasPrefix(service.Image, "shop-") {
@@ -95,8 +99,8 @@ func TestCompose_ImagesOfOthersHaveTheirFullVersion(t *testing.T) {
 			}
 		}
 	}
-	if used != 2 || len(images) != 3 {
-		t.Errorf("images %v: one of PostgreSQL, of RabbitMQ and of Go are expected", images)
+	if used != 3 || len(images) != 4 {
+		t.Errorf("images %v: one of PostgreSQL, of RabbitMQ, of HAProxy and of Go are expected", images)
 	}
 	for image, where := range images {
 		if !fullVersion.MatchString(image) {
@@ -122,6 +126,14 @@ func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
 			t.Errorf("%d ports are published, 4 are expected, all by %s", published, demoFile)
 		}
 	}
+	cluster, _ := readCompose(t, clusterFile)
+	for name, service := range cluster.Services {
+		for _, port := range service.Ports {
+			if m := publishedPort.FindStringSubmatch(port); name != "proxy" || m == nil {
+				t.Errorf("%s: %s is published on %s", clusterFile, name, port)
+			}
+		}
+	}
 	production, text := readCompose(t, productionFile)
 	for _, name := range []string{"db", "rabbitmq"} {
 		if production.Services[name].Ports == nil || strings.Count(text, "ports: !reset []") != 2 {
@@ -130,7 +142,7 @@ func TestCompose_NothingIsPublishedToOtherMachines(t *testing.T) {
 	}
 }
 
-// A PostgreSQL or RabbitMQ that runs on this machine already is not in the way, and each port can be chosen.
+// A PostgreSQL or RabbitMQ that runs on this machine does not collide with the shop's, and every port can be chosen.
 func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
 	t.Parallel()
 	file, text := readCompose(t, demoFile)
@@ -150,7 +162,8 @@ func TestCompose_TheAPIAloneTakesAFixedPortAndAllCanBeSet(t *testing.T) {
 	}
 }
 
-// Whose variables have no value does not start. What has a default in the demonstration is known to all.
+// Production does not start while a secret has no value, and has no default for one: the demonstration's defaults are
+// public.
 func TestCompose_ProductionStartsWithTheSecretsOfShopSecretsAlone(t *testing.T) {
 	t.Parallel()
 	_, demo := readCompose(t, demoFile)
@@ -261,5 +274,80 @@ func TestCompose_EachContainerHasItsOwnKeyAlone(t *testing.T) {
 	}
 	if len(made) != len(topology.Names())+3 {
 		t.Errorf("certificates are made for %v", made)
+	}
+}
+
+// What a cluster's brokers are told is the same in the document, in compose and where it is measured.
+func TestCompose_TheClustersBrokersAreConfiguredAsDocumentedAndMeasured(t *testing.T) {
+	t.Parallel()
+	_, cluster := readCompose(t, clusterFile)
+	document, err := os.ReadFile("../docs/production.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := slices.Concat(strings.Fields(strings.ReplaceAll(stack.ClusterSettings, " = ", "=")), []string{strings.TrimSpace(stack.ClusterAdvanced)})
+	if len(lines) != 4 {
+		t.Fatalf("settings %q", lines)
+	}
+	for _, line := range lines {
+		line = strings.Replace(line, "=", " = ", 1)
+		for path, text := range map[string]string{clusterFile: cluster, "docs/production.md": string(document)} {
+			if !strings.Contains(text, line) {
+				t.Errorf("%s does not have %q, which make cluster measures", path, line)
+			}
+		}
+	}
+}
+
+// Every service knows all brokers and both databases, and compose itself reads the file as we mean it.
+func TestCompose_TheClusterKnowsAllItsServers(t *testing.T) {
+	t.Parallel()
+	_, text := readCompose(t, clusterFile)
+	if n := strings.Count(text, "AMQP_URL: "); n != len(services) || strings.Count(text, "@rabbitmq:5672,rabbitmq-2:5672,rabbitmq-3:5672/\n") != n {
+		t.Errorf("%s: %d services have a broker, not all of them know three", clusterFile, n)
+	}
+	if n := strings.Count(text, "DATABASE_URL: "); n != len(topology.Schemas()) || strings.Count(text, "@db:5432,db-standby:5432/") != n {
+		t.Errorf("%s: %d services have a database, not all of them know both", clusterFile, n)
+	}
+	if err := exec.CommandContext(t.Context(), "docker", "compose", "version").Run(); err != nil {
+		t.Skip("docker compose is not installed")
+	}
+	compose := func(secret string) ([]byte, error) {
+		cmd := exec.CommandContext(t.Context(), "docker", "compose", "-f", "compose.yaml", "-f", "deploy/compose/cluster.yaml", "config", "--format", "json")
+		cmd.Dir, cmd.Env = "..", append(os.Environ(), "SHOP_ID_SECRET="+secret)
+		return cmd.Output()
+	}
+	if _, err := compose(""); err == nil {
+		t.Error("two gateways start without SHOP_ID_SECRET")
+	}
+	config, err := compose("0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var merged struct {
+		Services map[string]struct {
+			Hostname string
+			Ports    []any
+			Configs  []any
+			Deploy   struct{ Replicas int }
+			Volumes  []struct{ Source, Target string }
+		}
+	}
+	if err := json.Unmarshal(config, &merged); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range services {
+		if s := merged.Services[name]; s.Deploy.Replicas != 2 || len(s.Ports) > 0 {
+			t.Errorf("%s has %d replicas and the ports %v", name, s.Deploy.Replicas, s.Ports)
+		}
+	}
+	data := map[string]bool{}
+	for _, name := range []string{"rabbitmq", "rabbitmq-2", "rabbitmq-3"} {
+		s := merged.Services[name]
+		if s.Hostname != name || len(s.Configs) != 6 || len(s.Volumes) != 1 || data[s.Volumes[0].Source] {
+			t.Errorf("%s has the name %q, %d files of configuration and the volumes %v", name, s.Hostname, len(s.Configs), s.Volumes)
+			continue
+		}
+		data[s.Volumes[0].Source] = true
 	}
 }

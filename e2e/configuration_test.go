@@ -19,7 +19,7 @@ var (
 
 const configurationPage = "../docs/configuration.md"
 
-// Who adds a variable adds a row.
+// A variable in the code must have a row in docs/configuration.md.
 func TestConfiguration_EveryVariableIsInTheTableWithItsDefault(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile(configurationPage)

@@ -48,7 +48,7 @@ func TestContracts_WhatWasPromisedIsKept(t *testing.T) {
 	}
 }
 
-// Who may make a call is never left to be guessed: a call between services says that, too.
+// Every method's contract says who may call it, also those of calls between services.
 func TestContracts_SayWhoMayMakeEachCall(t *testing.T) {
 	t.Parallel()
 	said := map[optionsv1.Access]int{}
@@ -75,7 +75,7 @@ func TestContracts_SayWhoMayMakeEachCall(t *testing.T) {
 	}
 }
 
-// protobufjs, of which Node's loader of protobuf files is made, refuses a list of messages in an option.
+// protobufjs, on which Node's loader of protobuf files is built, refuses a list of messages in an option.
 func TestContracts_NodeCanLoadThem(t *testing.T) {
 	t.Parallel()
 	listOfMessages := regexp.MustCompile(`\w+: *\[\s*\{`)

@@ -14,7 +14,7 @@ import (
 	"shop.example/topology"
 )
 
-// startDemo starts a shop whose operators can break it. Its services keep their addresses when they are started again.
+// startDemo starts a shop with the controls under /demo. Its services keep their addresses when they are restarted.
 func startDemo(t *testing.T) *shop {
 	t.Helper()
 	broker, database := brokertest.New(t), dbtest.New(t)
@@ -154,7 +154,7 @@ func TestControls_AnEventDeliveredTwiceHasOneEffect(t *testing.T) {
 			t.Errorf("%s has handled %d messages, want each of its 2 twice", name, n)
 		}
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }
@@ -167,7 +167,7 @@ func TestControls_PoisonEndsAsADeadLetterThatIsNoViolation(t *testing.T) {
 		DeadLetterID string `json:"dead_letter_id"`
 	}
 	s.control(t, "/demo/poison", ``, &poison)
-	var l letter
+	var l deadLetter
 	s.get(t, "/v1/dead-letters/"+poison.DeadLetterID).json(t, &l)
 	if l.MessageID != poison.MessageID || l.SourceQueue != "order" || l.Attempts != 1 || l.State != "OPEN" {
 		t.Errorf("dead letter %+v", l)
@@ -275,12 +275,13 @@ func TestControls_TheLogHasEverythingOnceAfterLoggingWasStopped(t *testing.T) {
 		})
 	}
 	// Among others: every event is there, and there once.
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 || r.InFlight() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 || r.InFlight() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }
 
-// An experiment ends in time with what is missing, and others are told to wait for it; what it left is done later.
+// An experiment that cannot finish ends in time, with an error that says what is missing. Others are refused meanwhile, and
+// what it has left undone is done later.
 func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -301,7 +302,7 @@ func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 		t.Errorf("a second experiment: %d %s", a.code, a.body)
 	}
 	a := <-ended
-	if a.code != http.StatusGatewayTimeout || !strings.Contains(string(a.body), "stopped: order") || time.Since(begin) > patience {
+	if a.code != http.StatusGatewayTimeout || !strings.Contains(string(a.body), "stopped: order") || time.Since(begin) > testTimeout {
 		t.Errorf("after %s: %d %s", time.Since(begin), a.code, a.body)
 	}
 	s.control(t, "/demo/services/inventory/stop", ``, nil)
@@ -310,7 +311,7 @@ func TestControls_AnExperimentThatCannotFinishSaysWhatIsStopped(t *testing.T) {
 	}
 	s.control(t, "/demo/services/order/start", ``, nil)
 	s.control(t, "/demo/services/inventory/start", ``, nil)
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Orders != 3 || r.Count() != 0 || r.InFlight() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Orders != 3 || r.Count() != 0 || r.InFlight() != 0 {
 		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }

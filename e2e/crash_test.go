@@ -19,7 +19,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
-// crashOrders is how many orders are on their way around a crash.
+// crashOrders is how many orders are placed around a crash.
 const crashOrders = 200
 
 // A crashCase kills a service when it passes a point for the n-th time.
@@ -28,12 +28,12 @@ type crashCase struct {
 	passing        int
 	// before runs when the shop is ready, dead when the service is, and after when it is ready again and all orders are
 	// accepted. Each may be nil.
-	before, dead, after func(*testing.T, *fleet)
+	before, dead, after func(*testing.T, *deployment)
 }
 
 func (c crashCase) name() string { return c.point + " in " + c.service }
 
-// crashCases pass each point late enough that orders went through before it, and early enough that others follow.
+// crashCases choose n so that orders pass each point before the crash, and others follow.
 var crashCases = []crashCase{
 	{point: "publisher.sent", service: "gateway", passing: 100},
 	{point: "publisher.sent", service: "order", passing: 3},
@@ -74,7 +74,7 @@ func TestCrash_EveryPointIsTried(t *testing.T) {
 	}
 }
 
-// documentedPoints are the points that the document tells of.
+// documentedPoints returns the points in docs/crash-points.md.
 func documentedPoints(t *testing.T) (points []string) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/crash-points.md")
@@ -131,11 +131,11 @@ func TestCrash_NothingIsLostOrDoubledAtAnyPoint(t *testing.T) {
 }
 
 func (c crashCase) run(t *testing.T) {
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	victim := f.replicas[c.service][0]
 	victim.start(t, fmt.Sprintf("SHOP_CRASH_AT=%s:%d", c.point, c.passing))
 	f.up(t)
-	step := func(do func(*testing.T, *fleet)) {
+	step := func(do func(*testing.T, *deployment)) {
 		if do != nil {
 			do(t, f)
 		}
@@ -154,21 +154,21 @@ func (c crashCase) run(t *testing.T) {
 	f.comesToRest(t, crashOrders)
 }
 
-// refuseAnOrder has the database of the order service refuse one of the orders.
-func refuseAnOrder(t *testing.T, f *fleet) {
+// refuseAnOrder makes the order service's database refuse one of the orders.
+func refuseAnOrder(t *testing.T, f *deployment) {
 	f.exec(t, `ALTER TABLE orders.orders ADD CONSTRAINT refused CHECK (customer_name <> 'order-51')`)
 }
 
-func refuseNone(t *testing.T, f *fleet) {
+func refuseNone(t *testing.T, f *deployment) {
 	f.exec(t, `ALTER TABLE orders.orders DROP CONSTRAINT refused`)
 }
 
-func sendGarbage(t *testing.T, f *fleet) {
+func sendGarbage(t *testing.T, f *deployment) {
 	f.publish(t, "shop.order.placed", []byte("this is no order"), 1)
 }
 
-// openLetter waits until there is a dead letter, which must be the only one and open, and returns where it is.
-func (f *fleet) openLetter(t *testing.T) (path string) {
+// openDeadLetter waits until there is a dead letter, which must be the only one and open, and returns its path.
+func (f *deployment) openDeadLetter(t *testing.T) (path string) {
 	t.Helper()
 	var list struct {
 		DeadLetters []struct{ ID, State, Reason string } `json:"dead_letters"`
@@ -190,21 +190,21 @@ func (f *fleet) openLetter(t *testing.T) (path string) {
 	return "/v1/dead-letters/" + list.DeadLetters[0].ID
 }
 
-func discardTheGarbage(t *testing.T, f *fleet) {
-	if a := f.operator(t, f.openLetter(t)+":discard"); a.code != http.StatusOK {
+func discardTheGarbage(t *testing.T, f *deployment) {
+	if a := f.operator(t, f.openDeadLetter(t)+":discard"); a.code != http.StatusOK {
 		t.Fatalf("discarding the dead letter: %d %s", a.code, a.body)
 	}
 }
 
 // operator posts an empty request as an operator.
-func (f *fleet) operator(t *testing.T, path string) answer {
+func (f *deployment) operator(t *testing.T, path string) answer {
 	t.Helper()
 	return f.call(t, http.MethodPost, path, "{}", "Authorization", "Bearer "+operatorToken)
 }
 
-// redriveARefusedProduct makes a dead letter of a product that is there already, removes that product, and redrives the
-// letter: the service dies of that.
-func redriveARefusedProduct(t *testing.T, f *fleet) {
+// redriveARefusedProduct publishes a product that exists already, deletes that product, and redrives the dead letter: the
+// service is killed while it handles that.
+func redriveARefusedProduct(t *testing.T, f *deployment) {
 	f.publish(t, "shop.inventory.create", createDesks(t, 5), 1)
 	var desk item
 	eventually(t, func() error {
@@ -215,7 +215,7 @@ func redriveARefusedProduct(t *testing.T, f *fleet) {
 		return nil
 	})
 	f.publish(t, "shop.inventory.create", createDesks(t, 7), 1)
-	letter := f.openLetter(t)
+	letter := f.openDeadLetter(t)
 	path := fmt.Sprintf("/v1/inventory/%d", desk.ID)
 	if a := f.call(t, http.MethodDelete, path, "", "Authorization", "Bearer "+operatorToken); a.code != http.StatusOK {
 		t.Fatalf("deleting the product: %d %s", a.code, a.body)
@@ -225,9 +225,9 @@ func redriveARefusedProduct(t *testing.T, f *fleet) {
 	}
 }
 
-// resendALostOrder has the first order lost with the queue that it waited in, and sent again by an operator: the service
-// dies of that.
-func resendALostOrder(t *testing.T, f *fleet) {
+// resendALostOrder deletes the queue in which the first order waits, and makes an operator send it again: the service is
+// killed while it does that.
+func resendALostOrder(t *testing.T, f *deployment) {
 	order := f.replicas["order"][0]
 	order.kill()
 	location, err := f.order(t, "order-1", linesOf(1))
@@ -259,9 +259,9 @@ func createDesks(t *testing.T, quantity int32) []byte {
 	}})
 }
 
-// redriveItAgain: the letter is open, because nobody knows that it was sent.
-func redriveItAgain(t *testing.T, f *fleet) {
-	if a := f.operator(t, f.openLetter(t)+":redrive"); a.code != http.StatusOK {
+// redriveItAgain redrives the dead letter once more: it is open, because nothing recorded that it was sent.
+func redriveItAgain(t *testing.T, f *deployment) {
+	if a := f.operator(t, f.openDeadLetter(t)+":redrive"); a.code != http.StatusOK {
 		t.Fatalf("redriving again: %d %s", a.code, a.body)
 	}
 	eventually(t, func() error {

@@ -12,12 +12,11 @@ import (
 	"time"
 )
 
-// TestDashboards_EveryQueryHasAnAnswer asks a Prometheus that watches a running shop everything that the dashboards ask. The lines
-// it logs are what the panels show.
+// TestDashboards_EveryQueryHasAnAnswer runs all queries of the dashboards on a Prometheus that watches a running shop. The
+// lines that it logs are what the panels show.
 func TestDashboards_EveryQueryHasAnAnswer(t *testing.T) {
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
-	f.plenty(t)
 	w := observe(t, f)
 	<-time.After(90 * time.Second) // of orders: more than the window of the queries
 
@@ -34,7 +33,7 @@ func TestDashboards_EveryQueryHasAnAnswer(t *testing.T) {
 }
 
 // ask executes the queries of a dashboard, of a service if there is a choice. With answered each has to have an answer.
-func (w *watchedFleet) ask(t *testing.T, d dashboard, service string, answered bool) {
+func (w *watchedDeployment) ask(t *testing.T, d dashboard, service string, answered bool) {
 	t.Helper()
 	variables := strings.NewReplacer("$__rate_interval", "1m", "$job", service, "$instance", ".+")
 	for _, p := range d.Panels {

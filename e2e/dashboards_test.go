@@ -39,8 +39,8 @@ func dashboards(t *testing.T) (all []dashboard) {
 	return all
 }
 
-// A panel over a metric that nobody has is empty for ever, which looks as if all were well. That each has values is what
-// make dashboards tests.
+// A panel about a metric that does not exist is always empty, as if all were well. `make dashboards` tests that each has
+// values.
 func TestDashboards_AreAboutMetricsThatExist(t *testing.T) {
 	t.Parallel()
 	known := metricNames(t)

@@ -24,7 +24,7 @@ import (
 	"shop.example/services/logging/eventlog"
 )
 
-type letter struct {
+type deadLetter struct {
 	ID          string    `json:"id"`
 	State       string    `json:"state"`
 	Reason      string    `json:"reason"`
@@ -41,28 +41,28 @@ type letter struct {
 	Until       time.Time `json:"redrivable_until"`
 }
 
-func (l letter) path() string { return "/v1/dead-letters/" + l.ID }
+func (l deadLetter) path() string { return "/v1/dead-letters/" + l.ID }
 
-// letters lists the dead letters in a state, or in all if it is "".
-func (s *shop) letters(t *testing.T, state string) []letter {
+// deadLetters lists the dead letters in a state, or all of them if it is "".
+func (s *shop) deadLetters(t *testing.T, state string) []deadLetter {
 	t.Helper()
 	path := "/v1/dead-letters?page_size=1000"
 	if state != "" {
 		path += "&state=" + state
 	}
 	var list struct {
-		DeadLetters []letter `json:"dead_letters"`
+		DeadLetters []deadLetter `json:"dead_letters"`
 	}
 	s.get(t, path).json(t, &list)
 	return list.DeadLetters
 }
 
 // open waits until n dead letters are open and returns them, with their bodies.
-func (s *shop) open(t *testing.T, n int) []letter {
+func (s *shop) open(t *testing.T, n int) []deadLetter {
 	t.Helper()
-	var open []letter
+	var open []deadLetter
 	eventually(t, func() error {
-		if open = s.letters(t, "OPEN"); len(open) != n {
+		if open = s.deadLetters(t, "OPEN"); len(open) != n {
 			return fmt.Errorf("%d dead letters are open, want %d: %+v", len(open), n, open)
 		}
 		return nil
@@ -73,7 +73,7 @@ func (s *shop) open(t *testing.T, n int) []letter {
 	return open
 }
 
-// post sends what operators send.
+// post makes a POST call as an operator.
 func (s *shop) post(t *testing.T, path string) answer {
 	t.Helper()
 	return s.call(t, http.MethodPost, path, "{}", "Authorization", "Bearer "+operatorToken)
@@ -103,7 +103,7 @@ func (s *shop) events(t *testing.T, filter string) []eventRow {
 	}
 }
 
-// logOf returns the row of a message in the log of events, and how many there are.
+// logOf returns the row of a message in the event log, and how many rows it has.
 func (s *shop) logOf(t *testing.T, messageID string) (row eventRow, rows int) {
 	t.Helper()
 	for _, e := range s.events(t, "") {
@@ -127,21 +127,21 @@ func (s *shop) isLogged(t *testing.T, messageID, status, message string) {
 	})
 }
 
-// send publishes a message as anybody could and returns when the broker has it.
+// send publishes a message as an external program would, and returns when the broker has confirmed it.
 func (s *shop) send(t *testing.T, ch *amqp.Channel, exchange, key string, m amqp.Publishing) {
 	t.Helper()
 	confirm, err := ch.PublishWithDeferredConfirm(exchange, key, true, false, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if acked, err := confirm.WaitContext(ctx); err != nil || !acked {
 		t.Fatalf("the broker did not take %s: %v", key, err)
 	}
 }
 
-// confirming is a channel whose messages are confirmed.
+// confirming opens a channel with publisher confirms.
 func (s *shop) confirming(t *testing.T) *amqp.Channel {
 	t.Helper()
 	ch := s.openChannel(t)
@@ -151,8 +151,8 @@ func (s *shop) confirming(t *testing.T) *amqp.Channel {
 	return ch
 }
 
-// consumed is how many messages of a queue came to an end of one kind ("handled", "retried", "dead"), as the admin
-// listener of its service says.
+// consumed returns how many messages of a queue were settled in one way ("handled", "retried", "dead"), from the metrics of
+// its service.
 func consumed(t *testing.T, admin, queue, verdict string) (sum int) {
 	t.Helper()
 	res, err := http.Get("http://" + admin + "/metrics")
@@ -177,7 +177,7 @@ func consumed(t *testing.T, admin, queue, verdict string) (sum int) {
 	return sum
 }
 
-// placed is a message that is as it should be.
+// placed returns a valid OrderPlaced.
 func placed() *eventsv1.OrderPlaced {
 	return &eventsv1.OrderPlaced{
 		OrderId: uuid.Must(uuid.NewV7()).String(), CustomerName: "Ada", CustomerEmail: "ada@example.org",
@@ -254,7 +254,7 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 		}
 	}
 
-	letters := map[string]letter{}
+	letters := map[string]deadLetter{}
 	for _, l := range s.open(t, len(poison)) {
 		letters[l.RoutingKey+string(l.Body)] = l
 	}
@@ -267,7 +267,7 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 		}
 		if l.SourceQueue != p.queue || l.Exchange != p.exchange || !strings.Contains(l.Reason, p.reason) || l.Attempts != 1 || l.Type != p.m.Type ||
 			l.OrderID != p.orderID || l.State != "OPEN" || (l.Payload != nil) != p.readable || l.Until.Before(time.Now().Add(6*24*time.Hour)) {
-			t.Errorf("%s: %s", p.what, abridged(l))
+			t.Errorf("%s: %s", p.what, truncated(l))
 		}
 		if want := map[bool]string{true: trace}[p.m.Headers != nil]; l.TraceID != want {
 			t.Errorf("%s has trace %q, want %q", p.what, l.TraceID, want)
@@ -296,12 +296,12 @@ func TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody(t *testing.T) {
 	if dead != len(poison) || retried != 0 {
 		t.Errorf("%d messages died and %d were tried again, want %d and none", dead, retried, len(poison))
 	}
-	if n := len(s.letters(t, "")); n != len(poison) {
+	if n := len(s.deadLetters(t, "")); n != len(poison) {
 		t.Errorf("%d dead letters in the end, want %d", n, len(poison))
 	}
 }
 
-func abridged(l letter) string {
+func truncated(l deadLetter) string {
 	l.Body, l.Payload = nil, l.Payload != nil
 	if len(l.Reason) > 200 {
 		l.Reason = l.Reason[:200]
@@ -309,19 +309,19 @@ func abridged(l letter) string {
 	return fmt.Sprintf("%+v", l)
 }
 
-// The log takes what nobody can read.
+// The log also keeps messages that cannot be decoded.
 func TestDeadLetters_TheLogKeepsWhatItCannotRead(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	id := uuid.NewString()
 	s.send(t, s.confirming(t), "", "logging", amqp.Publishing{Body: bytes.Repeat([]byte{0xff}, mebibyte), MessageId: id})
 	s.isLogged(t, id, "error", `no message has the routing key "logging"`)
-	if letters := s.letters(t, ""); len(letters) > 0 {
+	if letters := s.deadLetters(t, ""); len(letters) > 0 {
 		t.Errorf("dead letters: %+v", letters)
 	}
 }
 
-// One that is far larger than what gRPC's clients take by themselves goes every way there is.
+// A dead letter far larger than gRPC clients accept by default can be shown, redriven and discarded through every API.
 func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -339,17 +339,17 @@ func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	s.mustDLQ(t, "redrive", first.ID)
 	second := s.open(t, 1)[0]
 	if second.ID == first.ID || second.MessageID != first.MessageID || !bytes.Equal(second.Body, body) {
-		t.Errorf("after the redrive: %s", abridged(second))
+		t.Errorf("after the redrive: %s", truncated(second))
 	}
 	s.mustDLQ(t, "discard", second.ID)
 	s.open(t, 0)
 }
 
-// A message that kills each consumer before that can say a word is given up by the broker, by policy. Who keeps dead
-// letters can die of one as often as it likes: there is no place behind that queue.
+// A message whose consumers all crash is given up by the broker, by policy. The queue of dead letters has no such limit,
+// because there is no place behind it.
 func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	for _, name := range []string{"gateway", "logging"} {
 		f.replicas[name][0].start(t)
 	}
@@ -388,7 +388,7 @@ func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t
 	dead := f.shop.open(t, 1)[0]
 	if dead.SourceQueue != "order" || dead.Exchange != "shop.topic" || dead.RoutingKey != "shop.order.placed" || dead.Type != "shop.events.v1.OrderPlaced" ||
 		dead.Reason != "given up by the broker: delivery_limit" || dead.TraceID == "" || location != "/v1/orders/"+dead.OrderID || dead.Payload == nil {
-		t.Errorf("after %d deliveries: %s", deaths, abridged(dead))
+		t.Errorf("after %d deliveries: %s", deaths, truncated(dead))
 	}
 	f.isLogged(t, dead.MessageID, "error", dead.Reason)
 	f.mustDLQ(t, "redrive", dead.ID)
@@ -400,7 +400,8 @@ func TestDeadLetters_WhatKillsItsConsumersIsGivenUpByTheBrokerAndCanBeRedriven(t
 	f.shop.open(t, 0)
 }
 
-// diesOfADelivery takes a message of the queue and is gone before it says what became of it. False if there is none.
+// diesOfADelivery receives a message of the queue and disconnects without acknowledging it, as a consumer that crashes. It
+// returns false if there is none.
 func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 	t.Helper()
 	conn, err := amqp.Dial(s.broker.URL)
@@ -419,7 +420,7 @@ func (s *shop) diesOfADelivery(t *testing.T, queue string) bool {
 	return there
 }
 
-func TestServices_RefuseToStartWhereAnInboxForgetsTooSoon(t *testing.T) {
+func TestServices_RefuseToStartIfAnInboxForgetsTooSoon(t *testing.T) {
 	t.Parallel()
 	r := outbox.Retention{RedriveHorizon: 30 * 24 * time.Hour}
 	_, inventory := stock.New(t.Context(), stock.Config{Retention: r}, nil)

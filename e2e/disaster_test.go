@@ -15,7 +15,7 @@ import (
 // schemaBackup is a backup of one service's data, as of a service with a database of its own.
 type schemaBackup struct{ schema, file string }
 
-func (f *fleet) backup(t *testing.T, schema string) schemaBackup {
+func (f *deployment) backup(t *testing.T, schema string) schemaBackup {
 	t.Helper()
 	b := schemaBackup{schema, filepath.Join(t.TempDir(), schema+".dump")}
 	f.postgres(t, "pg_dump", "--format=custom", "--schema="+schema, "--file="+b.file, f.database)
@@ -23,7 +23,7 @@ func (f *fleet) backup(t *testing.T, schema string) schemaBackup {
 }
 
 // lose loses what one service has stored, which stops, and restores the backup.
-func (f *fleet) lose(t *testing.T, service string, b schemaBackup) {
+func (f *deployment) lose(t *testing.T, service string, b schemaBackup) {
 	t.Helper()
 	f.replicas[service][0].term(t)
 	mustExec(t, f.openDatabase(t), "DROP SCHEMA "+b.schema+" CASCADE")
@@ -32,7 +32,7 @@ func (f *fleet) lose(t *testing.T, service string, b schemaBackup) {
 	f.ready(t)
 }
 
-func (f *fleet) postgres(t *testing.T, program string, args ...string) {
+func (f *deployment) postgres(t *testing.T, program string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), postgresProgram(t, program), args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", program, err, out)
@@ -51,7 +51,7 @@ func (s *shop) keyed(t *testing.T, key string) (location string) {
 }
 
 // finds is what an audit that waits for nothing says about an order.
-func (f *fleet) finds(t *testing.T, location string) (details []string) {
+func (f *deployment) finds(t *testing.T, location string) (details []string) {
 	t.Helper()
 	a := auditor(t, &f.shop)
 	report, err := a.Run(t.Context())
@@ -67,7 +67,7 @@ func (f *fleet) finds(t *testing.T, location string) (details []string) {
 }
 
 // makeOld has what an order left look as if nothing were on its way any more: the audit waits a minute.
-func (f *fleet) makeOld(t *testing.T) {
+func (f *deployment) makeOld(t *testing.T) {
 	t.Helper()
 	pool := f.openDatabase(t)
 	for _, statement := range []string{
@@ -83,7 +83,7 @@ func (f *fleet) makeOld(t *testing.T) {
 // in the log. One command has it decided again, once, with the answer that inventory gave before.
 func TestDisaster_OrdersThatTheLogStillHasAreDecidedAgainOnce(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	kept := f.keyed(t, "before the backup")
 	f.decided(t, kept)
@@ -146,7 +146,7 @@ func TestDisaster_WhatNoOtherServiceHasIsFoundByTheAudit(t *testing.T) {
 	} {
 		t.Run(service, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, fleetOptions{})
+			f := newDeployment(t, deploymentOptions{})
 			f.up(t)
 			b := f.backup(t, d.schema)
 			lost := f.keyed(t, "after the backup")

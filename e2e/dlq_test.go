@@ -59,7 +59,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], "ID") || !strings.HasSuffix(lines[0], "REASON") {
 		t.Fatalf("listed as\n%s", out)
 	}
-	for i, l := range []letter{garbage, twice} {
+	for i, l := range []deadLetter{garbage, twice} {
 		for _, cell := range []string{l.ID, "OPEN", l.SourceQueue, l.RoutingKey, l.OrderID, "1", l.Reason} {
 			if !strings.Contains(lines[i+1], cell) {
 				t.Errorf("%q is not in\n%s", cell, lines[i+1])
@@ -70,7 +70,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		t.Errorf("one is listed as\n%s%s", out, errs)
 	}
 	var list struct {
-		DeadLetters []letter `json:"dead_letters"`
+		DeadLetters []deadLetter `json:"dead_letters"`
 	}
 	out, _ = s.mustDLQ(t, "list", "--json")
 	if (answer{body: []byte(out)}).json(t, &list); len(list.DeadLetters) != 2 || list.DeadLetters[1].MessageID != twice.MessageID {
@@ -87,12 +87,17 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 	if !strings.Contains(out, "ff 1b 5b 32 4a") || !strings.Contains(out, garbage.OrderID) || strings.Contains(out, "\x1b") {
 		t.Errorf("garbage is shown as\n%q", out)
 	}
-	var shown letter
+	var shown deadLetter
 	out, _ = s.mustDLQ(t, "show", garbage.ID, "--json")
 	if (answer{body: []byte(out)}).json(t, &shown); !bytes.Equal(shown.Body, []byte("\xff\x1b[2J")) {
 		t.Errorf("JSON: %s", out)
 	}
 
+	var discarded deadLetter
+	out, _ = s.mustDLQ(t, "discard", garbage.ID, "--json")
+	if (answer{body: []byte(out)}).json(t, &discarded); discarded.ID != garbage.ID || strings.Count(out, "\n") != 1 {
+		t.Errorf("discarded as JSON: %s", out)
+	}
 	if out, _ = s.mustDLQ(t, "discard", garbage.ID); out != garbage.ID+" discarded (shop.order.placed of queue order)\n" {
 		t.Errorf("discarded as %q", out)
 	}
@@ -108,7 +113,7 @@ func TestDLQCommand_ShowsAndDecides(t *testing.T) {
 		t.Errorf("all are redriven as %q", out)
 	}
 	eventually(t, func() error {
-		if open := s.letters(t, "OPEN"); len(open) != 1 || open[0].ID == again.ID {
+		if open := s.deadLetters(t, "OPEN"); len(open) != 1 || open[0].ID == again.ID {
 			return fmt.Errorf("open: %+v", open)
 		}
 		return nil

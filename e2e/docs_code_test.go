@@ -13,7 +13,7 @@ import (
 // codeLink is a link to what a Go file declares: [`name`](file.go).
 var codeLink = regexp.MustCompile("\\[`([\\w.]+)`\\]\\(([^()\\s]+\\.go)\\)")
 
-// Whoever follows a document to the code finds what it names.
+// Links from documents into the code name declarations that exist.
 func TestDocuments_LinksToCodeNameWhatIsThere(t *testing.T) {
 	t.Parallel()
 	documents, err := filepath.Glob("../docs/*.md")

@@ -25,7 +25,7 @@ var (
 	declaration = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 )
 
-// A promise in a document names the test that shows it. A test that was renamed or removed takes its promise along.
+// A document that promises something names the test that shows it, so renaming or removing a test must change the document.
 func TestDocuments_NameTestsThatExist(t *testing.T) {
 	t.Parallel()
 	tests := map[string]bool{}
@@ -70,7 +70,7 @@ func TestDocuments_NameTestsThatExist(t *testing.T) {
 	}
 }
 
-// declared says whether there is a test of that name, or one that begins with what stands before an ellipsis.
+// declared reports whether there is a test of that name, or one that begins with the text before an ellipsis.
 func declared(tests map[string]bool, name string) bool {
 	prefix, open := strings.CutSuffix(name, "…")
 	if !open {
@@ -128,7 +128,7 @@ func anchors(text string) (all []string) {
 	return all
 }
 
-// Who looks for a document finds it in docs/README.md, and each decision in docs/adr/README.md.
+// Every document is listed in docs/README.md, and every decision in docs/adr/README.md.
 func TestDocuments_TheirMapsAreComplete(t *testing.T) {
 	t.Parallel()
 	for folder, more := range map[string][]string{"docs": {"../CONTRIBUTING.md", "../CHANGELOG.md", "../SECURITY.md"}, "docs/adr": nil} {
@@ -154,7 +154,7 @@ func TestDocuments_TheirMapsAreComplete(t *testing.T) {
 
 var makeCall = regexp.MustCompile(`\bmake ((?:[a-z.]+[/ ]?)+)`)
 
-// CI runs what developers run.
+// CI runs the make targets that developers run.
 func TestCI_CallsTargetsThatExist(t *testing.T) {
 	t.Parallel()
 	makefile, err := os.ReadFile("../Makefile")
@@ -192,7 +192,7 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 	}
 }
 
-// What CI tests with is what the images are built with.
+// CI tests with the Go version that the images are built with.
 func TestCI_HasTheGoOfTheImages(t *testing.T) {
 	t.Parallel()
 	dockerfile, err := os.ReadFile("../Dockerfile")

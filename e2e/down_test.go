@@ -26,7 +26,7 @@ func down(t *testing.T, dir string, args ...string) (said string, err error) {
 	return errs.String(), err
 }
 
-func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
+func TestDown_AsksBeforeItEndsWhatRuns(t *testing.T) {
 	t.Parallel()
 	bin := mustBinaries(t)
 	dir := filepath.Join(t.TempDir(), "servers")
@@ -70,7 +70,7 @@ func TestDown_EndsNobodyWithoutAWord(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("what runs was not ended")
 	}
 	if exists(dir) {

@@ -30,10 +30,10 @@ const (
 
 func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	_, database := f.proxies(t)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
 
 	database.Delay(300 * time.Millisecond)
@@ -54,17 +54,17 @@ func TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
 func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	order, inventory := f.replicas["order"][0], f.replicas["inventory"][0]
-	products := f.plenty(t)
+	products := f.unlimitedStock(t)
 
 	inventory.signal(t, syscall.SIGSTOP) // before it has begun a call: it will answer what it then finds waiting
 	tr := f.traffic(t, products, answerLimit, f.gateways()...)
@@ -91,17 +91,17 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
 func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	_, database := f.proxies(t)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 20)
 
 	for _, name := range services[1:] {
@@ -116,21 +116,21 @@ func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// The servers of this test are its own, because it stops them.
+// This test has servers of its own, because it stops them.
 func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	own := newServers(t)
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp = &brokertest.Broker{URL: own.amqp}, nil
 	f.database = own.makeDatabase(t)
 	f.servers(t, f.broker.URL, f.database)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	t.Run("blocked", func(t *testing.T) { f.blocked(t, own, tr) })
@@ -148,13 +148,13 @@ func TestServers_BlockedRestartedOrKilledUnderLoadLoseNothing(t *testing.T) {
 	}
 	refused, longest := tr.figures()
 	t.Logf("refused meanwhile: %v; longest time without an accepted order: %s", refused, longest)
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
 
-// blocked has the broker run out of memory, as it sees it.
-func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
+// blocked makes the broker believe that it is out of memory.
+func (f *deployment) blocked(t *testing.T, own *servers, tr *traffic) {
 	gateway := f.replicas["gateway"][0]
 	own.control(t, "set_vm_memory_high_watermark", "0")
 	begin := time.Now()
@@ -192,10 +192,11 @@ func (f *fleet) blocked(t *testing.T, own *servers, tr *traffic) {
 	tr.flows(t, 50)
 }
 
-// servers are a broker and a database server that a test can stop. They are those of `shopdev exec`, which holds them as
-// long as its command waits for the end of its input.
+// servers are a broker and a database server that a test can stop. They are started by `shopdev exec`, which keeps them
+// until the input of its command ends.
 type servers struct {
 	program, dir               string
+	brokers                    int      // nodes of RabbitMQ; one if it is 0
 	env                        []string // of shopdev exec, to be added
 	database, amqp, management string
 	holder                     *exec.Cmd
@@ -203,14 +204,14 @@ type servers struct {
 	held                       chan struct{}
 }
 
-// newServers starts servers without data. env is added to the environment of shopdev exec, which then takes from it what
-// it is not to start.
+// newServers starts servers without data. env is added to the environment of shopdev exec, which does not start a server
+// whose URL is in it.
 func newServers(t *testing.T, env ...string) *servers {
 	t.Helper()
 	return startServers(t, filepath.Join(t.TempDir(), "servers"), env...)
 }
 
-// startServers is newServers over the data in dir, if there is any.
+// startServers is newServers with the data in dir, if there is any.
 func startServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	s := stoppedServers(t, dir, env...)
@@ -218,7 +219,7 @@ func startServers(t *testing.T, dir string, env ...string) *servers {
 	return s
 }
 
-// stoppedServers are servers that were not started yet. They go with the test.
+// stoppedServers are servers that were not started yet. They are removed with the test.
 func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	t.Helper()
 	bin := mustBinaries(t)
@@ -234,10 +235,10 @@ func stoppedServers(t *testing.T, dir string, env ...string) *servers {
 	return s
 }
 
-// start starts what does not run, over the data that is there and at the same addresses.
+// start starts the servers that do not run, with their data and at the same addresses.
 func (s *servers) start(t *testing.T) {
 	t.Helper()
-	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--",
+	s.holder = exec.Command(s.program, "exec", "--fast", "--dir", s.dir, "--brokers", strconv.Itoa(max(1, s.brokers)), "--",
 		"sh", "-c", `echo "$DATABASE_URL" && echo "$AMQP_URL" && echo "$AMQP_MANAGEMENT_URL" && cat`)
 	s.holder.Env = append(append(os.Environ(), "DATABASE_URL=", "AMQP_URL=", "AMQP_MANAGEMENT_URL="), s.env...)
 	s.holder.Stderr = t.Output()
@@ -269,22 +270,22 @@ func (s *servers) start(t *testing.T) {
 	}(s.holder)
 }
 
-// release ends the holder: killed, it leaves the servers running.
+// release ends the process that keeps the servers; if that is killed, they go on running.
 func (s *servers) release(t *testing.T, signal syscall.Signal) {
 	t.Helper()
 	_ = s.holder.Process.Signal(signal)
 	_ = s.hold.Close()
 	select {
 	case <-s.held:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("shopdev exec did not end")
 	}
 }
 
-// stop stops both servers in good order.
+// stop stops both servers cleanly.
 func (s *servers) stop(t *testing.T) { s.release(t, 0) }
 
-// kill kills one server, "postgres" or "rabbitmq", with -9; the other one goes on.
+// kill kills one server, "postgres", "rabbitmq" or the folder of another node, with SIGKILL; the others go on.
 func (s *servers) kill(t *testing.T, name string) {
 	t.Helper()
 	s.release(t, syscall.SIGKILL)
@@ -303,23 +304,37 @@ func (s *servers) control(t *testing.T, args ...string) {
 	}
 }
 
-// controlCommand is how rabbitmqctl is run to reach the broker.
-func (s *servers) controlCommand(t *testing.T) []string {
+// brokerPorts are those of a node: AMQP, management, distribution, epmd.
+func (s *servers) brokerPorts(t *testing.T, node int) []int {
 	t.Helper()
-	dir := filepath.Join(s.dir, "rabbitmq")
 	var settings struct{ Ports []int }
-	data, err := os.ReadFile(filepath.Join(dir, "settings.json"))
+	data, err := os.ReadFile(filepath.Join(s.dir, brokerName(node), "settings.json"))
 	if err == nil {
 		err = json.Unmarshal(data, &settings)
 	}
 	if err != nil || len(settings.Ports) < 4 {
 		t.Fatalf("finding the broker: %v in %s", err, data)
 	}
+	return settings.Ports
+}
+
+// brokerName is the folder of a broker's node.
+func brokerName(node int) string {
+	if node == 0 {
+		return "rabbitmq"
+	}
+	return fmt.Sprintf("rabbitmq-%d", node+1)
+}
+
+// controlCommand is how rabbitmqctl is run to reach the broker.
+func (s *servers) controlCommand(t *testing.T) []string {
+	t.Helper()
+	dir := filepath.Join(s.dir, brokerName(0))
 	program, err := exec.LookPath("rabbitmqctl")
 	if inside := "/usr/lib/rabbitmq/bin/rabbitmqctl"; err != nil || exists(inside) { // the one on the path changes to another user
 		program = inside
 	}
-	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", settings.Ports[3]), program, "--node", "shop@localhost"}
+	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", s.brokerPorts(t, 0)[3]), program, "--node", "shop@localhost"}
 }
 
 func exists(path string) bool {
@@ -327,7 +342,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// makeDatabase makes a database on the server; the services migrate it.
+// makeDatabase creates a database on the server; the services migrate it.
 func (s *servers) makeDatabase(t *testing.T) string {
 	t.Helper()
 	admin := shop{database: s.database}
@@ -338,7 +353,7 @@ func (s *servers) makeDatabase(t *testing.T) string {
 }
 
 // ready waits until all replicas are ready.
-func (f *fleet) ready(t *testing.T) {
+func (f *deployment) ready(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
@@ -347,14 +362,14 @@ func (f *fleet) ready(t *testing.T) {
 	}
 }
 
-// burntNoAttempt: what is down is not the messages' fault.
-func (f *fleet) burntNoAttempt(t *testing.T) {
+// usedUpNoAttempt checks that no attempt of a message was used up, because a server that is down is not the message's fault.
+func (f *deployment) usedUpNoAttempt(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
-			for _, burnt := range []string{"message failed, will be tried again", "message is a dead letter"} {
-				if r.log.contains(burnt) {
-					t.Errorf("%s says: %s", r.name, burnt)
+			for _, line := range []string{"message failed, will be tried again", "message is a dead letter"} {
+				if r.log.contains(line) {
+					t.Errorf("%s says: %s", r.name, line)
 				}
 			}
 		}
@@ -379,7 +394,7 @@ func (r *replica) says(t *testing.T, text string) {
 	})
 }
 
-// notReady waits until the replica says that it is not ready, and that a check has failed whose line begins with name.
+// notReady waits until the replica is not ready because of a check whose line begins with name.
 func (r *replica) notReady(t *testing.T, name string) {
 	t.Helper()
 	eventually(t, func() error {
@@ -391,7 +406,7 @@ func (r *replica) notReady(t *testing.T, name string) {
 	})
 }
 
-// metric is the sum of a metric's values with all of the labels, each given as name="value".
+// metric returns the sum of a metric's values with all of the labels, each given as name="value".
 func (r *replica) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	_, body, err := r.ask("/metrics")

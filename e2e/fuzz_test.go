@@ -25,7 +25,7 @@ type apiDocument struct {
 	Components struct{ Schemas map[string]*jsonType }
 }
 
-// saidAnswer is an answer as the document has it.
+// saidAnswer is a response as the document describes it.
 type saidAnswer struct {
 	Content map[string]media
 	Reasons []string `json:"x-reasons"`
@@ -73,7 +73,7 @@ func (d apiDocument) operations() (all []operation) {
 	return all
 }
 
-// hostile are values that programs stumble over, as JSON.
+// hostile are JSON values that programs often fail on.
 var hostile = []string{
 	`null`, `true`, `0`, `-1`, `1`, `2147483648`, `9223372036854775808`, `1e400`, `0.1`, `"NaN"`, `""`, `" "`, `"1"`, `[]`, `{}`, `[[]]`, `[null]`, `{"":{}}`,
 	`"' OR '1'='1"`, `"'; DROP TABLE orders.\"order\"; --"`, `"1) UNION SELECT version()--"`, `"\u0000"`, `"\u202e\ufeff\ud83d\udca5e\u0301"`, `"\ud800"`, `"../../etc/passwd"`,
@@ -87,7 +87,7 @@ type attacker struct {
 	definitions map[string]*jsonType
 }
 
-// value is JSON of the type, or something hostile: the more often, the higher odds is, in percent.
+// value returns JSON of the type or, with a probability of odds percent, something hostile.
 func (a attacker) value(of *jsonType, odds, depth int) string {
 	if of == nil || depth > 6 || a.IntN(100) < odds {
 		return hostile[a.IntN(len(hostile))]
@@ -139,7 +139,7 @@ func (a attacker) value(of *jsonType, odds, depth int) string {
 	return fmt.Sprintf(`"text %d"`, a.IntN(100))
 }
 
-// plain is a value as a parameter has it.
+// plain returns a value in the form of a parameter.
 func (a attacker) plain(of *jsonType, odds int) string {
 	text := a.value(of, odds, 0)
 	if len(text) > 2000 {
@@ -184,8 +184,8 @@ func (a attacker) request(op operation, odds int) (path, body string, header []s
 	return path, body, header
 }
 
-// TestFuzz_NoCallOfTheDocumentBreaksTheShop sends wrong, huge, empty, foreign and malicious values to every operation
-// of the OpenAPI document, for three seconds or for FUZZ_DURATION. Then the shop has to be as well as before.
+// TestFuzz_NoCallOfTheDocumentBreaksTheShop sends wrong, huge, empty, foreign and malicious values to every operation of
+// the OpenAPI document, for three seconds or for FUZZ_DURATION. After that the shop must work as before.
 func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 	t.Parallel()
 	duration, seed := 3*time.Second, uint64(time.Now().UnixNano())
@@ -208,7 +208,7 @@ func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 		op := calls[sent%len(calls)]
 		path, body, header := a.request(op, []int{0, 5, 30}[a.IntN(3)])
 		got := s.call(t, op.method, path, body, header...)
-		s.judge(t, got, fmt.Sprintf("seed %d: %s %.300s %q %.1000s", seed, op.method, path, header, body))
+		s.failOnFault(t, got, fmt.Sprintf("seed %d: %s %.300s %q %.1000s", seed, op.method, path, header, body))
 		name := op.method + " " + op.path
 		if seen[name] == nil {
 			seen[name] = map[int]int{}
@@ -225,18 +225,18 @@ func TestFuzz_NoCallOfTheDocumentBreaksTheShop(t *testing.T) {
 		}
 	}
 	// Nothing is stuck: an order goes all the way, and the queues are empty.
-	if o := s.decided(t, s.place(t, s.plenty(t)[0], 1)); o.State != "CONFIRMED" {
+	if o := s.decided(t, s.place(t, s.unlimitedStock(t)[0], 1)); o.State != "CONFIRMED" {
 		t.Errorf("an order after the fuzz run is %s", o.State)
 	}
 	ch := s.openChannel(t)
 	eventually(t, func() error { return emptyQueues(t, ch) })
-	if letters := s.letters(t, ""); len(letters) > 0 {
+	if letters := s.deadLetters(t, ""); len(letters) > 0 {
 		t.Errorf("%d calls became dead letters: %+v", len(letters), letters[0])
 	}
 }
 
-// judge fails if an answer is a fault of the shop's. Whether it is described sees call.
-func (s *shop) judge(t *testing.T, got answer, call string) {
+// failOnFault fails if an answer shows a fault of the shop. Whether the contract describes it is checked by call.
+func (s *shop) failOnFault(t *testing.T, got answer, call string) {
 	t.Helper()
 	if got.code >= http.StatusInternalServerError {
 		t.Errorf("%s\nis answered with %d %s", call, got.code, got.body)

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Each guide is followed to the letter in a copy of the project: all that it changes is what it says.
+// Each guide is followed exactly, in a copy of the project.
 func TestGuides_LeadToAProjectThatBuildsAndPasses(t *testing.T) {
 	for _, g := range guides(t) {
 		t.Run(g.title, func(t *testing.T) {
@@ -38,8 +38,8 @@ func TestGuides_LeadToAProjectThatBuildsAndPasses(t *testing.T) {
 	}
 }
 
-// copyOfTheProject copies what git knows or would add, and the tools that are built already, with their times: make
-// does not build them again.
+// copyOfTheProject copies the files that git knows or would add, and the tools that are built, with their times, so that
+// make does not build them again.
 func copyOfTheProject(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

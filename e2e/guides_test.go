@@ -96,7 +96,7 @@ func (g guide) apply(root string) (changed map[string]string, err error) {
 	return changed, nil
 }
 
-// followed says whether all that the guide adds is there: somebody is following it.
+// followed reports whether everything that the guide adds is there: then somebody is following it.
 func (g guide) followed(root string) bool {
 	return !slices.ContainsFunc(g.edits, func(e edit) bool {
 		text, err := os.ReadFile(filepath.Join(root, e.path))
@@ -125,8 +125,7 @@ func (e edit) in(text string) (string, error) {
 	return strings.Join(lines[:at], "") + line + strings.Join(lines[at+1:], ""), nil
 }
 
-// Whoever changes what a guide builds on finds out here, and not from somebody who follows it. That the result builds and
-// works is for `make guides`.
+// A change of code that a guide builds on fails here. Whether the result builds and works is tested by `make guides`.
 func TestGuides_FitTheCodeAndCountTheirFiles(t *testing.T) {
 	t.Parallel()
 	for _, g := range guides(t) {

@@ -35,7 +35,7 @@ func TestPreferWait_AnswersWithTheOutcome(t *testing.T) {
 	}
 }
 
-// The answer is made of what was placed and of the event of the decision; nobody has read the order.
+// The response is made from what was placed and from the event of the decision, without reading the order.
 func TestPreferWait_AnswersWithTheOrderAsItIsStored(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -70,12 +70,12 @@ func TestPreferWait_NeedsNothingButTheBroker(t *testing.T) {
 	}
 }
 
-func TestPreferWait_EndsWithAPendingOrderWhereNobodyDecides(t *testing.T) {
+func TestPreferWait_EndsWithAPendingOrderIfNobodyDecides(t *testing.T) {
 	t.Parallel()
 	alone := gatewayAlone(t, &shop{database: dbtest.New(t), broker: brokertest.New(t)})
 	begin := time.Now()
 	a := alone.call(t, http.MethodPost, "/v1/orders", orderOf(1, 1), "Prefer", "wait=1")
-	if took := time.Since(begin); a.code != http.StatusAccepted || !strings.Contains(string(a.body), `"PENDING"`) || took < time.Second || took > patience/2 {
+	if took := time.Since(begin); a.code != http.StatusAccepted || !strings.Contains(string(a.body), `"PENDING"`) || took < time.Second || took > testTimeout/2 {
 		t.Errorf("after %s: %d %s", took, a.code, a.body)
 	}
 }
@@ -110,7 +110,7 @@ func TestIdempotencyKey_RepeatedIsTheSameOrderAndAnotherOrderIsAConflict(t *test
 	}
 }
 
-// Sent at once, before anything is known, equal requests are one order, and of unequal ones one is confirmed.
+// Of requests that are sent at the same time, equal ones are one order, and of different ones only one is confirmed.
 func TestIdempotencyKey_SentManyTimesAtOnceIsOneOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -155,7 +155,8 @@ func TestIdempotencyKey_SentManyTimesAtOnceIsOneOrder(t *testing.T) {
 	}
 }
 
-// Two customers who use the same key, sent at once or while the order service is away, got one order between them.
+// Two customers who used the same key at the same time, or while the order service was away, once got one order between
+// them.
 func TestIdempotencyKey_TwoCustomersWithOneKeyHaveAnOrderEach(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -182,8 +183,8 @@ func TestIdempotencyKey_TwoCustomersWithOneKeyHaveAnOrderEach(t *testing.T) {
 	}
 }
 
-// One customer who uses a key for two orders while nobody can know has both decided, each under the id that was named:
-// one is rejected.
+// If a customer uses one key for two orders while the order service cannot tell, both are decided under the ids that were
+// returned: one of them is rejected.
 func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -209,7 +210,7 @@ func TestIdempotencyKey_TwoOrdersOfOneCustomerAreBothDecided(t *testing.T) {
 }
 
 // The demo's route and new products honour a key, too. What has the same effect however often it is done ignores one.
-func TestIdempotencyKey_CountsWhereSomethingIsCreated(t *testing.T) {
+func TestIdempotencyKey_CountsIfSomethingIsCreated(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	const key, replayed = "Idempotency-Key", "Idempotent-Replayed"

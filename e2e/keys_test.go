@@ -13,7 +13,7 @@ import (
 	"shop.example/topology"
 )
 
-// spelledTwice are the files that spell a routing key although they are neither contracts, documents nor tests, and why.
+// spelledTwice are the files, other than contracts, documents and tests, that may contain a routing key, with the reason.
 var spelledTwice = map[string]string{
 	"topology/topology.go":            "the table of services has the patterns",
 	"topology/definitions.json":       "written by make generate",
@@ -25,8 +25,8 @@ var spelledTwice = map[string]string{
 	"examples/client/main.go":         "a client, which knows of the shop what its documents say",
 }
 
-// A routing key that stands in code a second time is the one that is forgotten when the contract is changed: nothing
-// fails, and nobody gets the event. Tests may spell keys: they say what others see, who would notice a changed one.
+// A routing key that is written in code a second time is easily forgotten when the contract changes: nothing fails, and the
+// event is not received. Tests may contain keys, because they state what others see.
 func TestRoutingKeys_StandInTheContractsAlone(t *testing.T) {
 	t.Parallel()
 	var keys []string

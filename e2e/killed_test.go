@@ -24,7 +24,7 @@ const (
 	maxStart  = 3 * time.Second
 )
 
-// program is `shopdev up` as a process of its own, over data in a folder of its own.
+// program is `shopdev up` in a process of its own, with data in a folder of its own.
 type program struct {
 	shop
 	process *os.Process
@@ -38,7 +38,7 @@ var (
 	ready  = regexp.MustCompile(`shop ready \(([0-9.]+) s\)`)
 )
 
-// up starts `shopdev up` in dir, with env added to its environment, and returns once it says that it is open.
+// up starts `shopdev up` in dir, with env added to its environment, and returns when it prints that it is ready.
 func up(t *testing.T, binary, dir string, env ...string) *program {
 	t.Helper()
 	cmd := exec.Command(binary, "up")
@@ -89,7 +89,7 @@ func (p *program) stop(t *testing.T) {
 	}
 	select {
 	case <-p.exited:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("the shop did not stop")
 	}
 }
@@ -183,7 +183,7 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	t.Logf("%d orders accepted, %d stored", len(locations), len(list.Orders))
 }
 
-// logged says whether the log has each event of n confirmed orders once.
+// logged reports whether the log has each event of n confirmed orders exactly once.
 func (p *program) logged(t *testing.T, n int) error {
 	t.Helper()
 	for _, key := range []string{"shop.order.placed", "shop.order.confirmed", "shop.inventory.decrement.quantity"} {
@@ -225,7 +225,7 @@ func killAll(t *testing.T, p *program, dir string) {
 	<-p.exited
 }
 
-// memory is what the process keeps in memory, in bytes.
+// memory returns the memory that the process uses, in bytes.
 func memory(t *testing.T, pid int) int64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -18,10 +18,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// load begins to send orders: mostly of one or two products, in any order of lines, some of which are unknown or run out
-// of stock. It sends each until it is accepted and cancels every tenth as soon as that can be done. The test waits for
-// the end of it.
-func (f *fleet) load(t *testing.T, orders int) *sync.WaitGroup {
+// load begins to send orders, mostly of one or two products, with lines in any order, some of them of unknown products or
+// of ones that run out. It repeats each until it is accepted, and cancels every tenth as soon as possible. The test waits
+// for its end.
+func (f *deployment) load(t *testing.T, orders int) *sync.WaitGroup {
 	var workers sync.WaitGroup
 	var next atomic.Int64
 	for range 8 {
@@ -42,9 +42,9 @@ func (f *fleet) load(t *testing.T, orders int) *sync.WaitGroup {
 }
 
 // decides waits until so many orders are decided.
-func (f *fleet) decides(t *testing.T, orders int) {
+func (f *deployment) decides(t *testing.T, orders int) {
 	t.Helper()
-	f.decidesWithin(t, orders, patience)
+	f.decidesWithin(t, orders, testTimeout)
 }
 
 func (s *shop) decidesWithin(t *testing.T, orders int, limit time.Duration) {
@@ -72,10 +72,10 @@ func linesOf(i int) string {
 	}
 }
 
-// order sends an order under an idempotency key until it is accepted, and returns where it is.
-func (f *fleet) order(t *testing.T, key, lines string) (location string, err error) {
+// order sends an order under an idempotency key until it is accepted, and returns its path.
+func (f *deployment) order(t *testing.T, key, lines string) (location string, err error) {
 	body := `{"customer_name":"` + key + `","customer_email":"ada@example.org","order_items":[` + lines + `]}`
-	res, err := f.insist(t, http.MethodPost, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK)
+	res, err := f.sendUntil(t, http.MethodPost, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK)
 	if err != nil {
 		return "", err
 	}
@@ -83,14 +83,14 @@ func (f *fleet) order(t *testing.T, key, lines string) (location string, err err
 }
 
 // cancel cancels an order as soon as that is possible. One that was rejected stays rejected.
-func (f *fleet) cancel(t *testing.T, location string) error {
-	_, err := f.insist(t, http.MethodPost, location+":cancel", "", "", http.StatusOK, http.StatusBadRequest)
+func (f *deployment) cancel(t *testing.T, location string) error {
+	_, err := f.sendUntil(t, http.MethodPost, location+":cancel", "", "", http.StatusOK, http.StatusBadRequest)
 	return err
 }
 
-// insist repeats a call until it is answered with one of the codes.
-func (f *fleet) insist(t *testing.T, method, path, body, key string, codes ...int) (http.Header, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+// sendUntil repeats a call until it is answered with one of the codes.
+func (f *deployment) sendUntil(t *testing.T, method, path, body, key string, codes ...int) (http.Header, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -101,13 +101,13 @@ func (f *fleet) insist(t *testing.T, method, path, body, key string, codes ...in
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%s %s within %s: %w", method, path, patience, err)
+			return nil, fmt.Errorf("%s %s within %s: %w", method, path, testTimeout, err)
 		case <-tick.C:
 		}
 	}
 }
 
-func (f *fleet) once(ctx context.Context, method, path, body, key string, codes []int) (http.Header, error) {
+func (f *deployment) once(ctx context.Context, method, path, body, key string, codes []int) (http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, method, f.url+path, strings.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -129,15 +129,15 @@ func (f *fleet) once(ctx context.Context, method, path, body, key string, codes 
 	return res.Header, err
 }
 
-func (f *fleet) exec(t *testing.T, statement string) {
+func (f *deployment) exec(t *testing.T, statement string) {
 	t.Helper()
 	if _, err := f.openDatabase(t).ExecContext(t.Context(), statement); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// publish sends a message several times and returns when the broker has them.
-func (f *fleet) publish(t *testing.T, key string, body []byte, times int) {
+// publish publishes a message several times and returns when the broker has confirmed it each time.
+func (f *deployment) publish(t *testing.T, key string, body []byte, times int) {
 	t.Helper()
 	ch := f.openChannel(t)
 	if err := ch.Confirm(false); err != nil {
@@ -151,7 +151,7 @@ func (f *fleet) publish(t *testing.T, key string, body []byte, times int) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	for _, confirm := range confirms {
 		if acked, err := confirm.WaitContext(ctx); err != nil || !acked {

@@ -85,7 +85,7 @@ func TestObservability_IsAProfileOfItsOwnForThisMachine(t *testing.T) {
 	}
 }
 
-// What one part calls another, and the files that it reads, have to be there.
+// The addresses and files by which the parts refer to each other exist.
 func TestObservability_ThePartsFindEachOther(t *testing.T) {
 	t.Parallel()
 	var file observability

@@ -56,7 +56,7 @@ func checkDescribed(t *testing.T, method, path string, got answer) {
 	}
 }
 
-// undescribed says in which way an answer to the operation is not as the document describes it; "" if it is.
+// undescribed returns how a response differs from the document's description of the operation; "" if it does not.
 func (op operation) undescribed(got answer) string {
 	if reason := reasonIn(got); reason == "UNKNOWN_PATH" || reason == "METHOD_NOT_ALLOWED" { // what looks like a parameter is none
 		return ""
@@ -89,7 +89,7 @@ func (op operation) undescribed(got answer) string {
 	return ""
 }
 
-// endless says whether the answer of an operation does not end.
+// endless reports whether the response of an operation is an endless stream.
 func (op operation) endless() bool {
 	_, is := op.answers["200"].Content["text/event-stream"]
 	return is

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	// instrument is where a metric is made: its kind, its name, and its unit if it has one.
+	// instrument matches the code that creates a metric: its kind, its name, and its unit if it has one.
 	instrument = regexp.MustCompile(`(?s)(?:Int64|Float64)(?:Observable)?(Counter|Gauge|Histogram)\("([a-z_.]+)",\s*(?:metric\.WithUnit\("(\w+)"\))?`)
 	// tableName is one of the database, with its schema.
 	tableName = regexp.MustCompile("`[a-z]+\\.[a-z_]+`")

@@ -22,8 +22,8 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 )
 
-// The way of a confirmed order, as the timeline has it.
-var confirmedWay = []string{"shop.order.placed", "shop.order.confirmed", "shop.inventory.decrement.quantity"}
+// confirmedTimeline are the events of a confirmed order in the timeline.
+var confirmedTimeline = []string{"shop.order.placed", "shop.order.confirmed", "shop.inventory.decrement.quantity"}
 
 // operatorLink is the address of the front page as an operator opens it.
 func (s *shop) operatorLink() string { return s.url + "/#token=" + operatorToken }
@@ -37,8 +37,8 @@ func (b *tab) order(productID, n string) {
 	b.click("#place")
 }
 
-// way waits until the timeline has exactly these events, each once.
-func (b *tab) way(keys ...string) {
+// timeline waits until the timeline has exactly these events, each once.
+func (b *tab) timeline(keys ...string) {
 	b.Helper()
 	b.until(fmt.Sprintf(`[...document.querySelectorAll('#timeline [data-key]')].map((row) => row.dataset.key).sort().join() === %q.split(',').sort().join()`,
 		strings.Join(keys, ",")))
@@ -52,14 +52,14 @@ func TestPage_AnOrderIsSeenConfirmedOnItsWay(t *testing.T) {
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#slip-contents", "3 pieces, 105.00 USD")
 	b.until("document.querySelector('.token')") // something is seen to move
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	b.text(`#timeline [data-key="shop.order.placed"]`, "from gateway, attempt 1, trace ")
 	b.text(`[data-id="5"] [data-stock=on_hand]`, "147")
 	b.text("#own", "3 pieces")
 
 	b.click("#cancel")
 	b.text("#slip-state", "CANCELLED")
-	b.way(append(confirmedWay, "shop.order.cancelled")...)
+	b.timeline(append(confirmedTimeline, "shop.order.cancelled")...)
 	b.text(`[data-id="5"] [data-stock=on_hand]`, "150")
 	if eval[bool](b, "document.getElementById('log').checkVisibility()") {
 		t.Error("a customer sees the event log")
@@ -246,8 +246,7 @@ func TestPage_OperatorsSeeTheLogLiveAndFiltered(t *testing.T) {
 	}
 }
 
-// The page reads what the log holds, and then follows it: what is logged between the two is shown as well, in a log
-// that held nothing too.
+// The page reads the log and then follows it. Events between the two must be shown as well, also if the log was empty.
 func TestPage_TheFirstEventsOfALogAreNotMissed(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -304,12 +303,12 @@ func TestPage_AWrongTokenMakesNobodyAnOperator(t *testing.T) {
 
 func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	b := browse(t, f.operatorLink())
 	b.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "status of 503")
 	b.order("1", "1")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 	gateway := f.replicas["gateway"][0]
 	gateway.kill()
 	b.text("#connection", "reconnecting")
@@ -325,7 +324,7 @@ func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
 	}
 	gateway.start(t)
 	gateway.waitReady(t)
-	b.way(append(confirmedWay, "shop.order.cancelled")...)
+	b.timeline(append(confirmedTimeline, "shop.order.cancelled")...)
 	b.text("#slip-state", "CANCELLED")
 	b.text("#connection", "live")
 	b.until(`[...document.querySelectorAll('#log-rows .key')].filter((e) => e.textContent === 'shop.order.cancelled').length === 1`)
@@ -334,7 +333,7 @@ func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
 	}
 }
 
-// At 500 events/s and more the log keeps its bounds: as many rows as it may have, of the newest events, in their order.
+// At 500 events/s and more the page shows the newest events in their order, up to its maximum of rows.
 func TestPage_AFloodOfEventsIsBoundedAndInOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -413,10 +412,10 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	b.click("[data-service=order]")
 	b.text("[data-service=order]", "Stop order")
 	b.text("#slip-state", "CONFIRMED")
-	b.way(confirmedWay...)
+	b.timeline(confirmedTimeline...)
 }
 
-// An id that nobody was given was shown as PENDING for as long as the page was open.
+// An invented id was once shown as PENDING for as long as the page was open.
 func TestPage_AnInventedIDIsNotAnOrderThatWaits(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -444,7 +443,7 @@ func TestPage_HasNoSeriousBarrier(t *testing.T) {
 	for _, scheme := range []string{"light", "dark"} {
 		b := browse(t, s.operatorLink(), preferring("prefers-color-scheme", scheme))
 		b.order("5", "3")
-		b.way(confirmedWay...)
+		b.timeline(confirmedTimeline...)
 		b.text("#dead-letters", "shop.order.placed")
 		b.text("#health", "ready")
 		b.until("document.querySelector('#log-rows details') && document.querySelector('#breaking [data-service]')")
@@ -463,7 +462,7 @@ func TestPage_HasNoSeriousBarrier(t *testing.T) {
 	}
 }
 
-// make screenshots says where they go; else they are looked at for what does not fit.
+// `make screenshots` sets a folder to keep the pictures in; otherwise the test only looks for what does not fit.
 func TestPage_FitsEveryScreen(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
@@ -474,7 +473,7 @@ func TestPage_FitsEveryScreen(t *testing.T) {
 		b := browse(t, s.operatorLink(), set...)
 		b.order("5", "3")
 		b.text("#slip-state", "CONFIRMED")
-		b.way(confirmedWay...)
+		b.timeline(confirmedTimeline...)
 		b.until("document.querySelector('.token')")
 		if name == "operator" {
 			for _, experiment := range []string{"twice", "poison", "race"} {

@@ -18,15 +18,15 @@ import (
 
 func TestPgBouncer_WithSessionsIsTakenForTheServer(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.servers(t, f.broker.URL, newPgBouncer(t, f.database, "session"))
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 400)
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	for _, name := range services {
 		if f.replicas[name][0].log.contains("a dependency is down") {
 			t.Errorf("%s had to wait for its database", name)
@@ -38,7 +38,7 @@ func TestPgBouncer_WithSessionsIsTakenForTheServer(t *testing.T) {
 
 func TestPgBouncer_WithTransactionsIsRefusedAtTheStart(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	for _, mode := range []string{"transaction", "statement"} {
 		url := newPgBouncer(t, f.database, mode)
 		_, err := db.Migrate(t.Context(), url, "orders")

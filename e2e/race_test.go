@@ -16,8 +16,8 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 )
 
-// pairs have two replicas of each service that decides.
-var pairs = fleetOptions{replicas: map[string]int{"order": 2, "inventory": 2}}
+// pairs is two replicas of each service that decides something.
+var pairs = deploymentOptions{replicas: map[string]int{"order": 2, "inventory": 2}}
 
 // racers is how many orders are sent at the same time.
 const racers = 500
@@ -25,7 +25,7 @@ const racers = 500
 func TestRace_TheLastPiecesAreSoldOnceEach(t *testing.T) {
 	t.Parallel()
 	const keyboard, pieces = 3, 100
-	f := newFleet(t, pairs)
+	f := newDeployment(t, pairs)
 	f.up(t)
 	f.race(t, func(int) string { return fmt.Sprintf(`{"product_id":%d,"quantity":1}`, keyboard) })
 	f.comesToRest(t, racers)
@@ -43,7 +43,7 @@ func TestRace_TheLastPiecesAreSoldOnceEach(t *testing.T) {
 
 func TestRace_OrdersOfSeveralProductsInAnyOrderOfLinesNeverOversellNorDeadlock(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, pairs)
+	f := newDeployment(t, pairs)
 	f.up(t)
 	f.race(t, func(int) string {
 		var lines []string
@@ -75,7 +75,7 @@ func TestRace_OrdersOfSeveralProductsInAnyOrderOfLinesNeverOversellNorDeadlock(t
 }
 
 // race sends all orders at the same time, each on a connection of its own.
-func (f *fleet) race(t *testing.T, lines func(i int) string) {
+func (f *deployment) race(t *testing.T, lines func(i int) string) {
 	t.Helper()
 	errs := make(chan error, racers)
 	begin := make(chan struct{})
@@ -95,11 +95,11 @@ func (f *fleet) race(t *testing.T, lines func(i int) string) {
 	}
 }
 
-// Anyone who may publish may say again what was said before.
+// Whoever may publish an event may publish it again.
 func TestEvents_DeliveredAThousandTimesHaveOneEffect(t *testing.T) {
 	t.Parallel()
 	const times = 1000
-	f := newFleet(t, pairs)
+	f := newDeployment(t, pairs)
 	f.up(t)
 	placed := &eventsv1.OrderPlaced{
 		OrderId: uuid.NewString(), CustomerName: "Ada", CustomerEmail: "ada@example.org", PlacedAt: timestamppb.Now(),

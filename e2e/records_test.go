@@ -20,7 +20,8 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 )
 
-// A price could be changed, a product deleted, an order cancelled and a dead letter given up without a trace of who did it.
+// Once, a price could be changed, a product deleted, an order cancelled and a dead letter discarded without a record of who
+// did it.
 func TestOperators_WhatTheyDoIsInOneRecord(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -151,7 +152,7 @@ func TestCustomer_IsExportedAndErasedEverywhere(t *testing.T) {
 		Records []struct {
 			Order      *order
 			Event      *struct{ ID string }
-			DeadLetter *letter `json:"dead_letter"`
+			DeadLetter *deadLetter `json:"dead_letter"`
 		}
 	}
 	text := s.must(t, "customer", "export", "--email", "Ada@EXAMPLE.org")
@@ -204,10 +205,10 @@ func TestCustomer_IsExportedAndErasedEverywhere(t *testing.T) {
 		t.Errorf("another's: %+v", got)
 	}
 	// Nothing is sent again, nothing else has changed, and everything adds up.
-	if open := s.letters(t, "OPEN"); len(open) != 0 {
+	if open := s.deadLetters(t, "OPEN"); len(open) != 0 {
 		t.Errorf("open are %v", open)
 	}
-	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), patience); err != nil || r.Count() != 0 {
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 {
 		t.Errorf("after it: %+v, %v", r, err)
 	}
 	if now := s.stock(t); fmt.Sprint(now) != fmt.Sprint(stock) {

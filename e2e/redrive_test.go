@@ -41,7 +41,7 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	}
 	grpcCtx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+operatorToken)
 	client := loggingv1.NewDeadLetterServiceClient(s.dial(t))
-	id := func(l letter) int64 {
+	id := func(l deadLetter) int64 {
 		n, err := strconv.ParseInt(l.ID, 10, 64)
 		if err != nil {
 			t.Fatal(err)
@@ -65,9 +65,9 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	if err != nil || done.GetDeadLetter().GetState() != loggingv1.DeadLetter_REDRIVEN {
 		t.Fatalf("redriven over gRPC: %v, %v", done, err)
 	}
-	var second letter
+	var second deadLetter
 	eventually(t, func() error {
-		open := s.letters(t, "OPEN")
+		open := s.deadLetters(t, "OPEN")
 		if len(open) != 1 || open[0].ID == first.ID {
 			return fmt.Errorf("open: %+v", open)
 		}
@@ -76,7 +76,7 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	})
 	if second.Attempts != 1 || second.MessageID != first.MessageID || second.Reason != first.Reason || second.SourceQueue != "inventory" ||
 		second.RoutingKey != "shop.inventory.create" || second.Exchange != "shop.topic" {
-		t.Errorf("after a redrive in vain: %s", abridged(second))
+		t.Errorf("after a redrive in vain: %s", truncated(second))
 	}
 	s.isLogged(t, first.MessageID, "error", second.Reason)
 	if _, err := client.RedriveDeadLetter(grpcCtx, &loggingv1.RedriveDeadLetterRequest{Id: id(first)}); err != nil {
@@ -85,7 +85,7 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 
 	deleteItem("Chair")
 	a := s.post(t, second.path()+":redrive")
-	var redriven letter
+	var redriven deadLetter
 	a.json(t, &redriven)
 	if a.code != http.StatusOK || redriven.State != "REDRIVEN" || redriven.MessageID != first.MessageID {
 		t.Fatalf("redriven over REST: %d %s", a.code, a.body)
@@ -104,7 +104,7 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	}
 	s.isLogged(t, first.MessageID, "success", "")
 	s.open(t, 0)
-	if n := len(s.letters(t, "REDRIVEN")); n != 2 {
+	if n := len(s.deadLetters(t, "REDRIVEN")); n != 2 {
 		t.Errorf("%d letters are redriven, want 2", n)
 	}
 
@@ -118,7 +118,7 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 		t.Errorf("redriving what was discarded: %d %s", a.code, a.body)
 	}
 	s.isLogged(t, third.MessageID, "error", third.Reason)
-	if discarded := s.letters(t, "DISCARDED"); len(discarded) != 1 || discarded[0].ID != third.ID {
+	if discarded := s.deadLetters(t, "DISCARDED"); len(discarded) != 1 || discarded[0].ID != third.ID {
 		t.Errorf("discarded: %+v", discarded)
 	}
 	if a := s.post(t, "/v1/dead-letters/4711:redrive"); a.code != http.StatusNotFound {
@@ -138,11 +138,11 @@ func TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled(t *testing.T) {
 	}
 }
 
-// The broker takes the message, and its confirm is lost with the connection: nobody knows that it was sent, so the
-// letter stays open, and to redrive it again has no second effect.
+// The broker takes the message, and its confirm is lost with the connection. Whether it was sent is unknown, so the dead
+// letter stays open, and redriving it again has no second effect.
 func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	proxy := f.broker.Proxy(t)
 	logging := f.replicas["logging"][0]
 	logging.env = append(logging.env, "AMQP_URL="+proxy.URL)
@@ -184,7 +184,7 @@ func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing
 		return nil
 	}
 	eventually(t, arrived)
-	if open := f.letters(t, "OPEN"); len(open) != 1 || open[0].ID != dead.ID {
+	if open := f.deadLetters(t, "OPEN"); len(open) != 1 || open[0].ID != dead.ID {
 		t.Errorf("open: %+v", open)
 	}
 	proxy.Down()
@@ -200,7 +200,7 @@ func TestRedrive_AConfirmThatIsLostLeavesTheLetterOpenAndHasOneEffect(t *testing
 	ch := f.openChannel(t)
 	eventually(t, func() error { return emptyQueues(t, ch) })
 	f.shop.open(t, 0)
-	if letters := f.letters(t, ""); len(letters) != 1 || letters[0].State != "REDRIVEN" {
+	if letters := f.deadLetters(t, ""); len(letters) != 1 || letters[0].State != "REDRIVEN" {
 		t.Errorf("letters: %+v", letters)
 	}
 	if err := arrived(); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"shop.example/platform/messaging"
 	"shop.example/shop/audit"
 )
 
@@ -48,7 +49,7 @@ func (s *shop) openDatabase(t *testing.T) *sql.DB {
 // openChannel returns a channel to the test's virtual host.
 func (s *shop) openChannel(t *testing.T) *amqp.Channel {
 	t.Helper()
-	conn, err := amqp.Dial(s.broker.URL)
+	conn, err := amqp.Dial(messaging.SplitURL(s.broker.URL)[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,9 +82,9 @@ func emptyQueues(t *testing.T, ch *amqp.Channel) error {
 	return nil
 }
 
-// comesToRest waits until orders orders are decided and all that follows from them is done, stops the fleet, and then
-// finds that nothing was left in anybody's hands and that the books balance.
-func (f *fleet) comesToRest(t *testing.T, orders int) {
+// comesToRest waits until so many orders are decided and everything that follows is done, stops the deployment, and then
+// checks that no message is left in a queue or unacknowledged, and that the audit finds nothing.
+func (f *deployment) comesToRest(t *testing.T, orders int) {
 	t.Helper()
 	ch, books := f.openChannel(t), auditor(t, &f.shop)
 	f.decides(t, orders)
@@ -109,8 +110,8 @@ func (f *fleet) comesToRest(t *testing.T, orders int) {
 	}
 }
 
-// balance waits until an audit finds nothing on its way, and fails if it finds something wrong.
-func (f *fleet) balance(t *testing.T, books *audit.Auditor) {
+// balance waits until an audit finds nothing in flight, and fails if it finds a violation.
+func (f *deployment) balance(t *testing.T, books *audit.Auditor) {
 	t.Helper()
 	report, err := books.RunWhenQuiet(t.Context(), resendLimit)
 	if err != nil {

@@ -55,7 +55,7 @@ func retentionTable(t *testing.T) map[string]kept {
 // there. A table that docs/operations.md does not have fails.
 func TestRetention_EveryTableKeepsWhatThisSaysAndNoMore(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	table, pool := retentionTable(t), f.openDatabase(t)
 	tables := texts(t, pool, `
@@ -124,7 +124,7 @@ func (k kept) query(table, than string) string {
 }
 
 // live has each table that is bounded by time get rows, and stops the services.
-func (f *fleet) live(t *testing.T) {
+func (f *deployment) live(t *testing.T) {
 	t.Helper()
 	f.up(t)
 	operator := []string{"Authorization", "Bearer " + operatorToken}
@@ -165,7 +165,7 @@ func (f *fleet) live(t *testing.T) {
 }
 
 // age makes all rows older by an interval, and the limit of their table if that is to be added.
-func (f *fleet) age(t *testing.T, pool *sql.DB, table map[string]kept, by, limit string) {
+func (f *deployment) age(t *testing.T, pool *sql.DB, table map[string]kept, by, limit string) {
 	t.Helper()
 	conn, err := pool.Conn(t.Context())
 	if err != nil {

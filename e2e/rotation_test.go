@@ -36,7 +36,7 @@ var section = regexp.MustCompile("(?ms)^### ([^\n]+)$|^```sh run rotation\n(.*?)
 // rotation is a shop in production on servers of its own, with TLS everywhere, whose secrets are in a file of `shop
 // secrets`.
 type rotation struct {
-	*fleet
+	*deployment
 	own     *servers
 	dir     string // with .env and certs
 	amqps   string // host:port of the broker's TLS
@@ -51,7 +51,7 @@ func TestRotation_EverySecretIsReplacedUnderLoadAndNoOrderIsLost(t *testing.T) {
 	t.Parallel()
 	r := newRotation(t)
 	r.up(t)
-	r.traffic = r.fleet.traffic(t, r.plenty(t), answerLimit, r.gateways()...)
+	r.traffic = r.deployment.traffic(t, r.unlimitedStock(t), answerLimit, r.gateways()...)
 	r.traffic.flows(t, 50)
 
 	t.Run("token of an operator", r.operatorToken)
@@ -66,7 +66,7 @@ func TestRotation_EverySecretIsReplacedUnderLoadAndNoOrderIsLost(t *testing.T) {
 	refused, longest := r.traffic.figures()
 	orders := r.traffic.end(t)
 	t.Logf("%d orders; refused meanwhile: %v; longest time without an accepted order: %s", orders, refused, longest)
-	r.burntNoAttempt(t)
+	r.usedUpNoAttempt(t)
 	r.comesToRest(t, orders)
 	r.traffic.isDecided(t, &r.shop)
 }
@@ -100,7 +100,7 @@ func newRotation(t *testing.T) *rotation {
 	r.run(t, `psql "$ADMIN_DATABASE_URL" -qc "ALTER SYSTEM SET ssl_cert_file = 'cert.pem'" -c "ALTER SYSTEM SET ssl_key_file = 'key.pem'" -c "ALTER SYSTEM SET ssl = on" -c "SELECT pg_reload_conf()"`)
 	r.makeUsers(t)
 
-	r.fleet = newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2}, host: "127.0.0.1"})
+	r.deployment = newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2}, host: "127.0.0.1"})
 	r.broker, r.amqp = &brokertest.Broker{URL: own.amqp}, nil
 	r.database = strings.Replace(own.database, "/postgres?", "/"+db.Name+"?", 1)
 	for _, replicas := range r.replicas {

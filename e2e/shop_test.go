@@ -23,8 +23,8 @@ import (
 	"shop.example/topology"
 )
 
-// patience bounds every wait of these tests; none waits that long unless something is broken.
-const patience = 30 * time.Second
+// testTimeout bounds every wait of these tests; none waits that long unless something is broken.
+const testTimeout = 30 * time.Second
 
 const operatorToken = "operator-token-of-the-tests"
 
@@ -67,7 +67,7 @@ func open(t *testing.T, database string, broker *brokertest.Broker) *shop {
 	return &shop{Shop: s, url: "http://" + s.Gateway.HTTPAddr(), database: database, broker: broker}
 }
 
-// run runs the shop to the end of the test and returns once it is ready.
+// run runs the shop until the test ends, and returns once it is ready.
 func run(t *testing.T, s *local.Shop) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -79,7 +79,7 @@ func run(t *testing.T, s *local.Shop) {
 			t.Errorf("the shop ended with: %v", err)
 		}
 	})
-	ready, cancel := context.WithTimeout(t.Context(), patience)
+	ready, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := s.WaitReady(ready); err != nil {
 		t.Fatalf("the shop does not get ready: %v", err)
@@ -97,7 +97,7 @@ func (s *shop) dial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// answer is what a REST call got.
+// answer is the response to a REST call.
 type answer struct {
 	code   int
 	header http.Header
@@ -143,12 +143,12 @@ func (s *shop) get(t *testing.T, path string) answer {
 // eventually calls f until it returns nil.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	eventuallyWithin(t, patience, f)
+	eventuallyWithin(t, testTimeout, f)
 }
 
-func eventuallyWithin(t *testing.T, patience time.Duration, f func() error) {
+func eventuallyWithin(t *testing.T, testTimeout time.Duration, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -157,7 +157,7 @@ func eventuallyWithin(t *testing.T, patience time.Duration, f func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %v", patience, err)
+			t.Fatalf("after %s: %v", testTimeout, err)
 		}
 		<-tick.C
 	}
@@ -211,7 +211,7 @@ func (s *shop) decided(t *testing.T, location string) order {
 	return o
 }
 
-// place places an order of one line and returns where it is.
+// place places an order of one line and returns its path.
 func (s *shop) place(t *testing.T, productID, quantity int) (location string) {
 	t.Helper()
 	a := s.call(t, http.MethodPost, "/v1/orders", fmt.Sprintf(

@@ -26,10 +26,10 @@ func TestShutdown_OfAConsumerUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 	for name, did := range handled {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, fleetOptions{})
+			f := newDeployment(t, deploymentOptions{})
 			f.up(t)
 			published := f.tap(t)
-			tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+			tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 			tr.flows(t, 100)
 
 			r, db := f.replicas[name][0], f.openDatabase(t)
@@ -52,7 +52,7 @@ func TestShutdown_OfAConsumerUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 			if refused, _ := tr.figures(); len(refused) > 0 {
 				t.Errorf("orders were refused: %v", refused)
 			}
-			f.burntNoAttempt(t)
+			f.usedUpNoAttempt(t)
 			f.comesToRest(t, orders)
 			tr.isDecided(t, &f.shop)
 			published.onceEach(t)
@@ -62,10 +62,10 @@ func TestShutdown_OfAConsumerUnderLoadLosesAndRepeatsNothing(t *testing.T) {
 
 func TestShutdown_OfTheGatewayAnswersWhatItHasTaken(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	published := f.tap(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 100)
 
 	r := f.replicas["gateway"][0]
@@ -96,7 +96,7 @@ func TestShutdown_OfTheGatewayAnswersWhatItHasTaken(t *testing.T) {
 func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	t.Parallel()
 	bin := mustBinaries(t)
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.replicas = nil // only its broker and database are used
 	published := f.tap(t)
 	dir, addr := t.TempDir(), freeAddr(t)
@@ -106,7 +106,7 @@ func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	}
 	first := open()
 	f.url = first.url
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.url)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.url)
 	tr.flows(t, 100)
 
 	if err := first.process.Signal(syscall.SIGTERM); err != nil {
@@ -131,7 +131,7 @@ func TestShutdown_OfTheShopInOneProcessLosesAndRepeatsNothing(t *testing.T) {
 	published.onceEach(t)
 }
 
-// half is an order of which the gateway has the head.
+// half is an order of which the gateway has received only the header.
 type half struct {
 	conn net.Conn
 	in   *bufio.Reader
@@ -147,7 +147,7 @@ func beginOrder(t *testing.T, addr string) half {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(testTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = fmt.Fprintf(conn, "POST /v1/orders HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
@@ -166,7 +166,7 @@ func beginOrder(t *testing.T, addr string) half {
 	return h
 }
 
-// end sends the body and returns where the order is.
+// end sends the body and returns the path of the order.
 func (h half) end(t *testing.T) (location string) {
 	t.Helper()
 	if _, err := h.conn.Write([]byte(halfOrder)); err != nil {
@@ -245,7 +245,7 @@ func (s *shop) tap(t *testing.T) *tap {
 	return tp
 }
 
-// onceEach: nothing was published twice.
+// onceEach checks that nothing was published twice.
 func (tp *tap) onceEach(t *testing.T) {
 	t.Helper()
 	tp.mu.Lock()

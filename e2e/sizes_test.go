@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// largest is the shop's largest order: 100 lines, over products whose names are as long as the contracts let them be,
-// 200 characters of 4 bytes each.
+// largest is the largest order: 100 lines of products whose names are as long as the contracts allow, 200 characters of 4
+// bytes each.
 type largest struct {
 	byID, byName string // its lines as the API and as the demo's interface have them
 }
 
-// stockLargest makes the products, with pieces for so many orders.
-func (f *fleet) stockLargest(t *testing.T, orders int) largest {
+// stockLargest creates the products of largest, with enough stock for so many orders.
+func (f *deployment) stockLargest(t *testing.T, orders int) largest {
 	t.Helper()
 	const lines = 100
 	var items, byName, byID []string
@@ -39,9 +39,8 @@ func (f *fleet) stockLargest(t *testing.T, orders int) largest {
 	return largest{strings.Join(byID, ","), strings.Join(byName, ",")}
 }
 
-// place places so many of them, every other one over the demo's interface, and returns where they are once all are
-// accepted.
-func (l largest) place(t *testing.T, f *fleet, orders int) []string {
+// place places so many of them, every other one through the demo's API, and returns their paths when all are accepted.
+func (l largest) place(t *testing.T, f *deployment, orders int) []string {
 	t.Helper()
 	const who = `{"customer_name":"Ada","customer_email":"ada@example.org",`
 	locations := make([]string, orders)
@@ -54,7 +53,7 @@ func (l largest) place(t *testing.T, f *fleet, orders int) []string {
 				if i%2 == 1 {
 					path, body, code = "/intermediary/order", who+`"order_items":[`+l.byName+`]}`, http.StatusOK
 				}
-				header, err := f.insist(t, http.MethodPost, path, body, "", code)
+				header, err := f.sendUntil(t, http.MethodPost, path, body, "", code)
 				if err != nil {
 					t.Error(err)
 					continue
@@ -67,8 +66,8 @@ func (l largest) place(t *testing.T, f *fleet, orders int) []string {
 	return locations
 }
 
-// staysSmall fails the test if a service has taken more memory than compose.yaml gives it.
-func (f *fleet) staysSmall(t *testing.T) {
+// staysSmall fails the test if a service has used more memory than its limit in compose.yaml.
+func (f *deployment) staysSmall(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		peak := f.replicas[name][0].peakMemory(t)
@@ -84,7 +83,7 @@ func (f *fleet) staysSmall(t *testing.T) {
 func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 	t.Parallel()
 	const orders, streams = 300, 100
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	for _, name := range services {
 		f.replicas[name][0].env = append(f.replicas[name][0].env, "GOMEMLIMIT=200MiB") // as in compose.yaml
 	}
@@ -139,7 +138,7 @@ func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 		if err != nil {
 			t.Errorf("the stream of the whole log: %v", err)
 		}
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("the stream of the whole log stands still")
 	}
 	f.settled(t)
@@ -148,10 +147,10 @@ func TestSizes_TheLargestOrdersThatWaitedAreAllDecided(t *testing.T) {
 	f.comesToRest(t, orders)
 }
 
-// A message that nobody can read is as large as the broker takes it. It is a dead letter, and costs no order anything.
+// A message that cannot be decoded and is as large as the broker accepts becomes a dead letter, and does not affect orders.
 func TestSizes_TheLargestMessagesAreDeadLetters(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	const messages, size = 4, 16 << 20
 	body := make([]byte, size)

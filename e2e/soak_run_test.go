@@ -60,8 +60,8 @@ func TestSoak_NothingGrowsAndNothingIsLost(t *testing.T) {
 			t.Fatalf("SOAK_SEED: %v", err)
 		}
 	}
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
-	c := &chaos{fleet: f, away: map[*replica]bool{}, pace: soakPace, own: newServers(t)}
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
+	c := &chaos{deployment: f, away: map[*replica]bool{}, pace: soakPace, own: newServers(t)}
 	f.broker, f.amqp, f.database = &brokertest.Broker{URL: c.own.amqp}, nil, c.own.makeDatabase(t)
 	c.broker, c.database = f.proxies(t)
 	f.up(t)
@@ -69,7 +69,7 @@ func TestSoak_NothingGrowsAndNothingIsLost(t *testing.T) {
 	t.Logf("SOAK_SEED=%d SOAK=%s: %d faults", seed, duration, len(schedule)/2)
 
 	samples := newSoakSamples(t)
-	tr := f.mixedTraffic(t, f.plenty(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
+	tr := f.mixedTraffic(t, f.unlimitedStock(t), f.stockLargest(t, 1_000_000).byID, callTimeout, f.gateways()...)
 	begin := time.Now()
 	for at := time.Duration(0); at < duration; at += soakSample {
 		for len(schedule) > 0 && schedule[0].at < at {
@@ -91,7 +91,7 @@ func TestSoak_NothingGrowsAndNothingIsLost(t *testing.T) {
 	orders := tr.end(t)
 	f.decidesWithin(t, orders, resendLimit)
 	c.discardPoison(t)
-	samples.judge(t)
+	samples.failOnGrowth(t)
 	f.comesToRest(t, orders)
 	tr.isDecided(t, &f.shop)
 	t.Logf("%d orders accepted; calls that had to be repeated: %v; longest time without an accepted order: %s", orders, refused, longest.Round(time.Millisecond))
@@ -125,7 +125,7 @@ func (s *soakSamples) write(t *testing.T, fields ...string) {
 }
 
 // take reads all series. What does not answer at the moment has no value.
-func (s *soakSamples) take(t *testing.T, f *fleet, at time.Duration) {
+func (s *soakSamples) take(t *testing.T, f *deployment, at time.Duration) {
 	t.Helper()
 	now := map[string]float64{}
 	for _, name := range services {
@@ -161,7 +161,7 @@ func (s *soakSamples) take(t *testing.T, f *fleet, at time.Duration) {
 }
 
 // tables are the rows that wait in outboxes, and the bytes of each schema; nothing while the database is away.
-func tables(t *testing.T, f *fleet) map[string]float64 {
+func tables(t *testing.T, f *deployment) map[string]float64 {
 	t.Helper()
 	now := map[string]float64{}
 	rows, err := f.openDatabase(t).QueryContext(t.Context(), `
@@ -202,8 +202,8 @@ func (r *replica) memory(t *testing.T) (bytes float64) {
 	return pages * float64(os.Getpagesize())
 }
 
-// judge fails for each series that has grown over the second half, and prints all of them.
-func (s *soakSamples) judge(t *testing.T) {
+// failOnGrowth fails for each series that has grown over the second half, and prints all of them.
+func (s *soakSamples) failOnGrowth(t *testing.T) {
 	t.Helper()
 	for _, series := range slices.Sorted(maps.Keys(s.values)) {
 		all := s.values[series]

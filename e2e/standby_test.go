@@ -25,7 +25,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	first := newServers(t, "AMQP_URL="+broker.URL)
-	f := newFleet(t, fleetOptions{})
+	f := newDeployment(t, deploymentOptions{})
 	f.broker, f.amqp, f.database = broker, broker.Services(t, topology.Broker()), first.makeDatabase(t)
 	second := first.standby(t)
 	proxy := netproxy.New(t, f.database)
@@ -33,7 +33,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	logging := f.replicas["logging"][0]
 	logging.env = append(logging.env, "DATABASE_URL="+both(t, f.database, second.database))
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	proxy.Retarget(t, second.database)
@@ -62,7 +62,7 @@ func TestDatabase_AStandbyCostsNoOrderAndWorksOnceItIsPromoted(t *testing.T) {
 	if refused, _ := tr.figures(); len(refused) > 0 {
 		t.Errorf("orders were refused though the broker was there: %v", refused)
 	}
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.database = atDatabaseOf(t, f.database, second.database)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
@@ -93,7 +93,7 @@ func (s *servers) standby(t *testing.T) *servers {
 	return startServers(t, dir, "AMQP_URL="+s.amqp)
 }
 
-// demote has the database server start again as a standby, which follows nobody.
+// demote restarts the database server as a standby that replicates nothing.
 func (s *servers) demote(t *testing.T) {
 	t.Helper()
 	s.stopDatabase(t)
@@ -117,7 +117,7 @@ func ownerOf(t *testing.T, path string) *syscall.Stat_t {
 	return info.Sys().(*syscall.Stat_t)
 }
 
-// handOver gives what is at path, and below, to an owner: as root the database server runs as another user.
+// handOver changes the owner of path and everything below it: under root the database server runs as another user.
 func handOver(t *testing.T, path string, owner *syscall.Stat_t) {
 	t.Helper()
 	err := filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
@@ -134,6 +134,7 @@ func handOver(t *testing.T, path string, owner *syscall.Stat_t) {
 // promote makes a standby a primary.
 func (s *servers) promote(t *testing.T) {
 	t.Helper()
+	// standby starts a second database server that replicates this one, and uses the broker of this one.
 	standby := shop{database: s.database}
 	var promoted bool
 	if err := standby.openDatabase(t).QueryRowContext(t.Context(), "SELECT pg_promote()").Scan(&promoted); err != nil || !promoted {
@@ -141,7 +142,7 @@ func (s *servers) promote(t *testing.T) {
 	}
 }
 
-// stopDatabase stops the database server in good order: what follows it has everything. The broker goes on.
+// stopDatabase stops the database server cleanly, so that its standby has everything. The broker goes on.
 func (s *servers) stopDatabase(t *testing.T) {
 	t.Helper()
 	s.release(t, syscall.SIGKILL)
@@ -171,7 +172,7 @@ func (s *servers) pid(t *testing.T, name string) int {
 	return pid
 }
 
-// both is database with the servers of both URLs, of which the one that takes writes is to be used.
+// both returns database as a URL with the servers of both URLs, of which the driver uses the one that accepts writes.
 func both(t *testing.T, database, other string) string {
 	t.Helper()
 	a, b := parseURL(t, database), parseURL(t, other)
@@ -182,7 +183,7 @@ func both(t *testing.T, database, other string) string {
 	return a.String()
 }
 
-// atDatabaseOf is database on the server of another URL.
+// atDatabaseOf returns database as a URL on the server of another URL.
 func atDatabaseOf(t *testing.T, database, server string) string {
 	t.Helper()
 	u := parseURL(t, database)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ func TestStatus_ServicesThatAreAwayAreNamedAndDoNotHoldItUp(t *testing.T) {
 	alone := gatewayAlone(t, s)
 	begin := time.Now()
 	st := alone.status(t)
-	if took := time.Since(begin); took > patience/3 {
+	if took := time.Since(begin); took > testTimeout/3 {
 		t.Errorf("it took %s", took)
 	}
 	unready := st.unready()
@@ -165,7 +166,15 @@ func (st shopStatus) waiting(queue string) int {
 	return -1
 }
 
-func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
+// writes is a writer that calls itself.
+type writes func([]byte)
+
+func (w writes) Write(text []byte) (int, error) {
+	w(text)
+	return len(text), nil
+}
+
+func TestStatusCommand_SaysHowTheShopIsAndFailsIfItIsNotReady(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
 	status := func(args ...string) (string, error) {
@@ -197,6 +206,21 @@ func TestStatusCommand_SaysHowTheShopIsAndFailsWhereItIsNotReady(t *testing.T) {
 		}
 		return nil
 	})
+	// Again and again, until it is interrupted.
+	ctx, interrupt := context.WithCancel(t.Context())
+	var seen lockedBuffer
+	watch := command.Root()
+	watch.SetOut(writes(func(text []byte) {
+		_, _ = seen.Write(text)
+		if strings.Count(seen.String(), "QUEUE") == 2 {
+			interrupt()
+		}
+	}))
+	watch.SetArgs([]string{"status", "--watch", "--server", s.url, "--token", operatorToken})
+	if err := watch.ExecuteContext(ctx); cli.ExitStatus(err) != 130 {
+		t.Errorf("watched to %v\n%s", err, seen.String())
+	}
+
 	out, err := status("--json")
 	var st shopStatus
 	if parsed := json.Unmarshal([]byte(out), &st); parsed != nil || !errors.Is(err, cli.ExitCode(1)) || len(st.unready()) != 1 {

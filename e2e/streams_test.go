@@ -91,13 +91,13 @@ func (s *liveEvents) event() (e logged, err error) {
 	return e, err
 }
 
-func TestStreams_AnOrdersStreamTellsItsWholeWayAndNothingElse(t *testing.T) {
+func TestStreams_AnOrdersStreamHasAllItsEventsAndNoOthers(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.place(t, 2, 1) // another's
 	location := s.place(t, 1, 1)
 	o := s.decided(t, location)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	live, err := openStream(ctx, s.url+location+"/events:stream", "", "")
 	if err != nil {
@@ -156,7 +156,7 @@ func TestStreams_TheWholeLogIsForOperators(t *testing.T) {
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("over gRPC: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	live, err := openStream(ctx, s.url+"/v1/events:stream?routing_key=shop.order.*&from_beginning=true", operatorToken, "")
 	if err != nil {
@@ -181,6 +181,7 @@ type follower struct {
 	mu    sync.Mutex
 	told  bool // began has been
 	ids   []string
+	at    []time.Time // when each of them came
 	ends  int
 }
 
@@ -210,7 +211,7 @@ func (f *follower) read(live *liveEvents) {
 		case err != nil:
 			f.ends++
 		case e.ID != "":
-			f.ids = append(f.ids, e.ID)
+			f.ids, f.at = append(f.ids, e.ID), append(f.at, time.Now())
 		case f.ends == 0 && !f.told: // others say that nothing has happened
 			f.told = true
 			f.began <- live.lastID
@@ -230,7 +231,7 @@ func (f *follower) seen() []string {
 
 func TestStreams_WhoResumesSeesEveryEventOnceWhateverRestarts(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "logging": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "logging": 2}})
 	f.up(t)
 	f.url = f.gateways()[1] // stays
 	ctx, leave := context.WithCancel(t.Context())

@@ -15,7 +15,7 @@ import (
 
 var certificates = regexp.MustCompile(`command: \[certs, --dir, /certs, (.*)\]`)
 
-// The table of services in package topology is the one list of them. What cannot follow from it is compared with it here.
+// Package topology has the only table of the services. Files that cannot be generated from it are compared with it here.
 func TestServices_EachHasWhatTheTableSays(t *testing.T) {
 	t.Parallel()
 	if folders, schemas := db.Schemas(), slices.Sorted(slices.Values(topology.Schemas())); !slices.Equal(folders, schemas) {

@@ -23,13 +23,13 @@ import (
 	"shop.example/topology"
 )
 
-// resendLimit is how long it may take until an order is decided that was lost with its queue.
+// resendLimit is how long it may take until an order that was lost with its queue is decided.
 const resendLimit = 90 * time.Second
 
-// deletion is something that somebody deletes on the broker behind the shop's back.
+// deletion is a part of the topology that somebody deletes while the shop runs.
 type deletion struct {
 	name string
-	// provisioned says that no service may declare it again: whoever runs the broker has to.
+	// provisioned says that no service has the right to declare it again: the broker's administrator has to.
 	provisioned bool
 	do          func(*amqp.Channel) error
 }
@@ -57,7 +57,7 @@ func deleteExchange(name string) func(*amqp.Channel) error {
 	return func(ch *amqp.Channel) error { return ch.ExchangeDelete(name, false, false) }
 }
 
-// unbind takes bindings of a queue away.
+// unbind removes bindings of a queue.
 func unbind(queue string, keys ...string) func(*amqp.Channel) error {
 	return func(ch *amqp.Channel) error {
 		var errs []error
@@ -75,7 +75,7 @@ func (s *shop) deletes(t *testing.T, do func(*amqp.Channel) error) {
 	}
 }
 
-// provision does what whoever runs the broker does: import the shop's definitions.
+// provision imports the shop's definitions, as the broker's administrator would.
 func (s *shop) provision(t *testing.T) {
 	t.Helper()
 	if err := provision.Topology(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), s.broker.Vhost); err != nil {
@@ -83,7 +83,7 @@ func (s *shop) provision(t *testing.T) {
 	}
 }
 
-// isWhole waits until everything that was deleted is there again.
+// isWhole waits until everything that was deleted exists again.
 func (s *shop) isWhole(t *testing.T) {
 	t.Helper()
 	eventually(t, func() error {
@@ -91,8 +91,8 @@ func (s *shop) isWhole(t *testing.T) {
 	})
 }
 
-// refuses waits until the gateway refuses orders because it cannot tell that they will be decided, which it has to within
-// two seconds or so, and is not ready.
+// refuses waits until the gateway is not ready and refuses orders, because nobody would decide them; that must be within
+// two seconds or so.
 func (s *shop) refuses(t *testing.T, tr *traffic, since time.Time) {
 	t.Helper()
 	before, _ := tr.figures()
@@ -115,12 +115,12 @@ func (s *shop) refuses(t *testing.T, tr *traffic, since time.Time) {
 		}
 		return nil
 	})
-	if took := time.Since(since); took > patience/3 { // it looks once a second; the machine may be busy
+	if took := time.Since(since); took > testTimeout/3 { // it looks once a second; the machine may be busy
 		t.Errorf("orders were refused after %s", took)
 	}
 }
 
-// allDecided waits until each order that was accepted is decided, and fails unless the books balance.
+// allDecided waits until every accepted order is decided, and fails if the audit finds violations.
 func (s *shop) allDecided(t *testing.T, tr *traffic) {
 	t.Helper()
 	orders := tr.end(t)
@@ -137,11 +137,12 @@ func (s *shop) allDecided(t *testing.T, tr *traffic) {
 		orders, refused, longest.Round(time.Millisecond), time.Since(begin).Round(time.Second), sent)
 }
 
-// Somebody deletes parts of the topology while the shop is busy. The gateway answered 202 to orders that nobody decided.
+// Somebody deletes parts of the topology while the shop is busy. The gateway once answered 202 to orders that were then
+// never decided.
 func TestTopology_WhatIsDeletedUnderLoadCostsNoAcceptedOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t) // each service with no more rights than it needs
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	for _, d := range deletions {
 		begin := time.Now()
@@ -159,11 +160,11 @@ func TestTopology_WhatIsDeletedUnderLoadCostsNoAcceptedOrder(t *testing.T) {
 	s.allDecided(t, tr)
 }
 
-// What waits in a queue is lost with it. It was answered 202.
+// Messages that wait in a queue are lost when it is deleted, although the orders were accepted.
 func TestTopology_OrdersThatWaitedInADeletedQueueAreDecided(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	if err := s.Order.Stop(); err != nil {
 		t.Fatal(err)
@@ -179,7 +180,7 @@ func TestTopology_OrdersThatWaitedInADeletedQueueAreDecided(t *testing.T) {
 	s.allDecided(t, tr)
 }
 
-// With a user who may do everything the shop needs nobody's help.
+// With a broker user who may do everything, the services repair all of the topology themselves.
 func TestTopology_ServicesWithAllRightsDeclareExchangesAgain(t *testing.T) {
 	t.Parallel()
 	broker, database := brokertest.New(t), dbtest.New(t)
@@ -189,7 +190,7 @@ func TestTopology_ServicesWithAllRightsDeclareExchangesAgain(t *testing.T) {
 	}
 	s := &shop{Shop: built, url: "http://" + built.Gateway.HTTPAddr(), database: database, broker: broker}
 	run(t, s.Shop)
-	tr := s.traffic(t, s.plenty(t), answerLimit, s.url)
+	tr := s.traffic(t, s.unlimitedStock(t), answerLimit, s.url)
 	tr.flows(t, 20)
 	for _, d := range deletions {
 		s.deletes(t, d.do)
@@ -199,7 +200,7 @@ func TestTopology_ServicesWithAllRightsDeclareExchangesAgain(t *testing.T) {
 	s.allDecided(t, tr)
 }
 
-// An order that could not be handled waited for ever if its dead letter was discarded.
+// When the dead letter of an order was discarded, its customer once waited for ever.
 func TestDiscard_AnOrderThatCouldNotBeHandledIsRejected(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -223,7 +224,7 @@ func TestDiscard_AnOrderThatCouldNotBeHandledIsRejected(t *testing.T) {
 		t.Fatalf("the letter is %+v", letter)
 	}
 	stop()
-	if a := s.post(t, letter.path()+":discard"); a.code != http.StatusServiceUnavailable || len(s.letters(t, "OPEN")) != 1 {
+	if a := s.post(t, letter.path()+":discard"); a.code != http.StatusServiceUnavailable || len(s.deadLetters(t, "OPEN")) != 1 {
 		t.Errorf("without the order service: %d %s", a.code, a.body)
 	}
 	begin()
@@ -256,7 +257,7 @@ func TestDiscard_AnOrderThatCouldNotBeHandledIsRejected(t *testing.T) {
 	}
 }
 
-// administrator is the user of the broker that tests publish as.
+// administrator returns the broker's user that tests publish as.
 func (s *shop) administrator(t *testing.T) string {
 	t.Helper()
 	uri, err := amqp.ParseURI(s.broker.URL)
@@ -266,7 +267,7 @@ func (s *shop) administrator(t *testing.T) string {
 	return uri.Username
 }
 
-// isLoggedOnce waits until the log has an event of an order, once.
+// isLoggedOnce waits until the log has an event of an order exactly once.
 func (s *shop) isLoggedOnce(t *testing.T, order, key string) {
 	t.Helper()
 	db := s.openDatabase(t)
@@ -278,7 +279,7 @@ func (s *shop) isLoggedOnce(t *testing.T, order, key string) {
 	})
 }
 
-// holds has inventory hold stock for an order.
+// holds makes inventory hold stock for an order.
 func (s *shop) holds(t *testing.T, order string, product, quantity int32) {
 	t.Helper()
 	conn, err := messaging.Dial(s.broker.URL, messaging.Options{Topology: topology.Broker(), Service: "test", Role: "test"})

@@ -23,12 +23,12 @@ const (
 	buyers = 8
 	// buyersPause is between two orders of one client.
 	buyersPause = 100 * time.Millisecond
-	// lastOrders is how long clients try to get their last orders accepted when all is well again.
+	// lastOrders is how long clients go on trying to get their last orders accepted, when the faults are over.
 	lastOrders = time.Minute
 )
 
 // traffic is a steady load of orders over REST. Each order has an idempotency key of its own and is sent, to one gateway
-// after the other, until it is accepted; some are cancelled as soon as that can be done.
+// after the other, until it is accepted. Some are cancelled as soon as possible.
 type traffic struct {
 	gateways []string
 	client   *http.Client
@@ -43,7 +43,7 @@ type traffic struct {
 	buyers   sync.WaitGroup
 
 	mu       sync.Mutex
-	accepted map[string]string // where an order is, by its key
+	accepted map[string]string // the paths of orders, by their keys
 	unsent   []error           // orders that were not accepted to the end
 	refused  map[string]int    // by status
 	calls    map[int64]bool    // that are not answered yet
@@ -57,7 +57,7 @@ func (s *shop) traffic(t *testing.T, products [2]int, limit time.Duration, gatew
 	return s.mixedTraffic(t, products, "", limit, gateways...)
 }
 
-// mixedTraffic is traffic that has some orders with the lines large.
+// mixedTraffic is traffic in which some orders have the lines in large.
 func (s *shop) mixedTraffic(t *testing.T, products [2]int, large string, limit time.Duration, gateways ...string) *traffic {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -75,8 +75,8 @@ func (s *shop) mixedTraffic(t *testing.T, products [2]int, large string, limit t
 	return tr
 }
 
-// plenty makes two products of which no load runs out.
-func (s *shop) plenty(t *testing.T) (ids [2]int) {
+// unlimitedStock creates two products with more stock than any load can order.
+func (s *shop) unlimitedStock(t *testing.T) (ids [2]int) {
 	t.Helper()
 	names := [2]string{"Cable", "Adapter"}
 	price := `"quantity":1000000,"price":{"currency_code":"USD","units":"5"}}`
@@ -100,15 +100,16 @@ func (tr *traffic) buy(ctx context.Context, random *rand.Rand) {
 		}
 		key := fmt.Sprintf("order-%d", tr.next.Add(1))
 		body := fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[%s]}`, key, tr.lines(random))
-		location := tr.insist(ctx, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK) // 200: it was accepted before, and is decided
+		location := tr.sendUntil(ctx, "/v1/orders", body, key, http.StatusAccepted, http.StatusOK) // 200: it was accepted before, and is decided
 		tr.accept(key, location)
 		if location != "" && random.IntN(20) == 0 {
-			tr.buyers.Go(func() { tr.insist(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
+			tr.buyers.Go(func() { tr.sendUntil(ctx, location+":cancel", "{}", "", http.StatusOK, http.StatusBadRequest) }) // or already rejected
 		}
 	}
 }
 
-// lines are both products in any order, or one that runs out, or now and then the most that an order can have.
+// lines returns the lines of a random order: usually both products in any order, sometimes one of the seeded products,
+// which run out, and rarely the largest order.
 func (tr *traffic) lines(random *rand.Rand) string {
 	if tr.large != "" && random.IntN(50) == 0 {
 		return tr.large
@@ -121,9 +122,9 @@ func (tr *traffic) lines(random *rand.Rand) string {
 	return fmt.Sprintf(line+","+line, tr.products[first], 1+random.IntN(3), tr.products[1-first], 1)
 }
 
-// insist repeats a call, to the next gateway each time, until it is answered with one of the codes, and returns the
-// location in the answer. What belongs to no key is not urgent.
-func (tr *traffic) insist(ctx context.Context, path, body, key string, codes ...int) (location string) {
+// sendUntil repeats a call, to the next gateway each time, until the response has one of the codes, and returns its
+// Location. Calls without a key are repeated less often.
+func (tr *traffic) sendUntil(ctx context.Context, path, body, key string, codes ...int) (location string) {
 	pause := 50 * time.Millisecond
 	if key == "" {
 		pause = 500 * time.Millisecond
@@ -186,7 +187,7 @@ func (tr *traffic) answered(id int64) {
 	delete(tr.calls, id)
 }
 
-// isAnswered waits until everything that is asked now is answered.
+// isAnswered waits until every call that is in progress now has been answered.
 func (tr *traffic) isAnswered(t *testing.T) {
 	t.Helper()
 	tr.mu.Lock()
@@ -213,7 +214,7 @@ func (tr *traffic) accept(key, location string) {
 	tr.longest, tr.last = max(tr.longest, time.Since(tr.last)), time.Now()
 }
 
-// refuse counts an order that was not accepted; 0 is no answer.
+// refuse counts an order that was not accepted; code 0 stands for no response.
 func (tr *traffic) refuse(key string, code int) {
 	if key == "" {
 		return // a cancellation waits for the order to be decided
@@ -227,15 +228,15 @@ func (tr *traffic) refuse(key string, code int) {
 	tr.refused[status]++
 }
 
-// orders is how many were accepted.
+// orders returns how many orders were accepted.
 func (tr *traffic) orders() int {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	return len(tr.accepted)
 }
 
-// figures are how many calls to place an order were not accepted, by what was answered, and the longest time without an
-// accepted order, so far.
+// figures returns how many calls to place an order were refused so far, by status, and the longest time without an accepted
+// order.
 func (tr *traffic) figures() (refused map[string]int, longest time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
@@ -268,7 +269,7 @@ func (tr *traffic) end(t *testing.T) int {
 	return len(tr.accepted)
 }
 
-// isDecided says whether each accepted order, and no other one, is in the books.
+// isDecided fails unless exactly the accepted orders are stored, and decided.
 func (tr *traffic) isDecided(t *testing.T, s *shop) {
 	t.Helper()
 	places := map[string]string{}
@@ -290,16 +291,16 @@ func (tr *traffic) isDecided(t *testing.T, s *shop) {
 	}
 }
 
-// proxies puts a proxy between the services and each of their servers. To be called before they start.
-func (f *fleet) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
+// proxies puts proxies between the services and both servers. Call it before the services start.
+func (f *deployment) proxies(t *testing.T) (broker, database *netproxy.Proxy) {
 	t.Helper()
 	broker, database = f.broker.Proxy(t), netproxy.New(t, f.database)
 	f.servers(t, broker.URL, database.URL)
 	return broker, database
 }
 
-// servers tells the services which servers to use from their next start on.
-func (f *fleet) servers(t *testing.T, amqp, database string) {
+// servers makes the services use these servers from their next start on.
+func (f *deployment) servers(t *testing.T, amqp, database string) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {

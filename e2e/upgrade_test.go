@@ -31,14 +31,14 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	t.Parallel()
 	this, before := mustBinaries(t), olderBinaries(t)
 	own := newServers(t)
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"gateway": 2, "order": 2, "inventory": 2, "logging": 2, "webhooks": 2}})
 	f.broker, f.amqp, f.database = &brokertest.Broker{URL: own.amqp}, usersOfRelease(t, own, filepath.Dir(before)), own.makeDatabase(t)
 	f.servers(t, own.amqp, f.database)
 	f.each(func(r *replica, name string) { r.binary = filepath.Join(before, name) })
 	all := maps.Clone(f.replicas)
 	added := f.without(t, before)
 	f.up(t)
-	tr := f.traffic(t, f.plenty(t), answerLimit, f.gateways()...)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
 	tr.flows(t, 50)
 
 	run := scenesOf(t, "docs/upgrading.md", append(toolsOf(t, own), "AMQP_MANAGEMENT_URL="+own.management, "DATABASE_URL="+f.database,
@@ -90,7 +90,7 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 	run("upgrade-broker")
 	tr.flows(t, 50)
 
-	f.burntNoAttempt(t)
+	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
 }
@@ -145,8 +145,8 @@ func toolsOf(t *testing.T, s *servers) []string {
 	return append(os.Environ(), "PATH="+bin+":"+filepath.Dir(s.program)+":"+os.Getenv("PATH"))
 }
 
-// without takes the services out of the fleet that a release, whose binaries are in dir, does not have, and returns them.
-func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
+// without takes the services out of the deployment that a release, whose binaries are in dir, does not have, and returns them.
+func (f *deployment) without(t *testing.T, dir string) map[string][]*replica {
 	t.Helper()
 	added := map[string][]*replica{}
 	for name, replicas := range f.replicas {
@@ -158,7 +158,7 @@ func (f *fleet) without(t *testing.T, dir string) map[string][]*replica {
 	return added
 }
 
-func (f *fleet) each(do func(r *replica, service string)) {
+func (f *deployment) each(do func(r *replica, service string)) {
 	for name, replicas := range f.replicas {
 		for _, r := range replicas {
 			do(r, name)

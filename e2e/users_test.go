@@ -25,8 +25,8 @@ import (
 	"shop.example/topology"
 )
 
-// Whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
-// service that may.
+// Once, whoever could publish to the exchange could place orders and say that they were confirmed, under the app_id of the
+// right service.
 func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -41,7 +41,7 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	s.send(t, ch, "shop.topic", "shop.order.placed", amqp.Publishing{
 		MessageId: uuid.NewString(), CorrelationId: id, UserId: administrator, AppId: "gateway", Body: encode(t, forged),
 	})
-	refused := func(n int) []letter {
+	refused := func(n int) []deadLetter {
 		t.Helper()
 		letters := s.open(t, n)
 		for _, l := range letters {
@@ -59,7 +59,7 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	}
 	eventually(t, func() error {
 		var again []string
-		for _, l := range s.letters(t, "OPEN") {
+		for _, l := range s.deadLetters(t, "OPEN") {
 			if l.ID != first[0].ID && l.ID != first[1].ID {
 				again = append(again, l.SourceQueue)
 			}
@@ -93,7 +93,7 @@ func TestUsers_AForgedEventIsNeitherHandledNorLoggedNorRedriven(t *testing.T) {
 	s.open(t, 2)
 }
 
-// All services in one process have one certificate, which names one of them or none.
+// If all services run in one process they share one certificate, which names one of them or none.
 func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -131,7 +131,7 @@ func TestCallers_OneProcessMayCallItselfAndNobodyElseMay(t *testing.T) {
 }
 
 // What the shop does itself must not raise the alarm: orders, calls over the broker, dead letters, redrives.
-func TestUsers_TheShopIsNeverTakenForAStranger(t *testing.T) {
+func TestUsers_WhatTheShopItselfPublishesRaisesNoAlarm(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	ch := s.confirming(t)
@@ -153,7 +153,7 @@ func TestUsers_TheShopIsNeverTakenForAStranger(t *testing.T) {
 		t.Errorf("redriving: %d %s", a.code, a.body)
 	}
 	eventually(t, func() error {
-		if open := s.letters(t, "OPEN"); len(open) != 1 || open[0].ID == letter.ID {
+		if open := s.deadLetters(t, "OPEN"); len(open) != 1 || open[0].ID == letter.ID {
 			return fmt.Errorf("open: %+v", open)
 		}
 		return nil

@@ -23,7 +23,7 @@ import (
 // defaultDeliveries is how many deliveries there are unless WEBHOOK_DELIVERIES says otherwise.
 const defaultDeliveries = 100_000
 
-// badReceiver is a receiver of webhooks that misbehaves as its behaviour says, and keeps what it accepted.
+// badReceiver is a receiver of webhooks that misbehaves in one way, and records what it has accepted.
 type badReceiver struct {
 	name   string
 	behave func(w http.ResponseWriter, random *rand.Rand) (accepted bool)
@@ -41,7 +41,7 @@ type badReceiver struct {
 
 func accept(http.ResponseWriter, *rand.Rand) bool { return true }
 
-// refusing answers so many of 100 requests with a status.
+// refusing responds to so many of 100 requests with a status.
 func refusing(percent, status int, header ...string) func(http.ResponseWriter, *rand.Rand) bool {
 	return func(w http.ResponseWriter, random *rand.Rand) bool {
 		if random.IntN(100) >= percent {
@@ -180,14 +180,14 @@ func TestWebhooks_EveryEventIsDeliveredThoughReceiversFailAndTheServiceIsKilled(
 			t.Fatalf("WEBHOOK_DELIVERIES: %v", err)
 		}
 	}
-	f := newFleet(t, fleetOptions{replicas: map[string]int{"webhooks": 2}})
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"webhooks": 2}})
 	for _, r := range f.replicas["webhooks"] {
 		r.env = append(r.env, "WEBHOOK_FIRST_RETRY=100ms")
 	}
 	f.up(t)
 	receivers := f.badReceivers(t)
 	orders := deliveries / len(receivers) / 2 // placed and decided, and some are cancelled
-	limit := patience + time.Duration(deliveries)*10*time.Millisecond
+	limit := testTimeout + time.Duration(deliveries)*10*time.Millisecond
 
 	begin := time.Now()
 	load := f.load(t, orders)
@@ -231,7 +231,7 @@ func TestWebhooks_EveryEventIsDeliveredThoughReceiversFailAndTheServiceIsKilled(
 }
 
 // eventsOfOrders are those of the log, in its order.
-func (f *fleet) eventsOfOrders(t *testing.T) (events []loggedEvent) {
+func (f *deployment) eventsOfOrders(t *testing.T) (events []loggedEvent) {
 	t.Helper()
 	for _, row := range texts(t, f.openDatabase(t), `
 		SELECT message_id || ' ' || order_id FROM logging.event_log WHERE routing_key LIKE 'shop.order.%' ORDER BY id`) {
@@ -241,7 +241,7 @@ func (f *fleet) eventsOfOrders(t *testing.T) (events []loggedEvent) {
 	return events
 }
 
-func (f *fleet) badReceivers(t *testing.T) map[string]*badReceiver {
+func (f *deployment) badReceivers(t *testing.T) map[string]*badReceiver {
 	t.Helper()
 	receivers := map[string]*badReceiver{}
 	for i, name := range slices.Sorted(maps.Keys(behaviours())) {
@@ -261,7 +261,7 @@ func (f *fleet) badReceivers(t *testing.T) map[string]*badReceiver {
 
 // killWebhooks has the service kill itself at each crash point in turn, with pauses in which both replicas are at work, until
 // nothing is undelivered. It returns how often each point was reached.
-func (f *fleet) killWebhooks(t *testing.T, deadline time.Time, undelivered func() error) map[string]int {
+func (f *deployment) killWebhooks(t *testing.T, deadline time.Time, undelivered func() error) map[string]int {
 	t.Helper()
 	crashes := map[string]int{}
 	points := []string{"webhooks.uncommitted", "webhooks.fanned-out", "webhooks.sent", "webhooks.recorded"}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
@@ -167,15 +168,39 @@ func TestWebhooks_AnOrderIsDeliveredAndAReceiverThatIsGoneIsDisabled(t *testing.
 	}
 }
 
+// The last hop of an order's journey on the page is what a receiver got.
+func TestPage_TheLastHopIsTheDeliveryToAReceiver(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	v, _ := s.receive(t)
+	b := browse(t, s.operatorLink())
+	b.order("5", "3")
+	b.text("#slip-state", "CONFIRMED")
+	b.until(`['webhook: OrderPlaced', 'webhook: OrderConfirmed'].every((hop) => document.querySelector('#journey').textContent.includes(hop))`)
+	last := eval[string](b, `document.querySelector('#journey li:last-child .hop').title`)
+	if want := "sent the event to a receiver, which answered 200. Attempts: 1."; !strings.Contains(last, want) {
+		t.Errorf("the last hop is %q, want one with %q", last, want)
+	}
+	if n := len(v.ids()); n != 2 || len(v.wrong) > 0 {
+		t.Errorf("the receiver got %d events; not signed: %q", n, v.wrong)
+	}
+}
+
 // registerReceiver makes a webhook before orders are placed.
-func registerReceiver(t *testing.T, f *fleet) {
+func registerReceiver(t *testing.T, f *deployment) {
 	f.receiver, _ = f.receive(t)
 }
 
-// everythingWasReceived: each event of an order, and those of one order for the first time in their order.
-func everythingWasReceived(t *testing.T, f *fleet) {
+func everythingWasReceived(t *testing.T, f *deployment) {
+	f.receivesEverything(t, crashOrders, testTimeout)
+}
+
+// receivesEverything waits until the receiver has got each event of so many orders, and fails unless those of one order came for
+// the first time in their order.
+func (f *deployment) receivesEverything(t *testing.T, orders int, testTimeout time.Duration) {
+	t.Helper()
 	db := f.openDatabase(t)
-	eventually(t, func() error {
+	eventuallyWithin(t, testTimeout, func() error {
 		place := map[string]int{} // of each event, by when it came first
 		got := f.receiver.ids()
 		for i, id := range slices.Backward(got) {
@@ -207,7 +232,7 @@ func everythingWasReceived(t *testing.T, f *fleet) {
 		if err := rows.Err(); err != nil {
 			t.Fatal(err)
 		}
-		if missing > 0 || n < crashOrders {
+		if missing > 0 || n < 2*orders {
 			return fmt.Errorf("%d of %d events have not come", missing, n)
 		}
 		return nil

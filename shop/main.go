@@ -1,5 +1,5 @@
-// Command shop is what customers, operators and administrators of a shop type. It is in the image for production: shopdev
-// runs a shop on a developer's machine, shopbench measures one.
+// Command shop is the command line tool for customers, operators and administrators of a shop. It is part of the production
+// image. (shopdev runs a shop on a developer's machine, shopbench measures one.)
 package main
 
 import (

@@ -1,7 +1,6 @@
-// Package topology is the one place that says which services the shop has, and what each of them has on the broker, in
-// the database and on the network. Whatever runs over all services takes the table below: the broker's definitions,
-// certificates, roles of the database, `make up`, the audit, tests. What a service publishes, handles, calls and answers is
-// said by the contracts.
+// Package topology is the table of the shop's services, with what each of them has on the broker, in the database and on the
+// network. Everything that concerns all services is made from it: the broker's definitions, certificates, the roles of the
+// database, `make up`, the audit, tests. What a service publishes, handles, calls and answers stands in the contracts.
 package topology
 
 import (
@@ -14,7 +13,7 @@ import (
 	_ "shop.example/gen/shop/inventory/v1" // registers the call over the broker
 )
 
-// The services that other services know by name. The queue of a service has its name.
+// The names of the services. The queue of a service has the same name.
 const (
 	Gateway   = "gateway"
 	Order     = "order"
@@ -23,7 +22,8 @@ const (
 	Webhooks  = "webhooks"
 )
 
-// WithoutIDSecret is the queue that a gateway without a secret for order ids holds.
+// WithoutIDSecret is the exclusive queue of a gateway that runs without SHOP_ID_SECRET. A second such gateway cannot have it,
+// and so notices that there are two, which would derive different order ids from one idempotency key.
 const WithoutIDSecret = "gateway.without-id-secret"
 
 // Service is a row of the table.
@@ -31,25 +31,26 @@ type Service struct {
 	// Name is also that of the service's user on the broker, of its queue and of its certificate.
 	Name string
 	// Bindings are the patterns of the routing keys that its queue takes; none for a service that does not consume. They may
-	// match more than there is: an unknown message is a dead letter then, and seen, instead of lost.
+	// match keys that no contract has: such a message becomes a dead letter, which operators see, instead of being lost.
 	Bindings []string
-	// Required says that nobody may publish what the service handles while its queue is missing.
+	// Required says that an event which the service handles must not be published while the service's queue is missing.
 	Required bool
-	// Follows are events that its processes listen to without a queue that outlives them.
+	// Follows are the events that each of its processes receives in a temporary queue of its own.
 	Follows []proto.Message
-	// Exclusive are queues without messages by which a process finds out that it is not the only one.
+	// Exclusive are the names of queues that get no messages: of two processes that declare one, the second notices that it is
+	// not alone, see messaging.Alone.
 	Exclusive []string
 	// Schema is the service's schema in the database, and the role that owns it; "" for a service without a database. Its
 	// migrations are in the folder of that name in db/.
 	Schema string
-	// GRPCPort is the port of the service's own gRPC; 0 for a service that nobody calls there, and for the gateway, which has
-	// a port for everybody.
+	// GRPCPort is the port on which the other services call its gRPC methods; 0 if it has none. The gateway has none: it serves
+	// REST and gRPC together, on HTTP_ADDR.
 	GRPCPort int
-	// AdminPort is the port of health and metrics.
+	// AdminPort is the port that serves health and metrics.
 	AdminPort int
 }
 
-// Services returns the table: first the gateway, then those that an order passes, in its order.
+// Services returns the table, in the order in which an order passes through the services.
 func Services() []Service {
 	return []Service{
 		{Name: Gateway, Follows: []proto.Message{&eventsv1.OrderConfirmed{}, &eventsv1.OrderRejected{}}, Exclusive: []string{WithoutIDSecret}, AdminPort: 3100},
@@ -80,7 +81,7 @@ func Schemas() []string {
 	return schemas
 }
 
-// Broker returns what the services have on the broker.
+// Broker returns the exchanges of the shop and what each service has on the broker.
 func Broker() messaging.Topology {
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	t := messaging.Topology{

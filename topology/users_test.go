@@ -295,7 +295,7 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 }
 
 // A service that only consumes is a row: its queues and rights follow, and nobody waits for it.
-func TestUsers_AServiceThatIsAddedHasItsOwnAndIsNobodysProblem(t *testing.T) {
+func TestUsers_AnAddedServiceHasRightsToItsOwnAndHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	with := topology.Broker()
 	with.Services = append(with.Services, messaging.Service{Name: "newcomer", Bindings: topology.Broker().Services[0].Follows})

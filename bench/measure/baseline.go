@@ -27,9 +27,9 @@ import (
 // The baseline is the minimum that an order costs: the same queues with the same policies, the same number of persistent
 // messages, each confirmed, the same rows in the same tables, committed as durably, orders over HTTP, one RPC over the
 // broker and one statement a batch. It leaves out what makes the shop trustworthy: it checks nothing but that the stock
-// does not fall below zero, a message that comes twice is an error, what is committed is lost to the other services
-// if the process dies before it is published, and it ends at the first failure. Messages are JSON, written and read by hand,
-// as they go to the event log.
+// does not fall below zero, it fails on a redelivered message, it has no outbox, so events are lost if the process dies
+// between commit and publishing, and it ends at the first failure. Messages are JSON, encoded and decoded by hand, in the form
+// in which the event log stores them.
 
 // Tuned by hand for throughput on a machine of two processors that also runs servers and clients.
 const (
@@ -169,7 +169,7 @@ func declareBaseline(conn *amqp.Connection) error {
 	return ch.Close()
 }
 
-// confirming opens a channel whose messages are confirmed.
+// confirming opens a channel with publisher confirms.
 func (f *baseline) confirming() (*amqp.Channel, error) {
 	ch, err := f.publish.Channel()
 	if err != nil {
@@ -224,7 +224,7 @@ func confirmed(confirms ...*amqp.DeferredConfirmation) error {
 	return nil
 }
 
-// batches hands the messages of a queue in batches to handle, which publishes with the channel, and acknowledges them.
+// batches consumes a queue in batches: handle gets each of them and a channel to publish on, after which it is acknowledged.
 func (f *baseline) batches(ctx context.Context, queue string, limit int, handle func(context.Context, *amqp.Channel, []amqp.Delivery) error) error {
 	out, err := f.confirming()
 	if err != nil {

@@ -73,7 +73,7 @@ func (f *baseline) serveChecks(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := tell(out, changes); err != nil {
+			if err := publishChanges(out, changes); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -125,7 +125,7 @@ func (f *baseline) settleBatch(ctx context.Context, out *amqp.Channel, batch []a
 	if err != nil {
 		return fmt.Errorf("settling holds: %w", err)
 	}
-	return tell(out, changes)
+	return publishChanges(out, changes)
 }
 
 // change is a product after its stock has changed.
@@ -152,8 +152,8 @@ func (f *baseline) change(ctx context.Context, statement string, args ...any) (c
 	return changes, rows.Err()
 }
 
-// tell publishes the changes and waits for the confirms.
-func tell(out *amqp.Channel, changes []change) error {
+// publishChanges publishes the changes and waits for the confirms.
+func publishChanges(out *amqp.Channel, changes []change) error {
 	confirms := make([]*amqp.DeferredConfirmation, len(changes))
 	for i, c := range changes {
 		body := fmt.Appendf(nil, `{"product_id":%d,"version":"%d","product_name":"%s","on_hand":%d,"reserved":%d,"changed_at":"%s"}`,
@@ -219,7 +219,7 @@ func integer(b []byte) (n int64, rest []byte) {
 	return n, b
 }
 
-// text is what stands in body between key and the next quotation mark.
+// text returns what is in body between key and the next quotation mark.
 func text(body []byte, key string) []byte {
 	_, rest, _ := bytes.Cut(body, []byte(key))
 	value, _, _ := bytes.Cut(rest, []byte(`"`))

@@ -18,50 +18,50 @@ import (
 	"time"
 )
 
-// Options say what is measured. The zero value of a number means none, unless the field says otherwise.
+// Options say what is measured. 0 means none for each number, unless its field says otherwise.
 type Options struct {
 	Orders  int // how many orders a run places; in open loop that is Rate times its duration
 	Clients int // how many connections place orders, one at a time each
 	// Rate is how many orders a second are due in open loop. 0 is closed loop: a client places its next order when the
 	// last one is accepted.
 	Rate int
-	// Lines is how many lines an order has, Products how many products there are. An order's lines name different
-	// products as far as there are so many; with one product it is in all orders.
+	// Lines is how many lines an order has, Products how many products there are. The lines of an order name different products,
+	// unless there are fewer products than lines.
 	Lines, Products int
-	// GRPC places orders over gRPC. The baseline has HTTP only.
+	// GRPC places the shop's orders over gRPC instead of REST. The baseline has HTTP only.
 	GRPC bool
 	Runs int
 	// Baseline measures the baseline, too: in each run first the baseline, then the shop.
 	Baseline bool
-	// Preload is how many orders are stored before, as if they had been placed in the last hour.
+	// Preload is how many settled orders are stored before a run, as if they had been placed in the last hour.
 	Preload int
-	// Backlog has all orders accepted while nobody decides them, and measures from the moment somebody does.
+	// Backlog lets all orders be accepted while the order service is not running, and measures from its start on.
 	Backlog bool
 	// Replicas is how many processes the shop has. Clients are spread over their gateways.
 	Replicas int
-	// Profile is the file that takes the processor profile of the last run, "" for none. The baseline's gets the ending
-	// ".baseline".
+	// Profile is the file to write the CPU profile of the last run to, "" for none. The baseline's profile has ".baseline"
+	// added to the name.
 	Profile string
 
-	// Program runs Serve with the arguments that follow it.
+	// Program is the command line of a program that calls Serve; the flags of a run are appended.
 	Program []string
 	Servers Servers
-	// Logs takes what the measured processes say, from LogLevel on.
+	// Logs receives the log of the measured processes, at LogLevel and above.
 	Logs     io.Writer
 	LogLevel slog.Level
 	// Progress is called a few times a second, from one goroutine at a time. It may be nil.
 	Progress func(Progress)
 }
 
-// Servers are what the shop runs on.
+// Servers are the database and the broker that are used.
 type Servers struct {
-	// DatabaseURL belongs to an administrator, and so does ManagementURL, of RabbitMQ's HTTP API.
+	// DatabaseURL is an administrator's of PostgreSQL, ManagementURL that of RabbitMQ's HTTP API with an administrator's login.
 	DatabaseURL, AMQPURL, ManagementURL string
 	// PostgresPID and RabbitMQPID are 0 if these servers run on another machine: what they use is not measured then.
 	PostgresPID, RabbitMQPID int
 }
 
-// Progress is how far a run is.
+// Progress says how far a run has got.
 type Progress struct {
 	Pipeline  Pipeline
 	Run, Runs int
@@ -69,7 +69,7 @@ type Progress struct {
 	Done, Of  int
 }
 
-// Pipeline is what is measured.
+// Pipeline is one of the two systems that are measured.
 type Pipeline string
 
 // The shop, and the bare minimum that it is compared with.
@@ -78,7 +78,7 @@ const (
 	Baseline Pipeline = "baseline"
 )
 
-// Check says what is wrong with the options. Run does so too, but what Options need may take a while to start.
+// Check returns what is wrong with the options. Run checks them too; calling Check before starting servers saves the wait.
 func (o *Options) Check() error {
 	switch {
 	case o.Orders < 1 || o.Clients < 1 || o.Lines < 1 || o.Products < 1 || o.Runs < 1 || o.Replicas < 1:
@@ -95,9 +95,9 @@ func (o *Options) Check() error {
 	return nil
 }
 
-// Run measures as often as the options say and returns the report. Errors: a server or a measured process that fails,
-// an order that is refused, orders that are not all confirmed and written in the end. What a run has made in the
-// servers is removed in any case.
+// Run measures as often as the options say and returns the report. It fails if a server or a measured process fails, an order
+// is refused, or not every order is confirmed, settled and logged in the end. What a run has created on the servers is
+// removed in any case.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func (r *run) stop() (err error) {
 	return err
 }
 
-// stock makes the products, and the orders of the past.
+// stock creates the products, and the orders of Preload.
 func (r *run) stock(ctx context.Context) error {
 	if err := r.env.makeProducts(ctx, r.Products); err != nil {
 		return err
@@ -217,7 +217,7 @@ func (r *run) warmUp(ctx context.Context) error {
 	if _, err := r.progress.settled(ctx, before, n*r.Lines, func(int64) {}); err != nil {
 		return err
 	}
-	return r.progress.rest(ctx, before, n)
+	return r.progress.awaitQuiet(ctx, before, n)
 }
 
 // measure is the run itself. Processor time counts from the first request until everything is done; memory is the peak.
@@ -283,7 +283,7 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 		return nil, err
 	}
 	f[settledRate] = float64(r.Orders) / settled.Sub(start).Seconds()
-	if err := r.progress.rest(ctx, before, r.Orders); err != nil {
+	if err := r.progress.awaitQuiet(ctx, before, r.Orders); err != nil {
 		return nil, err
 	}
 	f[loggedRate] = float64(r.Orders) / r.progress.rested.Sub(start).Seconds()

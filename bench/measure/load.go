@@ -60,7 +60,7 @@ func (l *load) close() {
 	}
 }
 
-// ordersOf are the products of the lines of all orders that differ: order i has those of number i modulo their number.
+// ordersOf returns the products of the lines of each different order; order i of a run is number i modulo how many there are.
 func ordersOf(products []int64, lines int) [][]int64 {
 	orders := make([][]int64, len(products))
 	for i := range orders {
@@ -83,13 +83,13 @@ func newHistogram() *hdrhistogram.Histogram {
 	return hdrhistogram.New(1, 2*time.Minute.Microseconds(), 3)
 }
 
-// closedLoop places so many orders, each client the next one when its last was accepted.
+// closedLoop places orders with all clients at once; each places the next one when its last was accepted.
 func (l *load) closedLoop(ctx context.Context, orders int) (*loadResult, error) {
 	return l.drive(ctx, orders, func(context.Context, time.Time, int) (time.Time, error) { return time.Now(), nil })
 }
 
-// openLoop places rate orders a second, come what may. A latency counts from the moment the order was due: also the
-// time it waited because all clients were busy, or this process was late.
+// openLoop places rate orders a second, however long each takes. A latency counts from the moment the order was due, so it
+// includes the wait for a client that is free.
 func (l *load) openLoop(ctx context.Context, orders, rate int) (*loadResult, error) {
 	interval := float64(time.Second) / float64(rate)
 	return l.drive(ctx, orders, func(ctx context.Context, begin time.Time, i int) (time.Time, error) {

@@ -34,7 +34,7 @@ type process struct {
 	ended chan error
 }
 
-// startProcess returns once the pipeline takes orders.
+// startProcess starts a pipeline in a child process and returns once it takes orders.
 func startProcess(ctx context.Context, o *Options, pipeline Pipeline, e *environment, profile string) (*process, error) {
 	args := append([]string(nil), o.Program[1:]...)
 	args = append(args, "--pipeline="+string(pipeline), fmt.Sprintf("--held=%t", o.Backlog), "--profile="+profile)
@@ -97,9 +97,9 @@ func (p *process) stop() error {
 	}
 }
 
-// Serve runs a pipeline on the servers of DATABASE_URL and AMQP_URL until in or ctx ends. Once it takes orders it
-// writes a line to out, its HTTP address as JSON. With held it decides no order before it has read a byte from in.
-// profile is the file that takes a processor profile, "" for none.
+// Serve runs a pipeline on the servers that DATABASE_URL and AMQP_URL name, until in reaches its end or ctx ends. Once it takes
+// orders it writes its HTTP address to out, as a line of JSON. If held, it decides no order before it has read a byte from in.
+// profile is the file to write a CPU profile to, "" for none.
 func Serve(ctx context.Context, pipeline Pipeline, held bool, profile string, in io.Reader, out io.Writer) (err error) {
 	if profile != "" {
 		stop, err := startProfile(profile)

@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// pollInterval is how exactly the end of a run is seen. A look costs the database a tenth of a millisecond.
+	// pollInterval is how precisely the end of a run is known. A query costs the database a tenth of a millisecond.
 	pollInterval = 20 * time.Millisecond
-	// restFor is how long nothing may happen before a pipeline counts as finished.
-	restFor = 200 * time.Millisecond
+	// quietFor is how long nothing may happen before a pipeline counts as finished.
+	quietFor = 200 * time.Millisecond
 	// stallTimeout is how long a run may make no progress.
 	stallTimeout = 30 * time.Second
 )
 
-// progressReader sees in the database how far a pipeline is, without costing it much.
+// progressReader reads from the database how far a pipeline has got, at little cost to it.
 type progressReader struct {
 	db       *sql.DB
 	products []int64
@@ -108,8 +108,8 @@ func (p *progressReader) settledUnless(ctx context.Context, failed <-chan error,
 // eventsOfAnOrder are placed, confirmed and the decrement; those of the stock come once a batch.
 const eventsOfAnOrder = 3
 
-// rest waits until the events of so many orders are logged and nothing follows any more.
-func (p *progressReader) rest(ctx context.Context, before state, orders int) error {
+// awaitQuiet waits until the events of so many orders are logged and nothing follows any more.
+func (p *progressReader) awaitQuiet(ctx context.Context, before state, orders int) error {
 	var last state
 	p.rested = time.Now()
 	return poll(ctx, func() (state, bool, error) {
@@ -117,7 +117,7 @@ func (p *progressReader) rest(ctx context.Context, before state, orders int) err
 		if now != last || !now.quiet || now.logged-before.logged < int64(orders*eventsOfAnOrder) {
 			last, p.rested = now, time.Now()
 		}
-		return now, time.Since(p.rested) > restFor, err
+		return now, time.Since(p.rested) > quietFor, err
 	})
 }
 
@@ -167,8 +167,8 @@ func (p *progressReader) decisions(ctx context.Context, f Figures, since time.Ti
 	return nil
 }
 
-// confirms sees the OrderConfirmed of each order in a queue of its own, and so how long it took after the order was
-// accepted. It is for open loop: there one more message for each order does not slow down the pipeline.
+// confirms receives the OrderConfirmed of each order in a queue of its own, to measure how long after its acceptance the order
+// was confirmed. It is for open loop, in which one more message for each order does not slow down the pipeline.
 type confirms struct {
 	conn *amqp.Connection
 	done chan struct{}

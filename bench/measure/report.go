@@ -16,8 +16,8 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Figures are what one run gave, by name: per second, milliseconds, microseconds an order, or mebibytes. What could not
-// be measured is missing.
+// Figures are the results of one run, by name; the name tells the unit (orders per second, milliseconds, microseconds of CPU
+// an order, or mebibytes). What could not be measured is missing.
 type Figures map[string]float64
 
 const (
@@ -63,14 +63,14 @@ func (f Figures) addLatencies(h *hdrhistogram.Histogram) {
 
 func milliseconds(microseconds int64) float64 { return float64(microseconds) / 1000 }
 
-// Report is the outcome of all runs. Its JSON is kept to be compared with later.
+// Report is the outcome of all runs. Its JSON is a file that later runs can be compared with.
 type Report struct {
 	At       time.Time `json:"at"`
 	Settings Settings  `json:"settings"`
 	Machine  Machine   `json:"machine"`
 	// Results are those of the shop, and of the baseline if that was measured, too.
 	Results map[Pipeline]*Result `json:"results"`
-	// Ratio is the shop's median of each figure to the baseline's.
+	// Ratio is the shop's median of each figure divided by the baseline's.
 	Ratio Figures `json:"shop_to_baseline,omitempty"`
 }
 
@@ -89,14 +89,14 @@ type Settings struct {
 	LogLevel slog.Level `json:"log_level"`
 }
 
-// Machine is where the runs were.
+// Machine is the machine that the runs were made on.
 type Machine struct {
 	CPUs     int    `json:"cpus"`
 	Go       string `json:"go"`
 	Postgres string `json:"postgres,omitempty"`
 }
 
-// Result is what the runs of one pipeline gave.
+// Result is the outcome of all runs of one pipeline.
 type Result struct {
 	Runs   []Figures `json:"runs"`
 	Median Figures   `json:"median"`
@@ -180,7 +180,7 @@ func Read(in io.Reader) (*Report, error) {
 	return r, nil
 }
 
-// WriteJSON writes the report to be read again.
+// WriteJSON writes the report in the form that Read reads.
 func (r *Report) WriteJSON(out io.Writer) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
@@ -250,7 +250,7 @@ func (f Figures) cell(name string) string {
 	return "-"
 }
 
-// number has the digits that mean something.
+// number formats v with fewer decimals the larger it is.
 func number(v float64) string {
 	switch {
 	case v >= 100:

@@ -18,7 +18,7 @@ const (
 	memoryInterval = time.Second
 )
 
-// meter measures what processes use, from its making on.
+// meter measures the CPU time and memory that processes use, from its creation on.
 type meter struct {
 	ours     []int
 	groups   map[string]int // the servers, by what the figures call them: the root of their processes
@@ -56,7 +56,7 @@ func (m *meter) close() {
 	m.sampling.Wait()
 }
 
-// read adds what was used by so many orders to the figures.
+// read adds to the figures what the processes have used, CPU time divided by orders.
 func (m *meter) read(f Figures, orders int) error {
 	now, err := m.processorTime()
 	if err != nil {
@@ -173,8 +173,8 @@ func allProcesses() (processTable, error) {
 // selfTime is the processor time of the process itself.
 func selfTime(s procfs.ProcStat) time.Duration { return time.Duration(s.UTime+s.STime) * tick }
 
-// endedTime is what its children had used, and theirs, when it took note of their end. Those that live count for
-// themselves.
+// endedTime is the CPU time of its children that have ended and been waited for, with that of theirs. Those that still run are
+// counted as processes of their own.
 func endedTime(s procfs.ProcStat) time.Duration { return time.Duration(s.CUTime+s.CSTime) * tick }
 
 // tree is a process and all its descendants.

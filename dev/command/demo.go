@@ -28,8 +28,8 @@ import (
 //go:embed sample.json
 var sampleOrder []byte
 
-// demoPatience bounds each wait of the demo. An order takes milliseconds.
-const demoPatience = 20 * time.Second
+// demoTimeout bounds each wait of the demo; an order takes milliseconds.
+const demoTimeout = 20 * time.Second
 
 func demoCommand() *cobra.Command {
 	var verbose bool
@@ -61,7 +61,8 @@ order caused and the stock before and after, and ends. Exit code 0 means all of 
 	return cmd
 }
 
-// anyPort lets a demo run beside a shop that has the usual ports, unless the environment says where it has to be.
+// anyPort changes the addresses to free ports, so that a demo can run beside a shop on the usual ports, unless the
+// environment sets addresses.
 func anyPort(cfg *local.Config) {
 	for variable, addr := range cfg.Addrs() {
 		if os.Getenv(variable) == "" {
@@ -94,9 +95,9 @@ type (
 	}
 )
 
-// demonstrate sends the sample order and shows its way. It fails if the order does not end as it must.
+// demonstrate places the sample order and shows its events. It fails if the order does not end as it must.
 func demonstrate(ctx context.Context, out io.Writer, s *running) error {
-	c := client{base: s.url, http: &http.Client{Timeout: demoPatience}}
+	c := client{base: s.url, http: &http.Client{Timeout: demoTimeout}}
 	before, err := c.stock(ctx)
 	if err != nil {
 		return err
@@ -139,7 +140,7 @@ func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 // chartWidth is the width of the events' chart, in characters.
 const chartWidth = 40
 
-// printEvents draws when each event was published and logged, in the time from the first to the last.
+// printEvents draws when each event was published and logged, between the first and the last.
 func printEvents(out io.Writer, events []event) {
 	start, end := events[0].PublishedAt, events[0].LoggedAt
 	for _, e := range events {
@@ -172,7 +173,7 @@ func printStock(out io.Writer, before, after []item) {
 	_ = w.Flush()
 }
 
-// changed names the products whose pieces on hand have changed, once nothing is reserved any more.
+// changed returns the products whose stock on hand has changed, once nothing is reserved any more.
 func changed(before, after []item) string {
 	var parts []string
 	for i, b := range before {
@@ -186,7 +187,7 @@ func changed(before, after []item) string {
 	return strings.Join(parts, ", ")
 }
 
-// client talks REST, as anybody would.
+// client makes REST calls.
 type client struct {
 	base string
 	http *http.Client
@@ -214,9 +215,9 @@ func (c client) post(ctx context.Context, path string, body []byte) (answer, loc
 	return fmt.Sprintf("%d %s", a.code, a.text), a.location, nil
 }
 
-// until gets path into v until enough, which looks at v, is content.
+// until reads path into v until enough, which looks at v, returns true.
 func (c client) until(ctx context.Context, path string, v any, enough func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, demoPatience)
+	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -241,7 +242,7 @@ func (c client) until(ctx context.Context, path string, v any, enough func() boo
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("GET %s: still %d %s after %s", path, a.code, a.text, demoPatience)
+			return fmt.Errorf("GET %s: still %d %s after %s", path, a.code, a.text, demoTimeout)
 		case <-tick.C:
 		}
 	}

@@ -56,7 +56,7 @@ packages.`,
 	return cmd
 }
 
-// takeDown removes the stack in dir. What runs on it is ended after a yes.
+// takeDown removes the stack in dir. If a shop runs on it, it asks whether to end that.
 func takeDown(cmd *cobra.Command, dir string, yes bool) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "there is no %s: nothing to remove\n", dir)

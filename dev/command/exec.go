@@ -48,6 +48,7 @@ such commands can use them at the same time; shopdev down removes them.`,
 	cmd.Flags().SetInterspersed(false) // what follows the command is the command's
 	cmd.Flags().StringVar(&options.Dir, "dir", "", "keep the servers' data in this folder, and find it there again")
 	cmd.Flags().BoolVar(&options.Fast, "fast", false, "do not wait for commits to reach the disk (for tests)")
+	cmd.Flags().IntVar(&options.Brokers, "brokers", 1, "so many nodes of RabbitMQ, as one cluster")
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the servers running for the next command with --keep")
 	cmd.MarkFlagsMutuallyExclusive("dir", "keep")
 	return cmd
@@ -95,7 +96,7 @@ func runWithKeptStack(ctx context.Context, options stack.Options, args []string)
 	return run(program, args, servers.Environment())
 }
 
-// run runs the command to its end. Signals that it does not get itself are passed on to it.
+// run runs the command to its end, and passes on signals that the command does not get itself.
 func run(program string, args, env []string) error {
 	cmd := &exec.Cmd{Path: program, Args: args, Env: append(os.Environ(), env...),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}

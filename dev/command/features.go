@@ -5,8 +5,8 @@ import (
 	"shop.example/dev/local"
 )
 
-// addDemoFeatures adds to a shop what --demo is for. To remove a feature, delete its folder, and its line and import here;
-// make removable does that to a copy of the tree, and builds it.
+// addDemoFeatures adds the features of --demo to a shop. To remove one, delete its folder, and its line and import here;
+// `make removable` does that on a copy of the tree and builds it.
 func addDemoFeatures(cfg *local.Config) {
 	controls.Add(cfg)
 }

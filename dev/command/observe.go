@@ -22,14 +22,14 @@ import (
 	"shop.example/shop/workspace"
 )
 
-// observer is a Prometheus that watches a shop on this machine, with the rules of deploy/prometheus, and an audit beside it.
+// observer is a Prometheus that watches a shop on this machine, with the rules of deploy/prometheus, and a repeated audit.
 type observer struct {
 	program string // of Prometheus
 	rules   string
 	dir     string // is made anew, and removed at the end
 }
 
-// newObserver finds what it takes, before anything is started.
+// newObserver finds the program and the rules, before anything is started.
 func newObserver() (*observer, error) {
 	folder, err := workspace.Dir()
 	if err != nil {
@@ -45,8 +45,8 @@ func newObserver() (*observer, error) {
 	return nil, errors.New("--observe needs Prometheus: run tools/prometheus.sh, which unpacks Debian's, or install it from https://prometheus.io/download")
 }
 
-// run watches the shop until ctx ends. ready is called with the URL of Prometheus once it answers. targets are addresses by
-// job; broker is that of RabbitMQ's metrics, or "".
+// run watches the shop until ctx ends. It calls ready with the URL of Prometheus when that answers. targets are addresses
+// by job; broker is the address of RabbitMQ's metrics, or "".
 func (o *observer) run(ctx context.Context, targets map[string]string, broker string, logs io.Writer, ready func(url string)) (err error) {
 	addr, err := freeAddr("127.0.0.1:9090")
 	if err != nil {
@@ -92,7 +92,7 @@ func (o *observer) run(ctx context.Context, targets map[string]string, broker st
 	return both.Wait()
 }
 
-// untilEnd makes an error of a part that has ended before it was asked to.
+// untilEnd returns an error if a part has ended before it was asked to.
 func untilEnd(ctx context.Context, part string, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -137,7 +137,7 @@ func (o *observer) configure(targets map[string]string, broker string) error {
 	return os.WriteFile(filepath.Join(o.dir, "prometheus.yaml"), text, 0o600)
 }
 
-// freeAddr returns the address if nobody listens there, else one with another port.
+// freeAddr returns addr if nothing listens on it, otherwise the same with another port.
 func freeAddr(addr string) (string, error) {
 	lis, err := net.Listen("tcp", addr)
 	if err != nil {

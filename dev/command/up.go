@@ -30,9 +30,9 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the whole shop on this machine until Ctrl-C",
-		Long: `Runs gateway, order, inventory and logging in one process on localhost:3000, on a PostgreSQL
-and a RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under .shop/up.
-Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
+		Long: "Runs all services in one process (" + strings.Join(topology.Names(), ", ") + `), on localhost:3000, on a
+PostgreSQL and a RabbitMQ of their own unless DATABASE_URL and AMQP_URL name others. The data stays under
+.shop/up. Other machines reach it where HTTP_ADDR says so: HTTP_ADDR=:3000.
 
 It is configured by these variables; docs/configuration.md says what each of them means:
 ` + variables(),
@@ -82,14 +82,14 @@ func addVerbose(cmd *cobra.Command, verbose *bool) {
 	cmd.Flags().BoolVarP(verbose, "verbose", "v", false, "show what the services log; else only warnings and errors, unless LOG_LEVEL is set")
 }
 
-// setVerbosity leaves out what the services log about each order and each start, unless it is wanted.
+// setVerbosity lowers the services' log level to warnings, unless verbose is set.
 func setVerbosity(cfg *local.Config, verbose bool) {
 	if !verbose && os.Getenv("LOG_LEVEL") == "" {
 		cfg.Telemetry.LogLevel = slog.LevelWarn
 	}
 }
 
-// variables lists what shopdev up reads from the environment, with the defaults.
+// variables returns a list of the environment variables of shopdev up, with their defaults.
 func variables() string {
 	fields, err := env.GetFieldParams(&local.Config{})
 	if err != nil {
@@ -109,7 +109,7 @@ func variables() string {
 	return list.String()
 }
 
-// running is a shop that answers.
+// running is a shop that is ready.
 type running struct {
 	*local.Shop
 	cfg local.Config
@@ -126,8 +126,8 @@ func (s *running) greeting() string {
   grpcurl -plaintext %[3]s list`, s.url, s.cfg.OperatorToken, strings.TrimPrefix(s.url, "http://"))
 }
 
-// withShop starts servers over the data in here and the shop on them, calls use once the shop is ready, and stops both
-// when use returns, ctx ends or a service fails. throwAway removes the servers' data at the end.
+// withShop starts servers with the data in here, and the shop on them; calls use when the shop is ready; and stops both
+// when use returns, ctx ends or a service fails. throwAway deletes the servers' data in the end.
 func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress io.Writer, configure func(*local.Config, *stack.Stack), use func(context.Context, *running) error) (err error) {
 	service.TuneGC()
 	cfg := local.Config{}
@@ -188,8 +188,8 @@ func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress
 	return err
 }
 
-// brokers returns the broker's URL for each service. On a broker of our own each has its user; on one that AMQP_URL
-// names they use that URL's, because users there are not ours to make.
+// brokers returns the broker's URL for each service. On a broker of our own each service has its user; on one that AMQP_URL
+// names all use that URL's user, because we do not create users there.
 func brokers(ctx context.Context, here workspace.Shop, servers *stack.Stack) (map[string]string, error) {
 	if os.Getenv("AMQP_URL") != "" {
 		return local.OneBroker(servers.AMQPURL), nil
@@ -211,9 +211,9 @@ func brokers(ctx context.Context, here workspace.Shop, servers *stack.Stack) (ma
 	return urls, provision.Compare(ctx, topology.Broker(), servers.ManagementURL, "/")
 }
 
-// databases brings the server of the stack to the shop's database and returns its URL for each schema. On a server of
-// our own each service gets its role; on one that DATABASE_URL names, the services use that URL's role, because roles
-// there are not ours to make.
+// databases creates and migrates the shop's database on the server and returns its URL for each schema. On a server of our
+// own each service has its role; on one that DATABASE_URL names all use that URL's role, because we do not create roles
+// there.
 func databases(ctx context.Context, here workspace.Shop, servers *stack.Stack) (map[string]string, error) {
 	if os.Getenv("DATABASE_URL") != "" {
 		urls := map[string]string{}
@@ -238,7 +238,7 @@ func databases(ctx context.Context, here workspace.Shop, servers *stack.Stack) (
 	return urls, here.KeepDatabaseURLs(urls)
 }
 
-// secrets fills in what the environment does not give.
+// secrets sets the secrets that the environment does not set.
 func secrets(here workspace.Shop, cfg *local.Config) (err error) {
 	if cfg.OperatorToken == "" {
 		if cfg.OperatorToken, err = here.NewOperatorToken(); err != nil {
@@ -251,7 +251,7 @@ func secrets(here workspace.Shop, cfg *local.Config) (err error) {
 	return err
 }
 
-// localhost turns a listener's address into one to call it by.
+// localhost turns a listener's address into one that can be called from this machine.
 func localhost(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -1,8 +1,9 @@
-// Package controls injects faults into a running shop, to show that its guarantees hold: calls for operators under
-// /demo, in a shop that runs in one process and was started with them.
+// Package controls serves the calls under /demo, with which an operator injects faults into a running shop to see that its
+// guarantees hold. A shop has them only if it runs in one process and was started with them.
 //
-// Services are stopped and started (controls.go). An experiment injects one fault and reports in figures what happened
-// (race.go, duplicate.go); one runs at a time, and each ends within 20 s, with an error if the shop has not finished.
+// Services can be stopped and started (controls.go). An experiment injects one fault and reports in figures what happened
+// (race.go, duplicate.go). One experiment runs at a time; each ends within 20 s, with an error if the shop is not done by
+// then.
 package controls
 
 import (
@@ -39,7 +40,7 @@ const (
 	lookInterval = 20 * time.Millisecond
 )
 
-// Config is what the experiments need.
+// Config has what the experiments need.
 type Config struct {
 	AMQPURLs      map[string]string // by service
 	DatabaseURLs  map[string]string // by schema, of roles that may read it
@@ -47,12 +48,13 @@ type Config struct {
 	Currency      string // the catalogue's
 }
 
-// Add adds the controls to the shop that cfg describes. Its experiments use the shop's own users of broker and database.
+// Add adds the controls to the shop that cfg describes. Experiments use the broker users and database roles in cfg, so call
+// it when those are set.
 func Add(cfg *local.Config) {
 	cfg.Controls = New(Config{AMQPURLs: cfg.AMQPURLs, DatabaseURLs: cfg.DatabaseURLs, OperatorToken: cfg.OperatorToken, Currency: cfg.Currency})
 }
 
-// New returns a function for local.Config.Controls: it makes the controls of a shop.
+// New returns a value for local.Config.Controls: a function that makes the calls under /demo for a shop.
 func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 	return func(shop *local.Shop) []rest.DemoHandler {
 		c := &controls{Config: cfg, shop: shop}
@@ -75,7 +77,7 @@ type controls struct {
 	sent []string   // the message ids of poison messages; an experiment has them while it runs
 }
 
-// state is a service in an answer.
+// state is the state of a service in a response.
 type state struct {
 	Name    string `json:"name"`
 	Running bool   `json:"running"`
@@ -128,7 +130,7 @@ func (c *controls) start(ctx context.Context, inPath map[string]string, body []b
 	return state{inPath["service"], true}, nil
 }
 
-// experiment is one experiment that runs.
+// experiment is the experiment that is running.
 type experiment struct {
 	*controls
 	gateway  *grpc.ClientConn // of an operator
@@ -155,7 +157,7 @@ func (c *controls) experiment(run func(*experiment, context.Context, []byte) (an
 	}
 }
 
-// cleanUp deletes the products of the experiment. One that cannot be deleted stays in the catalogue, where it does no harm.
+// cleanUp deletes the products of the experiment. One that cannot be deleted stays in the catalogue, which does no harm.
 func (e *experiment) cleanUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
@@ -164,7 +166,7 @@ func (e *experiment) cleanUp(ctx context.Context) {
 	}
 }
 
-// until calls look until it returns true. The error, at the end of ctx, says what was awaited, and which services are
+// until calls look until it returns true. If ctx ends before, the error says what was awaited, and which services are
 // stopped.
 func (e *experiment) until(ctx context.Context, what string, look func() bool) error {
 	tick := time.NewTicker(lookInterval)
@@ -208,7 +210,7 @@ type auditAnswer struct {
 	Sent        int `json:"sent"`
 }
 
-// audit compares all that the services have stored, once. An open dead letter is no violation here.
+// audit compares everything that the services have stored, once. An open dead letter is no violation here.
 func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
@@ -235,7 +237,7 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	return answer, nil
 }
 
-// newVerdict counts what an audit has found, without open dead letters.
+// newVerdict summarizes the report of an audit, without open dead letters.
 func newVerdict(r *audit.Report) verdict {
 	v := verdict{Orders: r.Orders, InFlight: r.InFlight()}
 	for _, c := range r.Checks {
@@ -246,12 +248,12 @@ func newVerdict(r *audit.Report) verdict {
 	return v
 }
 
-// auditSince leaves out orders older than since, and waits up to patience until nothing is in flight.
-func (e *experiment) auditSince(ctx context.Context, since, patience time.Duration) (r *audit.Report, err error) {
+// auditSince audits the orders that are not older than since, and waits up to atMost until nothing is in flight.
+func (e *experiment) auditSince(ctx context.Context, since, atMost time.Duration) (r *audit.Report, err error) {
 	a, err := audit.Open(ctx, audit.Config{DatabaseURLs: e.DatabaseURLs, Since: since, Pause: 200 * time.Millisecond})
 	if err == nil {
 		defer a.Close()
-		r, err = a.RunWhenQuiet(ctx, patience)
+		r, err = a.RunWhenQuiet(ctx, atMost)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -262,7 +264,7 @@ func (e *experiment) auditSince(ctx context.Context, since, patience time.Durati
 	return r, nil
 }
 
-// number is a field of a body, with its default as value.
+// number is a field of a request's body, with its default as the value.
 type number struct {
 	name     string
 	min, max int

@@ -29,7 +29,7 @@ type duplicateAnswer struct {
 	StockAfter  int32  `json:"stock_after"`
 }
 
-// duplicate places an order and, when it is settled, delivers the events that moved stock once more.
+// duplicate places an order and, when it is settled, publishes the events that moved stock a second time.
 func (e *experiment) duplicate(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func (e *experiment) duplicate(ctx context.Context, body []byte) (any, error) {
 	}, nil
 }
 
-// settled waits until so many pieces are on hand and none is reserved.
+// settled waits until the product has onHand pieces and none is reserved.
 func (e *experiment) settled(ctx context.Context, product, onHand int32) error {
 	return e.until(ctx, "the order was decided, but its stock has not been taken yet; it will be", func() bool {
 		item, err := e.item(ctx, product)
@@ -78,7 +78,7 @@ func (e *experiment) item(ctx context.Context, id int32) (*inventoryv1.Item, err
 	return reply.GetItem(), err
 }
 
-// events returns what the log has of an order, of the types of kinds, as it was published.
+// events returns the messages of an order from the log, of the given types, as they were published.
 func (e *experiment) events(ctx context.Context, order string, kinds ...proto.Message) ([]messaging.Outgoing, error) {
 	found := make([]*loggingv1.Event, len(kinds))
 	err := e.until(ctx, "the order is done, but its events are not in the log yet; they will be", func() bool {
@@ -127,8 +127,8 @@ func outgoing(ctx context.Context, logged *loggingv1.Event, m proto.Message) (ou
 	return out, nil
 }
 
-// deliverAgain publishes events once more and returns when they have been handled: another order is placed after them,
-// and the queues, which have one consumer each in this process, keep their order.
+// deliverAgain publishes events again and returns when they have been handled: it places another order after them and waits
+// for that, because the queues, which have one consumer each in this process, keep their order.
 func (e *experiment) deliverAgain(ctx context.Context, events []messaging.Outgoing) error {
 	if err := e.publish(ctx, events); err != nil {
 		return err
@@ -178,7 +178,7 @@ func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 	return answer, err
 }
 
-// publish publishes each event as the service that it belongs to, and returns when the broker has confirmed them.
+// publish publishes each event as the service that publishes it, and returns when the broker has confirmed them.
 func (e *experiment) publish(ctx context.Context, events []messaging.Outgoing) error {
 	by := map[string][]messaging.Outgoing{}
 	for _, e := range events {

@@ -16,7 +16,7 @@ import (
 	orderv1 "shop.example/gen/shop/order/v1"
 )
 
-// outcomeWait is how long each buyer waits for the outcome, in seconds: the header Prefer, wait=.
+// outcomeWait is how long each buyer waits for the outcome, as the header Prefer has it: in seconds.
 const outcomeWait = "wait=12"
 
 type raceAnswer struct {
@@ -69,7 +69,7 @@ func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 	return answer, nil
 }
 
-// verdict audits the orders of this experiment. Open dead letters are not counted: they are of something else.
+// verdict audits the orders of this experiment. It does not count open dead letters, which are about something else.
 func (e *experiment) verdict(ctx context.Context, took time.Duration) (v verdict, err error) {
 	r, err := e.auditSince(ctx, took+time.Second, auditTimeout)
 	if err != nil {
@@ -78,7 +78,7 @@ func (e *experiment) verdict(ctx context.Context, took time.Duration) (v verdict
 	return newVerdict(r), nil
 }
 
-// newProduct makes a product that nobody else orders, until the experiment ends.
+// newProduct creates a product that nobody else orders; it is deleted when the experiment ends.
 func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*inventoryv1.Item, error) {
 	reply, err := inventoryv1.NewInventoryServiceClient(e.gateway).CreateItems(ctx, &inventoryv1.CreateItemsRequest{
 		Items: []*inventoryv1.CreateItemsRequest_NewItem{{
@@ -92,7 +92,7 @@ func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*i
 	return reply.GetItems()[0], nil
 }
 
-// order orders one piece, as any client would, and waits a while for the outcome.
+// order orders one piece, as any client would, and waits some time for the outcome.
 func (e *experiment) order(ctx context.Context, product int32) (*orderv1.Order, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, "prefer", outcomeWait)
 	reply, err := checkoutv1.NewCheckoutServiceClient(e.gateway).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{

@@ -27,33 +27,33 @@ import (
 // stopTimeout bounds the stop of all services together.
 const stopTimeout = 9 * time.Second
 
-// Config says where the shop finds its servers and where it listens. The tags are those of github.com/caarlos0/env.
+// Config says which servers the shop uses and on which addresses it listens. The tags are those of github.com/caarlos0/env.
 type Config struct {
-	// AMQPURLs are by service: each has a user of its own.
+	// AMQPURLs are the broker's URLs by service, because each service has a user of its own.
 	AMQPURLs map[string]string
-	// DatabaseURLs are by schema: each service has a role of its own.
+	// DatabaseURLs are the database's URLs by schema, because each service has a role of its own.
 	DatabaseURLs map[string]string
 
-	// HTTPAddr can be reached from this machine only, by default: everybody who reaches it can order.
+	// HTTPAddr can be reached from this machine only, by default, because everybody who can reach it can place orders.
 	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:"127.0.0.1:3000"`
 	OrderAddr     string `env:"ORDER_ADDR"     envDefault:"127.0.0.1:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"127.0.0.1:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"127.0.0.1:3003"`
 	WebhooksAddr  string `env:"WEBHOOKS_ADDR"  envDefault:"127.0.0.1:3004"`
-	// AdminAddr is the gateway's; the other services take the ports that follow it, in the order of package topology. With
-	// port 0 each takes a free one.
+	// AdminAddr is the gateway's; the other services use the ports that follow it, in the order of package topology. With
+	// port 0 each uses a free port.
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:"127.0.0.1:3100"`
-	// PprofAddr is where the profiles of the process are served.
+	// PprofAddr is the address that serves the profiles of the process.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
 
-	// Ingress is the gateway's.
+	// Ingress configures the gateway's ingress.
 	Ingress ingress.Config
 
-	// Controls, if it is set, returns calls for operators that are added to the gateway's REST API. It is called before
-	// the gateway is built; the calls come when the shop runs.
+	// Controls, if set, returns calls for operators to add to the gateway's REST API. It is called before the gateway is
+	// built; the calls it returns are made only when the shop runs.
 	Controls func(*Shop) []rest.DemoHandler
 
-	// TLS is for the services' addresses to be open to other machines. All services share one certificate.
+	// TLS is the certificate that all services share, for when their addresses can be reached from other machines.
 	TLS mtls.Config
 
 	OperatorToken     string        `env:"SHOP_OPERATOR_TOKEN"`
@@ -71,7 +71,7 @@ type Config struct {
 	Telemetry         telemetry.Config
 }
 
-// OneBroker returns the AMQPURLs of services that share a user.
+// OneBroker returns AMQPURLs with the same URL for every service, so that they share a user.
 func OneBroker(amqpURL string) map[string]string {
 	urls := map[string]string{}
 	for _, service := range topology.Names() {
@@ -80,7 +80,7 @@ func OneBroker(amqpURL string) map[string]string {
 	return urls
 }
 
-// Shop is all services, listening.
+// Shop is all services in one process.
 type Shop struct {
 	Gateway   *server.Service
 	Order     *Service
@@ -99,7 +99,7 @@ var builders = map[string]func(Config, context.Context, addresses, *telemetry.Te
 	topology.Webhooks:  Config.webhooks,
 }
 
-// New brings the schemas to their newest form and opens every listener. A shop that is not run must be closed.
+// New migrates all schemas and opens all listeners. A shop that is not run must be closed.
 func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	admin, err := adminAddrs(cfg.AdminAddr)
 	if err != nil {
@@ -174,7 +174,8 @@ func (cfg Config) logging(ctx context.Context, at addresses, t *telemetry.Teleme
 	}, t)
 }
 
-// webhooks may call this machine unless the configuration says otherwise: that is where a developer's receivers are.
+// webhooks builds the webhooks service, which may call this machine unless the configuration says otherwise: a developer's
+// receivers are on it.
 func (cfg Config) webhooks(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 	if len(cfg.Webhooks.AllowedNetworks) == 0 {
 		cfg.Webhooks.AllowedNetworks = []string{"127.0.0.0/8", "::1/128"}
@@ -200,7 +201,7 @@ func (cfg *Config) grpcAddr(service string) *string {
 	return nil
 }
 
-// Addrs returns the addresses that services listen on, by the variables that set them.
+// Addrs returns pointers to the addresses that services listen on, by the environment variables that set them.
 func (cfg *Config) Addrs() map[string]*string {
 	addrs := map[string]*string{"HTTP_ADDR": &cfg.HTTPAddr, "ADMIN_ADDR": &cfg.AdminAddr}
 	for _, name := range topology.Names() {
@@ -211,7 +212,7 @@ func (cfg *Config) Addrs() map[string]*string {
 	return addrs
 }
 
-// AnyPort lets all services listen on free ports of this machine.
+// AnyPort changes all addresses to free ports of this machine.
 func (cfg *Config) AnyPort() {
 	for _, addr := range cfg.Addrs() {
 		*addr = "127.0.0.1:0"
@@ -227,8 +228,8 @@ func (s *Shop) Services() map[string]*Service {
 	return services
 }
 
-// Run runs the services until ctx ends or one of them fails, and stops them in the order in which an order passes
-// them: first the gateway, last the log.
+// Run runs the services until ctx ends or one of them fails, and then stops them in the order in which an order passes
+// through them: the gateway first, logging last.
 func (s *Shop) Run(ctx context.Context) error {
 	failed, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -271,7 +272,7 @@ func (s *Shop) Run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// AdminAddrs returns where the services show health and metrics, by name.
+// AdminAddrs returns the addresses that serve health and metrics, by service.
 func (s *Shop) AdminAddrs() map[string]string {
 	addrs := map[string]string{topology.Gateway: s.Gateway.AdminAddr()}
 	for _, service := range s.services {
@@ -363,7 +364,7 @@ func cause(err error) error {
 	return err
 }
 
-// WaitReady returns when every service is ready, or with what is not when ctx ends.
+// WaitReady returns nil when every service is ready; if ctx ends before, an error that says what is not.
 func (s *Shop) WaitReady(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

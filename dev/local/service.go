@@ -13,8 +13,8 @@ import (
 // errStopping is returned when a service of a shop that is stopping, or has stopped, is to be started.
 var errStopping = errors.New("the shop is stopping")
 
-// Service is one of the services but the gateway within the shop. It can be stopped and started again, on the same addresses,
-// while the others go on. Its methods may be called concurrently; one of them starts or stops it at a time.
+// Service is a service of the shop, other than the gateway. It can be stopped and started again, on the same addresses,
+// while the others go on. Its methods may be called concurrently; starts and stops follow one another.
 type Service struct {
 	name   string
 	report telemetry.Config
@@ -29,7 +29,7 @@ type Service struct {
 
 type addresses struct{ grpc, admin string }
 
-// instance is a service that was built. It runs once.
+// instance is a service that was built. It can be run once.
 type instance interface {
 	Run(context.Context) error
 	Close() error
@@ -37,7 +37,7 @@ type instance interface {
 	AdminAddr() string
 }
 
-// generation is what a service has from one start to the next stop: metrics start from zero, as in a restarted process.
+// generation is a service between one start and the next stop. Its metrics start from zero, as in a restarted process.
 type generation struct {
 	instance
 	telemetry *telemetry.Telemetry
@@ -46,7 +46,7 @@ type generation struct {
 	err       error // to be read when done is closed
 }
 
-// newService builds a service with its listeners open; their addresses are its own from then on.
+// newService builds a service with its listeners open. It keeps their addresses from then on.
 func newService(ctx context.Context, name string, report telemetry.Config, at addresses,
 	build func(context.Context, addresses, *telemetry.Telemetry) (instance, error),
 ) (*Service, error) {
@@ -74,16 +74,16 @@ func (s *Service) open(ctx context.Context) (*generation, error) {
 	return &generation{instance: built, telemetry: t, done: make(chan struct{})}, nil
 }
 
-// GRPCAddr returns the address of its gRPC, which stays the same; "" if it has none.
+// GRPCAddr returns the address of the service's gRPC, which never changes; "" if it has none.
 func (s *Service) GRPCAddr() string { return s.addrs.grpc }
 
-// AdminAddr returns the address of its health and metrics, which stays the same.
+// AdminAddr returns the address of the service's health and metrics, which never changes.
 func (s *Service) AdminAddr() string { return s.addrs.admin }
 
-// Running says whether it is started. It may not be ready yet.
+// Running reports whether the service is started. It may not be ready yet.
 func (s *Service) Running() bool { return s.generation.Load() != nil }
 
-// start runs for the first time what newService has built; fail is called if it ends by itself with an error.
+// start runs for the first time what newService has built. fail is called with the error if it ends by itself.
 func (s *Service) start(fail func(error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,7 +107,7 @@ func (s *Service) run(l *generation) {
 	s.generation.Store(l)
 }
 
-// Run runs it by itself until ctx ends or it fails, and stops it for good.
+// Run runs the service alone until ctx ends or it fails, and then stops it for good.
 func (s *Service) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	s.start(func(err error) {
@@ -125,8 +125,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// Start starts it, if it is stopped. It returns once its listeners are open, and may not be ready yet. ctx bounds the
-// start only.
+// Start starts the service if it is stopped. It returns when the listeners are open; the service may not be ready yet. ctx
+// bounds only the start. It fails if the shop is stopping.
 func (s *Service) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +144,7 @@ func (s *Service) Start(ctx context.Context) error {
 	return nil
 }
 
-// Stop stops it as SIGTERM would, if it runs: it finishes what it has in hand, within 9 s.
+// Stop stops the service if it runs, as SIGTERM would: it finishes what it has in hand, within 9 s.
 func (s *Service) Stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +165,7 @@ func (s *Service) stop() error {
 	return nil
 }
 
-// shutdown stops it for good.
+// shutdown stops the service for good.
 func (s *Service) shutdown() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

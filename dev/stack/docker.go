@@ -15,10 +15,10 @@ import (
 // containerLabel marks our containers; its value is the stack's folder.
 const containerLabel = "shop.example.stack"
 
-// containerRecord says that a server's data is in a container.
+// containerRecord is the name of the file that says that a server's data is in a container.
 const containerRecord = "container"
 
-// docker is the container of a server. Its data is in the container's volumes, which go with it.
+// docker is the container of a server. The data is in the container's volumes, which are deleted with it.
 type docker struct {
 	host        host
 	stack, name string
@@ -48,8 +48,8 @@ func (d *docker) run(ctx context.Context, args ...string) (string, error) {
 	return text, nil
 }
 
-// fromDocker makes the servers use containers if Docker answers and has, or can get, the image. It returns those
-// for which it cannot, and why.
+// fromDocker makes the servers use containers if Docker works and has, or can pull, their images. It returns the servers
+// for which that is not possible, and why.
 func fromDocker(ctx context.Context, h host, stack string, servers []server) (missing []server, reason string) {
 	asking, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -77,7 +77,7 @@ func (d *docker) getImage(ctx context.Context) error {
 	return err
 }
 
-// start starts the container, making it first if there is none, and finds its process and ports.
+// start starts the container, creating it if there is none, and finds its process and ports.
 func (d *docker) start(ctx context.Context, ports []int, options []string, command ...string) error {
 	if err := writeFile(d.record(), []byte(d.name+"\n"), 0o644); err != nil {
 		return explain(fmt.Errorf("noting the container: %w", err), d.stack)
@@ -103,7 +103,7 @@ func (d *docker) start(ctx context.Context, ports []int, options []string, comma
 	return d.findPorts(ctx, ports)
 }
 
-// findPorts reads where the container's ports are published.
+// findPorts reads the addresses at which the container's ports are published.
 func (d *docker) findPorts(ctx context.Context, ports []int) error {
 	d.ports = nil
 	for _, port := range ports {
@@ -120,7 +120,7 @@ func (d *docker) findPorts(ctx context.Context, ports []int) error {
 	return nil
 }
 
-// await asks until the answer is nil, the container has ended, or limit has passed.
+// await calls ask until it returns nil, the container has ended, or limit has passed.
 func (d *docker) await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
@@ -146,7 +146,7 @@ func (d *docker) log(ctx context.Context) string {
 	return lastLines(out, 8)
 }
 
-// stopContainers ends the recorded containers, and at once means with their data.
+// stopContainers stops the recorded containers; atOnce deletes them with their data.
 func stopContainers(h host, stack string, atOnce bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -156,7 +156,7 @@ func stopContainers(h host, stack string, atOnce bool) error {
 		if !d.recorded() {
 			continue
 		}
-		args := []string{"stop", "-t", strconv.Itoa(int(k.patience.Seconds())), d.name}
+		args := []string{"stop", "-t", strconv.Itoa(int(k.stopTimeout.Seconds())), d.name}
 		if atOnce {
 			args = []string{"rm", "-f", "-v", d.name}
 		}

@@ -22,7 +22,7 @@ import (
 	_ "github.com/lib/pq"
 )
 
-var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17.12", pkg: "postgresql", patience: 15 * time.Second}
+var postgresKind = kind{name: "PostgreSQL", variable: "DATABASE_URL", folder: "postgres", image: "postgres:17.12", pkg: "postgresql", stopTimeout: 15 * time.Second}
 
 // oldestPostgres is the oldest major version that the shop is tested on.
 const oldestPostgres = 15
@@ -51,7 +51,7 @@ func (p *postgres) use(d *docker)    { p.container = d }
 
 var majorVersion = regexp.MustCompile(`\d+`)
 
-// find takes the newest installed version, or the one that the data was made by.
+// find chooses the newest installed version, or the one that the data was created by.
 func (p *postgres) find(ctx context.Context) (bool, error) {
 	wanted := ""
 	if data, err := os.ReadFile(filepath.Join(p.data(), "PG_VERSION")); err == nil {
@@ -160,14 +160,14 @@ func (p *postgres) startPrivate(ctx context.Context) (string, error) {
 	}
 }
 
-// predecessorEnding tells from a log that the processes of a server that was killed are not all gone yet.
+// predecessorEnding reports whether, according to the log, processes of a killed server are still ending.
 func predecessorEnding(log string) bool {
 	data, _ := os.ReadFile(log)
 	return bytes.Contains(data, []byte(`lock file "postmaster.pid" already exists`)) ||
 		bytes.Contains(data, []byte("pre-existing shared memory block"))
 }
 
-// adopt takes over a server that an earlier process left running.
+// adopt takes over a server that an earlier process has left running.
 func (p *postgres) adopt(ctx context.Context, proc process) (string, error) {
 	if p.settings.Fast != p.fast {
 		return "", errors.New("it runs with another durability")
@@ -191,7 +191,7 @@ func (p *postgres) setURL(port int) {
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/postgres", RawQuery: "sslmode=disable"}).String()
 }
 
-// ask returns the server's version, which only a server that knows our password tells.
+// ask returns the server's version, which only a server with our password tells.
 func (p *postgres) ask(ctx context.Context) (version string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -206,7 +206,7 @@ func (p *postgres) ask(ctx context.Context) (version string, err error) {
 
 func (p *postgres) data() string { return filepath.Join(p.dir, "data") }
 
-// initialize makes the cluster, under another name until it is whole.
+// initialize creates the database cluster, under another name until it is complete.
 func (p *postgres) initialize(ctx context.Context, l launch) error {
 	if _, err := os.Stat(p.data()); err == nil {
 		return nil
@@ -277,13 +277,14 @@ func (p *postgres) startContainer(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s in a container, on 127.0.0.1:%d", version, p.container.ports[0]), err
 }
 
-// stopPostgres ends the recorded server: its fast shutdown, or the immediate one after which it recovers from its log.
+// stopPostgres stops the recorded server with a fast shutdown or, atOnce, an immediate one, after which it recovers from
+// its log.
 func stopPostgres(dir string, atOnce bool) error {
 	p, running := recorded(filepath.Join(dir, postgresRecord))
 	if !running {
 		return nil
 	}
-	steps := []step{{syscall.SIGINT, postgresKind.patience}, {syscall.SIGQUIT, 5 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
+	steps := []step{{syscall.SIGINT, postgresKind.stopTimeout}, {syscall.SIGQUIT, 5 * time.Second}, {syscall.SIGKILL, 5 * time.Second}}
 	if atOnce {
 		steps = steps[1:]
 	}
@@ -293,7 +294,8 @@ func stopPostgres(dir string, atOnce bool) error {
 	return nil
 }
 
-// cleanEnvironment keeps the user's own settings (PGPORT, RABBITMQ_…, LANG) away from the servers.
+// cleanEnvironment returns an environment without the user's settings (PGPORT, RABBITMQ_…, LANG) that would affect the
+// servers.
 func cleanEnvironment(home string) []string {
 	return []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "LANG=C.UTF-8"}
 }

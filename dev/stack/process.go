@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// process is a server's process and the moment it began (in the kernel's ticks since boot): the number alone may
-// belong to someone else by now.
+// process is a server's process and the time at which it began (in the kernel's ticks since boot), because its id may have
+// been given to another process by now.
 type process struct {
 	pid   int
 	began string
@@ -29,8 +29,8 @@ type launch struct {
 	attr        *syscall.SysProcAttr
 }
 
-// start runs the server in a session of its own, so that a Ctrl-C in the terminal does not reach it. The process writes
-// its own record before it becomes the server: there is no moment at which a crash of ours would lose sight of it.
+// start starts the server in a session of its own, so that a Ctrl-C in the terminal does not reach it. The process writes
+// its own record before it becomes the server, so that a crash of ours at any moment leaves a record.
 func (l launch) start(program string, args ...string) (process, error) {
 	if err := os.Rename(l.log, l.log+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return process{}, fmt.Errorf("keeping the last log: %w", err)
@@ -58,7 +58,7 @@ func (l launch) start(program string, args ...string) (process, error) {
 
 func ownSession() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
-// recorded returns the process of a record that is still alive.
+// recorded returns the process in a record, if it is still alive.
 func recorded(record string) (process, bool) {
 	data, err := os.ReadFile(record)
 	if err != nil {
@@ -68,7 +68,7 @@ func recorded(record string) (process, bool) {
 	return p, p.alive()
 }
 
-// parseStat reads a line of /proc/PID/stat. The name in it, in parentheses, may hold anything.
+// parseStat parses a line of /proc/PID/stat. The name in it, in parentheses, may contain anything.
 func parseStat(stat string) (p process, state string) {
 	number, _, _ := strings.Cut(stat, " ")
 	rest := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
@@ -80,7 +80,7 @@ func parseStat(stat string) (p process, state string) {
 	return p, rest[0]
 }
 
-// alive is false for a process that has ended, also if nobody has reaped it.
+// alive is false for a process that has ended, even if its parent has not waited for it.
 func (p process) alive() bool {
 	if p.pid <= 0 {
 		return false
@@ -106,7 +106,7 @@ func withEnvironment(variable string) (pids []int) {
 	return pids
 }
 
-// stop sends one signal after the other, each with the time it has to work.
+// stop sends one signal after the other, and waits after each for the time of its step.
 func (p process) stop(steps ...step) error {
 	for _, s := range steps {
 		if !p.alive() {
@@ -115,7 +115,7 @@ func (p process) stop(steps ...step) error {
 		if err := syscall.Kill(p.pid, s.signal); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("ending process %d: %w", p.pid, err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+		ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 		for p.alive() && pause(ctx, 10*time.Millisecond) == nil {
 		}
 		cancel()
@@ -127,13 +127,13 @@ func (p process) stop(steps ...step) error {
 }
 
 type step struct {
-	signal   syscall.Signal
-	patience time.Duration
+	signal  syscall.Signal
+	timeout time.Duration
 }
 
 var errEnded = errors.New("it ended at once")
 
-// await asks until the answer is nil or errEnded, the process has ended (errEnded too), or limit has passed.
+// await calls ask until it returns nil or errEnded, the process has ended (also errEnded), or limit has passed.
 func (p process) await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
@@ -162,14 +162,14 @@ func withLog(err error, log string) error {
 	return explain(fmt.Errorf("%w; the end of %s:\n  %s", err, log, strings.Join(lines[max(0, len(lines)-8):], "\n  ")), filepath.Dir(log))
 }
 
-// portTaken tells from a log that another program was faster at one of the ports.
+// portTaken reports whether, according to the log, another program has taken one of the ports.
 func portTaken(log string) bool {
 	data, _ := os.ReadFile(log)
 	text := strings.ToLower(string(data))
 	return strings.Contains(text, "address already in use") || strings.Contains(text, "eaddrinuse")
 }
 
-// settings are what must be the same when a server is started again, or adopted.
+// settings are what must stay the same when a server is started again or taken over.
 type settings struct {
 	Password string `json:"password"`
 	Ports    []int  `json:"ports"`
@@ -178,7 +178,7 @@ type settings struct {
 
 const settingsFile = "settings.json"
 
-// load reads the settings in dir; there being none is no error.
+// load reads the settings in dir. It is no error if there are none.
 func (s *settings) load(dir string) error {
 	data, err := os.ReadFile(filepath.Join(dir, settingsFile))
 	if errors.Is(err, os.ErrNotExist) {

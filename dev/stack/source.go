@@ -15,12 +15,13 @@ import (
 	"time"
 )
 
-// host is the machine as the stack sees it. Tests put another one in its place.
+// host is the machine that the stack runs on. Tests use another one.
 type host struct {
 	getenv func(string) string
-	// path is where programs are looked up, in the form of $PATH, after the folders that packages use.
+	// path lists the folders that programs are searched for in, in the form of $PATH, after the folders that packages use.
 	path string
-	// postgresFolders, rabbitMQFolders and erlangFolders are patterns of where packages put the servers' programs.
+	// postgresFolders, rabbitMQFolders and erlangFolders are patterns of the folders in which packages install the servers'
+	// programs.
 	postgresFolders, rabbitMQFolders, erlangFolders []string
 	// run runs a program and returns what it printed, standard error included.
 	run func(ctx context.Context, name string, args ...string) ([]byte, error)
@@ -50,7 +51,7 @@ func thisHost() host {
 	}
 }
 
-// programs returns where the program is installed. Only on Linux can we tell which processes are ours, so elsewhere
+// programs returns the paths of an installed program. Only on Linux can we tell which processes are ours, so elsewhere
 // nothing counts as installed, and Docker is used.
 func (h host) programs(name string, patterns ...string) (paths []string) {
 	if runtime.GOOS != "linux" {
@@ -68,32 +69,31 @@ func (h host) programs(name string, patterns ...string) (paths []string) {
 	return paths
 }
 
-// kind is what is fixed about a server.
+// kind has the constants of a server.
 type kind struct {
 	name string
-	// variable names the environment variable that makes a server of one's own unnecessary.
+	// variable is the environment variable with the URL of a server to use instead.
 	variable string
 	folder   string // in the stack's
 	image    string // for Docker
 	pkg      string // Debian's
-	// patience is how long a clean shutdown may take.
-	patience time.Duration
+	// stopTimeout is how long a clean shutdown may take.
+	stopTimeout time.Duration
 }
 
-// server is one of the two servers of a stack. Where it comes from is settled before start, by one of given, find and
-// use.
+// server is one of the two servers of a stack. Before start, one of given, find and use decides what it runs on.
 type server interface {
 	kind() kind
-	// given takes the server that the environment names.
+	// given makes it the server that the environment names.
 	given(url string)
-	// find looks for the installed program and says whether there is one that fits the data.
+	// find searches for the installed program and reports whether there is one that fits the data.
 	find(ctx context.Context) (bool, error)
 	use(*docker)
-	// start returns once the server answers, with a few words on what was started.
+	// start starts the server and returns when it answers, with a few words about what was started.
 	start(ctx context.Context) (string, error)
 }
 
-// choose settles for each server where it comes from, and installs packages if nothing else is left.
+// choose decides for each server what it runs on, and installs packages if nothing else is possible.
 func choose(ctx context.Context, h host, dir string, servers ...server) error {
 	var missing []server
 	ours := 0
@@ -130,7 +130,7 @@ func choose(ctx context.Context, h host, dir string, servers ...server) error {
 	return fromPackages(ctx, h, dir, missing, reason)
 }
 
-// spaceNeeded covers both servers' files when new; under 50 MB RabbitMQ takes no messages.
+// spaceNeeded is the disk space for both servers' new files, in bytes; with less than 50 MB RabbitMQ accepts no messages.
 const spaceNeeded = 256 << 20
 
 func checkSpace(dir string, need uint64) error {
@@ -144,7 +144,7 @@ func checkSpace(dir string, need uint64) error {
 	return nil
 }
 
-// explain names the cause, which matters more than the step that failed.
+// explain replaces the error of a step by its cause, if that is known.
 func explain(err error, dir string) error {
 	if errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left on device") {
 		return fmt.Errorf("the disk that holds %s is full: free some space: %w", dir, err)
@@ -152,8 +152,8 @@ func explain(err error, dir string) error {
 	return err
 }
 
-// freePort returns the preferred port if it is free, and else one below those that systems give to connections: a server that starts
-// again finds it free again.
+// freePort returns the preferred port if it is free, otherwise one below the range that systems assign to outgoing
+// connections, so that a server that starts again finds it free.
 func freePort(preferred int) (int, error) {
 	const lowest, highest = 12_000, 20_000
 	var l net.Listener
@@ -170,7 +170,7 @@ func freePort(preferred int) (int, error) {
 	return 0, fmt.Errorf("finding a free port: %w", err)
 }
 
-// reachable tells whether something accepts connections at address.
+// reachable reports whether something accepts connections at address.
 func reachable(ctx context.Context, address string) error {
 	d := net.Dialer{Timeout: 3 * time.Second}
 	conn, err := d.DialContext(ctx, "tcp", address)

@@ -1,9 +1,10 @@
 // Package stack starts the two servers of the shop, PostgreSQL and RabbitMQ, on a developer's machine.
 //
-// Each server comes from the first of these that there is: the URL that the environment names (such a server is never
-// touched), a private instance of the installed server on ports of its own with its data under the stack's folder,
-// Docker, or Debian's packages, which are then installed. What was started outlives a crash of the starter: the next
-// Start in the same folder adopts a server that still answers and starts the others again over the same data.
+// Each server is the first of these that is available: the one whose URL is in the environment (which is never started,
+// stopped or configured), a private instance of the installed server, with ports of its own and its data in the stack's
+// folder, a Docker container, or a private instance after Debian's packages were installed. A server that was started
+// survives a crash of this process: the next Start in the same folder takes over those that still answer, and starts the
+// others again with the same data.
 package stack
 
 import (
@@ -13,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,27 +24,29 @@ import (
 	"shop.example/shop/workspace"
 )
 
-// Options say where a stack lives and what is asked of it.
+// Options configure a stack.
 type Options struct {
-	// Dir holds the data, the logs and what is needed to find the servers again. One process at a time may use it.
+	// Dir is the folder for data, logs and what is needed to find the servers again. Only one process at a time can use it.
 	Dir string
-	// Fast lets PostgreSQL answer before its commits are on disk. For tests alone: a power cut loses data.
+	// Fast lets PostgreSQL answer before commits are on disk. It is for tests only: a power failure loses data.
 	Fast bool
-	// Progress gets a line for each step, with the time it took. Nil means none.
+	// Brokers is how many nodes RabbitMQ has, one if it is 0, at least as many as there are in the folder.
+	Brokers int
+	// Progress receives a line for each step, with the time it took; nil for none.
 	Progress io.Writer
 }
 
-// Stack is a running pair of servers. Its fields are set by Start and do not change.
+// Stack is a running pair of servers. Its fields do not change.
 type Stack struct {
-	// DatabaseURL belongs to a role that may create databases and roles, unless the environment named another.
+	// DatabaseURL is that of a role which may create databases and roles, unless it comes from the environment.
 	DatabaseURL string
 	AMQPURL     string
-	// ManagementURL is that of RabbitMQ's HTTP API, with user and password. Empty if AMQP_URL was given without
-	// AMQP_MANAGEMENT_URL.
+	// ManagementURL is the URL of RabbitMQ's HTTP API, with user and password; "" if AMQP_URL is set without
+	// AMQP_MANAGEMENT_URL. If there are several nodes it is that of the first.
 	ManagementURL string
-	// MetricsAddr is where RabbitMQ shows its metrics to Prometheus, "" if it is not a private instance.
+	// MetricsAddr is the address of RabbitMQ's metrics for Prometheus, "" if it is no private instance.
 	MetricsAddr string
-	// PostgresPID (the postmaster) and RabbitMQPID (the Erlang machine) are 0 for servers that the environment named.
+	// PostgresPID (the postmaster) and RabbitMQPID (the Erlang machine) are 0 for servers from the environment.
 	PostgresPID, RabbitMQPID int
 
 	host host
@@ -52,7 +56,7 @@ type Stack struct {
 	err  error
 }
 
-// Environment returns the variables by which a command finds the stack.
+// Environment returns the environment variables, NAME=value, with which a command finds the servers.
 func (s *Stack) Environment() []string {
 	env := []string{"DATABASE_URL=" + s.DatabaseURL, "AMQP_URL=" + s.AMQPURL}
 	if s.ManagementURL != "" {
@@ -61,9 +65,9 @@ func (s *Stack) Environment() []string {
 	return env
 }
 
-// Start brings both servers up and returns when they answer. If one fails, or ctx ends, what was started is stopped
-// again and its data is kept. Errors are one sentence on what is wrong and what to do, with the end of the server's
-// log if that helps.
+// Start starts both servers and returns when they answer. If one fails, or ctx ends, whatever was started is stopped again,
+// and its data is kept. An error says in one sentence what is wrong and what to do, with the end of the server's log if
+// that helps.
 func Start(ctx context.Context, o Options) (*Stack, error) {
 	return start(ctx, o, thisHost())
 }
@@ -78,14 +82,14 @@ func start(ctx context.Context, o Options, h host) (*Stack, error) {
 	if s.lock, err = acquire(dir); err != nil {
 		return nil, err
 	}
-	if err := s.startServers(ctx, o.Fast); err != nil {
+	if err := s.startServers(ctx, o); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
 }
 
-// StartAndLeave is Start for servers that several commands use, one after the other or at once: it leaves them running and
-// lets go of the folder. If another process is starting them, it waits for that. Down ends them.
+// StartAndLeave is Start for servers that several commands use, one after the other or at the same time: it leaves them
+// running and releases the folder. If another process is starting them, it waits for that. Down stops them.
 func StartAndLeave(ctx context.Context, o Options) (*Stack, error) {
 	return startAndLeave(ctx, o, thisHost())
 }
@@ -106,9 +110,12 @@ func startAndLeave(ctx context.Context, o Options, h host) (*Stack, error) {
 	}
 }
 
-func (s *Stack) startServers(ctx context.Context, fast bool) error {
-	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: fast}
+func (s *Stack) startServers(ctx context.Context, o Options) error {
+	pg := &postgres{host: s.host, dir: filepath.Join(s.dir, postgresKind.folder), fast: o.Fast}
 	mq := &rabbitMQ{host: s.host, dir: filepath.Join(s.dir, rabbitKind.folder)}
+	if n := max(o.Brokers, len(brokerFolders(s.dir))); n > 1 {
+		mq = newCluster(s.host, s.dir, n)
+	}
 	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
 		return err
 	}
@@ -136,14 +143,14 @@ func (s *Stack) startServers(ctx context.Context, fast bool) error {
 	return nil
 }
 
-// Stop ends the servers that were started for this folder, adopted ones too, and keeps their data. It takes at most
-// half a minute: a server that does not heed the request in time is killed. It may be called again and concurrently;
-// all calls return the same error.
+// Stop stops the servers in this folder, also those that were taken over, and keeps their data. It takes at most half a
+// minute: a server that does not stop in time is killed. It may be called again, and concurrently; all calls return the
+// same error.
 func (s *Stack) Stop() error {
 	return s.finish(func() error { return stopServers(s.host, s.dir, false) })
 }
 
-// Remove is Stop for a stack whose data nobody wants: the servers are ended at once and the folder is deleted.
+// Remove ends the servers at once and deletes the folder with their data.
 func (s *Stack) Remove() error {
 	return s.finish(func() error { return remove(s.host, s.dir) })
 }
@@ -153,11 +160,11 @@ func (s *Stack) finish(end func() error) error {
 	return s.err
 }
 
-// Down stops and removes everything that was started for dir, also after a crash. When a process runs the stack now, it
+// Down stops and removes everything that was started for dir, also after a crash. If another process is using the stack it
 // does nothing and returns an InUseError.
 func Down(dir string) error { return down(dir, acquire) }
 
-// EndAndDown is Down that asks a process that runs the stack now to end first, which has half a minute to do so.
+// EndAndDown is Down, but asks a process that is using the stack to end first, and waits up to half a minute for that.
 func EndAndDown(dir string) error { return down(dir, takeOver) }
 
 func down(dir string, lock func(dir string) (*os.File, error)) error {
@@ -179,8 +186,9 @@ func down(dir string, lock func(dir string) (*os.File, error)) error {
 	return remove(thisHost(), dir)
 }
 
-// checkStack returns why a folder is none of ours. Many have a file of the name of the lock: apt's and dpkg's, for example.
-// Ours has the number of a process in it, and nothing beside it but the servers' folders and the secrets of make up.
+// checkStack returns an error if dir is not the folder of a stack. Other folders have a file of the lock's name, for
+// example apt's and dpkg's. Ours contains the id of a process, and only the servers' folders and the secrets of `make up`
+// are beside it.
 func checkStack(dir string) error {
 	lock, err := os.ReadFile(filepath.Join(dir, lockFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -198,7 +206,8 @@ func checkStack(dir string) error {
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == lockFile, name == postgresKind.folder, name == rabbitKind.folder, name == installLog:
+		case name == lockFile, name == postgresKind.folder, name == installLog:
+		case slices.Contains(brokerFolders(dir), filepath.Join(dir, name)):
 		case name == workspace.DatabaseURLsFile:
 		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
 		default:
@@ -218,21 +227,25 @@ func remove(h host, dir string) error {
 	return nil
 }
 
-// stopServers ends what the records in dir name. At once means without a clean shutdown; containers go with their
-// data then.
+// stopServers stops the servers that are recorded in dir. atOnce means without a clean shutdown; containers are then
+// deleted with their data.
 func stopServers(h host, dir string, atOnce bool) error {
 	var wg sync.WaitGroup
-	var pg, mq, docker error
+	var pg, docker error
+	brokers := brokerFolders(dir)
+	mq := make([]error, len(brokers))
 	wg.Go(func() { pg = stopPostgres(filepath.Join(dir, postgresKind.folder), atOnce) })
-	wg.Go(func() { mq = stopRabbitMQ(filepath.Join(dir, rabbitKind.folder), atOnce) })
+	for i, folder := range brokers {
+		wg.Go(func() { mq[i] = stopRabbitMQ(folder, atOnce) })
+	}
 	wg.Go(func() { docker = stopContainers(h, dir, atOnce) })
 	wg.Wait()
-	return errors.Join(pg, mq, docker)
+	return errors.Join(append(mq, pg, docker)...)
 }
 
 const lockFile = "lock"
 
-// InUseError says that another process holds a folder.
+// InUseError means that another process is using a folder.
 type InUseError struct {
 	Dir string
 	PID int // 0 when it is not known
@@ -242,8 +255,8 @@ func (e InUseError) Error() string {
 	return fmt.Sprintf("%s is in use by process %d: stop that one first, or choose another folder with --dir", e.Dir, e.PID)
 }
 
-// acquire makes dir ours until the returned file is closed or the process ends, however it ends. The servers do not
-// inherit it.
+// acquire locks dir for this process until the returned file is closed or the process ends, in whatever way. The servers do
+// not inherit the lock.
 func acquire(dir string) (*os.File, error) {
 	for {
 		// Only the servers' own folders hold data: others may pass through this one, as PostgreSQL's user must.
@@ -288,7 +301,7 @@ func stillAt(f *os.File, path string) bool {
 	return err == nil && os.SameFile(held, there)
 }
 
-// takeOver acquires dir, after asking the process that holds it to end.
+// takeOver acquires dir, after it has asked the process that has it to end.
 func takeOver(dir string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -311,7 +324,7 @@ func takeOver(dir string) (*os.File, error) {
 	}
 }
 
-// pause waits for d or until ctx ends, and then returns why.
+// pause waits for the duration d. If ctx ends before, it returns its error.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

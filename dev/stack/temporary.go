@@ -14,9 +14,8 @@ import (
 // temporaryPrefix begins the name of a temporary stack's folder; the id of its process follows.
 const temporaryPrefix = "exec-"
 
-// WithTemporary starts servers in a folder of their own below base, calls use with them, and removes them and their data
-// when use has returned. Any number of these can run side by side; what one that was killed has left is removed by the
-// next one.
+// WithTemporary starts servers in a new folder below base, calls use with them, and removes them with their data when use
+// has returned. Any number of them can run at the same time. What a killed one has left behind is removed by the next one.
 func WithTemporary(ctx context.Context, base string, o Options, use func(*Stack) error) error {
 	if err := removeAbandoned(base); err != nil {
 		reporter(o.Progress)("%v", err) // which is no reason not to start
@@ -33,7 +32,7 @@ func WithTemporary(ctx context.Context, base string, o Options, use func(*Stack)
 	return err
 }
 
-// removeAbandoned removes the temporary stacks whose processes were killed before they could do so themselves.
+// removeAbandoned removes the temporary stacks of processes that were killed before they could.
 func removeAbandoned(base string) (err error) {
 	dirs, _ := filepath.Glob(filepath.Join(base, temporaryPrefix+"*"))
 	for _, dir := range dirs {

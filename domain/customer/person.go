@@ -1,5 +1,5 @@
-// Package customer finds what the shop has stored about a person, by e-mail address or subject, and says what is left of it
-// when personal data are erased.
+// Package customer recognizes the stored data of a person, by e-mail address or owner (OIDC issuer and subject), and erases
+// them from events.
 package customer
 
 import (
@@ -24,8 +24,8 @@ import (
 // Erased replaces a name or an address that has been erased.
 const Erased = "(erased)"
 
-// Erase takes out of an event who has placed the order, and what was derived from that. What is left breaks the event's
-// contract, so that nobody handles it again.
+// Erase removes from an event, in place, the personal data of the customer and the hashes derived from them. The result no
+// longer meets the event's contract, so a redelivery or redrive of it is refused.
 func Erase(placed *eventsv1.OrderPlaced) {
 	m := placed.ProtoReflect()
 	for _, name := range ErasedFields() {
@@ -34,7 +34,7 @@ func Erase(placed *eventsv1.OrderPlaced) {
 	placed.CustomerName = Erased
 }
 
-// ErasedFields are the fields of OrderPlaced that Erase takes out: those with personal data, and what was derived from them.
+// ErasedFields returns the names of the OrderPlaced fields that Erase removes: personal data, and hashes derived from them.
 func ErasedFields() []string {
 	names := []string{"fingerprint", "key_hash", "previous_key_hash"}
 	for _, field := range PersonalFields(&eventsv1.OrderPlaced{}) {
@@ -43,7 +43,7 @@ func ErasedFields() []string {
 	return names
 }
 
-// PersonalFields are the fields of a message that its contract marks as personal data, by debug_redact.
+// PersonalFields returns the fields of a message that its contract marks as personal data, by debug_redact.
 func PersonalFields(m proto.Message) (personal []protoreflect.FieldDescriptor) {
 	fields := m.ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
@@ -54,14 +54,14 @@ func PersonalFields(m proto.Message) (personal []protoreflect.FieldDescriptor) {
 	return personal
 }
 
-// Person is whose data are looked for: who has the e-mail address, or is the owner. It does not change.
+// Person is somebody whose data are looked for, by e-mail address, by owner, or by both. It is immutable.
 type Person struct {
 	email string   // folded; "" for none
 	forms []string // how it may be written, with letters of any case
 	owner string   // "" for none
 }
 
-// Of reads a person.
+// Of returns the Person that a request names.
 func Of(p *customerv1.Person) Person {
 	person := Person{owner: p.GetOwner()}
 	if p.GetEmail() == "" {
@@ -78,12 +78,12 @@ func Of(p *customerv1.Person) Person {
 	return person
 }
 
-// Owner is the owner that is looked for, as orders have it; "" for none.
+// Owner returns the person's owner, in the form of enduser.Owner that orders store; "" if only the address is known.
 func (p Person) Owner() string { return p.owner }
 
-// Patterns are for ILIKE ANY of the database: each address that Matches fits one of them, others may. Which letters a
-// database takes for the same in upper and lower case depends on its locale; so beyond ASCII any character fits. A domain
-// can be written in more ways than anybody can list, in full-width letters for example, so any one does.
+// Patterns returns patterns for PostgreSQL's ILIKE ANY, to narrow down a search: every address that Matches accepts fits one
+// of them, but so may others. Which letters ILIKE regards as equal depends on the database's locale, so any non-ASCII character
+// becomes a wildcard; and so does the domain, which can be written in too many ways to list, in full-width letters for example.
 func (p Person) Patterns() []string {
 	var patterns []string
 	for _, form := range p.forms {
@@ -111,23 +111,23 @@ func (p Person) Patterns() []string {
 	return patterns
 }
 
-// Matches says whether an address and an owner, as they are stored, are this person's.
+// Matches reports whether a stored address or a stored owner is this person's.
 func (p Person) Matches(address, owner string) bool {
 	return p.email != "" && address != "" && email.Fold(address) == p.email || p.owner != "" && owner == p.owner
 }
 
-// NamedIn says whether bytes that nobody can read hold the person's address or owner, and not only as a part of somebody
-// else's.
+// NamedIn reports whether data, which cannot be decoded, contain the person's address or owner, other than as a part of a
+// longer one.
 func (p Person) NamedIn(data []byte) bool {
-	if p.owner != "" && holds(data, p.owner) {
+	if p.owner != "" && containsName(data, p.owner) {
 		return true
 	}
 	lower := bytes.ToLower(data)
-	return slices.ContainsFunc(p.forms, func(form string) bool { return holds(lower, form) })
+	return slices.ContainsFunc(p.forms, func(form string) bool { return containsName(lower, form) })
 }
 
-// holds says whether a text stands in data by itself: "da@example.org" does not in "ada@example.org".
-func holds(data []byte, text string) bool {
+// containsName reports whether text occurs in data as a whole name: "da@example.org" does not in "ada@example.org".
+func containsName(data []byte, text string) bool {
 	for from := 0; ; {
 		i := bytes.Index(data[from:], []byte(text))
 		if i < 0 {
@@ -141,22 +141,22 @@ func holds(data []byte, text string) bool {
 	}
 }
 
-// hasLengthBefore says whether data end with the length of the text that follows, as protobuf writes it. That byte may be
-// a letter, which may have been made a small one.
+// hasLengthBefore reports whether data end with the length of the text that follows, as protobuf encodes it: in one byte. If
+// the value of that byte is that of a letter, it may have been lower-cased with the rest.
 func hasLengthBefore(data []byte, length int) bool {
 	return len(data) > 0 && length < 0x80 && data[len(data)-1] == bytes.ToLower([]byte{byte(length)})[0]
 }
 
-// joints are what addresses and subjects have between letters, and text has after them, too.
+// joints are the characters that can join two parts of an address or owner, but also follow one in text.
 const joints = "._-+|:/@"
 
-// endsInName says whether data end with what could be the beginning of a longer address or owner.
+// endsInName reports whether data end with what could be the beginning of a longer address or owner.
 func endsInName(data []byte) bool {
 	r, _ := utf8.DecodeLastRune(data)
 	return isAlphanumeric(r) || r < utf8.RuneSelf && strings.ContainsRune(joints, r) && r != ':' && r != '/'
 }
 
-// beginsInName is the same for what follows.
+// beginsInName reports whether data begin with what could be the end of a longer address or owner.
 func beginsInName(data []byte) bool {
 	r, size := utf8.DecodeRune(data)
 	if r < utf8.RuneSelf && strings.ContainsRune(joints, r) {
@@ -165,13 +165,13 @@ func beginsInName(data []byte) bool {
 	return isAlphanumeric(r)
 }
 
-// isAlphanumeric is false for what is no character.
+// isAlphanumeric is also false for utf8.RuneError, which stands for bytes that are no character.
 func isAlphanumeric(r rune) bool {
 	return unicode.IsLetter(r) || unicode.IsNumber(r) || unicode.IsMark(r)
 }
 
-// String names the person without telling who it is: by the beginning of the SHA-256 of the address in lower case, or of
-// the owner. Who has the address can tell that it is meant.
+// String identifies the person, for logs and records, without personal data: by the first 8 bytes of the SHA-256 of the folded
+// address, or of the owner if there is no address. Somebody who knows the address can compute the same.
 func (p Person) String() string {
 	named := p.email
 	if named == "" {

@@ -16,12 +16,12 @@ const (
 	maxLabel   = 63
 )
 
-// domains are names in any script as IDNA (RFC 5891, UTS 46) has them; in ASCII they are as long as DNS allows.
+// domains converts domain names between their own script and ASCII (IDNA, RFC 5891 and UTS 46), within DNS's limits of length.
 var domains = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
 
-// Valid says whether address is one that mail can be sent to, as far as its form tells. In ASCII that is what HTML's
-// input fields take. Beyond ASCII (RFC 6531) what stands before the @ may have any characters that can be seen, and the
-// domain has to be one that IDNA allows. It does not look at upper and lower case.
+// Valid reports whether address has the form of an e-mail address. In ASCII the rules are those of HTML's input fields of
+// type email. Beyond ASCII (RFC 6531) the part before the @ may contain any visible characters, and the domain must be
+// one that IDNA allows. Letters may be of any case.
 func Valid(address string) bool {
 	local, domain, ok := cut(address)
 	if !ok || local == "" || len(address) > maxAddress || !text.Visible(address) || strings.ContainsFunc(local, notLocal) {
@@ -77,8 +77,8 @@ func cut(address string) (local, domain string, ok bool) {
 	return address[:at], address[at+1:], true
 }
 
-// Fold is the same for all spellings of an address: upper and lower case, Unicode's forms, and the domain in its own
-// script or in ASCII. It takes any text for an address.
+// Fold returns a form that is equal for all spellings of an address: in upper or lower case, in any Unicode normal form, and
+// with the domain in its own script or in ASCII. It accepts any text, valid or not.
 func Fold(address string) string {
 	address = strings.ToLower(text.Normal(address))
 	local, domain, ok := cut(address)
@@ -91,8 +91,8 @@ func Fold(address string) string {
 	return local + "@" + domain
 }
 
-// Spellings are the ways to write an address that Fold makes the same, but for upper and lower case and Unicode's forms: as
-// it is given, and with the domain in ASCII and in its own script.
+// Spellings returns the address as it is given, and folded with the domain in ASCII and in its own script. Other cases of
+// letters and other Unicode normal forms, which Fold also makes equal, are not listed.
 func Spellings(address string) []string {
 	all := []string{address, Fold(address)}
 	if local, domain, ok := cut(all[1]); ok {

@@ -1,5 +1,5 @@
-// Package enduser carries on whose behalf the gateway calls another service. The gateway knows who calls, by their token;
-// the services know whose an order is, and record what operators do.
+// Package enduser tells a service on whose behalf the gateway calls it, in gRPC metadata. The gateway knows the caller by
+// their token; the services decide by it who may see an order, and record operators' actions under their names.
 package enduser
 
 import (
@@ -19,11 +19,12 @@ import (
 
 const (
 	key = "shop-end-user-bin"
-	// front is the service that is believed, and another is a service that is not.
+	// front is the only service whose word is taken for it. another is any other service: a certificate with both names is
+	// shared by all services.
 	front, another = "gateway", "inventory"
 )
 
-// With returns ctx for calls that are made on behalf of c, who is nobody in particular if c is empty.
+// With returns ctx for outgoing calls that are made on behalf of c. An empty c is an anonymous client.
 func With(ctx context.Context, c *accessv1.EndUser) context.Context {
 	encoded, err := proto.Marshal(c)
 	if err != nil { // not of a message with these fields
@@ -32,9 +33,9 @@ func With(ctx context.Context, c *accessv1.EndUser) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, key, string(encoded))
 }
 
-// Of returns on whose behalf the call is made that ctx is of. external is false if no client stands behind it: another
-// service asks for itself, and may know everything. Only the gateway is believed, which with mutual TLS shows its
-// certificate; without, all is on one machine.
+// Of returns on whose behalf the incoming call in ctx is made. external is false if that is no client of the shop but another
+// service, which may access everything. Only the gateway's word is taken: with mutual TLS the caller's certificate shows that
+// it is the gateway; without TLS all services are on one machine.
 func Of(ctx context.Context) (c *accessv1.EndUser, external bool) {
 	names := mtls.PeerNames(ctx)
 	said := metadata.ValueFromIncomingContext(ctx, key)
@@ -53,7 +54,7 @@ func Of(ctx context.Context) (c *accessv1.EndUser, external bool) {
 	return c, true
 }
 
-// Owner is how an order keeps whom it belongs to: issuer and subject, separated by a space; "" for nobody.
+// Owner returns the form in which an order stores whom it belongs to: issuer and subject, separated by a space; "" for nobody.
 func Owner(issuer, subject string) string {
 	if issuer == "" {
 		return ""
@@ -61,21 +62,21 @@ func Owner(issuer, subject string) string {
 	return issuer + " " + subject
 }
 
-// MayAccess says whether the call that ctx is of may see and change what belongs to owner, "" for what belongs to
-// whoever knows its id.
+// MayAccess reports whether the incoming call in ctx may see and change what belongs to owner. What has no owner ("") may be
+// accessed by everybody who knows its id.
 func MayAccess(ctx context.Context, owner string) bool {
 	c, external := Of(ctx)
 	return !external || owner == "" || c.GetOperator() || Owner(c.GetIssuer(), c.GetSubject()) == owner
 }
 
-// IsOperator says whether the call that ctx is of is made on behalf of an operator.
+// IsOperator reports whether the incoming call in ctx is made on behalf of an operator.
 func IsOperator(ctx context.Context) bool {
 	c, external := Of(ctx)
 	return external && c.GetOperator()
 }
 
-// Operator is who the operator is on whose behalf the call is made that ctx is of: the name that belongs to the token, or
-// issuer and subject.
+// Operator returns the name of the operator on whose behalf the incoming call in ctx is made: the one that belongs to the
+// token, or issuer and subject; never "".
 func Operator(ctx context.Context) string {
 	c, _ := Of(ctx)
 	switch {
@@ -96,9 +97,9 @@ const (
 	maxDetail   = 2000
 )
 
-// Acted is the event by which a deed is recorded, published in its transaction. operator is who did it; method the full
-// name of the call, with or without a slash before it, or of the message; target what it was done to, and detail what has
-// changed. Texts that are too long are cut.
+// Acted returns the event that records an operator's action; it has a new id each time. Add it to the outbox in the transaction
+// of the action. operator is who acted; method the full name of the gRPC method, with or without a leading slash, or of the
+// message; target what was acted on; detail what has changed. Texts that are too long are truncated.
 func Acted(operator, method, target, detail string) *eventsv1.OperatorActed {
 	return &eventsv1.OperatorActed{
 		ActionId: uuid.Must(uuid.NewV7()).String(),
@@ -110,7 +111,7 @@ func Acted(operator, method, target, detail string) *eventsv1.OperatorActed {
 	}
 }
 
-// cut is s as a text field of at most n characters takes it.
+// cut returns s as a database can store it, in valid UTF-8 and without NUL, truncated to n characters.
 func cut(s string, n int) string {
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 	for i := range s {

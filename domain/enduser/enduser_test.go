@@ -67,7 +67,7 @@ func TestMayAccess_IsForTheOwnerAndOperatorsAndServices(t *testing.T) {
 	}
 }
 
-func TestOf_WhatCannotBeReadIsNobody(t *testing.T) {
+func TestOf_AnEndUserThatCannotBeDecodedIsAnonymous(t *testing.T) {
 	t.Parallel()
 	operator := enduser.With(t.Context(), &accessv1.EndUser{Operator: true})
 	for what, ctx := range map[string]context.Context{

@@ -1,6 +1,6 @@
-// Package idempotency carries idempotency keys from the gateway to a service that creates something, and back that a key has
-// been used before. The gateway passes on hashes of caller and key: to know a key, or to read the database, does not help to
-// find out what somebody has done with it.
+// Package idempotency carries idempotency keys, in gRPC metadata, from the gateway to a service that creates something, and
+// in the other direction the answer that a key has been used before. Services get hashes of caller and key only, keyed with
+// a secret of the gateway: neither a key nor the database alone reveals which call was made under it.
 package idempotency
 
 import (
@@ -19,7 +19,7 @@ const (
 	Replayed = "idempotent-replayed"
 )
 
-// With returns ctx for a call under a key: its hash by each secret that is in use.
+// With returns ctx for an outgoing call under an idempotency key. hashes are those of the key by each secret that is in use.
 func With(ctx context.Context, hashes [][]byte) context.Context {
 	var pairs []string
 	for _, hash := range hashes {
@@ -28,7 +28,7 @@ func With(ctx context.Context, hashes [][]byte) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, pairs...)
 }
 
-// Of returns the hashes of the key of the call that ctx is of, in ascending order; nil if it has none.
+// Of returns the hashes of the idempotency key of the incoming call in ctx, in ascending order; nil if it has none.
 func Of(ctx context.Context) (hashes [][]byte) {
 	for _, hash := range metadata.ValueFromIncomingContext(ctx, key) {
 		hashes = append(hashes, []byte(hash))
@@ -37,10 +37,11 @@ func Of(ctx context.Context) (hashes [][]byte) {
 	return hashes
 }
 
-// MarkReplayed tells the client of the call that ctx is of that the call has been made before.
+// MarkReplayed tells the client of the incoming call in ctx, by a response header, that it has made the same call before. Call
+// it before the response is sent.
 func MarkReplayed(ctx context.Context) {
 	_ = grpc.SetHeader(ctx, metadata.Pairs(Replayed, "true")) // fails without a call
 }
 
-// IsReplayed says whether the header of a response has what MarkReplayed sets.
+// IsReplayed reports whether MarkReplayed has marked the response with this header.
 func IsReplayed(header metadata.MD) bool { return len(header.Get(Replayed)) > 0 }

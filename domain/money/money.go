@@ -1,6 +1,6 @@
 // Package money converts amounts between their forms: minor units in the database and in sums, Money in contracts, text
-// for people. A minor unit is the smallest that ISO 4217 gives a currency: a cent of USD, a whole yen of JPY, a
-// thousandth of KWD. Amounts are not negative.
+// for people. A minor unit is the smallest unit that ISO 4217 defines for a currency: a cent of USD, a yen of JPY, a
+// thousandth of a KWD. Amounts are not negative.
 package money
 
 import (
@@ -18,10 +18,10 @@ const Max = 999_999_999_999_999
 
 const nanosPerUnit = 1_000_000_000
 
-// Valid says whether currency is the code of a currency in ISO 4217: "USD".
+// Valid reports whether currency is the code of a currency in ISO 4217: "USD".
 func Valid(currency string) bool { return iso4217.IsValid(currency) }
 
-// Decimals is how many decimals amounts of currency have by ISO 4217, 2 if it is not known.
+// Decimals returns how many decimals ISO 4217 gives amounts of a currency, 2 if the currency is not known.
 func Decimals(currency string) int {
 	digits, known := iso4217.GetDigits(currency)
 	if !known {
@@ -30,7 +30,7 @@ func Decimals(currency string) int {
 	return int(digits)
 }
 
-// MinorPerUnit is how many minor units a unit of currency has: 100 of USD.
+// MinorPerUnit returns how many minor units make one unit of a currency: 100 for USD.
 func MinorPerUnit(currency string) int64 {
 	switch Decimals(currency) {
 	case 0:
@@ -43,8 +43,8 @@ func MinorPerUnit(currency string) int64 {
 	return 100
 }
 
-// Check returns what is wrong with m, as the end of a sentence about it: its currency is not in ISO 4217, it has more
-// decimals than its currency, or it is more than Max.
+// Check returns an error if the currency of m is not in ISO 4217, or its amount has more decimals than the currency or is more
+// than Max. The error completes a sentence that begins with the field's name: "must be at most …".
 func Check(m *moneyv1.Money) error {
 	currency := m.GetCurrencyCode()
 	if !Valid(currency) {
@@ -67,7 +67,7 @@ func tooManyDecimals(currency string) error {
 	return fmt.Errorf("must have at most %d decimals", Decimals(currency))
 }
 
-// Minor returns m in minor units. What Check refuses, parts of a minor unit, is dropped.
+// Minor returns m in minor units. Fractions of a minor unit, which Check refuses, are dropped.
 func Minor(m *moneyv1.Money) int64 {
 	per := MinorPerUnit(m.GetCurrencyCode())
 	return m.GetUnits()*per + int64(m.GetNanos())/(nanosPerUnit/per)
@@ -83,8 +83,8 @@ func FromMinor(minor int64, currency string) *moneyv1.Money {
 	}
 }
 
-// FromFloat returns the amount of units of currency that JSON gave as a plain number. The error says, as Check's does,
-// that it has too many decimals, is negative, or is more than Max.
+// FromFloat returns an amount that JSON has as a plain number of units of currency. It fails, with an error worded as Check's,
+// if the number has too many decimals, is negative, or is more than Max.
 func FromFloat(units float64, currency string) (*moneyv1.Money, error) {
 	per := float64(MinorPerUnit(currency))
 	minor := math.Round(units * per)
@@ -93,7 +93,7 @@ func FromFloat(units float64, currency string) (*moneyv1.Money, error) {
 		return nil, fmt.Errorf("must be an amount of %s", currency)
 	case minor > Max:
 		return nil, fmt.Errorf("must be at most %s", Format(Max, currency))
-	// The number with as many decimals is the one nearest to them: anything else was written with more.
+	// A number that was written with no more decimals is the float nearest to them, so dividing gives the same float.
 	case minor/per != units:
 		return nil, tooManyDecimals(currency)
 	}

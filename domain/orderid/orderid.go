@@ -1,5 +1,5 @@
-// Package orderid is what all services know of the id of an order: where messages carry it, and how much of it may be
-// logged.
+// Package orderid reads the id of an order from messages, and shortens it for logs: whoever knows a whole id may see and
+// cancel the order.
 package orderid
 
 import (
@@ -15,7 +15,7 @@ import (
 // somebody else. The gateway, which must not take the order for one that is not decided yet, keeps the entry to itself.
 const HiddenKey = "hidden"
 
-// Of is the value of m's field order_id, "" if it has none.
+// Of returns the value of m's field order_id, "" if m has no such field.
 func Of(m proto.Message) string {
 	r := m.ProtoReflect()
 	field := r.Descriptor().Fields().ByName("order_id")
@@ -25,8 +25,8 @@ func Of(m proto.Message) string {
 	return r.Get(field).String()
 }
 
-// Attr names the order that a log line is about by the first 16 digits of its id: whoever knows a whole id may see and
-// cancel the order. If there is none, "", the line does not mention any.
+// Attr returns the attribute order_id for a log line: the first 16 digits of the id, because whoever knows a whole id may see
+// and cancel the order. For the id "" the attribute is empty, and slog leaves it out.
 func Attr(id string) slog.Attr {
 	if id == "" {
 		return slog.Attr{}

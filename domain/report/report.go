@@ -1,5 +1,6 @@
-// Package report has a service tell about itself, for the shop's status page and command: whether it is ready, and what it
-// wants to add. The contract is shop.status.v1.ReportService; the gateway asks it of every service.
+// Package report serves what the shop's status page and `shop status` show of one service: whether it is ready, how many
+// messages it has in hand, and what the service adds. The contract is shop.status.v1.ReportService; the gateway calls it on
+// every service.
 package report
 
 import (
@@ -12,18 +13,19 @@ import (
 	"shop.example/platform/service"
 )
 
-// reportTimeout bounds the gathering of a report: whoever asks has time left to hear which part did not answer.
+// reportTimeout bounds how long a report may take to make. It is less than the gateway waits for it, so that a report with
+// parts missing still arrives.
 const reportTimeout = 700 * time.Millisecond
 
-// Part adds to a report. What it cannot find out in time it leaves out.
+// Part adds to a report. It leaves out what it cannot find out before its context ends. It may be called concurrently.
 type Part func(context.Context, *statusv1.GetReportResponse)
 
-// Serve serves the report on the service's gRPC port: whether it is ready, and what parts add, within 0.7 s.
+// Serve registers the report on the service's gRPC server: its readiness, and what parts add. A report takes at most 0.7 s.
 func Serve(s *service.Service, parts ...Part) {
 	statusv1.RegisterReportServiceServer(s.GRPC(), reports{service: s, parts: parts})
 }
 
-// Outbox reports how many messages wait for the broker, and for how long.
+// Outbox returns the part that reports how many messages wait in the outbox, and for how long the oldest one has.
 func Outbox(relay *outbox.Relay) Part {
 	return func(ctx context.Context, report *statusv1.GetReportResponse) {
 		pending, age, err := relay.Pending(ctx)

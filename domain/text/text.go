@@ -8,17 +8,17 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// Normal is s in the normal form that Unicode has for comparing (NFC): what looks the same is the same. It may have more
-// characters than s.
+// Normal returns s in Unicode's normal form C: an accented letter, for example, is then one character however it was written,
+// so equal texts compare as equal. The result may have more characters than s.
 func Normal(s string) string { return norm.NFC.String(s) }
 
-// Rule is what an error says about text that is not Visible.
+// Rule is the description of an error about text that is not Visible; the field's name precedes it.
 const Rule = "must have something that can be seen, and no control characters or characters that cannot be seen or change the direction of text"
 
-// hidden are the characters that nobody sees, though they change what is there or how it is shown: controls, formats
-// (those that set the direction of text and those without width are among them), separators of lines, what else Unicode
-// says is to be ignored if it cannot be shown, and what means nothing: private use, and noncharacters. Variation selectors
-// are not: emoji are written with them.
+// hidden are the characters that are invisible themselves but change a text or how it is shown: control characters, format
+// characters (among them those without width and those that set the direction of text), line separators, whatever else
+// Unicode wants ignored if it cannot be shown, and what has no meaning: private use and noncharacters. Variation selectors
+// are not among them, because emoji are written with them.
 var hidden = []*unicode.RangeTable{
 	unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point, unicode.Co, unicode.Noncharacter_Code_Point,
 }
@@ -26,7 +26,7 @@ var hidden = []*unicode.RangeTable{
 const (
 	zeroWidthNonJoiner = '\u200c'
 	zeroWidthJoiner    = '\u200d'
-	blankPattern       = '\u2800' // of Braille, without a dot
+	blankPattern       = '\u2800' // the Braille pattern without dots, which looks like a space but is none to Unicode
 )
 
 // joining are the scripts in which the two joiners are part of how words are written (RFC 5892, appendix A).
@@ -35,7 +35,7 @@ var joining = []*unicode.RangeTable{
 	unicode.Tamil, unicode.Telugu, unicode.Kannada, unicode.Malayalam, unicode.Sinhala, unicode.Khmer, unicode.Myanmar,
 }
 
-// Visible says whether s has no characters that deceive whoever reads it, and, unless it is empty, one that can be seen.
+// Visible reports whether s is empty, or has at least one character that can be seen and none that is hidden.
 func Visible(s string) bool {
 	seen := s == ""
 	for i, r := range s {
@@ -55,7 +55,8 @@ func Visible(s string) bool {
 	return seen
 }
 
-// joins says whether a joiner belongs between two characters: in words of scripts that have it, and in emoji of several parts.
+// joins reports whether a joiner is legitimate between two characters: in words of the scripts that use it, and in emoji that
+// are made of several.
 func joins(joiner, before, after rune) bool {
 	if unicode.In(before, joining...) && unicode.In(after, joining...) {
 		return true

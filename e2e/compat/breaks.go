@@ -48,7 +48,7 @@ var kinds = map[string]kind{
 	"message":          {lost, "consumers that are generated from the document do not compile"},
 }
 
-// Break is a change that breaks somebody.
+// Break is a change of the contracts that breaks somebody.
 type Break struct {
 	Fact        string // its kind, and what it is about
 	Before, Now string // "" if there was none, or is none any more
@@ -66,7 +66,7 @@ func (b Break) String() string {
 	return fmt.Sprintf("%s %s: %s", b.Fact, change, b.Consequence)
 }
 
-// Breaks returns what breaks somebody who relies on the facts f when they become now, in the order of the facts.
+// Breaks returns the changes from f to is that break somebody who relies on f, sorted by fact.
 func (f Facts) Breaks(is Facts) (breaks []Break) {
 	all := maps.Clone(is)
 	maps.Copy(all, f)

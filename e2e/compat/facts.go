@@ -29,11 +29,11 @@ const (
 // anybody publishes an event that names nobody.
 const anybody = "anybody"
 
-// Facts are what others rely on: a kind of fact and what it is about, "access /shop.order.v1.OrderService/GetOrder" for
-// example, and what holds.
+// Facts are what clients and services rely on. The key is a kind of fact and what it is about, for example "access
+// /shop.order.v1.OrderService/GetOrder"; the value is what is true of it.
 type Facts map[string]string
 
-// Of returns the facts of files.
+// Of returns the facts in the contracts of files.
 func Of(files []protoreflect.FileDescriptor) Facts {
 	f := Facts{}
 	for _, file := range files {

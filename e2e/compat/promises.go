@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// Promises are the facts that others rely on, in a file beside the contracts, so that a change of them is seen in review.
+// Promises are the facts that others rely on, in a file beside the contracts, so that changes are visible in review.
 type Promises struct {
 	// Broken says what was promised once, and why that was broken on purpose, the newest last.
 	Broken []string `json:"broken"`
@@ -27,7 +27,7 @@ func ReadPromises(path string) (p Promises, err error) {
 	return p, nil
 }
 
-// Write writes them to the file at path.
+// Write writes the promises to the file at path.
 func (p Promises) Write(path string) error {
 	text, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
@@ -36,7 +36,8 @@ func (p Promises) Write(path string) error {
 	return os.WriteFile(path, append(text, '\n'), 0o644) //nolint:gosec // everybody may read it
 }
 
-// Become promises now instead. If that breaks something it does so only for a reason, and returns what it breaks.
+// Become replaces the promised facts by now and returns what that breaks. If it breaks something and because, the reason
+// for breaking it, is "", it changes nothing.
 func (p *Promises) Become(now Facts, because string) []Break {
 	breaks := p.Facts.Breaks(now)
 	if len(breaks) > 0 && because == "" {
@@ -49,7 +50,7 @@ func (p *Promises) Become(now Facts, because string) []Break {
 	return breaks
 }
 
-// Unpromised returns the facts that differ, sorted: they are new, or gone, and break nobody.
+// Unpromised returns the facts that differ from now but break nobody (they are new, or gone), sorted.
 func (p Promises) Unpromised(now Facts) (facts []string) {
 	all := maps.Clone(now)
 	maps.Copy(all, p.Facts)

@@ -1,6 +1,7 @@
-// Package access says who makes a call and what they may do. Operators have tokens of the shop's own (operators.go), customers
-// and operators those of an OpenID Connect issuer (oidc.go). The contract of each method says who may call it, by the option
-// shop.options.v1.access; Authorizer guards the handlers of a service accordingly.
+// Package access authenticates callers and checks what they may do. Operators have tokens that the shop itself is
+// configured with (operators.go); customers and operators can have tokens of an OpenID Connect issuer (oidc.go). The
+// contract of each method says who may call it, with the option shop.options.v1.access, and Authorizer enforces that around
+// the handlers of a service.
 package access
 
 import (
@@ -29,8 +30,9 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// Authorizer lets calls through that the option shop.options.v1.access of their method allows. A call with a token that is
-// not valid is refused even if it needs no token: else the client's order would silently not be the client's own.
+// Authorizer allows calls as the option shop.options.v1.access of their method says. A call with an invalid token is
+// refused even if the method needs no token: otherwise a customer whose token has expired would place an order that does
+// not belong to them.
 type Authorizer struct {
 	operators Operators // by their tokens; empty if nobody is one
 	// interceptor recovers a check that panics: the server's own gets to see a unary call only once it is allowed.
@@ -42,17 +44,18 @@ type Authorizer struct {
 	customers bool           // public calls are for customers
 }
 
-// Login runs check, which verifies the token of a call, unless too many tokens from the same address were not valid. It
-// returns the error of check.
+// Login runs check, which verifies the token of a call, and returns its error; or it returns an error without running check
+// if too many invalid tokens came from the same address. It may be called concurrently.
 type Login func(ctx context.Context, check func() error) error
 
-// New returns an Authorizer that verifies tokens through login, or without it if that is nil.
+// New returns an Authorizer that accepts the operators' tokens. It verifies tokens through login, or directly if login is
+// nil.
 func New(operators Operators, interceptor *apierror.Interceptor, login Login) *Authorizer {
 	return &Authorizer{operators: operators, interceptor: interceptor, login: login}
 }
 
-// ConfigureOIDC accepts tokens of an issuer, too. Call it before any service is guarded. refreshKeys keeps the issuer's
-// keys fresh until its context ends; it is nil if no issuer is configured.
+// ConfigureOIDC makes the Authorizer also accept the tokens of an issuer. Call it before Guard. refreshKeys keeps the
+// issuer's keys up to date until its context ends, and must be run; it is nil if cfg names no issuer.
 func (a *Authorizer) ConfigureOIDC(cfg OIDC, log *slog.Logger, meter metric.Meter) (refreshKeys func(context.Context) error, err error) {
 	if cfg.Issuer == "" {
 		if cfg.RequireCustomer || cfg.Audience != "" || cfg.JWKSURL != "" {
@@ -74,11 +77,11 @@ func (a *Authorizer) ConfigureOIDC(cfg OIDC, log *slog.Logger, meter metric.Mete
 const (
 	customer = "customer"
 	operator = "operator"
-	// owner is the role of whoever has a token of the issuer: what belongs to its subject is theirs.
+	// owner is the role of everybody with a token of the issuer: it allows access to what belongs to the token's subject.
 	owner = "owner"
 )
 
-// Principal is who makes a call, by a token that is valid. It does not change.
+// Principal is the authenticated caller of a call. It is immutable. A nil Principal is an anonymous caller.
 type Principal struct {
 	Name    string // of an operator with a token of the shop's own; "" for others
 	Issuer  string // as it stands in the token; "" for an operator's own token
@@ -87,13 +90,13 @@ type Principal struct {
 	expires time.Time // zero for an operator's own token, which does not expire
 }
 
-// hasRole says whether the principal has a role. Operators have all roles; nil, which is nobody, has none.
+// hasRole reports whether the principal has a role. Operators have all roles, anonymous callers none.
 func (p *Principal) hasRole(role string) bool {
 	return p != nil && (role == owner && p.Issuer != "" || slices.Contains(p.Roles, role) || slices.Contains(p.Roles, operator))
 }
 
-// Owner is what an order keeps of who placed it: issuer and subject of the token; "" for nobody, and for an operator's
-// own token.
+// Owner returns what an order stores about who placed it: issuer and subject of the token; "" for anonymous callers and for
+// operators with a token of the shop.
 func (p *Principal) Owner() string {
 	if p == nil {
 		return ""
@@ -101,7 +104,7 @@ func (p *Principal) Owner() string {
 	return enduser.Owner(p.Issuer, p.Subject)
 }
 
-// OnBehalfOf returns a context for calls to other services: they are told who makes the call of ctx.
+// OnBehalfOf returns a context for calls to other services, which tells them who makes the call of ctx (package enduser).
 func OnBehalfOf(ctx context.Context) context.Context {
 	c := &accessv1.EndUser{}
 	if p := PrincipalOf(ctx); p != nil {
@@ -110,7 +113,8 @@ func OnBehalfOf(ctx context.Context) context.Context {
 	return enduser.With(ctx, c)
 }
 
-// KeyScope is whose idempotency keys the principal uses: its own or, for nobody, those of the email address.
+// KeyScope returns the scope of the caller's idempotency keys, so that two callers can use the same key: the principal
+// itself or, for an anonymous caller, the e-mail address of the order.
 func (p *Principal) KeyScope(address string) string {
 	switch {
 	case p == nil:
@@ -123,7 +127,7 @@ func (p *Principal) KeyScope(address string) string {
 
 type principalKey struct{}
 
-// PrincipalOf returns who makes the call of ctx; nil for nobody.
+// PrincipalOf returns who makes the call of ctx; nil for an anonymous caller.
 func PrincipalOf(ctx context.Context) *Principal {
 	p, _ := ctx.Value(principalKey{}).(*Principal)
 	return p
@@ -137,8 +141,8 @@ func WithPrincipal(ctx context.Context, p *Principal) context.Context {
 	return context.WithValue(ctx, principalKey{}, p)
 }
 
-// foreignRules are for services whose contracts are not ours. They are open to everybody, even if public calls are for
-// customers: load balancers and grpcurl have no token, and what they learn is public anyway. They are not guarded, so a
+// foreignRules are the rules of services whose contracts are not ours. Everybody may call them, even if public calls are
+// for customers only: load balancers and grpcurl have no token, and what they read is public. They are not guarded, so a
 // token is ignored.
 var foreignRules = map[string]optionsv1.Access{
 	"grpc.health.v1.Health":                    optionsv1.Access_ACCESS_PUBLIC,
@@ -146,7 +150,7 @@ var foreignRules = map[string]optionsv1.Access{
 	"grpc.reflection.v1alpha.ServerReflection": optionsv1.Access_ACCESS_PUBLIC,
 }
 
-// ruleOf returns who may call a method; ACCESS_UNSPECIFIED if its contract does not say.
+// ruleOf returns the contract's rule for a method; ACCESS_UNSPECIFIED if it has none.
 func ruleOf(service, method string) optionsv1.Access {
 	if rule, foreign := foreignRules[service]; foreign {
 		return rule
@@ -159,7 +163,7 @@ func ruleOf(service, method string) optionsv1.Access {
 	return rule
 }
 
-// CheckRules returns an error that names the methods whose contracts do not say who of those that a gateway serves may call them.
+// CheckRules returns an error that names the methods of served whose contracts do not say who may call them.
 func CheckRules(served map[string]grpc.ServiceInfo) error {
 	var without []string
 	for service, info := range served {
@@ -176,7 +180,7 @@ func CheckRules(served map[string]grpc.ServiceInfo) error {
 	return fmt.Errorf("nobody may call %s through a gateway: give each method the option shop.options.v1.access, and not ACCESS_INTERNAL", strings.Join(without, ", "))
 }
 
-// Guard returns the service with handlers that check access before anything else. Call it after ConfigureOIDC.
+// Guard returns desc with handlers that check access before they do anything else. Call it after ConfigureOIDC.
 func (a *Authorizer) Guard(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
 	guarded := *desc
 	guarded.Methods, guarded.Streams = nil, nil
@@ -226,8 +230,8 @@ func (a *Authorizer) guardStream(rule optionsv1.Access, handler grpc.StreamHandl
 	}
 }
 
-// guardedStream checks each request that is received, because the rule may depend on what it asks for, and checks again
-// before each message is sent: a stream lasts longer than the token that opened it.
+// guardedStream checks each request that it receives, because the rule may depend on the request, and the token again
+// before each message that it sends, because a stream can outlive its token.
 type guardedStream struct {
 	grpc.ServerStream
 	access *Authorizer
@@ -237,7 +241,7 @@ type guardedStream struct {
 	ctx    context.Context // with the principal; nil before the first request
 }
 
-// Context has the principal, once a request was received.
+// Context returns the stream's context, which has the principal once a request was received.
 func (s *guardedStream) Context() context.Context {
 	if s.ctx == nil {
 		return s.ServerStream.Context()
@@ -271,7 +275,8 @@ func authorizationIn(ctx context.Context) []string {
 	return metadata.ValueFromIncomingContext(ctx, "authorization")
 }
 
-// CachedSubject says whom the token in the header is for; "" if it would have to be verified first.
+// CachedSubject returns the subject of the token in the header if that was verified a short time ago, otherwise "". It is
+// cheap enough to call before any limit is checked.
 func (a *Authorizer) CachedSubject(header http.Header) string {
 	given := header["Authorization"]
 	if len(given) != 1 {
@@ -289,7 +294,7 @@ func (a *Authorizer) CachedSubject(header http.Header) string {
 	return ""
 }
 
-// bearer is the token of an Authorization header; "" if it has another scheme.
+// bearer returns the token in an Authorization header; "" if the header has another scheme.
 func bearer(authorization string) string {
 	scheme, token, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "Bearer") {
@@ -300,7 +305,7 @@ func bearer(authorization string) string {
 
 func isJWT(token string) bool { return strings.Count(token, ".") == 2 }
 
-// roleFor is the role that a request needs, "" for none. An owner has to be a customer if customers are required.
+// roleFor returns the role that a request needs, "" for none. If customers are required, an owner must be a customer.
 func (a *Authorizer) roleFor(rule optionsv1.Access, request any) string {
 	if rule == optionsv1.Access_ACCESS_OPERATOR_OR_ORDER_ID {
 		if m, ok := request.(proto.Message); ok && orderid.Of(m) != "" {
@@ -320,13 +325,13 @@ func (a *Authorizer) roleFor(rule optionsv1.Access, request any) string {
 	return ""
 }
 
-// RequireOperator returns an error unless the values of authorization are those of an operator.
+// RequireOperator returns an error unless given, the values of the header Authorization, are those of an operator.
 func (a *Authorizer) RequireOperator(ctx context.Context, given []string) error {
 	_, err := a.requireRole(ctx, operator, given)
 	return err
 }
 
-// requireRole is checkRole for a call that begins: with a token, that is a login.
+// requireRole is checkRole at the beginning of a call: if a token is sent it counts as a login.
 func (a *Authorizer) requireRole(ctx context.Context, role string, given []string) (*Principal, error) {
 	if len(given) == 0 || a.login == nil {
 		return a.checkRole(ctx, role, given)
@@ -339,8 +344,8 @@ func (a *Authorizer) requireRole(ctx context.Context, role string, given []strin
 	return caller, err
 }
 
-// checkRole returns who calls, by the values of authorization, and an error unless they have the role. Everybody has the
-// role "", but a token that is not valid is an error all the same.
+// checkRole returns who calls, by the values of the header Authorization. It returns an error unless the caller has the
+// role, and for an invalid token whatever the role is. Everybody has the role "".
 func (a *Authorizer) checkRole(ctx context.Context, role string, given []string) (*Principal, error) {
 	caller, err := a.authenticate(ctx, given)
 	switch {
@@ -359,7 +364,7 @@ func (a *Authorizer) checkRole(ctx context.Context, role string, given []string)
 		"this call is for operators: send the operator token as authorization: Bearer <token>")
 }
 
-// authenticate returns whose token the values of authorization are; nil if there are none.
+// authenticate returns the principal of the token in given; nil if there is no token.
 func (a *Authorizer) authenticate(ctx context.Context, given []string) (*Principal, error) {
 	if len(given) == 0 {
 		return nil, nil

@@ -45,9 +45,10 @@ func TestAccess_RulesOfTheContracts(t *testing.T) {
 	t.Parallel()
 	anyone := map[string]bool{
 		"PlaceOrder": true, "CreateOrder": true, "ListInventory": true, "GetOrder": true, "CancelOrder": true, "ListItems": true, "GetItem": true,
+		"ShareOrder": true, "GetSharedOrder": true,
 	}
 	for _, desc := range []grpc.ServiceDesc{
-		checkoutv1.CheckoutService_ServiceDesc, intermediaryv1.IntermediaryService_ServiceDesc, orderv1.OrderService_ServiceDesc,
+		checkoutv1.CheckoutService_ServiceDesc, checkoutv1.ShareService_ServiceDesc, intermediaryv1.IntermediaryService_ServiceDesc, orderv1.OrderService_ServiceDesc,
 		inventoryv1.InventoryService_ServiceDesc, loggingv1.EventLogService_ServiceDesc, loggingv1.DeadLetterService_ServiceDesc,
 	} {
 		for _, m := range desc.Methods {

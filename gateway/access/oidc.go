@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// refreshInterval is how often the issuer's keys are fetched. A key that it withdraws is good for that much longer, and
-	// a token that was verified with it for tokenTTL more.
+	// refreshInterval is how often the issuer's keys are fetched. A key that the issuer withdraws stays valid for up to
+	// that long, and a token that was verified with it for tokenTTL more.
 	refreshInterval = 5 * time.Minute
 	// retryInterval is the wait after a failed fetch.
 	retryInterval = 30 * time.Second
@@ -56,22 +56,23 @@ var algorithms = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
 }
 
-// OIDC says whose tokens (JWTs of OpenID Connect) are accepted beside the operator token.
+// OIDC configures the OpenID Connect issuer whose tokens (JWTs) are accepted, in addition to the operator tokens.
 type OIDC struct {
-	// Issuer is the issuer's URL as its tokens have it; empty to accept operator tokens only.
+	// Issuer is the issuer's URL, as in the claim iss of its tokens; empty to accept operator tokens only.
 	Issuer string `env:"OIDC_ISSUER"`
-	// Audience is the name of this shop at the issuer. Tokens for others are refused.
+	// Audience is the name that the issuer has for this shop. Tokens for other audiences are refused.
 	Audience string `env:"OIDC_AUDIENCE"`
-	// JWKSURL is where the issuer's keys are; empty to ask the issuer for it.
+	// JWKSURL is the URL of the issuer's keys; if it is empty, the issuer's discovery document is asked for it.
 	JWKSURL string `env:"OIDC_JWKS_URL"`
-	// RolesClaim is the claim with the roles, customer and operator: its name, or a path such as realm_access.roles.
+	// RolesClaim is the claim that lists the caller's roles, of which customer and operator count: its name, or a path such
+	// as realm_access.roles.
 	RolesClaim string `env:"OIDC_ROLES_CLAIM" envDefault:"roles"`
 	// RequireCustomer refuses public calls that neither a customer nor an operator makes.
 	RequireCustomer bool `env:"OIDC_REQUIRE_CUSTOMER" envDefault:"false"`
 }
 
-// tokenVerifier verifies tokens with keys that run keeps fresh. It asks the issuer itself only if it meets a key that it
-// does not know. It is safe for concurrent use.
+// tokenVerifier verifies tokens with keys that run keeps up to date. A token alone makes it call the issuer only if it
+// names an unknown key. It is safe for concurrent use.
 type tokenVerifier struct {
 	OIDC
 	log    *slog.Logger
@@ -86,7 +87,7 @@ type tokenVerifier struct {
 	verified *lru.Cache[[sha256.Size]byte, verifiedToken]
 }
 
-// verifiedToken is whom a token is for, until it has to be verified again.
+// verifiedToken is the principal of a token, and the time until which the token need not be verified again.
 type verifiedToken struct {
 	*Principal
 	until time.Time
@@ -115,7 +116,7 @@ func newTokenVerifier(cfg OIDC, log *slog.Logger) (*tokenVerifier, error) {
 	}, nil
 }
 
-// observe adds the metric that warns before the keys become too old.
+// observe adds the metric with which one is warned before the keys become too old.
 func (v *tokenVerifier) observe(meter metric.Meter) error {
 	_, err := meter.Float64ObservableGauge("gateway.issuer.keys.age", metric.WithUnit("s"),
 		metric.WithDescription("Time since the issuer of tokens has told its keys; they are good for an hour."),
@@ -146,7 +147,7 @@ func (v *tokenVerifier) run(ctx context.Context) error {
 	return nil
 }
 
-// verify returns whom the token is for. The error is UNAVAILABLE while there are no keys to verify it with.
+// verify returns the principal of a token. The error is UNAVAILABLE while there are no keys to verify it with.
 func (v *tokenVerifier) verify(ctx context.Context, token string) (*Principal, error) {
 	if p, ok := v.cached(token); ok {
 		return p, nil
@@ -184,7 +185,8 @@ func (v *tokenVerifier) verify(ctx context.Context, token string) (*Principal, e
 	return p, nil
 }
 
-// maxOwner is how long issuer and subject may be for an order to keep them, in bytes. OpenID Connect allows 255 of a subject.
+// maxOwner is the maximum length of issuer and subject together, in bytes, that an order can store. OpenID Connect allows
+// subjects of 255.
 const maxOwner = 1000
 
 var tokenInvalid = apierror.New(codes.Unauthenticated, "TOKEN_INVALID",
@@ -198,13 +200,13 @@ func names(algorithms []jose.SignatureAlgorithm) []string {
 	return all
 }
 
-// cached returns whom a token is for that was verified a short time ago.
+// cached returns the principal of a token that was verified a short time ago.
 func (v *tokenVerifier) cached(token string) (*Principal, bool) {
 	known, ok := v.verified.Get(sha256.Sum256([]byte(token)))
 	return known.Principal, ok && v.now().Before(known.until)
 }
 
-// rolesIn reads a claim that is a list of roles or one role. Its name may have dots; else they lead into objects.
+// rolesIn reads a claim that is a list of roles or a single role. If no claim has this name, its dots lead into objects.
 func rolesIn(claims map[string]json.RawMessage, claim string) []string {
 	raw, ok := claims[claim]
 	if !ok {
@@ -232,7 +234,8 @@ var (
 	errUnknownKey = errors.New("the issuer has no key that has signed the token")
 )
 
-// signature checks that of one token. It keeps the error, of which the verifier of package oidc passes on the text only.
+// signature checks the signature of one token. It keeps the error, because the verifier of package oidc passes on its text
+// only.
 type signature struct {
 	verifier *tokenVerifier
 	err      error
@@ -244,7 +247,7 @@ func (s *signature) VerifySignature(ctx context.Context, token string) (payload 
 	return payload, s.err
 }
 
-// payload returns what the token says if one of the issuer's keys has signed it.
+// payload returns the content of the token if one of the issuer's keys has signed it.
 func (v *tokenVerifier) payload(ctx context.Context, token string) ([]byte, error) {
 	signed, err := jose.ParseSigned(token, algorithms)
 	if err != nil {
@@ -262,13 +265,13 @@ func (v *tokenVerifier) payload(ctx context.Context, token string) ([]byte, erro
 	return nil, cmp.Or(asked, err)
 }
 
-// keySet are the issuer's keys at one time. It does not change.
+// keySet is the set of the issuer's keys at one time. It is immutable.
 type keySet struct {
 	keys []jwkset.JWK
 	at   time.Time
 }
 
-// currentKeys returns the keys that are in use; nil if there are none, or if they are too old.
+// currentKeys returns the current keys; nil if there are none or they are too old.
 func (v *tokenVerifier) currentKeys() *keySet {
 	k := v.keys.Load()
 	if k == nil || v.now().Sub(k.at) > keysTTL {
@@ -277,8 +280,8 @@ func (v *tokenVerifier) currentKeys() *keySet {
 	return k
 }
 
-// verify returns what was signed. A token that names no key may be signed with any. The error is errUnknownKey if newer
-// keys of the issuer may verify the token.
+// verify returns the signed content. A token that names no key may be signed with any of them. The error is errUnknownKey
+// if newer keys of the issuer might verify the token.
 func (k *keySet) verify(signed *jose.JSONWebSignature) ([]byte, error) {
 	if k == nil {
 		return nil, errUnknownKey
@@ -300,7 +303,7 @@ func (k *keySet) verify(signed *jose.JSONWebSignature) ([]byte, error) {
 	return nil, err
 }
 
-// fetchForToken asks the issuer because of a token, not too often.
+// fetchForToken fetches the keys because of a token, at a limited rate.
 func (v *tokenVerifier) fetchForToken(ctx context.Context) error {
 	return v.fetchOnce(func() error {
 		if !v.allowed.Allow() {
@@ -314,12 +317,12 @@ func (v *tokenVerifier) fetchForToken(ctx context.Context) error {
 	})
 }
 
-// fetch asks the issuer.
+// fetch fetches the keys from the issuer.
 func (v *tokenVerifier) fetch(ctx context.Context) error {
 	return v.fetchOnce(func() error { return v.refresh(ctx) })
 }
 
-// fetchOnce runs f, or waits for the one that runs already.
+// fetchOnce runs f, or waits for the call of f that runs already.
 func (v *tokenVerifier) fetchOnce(f func() error) error {
 	_, err, _ := v.fetching.Do("", func() (any, error) { return nil, f() })
 	return err
@@ -360,7 +363,7 @@ func (v *tokenVerifier) load(ctx context.Context) ([]jwkset.JWK, error) {
 	return keys, err
 }
 
-// discover asks the issuer where its keys are.
+// discover reads the URL of the keys from the issuer's discovery document.
 func (v *tokenVerifier) discover(ctx context.Context) (jwksURL string, err error) {
 	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, v.client), v.Issuer)
 	if err != nil {
@@ -378,8 +381,8 @@ func (v *tokenVerifier) discover(ctx context.Context) (jwksURL string, err error
 	return found.JWKSURL, nil
 }
 
-// sameHost is an http.Client's CheckRedirect. Whoever can redirect to another host, or to one without TLS, could choose the
-// keys.
+// sameHost is an http.Client's CheckRedirect. It refuses redirects to other hosts and to plain text, with which somebody
+// else could supply the keys.
 func sameHost(r *http.Request, via []*http.Request) error {
 	from, to := via[len(via)-1].URL, r.URL
 	switch {

@@ -9,16 +9,17 @@ import (
 )
 
 const (
-	// minToken is the least length of an operator token, in characters: a shorter one can be guessed.
+	// minToken is the minimum length of an operator token, in characters: a shorter one can be guessed.
 	minToken = 16
-	// unnamedOperator is who sends SHOP_OPERATOR_TOKEN.
+	// unnamedOperator is the name under which the sender of SHOP_OPERATOR_TOKEN is recorded.
 	unnamedOperator = "operator token"
 )
 
-// operatorName is what a name may be: it is written to logs and records.
+// operatorName matches a valid name of an operator: it is written to logs and records.
 var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
-// Operators are the tokens that make their senders operators. A name may have several, while one replaces another.
+// Operators are the tokens of operators, with the operators' names. A name may have several tokens, so that one can replace
+// another.
 type Operators []namedToken
 
 type namedToken struct {
@@ -26,8 +27,8 @@ type namedToken struct {
 	sum  [sha256.Size]byte // of the token: comparing hashes tells nothing about the token's length
 }
 
-// ParseOperators reads SHOP_OPERATOR_TOKEN, "" for none, and the entries name:token of SHOP_OPERATOR_TOKENS. No error has a
-// token in it.
+// ParseOperators parses SHOP_OPERATOR_TOKEN, "" if it is not set, and the entries name:token of SHOP_OPERATOR_TOKENS. Its
+// errors do not contain tokens.
 func ParseOperators(token string, named []string) (Operators, error) {
 	var o Operators
 	if token != "" {
@@ -58,7 +59,7 @@ func (o Operators) with(name, token string) Operators {
 	return append(o, namedToken{name, sha256.Sum256([]byte(token))})
 }
 
-// find returns whose token it is. It takes the same time whatever the token is.
+// find returns the name of the operator with a token. It takes the same time for every token, so that it reveals nothing.
 func (o Operators) find(token string) (name string, ok bool) {
 	sum := sha256.Sum256([]byte(token))
 	for _, t := range o {

@@ -9,16 +9,17 @@ import (
 	"shop.example/gateway/access"
 )
 
-// Client is one client: whom its token is for, if that was verified before, else its address.
+// Client identifies one client for limits: the subject of its token if that was verified a short time ago, otherwise its
+// address.
 type Client struct {
 	subject string
 	addr    netip.Addr
 }
 
-// ClientIdentifier tells one client from another. It is safe for concurrent use.
+// ClientIdentifier finds out which client makes a call. It is safe for concurrent use.
 type ClientIdentifier struct {
 	Authorizer *access.Authorizer
-	// TrustedProxies is how many proxies stand before the gateway and append to X-Forwarded-For.
+	// TrustedProxies is how many proxies in front of the gateway append to X-Forwarded-For.
 	TrustedProxies int
 }
 
@@ -30,7 +31,7 @@ func (c ClientIdentifier) Identify(r *http.Request) Client {
 	return Client{addr: c.address(r)}
 }
 
-// address is where a call comes from: behind trusted proxies, the address that the first of them saw.
+// address returns the address that a call comes from: behind trusted proxies, the one that the first of them saw.
 func (c ClientIdentifier) address(r *http.Request) netip.Addr {
 	if c.TrustedProxies > 0 {
 		hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
@@ -41,13 +42,13 @@ func (c ClientIdentifier) address(r *http.Request) netip.Addr {
 	return clientAddr(r.RemoteAddr)
 }
 
-// clientAddr is the address of the other end of a connection; the zero address if it has none.
+// clientAddr parses the remote address of a connection; it returns the zero address if there is none.
 func clientAddr(addr string) netip.Addr {
 	from, _ := netip.ParseAddrPort(addr)
 	return clientPrefix(from.Addr())
 }
 
-// parseHop reads an address as proxies write it: some add the port, and put an IPv6 address in brackets then.
+// parseHop parses an address as proxies write it: some add the port, and then put an IPv6 address in brackets.
 func parseHop(hop string) (netip.Addr, bool) {
 	if with, err := netip.ParseAddrPort(hop); err == nil {
 		return with.Addr(), true
@@ -56,7 +57,8 @@ func parseHop(hop string) (netip.Addr, bool) {
 	return addr, err == nil
 }
 
-// clientPrefix is the address that stands for all addresses of one client: in IPv6 a client has a network of 64 bits.
+// clientPrefix returns the one address that stands for all addresses of a client: in IPv6 a client has a network of 64
+// bits.
 func clientPrefix(addr netip.Addr) netip.Addr {
 	if addr = addr.Unmap().WithZone(""); addr.Is6() {
 		network, _ := addr.Prefix(64) // 64 bits are in range
@@ -67,12 +69,13 @@ func clientPrefix(addr netip.Addr) netip.Addr {
 
 type clientKey struct{}
 
-// WithClient tells the handler of a stream who its client is. Other calls go without: they are many, and nobody asks.
+// WithClient returns ctx with the client of a call, for the handlers of streams, which limit streams per client. Other
+// calls do without, because they are many and their handlers need not know.
 func WithClient(ctx context.Context, from Client) context.Context {
 	return context.WithValue(ctx, clientKey{}, from)
 }
 
-// ClientOf returns what WithClient has put into ctx; the zero Client if that is nothing.
+// ClientOf returns the client that WithClient has put into ctx; the zero Client if there is none.
 func ClientOf(ctx context.Context) Client {
 	from, _ := ctx.Value(clientKey{}).(Client)
 	return from

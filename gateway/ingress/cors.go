@@ -9,11 +9,11 @@ import (
 	"github.com/rs/cors"
 )
 
-// preflightTTL is how long a browser need not ask again what a page of another site may send.
+// preflightTTL is how long a browser may cache the answer to a preflight request.
 const preflightTTL = 10 * time.Minute
 
-// crossOrigin says what pages of other sites may do. Those of the listed origins may make every call, with a token of their own:
-// there are no cookies. All others may not change anything, and browsers do not let them read a response.
+// crossOrigin enforces what pages of other sites may do. Pages of the listed origins may make every call, with a token of
+// their own: the shop has no cookies. Others may change nothing, and browsers do not let them read responses.
 type crossOrigin struct {
 	protection http.CrossOriginProtection // by Sec-Fetch-Site and Origin
 	cors       *cors.Cors                 // nil if no origin is listed
@@ -47,8 +47,8 @@ func (c *crossOrigin) allow(origins []string) error {
 	return nil
 }
 
-// serve sets the headers of a response by which a browser knows whether a page may read it, and answers the question whether
-// it may make a call. It says whether it has answered.
+// serve sets the headers that tell a browser whether a page may read the response, and answers preflight requests. It
+// reports whether it has answered.
 func (c *crossOrigin) serve(w http.ResponseWriter, r *http.Request) bool {
 	if c.cors == nil {
 		return false

@@ -17,8 +17,8 @@ var (
 	onlyTLSForYear = []string{"max-age=31536000"}
 )
 
-// setSecurityHeaders sets the headers of an API response. Orders hold personal data, and what is in stock changes: nothing
-// may be stored. A page that is for browsers says so with AllowPage.
+// setSecurityHeaders sets the security headers of an API response. Orders hold personal data, and the stock changes, so
+// nothing may be stored. AllowPage loosens them for pages.
 func setSecurityHeaders(header http.Header, overTLS bool) {
 	header["X-Content-Type-Options"] = nosniff
 	header["Referrer-Policy"] = noReferrer
@@ -32,8 +32,8 @@ func setSecurityHeaders(header http.Header, overTLS bool) {
 	}
 }
 
-// AllowPage lets a browser show a response and load what the directives allow, "script-src 'self'" for example. The
-// browser may store it, but must revalidate it each time. Whatever is not named stays forbidden.
+// AllowPage sets the headers of a response that browsers may show as a page, which may load what the directives allow, for
+// example "script-src 'self'". A browser may store it, but must revalidate it each time. Everything else stays forbidden.
 func AllowPage(w http.ResponseWriter, directives ...string) {
 	policy := append(directives[:len(directives):len(directives)], noContent[0])
 	w.Header().Set("Content-Security-Policy", strings.Join(policy, "; "))

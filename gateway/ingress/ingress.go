@@ -1,7 +1,8 @@
-// Package ingress is the middleware that every call to the gateway passes first, REST, gRPC, gRPC-Web or Connect. It knows the client (client.go), limits how
-// often and how much one client calls (ratelimit.go, limiter.go, logins.go), how many bytes it may leave half sent or unread
-// (memory.go) and how many connections it has (listener.go), says which sites' pages may call (cors.go), and terminates TLS
-// (tls.go). What it lets through goes to the gRPC server (ingress.go), translated if it is Connect or gRPC-Web (web.go), or to REST.
+// Package ingress is the middleware that every call to the gateway passes first: REST, gRPC, gRPC-Web and Connect. It
+// identifies the client (client.go) and limits how often a client calls (ratelimit.go, logins.go), how much it does at a
+// time (limiter.go), how many bytes it may leave half sent or unread (memory.go) and how many connections there are
+// (listener.go). It says which other sites' pages may call (cors.go), and terminates TLS (tls.go). Calls that it accepts go
+// to the gRPC server (ingress.go), translated if they are Connect or gRPC-Web (web.go), or to REST.
 package ingress
 
 import (
@@ -26,11 +27,12 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// Config says who may call, and how much. Each limit has a default.
+// Config says who may call, and how much. Limits that are 0 have the defaults that their fields name.
 type Config struct {
 	RateLimit RateLimit
 	OIDC      access.OIDC
-	// OrdersInFlight is how many orders may wait for the broker at a time, large ones counting as up to 11; 2000 if it is 0.
+	// OrdersInFlight is how many orders may wait for the broker at a time; a large order counts as up to 11. 2,000 if it is
+	// 0.
 	OrdersInFlight int64 `env:"ORDERS_IN_FLIGHT"`
 	// MaxCalls is how many calls may be open at a time, REST and gRPC together; 3000 if it is 0. One client may have two
 	// thirds of them.
@@ -38,7 +40,7 @@ type Config struct {
 	// MaxConnections is how many connections may be open at a time; 3000 if it is 0. One address may have two thirds of
 	// them, or all if the addresses are those of proxies.
 	MaxConnections int `env:"SHOP_MAX_CONNECTIONS"`
-	// Origins are those of other sites whose pages may call, https://shop.example.org for example.
+	// Origins are the other sites whose pages may call, for example https://shop.example.org.
 	Origins []string `env:"CORS_ALLOWED_ORIGINS"`
 }
 
@@ -57,12 +59,12 @@ type Ingress struct {
 	WriteTimeout time.Duration
 }
 
-// restHandler answers a REST call, or its refusal if that is not nil.
+// restHandler serves a REST call, or responds with refusal if that is not nil.
 type restHandler interface {
 	ServeCall(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error)
 }
 
-// New returns an Ingress that passes calls on to grpc and rest.
+// New returns an Ingress that passes gRPC calls on to grpc and all others to rest.
 func New(cfg Config, grpc *grpc.Server, rest restHandler, callers ClientIdentifier, l Limits, paths *PathLimits, log *slog.Logger, meter metric.Meter) (*Ingress, error) {
 	rate, err := newRateLimiter("default", cfg.RateLimit, meter)
 	if err != nil {
@@ -106,7 +108,8 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.REST.ServeCall(w, r, call, refusal)
 }
 
-// check returns an error if the call is refused. One that is not counts as open. header is that of the response.
+// check returns an error if the call is to be refused. A call that is accepted counts as open from then on. header is that
+// of the response.
 func (d *Ingress) check(header http.Header, r *http.Request, from Client) error {
 	if d.rate != nil {
 		if err := d.rate.allow(header, r, from); err != nil {
@@ -134,8 +137,8 @@ func (d *Ingress) check(header http.Header, r *http.Request, from Client) error 
 	return nil
 }
 
-// serveGRPC passes a call on within the server's limits: the request must arrive within readTimeout, and the call must end
-// within writeTimeout. Streams have no such end; they end when their client leaves a message unread for too long.
+// serveGRPC passes a call on within the server's time limits: the request must arrive within readTimeout, and the call must
+// end within writeTimeout. Streams have no such limits; they end when the client leaves a message unread for too long.
 func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory, refusal error) {
 	if refusal == nil && r.URL.Path == healthv1.Health_Watch_FullMethodName { // other streams are counted when they are forwarded, after access is checked
 		if e := d.Limits.Streams.Acquire(h.client, 1); e != nil {
@@ -154,13 +157,14 @@ func (d *Ingress) serveGRPC(w http.ResponseWriter, r *http.Request, h CallMemory
 	})
 }
 
-// refuseGRPC answers without a message: the trailers of such a response are its headers.
+// refuseGRPC responds with a status and no message: the trailers of such a response are its headers.
 func refuseGRPC(w http.ResponseWriter, refusal error) {
 	w.Header().Set("Content-Type", "application/grpc")
 	setTrailers(w.Header(), apierror.Status(refusal))
 }
 
-// serveWithin serves a call of any kind of gRPC, and bounds what it holds in memory and how long its client may read.
+// serveWithin serves a call of any kind of gRPC, and limits the memory that it takes and how long its client may leave data
+// unread.
 func (d *Ingress) serveWithin(w http.ResponseWriter, r *http.Request, h CallMemory, serve func(call *grpcCall, r *http.Request)) {
 	call := &grpcCall{ResponseWriter: w, memory: h}
 	defer call.memory.Release()
@@ -179,10 +183,10 @@ func (d *Ingress) serveWithin(w http.ResponseWriter, r *http.Request, h CallMemo
 	}
 }
 
-// grpcPrefix is the length of what precedes each message of gRPC, in bytes.
+// grpcPrefix is the length of the header of each gRPC message, in bytes.
 const grpcPrefix = 5
 
-// grpcCall is the response to a gRPC call, with its request.
+// grpcCall is the response to a gRPC call, together with its request.
 type grpcCall struct {
 	http.ResponseWriter
 	request RequestReader
@@ -197,7 +201,7 @@ type grpcCall struct {
 	writing      bool
 }
 
-// clearDeadlines takes the server's limits off a call: each message has its own.
+// clearDeadlines removes the server's time limits from a stream: each of its messages has one instead.
 func (c *grpcCall) clearDeadlines(timeout time.Duration, cancel context.CancelFunc) {
 	c.control, c.writeTimeout, c.cancel = http.NewResponseController(c.ResponseWriter), timeout, cancel
 	_ = c.control.SetWriteDeadline(time.Time{})
@@ -213,7 +217,7 @@ func (c *grpcCall) Write(part []byte) (int, error) {
 	return n, err
 }
 
-// Flush ends a message. There is no deadline until the next one begins.
+// Flush ends a message. Until the next one begins there is no deadline.
 func (c *grpcCall) Flush() {
 	if c.control == nil {
 		c.ResponseWriter.(http.Flusher).Flush()
@@ -242,7 +246,8 @@ func (c *grpcCall) fail() {
 	}
 }
 
-// isGRPC says whether a call is gRPC's. All others are served as REST, so that a browser gets an error that it can show.
+// isGRPC reports whether a call is a gRPC call. All others are served as REST, so that a browser gets an error that it can
+// show.
 func isGRPC(r *http.Request) bool {
 	kind, isGRPC := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
 	return isGRPC && r.ProtoMajor == 2 && r.Method == http.MethodPost && (kind == "" || kind[0] == '+' || kind[0] == ';')
@@ -254,12 +259,12 @@ const (
 	grpcDetails = "Grpc-Status-Details-Bin"
 )
 
-// unreadableMessage begins what the gRPC library says of a request that it cannot decode, under the code INTERNAL.
-const unreadableMessage = "grpc: failed to unmarshal the received message"
+// decodeErrorPrefix begins the text of the gRPC library's error INTERNAL about a request that it cannot decode.
+const decodeErrorPrefix = "grpc: failed to unmarshal the received message"
 
-// completeTrailers gives errors of the gRPC library itself, which no interceptor sees, what every other error has: an
-// ErrorInfo, and no internal text. The library answers by itself if the request is too large or cannot be decoded, and if
-// the method is not known. unread is why the request was not read to its end; nil if it was.
+// completeTrailers completes errors that the gRPC library itself responds with, which no interceptor sees: it adds an
+// ErrorInfo and removes internal text. The library responds by itself if a request is too large or cannot be decoded, and
+// if a method does not exist. unread is why the request was not read to its end; nil if it was.
 func completeTrailers(trailer http.Header, unread error) {
 	code, err := strconv.ParseUint(trailer.Get(grpcStatus), 10, 32)
 	if err != nil || code == uint64(codes.OK) || trailer.Get(grpcDetails) != "" {
@@ -273,7 +278,7 @@ func completeTrailers(trailer http.Header, unread error) {
 	switch {
 	case unread != nil:
 		refusal = unread
-	case strings.HasPrefix(message, unreadableMessage): // the library exports no error to compare with
+	case strings.HasPrefix(message, decodeErrorPrefix): // the library exports no error to compare with
 		refusal = apierror.New(codes.InvalidArgument, "INVALID_PROTOBUF", "the request is not a message of the type that the call takes")
 	}
 	setTrailers(trailer, apierror.Status(refusal))

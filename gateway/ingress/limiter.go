@@ -26,8 +26,8 @@ const (
 	defaultConnections = 3000
 )
 
-// Limiter bounds how much is in use at a time, in all and by one client, so that one client alone cannot keep the others
-// out. It is safe for concurrent use; a nil Limiter has no bound.
+// Limiter bounds how much is in use at a time, in total and per client, so that a single client cannot use up everything.
+// It is safe for concurrent use. A nil Limiter has no bound.
 type Limiter struct {
 	max, maxPerClient int
 	refused           func() // counts refusals; may be nil
@@ -37,19 +37,19 @@ type Limiter struct {
 	by   map[Client]int // only clients that use something
 }
 
-// NewLimiter returns a limiter of limit in all and maxPerClient, 1 at least, by one client.
+// NewLimiter returns a limiter of limit in total and maxPerClient (at least 1) per client.
 func NewLimiter(limit, maxPerClient int) *Limiter {
 	return &Limiter{max: limit, maxPerClient: max(1, maxPerClient), by: map[Client]int{}}
 }
 
-// Exceeded says which limit was reached.
+// Exceeded says which limit was reached: the total, or the client's.
 type Exceeded struct {
 	max   int
 	ofOne bool // it is the limit of one client
 }
 
-// Acquire takes n for the client, or says why not. Release what was acquired, with the same n. An n above what one client
-// may use counts as that maximum: it succeeds if the client uses nothing else.
+// Acquire takes n for the client and returns nil, or says which limit is exceeded. What was acquired must be released, with
+// the same n. An n above what one client may have counts as that maximum: it succeeds if the client has nothing else.
 func (l *Limiter) Acquire(from Client, n int) *Exceeded {
 	if l == nil {
 		return nil
@@ -76,7 +76,7 @@ func (l *Limiter) refuse(e Exceeded) *Exceeded {
 	return &e
 }
 
-// Release gives back what Acquire has taken for the client.
+// Release returns what Acquire has taken for the client.
 func (l *Limiter) Release(from Client, n int) {
 	if l == nil {
 		return
@@ -90,16 +90,16 @@ func (l *Limiter) Release(from Client, n int) {
 	}
 }
 
-// Limits are the bounds of one gateway.
+// Limits are the limiters of one gateway.
 type Limits struct {
 	connections *Limiter
 	Calls       *Limiter
 	Streams     *Limiter
-	Memory      *Limiter // bytes of requests and answers, see held
+	Memory      *Limiter // bytes of requests and responses that are held for clients, see CallMemory
 }
 
-// NewLimits returns limits that count what they refuse; 0 is for the default. behindProxies says that connections come from proxies, which are
-// no clients: one of them may have as many as there are.
+// NewLimits returns limiters that count their refusals; 0 stands for the default. behindProxies says that connections come
+// from proxies, which are not clients: a single one may have as many connections as there are.
 func NewLimits(connections, calls, streams int, behindProxies bool, meter metric.Meter) (Limits, error) {
 	connections, calls, streams = cmp.Or(connections, defaultConnections), cmp.Or(calls, defaultCalls), cmp.Or(streams, defaultStreams)
 	refused, err := meter.Int64Counter("gateway.refused", metric.WithDescription("Refused or cut off because a limit was reached."))
@@ -130,7 +130,7 @@ func (l Limits) byName() map[string]*Limiter {
 	return map[string]*Limiter{"connections": l.connections, "calls": l.Calls, "streams": l.Streams, "memory": l.Memory}
 }
 
-// observe registers how much of each limit is in use.
+// observe registers metrics of how much of each limit is in use.
 func (l Limits) observe(meter metric.Meter) error {
 	used, err := meter.Int64ObservableGauge("gateway.in_use", metric.WithDescription("What is open or held, by limit: connections, calls, streams, and bytes of memory."))
 	if err != nil {
@@ -152,7 +152,7 @@ func (l Limits) observe(meter metric.Meter) error {
 	return err
 }
 
-// TooManyStreams is the error of a stream that was refused.
+// TooManyStreams returns the error for a stream that was refused because of e.
 func TooManyStreams(e *Exceeded) error {
 	format := "%d streams are open, which is the most; try again later"
 	if e.ofOne {
@@ -169,7 +169,7 @@ func tooManyCalls(e *Exceeded) error {
 	return apierror.New(codes.ResourceExhausted, "TOO_MANY_CALLS", format, e.max).WithRetryAfter(callRetry)
 }
 
-// InUse returns how much is in use, and by how many clients.
+// InUse returns how much is in use in total, and by how many clients.
 func (l *Limiter) InUse() (used, clients int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

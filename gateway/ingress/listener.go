@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// Listener returns a listener that closes new connections while too many are open.
+// Listener returns a listener that closes new connections while the maximum is open.
 func (l Limits) Listener(lis net.Listener) net.Listener { return boundedListener{lis, l.connections} }
 
-// boundedListener closes new connections while too many are open.
+// boundedListener closes new connections while the maximum is open.
 type boundedListener struct {
 	net.Listener
 	open *Limiter

@@ -19,12 +19,12 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// failedRate bounds the failed logins from an address, whatever RATE_LIMIT says: tokens cannot be tried in numbers.
+// failedRate limits the failed logins from one address, whatever RATE_LIMIT says, so that tokens cannot be guessed.
 var failedRate = RateLimit{PerSecond: 1, Burst: 20}
 
-// logins limits how often one address may send tokens that are not valid. After too many, a valid token is refused from
-// there, too: else a token could be guessed by trying. The exception are operators and customers who were let in from the
-// same address before, so that a stranger behind the same proxy cannot lock them out. It is safe for concurrent use.
+// logins limits how often one address may send invalid tokens. After too many, valid tokens from that address are refused
+// too: otherwise guessing would go on. Operators and customers who have logged in from the same address before are
+// excepted, so that a stranger behind the same proxy cannot lock them out. It is safe for concurrent use.
 type logins struct {
 	failures *rateLimiter // a bucket an address
 	known    *lru.Cache[Client, struct{}]
@@ -32,7 +32,7 @@ type logins struct {
 	log      *slog.Logger
 }
 
-// failedReasons are the reasons that a token is refused for, of this package and of package access.
+// failedReasons are the reasons for refusing a token, of this package and of package access.
 var failedReasons = []string{
 	"CUSTOMER_TOKEN_REQUIRED", "OPERATOR_TOKEN_INVALID", "OPERATOR_TOKEN_REQUIRED", "ROLE_REQUIRED", "TOKEN_EXPIRED", "TOKEN_INVALID", "TOO_MANY_FAILED_LOGINS",
 }
@@ -56,9 +56,9 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
 }
 
-// check returns an error if tokens from this address are refused for now. subject is whom the token is for; "" if that
-// is not known before it is verified. A call is checked when it comes in, and again before its token is verified: many calls
-// that come in together, each with a request that arrives slowly, would all pass the first check.
+// check returns an error if tokens from this address are refused at present. subject is the token's; "" if it is not known
+// before the token is verified. A call is checked when it comes in, and again before its token is verified: otherwise many
+// calls at once, each with a request that arrives slowly, would all pass.
 func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
 	client := Client{subject: subject, addr: at}
 	if subject != "" && l.known.Contains(client) {
@@ -74,7 +74,7 @@ func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error
 	return nil
 }
 
-// login is a call that sends a token.
+// login is a call with a token.
 type login struct {
 	*logins
 	subject string // whom the token is for, if that is known before it is verified
@@ -87,7 +87,7 @@ func withLogin(ctx context.Context, l *login) context.Context {
 	return context.WithValue(ctx, loginKey{}, l)
 }
 
-// Login is an access.Login: it limits, counts and logs failed logins from the address that the call of ctx comes from.
+// Login is an access.Login. It limits, counts and logs failed logins from the address that the call of ctx comes from.
 func Login(ctx context.Context, check func() error) error {
 	l, ok := ctx.Value(loginKey{}).(*login)
 	if !ok {
@@ -105,8 +105,8 @@ func Login(ctx context.Context, check func() error) error {
 	return err
 }
 
-// fail counts and logs that the call of ctx was refused because of its token. It does not log the token, and no more lines
-// for an address than it may have failed logins.
+// fail counts and logs a refused token. It does not log the token, and for each address writes no more lines than
+// failedRate allows failures.
 func (l *login) fail(ctx context.Context, err error) {
 	var refusal *apierror.Error
 	if code := status.Code(err); !errors.As(err, &refusal) || code != codes.Unauthenticated && code != codes.PermissionDenied {

@@ -13,36 +13,37 @@ import (
 )
 
 const (
-	// MaxBody bounds a request, in bytes.
+	// MaxBody is the maximum size of a request, in bytes.
 	MaxBody = 1 << 20
 	// maxMemory bounds, in bytes, the requests that are being read and the responses that are being written, all together;
-	// one client may have a quarter of it.
+	// one client may use a quarter of it.
 	maxMemory = 32 << 20
-	// FreeRequest and freeAnswer are what a call may hold uncounted: the number of calls is bounded, and the server has
-	// buffers of about this size for each of them anyway.
+	// FreeRequest and freeAnswer are how much a call may hold without being counted, in bytes: the number of calls is
+	// limited, and the server has buffers of about this size for each of them anyway.
 	FreeRequest = 16 << 10
 	freeAnswer  = 4 << 10
-	// memoryStep is how much more of a request is counted at a time.
+	// memoryStep is in which steps the memory of a request is counted, in bytes.
 	memoryStep = 16 << 10
 )
 
-// CallMemory counts what one call holds in memory for a client: its request until the call ends, and its response until
-// the client has read it, which may take long. A request may be read while a response is written; otherwise it is not for
-// concurrent use.
+// CallMemory counts the memory that one call holds for a client: its request until the call ends, and its response until
+// the client has read it, which may take long. A request may be read while a response is written; otherwise it must not be
+// used concurrently.
 type CallMemory struct {
 	limiter      *Limiter
 	client       Client
 	requestBytes int // bytes that are counted
 }
 
-// Release ends the call.
+// Release ends the call, and with it the count of its request.
 func (h *CallMemory) Release() { h.limiter.Release(h.client, h.requestBytes) }
 
-// errSlowReader says that a response was not written because its client leaves too much unread.
+// errSlowReader means that a response was not written because its client leaves too much unread.
 var errSlowReader = errors.New("the client leaves too much unread")
 
-// Write writes a response, or a part of one, to w; size is what the call holds for it, which is more than the part if that is
-// compressed. After errSlowReader the call must be cut off: the response is incomplete.
+// Write writes a response, or a part of one, to w. size is the memory that the call holds for it, in bytes, which is more
+// than the part if the part is compressed. After errSlowReader the connection must be aborted, because the response is
+// incomplete.
 func (h *CallMemory) Write(w io.Writer, part []byte, size int) (int, error) {
 	if size <= freeAnswer {
 		return w.Write(part)
@@ -54,17 +55,17 @@ func (h *CallMemory) Write(w io.Writer, part []byte, size int) (int, error) {
 	return w.Write(part)
 }
 
-// RequestReader reads the body of a request, and counts it.
+// RequestReader reads the body of a request, and counts its memory. It is not safe for concurrent use.
 type RequestReader struct {
 	io.ReadCloser
 	Held *CallMemory
 	// max is how many bytes there may be; 0 if the limit is enforced elsewhere.
 	max int
-	// keepsBuffers says that whoever reads keeps each buffer whole, for a single byte too: gRPC does.
+	// keepsBuffers says that the reader keeps each buffer as a whole, even for a single byte, as gRPC does.
 	keepsBuffers bool
 
 	length, kept int
-	Refusal      error // why no more is read, if that is not the connection's fault
+	Refusal      error // to respond with because reading was stopped; nil if it was not, or if the connection failed
 }
 
 // Read implements io.Reader.
@@ -91,7 +92,7 @@ func (b *RequestReader) Read(p []byte) (int, error) {
 	return 0, b.Refusal
 }
 
-// count counts what is kept beyond FreeRequest, and says whether there is room for it.
+// count counts what is kept beyond FreeRequest, and reports whether there is room for it.
 func (b *RequestReader) count() bool {
 	for b.kept > FreeRequest+b.Held.requestBytes {
 		if b.Held.limiter.Acquire(b.Held.client, memoryStep) != nil {

@@ -18,36 +18,36 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// maxClients is how many clients have a bucket at a time, some 10 MB. The least recent one is dropped for a new one, and
-// starts again with a full bucket: its old one would be full by then, too, unless so many clients call at once that their
-// number is the problem.
+// maxClients is how many clients have a bucket at a time; they take some 10 MB. A new client replaces the one that has not
+// called for longest, which begins with a full bucket when it comes back. Its old one would be full again by then, unless
+// so many clients call at once that their number is the problem.
 const maxClients = 1 << 15
 
-// RateLimit bounds how often one client may call one gateway. There is no limit by default: on a developer's machine all
-// calls come from one address, those of a load test, too.
+// RateLimit limits how often one client may call one gateway. There is no limit by default, because on a developer's
+// machine all calls, also those of a load test, come from one address.
 type RateLimit struct {
-	// PerSecond is how many calls a client may make a second, REST and gRPC together; 0 for no limit.
+	// PerSecond is how many calls a second a client may make, REST and gRPC together; 0 for no limit.
 	PerSecond float64 `env:"RATE_LIMIT" envDefault:"0"`
-	// Burst is how many it may make at once; 0 for two seconds' worth.
+	// Burst is how many calls it may make at once; if it is 0, as many as in two seconds.
 	Burst int `env:"RATE_LIMIT_BURST" envDefault:"0"`
-	// TrustedProxies is how many proxies in front of the gateway append to X-Forwarded-For. With 0 that header is ignored:
-	// any client can send it.
+	// TrustedProxies is how many proxies in front of the gateway append to X-Forwarded-For. With 0 the header is ignored,
+	// because any client can send it.
 	TrustedProxies int `env:"TRUSTED_PROXIES" envDefault:"0"`
 }
 
-// PathLimits are limits of calls to some paths alone, beside the one of all calls. Add them before the first call.
+// PathLimits are additional limits for calls to certain paths. All are added before the first call.
 type PathLimits struct {
 	meter  metric.Meter
 	byPath map[string]*rateLimiter
 }
 
-// NewPathLimits returns no limits yet.
+// NewPathLimits returns an empty set of limits.
 func NewPathLimits(meter metric.Meter) *PathLimits {
 	return &PathLimits{meter: meter, byPath: map[string]*rateLimiter{}}
 }
 
-// Add bounds the calls that one client makes to these paths, all together. The path of a gRPC call is its full method.
-// Clients are told the limit's name.
+// Add limits the calls that one client makes to these paths, all together. The path of a gRPC call is its full method. name
+// identifies the limit in response headers. It fails if cfg is invalid.
 func (p *PathLimits) Add(name string, cfg RateLimit, paths ...string) error {
 	l, err := newRateLimiter(name, cfg, p.meter)
 	for _, path := range paths {
@@ -65,7 +65,7 @@ type rateLimiter struct {
 	refused metric.Int64Counter
 }
 
-// newRateLimiter returns nil if there is no limit.
+// newRateLimiter returns nil if cfg sets no limit.
 func newRateLimiter(name string, cfg RateLimit, meter metric.Meter) (*rateLimiter, error) {
 	switch {
 	case cfg.PerSecond < 0 || math.IsNaN(cfg.PerSecond):
@@ -100,8 +100,9 @@ var (
 	overGRPC = metric.WithAttributeSet(attribute.NewSet(attribute.String("api", "grpc")))
 )
 
-// allow returns an error if the client has called too often. It tells the client how much of the limit is left, by
-// draft-ietf-httpapi-ratelimit-headers-10: r calls within t seconds, until the bucket is full, or there is one more.
+// allow returns an error if the client has called too often. It sets the headers that tell how much of the limit is left,
+// as draft-ietf-httpapi-ratelimit-headers-10 defines them: r calls within t seconds, until the bucket is full or has one
+// call more.
 func (l *rateLimiter) allow(header http.Header, r *http.Request, from Client) error {
 	now := time.Now()
 	bucket := l.bucket(from)

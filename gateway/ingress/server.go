@@ -8,21 +8,22 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	// readTimeout bounds how long a request takes to arrive, and writeTimeout a call all in all; streams have no such bound.
+	// readTimeout bounds how long a request may take to arrive, and writeTimeout a whole call; streams have no such bound.
 	readTimeout  = 30 * time.Second
 	writeTimeout = 60 * time.Second
 	idleTimeout  = 2 * time.Minute
 	maxHeaders   = 16 << 10
 	// maxStreams is how many calls one HTTP/2 connection may have open. A gRPC client puts all its calls on one.
 	maxStreams = 1000
-	// maxUnread and maxUnreadCall are how many bytes an HTTP/2 connection, or one of its calls, may send ahead of what is read.
+	// maxUnread and maxUnreadCall are how many bytes an HTTP/2 connection, or one call on it, may send before they are
+	// read.
 	maxUnread     = 256 << 10
 	maxUnreadCall = 64 << 10
-	// SlowReaderTimeout is how long a client may leave what it is sent unread before it is cut off.
+	// SlowReaderTimeout is how long a client may leave sent data unread before its connection is aborted.
 	SlowReaderTimeout = 30 * time.Second
 )
 
-// NewServer returns a server for one port: HTTP/1 and HTTP/2, with TLS and without.
+// NewServer returns a server that serves HTTP/1 and HTTP/2 on one port, with or without TLS.
 func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)

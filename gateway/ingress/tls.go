@@ -10,16 +10,16 @@ import (
 	"shop.example/platform/mtls"
 )
 
-// TLS names the PEM files of the certificate that REST and gRPC are served with: both, or none for plain text, which
-// is for one machine or behind a proxy that terminates TLS.
+// TLS names the PEM files of the certificate for REST and gRPC: both, or none for plain text, which is for a single machine
+// or behind a proxy that terminates TLS.
 type TLS struct {
 	// CertFile is the certificate, followed by intermediate ones.
 	CertFile string `env:"TLS_CERT_FILE"`
 	KeyFile  string `env:"TLS_KEY_FILE"`
 }
 
-// Secure returns the listener with TLS if that is configured. The files are read again when they have changed; a change
-// that cannot be read is logged, and the previous certificate stays in use.
+// Secure returns lis with TLS if files are named. The files are read again when they have changed; if that fails it is
+// logged and the previous certificate stays in use.
 func (t TLS) Secure(lis net.Listener, log *slog.Logger) (net.Listener, error) {
 	if t == (TLS{}) {
 		return lis, nil

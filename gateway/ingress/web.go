@@ -18,11 +18,12 @@ import (
 // Connect and gRPC-Web, which browsers can speak, are translated to gRPC and back around the gRPC server, so that each call
 // passes the same limits, checks of access and handlers, and fails in the same way.
 
-// maxTranslated bounds a message that is held whole to be translated, in bytes: a response, since requests are bounded by
-// MaxBody. It is what gRPC clients take of a message, those of the services behind the gateway too.
+// maxTranslated bounds a response that is held as a whole in order to be translated, in bytes; requests are bounded by
+// MaxBody. It is the maximum that gRPC clients accept of a message by default, also those of the services behind the
+// gateway.
 const maxTranslated = 4 << 20
 
-// isWeb says whether a call is Connect's or gRPC-Web's. Clients of REST send none of these headers.
+// isWeb reports whether a call is Connect or gRPC-Web. REST clients send none of these headers.
 func isWeb(r *http.Request) bool {
 	if r.Method != http.MethodPost {
 		return false
@@ -35,7 +36,8 @@ func isWeb(r *http.Request) bool {
 		strings.HasPrefix(contentType, "application/connect+")
 }
 
-// newTranslator returns a handler that translates calls of our services on server. All must be registered.
+// newTranslator returns a handler that translates calls to the services registered on server, all of which must be
+// registered by then.
 func newTranslator(server *grpc.Server) (http.Handler, error) {
 	translated := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		call := r.Context().Value(webCallKey{}).(webCall)
@@ -57,10 +59,10 @@ func newTranslator(server *grpc.Server) (http.Handler, error) {
 	return vanguard.NewTranscoder(services)
 }
 
-// webCall is a call that is translated.
+// webCall is a call that is being translated.
 type webCall struct {
 	*grpcCall
-	refusal error // what it is answered with; nil if it goes on
+	refusal error // to respond with; nil if the call goes on
 }
 
 type webCallKey struct{}
@@ -91,7 +93,7 @@ func checkPlain(r *http.Request) error {
 	return nil
 }
 
-// jsonCodec reads and writes messages as REST does: with the fields' names of the contracts, all of them, and none that is unknown.
+// jsonCodec encodes and decodes messages as REST does: with the contracts' field names, all fields, and no unknown ones.
 type jsonCodec struct{}
 
 // gRPC takes codecs at this time alone. From then on gRPC clients can send JSON, too: application/grpc+json.

@@ -1,4 +1,4 @@
-// Package inprocess calls gRPC handlers of the same process as if over the network.
+// Package inprocess makes gRPC calls to handlers in the same process, which look to both sides like calls over the network.
 package inprocess
 
 import (
@@ -14,12 +14,12 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// Conn is a gRPC connection to the handlers of this process: REST calls use it, so they meet the same handlers and
-// interceptors as gRPC calls. Handlers are registered with it, and clients call them through it. Register everything before
-// the first call; calls may be concurrent.
+// Conn is a gRPC connection to the handlers of this process. REST calls use it, so they get the same handlers and
+// interceptors as gRPC calls: services register with it as with a server, and generated clients call through it. All are
+// registered before the first call; calls may be made concurrently.
 //
-// It is no gRPC server on an in-memory listener, because that encodes each message twice and needs HTTP/2 in between, and it
-// copies no more than the first level of a message.
+// It is not a gRPC server on an in-memory listener, which would encode each message twice and put HTTP/2 in between. It
+// copies only the top level of a message.
 type Conn struct {
 	interceptor *apierror.Interceptor
 	methods     map[string]unaryMethod // by full method name
@@ -36,7 +36,7 @@ type streamMethod struct {
 	handler grpc.StreamHandler
 }
 
-// New returns a connection to no handlers yet.
+// New returns a connection without handlers. interceptor wraps each unary call.
 func New(interceptor *apierror.Interceptor) *Conn {
 	return &Conn{interceptor: interceptor, methods: map[string]unaryMethod{}, streams: map[string]streamMethod{}}
 }
@@ -51,8 +51,9 @@ func (c *Conn) RegisterService(desc *grpc.ServiceDesc, server any) {
 	}
 }
 
-// Invoke calls the handler of fullMethod. Handler and caller see the same as over the network: the outgoing metadata of ctx
-// arrive as incoming, and every error is a status. Below their first level request and reply are shared, not copied.
+// Invoke calls the handler of fullMethod. Handler and caller see what they would see over the network: the outgoing
+// metadata of ctx arrive as incoming metadata, and every error is a status. Below the top level, request and reply are
+// shared instead of copied, so neither side may change them.
 func (c *Conn) Invoke(ctx context.Context, fullMethod string, args, reply any, opts ...grpc.CallOption) error {
 	m, ok := c.methods[fullMethod]
 	if !ok {
@@ -76,7 +77,7 @@ func (c *Conn) Invoke(ctx context.Context, fullMethod string, args, reply any, o
 	return Assign(reply, answer)
 }
 
-// ServeStream runs the handler of fullMethod on a stream of the caller's own, and returns the status that it ends with.
+// ServeStream runs the handler of fullMethod on a stream that the caller implements, and returns the handler's status.
 func (c *Conn) ServeStream(fullMethod string, stream grpc.ServerStream) error {
 	m, ok := c.streams[fullMethod]
 	if !ok {
@@ -85,12 +86,12 @@ func (c *Conn) ServeStream(fullMethod string, stream grpc.ServerStream) error {
 	return asStatus(c.interceptor.Stream(m.server, stream, &grpc.StreamServerInfo{FullMethod: fullMethod, IsServerStream: true}, m.handler))
 }
 
-// NewStream refuses: streams are served by ServeStream, which needs no goroutine in between.
+// NewStream always fails: streams are served by ServeStream, which needs no goroutine in between.
 func (c *Conn) NewStream(_ context.Context, _ *grpc.StreamDesc, fullMethod string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Errorf(codes.Unimplemented, "%s is not callable within the process: it streams", fullMethod)
 }
 
-// ServerContext is the context that a handler of fullMethod gets for a call made with ctx.
+// ServerContext returns the context that the handler of fullMethod gets for a call that is made with ctx.
 func ServerContext(ctx context.Context, fullMethod string) context.Context {
 	return serverContext(ctx, &transportStream{method: fullMethod})
 }
@@ -103,7 +104,8 @@ func serverContext(ctx context.Context, stream *transportStream) context.Context
 	return grpc.NewContextWithServerTransportStream(ctx, stream)
 }
 
-// Assign makes dst, which is empty, equal to src. Below the first level they share their values.
+// Assign copies src to dst, which must be empty. Below the top level they share their values. It fails if their types
+// differ.
 func Assign(dst, src any) error {
 	to, ok := dst.(proto.Message)
 	from, ok2 := src.(proto.Message)
@@ -118,7 +120,7 @@ func Assign(dst, src any) error {
 	return nil
 }
 
-// asStatus makes of a handler's error what a gRPC server makes of it.
+// asStatus turns a handler's error into a status, as a gRPC server does.
 func asStatus(err error) error {
 	if s, ok := status.FromError(err); ok {
 		return s.Err()
@@ -126,7 +128,7 @@ func asStatus(err error) error {
 	return status.FromContextError(err).Err()
 }
 
-// transportStream takes the metadata that a handler answers with.
+// transportStream collects the metadata of a handler's response.
 type transportStream struct {
 	method  string
 	header  metadata.MD

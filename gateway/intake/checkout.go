@@ -1,5 +1,6 @@
-// Package intake takes orders. An order gets its id (orderid.go), is published to the broker, and is PENDING then (orders.go);
-// a client that wants to wait for the decision is told when it is made (decisions.go). checkout.go is the gRPC service.
+// Package intake takes orders: it gives each an id (orderid.go) and publishes it to the broker; from then on the order is
+// PENDING (orders.go). A client that wants to wait for the decision is told when it is made (decisions.go). checkout.go is
+// the gRPC service.
 package intake
 
 import (
@@ -23,12 +24,12 @@ type checkout struct {
 	decisions *Decisions
 }
 
-// NewCheckout returns the service that takes orders. decisions may be nil if no client waits.
+// NewCheckout returns the gRPC service that takes orders. Without decisions (nil) no client can wait for the outcome.
 func NewCheckout(orders *Orders, decisions *Decisions) checkoutv1.CheckoutServiceServer {
 	return checkout{orders: orders, decisions: decisions}
 }
 
-// PlaceOrder publishes the order and returns it: PENDING, or as it was decided if the client prefers to wait and that
+// PlaceOrder publishes the order and returns it, PENDING; or, if the client prefers to wait, as it was decided if that
 // happens in time.
 func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
 	lines := make([]*eventsv1.RequestedLine, len(req.GetOrderItems()))
@@ -62,7 +63,8 @@ func (c checkout) PlaceOrder(ctx context.Context, req *checkoutv1.PlaceOrderRequ
 	return &checkoutv1.PlaceOrderResponse{Order: order}, nil
 }
 
-// Violations is part of apierror.RequestChecker: what the contract's rules cannot say. One without an @ breaks those already.
+// Violations implements apierror.RequestChecker, for rules that the contract cannot express. An address without an @ breaks
+// one of the contract's rules already.
 func (c checkout) Violations(req proto.Message) []apierror.Violation {
 	order, ok := req.(*checkoutv1.PlaceOrderRequest)
 	if !ok || !strings.Contains(order.GetCustomerEmail(), "@") || email.Valid(text.Normal(order.GetCustomerEmail())) {

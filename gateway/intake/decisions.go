@@ -15,18 +15,19 @@ import (
 )
 
 const (
-	// maxWait bounds what a client may wait for the outcome of its order.
+	// maxWait bounds how long a client may wait for the outcome of its order.
 	maxWait = 30 * time.Second
-	// bindTimeout bounds the wait for the subscription before an order is published. Without it the order is looked up later.
+	// bindTimeout bounds the wait for the subscription before an order is published. Without a subscription the order is
+	// looked up.
 	bindTimeout = time.Second
-	// pollInterval is how often a waiting client's order is looked up while there is no subscription, and maxLookups how many
-	// are looked up at a time: so that waiting clients do not slow down the order service.
+	// pollInterval is how often a waiting client's order is looked up while there is no subscription, and maxLookups how
+	// many lookups run at a time, so that waiting clients do not slow down the order service.
 	pollInterval = 2 * time.Second
 	maxLookups   = 4
 )
 
-// Decisions tells waiting clients how their orders were decided. Waiting costs the order service nothing: the gateway
-// subscribes to its events while a client waits. It is safe for concurrent use.
+// Decisions tells waiting clients how their orders were decided. It does not ask the order service: while a client waits,
+// the gateway subscribes to the order service's events. It is safe for concurrent use.
 type Decisions struct {
 	events   *messaging.Subscription
 	lookup   func(ctx context.Context, orderID string) *orderv1.Order // nil if it is not decided, or not known
@@ -37,22 +38,22 @@ type Decisions struct {
 	awaited map[string]*awaited
 }
 
-// awaited is an order whose decision is waited for.
+// awaited is an order whose decision some clients wait for.
 type awaited struct {
 	waiting int
 	decided chan struct{}
 	event   proto.Message // the decision, once decided is closed
 }
 
-// NewDecisions returns Decisions that do nothing until Run. lookup reads an order; nobody waits any more when stopping is
-// closed.
+// NewDecisions returns Decisions that work while Run runs. lookup reads an order from the order service, for when events
+// were missed; it returns nil if the order is not decided. All waits end when stopping is closed.
 func NewDecisions(conn *messaging.Connection, lookup func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
 	d := &Decisions{lookup: lookup, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
 	d.events = messaging.NewSubscription(conn, d.isAwaited, onDecision[*eventsv1.OrderConfirmed](d), onDecision[*eventsv1.OrderRejected](d))
 	return d
 }
 
-// Run receives events while clients wait, until ctx ends.
+// Run receives events, while clients wait, until ctx ends.
 func (d *Decisions) Run(ctx context.Context) error { return d.events.Run(ctx) }
 
 func (d *Decisions) isAwaited(orderID string) bool {
@@ -78,7 +79,7 @@ func onDecision[T interface {
 	})
 }
 
-// await begins to wait, before the order that is waited for is published. Close the wait in the end.
+// await begins a wait, before the order is published. The caller must close it.
 func (d *Decisions) await(ctx context.Context) *wait {
 	w := &wait{Decisions: d, release: d.events.Want()}
 	timeout := time.NewTimer(bindTimeout)
@@ -108,7 +109,7 @@ type wait struct {
 	order      *awaited
 }
 
-// setOrder sets the order that is waited for. Call it once.
+// setOrder sets the id of the order to wait for. It is called once.
 func (w *wait) setOrder(orderID string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,7 +133,7 @@ func (w *wait) close() {
 	}
 }
 
-// outcome returns the order when it is decided, or the pending one when the time is over.
+// outcome returns the order once it is decided, or pending when the time is up.
 func (w *wait) outcome(ctx context.Context, pending *orderv1.Order, atMost time.Duration) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
@@ -169,8 +170,8 @@ func (w *wait) lookUp(ctx context.Context) *orderv1.Order {
 	return w.lookup(ctx, w.orderID)
 }
 
-// decided returns the order as it was decided. With an idempotency key it may have been placed earlier than the pending one
-// says: then it is read from the order service.
+// decided returns the order as it was decided. Under an idempotency key it may have been placed earlier than the pending
+// one says; then it is read from the order service.
 func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Order {
 	if len(metadata.ValueFromIncomingContext(ctx, idempotencyKey)) > 0 {
 		if stored := w.lookUp(ctx); stored != nil {
@@ -180,7 +181,7 @@ func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Ord
 	return decide(pending, w.order.event)
 }
 
-// decide turns a pending order into what the order service stores with the event.
+// decide applies the event of the decision to a pending order: the result is what the order service stores.
 func decide(order *orderv1.Order, event proto.Message) *orderv1.Order {
 	switch e := event.(type) {
 	case *eventsv1.OrderConfirmed:

@@ -10,8 +10,8 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 )
 
-// PassItemKey passes the idempotency key of a call that creates items on to the inventory service, which keeps what it
-// has answered under it. It is an upstream.Prepare.
+// PassItemKey adds the idempotency key of a call that creates items to the call to the inventory service, which stores its
+// response under the key. It is an upstream.Prepare.
 func (o *Orders) PassItemKey(ctx context.Context, request proto.Message) (context.Context, error) {
 	if _, creates := request.(*inventoryv1.CreateItemsRequest); !creates {
 		return ctx, nil // the other calls have the same effect however often they are made

@@ -35,7 +35,7 @@ const (
 	reasonOther      = "INTERNAL"
 )
 
-// metrics count orders at the gateway, whichever API they come through.
+// metrics counts orders at the gateway, whichever API they come through.
 type metrics struct {
 	orders   metric.Int64Counter
 	duration metric.Float64Histogram
@@ -68,14 +68,14 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	return m, nil
 }
 
-// expect has a counter begin with 0.
+// expect initializes a counter with 0.
 func (m *metrics) expect(outcome, reason string) {
 	attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("outcome", outcome), attribute.String("reason", reason)))
 	m.by[[2]string{outcome, reason}] = attrs
 	m.orders.Add(context.Background(), 0, attrs)
 }
 
-// placed counts an order that came at start, and what became of it.
+// placed counts an order that arrived at start, with its outcome.
 func (m *metrics) placed(ctx context.Context, start time.Time, err error) {
 	outcome, reason := outcomeOf(ctx, err)
 	m.orders.Add(ctx, 1, m.by[[2]string{outcome, reason}])

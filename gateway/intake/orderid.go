@@ -17,25 +17,25 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// idempotencyKey is the metadata key, and the REST header, that makes it safe to send an order again.
+// idempotencyKey is the metadata key, and the REST header, with which an order can be sent again safely.
 const idempotencyKey = "idempotency-key"
 
-// maxKey bounds an idempotency key.
+// maxKey is the maximum length of an idempotency key, in bytes.
 const maxKey = 255
 
 // requestKey is an idempotency key and its scope: two callers may use the same key.
 type requestKey struct{ scope, key string }
 
-// Secret signs ids, and derives ids and hashes from an order and its idempotency key. Without the secret they cannot be
-// computed: to know a key does not help to find the order. It is safe for concurrent use.
+// Secret signs order ids, and derives ids and hashes from idempotency keys. They cannot be computed without the secret, so
+// knowing a key does not help to find its order. It is safe for concurrent use.
 type Secret struct{ hashes sync.Pool }
 
-// NewSecret returns the secret with this text. Its HMACs are kept: to make one takes longer than to use it.
+// NewSecret returns the secret with this text. It reuses HMACs, because creating one takes longer than using it.
 func NewSecret(text string) *Secret {
 	return &Secret{sync.Pool{New: func() any { return hmac.New(sha256.New, []byte(text)) }}}
 }
 
-// sum is HMAC-SHA256 over text.
+// sum returns the HMAC-SHA256 of text.
 func (s *Secret) sum(text []byte) []byte {
 	mac := s.hashes.Get().(hash.Hash)
 	defer s.hashes.Put(mac)
@@ -44,7 +44,7 @@ func (s *Secret) sum(text []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// newOrderID is the id of an order without a key: a UUIDv7 that is signed.
+// newOrderID returns the id of an order without a key: a signed UUIDv7.
 func (s *Secret) newOrderID() (uuid.UUID, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -53,21 +53,21 @@ func (s *Secret) newOrderID() (uuid.UUID, error) {
 	return s.sign(id), nil
 }
 
-// unsignedOrderID is the id, before it is signed, of the order with this fingerprint that a caller places under a key: a
-// UUIDv8. The same caller, key and order have the same id; anything else has another.
+// unsignedOrderID returns the id, before it is signed, of the order with this fingerprint that a caller places under a key:
+// a UUIDv8. The same caller, key and order give the same id, anything else another one.
 func (s *Secret) unsignedOrderID(k requestKey, fingerprint []byte) uuid.UUID {
 	return uuidV8(s.mac("order", k.scope, k.key, string(fingerprint)))
 }
 
-// formerOrderID is the id that the release before this one gave to every order with the key, whoever placed it.
+// formerOrderID returns the id that the release before this one gave to every order with the key, whoever placed it.
 func (s *Secret) formerOrderID(k requestKey) uuid.UUID {
 	return uuidV8(s.sum([]byte(k.key)))
 }
 
-// keyHash is a hash of the caller's key. It does not depend on the order.
+// keyHash returns a hash of the caller and the key, which does not depend on the order.
 func (s *Secret) keyHash(k requestKey) []byte { return s.mac("key", k.scope, k.key) }
 
-// signature is the length, in bytes, of the code at the end of an id, by which a gateway knows that the shop gave it.
+// signature is the length, in bytes, of the code at the end of an id by which a gateway recognizes ids of the shop.
 const signature = 3
 
 // sign puts the code at the end of an id.
@@ -77,16 +77,16 @@ func (s *Secret) sign(id uuid.UUID) uuid.UUID {
 	return id
 }
 
-// signedLabel keeps what is signed apart from whatever else the secret is used for: the lists of mac begin with a length.
+// signedLabel separates signatures from other uses of the secret: the inputs of mac begin with a length.
 const signedLabel = "\x00signed order id"
 
-// signed says whether the shop gave this id, under this secret: one in 16 million made-up ids passes.
+// signed reports whether the shop gave this id, under this secret. One in 16 million made-up ids passes.
 func (s *Secret) signed(id uuid.UUID) bool {
 	want := s.sign(id)
 	return hmac.Equal(want[:], id[:])
 }
 
-// mac is HMAC-SHA256 over the parts, each with its length before it: no two lists of parts are the same text.
+// mac returns the HMAC-SHA256 of the parts, each preceded by its length, so that no two lists of parts have the same input.
 func (s *Secret) mac(parts ...string) []byte {
 	text := make([]byte, 0, 256)
 	for _, part := range parts {
@@ -113,10 +113,10 @@ const (
 	tagPrice
 )
 
-// fingerprint is SHA-256 over what is ordered by whom: two orders have the same one only if they are the same order. It
-// does not depend on how protobuf encodes a message, which may change: each field is written as its tag, the length of
-// its value and the value, and a field that is not set is left out. It is kept with the order: to change it would make an
-// order that is sent again another order.
+// fingerprint returns the SHA-256 of what is ordered, and by whom: two orders have the same fingerprint only if they are
+// the same order. It does not depend on protobuf's encoding, which may change: each field is written as its tag, the length
+// of its value and the value; a field that is not set is left out. It is stored with the order: if the computation changed,
+// an order that is sent again would be another order.
 func fingerprint(order *eventsv1.OrderPlaced) []byte {
 	b := make([]byte, 0, 512)
 	b = appendText(b, tagName, order.GetCustomerName())
@@ -160,7 +160,7 @@ func appendPart(b []byte, part string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(part))), part...)
 }
 
-// keyOf reads the idempotency key of a call.
+// keyOf reads the idempotency key from the metadata of a call.
 func keyOf(ctx context.Context) (key string, given bool, err error) {
 	keys := metadata.ValueFromIncomingContext(ctx, idempotencyKey)
 	switch {
@@ -172,7 +172,7 @@ func keyOf(ctx context.Context) (key string, given bool, err error) {
 	return keys[0], true, CheckKey(keys[0])
 }
 
-// CheckKey returns an error unless key can be an idempotency key.
+// CheckKey returns an error, with the field's name, unless key is a valid idempotency key.
 func CheckKey(key string) error {
 	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
 	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, unprintable) {

@@ -29,11 +29,11 @@ import (
 	"shop.example/platform/messaging"
 )
 
-// retryAfter is what clients are told to wait when the message broker is away.
+// retryAfter is how long clients are told to wait while the broker is unavailable.
 const retryAfter = 2 * time.Second
 
-// lookupTimeout bounds the question whether an idempotency key has been used before. Orders are taken without the answer,
-// too.
+// lookupTimeout bounds the question to the order service whether an idempotency key was used before. Without an answer the
+// order is taken all the same.
 const lookupTimeout = 500 * time.Millisecond
 
 // Orders takes orders, whichever API they come through. It is safe for concurrent use.
@@ -49,17 +49,17 @@ type Orders struct {
 	log      *slog.Logger
 }
 
-// Config says what Orders need.
+// Config has what Orders depend on.
 type Config struct {
 	Secrets      []*Secret
-	Publish      func(context.Context, proto.Message) error
+	Publish      func(context.Context, proto.Message) error // returns nil once the broker has the event
 	OrderService grpc.ClientConnInterface
 	MaxInFlight  int64 // 0 for the default
 	Log          *slog.Logger
 	Meter        metric.Meter // nil: no metrics
 }
 
-// NewOrders returns Orders that can be placed at once.
+// NewOrders returns Orders that are ready for use. It fails if a metric cannot be registered.
 func NewOrders(cfg Config) (*Orders, error) {
 	metrics, err := newMetrics(cfg.Meter)
 	if err != nil {
@@ -72,11 +72,12 @@ func NewOrders(cfg Config) (*Orders, error) {
 	}, nil
 }
 
-// defaultOrdersInFlight is some 80 MB of calls, and twice what waits for the broker's confirms at a time.
+// defaultOrdersInFlight takes some 80 MB for the calls, and is twice as many as can wait for the broker's confirms at a
+// time.
 const defaultOrdersInFlight = 2000
 
-// weightOf is how many orders of the usual size an order counts as, MaxWeight at most, by the memory that it takes while it
-// waits: one of 100 lines with names of 200 characters takes 350 kB.
+// weightOf returns how many orders of usual size an order counts as, at most MaxWeight, by the memory that it takes while
+// it waits: one with 100 lines and names of 200 characters takes 350 kB.
 func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	const line, usual = 100, 8 << 10
 	size := line * len(lines)
@@ -86,19 +87,19 @@ func weightOf(lines []*eventsv1.RequestedLine) int64 {
 	return int64(1 + size/usual)
 }
 
-// MaxWeight is the weight of the largest order: it counts as that many usual ones.
+// MaxWeight is how many orders of usual size the largest order counts as in the limit of orders in flight.
 const MaxWeight = 11
 
-// Place completes the order, of which the customer and the lines are set, gives it its id and publishes it; it is PENDING then. Nothing
-// but the broker is needed. announce is called with the order's id before anybody else can know it.
+// Place takes an order, in which the customer and the lines are set: it completes placed, gives it an id, and publishes it.
+// The result is PENDING. It needs the broker only. announce is called with the order's id before anybody else can know it.
 //
-// An order with an idempotency key has an id that follows from caller, key and order: sent again, it is the same order, as
-// it stands if it has been decided. Another order under the same caller's key is ALREADY_EXISTS if the order service
-// says in time that the key is taken; else it is accepted, under an id of its own, and rejected by the order service
-// (docs/adr/0012).
+// With an idempotency key the id is derived from caller, key and order, so an order that is sent again is the same order,
+// and is returned as it stands if it has been decided. A different order under the same caller's key fails with
+// ALREADY_EXISTS if the order service says in time that the key is taken; otherwise it is accepted under another id, and
+// the order service rejects it (docs/adr/0012).
 //
-// After UNAVAILABLE the order may have been taken all the same, but not if the reason is OVERLOADED; sent again with its
-// idempotency key it is taken once.
+// After UNAVAILABLE the order may have been taken all the same, except if the reason is OVERLOADED. Sent again with its
+// idempotency key it is taken only once.
 func (o *Orders) Place(
 	ctx context.Context, placed *eventsv1.OrderPlaced, announce func(orderID string),
 ) (order *orderv1.Order, err error) {
@@ -154,8 +155,8 @@ const (
 	maxEmail = 254
 )
 
-// checkTexts refuses texts with characters that deceive readers, and texts that are too long in their normal form, which may
-// be longer than what was sent.
+// checkTexts returns violations for texts with deceptive characters, and for texts that are too long in normal form, which
+// may be longer than what was sent.
 func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
@@ -175,8 +176,8 @@ func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	return wrong
 }
 
-// checkPrices refuses expected prices that no order could have: not an amount of their currency, in several currencies, or
-// with a sum that is too large.
+// checkPrices returns violations for expected prices that no order could have: invalid amounts, several currencies, or too
+// large a sum.
 func checkPrices(lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	var sum int64
 	var currency string
@@ -203,9 +204,9 @@ func checkPrices(lines []*eventsv1.RequestedLine) (wrong []apierror.Violation) {
 	return wrong
 }
 
-// identify gives the order the id and the hashes that follow from its key. known then asks the order service whose key it
-// is: it returns the order as it stands if it has come before, nil if it is to be published, and an error if the key
-// belongs to another order.
+// identify sets the order's id and the hashes that are derived from its key. known then asks the order service about the
+// key: it returns the order as it stands if it was placed before, nil if the order is to be published, and an error if the
+// key belongs to another order.
 func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func(context.Context) (*orderv1.Order, error)) {
 	order.OrderId = o.secrets[0].sign(o.secrets[0].unsignedOrderID(k, order.GetFingerprint())).String()
 	order.KeyHash = o.secrets[0].keyHash(k)
@@ -247,8 +248,8 @@ func (o *Orders) identify(order *eventsv1.OrderPlaced, k requestKey) (known func
 var errKeyReused = apierror.New(codes.AlreadyExists, "IDEMPOTENCY_KEY_REUSED",
 	"this Idempotency-Key has placed another order: use a new key for a new order")
 
-// formerOrder compares an order with what the release before this one has stored under its key, whoever placed that. It
-// can go with the next release, or 30 days after the last gateway of the release before.
+// formerOrder compares an order with the one that the release before this one has stored under its key, whoever placed
+// that. It can be removed in the next release, or 30 days after the last gateway of the release before was stopped.
 func formerOrder(ctx context.Context, stored *orderv1.Order, order *eventsv1.OrderPlaced) (*orderv1.Order, error) {
 	switch {
 	case !strings.EqualFold(stored.GetCustomerEmail(), order.GetCustomerEmail()):
@@ -270,7 +271,7 @@ func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
 	return item.GetProductId() == line.GetProductId()
 }
 
-// Lookup reads an order; nil if it has not been decided, or if the order service does not answer.
+// Lookup reads an order from the order service; nil if it has not been decided, or if the service does not answer.
 func (o *Orders) Lookup(ctx context.Context, id string) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -281,7 +282,7 @@ func (o *Orders) Lookup(ctx context.Context, id string) *orderv1.Order {
 	return got.GetOrder()
 }
 
-// pending is the order as far as it is known before it has been decided.
+// pending returns an order as far as it is known before it is decided.
 func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
 	order := &orderv1.Order{
 		Id:            placed.GetOrderId(),
@@ -301,7 +302,7 @@ func pending(placed *eventsv1.OrderPlaced) *orderv1.Order {
 	return order
 }
 
-// publishError returns what the client is told about an order that was not published.
+// publishError returns the error for the client whose order was not published.
 func publishError(err error) error {
 	if errors.Is(err, messaging.ErrTooLarge) {
 		return apierror.New(codes.FailedPrecondition, "MESSAGE_TOO_LARGE",
@@ -317,11 +318,17 @@ func publishError(err error) error {
 	return err
 }
 
-// RequireQueues returns a publish that refuses orders while a queue is missing that they wait in. Without the order service's
-// queue the broker would confirm an order all the same, because the log takes it, too, and nobody would decide it.
+// RequireQueues wraps publish: it refuses orders while a queue that they wait in is missing. Without that, the broker would
+// confirm an order although the order service's queue is missing, because the log's queue takes it, and nobody would decide
+// it.
 func RequireQueues(queues *messaging.QueueWatch, publish func(context.Context, proto.Message) error) func(context.Context, proto.Message) error {
 	return func(ctx context.Context, order proto.Message) error {
-		if err := queues.Ready(ctx); err != nil {
+		err := queues.Ready(ctx)
+		if errors.Is(err, messaging.ErrNoAnswer) {
+			return apierror.Unavailable(reasonBroker, retryAfter,
+				"the message broker does not answer; this order was not accepted, send it again").WithCause(err)
+		}
+		if err != nil {
 			return apierror.Unavailable(reasonQueue, retryAfter,
 				"the queue of orders is missing; this order was not accepted, send it again").WithCause(err)
 		}

@@ -10,13 +10,13 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// preferences are those of a call that the shop knows, of the header Prefer (RFC 7240).
+// preferences are those of the header Prefer (RFC 7240) that the shop supports.
 type preferences struct {
 	wait  time.Duration // how long the client prefers to wait for the outcome; 0 for not at all
 	async bool          // whether it prefers an answer before the outcome, which it gets anyway if it does not wait
 }
 
-// readPreferences reads the header Prefer. What is not known, and what cannot be understood, is ignored, as RFC 7240 says.
+// readPreferences reads the header Prefer of a call. Unknown and malformed preferences are ignored, as RFC 7240 demands.
 func readPreferences(ctx context.Context) (p preferences) {
 	given := metadata.ValueFromIncomingContext(ctx, "prefer")
 	if len(given) == 0 {
@@ -30,8 +30,8 @@ func readPreferences(ctx context.Context) (p preferences) {
 	return p
 }
 
-// announce tells the client which of its preferences were followed: the header Preference-Applied. pending says that the
-// answer comes before the outcome.
+// announce sets the header Preference-Applied, which tells the client which preferences were followed. pending says that
+// the response comes before the outcome.
 func (p preferences) announce(ctx context.Context, pending bool) {
 	var applied []string
 	if p.async && pending {
@@ -45,7 +45,8 @@ func (p preferences) announce(ctx context.Context, pending bool) {
 	}
 }
 
-// parsePrefer returns the preferences by their names, in lower case. The first of a name counts; parameters do not.
+// parsePrefer returns the preferences by their names, in lower case. Of several with one name the first counts. Parameters
+// are ignored.
 func parsePrefer(header string) map[string]string {
 	values := map[string]string{}
 	for _, preference := range splitUnquoted(header, ',') {

@@ -8,11 +8,11 @@ import (
 	"log/slog"
 )
 
-// minSecret is the least length of SHOP_ID_SECRET, in bytes.
+// minSecret is the minimum length of SHOP_ID_SECRET, in bytes.
 const minSecret = 16
 
-// ParseSecrets returns the secrets by SHOP_ID_SECRET and SHOP_ID_SECRET_PREVIOUS, each "" if it is not set: the one in
-// use first. There is always one.
+// ParseSecrets returns the secrets in SHOP_ID_SECRET and SHOP_ID_SECRET_PREVIOUS ("" if one is not set), the current one
+// first. If none is set it makes a random one, and logs a warning. It fails if one is too short.
 func ParseSecrets(ctx context.Context, current, previous string, log *slog.Logger) ([]*Secret, error) {
 	if current == "" {
 		if previous != "" {

@@ -15,15 +15,16 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// decisionDelay is what clients are told to wait before they try again to cancel an order that is not decided.
+// decisionDelay is how long clients are told to wait before they try again to cancel an order that is not decided.
 const decisionDelay = time.Second
 
-// AnswerUndecided answers calls about orders that the order service does not know. It is an upstream.Fallback.
+// AnswerUndecided answers calls about orders that the order service does not know, but whose ids the shop gave. It is an
+// upstream.Fallback.
 //
-// A signed id was given by the shop: the order has been accepted and waits to be decided. It is PENDING, and nothing more
-// is known of it here. Within the shop GetOrder stays NOT_FOUND, because who asks there wants to know what is stored: the
-// inventory service releases what is held for an order that the order service does not know. Signatures are checked for
-// nothing else: ids of older releases have none.
+// A signed id is one that the shop gave: the order was accepted and waits to be decided. It is PENDING, and nothing more is
+// known about it here. Within the shop GetOrder returns NOT_FOUND for it, because inventory, for example, must know what is
+// stored: it releases the stock held for an order that the order service does not know. Signatures are used for nothing
+// else; ids of older releases have none.
 func (o *Orders) AnswerUndecided(request, reply proto.Message, err error) error {
 	notFound := notFoundInfo(err)
 	if notFound == nil {
@@ -47,7 +48,7 @@ func (o *Orders) AnswerUndecided(request, reply proto.Message, err error) error 
 	return err
 }
 
-// notFoundInfo returns the details of the order service's own ORDER_NOT_FOUND; nil for any other error.
+// notFoundInfo returns the details of an ORDER_NOT_FOUND of the order service itself; nil for any other error.
 func notFoundInfo(err error) *errdetails.ErrorInfo {
 	s := status.Convert(err)
 	if s.Code() != codes.NotFound {

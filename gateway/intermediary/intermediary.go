@@ -1,5 +1,5 @@
-// Package intermediary is the legacy API of the demo that this shop began as: the routes under /intermediary, to the
-// letter. Nothing else in the gateway needs it.
+// Package intermediary serves the API of the demo that this shop grew out of: the routes under /intermediary, with exactly
+// the demo's bodies. Nothing else in the gateway depends on it.
 package intermediary
 
 import (
@@ -28,11 +28,11 @@ const maxLists = 2
 // listRate bounds ListInventory for each client, whatever RATE_LIMIT says: each call is kept in the log of events.
 var listRate = ingress.RateLimit{PerSecond: 1, Burst: 10}
 
-// Request asks another service over the broker.
+// Request publishes a request and waits for the answer, which it writes to reply; see messaging.RPCClient.Request.
 type Request func(ctx context.Context, request, reply proto.Message) error
 
-// Register adds the legacy API: the gRPC service, its REST routes, and the limit of its calls. currency is that of the
-// prices, which are plain numbers.
+// Register adds the demo's API: the gRPC service, its REST routes, and a rate limit for its calls. currency is the ISO 4217
+// code of the prices, which are plain numbers.
 func Register(
 	services grpc.ServiceRegistrar, server *rest.Server, limits *ingress.PathLimits, orders *intake.Orders, request Request, currency string,
 ) error {

@@ -11,19 +11,19 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// codec is the JSON of the REST API: field names as in the contracts, fields without a value are written with their zero
+// codec is the JSON of the REST API: fields have the contracts' names, fields without a value are written with their zero
 // value, absent messages and optional fields are left out. It reads the whole body, and refuses unknown fields.
 type codec struct{ runtime.JSONPb }
 
-// JSON says how messages become JSON.
+// JSON are the options with which messages become JSON in the REST API.
 var JSON = protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}
 
 func newCodec() *codec { return &codec{runtime.JSONPb{MarshalOptions: JSON}} }
 
-// typicalSize is room for the JSON of an order, in bytes, so that it is not copied while it grows.
+// typicalSize is enough room for the JSON of an order, in bytes, so that it is not copied while it grows.
 const typicalSize = 1 << 10
 
-// plainText is an answer that is not JSON.
+// plainText is a response that is not JSON.
 type plainText string
 
 // Marshal encodes a message, a list of messages, or plain text.
@@ -40,7 +40,8 @@ func (c *codec) Marshal(v any) ([]byte, error) {
 	return c.JSONPb.Marshal(v)
 }
 
-// NewDecoder returns a decoder of one value, the whole of r. Its errors are not for clients: see bodyError.
+// NewDecoder returns a decoder of one value, which must be all that r contains. Its errors are not for clients: see
+// bodyError.
 func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 	return runtime.DecoderFunc(func(v any) error {
 		data, err := readBody(r)

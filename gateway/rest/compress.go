@@ -14,7 +14,7 @@ import (
 // minCompressed is the length from which a response is compressed, in bytes: less fits into one packet anyway.
 const minCompressed = 1 << 10
 
-// gzipSuffix tells the entity tag of a compressed response from that of the same one as it is.
+// gzipSuffix distinguishes the entity tag of a compressed response from that of the same response uncompressed.
 const gzipSuffix = "-gzip"
 
 var gzipWriters = sync.Pool{New: func() any {
@@ -22,8 +22,8 @@ var gzipWriters = sync.Pool{New: func() any {
 	return w
 }}
 
-// compress returns body as gzip. A writer takes hundreds of kilobytes, so it is given back before anything is sent: a client
-// that does not read its response must not keep one.
+// compress returns body as gzip. The writer, which takes hundreds of kilobytes, is put back into the pool before anything
+// is sent: a client that does not read its response must not hold on to one.
 func compress(body []byte) []byte {
 	w := gzipWriters.Get().(*gzip.Writer)
 	defer gzipWriters.Put(w)
@@ -35,7 +35,7 @@ func compress(body []byte) []byte {
 	return compressed.Bytes()
 }
 
-// acceptsGzip says whether a client understands gzip, by RFC 9110, section 12.5.3.
+// acceptsGzip reports whether a client accepts gzip, by RFC 9110, section 12.5.3.
 func acceptsGzip(header http.Header) bool {
 	accepted, named := false, false
 	for _, value := range header["Accept-Encoding"] {
@@ -56,8 +56,8 @@ func acceptsGzip(header http.Header) bool {
 	return accepted
 }
 
-// encode returns the body of a response as it is sent: compressed if it is long and the client understands that. It sets the
-// headers that say so. Streams are not compressed: each part has to arrive at once. A body whose length or coding is set
+// encode returns the body as it is sent: compressed if it is long and the client accepts that, with the headers set
+// accordingly. Streams are not compressed, because each part must arrive at once. A body with a length or coding of its own
 // is sent as it is.
 func (w *Response) encode(body []byte) []byte {
 	header := w.Header()
@@ -76,8 +76,8 @@ func (w *Response) encode(body []byte) []byte {
 	return compress(body)
 }
 
-// EventStream is the media type of a stream of events.
+// EventStream is the media type of Server-Sent Events.
 const EventStream = "text/event-stream"
 
-// errWrittenTwice is the error of a part that comes after a compressed response.
+// errWrittenTwice is the error of a second write after a compressed response.
 var errWrittenTwice = errors.New("a compressed response has to be written at once")

@@ -20,7 +20,7 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// conditions are If-Match and If-None-Match of a call, as RFC 9110 has them (section 13).
+// conditions are the headers If-Match and If-None-Match of a call (RFC 9110, section 13).
 type conditions struct {
 	match, noneMatch []string // entity tags without their quotes, "*" for any; nil if the header was not sent
 }
@@ -70,7 +70,7 @@ func parseTags(name string, values []string, weak bool) (tags []string, err erro
 	}
 }
 
-// hold says whether a resource with this tag may be changed, or sent. Its tag is another one while it is compressed.
+// hold reports whether a resource with this tag may be changed, or sent. The tag of a compressed response has a suffix.
 func (c *conditions) hold(tag string) bool {
 	has := func(tags []string) bool {
 		return slices.ContainsFunc(tags, func(given string) bool { return given == anyTag || strings.TrimSuffix(given, gzipSuffix) == tag })
@@ -80,7 +80,7 @@ func (c *conditions) hold(tag string) bool {
 
 type conditionsKey struct{}
 
-// conditionalConn makes calls under the conditions in their context.
+// conditionalConn makes calls under the conditions that are in their context.
 type conditionalConn struct{ grpc.ClientConnInterface }
 
 // Invoke implements grpc.ClientConnInterface.
@@ -106,7 +106,7 @@ func (conn conditionalConn) Invoke(ctx context.Context, method string, args, rep
 	return err
 }
 
-// unmet is the answer to a read whose conditions do not hold.
+// unmet returns the response to a read whose conditions do not hold.
 func (c *conditions) unmet(tag string) error {
 	if held := (&conditions{match: c.match}).hold(tag); !held {
 		return errPrecondition
@@ -120,9 +120,9 @@ func (c *conditions) unmet(tag string) error {
 // noTag is the etag of no item.
 const noTag = "none"
 
-// demand reads what a request is about to change, and makes the request demand that it has not changed since. The service
-// compares once more, in its transaction. If the conditions do not hold, an update demands what no item has: so the service
-// says what else is wrong with it, which counts more.
+// demand reads what a request is about to change, and sets the etag in the request so that the change fails if it has
+// changed since. The service compares again, in its transaction. If the conditions do not hold, an update demands an etag
+// that no item has: the service then reports what else is wrong with the request, which takes precedence.
 func (c *conditions) demand(ctx context.Context, conn grpc.ClientConnInterface, request any) error {
 	switch request := request.(type) {
 	case *inventoryv1.UpdateItemRequest:
@@ -158,7 +158,7 @@ func (c *conditions) itemTag(ctx context.Context, conn grpc.ClientConnInterface,
 	return tag, unlessRefused(err)
 }
 
-// unlessRefused returns nil for an error that the change itself will be answered with, in its own terms.
+// unlessRefused returns nil for an error that the change itself will fail with, in its own terms.
 func unlessRefused(err error) error {
 	switch status.Code(err) {
 	case codes.InvalidArgument, codes.NotFound, codes.Unauthenticated, codes.PermissionDenied:
@@ -171,15 +171,15 @@ func unlessRefused(err error) error {
 var errPrecondition = httpError{http.StatusPreconditionFailed, apierror.New(codes.Aborted, "PRECONDITION_FAILED",
 	"it is not as If-Match or If-None-Match demands: read it again, and send its new ETag")}
 
-// notModified says that the client has what it asked for.
+// notModified is the error that the client already has what it asked for.
 type notModified struct{ tag string }
 
 func (notModified) Error() string { return "not modified" }
 
 func quoted(tag string) string { return `"` + tag + `"` }
 
-// tagOf is the entity tag of what a response shows; "" if that has none. An item's is its etag, which changes with its stock,
-// too. An order's is a hash of it, because nothing else changes with each of its changes: personal data may be erased.
+// tagOf returns the entity tag of a response; "" if it has none. An item's tag is its etag, which changes with its stock.
+// An order's is a hash of it, because no version of it changes with everything: personal data may be erased.
 func tagOf(response proto.Message) string {
 	switch m := response.(type) {
 	case *inventoryv1.GetItemResponse:

@@ -1,9 +1,17 @@
 package rest
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"testing"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 func TestConditions_AreThoseOfRFC9110(t *testing.T) {
@@ -49,4 +57,83 @@ func TestConditions_AreThoseOfRFC9110(t *testing.T) {
 	if tags, err := parseTags("If-Match", []string{` ,"a" ,, "b"`}, false); err != nil || !slices.Equal(tags, []string{"a", "b"}) {
 		t.Errorf("a list with gaps is read as %q, %v", tags, err)
 	}
+}
+
+// The OpenAPI document has conditions, and says 304 and 412, where the contract has their headers.
+func TestConditions_TheContractHasThemWhereTheyAreObserved(t *testing.T) {
+	t.Parallel()
+	calls := 0
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				md := methods.Get(j)
+				rule, ok := proto.GetExtension(md.Options(), annotations.E_Http).(*annotations.HttpRule)
+				if !ok || rule.GetPattern() == nil {
+					continue
+				}
+				calls++
+				name, observed := "If-Match", demands(t, md)
+				if rule.GetGet() != "" {
+					name, observed = "If-None-Match", hasTag(t, md)
+				}
+				if has := takesHeader(md, name); has != observed {
+					t.Errorf("%s: the contract has the header %s: %t, it is observed: %t", md.FullName(), name, has, observed)
+				}
+			}
+		}
+		return true
+	})
+	if calls == 0 {
+		t.Error("there are no calls")
+	}
+}
+
+func takesHeader(md protoreflect.MethodDescriptor, name string) bool {
+	operation, _ := proto.GetExtension(md.Options(), options.E_Openapiv2Operation).(*options.Operation)
+	return slices.ContainsFunc(operation.GetParameters().GetHeaders(), func(h *options.HeaderParameter) bool { return h.GetName() == name })
+}
+
+// hasTag says whether what the call answers has an entity tag.
+func hasTag(t *testing.T, md protoreflect.MethodDescriptor) bool {
+	return tagOf(withETags(t, md.Output())) != ""
+}
+
+// withETags is a message whose fields have etags.
+func withETags(t *testing.T, md protoreflect.MessageDescriptor) proto.Message {
+	t.Helper()
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(md.FullName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := kind.New()
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		if fd.Message() == nil || fd.Cardinality() == protoreflect.Repeated {
+			continue
+		}
+		resource := m.Mutable(fd).Message()
+		if etag := resource.Descriptor().Fields().ByName("etag"); etag != nil {
+			resource.Set(etag, protoreflect.ValueOfString("1"))
+		}
+	}
+	return m.Interface()
+}
+
+// reading is a connection that notices calls.
+type reading struct {
+	grpc.ClientConnInterface
+	called bool
+}
+
+func (c *reading) Invoke(context.Context, string, any, any, ...grpc.CallOption) error {
+	c.called = true
+	return nil
+}
+
+// demands says whether what the call is about to change is read under a condition.
+func demands(t *testing.T, md protoreflect.MethodDescriptor) bool {
+	conn := &reading{}
+	_ = (&conditions{match: []string{"1"}}).demand(t.Context(), conn, withETags(t, md.Input())) // it does not hold
+	return conn.called
 }

@@ -35,7 +35,7 @@ func (v *violations) add(field, description string) {
 	*v = append(*v, apierror.Violation{Field: field, Description: description})
 }
 
-// bodyError explains why body is not a JSON value of the message md.
+// bodyError explains why body is not valid JSON of the message md.
 func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
@@ -52,7 +52,7 @@ func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
 	return apierror.InvalidArgument(found...)
 }
 
-// syntaxProblem says what is wrong, at which line and column.
+// syntaxProblem says what is wrong with the JSON, and at which line and column.
 func syntaxProblem(body []byte, err error) string {
 	var syntax *json.SyntaxError
 	if !errors.As(err, &syntax) {
@@ -126,8 +126,8 @@ func (v *violations) single(path string, fd protoreflect.FieldDescriptor, raw js
 	}
 }
 
-// parameterErrors explains which parameters of a query or path are wrong. Those in bound, by field path, cannot
-// be set by the query.
+// parameterErrors explains which parameters of a query or path are wrong. bound reports whether a field is set by the path
+// or the body, so that the query must not set it.
 func parameterErrors(mt protoreflect.MessageType, parameters url.Values, bound func(field string) bool) violations {
 	var found violations
 	msg := mt.New().Interface()
@@ -165,7 +165,7 @@ func fieldNamed(md protoreflect.MessageDescriptor, name string) protoreflect.Fie
 	return md.Fields().ByTextName(name)
 }
 
-// fieldAt finds the field at a dotted path and spells the path with the names of the contract; nil if there is none.
+// fieldAt finds the field at a dotted path and returns the path in the contract's names; nil if there is none.
 func fieldAt(md protoreflect.MessageDescriptor, path string) (string, protoreflect.FieldDescriptor) {
 	var names []string
 	var fd protoreflect.FieldDescriptor
@@ -184,7 +184,7 @@ func fieldAt(md protoreflect.MessageDescriptor, path string) (string, protorefle
 	return strings.Join(names, "."), fd
 }
 
-// mustBe says what a value of the field must be; raw is not.
+// mustBe says what a value of the field must be, given that raw is wrong.
 func mustBe(fd protoreflect.FieldDescriptor, raw string) string {
 	switch fd.Kind() {
 	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
@@ -243,7 +243,7 @@ func enumNames(ed protoreflect.EnumDescriptor) []string {
 	return names
 }
 
-// truncateName shortens a name for an error. It makes the name valid UTF-8: else the status would lose its details.
+// truncateName shortens a name for an error. It also makes it valid UTF-8, without which the status would lose its details.
 func truncateName(name string) string {
 	if len(name) > maxNameLength {
 		return strings.ToValidUTF8(name[:maxNameLength], "") + "…"

@@ -7,19 +7,19 @@ import (
 	"net/http"
 )
 
-// DemoHandler is a REST call for operators that no contract describes. Shops that run as a demo have some.
+// DemoHandler is a REST call for operators that no contract describes. Only shops that run as a demo have any.
 type DemoHandler struct {
 	Method string
 	Path   string // a template, as in the contracts: "/demo/services/{service}/stop"
-	// Call returns what is sent as JSON, or an error of package apierror. inPath has the values of the template's fields.
-	// The context ends when the gateway begins to stop.
+	// Call returns the value to send as JSON, or an error, preferably of package apierror. inPath has the values of the
+	// fields in Path. ctx ends when the gateway begins to stop. Call may be called concurrently.
 	Call func(ctx context.Context, inPath map[string]string, body []byte) (any, error)
 }
 
-// authorizer returns an error unless the values of an Authorization header allow the call.
+// authorizer returns an error unless the values of the header Authorization allow the call.
 type authorizer func(ctx context.Context, authorization []string) error
 
-// AddDemo adds calls for operators. Their contexts end when stopping is closed.
+// AddDemo adds calls for operators, which authorize checks. Their contexts end when stopping is closed.
 func (s *Server) AddDemo(handlers []DemoHandler, authorize authorizer, stopping <-chan struct{}) error {
 	for _, c := range handlers {
 		s.routes[c.Method+" "+c.Path] = &route{path: c.Path, body: "*", bound: fieldsIn(c.Path)}

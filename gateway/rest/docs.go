@@ -20,7 +20,7 @@ import (
 	"shop.example/gen/openapi"
 )
 
-// ownDocs are our files of the page /docs. The document is shown by Swagger UI, which comes from a module.
+// ownDocs are our own files of the page /docs. Swagger UI, which shows the document, comes from a module.
 //
 //go:embed docs
 var ownDocs embed.FS
@@ -28,7 +28,7 @@ var ownDocs embed.FS
 // docsPolicy lets the page load files of the gateway only. Swagger UI has its icons in data: URLs.
 var docsPolicy = []string{"script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'"}
 
-// File is a file that is served as it is, compressed to clients that understand it. It is safe for concurrent use.
+// File is a static file, which is sent compressed to clients that accept it. It is safe for concurrent use.
 type File struct {
 	contentType string
 	policy      []string // of a page: what it may load
@@ -37,7 +37,7 @@ type File struct {
 	etag        string
 }
 
-// NewFile returns a file of this type.
+// NewFile returns a file with this media type and content.
 func NewFile(contentType string, body []byte) File {
 	sum := sha256.Sum256(body)
 	f := File{contentType: contentType, plain: body, etag: hex.EncodeToString(sum[:8])}
@@ -47,7 +47,7 @@ func NewFile(contentType string, body []byte) File {
 	return f
 }
 
-// gzippedFile returns a file that comes compressed. It is large, and hardly ever sent in another way.
+// gzippedFile returns a file that is embedded compressed. It is large, and hardly ever sent otherwise.
 func gzippedFile(contentType string, body []byte) File {
 	f := NewFile(contentType, body)
 	f.plain, f.gzipped = nil, body
@@ -87,7 +87,7 @@ func handleDocs(mux *runtime.ServeMux) error {
 	return errors.Join(failed...)
 }
 
-// Serve serves the file. A browser may keep it, and asks each time whether it has changed.
+// Serve sends the file. A browser may store it, but asks each time whether it has changed.
 func (f File) Serve(w http.ResponseWriter, r *http.Request) {
 	header, body, etag := w.Header(), f.plain, f.etag
 	header.Set("Content-Type", f.contentType)
@@ -109,7 +109,7 @@ func (f File) Serve(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-// gunzip is for the few clients without compression. An embedded file is never broken.
+// gunzip decompresses an embedded file, for the few clients that do not accept gzip.
 func gunzip(body []byte) []byte {
 	r, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {

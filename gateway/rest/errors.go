@@ -20,7 +20,7 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// httpError is an error whose HTTP status does not follow from its gRPC code.
+// httpError is an error whose HTTP status is not the usual one of its gRPC code.
 type httpError struct {
 	status int
 	error
@@ -28,7 +28,7 @@ type httpError struct {
 
 func (e httpError) Unwrap() error { return e.error }
 
-// writeError answers with a google.rpc.Status. It is a runtime.ErrorHandlerFunc.
+// writeError responds with err as a google.rpc.Status. It is a runtime.ErrorHandlerFunc.
 func (s *Server) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
 	var same notModified
 	if errors.As(err, &same) {
@@ -60,7 +60,7 @@ func (s *Server) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Ma
 	_, _ = w.Write(errorBody(failure)) // fails when the client has gone
 }
 
-// errorBody is the JSON of an error. Details of a type that this program does not know are left out.
+// errorBody returns the JSON of an error, without details of types that are not known here.
 func errorBody(failure *status.Status) []byte {
 	options := protojson.MarshalOptions{UseProtoNames: true}
 	body, err := options.Marshal(failure.Proto())
@@ -70,7 +70,7 @@ func errorBody(failure *status.Status) []byte {
 	return body
 }
 
-// writeRoutingError answers a call that has no route. It is a runtime.RoutingErrorHandlerFunc.
+// writeRoutingError responds to a call that has no route. It is a runtime.RoutingErrorHandlerFunc.
 func (s *Server) writeRoutingError(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
 	if _, probing := w.(*routeProbe); probing {
 		return
@@ -87,13 +87,13 @@ func (s *Server) writeRoutingError(ctx context.Context, mux *runtime.ServeMux, m
 	s.writeError(ctx, mux, m, w, r, err)
 }
 
-// routeProbe is passed as a response to learn whether a call has a route.
+// routeProbe is a response that only records whether a call has a route.
 type routeProbe struct {
 	http.ResponseWriter
 	routed bool
 }
 
-// allowed lists the methods with which the path of r can be called, by asking the router for each.
+// allowed returns the HTTP methods with which the path of r can be called, by asking the router for each.
 func (s *Server) allowed(r *http.Request) []string {
 	var allowed []string
 	for _, method := range methods {
@@ -110,7 +110,7 @@ func (s *Server) allowed(r *http.Request) []string {
 // InvalidPath is the error of a path that cannot be decoded.
 var InvalidPath = apierror.New(codes.InvalidArgument, "INVALID_PATH", "the path is not well encoded")
 
-// describeError turns errors of grpc-gateway and protovalidate about a request into the client's terms.
+// describeError rewrites errors of grpc-gateway and protovalidate about a request in the client's terms.
 func (t *route) describeError(err error, r *http.Request) error {
 	var badPath *runtime.HTTPStatusError
 	if errors.As(err, &badPath) {
@@ -152,7 +152,7 @@ func violationsOf(s *status.Status) []apierror.Violation {
 	return violations
 }
 
-// bodyType is the type of the message in the body.
+// bodyType returns the type of the message in the body.
 func (t *route) bodyType() protoreflect.MessageDescriptor {
 	md := t.request.Descriptor()
 	if t.body == "*" {

@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// Calls returns the routes that contracts describe: "POST /v1/orders".
+// Calls returns the routes that contracts describe, in no particular order: "POST /v1/orders".
 func (s *Server) Calls() []string { return slices.Collect(maps.Keys(s.routes)) }
 
-// Index lists the routes by their paths.
+// Index returns a plain text that lists the routes.
 func (s *Server) Index() string {
 	var lines []string
 	for call := range s.routes {

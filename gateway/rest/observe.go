@@ -19,9 +19,9 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// observer traces, measures and logs REST calls by OpenTelemetry's conventions for HTTP. It costs less
-// than half of what otelhttp does, because it knows the routes and caches their attributes. Path, query and body are not
-// recorded: they hold personal data.
+// observer traces, measures and logs REST calls, by OpenTelemetry's conventions for HTTP. It costs less than half of
+// otelhttp, because it knows the routes and caches their attributes. It does not record paths, queries and bodies, which
+// contain personal data.
 type observer struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
@@ -42,7 +42,7 @@ func newObserver(t *telemetry.Telemetry) (*observer, error) {
 
 var serverSpan = trace.WithSpanKind(trace.SpanKindServer)
 
-// serve lets next answer the call, and records it.
+// serve calls next to serve the call, and records it.
 func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, next func(*Response, *http.Request)) {
 	start := time.Now()
 	ctx, span := o.begin(r)
@@ -53,8 +53,8 @@ func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallM
 	answer.sendHeader() // of a response without a body
 }
 
-// begin begins the span of a call. Whoever sends no token could have all their calls recorded, or mix them into the traces of
-// others: their trace is linked and not continued.
+// begin begins the span of a call. The trace of a caller without a token is linked instead of continued: otherwise anybody
+// could have all their calls recorded, or add them to other people's traces.
 func (o *observer) begin(r *http.Request) (context.Context, trace.Span) {
 	theirs := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	if remote := trace.SpanContextFromContext(theirs); remote.IsValid() && r.Header.Get("Authorization") == "" {
@@ -83,7 +83,7 @@ func (o *observer) finish(ctx context.Context, span trace.Span, took time.Durati
 	}
 }
 
-// outcome is what calls are counted by. Clients cannot create new values, so there are few.
+// outcome is the set of labels that calls are counted by. Clients cannot create new values, so there are few.
 type outcome struct {
 	method string
 	route  string // the path's template; empty for a path that is not known
@@ -112,7 +112,8 @@ func (o outcome) attributes() []attribute.KeyValue {
 	}
 }
 
-// level is that of the call's log line. Internal errors and unavailable services have been logged with their cause before.
+// level is that of the call's log line. Internal errors and unavailable services have been logged with their causes
+// already.
 func (o outcome) level() slog.Level {
 	switch {
 	case o.status < http.StatusInternalServerError, o.status == http.StatusInternalServerError, o.status == http.StatusServiceUnavailable:
@@ -121,7 +122,7 @@ func (o outcome) level() slog.Level {
 	return slog.LevelWarn
 }
 
-// Response is the response to a REST call. It records its outcome, and is compressed if it is long (compress.go).
+// Response is the response to a REST call. It records the outcome, and compresses a long body (compress.go).
 type Response struct {
 	http.ResponseWriter
 	request    http.Header
@@ -135,14 +136,15 @@ type Response struct {
 	broken     bool                  // whether a part of it was not written
 }
 
-// WriteHeader is part of http.ResponseWriter. The status is sent with the body, which may change the headers.
+// WriteHeader implements http.ResponseWriter. The status is sent together with the body, which may still change the
+// headers.
 func (w *Response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
 }
 
-// sendHeader sends the status, if there is one that was not sent.
+// sendHeader sends the status if one is set and was not sent.
 func (w *Response) sendHeader() {
 	if w.status != 0 && !w.sent {
 		w.sent = true
@@ -150,7 +152,7 @@ func (w *Response) sendHeader() {
 	}
 }
 
-// Write is part of http.ResponseWriter. What is compressed has to be written at once.
+// Write implements http.ResponseWriter. A body that is compressed must be written in one call.
 func (w *Response) Write(body []byte) (int, error) {
 	if w.compressed {
 		w.broken = true
@@ -172,5 +174,5 @@ func (w *Response) Write(body []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap lets http.ResponseController reach the connection.
+// Unwrap is how http.ResponseController reaches the connection.
 func (w *Response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,7 +1,7 @@
-// Package rest serves gRPC services as REST, as their contracts say. grpc-gateway transcodes (rest.go, codec.go); this package
-// adds what a client of a public API expects: errors that name the field and what it must be (errors.go, decode_errors.go),
-// documents (docs.go, index.go), traces and metrics by route (observe.go). Calls reach the handlers through a connection
-// within the process.
+// Package rest serves gRPC services as REST, as their contracts say. grpc-gateway does the transcoding (rest.go, codec.go).
+// This package adds what clients of a public API expect: errors that name the field and what it must be (errors.go,
+// decode_errors.go), conditional requests (conditional.go), documents (docs.go, index.go), and traces and metrics by route
+// (observe.go). Calls reach the handlers through a connection within the process (package inprocess).
 package rest
 
 import (
@@ -35,12 +35,12 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// methods are HTTP's methods.
+// methods are the HTTP methods.
 var methods = []string{
 	http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPatch, http.MethodPost, http.MethodPut,
 }
 
-// Server serves the REST form of the API. Add everything before the first call; calls may be concurrent.
+// Server serves the REST API. Everything is added before the first call; calls may come concurrently.
 type Server struct {
 	conn     grpc.ClientConnInterface // to the handlers
 	mux      *runtime.ServeMux
@@ -49,18 +49,18 @@ type Server struct {
 	observer *observer
 }
 
-// route is one way to call the API.
+// route is one route of the API.
 type route struct {
 	path    string                   // the template: "/v1/orders/{order_id}:cancel"
 	request protoreflect.MessageType // nil for a page or a demo handler
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
-	// creates says that each call creates something, so that an Idempotency-Key counts. All other calls have the same effect
-	// however often they are made, and ignore it.
+	// creates says that each call creates something, so that an Idempotency-Key has an effect. All other calls can be
+	// repeated anyway, and ignore it.
 	creates bool
 }
 
-// New returns a server that calls conn. It serves the API's documents; add services to it with Add.
+// New returns a server that makes calls on conn. It serves the API's documents; services are added with Add.
 func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error) {
 	o, err := newObserver(t)
 	if err != nil {
@@ -86,8 +86,9 @@ func New(conn grpc.ClientConnInterface, t *telemetry.Telemetry) (*Server, error)
 	return s, nil
 }
 
-// Add serves a gRPC service over REST, as its contract says. The arguments are what is generated for it. The router
-// tries routes from the last one on, so what is called most is added last.
+// Add serves a gRPC service over REST, as its contract says. client and register are the functions that are generated for
+// the service. The router tries the routes that were added last first, so the service with the most calls should be added
+// last.
 func Add[C any](
 	s *Server, desc *grpc.ServiceDesc, client func(grpc.ClientConnInterface) C, register func(context.Context, *runtime.ServeMux, C) error,
 ) error {
@@ -104,7 +105,7 @@ func Add[C any](
 	return nil
 }
 
-// HandlePath adds a route that no contract describes: a page.
+// HandlePath adds a route that no contract describes, such as a page. path is a template as in the contracts.
 func (s *Server) HandlePath(method, path string, handler runtime.HandlerFunc) error {
 	if err := s.mux.HandlePath(method, path, handler); err != nil {
 		return fmt.Errorf("serving %s %s: %w", method, path, err)
@@ -112,8 +113,8 @@ func (s *Server) HandlePath(method, path string, handler runtime.HandlerFunc) er
 	return nil
 }
 
-// HandleStream serves the routes of a streaming method with this request, in place of grpc-gateway. handler returns
-// an error if it has answered nothing.
+// HandleStream makes handler serve the routes of the streaming method that has this request type, in place of grpc-gateway.
+// handler gets the values of the path's fields. It may return an error only if it has not written a response.
 func (s *Server) HandleStream(request protoreflect.MessageType, handler func(*Response, *http.Request, map[string]string) error) error {
 	for _, to := range s.routes {
 		if to.request != request {
@@ -131,20 +132,20 @@ func (s *Server) HandleStream(request protoreflect.MessageType, handler func(*Re
 	return nil
 }
 
-// CallContext is the context in which r calls method, with its headers as metadata.
+// CallContext returns the context for calling method on behalf of r, with r's headers as metadata.
 func (s *Server) CallContext(r *http.Request, method string) (context.Context, error) {
 	return runtime.AnnotateContext(r.Context(), s.mux, r, method)
 }
 
-// textAnswer is what is sent in place of a message: plain text, and the path of what was created.
+// textAnswer returns the plain text to send instead of a message, and the path of what was created.
 type textAnswer func(answer proto.Message) (text, location string)
 
-// AnswerInText sends messages of a type as text.
+// AnswerInText makes responses of the type of of be sent as plain text.
 func (s *Server) AnswerInText(of proto.Message, text textAnswer) {
 	s.texts[of.ProtoReflect().Descriptor().FullName()] = text
 }
 
-// ServeCall answers a call, or its refusal if that is not nil.
+// ServeCall serves a call, or responds with refusal if that is not nil. h counts the call's memory.
 func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, refusal error) {
 	s.observer.serve(w, r, h, func(w *Response, r *http.Request) {
 		if refusal != nil {
@@ -158,7 +159,7 @@ func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.Cal
 	})
 }
 
-// recoverPanic answers in place of code that panicked, and aborts a call whose response could not be written. Panics of gRPC
+// recoverPanic responds for code that panicked, and aborts a call whose response could not be written. Panics in gRPC
 // handlers do not get here: the interceptor recovers them.
 func (s *Server) recoverPanic(w *Response, r *http.Request) {
 	panicked := recover()
@@ -175,7 +176,7 @@ func (s *Server) recoverPanic(w *Response, r *http.Request) {
 	s.writeError(r.Context(), nil, nil, w, r, errors.New("panicked"))
 }
 
-// routingMethod is the method that a call is routed by.
+// routingMethod returns the method by which a call is routed: HEAD is routed as GET.
 func routingMethod(method string) string {
 	if method == http.MethodHead {
 		return http.MethodGet
@@ -183,8 +184,8 @@ func routingMethod(method string) string {
 	return method
 }
 
-// validate is the middleware of calls that have found their route: parameters must be known and readable, which
-// grpc-gateway does not check or explains badly, and the body must be JSON and not too large.
+// validate is the middleware of calls that have a route. It checks what grpc-gateway does not check or explains badly:
+// parameters must be known and valid, and the body must be JSON and not too large.
 func (s *Server) validate(next runtime.HandlerFunc) runtime.HandlerFunc {
 	var once sync.Once
 	var to *route
@@ -229,8 +230,8 @@ func (s *Server) routeOf(r *http.Request) *route {
 	return &route{path: path} // a page
 }
 
-// customMethods are the suffixes of a resource's path, ":cancel" for example, that make it the path of a custom method. With
-// an HTTP method of the resource itself, GET for example, the router takes the suffix for a part of the id.
+// customMethods are the suffixes of a resource's path, for example ":cancel", that make it the path of a custom method.
+// With an HTTP method of the resource itself, such as GET, the router takes the suffix for a part of the id.
 func (s *Server) customMethods(resource *route) []string {
 	var endings []string
 	for _, to := range s.routes {
@@ -241,7 +242,7 @@ func (s *Server) customMethods(resource *route) []string {
 	return endings
 }
 
-// addRoutes adds the routes to the methods of a service, from its contract.
+// addRoutes adds the routes of a service's methods, from its contract.
 func (s *Server) addRoutes(sd protoreflect.ServiceDescriptor) error {
 	for i := range sd.Methods().Len() {
 		md := sd.Methods().Get(i)
@@ -315,7 +316,7 @@ func (t *route) checkParameters(r *http.Request, inPath map[string]string) error
 	return nil
 }
 
-// isBound says whether a field is set by the path or the body, so that the query cannot.
+// isBound reports whether a field is set by the path or the body, so that the query must not set it.
 func (t *route) isBound(field string) bool {
 	return t.body == "*" || t.body != "" && strings.HasPrefix(field+".", t.body+".") || slices.Contains(t.bound, field)
 }
@@ -354,8 +355,8 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 
 const jsonType = "application/json"
 
-// checkMediaType returns an error if the headers say that the body is not JSON in UTF-8. Without a Content-Type the body is
-// taken for JSON, as the demo did; without a body its type does not matter.
+// checkMediaType returns an error if the headers say that the body is not JSON in UTF-8. Without a Content-Type the body
+// counts as JSON, as in the demo; without a body the type does not matter.
 func checkMediaType(w http.ResponseWriter, r *http.Request) error {
 	given := r.Header.Get("Content-Type")
 	coding := r.Header.Get("Content-Encoding")
@@ -385,7 +386,7 @@ type requestBody struct {
 
 func (*requestBody) Close() error { return nil }
 
-// decisionDelay is when an order that is pending is worth another look, in seconds. It is shared and never changed.
+// decisionDelay is the Retry-After of a pending order, in seconds. It is shared and must not be changed.
 var decisionDelay = []string{"1"}
 
 // setHeaders sets status and headers of a response.
@@ -412,7 +413,7 @@ func (s *Server) setHeaders(_ context.Context, w http.ResponseWriter, answer pro
 	return nil
 }
 
-// rewrite turns a response that is sent as text into text.
+// rewrite replaces a response that is sent as text by that text.
 func (s *Server) rewrite(_ context.Context, answer proto.Message) (any, error) {
 	if text, ok := s.texts[answer.ProtoReflect().Descriptor().FullName()]; ok {
 		body, _ := text(answer)
@@ -421,11 +422,11 @@ func (s *Server) rewrite(_ context.Context, answer proto.Message) (any, error) {
 	return answer, nil
 }
 
-// OrderPath is where an order can be read.
+// OrderPath returns the path at which an order can be read.
 func OrderPath(orderID string) string { return "/v1/orders/" + orderID }
 
-// incomingHeader names the metadata that a header becomes. authorization is passed on by grpc-gateway itself; the
-// trace context is in the context.
+// incomingHeader returns the name of the metadata that a request header becomes. grpc-gateway itself passes on
+// authorization, and the trace context is in the context.
 func incomingHeader(header string) (string, bool) {
 	switch header {
 	case "Idempotency-Key", "Prefer":
@@ -434,7 +435,7 @@ func incomingHeader(header string) (string, bool) {
 	return "", false
 }
 
-// outgoingHeader names the header that metadata of a handler become.
+// outgoingHeader returns the name of the response header that a handler's metadata become.
 func outgoingHeader(key string) (string, bool) {
 	switch key {
 	case "preference-applied", idempotency.Replayed:

@@ -138,7 +138,7 @@ func (reportServer) GetReport(context.Context, *statusv1.GetReportRequest) (*sta
 }
 
 // Who sent a token that was not valid was taken for nobody, and could place orders that were then not theirs.
-func TestAccess_AWrongTokenIsNeverNobody(t *testing.T) {
+func TestAccess_AWrongTokenIsNotTakenForAnAnonymousCaller(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t)
 	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })

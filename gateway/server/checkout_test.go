@@ -49,7 +49,7 @@ func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
 		})
 		select {
 		case <-waiting:
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("an order does not reach the broker")
 		}
 	}
@@ -64,7 +64,7 @@ func TestPlaceOrder_ALargeOrderTakesTheRoomOfSeveral(t *testing.T) {
 	})
 	select {
 	case <-waiting:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Error("the small order does not reach the broker")
 	}
 	close(confirm)
@@ -108,7 +108,7 @@ func TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce(t *testing.T) {
 	for range ordersInFlight {
 		select {
 		case <-waiting:
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("the orders do not reach the broker")
 		}
 	}

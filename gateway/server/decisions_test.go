@@ -199,12 +199,12 @@ func TestPreferWait_WhatIsDecidedWhileTheBrokerIsAwayIsFound(t *testing.T) {
 	before := len(book.questions())
 	proxy.Down()
 	proxy.Up(t)
-	for deadline := time.Now().Add(patience); len(book.questions()) == before; <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); len(book.questions()) == before; <-time.After(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody looks what was missed")
 		}
 	}
-	for deadline := time.Now().Add(patience); ; <-time.After(200 * time.Millisecond) { // what comes before it is bound again is missed
+	for deadline := time.Now().Add(testTimeout); ; <-time.After(200 * time.Millisecond) { // what comes before it is bound again is missed
 		if err := o.confirm(t.Context(), placed); err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 	"shop.example/gateway/web"
 )
 
-// parts is what features are made of.
+// parts is what features are built from.
 type parts struct {
 	services grpc.ServiceRegistrar    // over gRPC
 	conn     grpc.ClientConnInterface // to the services, within the process
@@ -27,8 +27,8 @@ type parts struct {
 	traceURL string                                                        // of the page of a trace, "" for none
 }
 
-// addFeatures adds what the gateway can do without. To remove a feature, delete its folder, and its line and import here;
-// make removable does that to a copy of the tree, and builds it.
+// addFeatures adds the optional features. To remove one, delete its folder, and its line and import here; `make removable`
+// does that on a copy of the tree and builds it.
 func addFeatures(p parts) error {
 	return errors.Join(
 		intermediary.Register(p.services, p.rest, p.paths, p.orders, p.request, p.currency),

@@ -36,8 +36,8 @@ import (
 	"shop.example/topology"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests.
+const testTimeout = 20 * time.Second
 
 const order = `{"customer_name":"Ada Lovelace","customer_email":"ada@example.com","order_items":[` +
 	`{"product_id":5,"quantity":3,"expected_unit_price":{"currency_code":"USD","units":"35"}},{"product_id":6,"quantity":4}]}`
@@ -111,7 +111,7 @@ func receive(t *testing.T, from <-chan messaging.Delivery) (*eventsv1.OrderPlace
 			t.Fatal(err)
 		}
 		return &placed, d
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("no order came")
 		return nil, messaging.Delivery{}
 	}
@@ -367,7 +367,7 @@ func TestListInventory_IsAskedOverTheBroker(t *testing.T) {
 	}
 }
 
-func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T) {
+func TestListInventory_HasALimitForEachClientWhateverTheRateLimitIs(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	g := startGateway(t, Config{AMQPURL: broker.URL})
@@ -418,7 +418,7 @@ func TestListInventory_OneClientMayAskSoOftenWhateverTheRateLimitIs(t *testing.T
 	for range answered + 1 {
 		select {
 		case <-logged:
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("a call that was answered is not logged")
 		}
 	}
@@ -466,7 +466,7 @@ func TestForward_WhatTheServiceAnswersPassesUnchanged(t *testing.T) {
 	}
 }
 
-func TestForward_AServiceThatIsAwayIsUnavailableAndItsAddressUntold(t *testing.T) {
+func TestForward_AServiceThatIsAwayIsUnavailableAndItsAddressNotShown(t *testing.T) {
 	t.Parallel()
 	g := startGateway(t, Config{})
 	conn := client(t, g.HTTPAddr())
@@ -511,13 +511,13 @@ func TestForward_AServiceThatComesBackIsFoundAgain(t *testing.T) {
 		defer context.AfterFunc(ctx, server.Stop)()
 		return server.Serve(lis)
 	})
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(testTimeout); ; {
 		got := send(t, http.MethodGet, url, "")
 		if got.status == http.StatusOK {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s after it came: %d %s", patience, got.status, got.body)
+			t.Fatalf("%s after it came: %d %s", testTimeout, got.status, got.body)
 		}
 	}
 }

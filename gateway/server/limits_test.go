@@ -41,7 +41,7 @@ type rawCall struct {
 // callRaw begins a call over HTTP/2. The client takes window bytes of the answer; the connection is the call's own.
 func callRaw(t *testing.T, url string, window int, headers ...string) *rawCall {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	read, write := io.Pipe()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, read)
 	if err != nil {
@@ -98,7 +98,7 @@ func (c *rawCall) began() *http.Response {
 	c.t.Helper()
 	select {
 	case <-c.done:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		c.t.Fatal("the call is not answered")
 	}
 	if c.err != nil {
@@ -134,7 +134,7 @@ func (c *rawCall) ended() error {
 // inUse waits until as much of the limiter is in use as is wanted.
 func inUse(t *testing.T, l *ingress.Limiter, wanted func(used int) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); ; <-time.After(5 * time.Millisecond) {
 		used, clients := l.InUse()
 		if wanted(used) && (used > 0) == (clients > 0) {
 			return
@@ -228,7 +228,7 @@ func TestGRPC_ACallWhoseAnswerNobodyReadsEnds(t *testing.T) {
 	free(t, streams)
 }
 
-func TestGRPC_WhoeverWatchesTakesAPlaceOfAStreamAndMayGoOnForLong(t *testing.T) {
+func TestGRPC_AHealthWatchCountsAsAStreamAndHasNoTimeLimit(t *testing.T) {
 	t.Parallel()
 	streams := ingress.NewLimiter(2, 1)
 	_, addr := serveAPI(t, nothingPublished(t), orderServer{}, func(d *ingress.Ingress, s *http.Server) {
@@ -258,7 +258,7 @@ func TestGRPC_WhoeverWatchesTakesAPlaceOfAStreamAndMayGoOnForLong(t *testing.T) 
 	free(t, streams)
 }
 
-func TestCalls_OneClientMayHaveSoManyOpen(t *testing.T) {
+func TestCalls_OneClientHasALimitOfOpenCalls(t *testing.T) {
 	t.Parallel()
 	calls := ingress.NewLimiter(3, 2)
 	_, addr := serveAPI(t, published, orderServer{}, func(d *ingress.Ingress, _ *http.Server) {
@@ -391,7 +391,7 @@ func TestHeld_AnswersThatNobodyReadsAreBoundedByTheirBytes(t *testing.T) {
 		transport := &http.Transport{Protocols: protocolOf(version)}
 		defer transport.CloseIdleConnections()
 		get := func(order string) error {
-			res, err := (&http.Client{Transport: transport, Timeout: patience}).Get("http://" + addr + "/v1/orders/" + order)
+			res, err := (&http.Client{Transport: transport, Timeout: testTimeout}).Get("http://" + addr + "/v1/orders/" + order)
 			if err != nil {
 				return err
 			}
@@ -422,7 +422,7 @@ func TestListener_OneAddressMayHaveSoManyConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testTimeout))
 		fmt.Fprint(conn, "GET /openapi.json HTTP/1.1\r\nHost: shop\r\n\r\n")
 		_, err = conn.Read(make([]byte, 1))
 		return conn, err
@@ -441,7 +441,7 @@ func TestListener_OneAddressMayHaveSoManyConnections(t *testing.T) {
 		t.Error("the refused connection is not counted")
 	}
 	_ = first.Close()
-	for deadline := time.Now().Add(patience); ; <-time.After(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); ; <-time.After(5 * time.Millisecond) {
 		if _, err := open(); err == nil {
 			return
 		}

@@ -136,7 +136,7 @@ func TestLogins_TokensOfCallsThatComeInTogetherAreNotAllLookedAt(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(patience))
+		_ = conn.SetDeadline(time.Now().Add(testTimeout))
 		token := fmt.Sprintf("a-token-that-was-guessed-%d", i)
 		if i == calls-1 {
 			token = operatorToken
@@ -160,7 +160,7 @@ func TestLogins_TokensOfCallsThatComeInTogetherAreNotAllLookedAt(t *testing.T) {
 		}
 		_ = res.Body.Close()
 	}
-	if most := 20 + int(patience.Seconds()); looked > most {
+	if most := 20 + int(testTimeout.Seconds()); looked > most {
 		t.Errorf("%d tokens were looked at", looked)
 	}
 }

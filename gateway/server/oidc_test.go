@@ -174,7 +174,7 @@ func TestOIDC_NobodyIsLetInWhileTheIssuerIsAway(t *testing.T) {
 		t.Error("the log does not say that the issuer is away")
 	}
 	i.SetDown(false)
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(testTimeout); ; {
 		got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Authorization: Bearer "+token)
 		if got.status == http.StatusOK {
 			break

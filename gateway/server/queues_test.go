@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"shop.example/platform/messaging"
 	"shop.example/platform/messaging/provision"
 	"shop.example/platform/testkit/brokertest"
+	"shop.example/platform/testkit/netproxy"
 	"shop.example/topology"
 )
 
@@ -45,7 +47,7 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 				}
 				return nil
 			})
-			if took := time.Since(begin); took > patience/2 {
+			if took := time.Since(begin); took > testTimeout/2 {
 				t.Errorf("refused after %s", took)
 			}
 			if isReady() {
@@ -67,18 +69,51 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 	}
 }
 
+// A frozen broker was told of as one whose queues are missing: whoever was on duty provisioned it, which nothing came of.
+func TestPlaceOrder_SaysThatTheBrokerDoesNotAnswerIfItIsFrozen(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	url := broker.Services(t, topology.Broker())["gateway"]
+	proxy := netproxy.New(t, url)
+	g := startGateway(t, Config{AMQPURL: proxy.URL})
+	place := func() answer {
+		return send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders", order, "Content-Type: application/json")
+	}
+	isAccepted := func() error {
+		if got := place(); got.status != http.StatusAccepted {
+			return fmt.Errorf("answered %d %s", got.status, got.body)
+		}
+		return nil
+	}
+	eventually(t, isAccepted)
+	proxy.DropResponses()
+	eventually(t, func() error {
+		if ready := send(t, http.MethodGet, "http://"+g.AdminAddr()+"/readyz", ""); !strings.Contains(ready.body, messaging.ErrNoAnswer.Error()) {
+			return fmt.Errorf("readiness does not say so: %d %s", ready.status, ready.body)
+		}
+		return nil
+	})
+	got := place()
+	if got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, `"BROKER_UNAVAILABLE"`) || got.header.Get("Retry-After") == "" {
+		t.Errorf("frozen: %d %s", got.status, got.body)
+	}
+	proxy.Down()
+	proxy.Up(t)
+	eventually(t, isAccepted)
+}
+
 // eventually calls f until it returns nil.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); ; <-tick.C {
+	for deadline := time.Now().Add(testTimeout); ; <-tick.C {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %v", patience, err)
+			t.Fatalf("after %s: %v", testTimeout, err)
 		}
 	}
 }

@@ -1,11 +1,11 @@
 // Package server wires the gateway: REST and gRPC on one port.
 //
-// A call comes in through package ingress, which knows the client and refuses what is too much. gRPC calls go on to the
-// handlers; REST calls are transcoded by package rest, and streams of events by package streams, and reach the same
-// handlers within the process (package inprocess). Each handler is guarded by package access, which knows who may call
-// it. Orders are taken by package intake, which publishes them: for that the broker alone is needed. All other calls go to
-// the services behind the gateway (package upstream). What the gateway can do without, the legacy API (package
-// intermediary) and the page (package web), is added in features.go.
+// A call first passes package ingress, which identifies the client and enforces limits. gRPC calls go on to the handlers.
+// REST calls are transcoded by package rest, and event streams are served by package streams; both reach the same handlers
+// within the process, through package inprocess. Package access guards each handler. Package intake takes orders and
+// publishes them, for which it needs the broker only. All other calls go to the services behind the gateway (package
+// upstream). Optional parts, such as the demo's API (package intermediary) and the page (package web), are added in
+// features.go.
 package server
 
 import (
@@ -41,7 +41,7 @@ import (
 	"shop.example/topology"
 )
 
-// Config is the gateway's configuration.
+// Config is the gateway's configuration. The tags are those of github.com/caarlos0/env.
 type Config struct {
 	AMQPURL       string `env:"AMQP_URL,required,notEmpty"`
 	HTTPAddr      string `env:"HTTP_ADDR"      envDefault:":3000"`
@@ -51,45 +51,48 @@ type Config struct {
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
 	LoggingAddr   string `env:"LOGGING_ADDR"   envDefault:"localhost:3003"`
 	WebhooksAddr  string `env:"WEBHOOKS_ADDR"  envDefault:"localhost:3004"`
-	// TLS is what the gateway calls the other services with.
+	// TLS is the certificate for calls to the other services.
 	TLS mtls.Config
-	// OperatorToken is what an operator without a name sends, OperatorTokens what those with one do: entries name:token,
-	// where a name may have several. A token has 16 characters or more. Without any nobody is an operator.
+	// OperatorToken is the token of operators without a name; OperatorTokens are those with a name, as entries name:token,
+	// of which a name may have several. A token has at least 16 characters. Without any token there are no operators.
 	OperatorToken  string   `env:"SHOP_OPERATOR_TOKEN"`
 	OperatorTokens []string `env:"SHOP_OPERATOR_TOKENS"`
-	// IDSecret signs order ids, and keys those that are derived from idempotency keys, 16 bytes at least. All replicas need the
-	// same. Without one an idempotency key is good until the gateway restarts, and an order that waits to be decided is
-	// PENDING at the gateway alone that took it.
+	// IDSecret, of at least 16 bytes, signs order ids and is the key for ids that are derived from idempotency keys. All
+	// replicas need the same. Without it an idempotency key is forgotten when the gateway restarts, and an undecided order
+	// is PENDING only at the gateway that took it and unknown at others.
 	IDSecret string `env:"SHOP_ID_SECRET"`
-	// PreviousIDSecret is the IDSecret before this one: the idempotency keys and ids of its time stay good while it is set.
+	// PreviousIDSecret is the IDSecret that was used before. As long as it is set, idempotency keys and ids of its time
+	// stay valid.
 	PreviousIDSecret string `env:"SHOP_ID_SECRET_PREVIOUS"`
-	// Currency is the ISO 4217 code of the prices that the demo's interface gives as plain numbers.
+	// Currency is the ISO 4217 code of the prices in the demo's API, which are plain numbers.
 	Currency string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	// MaxStreams is how many event streams may be open at a time, over REST and gRPC together; 1,000 if it is 0. One client
 	// may have a quarter of them.
 	MaxStreams int `env:"SHOP_MAX_STREAMS"`
-	// TraceURL is where the page of a trace is, with {trace_id} in it; the front page then links to it. Empty: no links.
+	// TraceURL is the URL of the page that shows a trace, with {trace_id} in it, for links on the front page; empty for no
+	// links.
 	TraceURL string `env:"TRACE_URL"`
-	// HTTPTLS is what REST and gRPC are served with.
+	// HTTPTLS is the certificate for REST and gRPC.
 	HTTPTLS ingress.TLS
-	// Ingress says who comes in, and how many.
+	// Ingress has the limits of calls, and the issuer of customers' tokens.
 	Ingress ingress.Config
-	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	// StopDelay is how long a replica goes on serving, but not ready, before it stops.
 	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
 	// Telemetry says how the gateway logs.
 	Telemetry telemetry.Config
-	// DemoHandlers are calls for operators that the gateway's process adds to the REST API. A gateway of its own has none.
+	// DemoHandlers are calls for operators that the program around the gateway adds to the REST API. A gateway in a process
+	// of its own has none.
 	DemoHandlers []rest.DemoHandler `env:"-"`
 }
 
-// Service is one running replica of the gateway.
+// Service is one replica of the gateway.
 type Service struct {
 	*service.Service
 	lis net.Listener
 }
 
-// New opens the gateway's listeners and returns a gateway that does nothing until Run. It needs no other service, nor
-// the broker, to be there. A gateway that is not run must be closed.
+// New opens the gateway's listeners and returns a gateway that serves while Run runs. Neither the broker nor any other
+// service has to be available. A gateway that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -159,6 +162,11 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))
+	share, err := intake.NewShare(orders)
+	if err != nil {
+		return nil, err
+	}
+	checkoutv1.RegisterShareServiceServer(a, share)
 	statusv1.RegisterStatusServiceServer(a, upstream.NewStatusServer(s.Ready, consume.Queues, up.order, up.inventory, up.logging, up.webhooks))
 	// The log first: what it has of dead letters is discarded before the orders are erased, and webhooks get nothing from it
 	// afterwards that names the customer.
@@ -223,7 +231,7 @@ func (cfg Config) check() error {
 	return nil
 }
 
-// HTTPAddr returns the address REST and gRPC are served on.
+// HTTPAddr returns the address that REST and gRPC are served on.
 func (s *Service) HTTPAddr() string { return s.lis.Addr().String() }
 
 // upstreams are the services behind the gateway.
@@ -259,10 +267,11 @@ func (up upstreams) forward(a *api, streams *ingress.Limiter) error {
 	)
 }
 
-// addServices serves over REST what cannot be left out.
+// addServices serves over REST the services that are not optional.
 func addServices(r *rest.Server) error {
 	return errors.Join(
 		rest.Add(r, &orderv1.OrderService_ServiceDesc, orderv1.NewOrderServiceClient, orderv1.RegisterOrderServiceHandlerClient),
+		rest.Add(r, &checkoutv1.ShareService_ServiceDesc, checkoutv1.NewShareServiceClient, checkoutv1.RegisterShareServiceHandlerClient),
 		rest.Add(r, &inventoryv1.InventoryService_ServiceDesc, inventoryv1.NewInventoryServiceClient, inventoryv1.RegisterInventoryServiceHandlerClient),
 		rest.Add(r, &loggingv1.EventLogService_ServiceDesc, loggingv1.NewEventLogServiceClient, loggingv1.RegisterEventLogServiceHandlerClient),
 		rest.Add(r, &loggingv1.DeadLetterService_ServiceDesc, loggingv1.NewDeadLetterServiceClient, loggingv1.RegisterDeadLetterServiceHandlerClient),
@@ -273,12 +282,12 @@ func addServices(r *rest.Server) error {
 	)
 }
 
-// addCheckout serves orders over REST. It is called last: the router finds first what was added last.
+// addCheckout serves orders over REST. It is called last, because the router tries the routes that were added last first.
 func addCheckout(r *rest.Server) error {
 	return rest.Add(r, &checkoutv1.CheckoutService_ServiceDesc, checkoutv1.NewCheckoutServiceClient, checkoutv1.RegisterCheckoutServiceHandlerClient)
 }
 
-// api is where services are registered to be served: over gRPC and within the process, behind one check of access.
+// api registers services twice: for gRPC calls and for calls within the process, both behind the same check of access.
 type api struct {
 	grpc   *grpc.Server
 	local  *inprocess.Conn

@@ -63,13 +63,13 @@ type streaming struct {
 	done chan error // has the result of Run
 }
 
-func startStreaming(t *testing.T, limit *ingress.Limiter, heartbeat, patience time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
+func startStreaming(t *testing.T, limit *ingress.Limiter, heartbeat, testTimeout time.Duration, stream func(*loggingv1.StreamEventsRequest, logStream) error) *streaming {
 	t.Helper()
 	addr := backend(t, func(s grpc.ServiceRegistrar) { loggingv1.RegisterEventLogServiceServer(s, logServer{stream: stream}) })
-	return startStreamingTo(t, addr, limit, heartbeat, patience)
+	return startStreamingTo(t, addr, limit, heartbeat, testTimeout)
 }
 
-func startStreamingTo(t *testing.T, logging string, limit *ingress.Limiter, heartbeat, patience time.Duration) *streaming {
+func startStreamingTo(t *testing.T, logging string, limit *ingress.Limiter, heartbeat, testTimeout time.Duration) *streaming {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
 	s, err := service.New(service.Config{}, tel)
@@ -88,7 +88,7 @@ func startStreamingTo(t *testing.T, logging string, limit *ingress.Limiter, hear
 	rest := serveREST(t, a, nil, tel)
 	clients := ingress.ClientIdentifier{Authorizer: a.access, TrustedProxies: 1}
 	events := streams.New(a.local, rest, clients, s.Stopping())
-	events.Heartbeat, events.WriteTimeout = heartbeat, patience
+	events.Heartbeat, events.WriteTimeout = heartbeat, testTimeout
 	if err := events.Register(); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func startStreamingTo(t *testing.T, logging string, limit *ingress.Limiter, hear
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := ingress.NewServer(&ingress.Ingress{GRPC: s.GRPC(), REST: rest, Clients: clients, WriteTimeout: patience}, tel.Logger)
+	server := ingress.NewServer(&ingress.Ingress{GRPC: s.GRPC(), REST: rest, Clients: clients, WriteTimeout: testTimeout}, tel.Logger)
 	server.ReadTimeout, server.WriteTimeout = time.Second, time.Second
 	s.ServeHTTP("http", lis, server)
 	running := &streaming{url: "http://" + lis.Addr().String(), done: make(chan error, 1)}
@@ -125,7 +125,7 @@ type sseReader struct {
 // follow opens a stream. Headers are "Name: value".
 func follow(t *testing.T, protocols *http.Protocols, url string, headers ...string) *sseReader {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +226,7 @@ func TestSSE_OutlivesTheLimitsOfCallsOverHTTP1AndHTTP2(t *testing.T) {
 	}
 }
 
-func TestStreams_SayWhereTheyAreThoughNothingHappens(t *testing.T) {
+func TestStreams_SendTheirPositionThoughNothingHappens(t *testing.T) {
 	t.Parallel()
 	s := startStreaming(t, ingress.NewLimiter(8, 8), time.Minute, time.Minute, func(_ *loggingv1.StreamEventsRequest, stream logStream) error {
 		for _, position := range []int64{6, 9} {
@@ -349,7 +349,7 @@ func TestSSE_AClientThatDoesNotReadIsCutOffAndHoldsNothing(t *testing.T) {
 			if sent > 16<<20 {
 				t.Errorf("HTTP/%d: %d bytes were sent to a client that reads nothing", version, sent)
 			}
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatalf("HTTP/%d: the stream goes on", version)
 		}
 		_, err := io.Copy(io.Discard, r.res.Body)
@@ -393,7 +393,7 @@ func TestStream_AGRPCClientThatDoesNotReadIsCutOffAndOneThatIsSentNothingIsNot(t
 	}
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("the stream of a client that does not read goes on")
 	}
 	if took := time.Since(begin); took < limit {
@@ -434,7 +434,7 @@ func TestSSE_BeyondTheLimitIsTooManyRequests(t *testing.T) {
 		t.Errorf("beyond the limit, over gRPC: %v", err)
 	}
 	_ = first.res.Body.Close()
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(testTimeout); ; {
 		if got := send(t, http.MethodHead, url, ""); got.status == http.StatusOK { // which ends by itself
 			break
 		}
@@ -477,7 +477,7 @@ func TestSSE_OneClientMayHaveAQuarterOfTheStreams(t *testing.T) {
 		t.Errorf("the operator from the same address: %v", err)
 	}
 	_ = first.res.Body.Close()
-	for deadline := time.Now().Add(patience); send(t, http.MethodHead, url, "", one).status != http.StatusOK; {
+	for deadline := time.Now().Add(testTimeout); send(t, http.MethodHead, url, "", one).status != http.StatusOK; {
 		if time.Now().After(deadline) {
 			t.Fatal("the place of a stream that has ended is not free for its client")
 		}

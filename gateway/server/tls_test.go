@@ -37,7 +37,7 @@ func certify(t *testing.T, dir string) (ingress.TLS, *x509.CertPool) {
 
 func serialOf(t *testing.T, addr string, ca *x509.CertPool) *big.Int {
 	t.Helper()
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", addr, &tls.Config{RootCAs: ca, MinVersion: tls.VersionTLS12})
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: testTimeout}, "tcp", addr, &tls.Config{RootCAs: ca, MinVersion: tls.VersionTLS12})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -212,7 +212,7 @@ func TestWeb_StreamsAreForThoseWhoMayAndCounted(t *testing.T) {
 		c := connect.NewClient[loggingv1.StreamEventsRequest, loggingv1.StreamEventsResponse](&http.Client{Transport: transport},
 			"http://"+g.HTTPAddr()+loggingv1.EventLogService_StreamEvents_FullMethodName, options...)
 		open := func(headers ...string) (*connect.ServerStreamForClient[loggingv1.StreamEventsResponse], context.CancelFunc) {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 			req := connect.NewRequest(&loggingv1.StreamEventsRequest{OrderId: storedOrder})
 			if len(headers) == 0 {
 				req.Msg.OrderId = ""
@@ -232,7 +232,7 @@ func TestWeb_StreamsAreForThoseWhoMayAndCounted(t *testing.T) {
 		}
 		cancel()
 		stream, cancel := open("an order's")
-		for deadline := time.Now().Add(patience); !stream.Receive(); stream, cancel = open("an order's") {
+		for deadline := time.Now().Add(testTimeout); !stream.Receive(); stream, cancel = open("an order's") {
 			cancel() // the stream before it takes a moment to end
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %v", protocol, stream.Err())

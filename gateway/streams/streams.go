@@ -1,4 +1,4 @@
-// Package streams serves the event log live to browsers, as Server-Sent Events.
+// Package streams serves the event log as it grows, as Server-Sent Events.
 package streams
 
 import (
@@ -27,9 +27,9 @@ import (
 )
 
 const (
-	// heartbeat is how often something is sent on a stream: so a client that is gone is noticed, and proxies, which often
-	// close a connection that is silent for a minute, keep it. It is shorter than SlowReaderTimeout, so that the deadline of
-	// each write lasts until the next.
+	// heartbeat is how often something is sent on a stream, so that a client which is gone is noticed, and proxies, many of
+	// which close a connection that is silent for a minute, keep it open. It is shorter than SlowReaderTimeout, so that the
+	// deadline of each write lasts until the next.
 	heartbeat = ingress.SlowReaderTimeout / 2
 	// reconnectDelay is what clients are told to wait before they connect again, in milliseconds.
 	reconnectDelay = "1000"
@@ -41,30 +41,32 @@ const (
 
 const streamEvents = loggingv1.EventLogService_StreamEvents_FullMethodName
 
-// Server serves StreamEvents as Server-Sent Events, because browsers cannot read the lines of JSON that grpc-gateway makes of
-// streams. The handler is the one that gRPC clients call, so access, validation and errors are the same.
+// Server serves StreamEvents as Server-Sent Events, because browsers cannot read the lines of JSON that grpc-gateway makes
+// of streams. It calls the same handler as gRPC clients do, so access, validation and errors are the same.
 type Server struct {
 	conn     *inprocess.Conn
 	rest     *rest.Server
 	clients  ingress.ClientIdentifier
 	stopping <-chan struct{} // closed when the gateway stops
 
-	// Heartbeat is how often an idle stream gets a comment, and WriteTimeout how long a client may take for one write.
+	// Heartbeat is how often an idle stream gets a comment, and WriteTimeout how long a client may take to read one write.
+	// They are set before the first call.
 	Heartbeat, WriteTimeout time.Duration
 }
 
-// New returns a server of the streams of conn. They end when stopping is closed.
+// New returns a server for the streams of conn. They end when stopping is closed.
 func New(conn *inprocess.Conn, restServer *rest.Server, clients ingress.ClientIdentifier, stopping <-chan struct{}) *Server {
 	return &Server{conn: conn, rest: restServer, clients: clients, stopping: stopping, Heartbeat: heartbeat, WriteTimeout: ingress.SlowReaderTimeout}
 }
 
-// Register adds the routes of StreamEvents to REST. Call it when the event log has been added there.
+// Register adds the routes of StreamEvents to the REST server, to which the event log's service must have been added
+// before.
 func (s *Server) Register() error {
 	return s.rest.HandleStream((*loggingv1.StreamEventsRequest)(nil).ProtoReflect().Type(), s.serve)
 }
 
-// serve answers with a stream that lasts until the client leaves, the gateway stops, or the service behind it does. It
-// returns an error if nothing has been answered.
+// serve responds with a stream that lasts until the client leaves, the gateway stops, or the service behind it does. It
+// returns an error only if nothing has been written.
 func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]string) error {
 	request, err := streamRequest(r, inPath)
 	if err != nil {
@@ -96,8 +98,8 @@ func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]stri
 	return nil
 }
 
-// forward passes events on until there are no more. A client that resumes waits until the service is back:
-// browsers reconnect after a stream has ended, but not after an error.
+// forward passes on events until there are no more. For a client that resumes, it waits until the service is back: browsers
+// reconnect after the end of a stream, but not after an error.
 func (s *Server) forward(out *eventStream, resumed bool) error {
 	for {
 		err := s.conn.ServeStream(streamEvents, out)
@@ -112,7 +114,8 @@ func (s *Server) forward(out *eventStream, resumed bool) error {
 	}
 }
 
-// keepAlive sends heartbeats, and ends a stream that does not open in time or whose gateway stops, until its context ends.
+// keepAlive sends heartbeats until the stream's context ends, and ends a stream that does not open in time or whose gateway
+// stops.
 func (s *Server) keepAlive(out *eventStream) {
 	beat := time.NewTicker(s.Heartbeat)
 	defer beat.Stop()
@@ -138,10 +141,10 @@ func (s *Server) keepAlive(out *eventStream) {
 	}
 }
 
-// lastEventID is the header with which a client resumes.
+// lastEventID is the header with which a client resumes a stream.
 const lastEventID = "Last-Event-ID"
 
-// streamRequest reads the request from the URL, which has been checked, and the header.
+// streamRequest makes the request from the URL, which has been checked, and the header.
 func streamRequest(r *http.Request, inPath map[string]string) (*loggingv1.StreamEventsRequest, error) {
 	request := &loggingv1.StreamEventsRequest{}
 	query, err := url.ParseQuery(r.URL.RawQuery)
@@ -169,9 +172,9 @@ func streamRequest(r *http.Request, inPath map[string]string) (*loggingv1.Stream
 	return request, nil
 }
 
-// eventStream is a grpc.ServerStream that writes the responses of StreamEvents as Server-Sent Events. It holds one event
-// at a time: while the client does not read, nothing is taken from the service. Streams do not share the text of an
-// event: nearly all are of one order, and no two of those have an event in common.
+// eventStream is a grpc.ServerStream that writes the responses of StreamEvents as Server-Sent Events. It holds one event at
+// a time: while the client does not read, nothing is taken from the service. Streams do not share encoded events, because
+// nearly all are about one order each, and no two of those have an event in common.
 type eventStream struct {
 	ctx     context.Context //nolint:containedctx // a grpc.ServerStream has one
 	cancel  context.CancelCauseFunc
@@ -186,23 +189,23 @@ type eventStream struct {
 	text    []byte
 }
 
-// Context ends when the stream has to.
+// Context returns a context that ends when the stream must end.
 func (s *eventStream) Context() context.Context { return s.ctx }
 
 // RecvMsg gives the handler the request.
 func (s *eventStream) RecvMsg(m any) error { return inprocess.Assign(m, s.request) }
 
-// SetHeader does nothing: metadata are gRPC's.
+// SetHeader does nothing: Server-Sent Events have no metadata.
 func (s *eventStream) SetHeader(metadata.MD) error { return nil }
 
-// SendHeader does nothing: the answer begins with the first response, because until then the call may be refused.
+// SendHeader does nothing: the response begins with the first message, because until then the call may be refused.
 func (s *eventStream) SendHeader(metadata.MD) error { return nil }
 
 // SetTrailer does nothing.
 func (s *eventStream) SetTrailer(metadata.MD) {}
 
-// SendMsg writes one response. The first one opens the stream. Without an event it tells the client its place, so that one
-// which connects again before anything has come misses nothing.
+// SendMsg writes one response. The first one opens the stream; even without an event it tells the client its position, so
+// that a client which reconnects before any event has come misses nothing.
 func (s *eventStream) SendMsg(m any) error {
 	response, ok := m.(*loggingv1.StreamEventsResponse)
 	if !ok {
@@ -235,7 +238,7 @@ func (s *eventStream) SendMsg(m any) error {
 	return nil
 }
 
-// open begins the answer.
+// open begins the response.
 func (s *eventStream) open() {
 	s.opened = true
 	// The limits of a call are none of a stream's. A connection that knows no deadlines has none to take off.
@@ -254,7 +257,7 @@ func (s *eventStream) isOpen() bool {
 	return s.opened
 }
 
-// comment writes a line that clients leave out.
+// comment writes a line that clients ignore.
 func (s *eventStream) comment(text string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,7 +265,7 @@ func (s *eventStream) comment(text string) error {
 	return s.write()
 }
 
-// write sends the text at once. A client that does not take it in time has lost the stream.
+// write sends the text at once. If the client does not read it in time the stream ends.
 func (s *eventStream) write() error {
 	_ = s.control.SetWriteDeadline(time.Now().Add(s.writeTimeout))
 	_, err := s.w.Write(s.text)

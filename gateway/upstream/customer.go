@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// searchTime is how long one call goes on asking services for the next page, and maxRecords the size of a response from
-	// which no further page is added, in bytes.
+	// searchTime is how long one call goes on reading pages of the services, and maxRecords the size of a response, in
+	// bytes, from which on no further page is added.
 	searchTime = 3 * time.Second
 	maxRecords = 1 << 20
 )
@@ -28,14 +28,14 @@ type customers struct {
 	issuer  string // of the tokens that customers have; "" if there is none
 }
 
-// keeper is a service that keeps personal data.
+// keeper is a service that stores personal data.
 type keeper struct {
 	name string
 	data customerv1.PersonalDataServiceClient
 }
 
-// NewCustomers returns a CustomerService that asks upstreams in this order. issuer is that of the tokens that customers have;
-// "" for none.
+// NewCustomers returns a CustomerService that asks upstreams in this order. issuer is the issuer of customers' tokens; ""
+// for none.
 func NewCustomers(issuer string, upstreams ...*Service) customerv1.CustomerServiceServer {
 	c := &customers{issuer: issuer}
 	for _, u := range upstreams {
@@ -44,7 +44,7 @@ func NewCustomers(issuer string, upstreams ...*Service) customerv1.CustomerServi
 	return c
 }
 
-// ExportCustomer is part of customerv1.CustomerServiceServer.
+// ExportCustomer implements customerv1.CustomerServiceServer.
 func (c *customers) ExportCustomer(ctx context.Context, req *customerv1.ExportCustomerRequest) (*customerv1.ExportCustomerResponse, error) {
 	person, err := c.person(req.GetCustomerEmail(), req.GetIssuer(), req.GetSubject())
 	if err != nil {
@@ -67,7 +67,7 @@ func (c *customers) ExportCustomer(ctx context.Context, req *customerv1.ExportCu
 	return resp, nil
 }
 
-// EraseCustomer is part of customerv1.CustomerServiceServer.
+// EraseCustomer implements customerv1.CustomerServiceServer.
 func (c *customers) EraseCustomer(ctx context.Context, req *customerv1.EraseCustomerRequest) (*customerv1.EraseCustomerResponse, error) {
 	person, err := c.person(req.GetCustomerEmail(), req.GetIssuer(), req.GetSubject())
 	if err != nil {
@@ -94,6 +94,7 @@ func (c *customers) EraseCustomer(ctx context.Context, req *customerv1.EraseCust
 
 // person is the customer whose data are requested.
 func (c *customers) person(email, issuer, subject string) (*customerv1.Person, error) {
+	// person returns the customer that a request names, or an error that says what is wrong with the request.
 	person := &customerv1.Person{Email: email}
 	if subject == "" {
 		return person, nil
@@ -108,8 +109,8 @@ func (c *customers) person(email, issuer, subject string) (*customerv1.Person, e
 	return person, nil
 }
 
-// eachKeeper calls f for each page of one keeper after the other, starting where token says. It stops early when f wants no
-// more or searchTime is over, and returns the token of the next page; "" after the last one.
+// eachKeeper calls f for each page of each service in turn, beginning at token. It stops early if f wants no more or
+// searchTime is over, and returns the token of the next page; "" after the last one.
 func (c *customers) eachKeeper(ctx context.Context, token string, f func(ctx context.Context, k keeper, token string) (next string, more bool, err error)) (string, error) {
 	at, rest, err := c.parseToken(token)
 	if err != nil {
@@ -139,7 +140,7 @@ func (c *customers) callKeeper(ctx context.Context, k keeper, token string, f fu
 	return next, more, nil
 }
 
-// parseToken returns the keeper that is next, and the token of its page.
+// parseToken returns the index of the service that is next, and the token of its page.
 func (c *customers) parseToken(token string) (at int, rest string, err error) {
 	if token == "" {
 		return 0, "", nil

@@ -22,19 +22,19 @@ import (
 )
 
 const (
-	// CallTimeout bounds a unary call whose client has set no deadline, and maxCallTimeout one with a deadline: it must be
-	// answered before the server's write timeout.
+	// CallTimeout bounds a unary call whose client has set no deadline, and maxCallTimeout one with a deadline: the
+	// response must be written before the server's write timeout.
 	CallTimeout    = 10 * time.Second
 	maxCallTimeout = 50 * time.Second
-	// reconnectAfter is what clients are told to wait when a service is away.
+	// reconnectAfter is how long clients are told to wait while a service is unavailable.
 	reconnectAfter = 2 * time.Second
 )
 
-// forward describes a gRPC service whose calls are made on another service. To interceptors, reflection and clients it is a
+// forward returns a gRPC service whose calls are made on another service. To interceptors, reflection and clients it is a
 // service like any other: its messages are the generated types.
 //
-// That service gets the deadline, the trace context and who calls, but not the client's metadata: tokens are checked here.
-// Each stream counts as open while it lasts.
+// The other service gets the deadline, the trace context and the caller's identity, but not the client's metadata: tokens
+// are checked here. Each stream counts as open while it lasts.
 func forward(sd protoreflect.ServiceDescriptor, to *Service, open *ingress.Limiter) (*grpc.ServiceDesc, error) {
 	desc := &grpc.ServiceDesc{
 		ServiceName: string(sd.FullName()),
@@ -125,7 +125,7 @@ func (f *forwarding) call(ctx context.Context, request any) (any, error) {
 	return reply, nil
 }
 
-// stream is a grpc.StreamHandler. It lasts as long as client and backend want.
+// stream is a grpc.StreamHandler.
 func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 	request := f.request.New().Interface()
 	if err := client.RecvMsg(request); err != nil {
@@ -166,8 +166,8 @@ func (f *forwarding) begin(ctx context.Context, request proto.Message) (grpc.Cli
 	return stream, stream.CloseSend()
 }
 
-// Error returns what the client is told about a failed call to a service. Errors of the service pass unchanged; errors of the
-// connection are replaced, because they contain addresses.
+// Error returns the client's error for a failed call to the service name. Errors of the service itself pass unchanged;
+// errors of the connection are replaced, because they contain addresses.
 func Error(name string, err error) error {
 	s := status.Convert(err)
 	if len(s.Details()) > 0 {
@@ -183,13 +183,13 @@ func Error(name string, err error) error {
 	return err
 }
 
-// Unavailable returns what the client is told while a service cannot be reached.
+// Unavailable returns the client's error while the service name cannot be reached. Clients do not see cause.
 func Unavailable(name string, cause error) error {
 	return apierror.Unavailable("SERVICE_UNAVAILABLE", reconnectAfter, "%s service is not available", name).
 		WithMetadata("service", name).WithCause(cause)
 }
 
-// fullName spells a method the way gRPC does.
+// fullName returns the name of a method in gRPC's form, "/package.Service/Method".
 func fullName(m protoreflect.MethodDescriptor) string {
 	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 }

@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// statusTimeout bounds the question to each service and to the broker.
+	// statusTimeout bounds each service's, and the broker's, answer.
 	statusTimeout = time.Second
-	// statusTTL is how long a status is cached: however many pages ask every second, services are asked twice a second at
-	// most.
+	// statusTTL is how long a status is cached: however many pages ask every second, services are called at most twice a
+	// second.
 	statusTTL = 500 * time.Millisecond
 )
 
-// statusServer implements StatusService: it asks all services at once, and the broker.
+// statusServer implements StatusService: it calls all services at once, and the broker.
 type statusServer struct {
 	statusv1.UnimplementedStatusServiceServer
 	self     func(context.Context) error // why the gateway is not ready; nil if it is
@@ -42,14 +42,14 @@ type reporter struct {
 	client statusv1.ReportServiceClient
 }
 
-// snapshot is a status and when it was complete, by the monotonic clock.
+// snapshot is a status, with the time when it was complete.
 type snapshot struct {
 	status *statusv1.GetStatusResponse
 	at     time.Time
 }
 
-// NewStatusServer returns a StatusService that asks upstreams. self says why the gateway is not ready, queues reads the
-// broker's queues.
+// NewStatusServer returns a StatusService that reports about upstreams, the gateway and the queues. self returns why the
+// gateway is not ready, nil if it is; queues reads the state of the broker's queues.
 func NewStatusServer(self func(context.Context) error, queues func(context.Context) ([]messaging.QueueState, error), upstreams ...*Service) statusv1.StatusServiceServer {
 	b := &statusServer{self: self, queues: queues}
 	for _, u := range upstreams {
@@ -58,7 +58,7 @@ func NewStatusServer(self func(context.Context) error, queues func(context.Conte
 	return b
 }
 
-// GetStatus returns the status, as it was half a second ago at most when the call came.
+// GetStatus returns a status that was at most half a second old when the call came.
 func (b *statusServer) GetStatus(context.Context, *statusv1.GetStatusRequest) (*statusv1.GetStatusResponse, error) {
 	if last := b.latest.Load(); last != nil && time.Since(last.at) < statusTTL {
 		return last.status, nil

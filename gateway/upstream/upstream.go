@@ -1,5 +1,6 @@
-// Package upstream calls the services behind the gateway: it forwards their gRPC methods (forward.go), and implements what
-// takes several of them: the status of the shop (status.go) and the personal data of a customer (customer.go).
+// Package upstream calls the services behind the gateway. It forwards calls of their gRPC methods (forward.go), and
+// implements the methods that need several services: the status of the shop (status.go) and the personal data of a customer
+// (customer.go).
 package upstream
 
 import (
@@ -18,14 +19,16 @@ import (
 )
 
 const (
-	// maxReply bounds a response of a service, in bytes: a dead letter comes with its body, for which RabbitMQ allows 16 MiB.
+	// maxReply is the maximum size of a service's response, in bytes: a dead letter contains its body, for which RabbitMQ
+	// allows 16 MiB.
 	maxReply = 17 << 20
-	// streamWindow and connWindow are how many bytes a service may send ahead of what is read, in one call and in all.
+	// streamWindow and connWindow are how many bytes a service may send before they are read, on one call and on the
+	// connection.
 	streamWindow = 64 << 10
 	connWindow   = 1 << 20
 )
 
-// Service is a service that the gateway calls.
+// Service is a service behind the gateway.
 type Service struct {
 	Name     string // for error messages
 	Conn     *grpc.ClientConn
@@ -33,15 +36,15 @@ type Service struct {
 	Fallback Fallback // of forwarded calls; may be nil
 }
 
-// Prepare adds metadata to a call before it is forwarded. ctx has those of the client's call.
+// Prepare adds metadata to a call before it is forwarded: it returns the outgoing context. ctx has the client's metadata as
+// incoming. It may be called concurrently.
 type Prepare func(ctx context.Context, request proto.Message) (context.Context, error)
 
-// Fallback answers a call in place of a service that returned err: it fills in reply and returns nil, or returns the error
-// that the client is to get.
+// Fallback handles the error err that a service returned for request: it fills in reply and returns nil, or returns the
+// error for the client, which may be err. It may be called concurrently.
 type Fallback func(request, reply proto.Message, err error) error
 
-// Dial returns a service whose connection is made when it is first used, to all replicas behind addr. Close the
-// connection in the end.
+// Dial returns a service at addr, with all its replicas. It connects with the first call. The caller closes Conn.
 func Dial(name, addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*Service, error) {
 	conn, err := dial(addr, creds, t)
 	if err != nil {
@@ -50,8 +53,8 @@ func Dial(name, addr string, creds credentials.TransportCredentials, t *telemetr
 	return &Service{Name: name, Conn: conn}, nil
 }
 
-// Forward registers the gRPC services of these files as if they were the gateway's own: their calls are made on the
-// service. Each of its streams counts as open while it lasts.
+// Forward registers the gRPC services of these files with to, as if the gateway implemented them; it makes their calls on
+// the service. Each stream takes one of streams while it lasts.
 func (u *Service) Forward(to grpc.ServiceRegistrar, streams *ingress.Limiter, files ...protoreflect.FileDescriptor) error {
 	for _, file := range files {
 		for i := range file.Services().Len() {

@@ -20,6 +20,7 @@ import (
 
 	"shop.example/domain/money"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -35,18 +36,21 @@ const (
 )
 
 const (
-	// maxForm bounds a form, in bytes: with all fields of all products filled in it has 12 KB.
+	// maxForm is the maximum size of a form, in bytes; with all fields of all products filled in it has 12 KB.
 	maxForm = 16 << 10
-	// maxLines is how many products an order may have, see PlaceOrderRequest. What is wrong with a form is shown in the form:
-	// with a row for each field that somebody made up it could become a page of megabytes.
+	// maxLines is how many products an order may have, see PlaceOrderRequest. The form is shown again with its errors: if
+	// it had a row for every field that somebody made up, it could become a page of megabytes.
 	maxLines = 100
 )
 
-// form is what the front page shows: the catalogue, and the order as far as it has been filled in.
+// form is the content of the front page: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Demo               bool   // whether operators can break the shop under /demo
-	TraceURL           string // of the page of a trace
+	Modules            []string // that the page runs at once
+	Demo               bool     // whether operators can break the shop under /demo
+	TraceURL           string   // of the page of a trace
 	Products           []product
+	PageToken          string // of the page of the catalogue that is shown; "" for the first
+	NextPage           string // the token of the next one; "" if there is none
 	CatalogUnavailable bool   // inventory does not answer
 	Key                string // the order's idempotency key: a form that is sent twice is one order
 	Name               string
@@ -57,7 +61,7 @@ type form struct {
 	lines []line
 }
 
-// product is one row of the form.
+// product is a row of the form.
 type product struct {
 	ID        int32
 	Name      string
@@ -79,7 +83,7 @@ type line struct {
 	problem  string
 }
 
-// Blank is the row that products are made of that come later.
+// Blank returns the template of a row, from which JavaScript makes rows of products that appear later.
 func (*form) Blank() product { return product{} }
 
 func newForm() *form { return &form{Key: rand.Text()} }
@@ -90,18 +94,20 @@ var (
 	errNotUTF8      = errors.New("the form is not in UTF-8")
 )
 
-// readForm reads what was posted. What is wrong with it is said in the form.
+// readForm reads a posted form. Errors in its fields are put into the form; the error is about a request that no page of
+// ours sends.
 func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		return nil, fmt.Errorf("reading the form: %w", err)
 	}
 	f := &form{
-		Key:   r.PostForm.Get(keyField),
-		Name:  strings.TrimSpace(r.PostForm.Get(nameField)),
-		Email: strings.TrimSpace(r.PostForm.Get(emailField)),
+		Key:       r.PostForm.Get(keyField),
+		PageToken: r.PostForm.Get(pageToken),
+		Name:      strings.TrimSpace(r.PostForm.Get(nameField)),
+		Email:     strings.TrimSpace(r.PostForm.Get(emailField)),
 	}
-	if !utf8.ValidString(f.Key + f.Name + f.Email) {
+	if !utf8.ValidString(f.Key + f.PageToken + f.Name + f.Email) {
 		return nil, errNotUTF8
 	}
 	for field, values := range r.PostForm {
@@ -129,7 +135,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 	return f, nil
 }
 
-// fill puts the catalogue into the form, and what was entered into the catalogue's rows.
+// fill puts the catalogue into the form, with the entries in the rows of their products.
 func (f *form) fill(items []*inventoryv1.Item, available bool) {
 	f.CatalogUnavailable = !available
 	for _, item := range items {
@@ -179,7 +185,7 @@ func (f *form) describeError(err error) {
 	}
 }
 
-// setFieldError puts an error beside the field that it is about, or above the form.
+// setFieldError puts an error beside the field that it is about, or above the form if there is no such field.
 func (f *form) setFieldError(field, description string) {
 	var i int
 	switch {
@@ -204,12 +210,12 @@ func (f *form) setFieldError(field, description string) {
 	}
 }
 
-// hasParseErrors says whether an entry is not a number.
+// hasParseErrors reports whether an entry is not a number.
 func (f *form) hasParseErrors() bool {
 	return slices.ContainsFunc(f.lines, func(l line) bool { return l.problem != "" })
 }
 
-// placeOrder takes the form and goes on to the page of the order, or shows the form again with what is wrong.
+// placeOrder places the order of a form and redirects to the page of the order, or shows the form again with its errors.
 func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	f, err := readForm(w, r)
 	var tooLarge *http.MaxBytesError
@@ -241,7 +247,7 @@ func (p *page) placeOrder(w http.ResponseWriter, r *http.Request, _ map[string]s
 	http.Redirect(w, r, "/orders/"+placed.GetOrder().GetId(), http.StatusSeeOther)
 }
 
-// refusalStatus is the HTTP status of a form that was refused: that of the API, but for a form whose fields are wrong.
+// refusalStatus returns the HTTP status of a form that was refused: that of the API, except for a form with wrong fields.
 func refusalStatus(err error) int {
 	code := status.Code(err)
 	if code == codes.InvalidArgument {
@@ -250,15 +256,27 @@ func refusalStatus(err error) int {
 	return runtime.HTTPStatusFromCode(code)
 }
 
-// orderView is what the page of an order shows.
+// orderView is the content of an order's page.
 type orderView struct {
-	ID      string
-	Unknown bool           // there is no such order
-	Order   *orderv1.Order // nil while it has not been decided
+	ID      string       // "" if it is shared
+	Short   string       // what people call it
+	Shared  bool         // it is shown to somebody who may only see it
+	Unknown bool         // there is no such order
+	Order   decidedOrder // nil while it has not been decided
 	State   string
 	Message string
 	Total   string
 	Lines   []lineView
+}
+
+// decidedOrder is an order as its customer sees it, or as others do.
+type decidedOrder interface {
+	GetState() orderv1.Order_State
+	GetReason() eventsv1.OrderRejected_Reason
+	GetRejectionDetail() string
+	GetOrderItems() []*orderv1.OrderItem
+	GetTotalItems() int32
+	GetTotalValue() *moneyv1.Money
 }
 
 type lineView struct {
@@ -267,7 +285,7 @@ type lineView struct {
 	Price    string
 }
 
-// messages are what a customer is told about each state and each reason of a rejection.
+// messages are the texts for each state, and for each reason of a rejection.
 var messages = map[string]string{
 	"PENDING":                "Accepted and safely queued. Checking stock… This page refreshes every second.",
 	"CONFIRMED":              "Your order is confirmed.",
@@ -281,14 +299,14 @@ var messages = map[string]string{
 	"MIXED_CURRENCIES":       "The order was rejected: the prices of its products are in different currencies. Nothing was reserved.",
 }
 
-// messageOf is what is said of a state or reason; the name itself if it comes from a newer release.
+// messageOf returns the text for a state or reason; the name itself if it comes from a newer release.
 func messageOf(name string) string {
 	return cmp.Or(messages[name], "The order is "+name+".")
 }
 
-// serveOrder serves the page of an order. Whoever has its id may see it.
+// serveOrder serves the page of an order, to everybody who knows its id.
 func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
-	view := orderView{ID: inPath["order_id"], State: orderv1.Order_PENDING.String()}
+	view := orderView{ID: inPath["order_id"], Short: short(inPath["order_id"]), State: orderv1.Order_PENDING.String()}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
 	got, err := p.decided.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: view.ID})
@@ -314,13 +332,39 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	p.write(w, http.StatusOK, "order.html", view)
 }
 
-func (v *orderView) show(o *orderv1.Order) {
+// serveShared serves the page of an order to somebody who has a link to it that shows it, and no more.
+func (p *page) serveShared(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
+	view := orderView{Shared: true, State: orderv1.Order_PENDING.String()}
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	got, err := p.shared.GetSharedOrder(ctx, &checkoutv1.GetSharedOrderRequest{ShareToken: inPath["share_token"]})
+	switch status.Code(err) {
+	case codes.OK:
+		view.Short = got.GetOrder().GetReference()
+		view.show(got.GetOrder())
+		view.Message = strings.Replace(view.Message, "Your order", "The order", 1) // whoever sees it need not have placed it
+	case codes.NotFound, codes.InvalidArgument:
+		view.State, view.Unknown = "NOT FOUND", true
+		view.Message = "This link shows no order, or not any more. Ask whoever shared it for a new one."
+		p.write(w, http.StatusNotFound, "order.html", view)
+		return
+	case codes.Unauthenticated, codes.PermissionDenied:
+		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
+		return
+	}
+	if view.Message == "" {
+		view.Message = messageOf(view.State)
+	}
+	p.write(w, http.StatusOK, "order.html", view)
+}
+
+func (v *orderView) show(o decidedOrder) {
 	if o.GetState() == orderv1.Order_PENDING {
 		return
 	}
 	v.Order, v.State, v.Total = o, o.GetState().String(), price(o.GetTotalValue())
 	v.Message = messageOf(v.State)
-	if o.Reason != nil {
+	if o.GetReason() != eventsv1.OrderRejected_REASON_UNSPECIFIED {
 		v.Message = messageOf(o.GetReason().String())
 		if detail := o.GetRejectionDetail(); detail != "" {
 			v.Message += " " + detail + "."
@@ -331,7 +375,7 @@ func (v *orderView) show(o *orderv1.Order) {
 	}
 }
 
-// price is an amount for people; empty if there is none.
+// price formats an amount for people; "" if there is none.
 func price(m *moneyv1.Money) string {
 	if m == nil {
 		return ""
@@ -339,12 +383,12 @@ func price(m *moneyv1.Money) string {
 	return money.Format(money.Minor(m), m.GetCurrencyCode())
 }
 
-// writePrice puts a price into the form's hidden field: "1050 USD" in minor units.
+// writePrice formats a price for the form's hidden field, in minor units: "1050 USD".
 func writePrice(m *moneyv1.Money) string {
 	return fmt.Sprintf("%d %s", money.Minor(m), m.GetCurrencyCode())
 }
 
-// readPrice reads what writePrice wrote; nil if it is anything else.
+// readPrice parses what writePrice wrote; it returns nil for anything else.
 func readPrice(text string) *moneyv1.Money {
 	minor, currency, _ := strings.Cut(text, " ")
 	n, err := strconv.ParseInt(minor, 10, 64)

@@ -1,8 +1,8 @@
-// Package web is the shop's front page: what a browser gets at /.
+// Package web serves the shop's front page.
 //
-// The HTML is rendered with the catalogue in it, so that it can be read, and an order placed, without JavaScript
-// (form.go). With JavaScript the modules in assets/ bring it to life: they use the shop's API as any other client does.
-// There are no cookies, and so nothing that a page of somebody else could make a browser do in a customer's name.
+// The HTML contains the catalogue, so that it can be read, and an order be placed, without JavaScript (form.go). The
+// JavaScript modules in assets/ make it interactive; they use the shop's API as any other client does. There are no
+// cookies, so pages of other sites cannot make a browser act in a customer's name.
 package web
 
 import (
@@ -17,10 +17,14 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"shop.example/gateway/rest"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
@@ -42,22 +46,24 @@ var assets embed.FS
 type page struct {
 	templates *template.Template
 	files     map[string]rest.File // by name
+	modules   []string             // of the files, those that the front page runs at once
 	index     func() string        // what those get who do not ask for HTML
 	demo      bool                 // whether operators can break the shop under /demo
 	traceURL  string               // of the page of a trace, with {trace_id} in it; "" for none
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
+	shared    checkoutv1.ShareServiceClient
 	catalogue catalogue
 }
 
-// routes is where the page's routes are added.
+// routes is what the page's routes are added to: a rest.Server.
 type routes interface {
 	HandlePath(method, path string, handler runtime.HandlerFunc) error
 	Index() string
 }
 
-// Register adds the page to REST. conn calls the shop whose page it is; demo says whether operators can break the shop
-// under /demo, and traceURL where the page of a trace is, with {trace_id} in it, or nothing.
+// Register adds the page to REST. conn makes calls to the same shop. demo says whether operators can inject faults under
+// /demo. traceURL is the URL of the page that shows a trace, with {trace_id} in it; "" for no links.
 func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL string) error {
 	if err := checkTraceURL(traceURL); err != nil {
 		return err
@@ -73,6 +79,7 @@ func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL 
 		server.HandlePath(http.MethodGet, "/catalogue", p.serveCatalogue),
 		server.HandlePath(http.MethodPost, "/orders", p.placeOrder),
 		server.HandlePath(http.MethodGet, "/orders/{order_id}", p.serveOrder),
+		server.HandlePath(http.MethodGet, "/shared/{share_token}", p.serveShared),
 	)
 }
 
@@ -88,7 +95,7 @@ func checkTraceURL(address string) error {
 }
 
 func newPage(conn grpc.ClientConnInterface) (*page, error) {
-	templates, err := template.New("page").Funcs(template.FuncMap{"short": short}).ParseFS(sources, "*.html")
+	templates, err := template.New("page").ParseFS(sources, "*.html")
 	if err != nil {
 		return nil, fmt.Errorf("reading the page's templates: %w", err)
 	}
@@ -97,9 +104,10 @@ func newPage(conn grpc.ClientConnInterface) (*page, error) {
 		return nil, err
 	}
 	return &page{
-		templates: templates, files: files,
+		templates: templates, files: files, modules: imported(firstModule, nil),
 		orders:    checkoutv1.NewCheckoutServiceClient(conn),
 		decided:   orderv1.NewOrderServiceClient(conn),
+		shared:    checkoutv1.NewShareServiceClient(conn),
 		catalogue: catalogue{inventory: inventoryv1.NewInventoryServiceClient(conn)},
 	}, nil
 }
@@ -120,6 +128,25 @@ func readFiles() (map[string]rest.File, error) {
 	return files, nil
 }
 
+// firstModule is what the front page runs.
+const firstModule = "app.js"
+
+var imports = regexp.MustCompile(`(?m)^import .* from '\./([a-z]+\.js)';$`)
+
+// imported adds the module to those that are known, and all that it imports: a browser that is told of them does not find
+// them one after the other.
+func imported(module string, known []string) []string {
+	if slices.Contains(known, module) {
+		return known
+	}
+	known = append(known, module)
+	source, _ := assets.ReadFile("assets/" + module) // one that is not there imports nothing
+	for _, m := range imports.FindAllSubmatch(source, -1) {
+		known = imported(string(m[1]), known)
+	}
+	return known
+}
+
 // mimeTypeOf does not leave it to the machine's tables what a module is: a browser would not run it as anything else.
 func mimeTypeOf(name string) string {
 	if path.Ext(name) == ".js" {
@@ -128,7 +155,7 @@ func mimeTypeOf(name string) string {
 	return mime.TypeByExtension(path.Ext(name))
 }
 
-// serveFront serves the front page to browsers, and to others plain text about where things are.
+// serveFront serves the front page to browsers, and to other clients a plain text that lists the routes.
 func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	w.Header().Add("Vary", "Accept")
 	if !strings.Contains(r.Header.Get("Accept"), "text/html") {
@@ -136,10 +163,12 @@ func (p *page) serveFront(w http.ResponseWriter, r *http.Request, _ map[string]s
 		_, _ = w.Write([]byte(p.index())) // fails when the client has gone
 		return
 	}
-	p.showFront(r.Context(), w, http.StatusOK, newForm())
+	f := newForm()
+	f.PageToken = r.URL.Query().Get(pageToken)
+	p.showFront(r.Context(), w, http.StatusOK, f)
 }
 
-// serveFile serves one of the page's files. A browser asks each time whether it has changed, and mostly it has not.
+// serveFile serves one of the page's files. A browser asks each time whether it has changed.
 func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[string]string) {
 	f, ok := p.files[inPath["file"]]
 	if !ok {
@@ -150,15 +179,20 @@ func (p *page) serveFile(w http.ResponseWriter, r *http.Request, inPath map[stri
 }
 
 // showFront writes the front page with the form as it stands, and with the catalogue if inventory answers.
-func (p *page) showFront(ctx context.Context, w http.ResponseWriter, status int, f *form) {
-	items, _, err := p.catalogue.read(ctx)
-	f.Demo, f.TraceURL = p.demo, p.traceURL
-	f.fill(items, err == nil)
-	p.write(w, status, "index.html", f)
+func (p *page) showFront(ctx context.Context, w http.ResponseWriter, code int, f *form) {
+	list, _, err := p.catalogue.read(ctx, f.PageToken)
+	if status.Code(err) == codes.InvalidArgument { // the token of no page
+		f.PageToken = ""
+		list, _, err = p.catalogue.read(ctx, "")
+	}
+	f.Demo, f.TraceURL, f.Modules = p.demo, p.traceURL, p.modules
+	f.fill(list.GetItems(), err == nil)
+	f.NextPage = list.GetNextPageToken()
+	p.write(w, code, "index.html", f)
 }
 
-// write writes a page. The gateway's own headers keep it from being stored, since it shows the shop as it is now, and
-// from being told to others as their referrer, since the address of an order is the key to it.
+// write writes a page. The gateway's headers prevent browsers from storing it, because it shows the shop as it is now, and
+// from sending its address to others as the referrer, because the address of an order gives access to it.
 func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
 	var body bytes.Buffer
 	if err := p.templates.ExecuteTemplate(&body, name, data); err != nil {
@@ -172,5 +206,6 @@ func (p *page) write(w http.ResponseWriter, status int, name string, data any) {
 	_, _ = body.WriteTo(w) // fails when the client has gone
 }
 
-// short is the part of an order's id that people read to each other. Ids begin with the time, and so with the same.
+// short returns the end of an order's id, for people to read to each other. The beginning is a time, and so nearly the same
+// for all.
 func short(orderID string) string { return orderID[max(0, len(orderID)-8):] }

@@ -3,11 +3,12 @@ package web
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 )
 
-func TestPage_LinksTracesWhereTheyAre(t *testing.T) {
+func TestPage_LinksTracesIfTheirPageIsKnown(t *testing.T) {
 	t.Parallel()
 	p, err := newPage(nil)
 	if err != nil {
@@ -21,6 +22,24 @@ func TestPage_LinksTracesWhereTheyAre(t *testing.T) {
 		p.write(w, http.StatusOK, "index.html", &form{TraceURL: address})
 		if !strings.Contains(w.Body.String(), want) {
 			t.Errorf("with %q there is no %s", address, want)
+		}
+	}
+}
+
+// A browser finds out what a module imports when it has read it: without being told it would ask three times in a row.
+func TestPage_NamesTheModulesThatItRunsAtOnce(t *testing.T) {
+	t.Parallel()
+	p, err := newPage(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	p.write(w, http.StatusOK, "index.html", &form{Modules: p.modules})
+	for name := range p.files {
+		// What operators see is loaded when somebody is one.
+		once := strings.HasSuffix(name, ".js") && !slices.Contains([]string{"operator.js", "breaking.js", "deadletters.js", "health.js", "log.js"}, name)
+		if named := strings.Contains(w.Body.String(), `<link rel="modulepreload" href="/page/`+name+`">`); named != once {
+			t.Errorf("%s is preloaded: %t, want %t", name, named, once)
 		}
 	}
 }

@@ -1,8 +1,8 @@
-// Package apierror makes the errors that reach clients: gRPC statuses with the details of google.rpc.
+// Package apierror makes the errors that clients get: gRPC statuses with the details of google.rpc.
 //
-// Every one carries an ErrorInfo with this project's domain and a reason to branch on. A handler returns what New,
-// InvalidArgument or Unavailable made, or any other error; Unary and Stream validate requests, and turn
-// the other errors into statuses that tell a client nothing internal.
+// Each of them has an ErrorInfo with this project's domain and a reason that programs can branch on. Handlers return an
+// Error (from New, InvalidArgument or Unavailable) or any other error. Interceptor validates requests before the handler,
+// and turns other errors into statuses that reveal nothing internal.
 package apierror
 
 import (
@@ -19,14 +19,14 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// Domain is the domain of every ErrorInfo.
+// Domain is the domain in every ErrorInfo.
 const Domain = "shop.example"
 
 // maxViolations bounds the fields that one error names: statuses travel in headers, and clients bound those, some at 8 KiB.
 const maxViolations = 20
 
-// Error is an error that a client sees: its code, message, reason and details. It does not change once made, and is
-// safe for concurrent use.
+// Error is an error as the client sees it: code, message, reason and details. It is immutable, so safe for concurrent use:
+// the With… methods return changed copies.
 type Error struct {
 	code       codes.Code
 	reason     string
@@ -39,9 +39,10 @@ type Error struct {
 
 // Violation says what is wrong with one field of a request.
 type Violation struct {
-	// Field is the field's path in the client's spelling, order_items[0].quantity for example.
+	// Field is the path of the field as the client writes it: order_items[0].quantity.
 	Field string
-	// Description completes "<field>: …"; it must not repeat the value, which may be personal data.
+	// Description completes a sentence that begins with the field: "must be at least 1". It must not repeat the value, which
+	// may be personal data.
 	Description string
 }
 
@@ -70,17 +71,26 @@ func InvalidArgument(violations ...Violation) *Error {
 	}
 }
 
-// Unavailable returns the error for what works again later: UNAVAILABLE with a RetryInfo.
+// Unavailable returns the error for what is expected to work again: UNAVAILABLE, with a RetryInfo that says when to retry.
 func Unavailable(reason string, retryAfter time.Duration, format string, args ...any) *Error {
 	return New(codes.Unavailable, reason, format, args...).WithRetryAfter(retryAfter)
 }
 
-// FromViolations turns protovalidate's error into InvalidArgument. Any other error, nil too, is returned as it is: a
-// rule that cannot be compiled is not the client's fault.
+// FromViolations turns a *protovalidate.ValidationError into InvalidArgument. Any other error, also nil, is returned
+// unchanged: a rule that does not compile is not the client's fault.
 func FromViolations(err error) error {
-	var invalid *protovalidate.ValidationError
-	if !errors.As(err, &invalid) {
+	violations, err := violationsOf(err)
+	if err != nil || len(violations) == 0 {
 		return err
+	}
+	return InvalidArgument(violations...)
+}
+
+// violationsOf returns all that protovalidate's error says is wrong. Any other error is returned.
+func violationsOf(err error) ([]Violation, error) {
+	invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
+	if !ok {
+		return nil, err
 	}
 	violations := make([]Violation, len(invalid.Violations))
 	for i, violation := range invalid.Violations {
@@ -89,17 +99,17 @@ func FromViolations(err error) error {
 			Description: violation.Proto.GetMessage(),
 		}
 	}
-	return InvalidArgument(violations...)
+	return violations, nil
 }
 
-// WithRetryAfter returns the error with a RetryInfo: how long a client should wait before it tries again.
+// WithRetryAfter returns a copy with a RetryInfo: how long a client should wait before it tries again.
 func (e *Error) WithRetryAfter(retryAfter time.Duration) *Error {
 	with := *e
 	with.retryAfter = retryAfter
 	return &with
 }
 
-// WithMetadata returns the error with one more entry in its ErrorInfo. Keys are lower_snake_case.
+// WithMetadata returns a copy with one more entry in its ErrorInfo. Keys are lower_snake_case.
 func (e *Error) WithMetadata(key, value string) *Error {
 	with := *e
 	with.metadata = maps.Clone(e.metadata)
@@ -110,14 +120,14 @@ func (e *Error) WithMetadata(key, value string) *Error {
 	return &with
 }
 
-// WithCause returns the error with what caused it. errors.Is and As see the cause and the log shows it; clients do not.
+// WithCause returns a copy that wraps err. errors.Is and errors.As find err, and the log shows it; clients do not see it.
 func (e *Error) WithCause(err error) *Error {
 	with := *e
 	with.cause = err
 	return &with
 }
 
-// Error says the reason, the message and the cause, for logs.
+// Error returns reason, message and cause. It is for logs, not for clients.
 func (e *Error) Error() string {
 	if e.cause != nil {
 		return fmt.Sprintf("%s: %s: %v", e.reason, e.message, e.cause)
@@ -131,7 +141,7 @@ func (e *Error) Unwrap() error { return e.cause }
 // Reason returns the reason of the ErrorInfo.
 func (e *Error) Reason() string { return e.reason }
 
-// GRPCStatus returns what the client sees. It is what google.golang.org/grpc/status looks for.
+// GRPCStatus returns the status that the client gets. google.golang.org/grpc/status calls it.
 func (e *Error) GRPCStatus() *status.Status {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: e.reason, Domain: Domain, Metadata: e.metadata}}
 	if len(e.violations) > 0 {

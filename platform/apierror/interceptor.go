@@ -2,7 +2,6 @@ package apierror
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -16,8 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Interceptor stands before every handler of a server: it validates requests, recovers panics, and lets only what
-// Status returns reach the client. What it hides is logged. It is safe for concurrent use.
+// Interceptor wraps every handler of a server: it validates requests, recovers panics, and replaces errors by what Status
+// returns. It logs what the client is not told. It is safe for concurrent use.
 type Interceptor struct {
 	logger    *slog.Logger
 	transient []error
@@ -26,8 +25,8 @@ type Interceptor struct {
 	skipped         atomic.Int64
 }
 
-// NewInterceptor returns an interceptor that logs to logger. Errors that match one of transient (errors.Is) mean that
-// a dependency is down: the client is told to try again.
+// NewInterceptor returns an interceptor that logs to logger. An error that matches one of transient (errors.Is) means that
+// a dependency is down: the client gets UNAVAILABLE, and is told to try again.
 func NewInterceptor(logger *slog.Logger, transient ...error) *Interceptor {
 	return &Interceptor{logger: logger, transient: transient}
 }
@@ -47,7 +46,7 @@ func (i *Interceptor) Unary(ctx context.Context, req any, info *grpc.UnaryServer
 	return reply, err
 }
 
-// Stream is a grpc.StreamServerInterceptor; it validates each message that is received.
+// Stream is a grpc.StreamServerInterceptor. It validates every message that the client sends on the stream.
 func (i *Interceptor) Stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer func() { err = i.settle(stream.Context(), info.FullMethod, recover(), err) }()
 	return handler(server, validatedStream{stream, server})
@@ -65,9 +64,10 @@ func (s validatedStream) RecvMsg(m any) error {
 	return validate(s.server, m)
 }
 
-// RequestChecker is a service whose requests have rules that no contract can express.
+// RequestChecker can be implemented by a service whose requests have rules that the contract cannot express.
 type RequestChecker interface {
-	// Violations is called with each request, valid or not: the client is told all that is wrong in one answer.
+	// Violations is called with every request, also one that breaks the contract's rules, so that the client is told
+	// everything that is wrong in one answer. It may be called concurrently.
 	Violations(request proto.Message) []Violation
 }
 
@@ -78,23 +78,20 @@ func validate(server, req any) error {
 	if !ok {
 		return nil
 	}
-	err := FromViolations(protovalidate.Validate(message))
-	checker, ok := server.(RequestChecker)
-	if !ok {
+	violations, err := violationsOf(protovalidate.Validate(message))
+	if err != nil {
 		return err
 	}
-	violations := checker.Violations(message)
-	var invalid *Error
-	switch {
-	case len(violations) == 0 || err != nil && !errors.As(err, &invalid):
-		return err
-	case invalid != nil:
-		violations = append(invalid.violations, violations...)
+	if checker, ok := server.(RequestChecker); ok {
+		violations = append(violations, checker.Violations(message)...)
+	}
+	if len(violations) == 0 {
+		return nil
 	}
 	return InvalidArgument(violations...)
 }
 
-// settle turns what a handler ended with into what the client gets, and logs what the client is not told.
+// settle turns the outcome of a handler into the error that the client gets, and logs what the client is not told.
 func (i *Interceptor) settle(ctx context.Context, method string, panicked any, err error) error {
 	if panicked != nil {
 		i.logger.ErrorContext(ctx, "a handler panicked", "method", method, "error", fmt.Sprint(panicked), "stack", string(debug.Stack()))

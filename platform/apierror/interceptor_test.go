@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -176,6 +177,37 @@ func TestInterceptor_AnInvalidRequestDoesNotReachTheHandler(t *testing.T) {
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("the stream got %v", err)
+	}
+}
+
+// checking has a rule that no contract can express.
+type checking struct{}
+
+func (checking) Violations(proto.Message) []apierror.Violation {
+	return []apierror.Violation{{Field: "customer_email", Description: "must not be somebody else's"}}
+}
+
+// A request with more violations than an error names, and one of RequestChecker's, was said to have 20 more.
+func TestInterceptor_EachViolationIsCounted(t *testing.T) {
+	t.Parallel()
+	errs := apierror.NewInterceptor(slog.New(slog.DiscardHandler))
+	request := &checkoutv1.PlaceOrderRequest{CustomerName: "Ada", CustomerEmail: "ada@example.org"}
+	refusal := func() string {
+		_, err := errs.Unary(t.Context(), request, &grpc.UnaryServerInfo{Server: checking{}, FullMethod: "/x/Y"}, func(context.Context, any) (any, error) {
+			t.Error("the handler was called")
+			return nil, nil
+		})
+		return status.Convert(err).Message()
+	}
+	for range 30 {
+		request.OrderItems = append(request.OrderItems, &checkoutv1.PlaceOrderRequest_Item{}) // two violations
+	}
+	if got, want := refusal(), "order_items[0].product_id: must be greater than 0 (and 60 more)"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	request.OrderItems = []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 1, Quantity: 1}}
+	if got, want := refusal(), "customer_email: must not be somebody else's"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

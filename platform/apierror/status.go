@@ -14,11 +14,11 @@ import (
 // retryAfter is what clients are told to wait when a dependency is down.
 const retryAfter = time.Second
 
-// Status returns what a client may see of err: always a status with an ErrorInfo, UNAVAILABLE also with a RetryInfo.
+// Status returns what a client may know of err: a status with an ErrorInfo, and if it is UNAVAILABLE with a RetryInfo.
 //
-// A status that has an ErrorInfo is ours and passes unchanged. One without comes from a library: it keeps its code and
-// message, unless it tells of our inside (INTERNAL, UNKNOWN, DATA_LOSS, UNAVAILABLE). An ended context is CANCELLED or
-// DEADLINE_EXCEEDED; an error that matches one of transient (errors.Is) is UNAVAILABLE; anything else is INTERNAL.
+// A status that has an ErrorInfo already passes unchanged. One without comes from a library: it keeps code and message,
+// unless its code (INTERNAL, UNKNOWN, DATA_LOSS, UNAVAILABLE) suggests a message about internals. An ended context becomes
+// CANCELLED or DEADLINE_EXCEEDED; an error that matches one of transient (errors.Is) UNAVAILABLE; anything else INTERNAL.
 func Status(err error, transient ...error) *status.Status {
 	var carrier interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &carrier) {
@@ -44,7 +44,7 @@ func unavailable() *Error {
 	return Unavailable("UNAVAILABLE", retryAfter, "something that is needed is not available; try again")
 }
 
-// complete adds to a library's status what clients rely on.
+// complete adds to a library's status the details that clients rely on.
 func complete(s *status.Status) *status.Status {
 	for _, detail := range s.Details() {
 		if _, ok := detail.(*errdetails.ErrorInfo); ok {
@@ -65,7 +65,7 @@ func complete(s *status.Status) *status.Status {
 	return detailed
 }
 
-// ReasonOf returns the reason in the ErrorInfo of err; "" if it has none of this project's domain.
+// ReasonOf returns the reason in the ErrorInfo of err; "" if err has none of this project's domain.
 func ReasonOf(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == Domain {

@@ -1,6 +1,6 @@
-// Package contract reads what the protobuf files say about messages and methods beyond their fields: exchange, routing
-// key and identity of an event, the broker route of an RPC. Everything that publishes or consumes asks here, so no
-// routing key is spelled in Go.
+// Package contract reads the options of the contracts (proto/shop/options): exchange, routing key and identity of an event,
+// and the exchange, key and queue of an RPC over the broker. All publishers and consumers get these from here, so no
+// routing key is written in Go.
 package contract
 
 import (
@@ -20,16 +20,16 @@ import (
 	optionsv1 "shop.example/gen/shop/options/v1"
 )
 
-// Event is a message that travels alone over the broker.
+// Event describes a message type that is published on the broker by itself, as opposed to one that is a part of another.
 type Event struct {
 	Name       protoreflect.FullName
 	Exchange   string
 	RoutingKey string
-	// PublishedBy are the services that publish it. Empty if others do, operators and programs of theirs.
+	// PublishedBy are the services that publish it; empty if only operators and programs outside the shop do.
 	PublishedBy []string
-	// HandledBy are the services whose queues take it.
+	// HandledBy are the services that handle it, by their queues.
 	HandledBy []string
-	// Answer is the message that answers it, if it asks for an answer; "" if none does.
+	// Answer is the message type of the answer, if the event is a request; "" if it is not.
 	Answer protoreflect.FullName
 
 	identity []protoreflect.FieldDescriptor
@@ -39,8 +39,8 @@ type Event struct {
 // New returns an empty message of the event's type.
 func (e Event) New() proto.Message { return e.kind.New().Interface() }
 
-// FromJSON reads the event from the JSON that the log keeps of it. It is an error if that is no such event or breaks its
-// contract: events whose personal data were erased, for example, cannot be read any more.
+// FromJSON decodes an event from the JSON in the event log. It fails if that is no event of this type or breaks its
+// contract, as do events whose personal data were erased.
 func (e Event) FromJSON(payload []byte) (proto.Message, error) {
 	m := e.New()
 	if err := protojson.Unmarshal(payload, m); err != nil {
@@ -52,10 +52,10 @@ func (e Event) FromJSON(payload []byte) (proto.Message, error) {
 	return m, nil
 }
 
-// IsRequest says whether somebody waits for an answer to the message. One has no identity: it is new each time.
+// IsRequest reports whether the message asks for an answer. Requests have no identity: each gets a new message id.
 func (e Event) IsRequest() bool { return len(e.identity) == 0 }
 
-// Method is a gRPC method that is called over the broker.
+// Method describes a gRPC method that is called over the broker.
 type Method struct {
 	Exchange   string
 	RoutingKey string
@@ -108,16 +108,16 @@ func eventOf(mt protoreflect.MessageType) (Event, bool) {
 // Events lists every event, by routing key.
 func Events() []Event { return registered().list }
 
-// EventOf returns how m travels; false if it never travels alone.
+// EventOf returns the description of m's type; false if messages of that type are not published by themselves.
 func EventOf(m proto.Message) (Event, bool) { return ByName(m.ProtoReflect().Descriptor().FullName()) }
 
-// ByName returns the event with this full message name.
+// ByName returns the event with this full message name; false if there is none.
 func ByName(name protoreflect.FullName) (Event, bool) {
 	e, ok := registered().names[name]
 	return e, ok
 }
 
-// ByRoutingKey returns the event that is published under this key.
+// ByRoutingKey returns the event that is published with this routing key; false if there is none.
 func ByRoutingKey(key string) (Event, bool) {
 	e, ok := registered().keys[key]
 	return e, ok
@@ -141,7 +141,8 @@ func Methods() []Method {
 	return list
 }
 
-// MethodOf returns the broker route of a gRPC method, given as "/package.Service/Method".
+// MethodOf returns the description of a gRPC method, given as "/package.Service/Method". It fails if the method is not
+// called over the broker.
 func MethodOf(fullMethod string) (Method, error) {
 	md, err := methodDescriptor(fullMethod)
 	if err != nil {
@@ -165,8 +166,8 @@ func methodOf(md protoreflect.MethodDescriptor) (m Method, ok bool) {
 	}, true
 }
 
-// Callers returns the services that may call a gRPC method, given as "/package.Service/Method", on the port of the
-// service that implements it; none if its contract does not say. The error is that it has no contract.
+// Callers returns the services that may call a gRPC method, given as "/package.Service/Method", on the gRPC port of the
+// service that implements it; none if the contract does not restrict it. It fails if no contract has the method.
 func Callers(fullMethod string) ([]string, error) {
 	md, err := methodDescriptor(fullMethod)
 	if err != nil {
@@ -192,12 +193,12 @@ func methodDescriptor(fullMethod string) (protoreflect.MethodDescriptor, error) 
 	return md, nil
 }
 
-// MessageID is the id under which m is published and deduplicated. It is derived from the message type and the fields
-// that identify the event, so the same event has the same id whoever computes it and however often. A request, which
-// has no identity, gets a new id each time.
+// MessageID returns the id under which m is published and deduplicated. It is derived from the message type and the fields
+// that identify the event, so the same event has the same id, whoever computes it and however often. A request, which has
+// no identity, gets a new id each time.
 //
-// The id of an event of one order begins with the first 48 bits of the order id, which are its time: ids that are made
-// together stand together in an index. The rest is a hash; the form is UUID version 8 (RFC 9562).
+// The id of an event about an order begins with the first 48 bits of the order id, which are its time, so that ids which
+// are created together are neighbours in a database index. The rest is a hash; the form is UUID version 8 (RFC 9562).
 func MessageID(m proto.Message) uuid.UUID {
 	e, ok := EventOf(m)
 	if !ok || len(e.identity) == 0 {
@@ -233,7 +234,7 @@ func appendValue(buf []byte, fd protoreflect.FieldDescriptor, v protoreflect.Val
 // correlationField is the field whose value all messages about one process share: in these contracts, about one order.
 const correlationField = "order_id"
 
-// CorrelationID is the id that m shares with all messages about the same process, "" if it belongs to none.
+// CorrelationID returns the id that m shares with all messages about the same process, here an order; "" if it has none.
 func CorrelationID(m proto.Message) string {
 	r := m.ProtoReflect()
 	fd := r.Descriptor().Fields().ByName(correlationField)

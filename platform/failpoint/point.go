@@ -2,8 +2,8 @@
 
 package failpoint
 
-// Hit is where a test may kill the process. It does nothing in this build.
+// Hit marks a point at which a test may kill the process. In this build it does nothing.
 func Hit(string) {}
 
-// Enabled says whether a point will kill the process: never in this build.
+// Enabled reports whether a point will kill the process: never in this build.
 func Enabled() bool { return false }

@@ -32,7 +32,7 @@ func counter(n string) *atomic.Int64 {
 	return c
 }
 
-// Enabled says whether SHOP_CRASH_AT names a point.
+// Enabled reports whether SHOP_CRASH_AT names a point.
 func Enabled() bool { return name != "" }
 
 // Hit kills the process with SIGKILL if SHOP_CRASH_AT names the point, after a line on standard error. It may be

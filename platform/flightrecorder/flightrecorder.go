@@ -1,7 +1,8 @@
-// Package flightrecorder keeps the last seconds of Go's execution trace in memory, and writes them to a file when something took
-// too long: what the process did then can be looked at afterwards with `go tool trace`.
+// Package flightrecorder keeps the last seconds of Go's execution trace in memory, and writes them to a file when something
+// took too long, to be examined later with `go tool trace`.
 //
-// A process can have one recorder, so it is global: Start is for programs, and without it Took does nothing.
+// A process can have only one such recorder, so it is global: a main program calls Start, and without that Took does
+// nothing.
 package flightrecorder
 
 import (
@@ -26,9 +27,9 @@ const (
 
 // Config says when and where a trace is written. The tags are those of github.com/caarlos0/env.
 type Config struct {
-	// Limit is how long something may take; 0 records nothing.
+	// Limit is the duration above which Took writes a trace; 0 turns the recorder off.
 	Limit time.Duration `env:"FLIGHT_RECORDER_LIMIT"`
-	// Dir is the folder of the files, that for temporary files if it is empty.
+	// Dir is the folder for the files; the system's folder for temporary files if it is empty.
 	Dir string `env:"FLIGHT_RECORDER_DIR"`
 }
 
@@ -41,7 +42,8 @@ type recorder struct {
 
 var running atomic.Pointer[recorder]
 
-// Start records from now on, until stop is called. It fails if something records already.
+// Start records until stop is called. It fails if an execution trace is recorded already. With a Limit of 0 it does
+// nothing.
 func Start(cfg Config, log *slog.Logger) (stop func(), err error) {
 	if cfg.Limit <= 0 {
 		return func() {}, nil
@@ -57,7 +59,8 @@ func Start(cfg Config, log *slog.Logger) (stop func(), err error) {
 	return func() { running.CompareAndSwap(r, nil); r.flight.Stop() }, nil
 }
 
-// Took says how long something has taken. If that is too long, the trace of the last seconds is written, at most once a minute.
+// Took reports how long an operation has taken. If that is above the limit the trace of the last seconds is written to a
+// file, at most once a minute. It may be called concurrently.
 func Took(what string, took time.Duration) {
 	r := running.Load()
 	if r == nil || took < r.Limit {

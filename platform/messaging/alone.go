@@ -9,13 +9,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// aloneInterval is how often a process that is not alone says so.
+// aloneInterval is how often notAlone is called while another process has the queue.
 const aloneInterval = time.Minute
 
-// Alone finds out whether a process is the only one of its kind. It holds an exclusive queue, which gets no messages; while
-// another process holds it, notAlone is called at once and once a minute. A user without the right to declare the queue,
-// because the broker's definitions are those of an older release, does not find out. The name has to be one of the
-// service's Exclusive in the topology.
+// Alone returns a function, to be run until its context ends, that finds out whether another process uses the same name queue.
+// It declares an exclusive queue, which gets no messages and goes with the connection; while another process has the queue it
+// calls notAlone, at once and then every minute. If the broker's user may not declare the queue, as with the definitions of an
+// older release, it notices nothing. queue must be one of the service's Exclusive in the topology.
 func Alone(conn *Connection, queue string, notAlone func()) (run func(context.Context) error) {
 	session := func(ctx context.Context, c *amqp.Connection) error {
 		ch, err := c.Channel()

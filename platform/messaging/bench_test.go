@@ -121,7 +121,7 @@ func BenchmarkRPC(b *testing.B) {
 				})
 			}
 			ask := func() {
-				ctx, cancel := context.WithTimeout(b.Context(), patience)
+				ctx, cancel := context.WithTimeout(b.Context(), testTimeout)
 				defer cancel()
 				if _, err := client.CheckStock(ctx, request); err != nil {
 					b.Fatal(err)

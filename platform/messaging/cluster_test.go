@@ -145,7 +145,7 @@ func TestPublisher_AConfirmThatDoesNotComeMovesItOnWithTheSameMessageID(t *testi
 	}
 }
 
-func TestPublisher_StaysWhereThereIsNoOtherNode(t *testing.T) {
+func TestPublisher_StaysIfThereIsNoOtherNode(t *testing.T) {
 	t.Parallel()
 	proxy := brokertest.New(t).Proxy(t)
 	var log bytes.Buffer // read when all that write to it have ended

@@ -24,14 +24,14 @@ import (
 )
 
 const (
-	// tryTimeout bounds connecting to a node, and then its answers about the topology, when there is another node to try. The
-	// only one is waited for longer: giving up on it early gains nothing.
+	// tryTimeout bounds connecting to a node, and then its answers about the topology, if there is another node to try. A
+	// node that is the only one gets longer, because giving up on it early gains nothing.
 	tryTimeout   = 2 * time.Second
 	loneTimeout  = 5 * time.Second
 	writeTimeout = 15 * time.Second
-	// heartbeat is short so that a peer that is frozen, or cut off without a word, is noticed: the broker closes the connection
-	// of a client after two to three of them, and what the client held goes to others; a client leaves a broker after three.
-	// RabbitMQ advises 5 s at least: less takes a busy machine for a dead one.
+	// heartbeat is short so that a peer which is frozen or cut off is noticed soon: the broker closes the connection of a
+	// silent client after two to three of them, and what it held goes to other consumers; a client leaves a silent broker
+	// after three. RabbitMQ advises against less than 5 s, with which a busy machine would be taken for a dead one.
 	heartbeat  = 5 * time.Second
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
@@ -41,23 +41,24 @@ const (
 	sessionLasted = 5 * time.Second
 )
 
-// Options says who a connection belongs to and where it reports.
+// Options says which service a connection belongs to, what it declares, and what it reports to.
 type Options struct {
-	Service string // app_id of what is published
+	Service string // its name in the topology, and the app_id of the messages that are published
 	Role    string // "publish" or "consume", part of the connection's name in the broker
-	// Topology is made sure of on each new connection, as far as the service needs it.
+	// Topology is checked on each new connection, and what the service needs of it is declared if it is missing.
 	Topology Topology
-	// KeepTopology has the connection look after the service's own queues as long as it lives, not only when it is made. One
-	// connection of a service is enough for that.
+	// KeepTopology makes the connection check and repair the service's own queues every second, not only when it connects.
+	// Set it on one connection of a service.
 	KeepTopology bool
 	Logger       *slog.Logger
 	Meter        metric.MeterProvider // nil: no metrics
 	Tracer       trace.TracerProvider // nil: no traces
 }
 
-// Connection is one supervised connection to the broker. It never gives up: a lost connection is replaced after a
-// wait that grows with each failure. Use one for publishing and another for consuming, so that a broker which holds
-// publishers back does not hold back acknowledgements.
+// Connection is one supervised connection to the broker. It never gives up: a lost connection is replaced, after a wait
+// that grows with each failure. A service uses one for publishing and another one for consuming, because a broker that is
+// short of memory or disk stops reading from connections that publish, and acknowledgements would wait too. Its methods may
+// be called concurrently.
 type Connection struct {
 	endpoints []endpoint
 	service   string
@@ -85,10 +86,10 @@ type Connection struct {
 	queryMu sync.Mutex // held while the broker owes an answer about its queues
 }
 
-// Dial returns a connection that Run will establish. address is of the form amqp://user:password@host:5672/vhost, or
-// amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and keyfile that RabbitMQ defines for URLs. It may
-// name several nodes of a cluster, see SplitURL, and a name may have several addresses. The connections of a process are
-// spread over them.
+// Dial parses address and returns a connection that Run will establish; it does not connect itself. address has the form
+// amqp://user:password@host:5672/vhost, or amqps://…:5671/vhost for TLS, with the parameters cacertfile, certfile and
+// keyfile that RabbitMQ defines for URLs. It may name several nodes of a cluster, see SplitURL, and a name may resolve to
+// several addresses: the connections of a process are spread over them.
 func Dial(address string, o Options) (*Connection, error) {
 	endpoints, err := parseURL(address)
 	if err != nil {
@@ -124,9 +125,10 @@ func Dial(address string, o Options) (*Connection, error) {
 	return c, nil
 }
 
-// Run keeps the connection until ctx ends, then closes it. On each new connection it makes sure of the topology before
-// anyone may use it. If the first connection finds another topology than the one that it was given, Run returns that, an ErrTopology:
-// a person has to look at it. If a later one does, somebody is at work on the broker, and Run tries again.
+// Run keeps the connection open until ctx ends, then closes it and returns nil. It checks the topology on each new
+// connection before anything else may use it. If the first connection finds an exchange or queue that differs from the
+// topology Run returns an ErrTopology, because a person has to decide what to do. If that happens later somebody is
+// changing the broker, and Run tries again.
 func (c *Connection) Run(ctx context.Context) error {
 	wait := backoff.New(minBackoff, maxReconnect)
 	for ctx.Err() == nil {
@@ -153,7 +155,8 @@ func (c *Connection) Run(ctx context.Context) error {
 	return nil
 }
 
-// connectOnce connects to one of the nodes and holds that connection until it closes or ctx ends. It says whether there was one.
+// connectOnce connects to one of the nodes and keeps that connection until it breaks or ctx ends. established reports
+// whether it got that far.
 func (c *Connection) connectOnce(ctx context.Context) (established bool, err error) {
 	conn, n, err := c.connect(ctx)
 	if err != nil {
@@ -165,7 +168,7 @@ func (c *Connection) connectOnce(ctx context.Context) (established bool, err err
 	return true, err
 }
 
-// connect tries the nodes one after the other, each one once, and returns a connection with its topology made sure of.
+// connect tries each node once, one after the other, and returns the first connection, with its topology checked.
 func (c *Connection) connect(ctx context.Context) (*amqp.Connection, node, error) {
 	left, err := lookUp(ctx, c.endpoints)
 	alternatives := slices.ContainsFunc(left, func(n node) bool { return !n.spare && n.addr != left[0].addr })
@@ -187,7 +190,7 @@ func (c *Connection) connect(ctx context.Context) (*amqp.Connection, node, error
 		if errors.Is(failure, ErrTopology) {
 			return nil, n, failure // as it would be on every other node
 		}
-		err = also(err, failure)
+		err = joinOnOneLine(err, failure)
 	}
 	return nil, node{}, cmp.Or(err, ctx.Err())
 }
@@ -282,21 +285,21 @@ func (c *Connection) open(ctx context.Context, n node, limit time.Duration) (*am
 	return nil, err
 }
 
-// moveOn leaves a node that does not confirm what is published: the connection is closed at once, and the next one is made
-// to another node, if there is one.
+// moveOn closes a connection at once because its node does not confirm what is published, so that the next connection is
+// made to another node if there is one.
 func (c *Connection) moveOn(conn *amqp.Connection, waited time.Duration) {
 	c.log.Warn("the broker's node confirms nothing, moving on to another one", "node", conn.RemoteAddr().String(), "for", waited.Round(time.Millisecond))
 	_ = conn.CloseDeadline(time.Now()) // without waiting for its answer
 }
 
-// hasAlternatives says whether there was another node when the connection was made.
+// hasAlternatives reports whether there was another node to connect to when the connection was made.
 func (c *Connection) hasAlternatives() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.alternatives
 }
 
-// at says in spans which node the connection was made to last.
+// at returns the span attributes that name the node of the newest connection.
 func (c *Connection) at() []attribute.KeyValue {
 	if server := c.server.Load(); server != nil {
 		return *server
@@ -304,7 +307,7 @@ func (c *Connection) at() []attribute.KeyValue {
 	return nil
 }
 
-// closeError turns what a close notification carried into an error: the library sends nil on an orderly close.
+// closeError turns the content of a close notification into an error: the library sends nil for an orderly close.
 func closeError(cause *amqp.Error) error {
 	if cause == nil {
 		return amqp.ErrClosed
@@ -331,7 +334,7 @@ func (c *Connection) setBlocked(blocked bool) {
 	}
 }
 
-// unblocked returns a context that lasts while the broker takes messages.
+// unblocked returns a context that ends when the broker blocks publishers.
 func (c *Connection) unblocked() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -357,7 +360,7 @@ func (c *Connection) await(ctx context.Context) (*amqp.Connection, error) {
 	}
 }
 
-// Ready is nil while the broker is connected and takes messages.
+// Ready returns nil while the broker is connected and does not block publishers.
 func (c *Connection) Ready(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -370,7 +373,8 @@ func (c *Connection) Ready(context.Context) error {
 	return nil
 }
 
-// InHand returns how many messages consumers and servers on this connection have taken and not settled yet, by queue.
+// InHand returns how many messages the consumers and RPC servers on this connection have received and not settled yet, by
+// queue.
 func (c *Connection) InHand() map[string]int {
 	messages := map[string]int{}
 	for queue, held := range c.metrics.inHand() {
@@ -379,8 +383,8 @@ func (c *Connection) InHand() map[string]int {
 	return messages
 }
 
-// Topology is nil if the service's own queues and the exchanges that they are bound to were there when the connection last
-// looked. A connection that does not keep the topology does not know.
+// Topology returns nil if the service's own queues, and the exchanges that they are bound to, existed at the last check. It
+// is also nil on a connection without KeepTopology, which does not check.
 func (c *Connection) Topology(context.Context) error {
 	if c.keeper == nil {
 		return nil
@@ -388,7 +392,8 @@ func (c *Connection) Topology(context.Context) error {
 	return c.keeper.state()
 }
 
-// keepBound keeps a queue of a running server bound until forget is called.
+// keepBound restores the binding of a queue whenever it is missing, until forget is called. It is for the queues of RPC
+// servers.
 func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
 	if c.keeper == nil {
 		return func() {}
@@ -396,9 +401,8 @@ func (c *Connection) keepBound(queue, key, exchange string) (forget func()) {
 	return c.keeper.keepBound(binding{queue, key, exchange})
 }
 
-// runSessions runs session on every connection there is, one after the other, until ctx ends. A session opens what it needs
-// on the connection and returns when that has failed; it starts over on the same connection if that still lives, at
-// once if it returns nil.
+// runSessions calls session with each connection in turn until ctx ends. A session opens the channels it needs and returns
+// when they have failed. It is called again with the same connection if that is still open, at once if it returned nil.
 func (c *Connection) runSessions(ctx context.Context, name string, session func(context.Context, *amqp.Connection) error) error {
 	wait := newBackoff()
 	for ctx.Err() == nil {
@@ -414,14 +418,16 @@ func (c *Connection) runSessions(ctx context.Context, name string, session func(
 		if err == nil {
 			continue
 		}
+		if conn.IsClosed() { // Run says so, and makes the pauses
+			wait.Reset()
+			continue
+		}
 		if time.Since(start) > sessionLasted {
 			wait.Reset()
 		}
-		if !conn.IsClosed() { // else Run says so
-			c.log.Warn("broker session ended, starting over", "session", name, "error", err)
-			if c.keeper != nil {
-				c.keeper.lookNow()
-			}
+		c.log.Warn("broker session ended, starting over", "session", name, "error", err)
+		if c.keeper != nil {
+			c.keeper.lookNow()
 		}
 		wait.Sleep(ctx)
 	}

@@ -24,31 +24,32 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// drainTimeout is how long a batch in hand may take to finish after the consumer was told to stop.
+// drainTimeout is how long the batch in hand may take to finish once the consumer has been told to stop.
 const drainTimeout = 5 * time.Second
 
-// idleLimit is how long a consumer that gets nothing trusts its channel. If somebody deletes a quorum queue and declares it
-// again at once, RabbitMQ keeps the consumer and counts it, but what it hands out to it never arrives: to a new channel it
-// does, and what was handed out to the old one comes again.
+// idleLimit is how long a consumer that receives nothing keeps its channel. If somebody deletes a quorum queue and declares
+// it again at once, RabbitMQ still counts the old consumer and delivers to it, but nothing arrives. A new channel does
+// receive, and what was delivered to the old one is delivered again.
 const idleLimit = 15 * time.Second
 
-// ConsumerOptions bound what a consumer holds.
+// ConsumerOptions bound the batches of a consumer.
 type ConsumerOptions struct {
 	Batch int // messages handed to a handler at once, at most; 200 if it is 0
-	// Linger is how long a batch that is not full waits for more messages after its first one. What a batch costs, a
-	// transaction above all, is then shared by more of them.
+	// Linger is how long a batch that is not full waits for more messages after the first one. Larger batches cost less a
+	// message, because they share a transaction.
 	Linger time.Duration
 }
 
-// Consumer takes messages from one queue in batches, hands them to the handlers of their types and settles them, one
-// batch after the other: two at a time would each be half as large, and meet in the same rows. For the same reason the
-// replicas of a service do not take turns at its queue. Each draws a priority: the broker gives the first as much as its
-// prefetch has room for, and the next what is left (https://www.rabbitmq.com/docs/consumer-priority). While a dependency
-// is down for one of them it leaves the queue to the others.
+// Consumer receives the messages of one queue in batches, gives them to the handlers of their types and settles them. It
+// handles one batch at a time: two at once would be half as large each, and contend for the same rows. For the same reason
+// the replicas of a service do not share its queue evenly. Each chooses a random priority; the broker fills the prefetch of
+// the consumer with the highest priority first, and gives the rest to the next
+// (https://www.rabbitmq.com/docs/consumer-priority). While a dependency is down for one replica, that one leaves the queue
+// to the others.
 //
-// The prefetch is one batch in hand and one on the way. AMQP counts messages, not bytes, so it is smaller while messages
-// are large, see maxHeld. It begins with one message and grows as long as that is too few: a process that died of what it
-// was given at once does not when it comes back.
+// The prefetch is two batches: one in hand and one on its way. AMQP counts messages, not bytes, so it is smaller while
+// messages are large, see maxHeld. It begins with one message and grows while it is too small, so that a process which died
+// of what it was sent does not get the same amount again when it restarts.
 type Consumer struct {
 	conn     *Connection
 	pub      *Publisher
@@ -74,13 +75,13 @@ type Consumer struct {
 	slow          bool          // the database gave up on the message that failed last, and none was handled since
 }
 
-// NewConsumer returns a consumer of queue. Retries and dead letters are published through pub.
+// NewConsumer returns a consumer of queue. It publishes retries and dead letters through pub, which must run too.
 func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptions, handlers ...Handler) *Consumer {
 	if o.Batch == 0 {
 		o.Batch = 200
 	}
 	dispatch := newDispatcher(handlers)
-	dispatch.admit = func(d *amqp.Delivery) error { return conn.admit(d, queue) }
+	dispatch.check = func(d *amqp.Delivery) error { return conn.checkPublisher(d, queue) }
 	c := &Consumer{
 		conn: conn, pub: pub, queue: queue, batch: o.Batch, linger: o.Linger, priority: rand.Int32(), dispatch: dispatch,
 		halvings: bits.Len(uint(2*o.Batch)) - 1, size: o.Batch,
@@ -90,13 +91,13 @@ func NewConsumer(conn *Connection, pub *Publisher, queue string, o ConsumerOptio
 	return c
 }
 
-// heldBatch is a batch in hand.
+// heldBatch is the batch in hand.
 type heldBatch struct {
 	messages int
 	since    time.Time
 }
 
-// inHand is part of holder.
+// inHand implements holder.
 func (c *Consumer) inHand() (queue string, messages int, oldest time.Time) {
 	if buffered := c.buffered.Load(); buffered != nil {
 		messages = len(*buffered)
@@ -107,7 +108,7 @@ func (c *Consumer) inHand() (queue string, messages int, oldest time.Time) {
 	return c.queue, messages, time.Time{}
 }
 
-// Ready is nil while it is attached to the queue and no dependency of the handlers is down.
+// Ready returns nil while the consumer is attached to its queue and no dependency of its handlers is down.
 func (c *Consumer) Ready(context.Context) error {
 	if !c.attached.Load() {
 		return fmt.Errorf("consumer of queue %s is not attached", c.queue)
@@ -118,13 +119,14 @@ func (c *Consumer) Ready(context.Context) error {
 	return nil
 }
 
-// Run consumes until ctx ends. A batch in hand then has 5 s to finish; what was not begun goes back to the queue.
+// Run consumes until ctx ends, and returns nil. The batch in hand then has 5 s to finish; what was not begun goes back to
+// the queue.
 func (c *Consumer) Run(ctx context.Context) error {
 	return c.conn.runSessions(ctx, "consumer of "+c.queue, c.session)
 }
 
-// session consumes over one channel until that fails or ctx ends. Every acknowledgement goes to the channel its
-// delivery came from: delivery tags of another channel name other messages.
+// session consumes on one channel until that fails or ctx ends. A delivery is acknowledged on the channel that it came
+// from, because on another channel its tag would be that of another message.
 func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	idle := false // it only changes its channel
 	defer func() {
@@ -189,8 +191,8 @@ func (c *Consumer) session(ctx context.Context, conn *amqp.Connection) error {
 	}
 }
 
-// subscribe has the broker deliver, as much as the prefetch allows. Each subscription has a name of its own: RabbitMQ 3.10
-// takes another of the same name for the first, misses messages of it, and dies looking for them.
+// subscribe starts a subscription with the current prefetch. Each subscription has a new name: RabbitMQ 3.10 confuses one
+// that reuses a name with the earlier one, loses messages of it, and crashes when it looks for them.
 func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 	c.resubscribing = false
 	c.tags++
@@ -207,12 +209,13 @@ func (c *Consumer) subscribe() (<-chan amqp.Delivery, error) {
 	return buffered, nil
 }
 
-// prefetch is how many messages the broker hands out before it waits for acknowledgements.
+// prefetch returns how many messages the broker may deliver before the first of them is acknowledged.
 func (c *Consumer) prefetch() int { return 2 * c.batch >> c.halvings }
 
-// changePrefetch ends the subscription if another prefetch is better, before batch is acknowledged; the next one begins
-// behind what was handed out. It does so only when all the prefetch is here, in batch and behind it: the prefetch may be too
-// small then, and nothing is on its way, which the broker would take back and count as delivered once more.
+// changePrefetch ends the subscription if another prefetch would be better; it is called before batch is acknowledged. The
+// next subscription begins behind the messages that were delivered. It acts only if the whole prefetch has been delivered,
+// in batch and behind it: only then can the prefetch be too small, and only then is no message on its way, which the broker
+// would take back and count as one more delivery.
 func (c *Consumer) changePrefetch(batch []amqp.Delivery, behind int) error {
 	c.largest -= c.largest / 8
 	for i := range batch {
@@ -228,8 +231,8 @@ func (c *Consumer) changePrefetch(batch []amqp.Delivery, behind int) error {
 	return nil
 }
 
-// adjustPrefetch makes the prefetch eight times as large, or as much as holds no more than it may, and says whether it is
-// another one.
+// adjustPrefetch multiplies the prefetch by eight, within the bound of bytes that may be held, and reports whether it
+// changed.
 func (c *Consumer) adjustPrefetch() bool {
 	before := c.prefetch()
 	c.halvings = max(0, c.halvings-3)
@@ -239,8 +242,8 @@ func (c *Consumer) adjustPrefetch() bool {
 	return c.prefetch() != before
 }
 
-// yieldQueue leaves the queue to the other replicas. What is handed out already stays, and is handled when the dependency
-// is back.
+// yieldQueue cancels the subscription, so that other replicas get the messages of the queue. What was delivered already is
+// kept, and handled when the dependency is back.
 func (c *Consumer) yieldQueue() {
 	if c.yielding {
 		return
@@ -252,9 +255,9 @@ func (c *Consumer) yieldQueue() {
 	c.conn.log.Warn("the queue is left to other replicas until the dependency is back", "queue", c.queue)
 }
 
-// prefetchBuffer makes room between the library and gather: the library's channel has none, so it never shows more than one
-// delivery. room is the prefetch, more than which is never unacknowledged, so the goroutine never waits for gather; it
-// ends when the library closes the channel.
+// prefetchBuffer puts a buffer between the library and gather, because the library's channel has none and so never shows
+// more than one delivery. room is the prefetch: there are never more deliveries than that without an acknowledgement, so
+// the goroutine never waits for gather. It ends when the library closes the channel.
 func prefetchBuffer(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Delivery {
 	out := make(chan amqp.Delivery, room)
 	go func() {
@@ -266,8 +269,9 @@ func prefetchBuffer(deliveries <-chan amqp.Delivery, room int) <-chan amqp.Deliv
 	return out
 }
 
-// gather waits for one delivery and takes what else is there or comes within linger, as far as batch, which is empty, has
-// room, and up to maxBatch bytes and one delivery. It returns nothing when ctx has ended or deliveries is closed.
+// gather waits for one delivery, and adds to batch, which is empty, those that are there or arrive within linger: as many
+// as its capacity, and up to maxBatch bytes and one delivery. It returns nothing when ctx has ended or deliveries is
+// closed.
 func gather(ctx context.Context, deliveries <-chan amqp.Delivery, batch []amqp.Delivery, linger time.Duration) []amqp.Delivery {
 	if ctx.Err() != nil {
 		return nil
@@ -304,13 +308,13 @@ func gather(ctx context.Context, deliveries <-chan amqp.Delivery, batch []amqp.D
 	return batch
 }
 
-// settle brings every delivery of a batch to its end: handled, sent to a retry queue, or a dead letter. After nil all
-// of them may be acknowledged.
+// settle brings every delivery of a batch to its end: handled, sent to a retry queue, or sent to the dead letters. If it
+// returns nil all of them may be acknowledged.
 func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) error {
 	for _, group := range c.dispatch.groups(batch) {
 		start := time.Now()
 		if group.err != nil {
-			if err := c.deadLetter(ctx, work, &group.deliveries[0], unreadable{group.err}); err != nil {
+			if err := c.deadLetter(ctx, work, &group.deliveries[0], undecodable{group.err}); err != nil {
 				return err
 			}
 			continue
@@ -325,15 +329,15 @@ func (c *Consumer) settle(ctx, work context.Context, batch []amqp.Delivery) erro
 	return nil
 }
 
-// handle gives a group to its handler. While a dependency is down it holds the group and tries again: with half as many
-// messages after each second failure, in case it is their number that is too much for it, and with a quarter more after
-// each success. After any other failure of several messages each is tried alone, so that each is judged by itself.
+// handle gives a group to its handler. While a dependency is down it keeps the group and tries again: with half as many
+// messages after each second failure, in case their number is too much for the dependency, and with a quarter more after
+// each success. After any other failure of several messages each of them is tried alone, to find the one at fault.
 func (c *Consumer) handle(ctx, work context.Context, g group) error {
 	wait := newBackoff()
 	failures := 0 // in a row
 	for len(g.deliveries) > 0 {
 		n := min(c.size, len(g.deliveries))
-		part := g.part(0, n)
+		part := g.slice(0, n)
 		err := c.call(work, part)
 		if isUnavailable(err) {
 			failures++
@@ -365,17 +369,18 @@ func (c *Consumer) handle(ctx, work context.Context, g group) error {
 		default:
 			c.conn.log.Warn("a batch failed, trying its messages one by one", "queue", c.queue, "messages", n, "error", err)
 			for i := range n {
-				if err := c.handle(ctx, work, part.part(i, i+1)); err != nil {
+				if err := c.handle(ctx, work, part.slice(i, i+1)); err != nil {
 					return err
 				}
 			}
 		}
-		g = g.part(n, len(g.deliveries))
+		g = g.slice(n, len(g.deliveries))
 	}
 	return nil
 }
 
-// pause waits before the next try at what cannot be done now, and says why. Its error is that the consumer has to stop.
+// pause waits before the next try at something that cannot be done now, and logs why. It returns an error if the consumer
+// has to stop.
 func (c *Consumer) pause(ctx context.Context, wait *backoff.Backoff, what string, messages int, cause error) error {
 	c.down.Store(&cause)
 	c.conn.log.Warn(what, "queue", c.queue, "messages", messages, "error", cause)
@@ -428,16 +433,16 @@ func (c *Consumer) fail(ctx, work context.Context, d *amqp.Delivery, cause error
 	return nil
 }
 
-// isSlow says whether the database is slow for everybody, and so it is no fault of the message that a statement about it
-// alone was given up: one before it failed for the same reason, and nothing has been handled since.
+// isSlow reports whether the database is slow in general, so that a timeout of a statement about one message is not that
+// message's fault: the message before it failed for the same reason, and nothing has been handled since.
 func (c *Consumer) isSlow(cause error) bool {
 	before := c.slow
 	c.slow = errors.Is(cause, postgres.ErrExhausted)
 	return before && c.slow
 }
 
-// deadLetter sends one message to the dead letters. If the broker takes only smaller ones by now, they get as much of its
-// body as the broker takes.
+// deadLetter sends one message to the dead letters. If the broker has refused a message as too large, the body is cut to
+// the size that it accepts.
 func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause error) error {
 	out := republish(d)
 	out.Headers[headerAttempt] = int32(attemptOf(d))
@@ -460,7 +465,7 @@ func (c *Consumer) deadLetter(ctx, work context.Context, d *amqp.Delivery, cause
 	return nil
 }
 
-// refuse answers the publisher of a dead letter, if an answer was asked for: that it was not handled, and why.
+// refuse answers the sender of a request that becomes a dead letter: that it was not handled, and why.
 func (c *Consumer) refuse(ctx context.Context, d *amqp.Delivery, cause error) {
 	_, key := firstRoute(d)
 	event, ok := contract.ByRoutingKey(key)
@@ -475,13 +480,13 @@ func (c *Consumer) refuse(ctx context.Context, d *amqp.Delivery, cause error) {
 	}
 }
 
-// refusal is the status that the publisher of a dead letter is told. Failures of our own are no business of theirs.
+// refusal is the status that the sender of a dead letter gets. It hides failures of our own.
 func refusal(cause error) error {
 	var own interface{ GRPCStatus() *status.Status }
 	if errors.As(cause, &own) {
 		return own.GRPCStatus().Err()
 	}
-	switch _, unlawful := errors.AsType[notTheirs](cause); {
+	switch _, unlawful := errors.AsType[wrongPublisher](cause); {
 	case unlawful:
 		return status.Error(codes.PermissionDenied, cause.Error())
 	case isPermanent(cause) || isUnreadable(cause):
@@ -490,9 +495,10 @@ func refusal(cause error) error {
 	return status.Error(codes.Internal, "the message could not be handled; it is kept as a dead letter")
 }
 
-// park publishes what the consumer cannot handle, and holds the queue until the broker has taken it: with an error the
-// session would end, and all messages that wait behind this one would go back and be one delivery nearer to the broker's
-// limit. Its errors are ErrTooLarge, and that the consumer has to stop.
+// park publishes a message that the consumer cannot handle to a retry queue or to the dead letters, and waits until the
+// broker has taken it. If it returned an error instead the session would end, and all messages behind this one would be
+// delivered once more, closer to the broker's delivery limit. It returns an error only if the message is too large or the
+// consumer has to stop.
 func (c *Consumer) park(ctx, work context.Context, out Outgoing) error {
 	wait := newBackoff()
 	for tries := 0; ; tries++ {

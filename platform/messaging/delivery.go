@@ -21,7 +21,7 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// Meta is what a message says about itself besides its body.
+// Meta is what is known about a message besides its body.
 type Meta struct {
 	Exchange      string // the one it was published to first, whatever detour it took
 	RoutingKey    string // likewise
@@ -34,19 +34,20 @@ type Meta struct {
 	Trace         trace.SpanContext
 }
 
-// Message is a message of a known type with a body that meets its contract.
+// Message is a message of type T, whose body meets its contract.
 type Message[T proto.Message] struct {
 	Meta
 	ID   uuid.UUID // contract.MessageID of the body: the same event has the same id, whatever its properties say
 	Body T
 }
 
-// Context returns ctx with the trace of the message, for what is done on its behalf.
+// Context returns ctx with the message's trace, for what is done on behalf of this one message of a batch.
 func (m Message[T]) Context(ctx context.Context) context.Context {
 	return trace.ContextWithRemoteSpanContext(ctx, m.Trace)
 }
 
-// Delivery is a message as it came, for a consumer that wants everything.
+// Delivery is a message as the broker delivered it, for a handler made with HandleRaw. Its body is not decoded or
+// validated.
 type Delivery struct {
 	Meta
 	MessageID   string
@@ -58,7 +59,7 @@ type Delivery struct {
 	Body        []byte
 }
 
-// Handler handles the messages of one type, or all of them. Make one with Handle or HandleRaw.
+// Handler handles the messages of one type, or of all types. Handle, HandleWeighed and HandleRaw make one.
 type Handler struct {
 	event protoreflect.FullName // "" for every message
 	// decode turns a delivery into what run takes; its error makes the delivery a dead letter.
@@ -71,14 +72,16 @@ type Handler struct {
 
 // Handle makes a handler for messages of type T, which must be an event of the contracts.
 //
-// handle gets messages that follow each other in the queue, and handles all of them or none: after nil they are
-// acknowledged, after an error none of its effects may remain. It may get a message that was handled before. An error
-// marked Unavailable holds the batch until the dependency is back; a batch that it fails twice comes again as smaller ones.
-// After any other error each message is handed over alone; then an error marked Permanent makes it a dead letter, and
-// any other one has it tried again after 1 s, 10 s and 60 s before it becomes one. The context has the time to finish a
-// batch even while the consumer stops.
+// handle gets messages that were next to each other in the queue, and must handle all of them or none: if it returns nil
+// they are acknowledged; if it returns an error none of its effects may remain. A message may have been handled before.
+// Errors: one marked Unavailable keeps the batch until the dependency is back, in smaller pieces after the second failure.
+// After any other error of several messages each is given to handle alone; then one marked Permanent makes the message a
+// dead letter, and any other one is retried after 1 s, 10 s and 60 s before the message becomes a dead letter. handle is
+// never called concurrently by one consumer. Its context stays valid for 5 s when the consumer is told to stop, to finish
+// the batch.
 //
-// The bodies of a batch have 2 MiB together, or it is one message. One of more than MaxEvent is a dead letter unread.
+// The bodies of a batch have at most 2 MiB together, unless it is a single message. A message of more than MaxEvent becomes
+// a dead letter without being decoded.
 func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]) error) Handler {
 	var zero T
 	return Handler{
@@ -111,16 +114,16 @@ func Handle[T proto.Message](handle func(ctx context.Context, batch []Message[T]
 	}
 }
 
-// HandleWeighed is Handle for messages that cause more than they are large: weigh returns how much, in bytes, and what the
-// messages of a batch cause has 2 MiB together, or it is one message.
+// HandleWeighed is Handle for messages whose handling takes more memory than their size: weigh returns how much, in bytes,
+// and the sum over a batch is at most 2 MiB, unless it is a single message.
 func HandleWeighed[T proto.Message](weigh func(T) int, handle func(ctx context.Context, batch []Message[T]) error) Handler {
 	h := Handle(handle)
 	h.weigh = func(m any) int { return weigh(m.(Message[T]).Body) }
 	return h
 }
 
-// HandleRaw makes a handler for every message of the queue, known or not. Handle says what handle may do; it is given
-// bodies of any size.
+// HandleRaw makes a handler for every message of the queue, whether or not a contract describes it. handle follows the
+// rules of Handle, and gets bodies of any size.
 func HandleRaw(handle func(ctx context.Context, batch []Delivery) error) Handler {
 	return Handler{
 		decode: func(d *amqp.Delivery) (any, error) { return rawDelivery(d), nil },
@@ -160,7 +163,8 @@ func sourceQueue(d *amqp.Delivery) string {
 	return stringHeader(lastDeath(d.Headers), "queue")
 }
 
-// lastDeath is the broker's note of the queue that the message was dead-lettered from last, nil if it never was.
+// lastDeath is the broker's record (x-death) of the queue that the message was dead-lettered from last, nil if it never
+// was.
 func lastDeath(headers amqp.Table) amqp.Table {
 	deaths, _ := headers["x-death"].([]any)
 	if len(deaths) == 0 {
@@ -182,7 +186,7 @@ func metaOf(d *amqp.Delivery) Meta {
 	return m
 }
 
-// firstRoute is where d was published to first.
+// firstRoute returns the exchange and routing key that d was first published with.
 func firstRoute(d *amqp.Delivery) (exchange, routingKey string) {
 	if key := stringHeader(d.Headers, HeaderRoutingKey); key != "" {
 		return stringHeader(d.Headers, HeaderExchange), key
@@ -222,7 +226,7 @@ func attemptOf(d *amqp.Delivery) int {
 	return int(max(n, 0))
 }
 
-// republish returns the message of d, to be published to another place. What the broker noted on its way is left out.
+// republish returns the message of d, for publishing it elsewhere, without the headers that the broker has added.
 func republish(d *amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
@@ -243,8 +247,8 @@ func republish(d *amqp.Delivery) Outgoing {
 
 const maxReason = 1000 // bytes
 
-// truncate makes a reason of an error's text. Package protobuf writes a no-break space into its errors in some builds and not
-// in others; whoever looks for a reason types a space.
+// truncate makes a reason of at most maxReason bytes from the text of an error. It replaces no-break spaces, which package
+// protobuf writes in some builds and not in others, so that a search for a reason finds it.
 func truncate(s string) string {
 	s = strings.ReplaceAll(s, "\u00a0", " ")
 	if len(s) <= maxReason {
@@ -257,17 +261,17 @@ func truncate(s string) string {
 	return s[:cut] + "…"
 }
 
-// unreadable is the error about a message that no handler was given.
-type unreadable struct{ error }
+// undecodable is the error about a message that no handler could be given.
+type undecodable struct{ error }
 
-func (e unreadable) Unwrap() error { return e.error }
+func (e undecodable) Unwrap() error { return e.error }
 
 func isUnreadable(err error) bool {
-	_, is := errors.AsType[unreadable](err)
+	_, is := errors.AsType[undecodable](err)
 	return is
 }
 
-// group is a run of deliveries that one handler takes together, or one delivery that no handler can take.
+// group is a run of deliveries that one handler gets together, or one delivery that no handler can take.
 type group struct {
 	deliveries []amqp.Delivery
 	decoded    []any
@@ -277,19 +281,19 @@ type group struct {
 
 func (g group) run(ctx context.Context) error { return g.handler.run(ctx, g.decoded) }
 
-// part is the messages from first up to end.
-func (g group) part(first, end int) group {
+// slice returns the messages from index first up to, but not including, end.
+func (g group) slice(first, end int) group {
 	return group{deliveries: g.deliveries[first:end], decoded: g.decoded[first:end], handler: g.handler}
 }
 
 type dispatcher struct {
-	admit  func(*amqp.Delivery) error // says who may publish what; before all else
+	check  func(*amqp.Delivery) error // says who may publish what; before all else
 	all    *Handler
 	events map[protoreflect.FullName]Handler
 }
 
 func newDispatcher(handlers []Handler) dispatcher {
-	d := dispatcher{admit: func(*amqp.Delivery) error { return nil }, events: map[protoreflect.FullName]Handler{}}
+	d := dispatcher{check: func(*amqp.Delivery) error { return nil }, events: map[protoreflect.FullName]Handler{}}
 	for _, h := range handlers {
 		if h.event == "" {
 			d.all = &h
@@ -300,8 +304,8 @@ func newDispatcher(handlers []Handler) dispatcher {
 	return d
 }
 
-// groups splits a batch into runs of one type and of no more than maxBatch bytes, in the order of the queue. They share
-// the batch's memory.
+// groups splits a batch into runs of one type and of at most maxBatch bytes, in the order of the queue. They share the
+// memory of batch.
 func (d dispatcher) groups(batch []amqp.Delivery) []group {
 	var out []group
 	decoded := make([]any, len(batch))
@@ -333,7 +337,7 @@ func (d dispatcher) groups(batch []amqp.Delivery) []group {
 
 // handler finds who takes a delivery that may be taken: the routing key says what it is, and the type property must not contradict it.
 func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
-	if err := d.admit(delivery); err != nil {
+	if err := d.check(delivery); err != nil {
 		return Handler{}, err
 	}
 	if d.all != nil {
@@ -356,8 +360,8 @@ func (d dispatcher) handler(delivery *amqp.Delivery) (Handler, error) {
 	return h, nil
 }
 
-// isProtobuf says whether a property content_type does not contradict that the body is protobuf. Publishers that leave it
-// out are as right as those that use one of protobuf's other names.
+// isProtobuf reports whether a content_type may stand for protobuf. Publishers may leave it out, or use any of the names
+// that protobuf has.
 func isProtobuf(property string) bool {
 	name, _, err := mime.ParseMediaType(property)
 	return property == "" || err == nil && slices.Contains([]string{contentType, "application/x-protobuf", "application/vnd.google.protobuf", "application/octet-stream"}, name)

@@ -7,24 +7,26 @@ import (
 )
 
 var (
-	// ErrNotConnected means that there is no connection to the broker.
+	// ErrNotConnected means that there was no connection to the broker before the context ended.
 	ErrNotConnected = errors.New("no connection to the broker")
-	// ErrBlocked means that the broker takes no messages because it is short of memory or disk.
+	// ErrBlocked means that the broker blocks publishers because it is short of memory or disk.
 	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")
-	// ErrUnconfirmed means that the broker did not say in time that it has the message. It may have it.
+	// ErrUnconfirmed means that the broker did not confirm the message in time. It may have it all the same.
 	ErrUnconfirmed = errors.New("the broker has not confirmed the message")
+	// ErrNoAnswer means that the broker is connected and answers no question.
+	ErrNoAnswer = errors.New("the broker does not answer")
 	// ErrUnroutable means that no queue takes messages of this kind.
 	ErrUnroutable = errors.New("no queue takes this message")
 	// ErrTooLarge means that a message is larger than MaxEvent or MaxCall, or than the broker takes.
 	ErrTooLarge = errors.New("the message is too large")
 )
 
-// RefusedError says which of the messages given to Send the broker refuses for what it is: no queue takes it, its exchange
-// is none of the topology's, or it is too large. Those before it are confirmed, those after it may not be. A topology that
-// is incomplete for the moment can be the reason, see Permanent.
+// RefusedError says which of the messages given to Send the broker refuses because of what it is: no queue takes it, the
+// topology has no such exchange, or it is too large. Those before it are confirmed, those after it may not be. The reason
+// can be a topology that is incomplete for the moment, see Permanent.
 type RefusedError struct {
 	Index int
-	// Permanent says that no repair of the broker's topology helps: the message is too large, or the topology has no binding
+	// Permanent means that repairing the broker would not help: the message is too large, or the topology has no binding
 	// for it.
 	Permanent bool
 	Cause     error // an ErrUnroutable or ErrTooLarge
@@ -35,7 +37,7 @@ func (e *RefusedError) Error() string { return e.Cause.Error() }
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
-// classifiedError is what a handler says about its error: whether a retry can help.
+// classifiedError is a handler's error with its judgement whether a retry can help.
 type classifiedError struct {
 	error
 	permanent bool
@@ -43,21 +45,21 @@ type classifiedError struct {
 
 func (v classifiedError) Unwrap() error { return v.error }
 
-// Permanent marks an error of a handler as one that no retry can mend: the message becomes a dead letter at once.
+// Permanent marks an error of a handler as one that no retry can fix: the message becomes a dead letter without retries.
 func Permanent(err error) error { return classifiedError{err, true} }
 
-// Unavailable marks an error of a handler as the failure of something the handler depends on. The batch is held and tried
-// again until the dependency is back; no attempt of the messages is used up.
+// Unavailable marks an error of a handler as the failure of a dependency. The batch is kept and tried again until the
+// dependency is back, and none of its messages' attempts is used up.
 func Unavailable(err error) error { return classifiedError{err, false} }
 
-// isPermanent also knows that a message does not shrink.
+// isPermanent reports whether a retry is useless. A message that is too large stays too large, without being marked.
 func isPermanent(err error) bool {
 	var v classifiedError
 	return errors.As(err, &v) && v.permanent || errors.Is(err, ErrTooLarge)
 }
 
-// isUnavailable also knows the database's own words for it, so that no handler can forget to mark them. A transaction that
-// lost against another one is no fault of the messages either.
+// isUnavailable reports whether a dependency has failed. Errors of package postgres that say so need no mark, so no handler
+// can forget it. A transaction that lost against another one is no fault of its messages either.
 func isUnavailable(err error) bool {
 	var v classifiedError
 	if errors.As(err, &v) {

@@ -14,23 +14,23 @@ import (
 	"shop.example/platform/contract"
 )
 
-// HeaderUser names the broker's user who published a message first, if it was published again: as a retry or a dead
-// letter by the service whose queue it was in, or as a redrive by the one that keeps dead letters. It is believed from those alone. It is there,
-// and empty, if nobody knows who that was.
+// HeaderUser names the broker's user who published a message first, if another service has published it again: the service
+// whose queue it was in, as a retry or dead letter, or the service that keeps dead letters, as a redrive. From anybody else
+// it is ignored. It is present but empty if the first user is not known.
 const HeaderUser = "shop-user"
 
-// identity tells which of the broker's users are services of the topology. A message says which user has published it, in the
-// property user_id, and the broker refuses a message with another user than the connection's
-// (https://www.rabbitmq.com/docs/validated-user-id). The zero value tells nothing: the services share one user.
+// identity maps the broker's users to services of the topology. A message carries the user who has published it in the
+// property user_id, and the broker refuses a message with another user than that of the connection
+// (https://www.rabbitmq.com/docs/validated-user-id). The zero value maps none: all services share one user.
 //
-// This release sets user_id and accepts messages without it, because replicas of the one before do not set it.
+// This release sets user_id and accepts messages without it, because replicas of the release before do not set it.
 type identity struct {
 	user   string // of the connection
 	prefix string // what the users of all services have before the service's name, "" or "shop2-" for example
 }
 
-// identityOf reads the user of a service from its URL: it is named as the service, after a prefix that ends with "-" if
-// several shops use one broker.
+// identityOf derives the identity from a service's URL. A service's user is named as the service, after a prefix that ends
+// with "-" if several shops share one broker.
 func identityOf(uri amqp.URI, service string) identity {
 	external := slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
 	prefix, named := strings.CutSuffix(uri.Username, service)
@@ -50,10 +50,10 @@ func (i identity) service(user string) string {
 	return user[len(i.prefix):]
 }
 
-// KnowsUsers says whether the connection's user is the service's own, so that it is checked who has published what.
+// KnowsUsers reports whether the connection logs in as a service's own user, so that publishers of messages are checked.
 func (c *Connection) KnowsUsers() bool { return c.identity.known() }
 
-// UserOf returns the broker's user of another service, "" if it is not checked who publishes what.
+// UserOf returns the broker's user of another service, "" if publishers are not checked.
 func (c *Connection) UserOf(service string) string {
 	if !c.identity.known() {
 		return ""
@@ -61,14 +61,16 @@ func (c *Connection) UserOf(service string) string {
 	return c.identity.prefix + service
 }
 
-// MayPublish says whether a user of the broker may publish event, as far as that is checked. One who is not known may.
+// MayPublish reports whether a user of the broker may publish event, as far as publishers are checked. An unknown user ("")
+// may.
 func (c *Connection) MayPublish(user string, event contract.Event) bool {
 	return !c.identity.known() || user == "" || len(event.PublishedBy) == 0 || slices.Contains(event.PublishedBy, c.identity.service(user))
 }
 
-// admit checks that d, which came from queue, was published by one who may publish it, and takes out of its headers what
-// that one may not say. After an error d is a dead letter, and the alarm was raised.
-func (c *Connection) admit(d *amqp.Delivery, queue string) error {
+// checkPublisher checks that d, which came from queue, was published by a user who may publish it, and removes from it the
+// headers that only services which publish messages again may set. After an error d is a dead letter, and has been logged
+// and counted.
+func (c *Connection) checkPublisher(d *amqp.Delivery, queue string) error {
 	if !c.identity.known() {
 		d.UserId = ""
 		delete(d.Headers, HeaderUser)
@@ -76,7 +78,7 @@ func (c *Connection) admit(d *amqp.Delivery, queue string) error {
 	}
 	repeated := c.mayRepeat(d, queue)
 	if !repeated {
-		strike(d, queue)
+		stripHeaders(d, queue)
 	}
 	if queue == DeadLetterQueue { // where else should it go?
 		switch {
@@ -89,7 +91,7 @@ func (c *Connection) admit(d *amqp.Delivery, queue string) error {
 	}
 	if !repeated && d.UserId != "" && d.Exchange == "" { // past the exchange, whose rights say who may publish what
 		c.wrongUser(d, queue)
-		return notTheirs{d.UserId, "to the queue " + queue}
+		return wrongPublisher{d.UserId, "to the queue " + queue}
 	}
 	_, key := firstRoute(d)
 	event, ok := contract.ByRoutingKey(key)
@@ -101,20 +103,20 @@ func (c *Connection) admit(d *amqp.Delivery, queue string) error {
 		c.missingUser(queue)
 	case !slices.Contains(event.PublishedBy, c.identity.service(user)):
 		c.wrongUser(d, queue)
-		return notTheirs{user, string(event.Name)}
+		return wrongPublisher{user, string(event.Name)}
 	}
 	return nil
 }
 
-// notTheirs is the error about a message whose publisher may not publish it.
-type notTheirs struct{ user, what string }
+// wrongPublisher is the error about a message whose publisher may not publish it.
+type wrongPublisher struct{ user, what string }
 
-func (e notTheirs) Error() string {
+func (e wrongPublisher) Error() string {
 	return fmt.Sprintf("the broker's user %q may not publish %s", e.user, e.what)
 }
 
-// mayRepeat says whether d was published by a service that may publish the messages of others again: the one that keeps
-// dead letters, and the service whose queue they were in.
+// mayRepeat reports whether d was published by a service that may publish others' messages again: the one that keeps dead
+// letters, or the service whose queue they were in.
 func (c *Connection) mayRepeat(d *amqp.Delivery, queue string) bool {
 	owner := queue // a work queue is named as its service
 	if queue == DeadLetterQueue {
@@ -124,9 +126,9 @@ func (c *Connection) mayRepeat(d *amqp.Delivery, queue string) bool {
 	return service != "" && (service == owner || service == c.topology.DeadLetterService)
 }
 
-// strike takes out of the headers what only those may say who publish the messages of others again. Without it, whoever
-// may publish one event could publish any: the headers tell where it was published first.
-func strike(d *amqp.Delivery, queue string) {
+// stripHeaders removes the headers that only services which publish messages again may set. Otherwise whoever may publish
+// one event could publish any other, because the headers name the route that counts.
+func stripHeaders(d *amqp.Delivery, queue string) {
 	delete(d.Headers, HeaderUser)
 	if d.UserId == "" {
 		return // it may be of the release before, whose retries name the place and no user
@@ -139,7 +141,7 @@ func strike(d *amqp.Delivery, queue string) {
 	}
 }
 
-// publisherOf is the user who published d first, "" if that is not known. d was admitted.
+// publisherOf returns the user who published d first, "" if that is not known. checkPublisher has been called on d.
 func publisherOf(d *amqp.Delivery) string {
 	if user, repeated := d.Headers[HeaderUser]; repeated {
 		name, _ := user.(string)
@@ -148,7 +150,7 @@ func publisherOf(d *amqp.Delivery) string {
 	return d.UserId
 }
 
-// sentBy says whether a request or a reply comes from one of the services.
+// sentBy reports whether a request or a reply comes from one of the services.
 func (c *Connection) sentBy(d *amqp.Delivery, queue string, services ...string) bool {
 	switch {
 	case !c.identity.known():
@@ -161,15 +163,15 @@ func (c *Connection) sentBy(d *amqp.Delivery, queue string, services ...string) 
 	return true
 }
 
-// admitCall checks that the request d comes from a service that may call the method.
-func (c *Connection) admitCall(d *amqp.Delivery, route contract.Method) error {
+// checkCaller checks that the request d comes from a service that may call the method.
+func (c *Connection) checkCaller(d *amqp.Delivery, route contract.Method) error {
 	if c.sentBy(d, route.Queue, route.CalledBy...) {
 		return nil
 	}
 	return apierror.New(codes.PermissionDenied, "CALLER_NOT_ALLOWED", "the service that calls may not make this call")
 }
 
-// wrongUser raises the alarm about a message from a user who may not send it.
+// wrongUser logs and counts a message from a user who may not send it.
 func (c *Connection) wrongUser(d *amqp.Delivery, queue string) {
 	c.log.Error("a message comes from a user of the broker who may not send it", "queue", queue, "user", d.UserId,
 		"published_by", publisherOf(d), "app_id", d.AppId, "routing_key", d.RoutingKey, "type", d.Type, "message_id", d.MessageId)
@@ -180,7 +182,7 @@ func (c *Connection) wrongUser(d *amqp.Delivery, queue string) {
 	c.metrics.countWrongUser(1, queue, user)
 }
 
-// missingUser counts a message that does not say who has sent it.
+// missingUser counts a message that does not say which user has sent it.
 func (c *Connection) missingUser(queue string) {
 	c.warnMissing.Do(func() {
 		c.log.Warn("messages without user_id are accepted: the next release makes dead letters of them", "queue", queue)

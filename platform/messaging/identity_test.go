@@ -278,7 +278,7 @@ func TestUser_AMessageWithoutOneIsTakenInThisRelease(t *testing.T) {
 }
 
 // With one user for all services nothing can be told, and nothing is refused.
-func TestUser_IsNotCheckedWhereAllShareOne(t *testing.T) {
+func TestUser_IsNotCheckedIfAllShareOne(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
 	p := watch(t, broker.URL, "order")
@@ -304,7 +304,7 @@ func TestUser_IsNotCheckedWhereAllShareOne(t *testing.T) {
 
 // A header names where a message was published first. Whoever might write it could publish what the broker forbids: the
 // gateway, which strangers talk to, might change the catalogue.
-func TestUser_WhereAMessageWasFirstIsBelievedFromThoseWhoRepeat(t *testing.T) {
+func TestUser_HeadersOfTheFirstRouteCountOnlyFromServicesThatPublishAgain(t *testing.T) {
 	t.Parallel()
 	urls := brokertest.New(t).Services(t, brokertest.Topology())
 	inventory := join(t, urls["inventory"], "inventory")
@@ -333,7 +333,7 @@ func TestUser_WhereAMessageWasFirstIsBelievedFromThoseWhoRepeat(t *testing.T) {
 		case <-listed: // what the broker let through
 		case <-changed:
 			t.Errorf("the catalogue was changed by the gateway, with %v", headers)
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("nothing was handled")
 		}
 	}
@@ -445,7 +445,7 @@ func TestUser_AReplyOfOneWhoMayNotAnswerIsNotTaken(t *testing.T) {
 				UserId: from.user, AppId: "inventory", CorrelationId: d.CorrelationId, Headers: amqp.Table{"grpc-status": int32(0)}, Body: body,
 			}))
 			if from == stranger { // its reply is seen first
-				deadline := time.Now().Add(patience)
+				deadline := time.Now().Add(testTimeout)
 				for order.counted(t, "messaging.user.wrong")["other"] == 0 && time.Now().Before(deadline) {
 					<-time.After(time.Millisecond)
 				}

@@ -97,7 +97,7 @@ func TestInHand_IsWhatWasTakenAndIsNotSettled(t *testing.T) {
 		t.Errorf("%d messages are in hand", n)
 	}
 	close(release)
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	for order.consume.InHand()["order"] > 0 {
 		if time.Now().After(deadline) {
 			t.Fatal("it stays in hand")

@@ -11,23 +11,23 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// keepInterval is how often a service looks after its queues, on average.
+// keepInterval is how often a service checks its queues, on average.
 const keepInterval = time.Second
 
-// settleTime is how long a missing queue stays missing at least: the consumers of a queue that is declared again before the
-// broker has cancelled them are counted, and get nothing (see idleLimit). It also leaves whoever deletes a queue to declare
-// it with other arguments the time to do so.
+// settleTime is how long a missing queue stays missing at least. If a queue is declared again before the broker has
+// cancelled its consumers, they are still counted but receive nothing (see idleLimit). It also gives somebody who deletes a
+// queue the time to declare it with other arguments.
 const settleTime = 300 * time.Millisecond
 
-// binding is one that a running server needs besides those of the topology.
+// binding is one that a running RPC server needs in addition to those of the topology.
 type binding struct{ queue, key, exchange string }
 
-// keeper keeps the queues of a service while its connection lives: somebody may delete a queue, a binding or an exchange
-// at any time. A missing queue is declared again, and all bindings are made again, because nobody tells when one is gone.
-// Exchanges are declared again by users with rights to everything.
+// keeper restores the queues of a service while its connection lives: somebody may delete a queue, a binding or an exchange
+// at any time. A missing queue is declared again, and all bindings are made again, because the broker does not tell when
+// one is gone. Exchanges are declared again only by users with rights to everything.
 //
-// The arguments of a queue that is there are not compared: whoever has deleted a queue to declare it with other arguments
-// is left alone until the service connects again.
+// The arguments of an existing queue are not compared: somebody who has replaced a queue is not interfered with until the
+// service connects again.
 type keeper struct {
 	topology Topology
 	service  string
@@ -44,8 +44,8 @@ func newKeeper(t Topology, service string, log *slog.Logger) *keeper {
 	return &keeper{topology: t, service: service, queues: t.ownQueues(service), log: log, renew: make(chan struct{}, 1), bindings: map[binding]bool{}}
 }
 
-// run looks after the queues on conn until ctx ends or the connection is closed. After a failure it takes longer to look
-// again, up to 10 s: each look at something that is missing is an error in the broker's log.
+// run checks the queues on conn until ctx ends or the connection is closed. After a failure the interval grows up to 10 s,
+// because each question about something that is missing is an error in the broker's log.
 func (k *keeper) run(ctx context.Context, conn *amqp.Connection) {
 	var ch *amqp.Channel
 	failing := newBackoff()
@@ -78,7 +78,7 @@ func (k *keeper) run(ctx context.Context, conn *amqp.Connection) {
 	}
 }
 
-// look returns the channel for the next look, nil if this one has lost it. It declares what is missing.
+// look declares what is missing. It returns the channel for the next look, nil if the broker has closed this one.
 func (k *keeper) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel) (_ *amqp.Channel, err error) {
 	if ch == nil {
 		if ch, err = conn.Channel(); err != nil {
@@ -101,10 +101,9 @@ func (k *keeper) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Chann
 	return nil, ensureTopology(conn, k.topology, k.service)
 }
 
-// refresh looks for the queues and binds them. An error is that of the first that is missing, or has no exchange.
-//
-// It does not while another connection declares: an exchange that has just been declared again has no bindings yet, and a queue
-// bound before that of the log would get what the log never sees.
+// refresh checks that the queues exist and binds them. Its error is about the first one that is missing or has no exchange.
+// It waits while another connection declares: an exchange that was just declared again has no bindings yet, and a queue that
+// is bound before the log's would get messages that the log never sees.
 func (k *keeper) refresh(ch *amqp.Channel) error {
 	defer declareAlone()()
 	for _, q := range k.queues {
@@ -130,7 +129,7 @@ func (k *keeper) refresh(ch *amqp.Channel) error {
 	return nil
 }
 
-// report notes how the topology is, and logs what has changed.
+// report stores the result of a look, and logs it if it has changed.
 func (k *keeper) report(err error) {
 	k.mu.Lock()
 	before := k.problem
@@ -144,7 +143,7 @@ func (k *keeper) report(err error) {
 	}
 }
 
-// lookNow has the queues looked after at once: a consumer was cancelled, for example because its queue is gone.
+// lookNow makes the keeper look at once, when a consumer was cancelled, because the reason may be that its queue is gone.
 func (k *keeper) lookNow() {
 	select {
 	case k.renew <- struct{}{}:

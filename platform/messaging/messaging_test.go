@@ -23,8 +23,8 @@ import (
 	"shop.example/platform/testkit/brokertest"
 )
 
-// patience bounds every wait of these tests; none of them waits that long unless something is broken.
-const patience = 30 * time.Second
+// testTimeout bounds every wait of these tests; none of them waits that long unless something is broken.
+const testTimeout = 30 * time.Second
 
 // party is a process of the shop as far as messaging goes: two connections and a publisher, all running.
 type party struct {
@@ -74,7 +74,7 @@ func joinAs(t testing.TB, url string, o messaging.Options) *party {
 
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -99,8 +99,8 @@ func next[T any](t *testing.T, ch <-chan T, what string) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(patience):
-		t.Fatalf("waited %s for %s", patience, what)
+	case <-time.After(testTimeout):
+		t.Fatalf("waited %s for %s", testTimeout, what)
 		panic("unreachable")
 	}
 }
@@ -352,7 +352,7 @@ func TestConsumer_AFailureIsTriedAgainLater(t *testing.T) {
 	}
 }
 
-func TestConsumer_ADependencyThatIsDownBurnsNoAttempt(t *testing.T) {
+func TestConsumer_ADependencyThatIsDownUsesUpNoAttempt(t *testing.T) {
 	t.Parallel()
 	p := join(t, brokertest.New(t).URL, "order")
 	attempts := make(chan int, 20)
@@ -430,7 +430,7 @@ func TestConsumer_AMessageThatTakesTheDatabaseTooLongHoldsNobodyUp(t *testing.T)
 }
 
 // The first one is held for the culprit; that it is the database shows with the second.
-func TestConsumer_ADatabaseThatIsSlowForEverybodyBurnsNoAttempt(t *testing.T) {
+func TestConsumer_ADatabaseThatIsSlowForEverybodyUsesUpNoAttempt(t *testing.T) {
 	t.Parallel()
 	p := join(t, brokertest.New(t).URL, "order")
 	var slow atomic.Bool
@@ -509,7 +509,7 @@ func first(t *testing.T, p *party, both [2]replica) int {
 		return 0
 	case <-both[1].orders:
 		return 1
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("nobody has handled the order")
 		panic("unreachable")
 	}

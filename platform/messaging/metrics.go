@@ -33,7 +33,7 @@ type metrics struct {
 	holders []holder
 }
 
-// publishing is what published messages are counted by. It has few values.
+// publishing is the set of labels that published messages are counted by. It has few values.
 type publishing struct{ routingKey, outcome string }
 
 func (m *metrics) countPublished(ctx context.Context, n int64, routingKey, outcome string) {
@@ -54,20 +54,20 @@ const (
 	causeDial = "dial" // one that could not be made
 )
 
-// outcomes are what publishing can come to.
+// outcomes are the possible results of publishing.
 var outcomes = []string{"confirmed", "refused", "failed", "unconfirmed"}
 
 // otherUser is the label of a broker's user who is no service of the contracts: labels have few values.
 const otherUser = "other"
 
-// holder has messages in hand: taken from a queue and not settled yet.
+// holder is something that has messages in hand: received from a queue and not settled yet.
 type holder interface {
 	// inHand returns how many, and since when the oldest has been in hand; the zero time if there is none.
 	inHand() (queue string, messages int, oldest time.Time)
 }
 
-// newMetrics registers the metrics of a service's messaging. Counters are there from the start, with 0: the first thing that
-// goes wrong would otherwise be no increase.
+// newMetrics registers the metrics of a service's messaging. Counters exist from the start, with the value 0: otherwise the
+// first failure would not be an increase, and no alert would see it.
 func newMetrics(m metric.Meter, service string, checksUsers bool) (*metrics, error) {
 	var errs [11]error
 	out := &metrics{checksUsers: checksUsers}
@@ -159,14 +159,14 @@ func (m *metrics) countReconnect(ctx context.Context, n int64, cause string) {
 	m.reconnects.Add(ctx, n, metric.WithAttributes(label("cause", cause)))
 }
 
-// expectPublished has the counters of a routing key begin with 0.
+// expectPublished initializes the counters of a routing key with 0.
 func (m *metrics) expectPublished(routingKey string) {
 	for _, outcome := range outcomes {
 		m.countPublished(context.Background(), 0, routingKey, outcome)
 	}
 }
 
-// expectConsumed has the counters of a consumer's queue begin with 0, and those of where it sends what it cannot handle.
+// expectConsumed initializes with 0 the counters of a consumer's queue, and of the routes of its retries and dead letters.
 func (m *metrics) expectConsumed(queue string) {
 	ctx := context.Background()
 	for _, verdict := range []string{verdictHandled, verdictRetried, verdictDead} {
@@ -181,7 +181,7 @@ func (m *metrics) expectConsumed(queue string) {
 	m.expectUsers(queue)
 }
 
-// expectUsers has the counters of messages from others than those who may send them to queue begin with 0.
+// expectUsers initializes with 0 the counters of messages that came to queue from users who may not send them.
 func (m *metrics) expectUsers(queue string) {
 	if !m.checksUsers {
 		return

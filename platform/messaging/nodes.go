@@ -19,7 +19,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// failureMemory is how long a node that has failed is tried after all others.
+// failureMemory is how long a node that has failed is tried only after all others.
 const failureMemory = 30 * time.Second
 
 // endpoint is one of the addresses in AMQP_URL: a node, or a name that leads to several.
@@ -35,11 +35,11 @@ type node struct {
 	spare bool   // of the other family than the name's first address: likely the same machine again
 }
 
-// nextURL is where a URL ends in a list of URLs.
+// nextURL matches the separator between two URLs in a list.
 var nextURL = regexp.MustCompile(`,\s*amqps?://`)
 
-// SplitURL returns a URL for each address in AMQP_URL: amqp://user:password@a:5672,b:5672/vhost names two, and so do two
-// URLs with a comma between them. It does not look whether they can be read.
+// SplitURL splits an AMQP_URL that names several nodes into one URL for each: amqp://user:password@a:5672,b:5672/vhost
+// names two, and so do two URLs with a comma between them. It does not check that the URLs are valid.
 func SplitURL(address string) []string {
 	var urls []string
 	for address != "" {
@@ -63,7 +63,8 @@ func SplitURL(address string) []string {
 
 const urlForm = "(it has the form amqp://user:password@host:5672/vhost, or amqp://user:password@host1:5672,host2:5672/vhost)"
 
-// parseURL reads AMQP_URL. It refuses what would fail with every connection, or be no TLS although files for it are named.
+// parseURL parses AMQP_URL. It refuses a URL that would fail on every connection, or that names files for TLS but does not
+// use TLS.
 func parseURL(address string) ([]endpoint, error) {
 	urls := SplitURL(address)
 	if len(urls) == 0 {
@@ -118,7 +119,8 @@ func hostOf(address string) string {
 	return u.Hostname()
 }
 
-// lookUp returns the nodes that the endpoints lead to now. An error is that of names which lead nowhere.
+// lookUp resolves the endpoints to nodes. Its error is about names that do not resolve; the nodes of the others are
+// returned too.
 func lookUp(ctx context.Context, endpoints []endpoint) ([]node, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
@@ -131,7 +133,7 @@ func lookUp(ctx context.Context, endpoints []endpoint) ([]node, error) {
 	var nodes []node
 	var err error
 	for i, e := range endpoints {
-		err = also(err, failed[i])
+		err = joinOnOneLine(err, failed[i])
 		for _, ip := range found[i] {
 			ip = ip.Unmap()
 			addr := netip.AddrPortFrom(ip, uint16(e.uri.Port)).String() //nolint:gosec // a port, as the URL was parsed
@@ -143,15 +145,15 @@ func lookUp(ctx context.Context, endpoints []endpoint) ([]node, error) {
 	return nodes, err
 }
 
-// also is two errors, either of which may be nil, on one line.
-func also(err, next error) error {
+// joinOnOneLine joins two errors, either of which may be nil, without the line break of errors.Join.
+func joinOnOneLine(err, next error) error {
 	if err == nil || next == nil {
 		return cmp.Or(err, next)
 	}
 	return fmt.Errorf("%w; %w", err, next)
 }
 
-// nodeTable is what the connections of a process know together about nodes.
+// nodeTable is what the connections of a process share about nodes.
 type nodeTable struct {
 	mu     sync.Mutex
 	states map[string]nodeState // by address
@@ -165,8 +167,8 @@ type nodeState struct {
 // nodes spreads the connections of this process, and lets one learn from the failures of another.
 var nodes = nodeTable{states: map[string]nodeState{}}
 
-// claim takes a node to connect to out of those that are left: one that has not failed lately, with the fewest connections,
-// by chance among equals. If all have failed, it is the one whose failure is the longest ago.
+// claim chooses a node to connect to from those that are left: one that has not failed lately, with the fewest connections,
+// at random among equals. If all have failed it is the one that failed the longest ago.
 func (t *nodeTable) claim(left []node) (node, []node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

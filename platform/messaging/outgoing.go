@@ -12,7 +12,7 @@ import (
 	"shop.example/platform/contract"
 )
 
-// Outgoing is a message ready to be published.
+// Outgoing is a message that is ready to be published.
 type Outgoing struct {
 	Exchange      string
 	RoutingKey    string
@@ -27,8 +27,8 @@ type Outgoing struct {
 	Body          []byte
 }
 
-// NewOutgoing encodes the event m once, with the trace context of ctx. It fails if m is no event of the contracts, and
-// with ErrTooLarge if it is larger than MaxEvent.
+// NewOutgoing encodes the event m, and adds the trace context of ctx. It fails if m is no event of the contracts, and with
+// ErrTooLarge if the encoded event is larger than MaxEvent.
 func NewOutgoing(ctx context.Context, m proto.Message) (Outgoing, error) {
 	e, ok := contract.EventOf(m)
 	if !ok {
@@ -73,7 +73,7 @@ func (c *parentCarrier) Set(key, value string) {
 
 func (c *parentCarrier) Keys() []string { return []string{headerTraceParent} }
 
-// TraceParent is the W3C traceparent of the span in ctx, "" if there is none.
+// TraceParent returns the W3C traceparent of the span in ctx, "" if there is none.
 func TraceParent(ctx context.Context) string {
 	var carrier parentCarrier
 	traceContext.Inject(ctx, &carrier)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -22,24 +23,27 @@ import (
 )
 
 const (
-	// window is how many messages of a publisher may wait for their confirm, each counted once more for each slotBytes of
-	// its body. An acknowledgement of many scans all that wait, so it is bounded; quorum queues reach their rate with a few
-	// hundred.
+	// window is how many messages of a publisher may wait for their confirms; each counts once more for every slotBytes of
+	// its body. It is bounded because an acknowledgement of several messages makes the library scan all that wait. Quorum
+	// queues reach their full rate with a few hundred.
 	window = 1000
 	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
 	confirmTimeout = 10 * time.Second
-	// confirmPatience is how long a node may confirm nothing of what it was sent before the publisher moves on to another one.
-	// A node that is frozen or cut off closes no connection.
-	confirmPatience = 2 * time.Second
-	// refusalHeld is how long a publisher is not ready after the broker refused what it published: then somebody has to try again.
+	// confirmStall is how long a node may confirm nothing of what was published before the publisher moves to another node.
+	// A node that is frozen or cut off does not close the connection.
+	confirmStall = 2 * time.Second
+	// rejectPause is how long a channel on which the broker refuses messages is kept at least.
+	rejectPause = 500 * time.Millisecond
+	// refusalHeld is how long a publisher is not ready after the broker refused it the right to publish: after that another
+	// attempt has to show whether it still does.
 	refusalHeld = 10 * time.Second
-	// maxPatience bounds confirmPatience, which doubles when the next node confirms nothing either: then it is the queue
-	// that waits for its leader, and what is published again is there twice.
-	maxPatience = 8 * time.Second
+	// maxConfirmStall bounds confirmStall, which doubles if the next node confirms nothing either: then the queue is
+	// probably electing a leader, and every move publishes the same messages once more.
+	maxConfirmStall = 8 * time.Second
 )
 
-// HeaderExchange and HeaderRoutingKey name where a message was published first. They go with it through a retry queue,
-// the dead letters or a redrive, where exchange and routing key of the delivery are those of that detour.
+// HeaderExchange and HeaderRoutingKey name the exchange and the routing key that a message was first published with. It keeps
+// them in a retry queue, as a dead letter or as a redrive, when the delivery's own are those of that detour.
 const (
 	HeaderExchange   = "shop-exchange"
 	HeaderRoutingKey = "shop-routing-key"
@@ -55,7 +59,8 @@ const (
 
 const contentType = "application/protobuf"
 
-// Publisher publishes over one connection. Its methods may be called concurrently.
+// Publisher publishes over one connection. It works while its Run and the connection's Run do. Its methods may be called
+// concurrently.
 type Publisher struct {
 	conn    *Connection
 	slots   *semaphore.Weighted // a window, of what waits for its confirm
@@ -67,21 +72,21 @@ type Publisher struct {
 	changed chan struct{} // closed and replaced when current changes
 }
 
-// NewPublisher returns a publisher on conn. It works while Run runs.
+// NewPublisher returns a publisher on conn. It publishes nothing until Run is called.
 func NewPublisher(conn *Connection) *Publisher {
 	p := &Publisher{conn: conn, slots: semaphore.NewWeighted(window), queues: conn.topology.queueNames(), changed: make(chan struct{})}
 	p.maxBody.Store(math.MaxInt64)
 	return p
 }
 
-// denial is that the broker does not let the publisher publish.
+// denial records that the broker refused the publisher the right to publish.
 type denial struct {
 	at    time.Time
 	cause *amqp.Error
 }
 
-// Ready is nil if the broker takes messages. It is not for some seconds after the broker refused one for want of rights, unless it
-// has confirmed another one since.
+// Ready returns nil if the broker accepts messages. After the broker has refused one for lack of rights it returns an error
+// for 10 s, or until another message is confirmed.
 func (p *Publisher) Ready(ctx context.Context) error {
 	if err := p.conn.Ready(ctx); err != nil {
 		return err
@@ -94,7 +99,7 @@ func (p *Publisher) Ready(ctx context.Context) error {
 
 // Run keeps the publisher's channels open until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
-	patience := confirmPatience
+	stall := confirmStall
 	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
 		s, err := openPublishSession(conn)
 		if err != nil {
@@ -102,12 +107,12 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		p.set(s)
 		defer p.set(nil)
-		cause := s.wait(ctx, func() bool { return p.moveOn(conn, s, patience) })
+		cause := s.wait(ctx, p.conn.log, func() bool { return p.moveOn(conn, s, stall) })
 		switch {
 		case s.progress.Load() > 0:
-			patience = confirmPatience
+			stall = confirmStall
 		case errors.Is(cause, errNoConfirms):
-			patience = min(2*patience, maxPatience)
+			stall = min(2*stall, maxConfirmStall)
 		}
 		var refused *amqp.Error
 		if errors.As(cause, &refused) {
@@ -122,11 +127,11 @@ func (p *Publisher) Run(ctx context.Context) error {
 	})
 }
 
-// moveOn closes a connection that has confirmed nothing for patience, and says whether it did. A broker that blocks
-// publishers owes no confirms, and where there is no other node nothing is gained.
-func (p *Publisher) moveOn(conn *amqp.Connection, s *publishSession, patience time.Duration) bool {
+// moveOn closes the connection if the node has confirmed nothing for the duration stall, and reports whether it did. It
+// does not if the broker blocks publishers, which explains missing confirms, or if there is no other node.
+func (p *Publisher) moveOn(conn *amqp.Connection, s *publishSession, stall time.Duration) bool {
 	waited := s.unconfirmedFor(time.Now())
-	if waited < patience || p.conn.unblocked().Err() != nil || !p.conn.hasAlternatives() {
+	if waited < stall || p.conn.unblocked().Err() != nil || !p.conn.hasAlternatives() {
 		return false
 	}
 	p.conn.moveOn(conn, waited)
@@ -141,7 +146,7 @@ func (p *Publisher) set(s *publishSession) {
 	p.changed = make(chan struct{})
 }
 
-// session returns the open channels, waiting for them until ctx ends; while the broker is blocked it does not wait.
+// session returns the open channels. It waits for them until ctx ends, but not while the broker blocks publishers.
 func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	for {
 		if p.conn.unblocked().Err() != nil {
@@ -163,7 +168,8 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	}
 }
 
-// Publish publishes the event m and returns once the broker has it. See Send for errors.
+// Publish publishes the event m and returns nil once the broker has confirmed it. It waits at most 10 s if ctx has no
+// deadline. Send describes the errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 	if !trace.SpanContextFromContext(ctx).IsValid() { // nobody has begun a trace
 		event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
@@ -178,12 +184,13 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 	return p.Send(ctx, []Outgoing{out})
 }
 
-// Send publishes messages in their order and returns nil once the broker has confirmed all of them. What is not
-// confirmed because the connection went, or because the broker did not take it, is published again, under the same
-// message id, until ctx ends (10 s if ctx has no deadline); so is what followed it, which has overtaken it otherwise.
-// Errors: ErrBlocked and ErrNotConnected (nothing or not everything was published), ErrUnconfirmed (outcome unknown),
-// ErrUnroutable (no queue takes one of them, or there is no such exchange), ErrTooLarge (the broker refuses one of them
-// for its size); a RefusedError that wraps one of these says which. After an error any of the messages may have been
+// Send publishes messages in their order and returns nil once the broker has confirmed all of them. If the connection
+// breaks or the broker rejects a message, that message and all that follow it are published again, under the same message
+// ids, so that their order is kept, until ctx ends (after 10 s if it has no deadline).
+//
+// Errors: ErrBlocked and ErrNotConnected (some or all were not published), ErrUnconfirmed (the outcome is unknown),
+// ErrUnroutable (no queue takes one of them, or its exchange does not exist), ErrTooLarge (the broker refuses one of them
+// for its size). A RefusedError that wraps one of the last two says which message. After an error any of them may have been
 // published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	end := p.startSends(messages)
@@ -236,7 +243,8 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	}
 }
 
-// refused is err as that of the first of pending, of so many messages, if it is about a message.
+// refused returns err as a RefusedError about the first of pending if it is about that message; of is how many Send was
+// given.
 func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
 	tooLarge := errors.Is(err, ErrTooLarge)
 	if !tooLarge && !errors.Is(err, ErrUnroutable) {
@@ -245,8 +253,8 @@ func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
 	return &RefusedError{of - len(pending), tooLarge || !p.conn.topology.routes(pending[0].Exchange, pending[0].RoutingKey), err}
 }
 
-// withoutExchange is the error about the first of pending, whose exchange is missing. One of the topology can be there
-// again at any moment; another one is the message's fault.
+// withoutExchange returns the error about the first of pending, whose exchange is missing. An exchange of the topology may
+// be declared again at any moment; if it is another one the message is at fault.
 func (p *Publisher) withoutExchange(err error, of int, pending []Outgoing) error {
 	if slices.ContainsFunc(p.conn.topology.Exchanges(), func(e Exchange) bool { return e.Name == pending[0].Exchange }) {
 		return err
@@ -264,7 +272,7 @@ func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome stri
 	}
 }
 
-// nextWindow returns the first of the messages, as many as the window has room for, and what they take of it.
+// nextWindow returns as many of the messages, from the first on, as the window has room for, and how many slots they take.
 func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int64, err error) {
 	for i := range messages {
 		size := int64(len(messages[i].Body))
@@ -283,8 +291,8 @@ func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int6
 	return messages, slots, nil
 }
 
-// publishWindow publishes a window of messages and waits for their confirms, which do not come while the broker is
-// blocked. It returns how many of the messages are confirmed before the first that is not.
+// publishWindow publishes the messages of a window and waits for their confirms; while the broker blocks publishers none
+// come. It returns how many messages are confirmed before the first one that is not.
 func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing, slots int64) (confirmed int, err error) {
 	if err := p.slots.Acquire(ctx, slots); err != nil {
 		return 0, ErrUnconfirmed
@@ -302,11 +310,19 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			break
 		}
 	}
+	f.sent.Store(true)
 	failpoint.Hit("publisher.sent")
 	for _, confirm := range f.confirms {
 		select {
 		case <-confirm.Done():
 			s.progress.Add(1)
+		case <-f.overtaken: // all of it again: the broker may have returned some of it
+			if isDone(confirm) {
+				s.progress.Add(1)
+				continue
+			}
+			s.abandon(f)
+			return 0, nil
 		case <-blocked:
 			s.abandon(f)
 			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
@@ -318,6 +334,10 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	s.finish(f)
 	for i, confirm := range f.confirms {
 		if !confirm.Acked() {
+			select {
+			case s.rejected <- struct{}{}:
+			default: // it is known
+			}
 			return i, nil
 		}
 		if reason, returned := f.returned[i]; returned {
@@ -330,8 +350,8 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 	return len(f.confirms), nil
 }
 
-// publishTransient publishes without a confirm, for requests and replies that are worth nothing once their caller has given up.
-// If onReturn is given and no queue takes the message, it is called from another goroutine.
+// publishTransient publishes without a confirm: for requests and replies, which are useless once their caller has given up.
+// If onReturn is not nil and no queue takes the message, it is called from another goroutine.
 func (p *Publisher) publishTransient(ctx context.Context, exchange, key string, msg amqp.Publishing, onReturn func()) error {
 	if limit := min(MaxCall, p.maxBody.Load()); int64(len(msg.Body)) > limit {
 		return fmt.Errorf("%w: %d bytes, a call carries %d at most", ErrTooLarge, len(msg.Body), limit)
@@ -376,7 +396,7 @@ func (m *Outgoing) publishing(service string) amqp.Publishing {
 	}
 }
 
-// publishSession is one life of the publisher's channels.
+// publishSession holds the channels of a publisher on one connection.
 type publishSession struct {
 	confirmed *amqp.Channel              // in confirm mode, for messages that must arrive
 	plain     *amqp.Channel              // for requests and replies
@@ -386,6 +406,7 @@ type publishSession struct {
 	onReturn  sync.Map                   // message id → func()
 	cause     atomic.Pointer[amqp.Error] // why confirmed was closed by the broker, a moment later
 	progress  atomic.Int64               // confirms that were waited for and came
+	rejected  chan struct{}              // has something if the broker has refused a message
 
 	seen  int64     // progress when unconfirmedFor looked last
 	since time.Time // when that had changed last
@@ -393,6 +414,8 @@ type publishSession struct {
 	mu        sync.Mutex
 	windows   map[*inFlight]struct{} // what the broker may still return or confirm
 	number    uint64                 // of the last window
+	finished  map[string]uint64      // by routing key, the number of the last window that begins with it and is confirmed
+	over      bool                   // its channels are closed
 	abandoned int                    // how many of the windows are
 }
 
@@ -403,6 +426,10 @@ type inFlight struct {
 	messages  []Outgoing
 	confirms  []*amqp.DeferredConfirmation
 	returned  map[int]string // why messages were returned, by their place
+	sent      atomic.Bool    // confirms does not change any more
+	progress  int64          // of the session when it was published
+	overtaken chan struct{}  // closed when nothing is to be expected of the broker any more, see findOvertaken
+	late      bool           // overtaken is closed
 	abandoned bool           // nobody waits for it any more
 
 	one [1]*amqp.DeferredConfirmation // the room of confirms for one message, which many a window has
@@ -414,6 +441,8 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 		returns:   make(chan amqp.Return, window),
 		discarded: make(chan amqp.Return, window),
 		windows:   map[*inFlight]struct{}{},
+		finished:  map[string]uint64{},
+		rejected:  make(chan struct{}, 1),
 	}
 	var err error
 	if s.confirmed, err = conn.Channel(); err != nil {
@@ -436,10 +465,11 @@ var errNoConfirms = errors.New("the broker's node confirms nothing")
 
 // wait serves the session until one of its channels closes, moveOn has closed the connection, or ctx ends, and closes the
 // channels.
-func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
-	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close() }()
-	look := time.NewTicker(confirmPatience / 8)
+func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func() bool) error {
+	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close(); s.end() }()
+	look := time.NewTicker(confirmStall / 8)
 	defer look.Stop()
+	begun := time.Now()
 	discarded := s.discarded
 	for {
 		select {
@@ -450,7 +480,17 @@ func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 			return closeError(cause)
 		case cause := <-s.closed[1]:
 			return closeError(cause)
+		case <-s.rejected:
+			// A channel keeps who led a queue when it began, and refuses messages as long as that node is down; another channel finds
+			// the new leader. Within rejectPause they are only published again: there may be none yet.
+			if time.Since(begun) > rejectPause && !s.confirmed.IsClosed() {
+				log.Warn("the broker has refused messages, publishing them again over another channel")
+				return nil
+			}
 		case <-look.C:
+			if n := s.findOvertaken(time.Now()); n > 0 {
+				log.Warn("the broker has confirmed later messages and not these, publishing them again", "messages", n)
+			}
 			if moveOn() {
 				return errNoConfirms
 			}
@@ -466,7 +506,7 @@ func (s *publishSession) wait(ctx context.Context, moveOn func() bool) error {
 	}
 }
 
-// unconfirmedFor says how long the broker has owed confirms and given none. One goroutine asks.
+// unconfirmedFor returns how long the broker has owed confirms without sending any. Only one goroutine calls it.
 func (s *publishSession) unconfirmedFor(now time.Time) time.Duration {
 	if seen := s.progress.Load(); seen != s.seen || s.since.IsZero() {
 		s.seen, s.since = seen, now
@@ -482,13 +522,13 @@ func (s *publishSession) unconfirmedFor(now time.Time) time.Duration {
 	return min(owed, now.Sub(s.since))
 }
 
-// missingExchange is one that the broker does not have, over which it has closed a channel; the zero value is none.
+// missingExchange is an exchange that does not exist, for which the broker has closed a channel; the zero value is none.
 type missingExchange struct {
 	name string
 	err  error
 }
 
-// first returns the place of the first message to that exchange, or their number.
+// first returns the index of the first message to that exchange, or the number of messages.
 func (m missingExchange) first(messages []Outgoing) int {
 	if m.err == nil {
 		return len(messages)
@@ -499,7 +539,7 @@ func (m missingExchange) first(messages []Outgoing) int {
 	return len(messages)
 }
 
-// missing returns the exchange that the broker has closed the channel over: it can be long until there is one again.
+// missing returns the exchange for which the broker has closed the channel. It may be a long time until that exists again.
 func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 	cause := s.cause.Load()
 	if cause == nil || cause.Code != amqp.NotFound {
@@ -513,9 +553,9 @@ func (s *publishSession) missing(messages []Outgoing) (none missingExchange) {
 	return none
 }
 
-// register notes messages that are about to be published.
+// register records messages that are about to be published.
 func (s *publishSession) register(messages []Outgoing) *inFlight {
-	f := &inFlight{messages: messages, since: time.Now()}
+	f := &inFlight{messages: messages, since: time.Now(), progress: s.progress.Load(), overtaken: make(chan struct{})}
 	if f.confirms = f.one[:]; len(messages) != 1 {
 		f.confirms = make([]*amqp.DeferredConfirmation, len(messages))
 	}
@@ -524,20 +564,76 @@ func (s *publishSession) register(messages []Outgoing) *inFlight {
 	s.number++
 	f.number = s.number
 	s.windows[f] = struct{}{}
+	if s.over {
+		f.overtake()
+	}
 	return f
 }
 
-// finish notes which messages of a window were returned. All its confirms are there: the broker returns a message before
-// it confirms it, and the library hands over in that order, so the returns are in the channel.
+// finish assigns the returned messages of a window. All its confirms have come: the broker returns a message before it
+// confirms it, and the library delivers both in that order, so the returns are in the channel.
 func (s *publishSession) finish(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.assignReturns()
 	delete(s.windows, f)
+	key := f.messages[0].RoutingKey
+	s.finished[key] = max(s.finished[key], f.number)
 }
 
-// abandon leaves a window whose confirms nobody waits for any more. It is remembered until they come, so that what the
-// broker returns of it is not taken for the same message when that is sent again.
+// findOvertaken looks for windows that are owed a confirm, although what was published later under the same routing key has got
+// its own, or, some time later, anything else has; and says how many messages these are. A node of a cluster that passes a
+// message on to the leader of a queue, on another node, may lose sight of it when that node dies, and then confirms everything but
+// this message.
+func (s *publishSession) findOvertaken(now time.Time) (messages int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.windows {
+		waited := now.Sub(f.since)
+		if f.late || f.abandoned || !f.sent.Load() || waited < confirmStall {
+			continue
+		}
+		others := waited >= 2*confirmStall && s.progress.Load() > f.progress
+		for i, confirm := range f.confirms {
+			if !isDone(confirm) && (others || s.finished[f.messages[i].RoutingKey] > f.number) {
+				f.overtake()
+				messages += len(f.confirms)
+				break
+			}
+		}
+	}
+	return messages
+}
+
+// end lets go of who still waits for a confirm when the channels are closed.
+func (s *publishSession) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	for f := range s.windows {
+		f.overtake()
+	}
+}
+
+// overtake has whoever waits for the window publish it again. It is called with the session's mutex.
+func (f *inFlight) overtake() {
+	if !f.late {
+		f.late = true
+		close(f.overtaken)
+	}
+}
+
+func isDone(confirm *amqp.DeferredConfirmation) bool {
+	select {
+	case <-confirm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// abandon drops a window whose confirms nobody waits for any more. It is remembered until they come: otherwise a return of
+// its messages could be mistaken for that of the same message when it is sent again.
 func (s *publishSession) abandon(f *inFlight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -549,8 +645,8 @@ func (s *publishSession) abandon(f *inFlight) {
 	}
 }
 
-// assignReturns gives each returned message to the first window that it can be of: messages are returned in the order in
-// which they were published.
+// assignReturns assigns each returned message to the first window that may contain it: messages are returned in the order
+// in which they were published.
 func (s *publishSession) assignReturns() {
 	var over []*inFlight // their returns, if any, are in the channel
 	if s.abandoned > 0 {
@@ -588,7 +684,7 @@ func (s *publishSession) assignReturn(r *amqp.Return) {
 	first.returned[place] = strings.ToLower(r.ReplyText)
 }
 
-// find returns the place of the first message that r can be and that has not been returned yet, or -1.
+// find returns the index of the first message that r can be and that has not been returned yet, or -1.
 func (f *inFlight) find(r *amqp.Return) int {
 	for i := range f.messages {
 		m := &f.messages[i]
@@ -600,12 +696,5 @@ func (f *inFlight) find(r *amqp.Return) int {
 }
 
 func (f *inFlight) confirmed() bool {
-	for _, confirm := range f.confirms {
-		select {
-		case <-confirm.Done():
-		default:
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(f.confirms, func(confirm *amqp.DeferredConfirmation) bool { return !isDone(confirm) })
 }

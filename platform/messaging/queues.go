@@ -8,20 +8,20 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// QueueState is how a queue stands.
+// QueueState is the state of a queue.
 type QueueState struct {
 	Name      string
-	Messages  int // that wait; not those that a consumer has in hand
+	Messages  int // that wait in the queue, without those that consumers have in hand
 	Consumers int
 }
 
-// errAsking says that the broker still owes an answer.
+// errQueryPending means that the broker has not answered an earlier question yet.
 var errQueryPending = errors.New("the broker has not answered the question before")
 
-// Queues asks the broker how the queues of the topology stand, in the order of the topology. One that does not exist is left
-// out. To ask takes no right on a queue, and a channel of its own, because the broker closes it over a queue that is
-// missing. If the broker does not answer by the end of ctx the question stays open, and until the connection breaks
-// over it no other is asked.
+// Queues asks the broker for the state of each queue of the topology, in its order; a queue that does not exist is left
+// out. It needs no right on the queues. It opens a channel of its own, because the broker closes a channel that asks for a
+// missing queue. If the broker does not answer before ctx ends Queues returns, but until that answer comes, or the
+// connection breaks, later calls fail. It may be called concurrently.
 func (c *Connection) Queues(ctx context.Context) ([]QueueState, error) {
 	conn, err := c.await(ctx)
 	if err != nil {
@@ -73,7 +73,7 @@ func queueStates(conn *amqp.Connection, names []string) (states []QueueState, er
 	return states, ch.Close()
 }
 
-// queueNames are the queues that outlive their consumers.
+// queueNames returns the names of the topology's queues.
 func (t Topology) queueNames() []string {
 	var names []string
 	for _, q := range t.Queues() {

@@ -39,14 +39,15 @@ const (
 	headerMetadataPrefix = "grpc-metadata-"
 )
 
-// repliesQueue stands for a client's own queue, whose name is the broker's, in metrics and log lines.
+// repliesQueue is the name that metrics and log lines use for a client's reply queue, whose real name is chosen by the
+// broker.
 const repliesQueue = "replies"
 
 // rpcTimeout bounds a call whose context has no deadline.
 const rpcTimeout = 10 * time.Second
 
-// RPCClient calls gRPC methods over the broker: it is a grpc.ClientConnInterface for generated clients whose methods
-// have the option shop.options.v1.rpc. Calls may be made concurrently. Every process has one reply queue of its own.
+// RPCClient calls gRPC methods over the broker: it is a grpc.ClientConnInterface for generated clients whose methods have
+// the option shop.options.v1.rpc. It has a reply queue of its own. Calls may be made concurrently.
 type RPCClient struct {
 	conn *Connection
 	pub  *Publisher
@@ -59,7 +60,7 @@ type RPCClient struct {
 	waiting map[string]waiter
 }
 
-// waiter is who waits for a reply, and the services that may give it.
+// waiter is a call that waits for its reply, with the services that may send it.
 type waiter struct {
 	replies chan<- reply
 	from    []string
@@ -70,13 +71,13 @@ type reply struct {
 	err  error
 }
 
-// NewRPCClient returns a client that takes replies over conn and sends requests through pub. It works while Run runs.
+// NewRPCClient returns a client that receives replies over conn and sends requests through pub. It works while Run runs.
 func NewRPCClient(conn *Connection, pub *Publisher) *RPCClient {
 	conn.metrics.expectUsers(repliesQueue)
 	return &RPCClient{conn: conn, pub: pub, id: rand.Text(), changed: make(chan struct{}), waiting: map[string]waiter{}}
 }
 
-// Run takes replies until ctx ends. Calls in flight fail with Unavailable when the connection goes.
+// Run receives replies until ctx ends. If the connection breaks, the calls in flight fail with Unavailable.
 func (c *RPCClient) Run(ctx context.Context) error {
 	return c.conn.runSessions(ctx, "replies", func(ctx context.Context, conn *amqp.Connection) error {
 		ch, err := conn.Channel()
@@ -113,7 +114,7 @@ func (c *RPCClient) Run(ctx context.Context) error {
 	})
 }
 
-// Ready is nil while replies can be received.
+// Ready returns nil while replies can be received.
 func (c *RPCClient) Ready(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,7 +153,7 @@ func (c *RPCClient) completeCall(call string, r reply) bool {
 	return ok
 }
 
-// answerers are the services that may answer a call, and whether anybody waits for that.
+// answerers returns the services that may reply to a call, and whether anybody still waits for the reply.
 func (c *RPCClient) answerers(call string) (from []string, waiting bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -160,7 +161,8 @@ func (c *RPCClient) answerers(call string) (from []string, waiting bool) {
 	return w.from, waiting
 }
 
-// registerCall registers a call before its request is sent: a reply cannot come too early. from are the services that may reply.
+// registerCall registers a call before its request is sent, so that no reply can come too early. from are the services that
+// may reply.
 func (c *RPCClient) registerCall(ctx context.Context, from []string) (call, queue string, replies <-chan reply, err error) {
 	for {
 		c.mu.Lock()
@@ -181,9 +183,9 @@ func (c *RPCClient) registerCall(ctx context.Context, from []string) (call, queu
 	}
 }
 
-// Invoke makes a unary call. Errors are gRPC statuses: the server's own; Unavailable if no server is there or the
-// connection went; DeadlineExceeded; ResourceExhausted if the request or the reply is larger than MaxCall, or than the
-// broker takes: the same call never succeeds.
+// Invoke makes a unary call; it waits at most 10 s if ctx has no deadline. Errors are gRPC statuses: the server's own;
+// Unavailable if no server is there or the connection breaks; DeadlineExceeded; ResourceExhausted if the request or the
+// reply is larger than MaxCall or than the broker accepts, so that repeating the call is useless.
 func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ ...grpc.CallOption) error {
 	route, err := contract.MethodOf(method)
 	if err != nil {
@@ -202,13 +204,14 @@ func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ 
 	return c.call(ctx, method, route.Exchange, route.RoutingKey, []string{route.AnsweredBy}, request, args.(proto.Message), out.(proto.Message), true)
 }
 
-// NewStream is not supported: a call over the broker is one request and one reply.
+// NewStream always fails: a call over the broker is one request and one reply.
 func (c *RPCClient) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Error(codes.Unimplemented, "streams do not travel over the broker")
 }
 
-// Request publishes an event that asks for an answer and waits for it. The request stays in the queues it reaches
-// until it is handled, with the log for example; only the answer is bound to the caller's deadline. Errors as Invoke's.
+// Request publishes an event that asks for an answer, and waits for the answer as Invoke does, with the same errors. The
+// request itself stays in its queues until it is handled, in that of the log for example, also after the caller has given
+// up.
 func (c *RPCClient) Request(ctx context.Context, m, out proto.Message) error {
 	e, ok := contract.EventOf(m)
 	if !ok {
@@ -276,9 +279,9 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	}
 }
 
-// Reply answers the request that m describes: with failure if that is not nil. An answer that is too large to be sent
-// becomes ResourceExhausted. Nobody waiting is no error of the answer; it is returned as one so that the caller may log it.
-// A queue of the topology gets no answers, whoever names it: they would be dead letters there.
+// Reply sends the answer to the request that m describes, or failure if that is not nil. An answer that is too large is
+// replaced by ResourceExhausted. It returns an error if nobody waits for the answer any more, for the caller to log. It
+// does not answer to queues of the topology, whoever names them: the answers would become dead letters there.
 func (p *Publisher) Reply(ctx context.Context, m Meta, answer proto.Message, failure error) error {
 	return p.reply(ctx, m.ReplyTo, m.CorrelationID, answer, failure)
 }
@@ -320,7 +323,7 @@ const (
 	failureContentType = "application/json"
 )
 
-// replyFailure answers with a status: in the headers for our own clients, and as the body for those who look no further.
+// replyFailure answers with a status: in the headers for our own clients, and in the body for others.
 func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, failure error) error {
 	st := status.Convert(failure)
 	details, err := proto.Marshal(st.Proto())
@@ -346,7 +349,7 @@ func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, fail
 	}, nil)
 }
 
-// statusOf is the error that a reply carries, nil for success.
+// statusOf returns the error in the headers of a reply, nil for success.
 func statusOf(headers amqp.Table) error {
 	code, ok := intHeader(headers, headerStatus)
 	if !ok {
@@ -362,7 +365,8 @@ func statusOf(headers amqp.Table) error {
 	return status.Error(codes.Code(code), "the server gave no details") //nolint:gosec // codes are below 17
 }
 
-// RPCServer serves gRPC methods over the broker: it is a grpc.ServiceRegistrar for generated code. Register before Run.
+// RPCServer serves gRPC methods over the broker: it is a grpc.ServiceRegistrar for generated code. Services are registered
+// before Run.
 type RPCServer struct {
 	conn        *Connection
 	pub         *Publisher
@@ -372,14 +376,14 @@ type RPCServer struct {
 	attached    atomic.Int32
 }
 
-// heldCalls are the calls in hand of one queue.
+// heldCalls are the calls of one queue that are in progress.
 type heldCalls struct {
 	queue string
 	mu    sync.Mutex
 	since map[uint64]time.Time // by delivery tag
 }
 
-// inHand is part of holder.
+// inHand implements holder.
 func (h *heldCalls) inHand() (queue string, messages int, oldest time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -409,13 +413,13 @@ type method struct {
 	full string
 }
 
-// NewRPCServer returns a server that takes requests over conn and replies through pub, with at most workers calls at
-// the same time. interceptor may be nil.
+// NewRPCServer returns a server that receives requests over conn and replies through pub. It handles at most workers calls
+// at a time. interceptor wraps every call; it may be nil.
 func NewRPCServer(conn *Connection, pub *Publisher, workers int, interceptor grpc.UnaryServerInterceptor) *RPCServer {
 	return &RPCServer{conn: conn, pub: pub, workers: workers, interceptor: interceptor, methods: map[string]method{}}
 }
 
-// RegisterService is called by generated code.
+// RegisterService implements grpc.ServiceRegistrar.
 func (s *RPCServer) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for _, m := range desc.Methods {
 		full := "/" + desc.ServiceName + "/" + m.MethodName
@@ -423,7 +427,7 @@ func (s *RPCServer) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	}
 }
 
-// Ready is nil while the server takes requests.
+// Ready returns nil while the server receives requests.
 func (s *RPCServer) Ready(context.Context) error {
 	if int(s.attached.Load()) < len(s.methods) {
 		return errors.New("the server of calls over the broker is not attached")
@@ -431,7 +435,7 @@ func (s *RPCServer) Ready(context.Context) error {
 	return nil
 }
 
-// Run serves until ctx ends; calls in hand then have 5 s to finish.
+// Run serves until ctx ends; calls in progress then have 5 s to finish.
 func (s *RPCServer) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, m := range s.methods {
@@ -525,7 +529,7 @@ func (s *RPCServer) answer(ctx context.Context, m method, route contract.Method,
 	}
 }
 
-// rpcAttributes describe a call over the broker by OpenTelemetry's conventions for RPC.
+// rpcAttributes returns the attributes that OpenTelemetry's conventions give an RPC.
 func rpcAttributes(name string) []attribute.KeyValue {
 	service, method, isMethod := strings.Cut(strings.TrimPrefix(name, "/"), "/")
 	if !isMethod {
@@ -537,7 +541,7 @@ func rpcAttributes(name string) []attribute.KeyValue {
 }
 
 func (s *RPCServer) admitAndCall(ctx context.Context, m method, route contract.Method, d *amqp.Delivery) (proto.Message, error) {
-	if err := s.conn.admitCall(d, route); err != nil {
+	if err := s.conn.checkCaller(d, route); err != nil {
 		return nil, err
 	}
 	if !isProtobuf(d.ContentType) {

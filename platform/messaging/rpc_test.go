@@ -45,7 +45,7 @@ func call(t testing.TB, url string, check stockFunc) inventoryv1.StockServiceCli
 
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

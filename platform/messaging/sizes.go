@@ -11,22 +11,23 @@ import (
 // than 16 MiB by closing the channel, and with it fails whatever else the channel carries, and a service has no more than
 // the memory that it was given.
 const (
-	// MaxEvent is how large an event may be. The largest that the contracts allow, 1,000 new products with names of 200
-	// characters of four bytes each, has 840 kB. What is larger is refused by NewOutgoing, and a dead letter unread if it
-	// comes from somebody else: reading it can take a hundred times its size.
+	// MaxEvent is the maximum size of an encoded event, in bytes. The largest event that the contracts allow, 1,000 new
+	// products with names of 200 four-byte characters each, has 840 kB. NewOutgoing refuses larger ones; if somebody else
+	// publishes one it becomes a dead letter without being decoded, because decoding can take a hundred times its size.
 	MaxEvent = 1 << 20
-	// MaxCall is how large the request and the reply of a call may be, each.
+	// MaxCall is the maximum size of the request and of the reply of a call, each, in bytes.
 	MaxCall = 4 << 20
-	// maxBatch bounds the messages that a handler is given at once, or what they cause, see HandleWeighed; a message that
-	// is larger comes alone. Twice as much takes twice the memory and is no faster.
+	// maxBatch bounds the messages that a handler gets at once, in bytes (of their bodies, or as HandleWeighed weighs
+	// them). A larger message comes alone. Twice as much takes twice the memory and is no faster.
 	maxBatch = 2 << 20
-	// maxHeld bounds what a consumer has been given and has not acknowledged, reckoned from the largest message of late.
+	// maxHeld bounds what a consumer has received and not acknowledged, in bytes, estimated from the largest message of
+	// late.
 	maxHeld = 16 << 20
-	// slotBytes is what a publisher counts as one message of its window.
+	// slotBytes is the size up to which a message counts as one in a publisher's window.
 	slotBytes = 16 << 10
 )
 
-// refusedSize returns the largest body that the broker takes, if cause is its refusal of a larger one: "message size
+// refusedSize returns the maximum size that the broker accepts, if cause is its refusal of a larger message: "message size
 // 20971520 is larger than configured max size 16777216".
 func refusedSize(cause *amqp.Error) (limit int64, ok bool) {
 	if cause == nil || cause.Code != amqp.PreconditionFailed || !strings.Contains(cause.Reason, "is larger than") {

@@ -89,7 +89,7 @@ func TestRPC_WhatIsTooLargeIsRefusedAndCostsNoOtherCall(t *testing.T) {
 	})
 	other := make(chan error, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
 		_, err := client.CheckStock(ctx, check("other"))
 		other <- err
@@ -258,7 +258,7 @@ func TestConsumer_IsGivenFewerMessagesWhileTheyAreLarge(t *testing.T) {
 			left -= n
 		case <-others: // one that it had no room for before
 			left--
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatalf("%d messages are with nobody", left)
 		}
 	}

@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	// subscriptionPrefetch is how many events are on the way to a subscription at a time.
+	// subscriptionPrefetch is how many events may be on their way to a subscription at a time.
 	subscriptionPrefetch = 200
-	// subscriptionLinger is how long a subscription stays bound when nobody wants it any more: binding takes the broker more
-	// work than the few events that come until then.
+	// subscriptionLinger is how long a subscription stays bound when nobody wants it any more: binding again costs the
+	// broker more than the few events that come until then.
 	subscriptionLinger = 10 * time.Second
 )
 
-// subscriptionQueue is what a subscription's queue may hold, the newest events, while its process does not keep up.
+// subscriptionQueue bounds a subscription's queue. While its process does not keep up the queue keeps the newest events.
 var subscriptionQueue = amqp.Table{
 	amqp.QueueTypeArg:    amqp.QueueTypeClassic,
 	"x-max-length":       int64(10_000),
 	"x-max-length-bytes": int64(16 << 20),
 }
 
-// Subscription hands events to whoever in this process waits for them, and only while somebody does: its queue is the
-// process's own, and bound to nothing otherwise, so that nobody else pays for it. It keeps nothing: what is published
-// while it is not bound, or lost with the connection, does not come. Bound tells of such gaps. Its methods may be called
-// concurrently.
+// Subscription passes events to the parts of this process that wait for them, for as long as some do. Its queue belongs to
+// the process alone, and is not bound to anything while nobody waits, so it costs the broker nothing then. It is not
+// reliable: events that are published while it is not bound, or lost with the connection, are missed. Bound tells when that
+// may have happened. Its methods may be called concurrently.
 type Subscription struct {
 	conn     *Connection
 	events   []contract.Event
@@ -46,8 +46,9 @@ type Subscription struct {
 	changed chan struct{} // closed and replaced when one of these changes
 }
 
-// NewSubscription returns a subscription to the events of handlers, each made with Handle. Only those of orders that are
-// wanted are decoded. A handler that fails is not called again. It works while Run runs.
+// NewSubscription returns a subscription to the events of handlers, each made with Handle. wanted says for which orders
+// events are decoded at all; it is called concurrently with anything else. If a handler fails the event is dropped. The
+// subscription works while Run runs.
 func NewSubscription(conn *Connection, wanted func(orderID string) bool, handlers ...Handler) *Subscription {
 	s := &Subscription{
 		conn: conn, wanted: wanted, dispatch: newDispatcher(handlers), linger: subscriptionLinger, changed: make(chan struct{}),
@@ -59,14 +60,14 @@ func NewSubscription(conn *Connection, wanted func(orderID string) bool, handler
 	return s
 }
 
-// Want has events come until release is called, as soon as Bound says so.
+// Want makes events come until release is called. They come as soon as Bound says so.
 func (s *Subscription) Want() (release func()) {
 	s.update(func() { s.users++ })
 	return sync.OnceFunc(func() { s.update(func() { s.users-- }) })
 }
 
-// Bound says whether events come: 0 for no, otherwise a number that is another one after each gap. changed is closed when
-// that may have changed.
+// Bound returns 0 while no events come, otherwise a number that changes with every gap in which events may have been
+// missed. changed is closed when the number may have changed.
 func (s *Subscription) Bound() (generation uint64, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,7 +90,7 @@ func (s *Subscription) update(change func()) {
 	s.changed = make(chan struct{})
 }
 
-// session has a queue on one channel until that fails or ctx ends.
+// session uses a queue on one channel until that fails or ctx ends.
 func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error {
 	ch, err := conn.Channel()
 	if err != nil {
@@ -116,9 +117,9 @@ func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error
 	return errors.Join(err, <-taken)
 }
 
-// bindWhileWanted binds the queue when somebody wants it and unbinds it some time after nobody does. It returns when ctx
-// has ended or there is something in failed, which it leaves there. While somebody wants it the queue is bound again every
-// second, because nobody tells when a binding is gone.
+// bindWhileWanted binds the queue when somebody wants it, and unbinds it some time after the last one has gone. While it is
+// wanted it is bound again every second, because the broker does not tell when a binding is gone. It returns when ctx has
+// ended or failed has an error, which it leaves there.
 func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue string, failed chan error) error {
 	again := time.NewTicker(keepInterval)
 	defer again.Stop()
@@ -179,7 +180,7 @@ func (s *Subscription) bind(ctx context.Context, conn *amqp.Connection, ch *amqp
 	})
 }
 
-// take hands over what comes until ctx ends.
+// take gives deliveries to the handlers until ctx ends.
 func (s *Subscription) take(ctx context.Context, ch *amqp.Channel, deliveries <-chan amqp.Delivery) error {
 	room := make([]amqp.Delivery, 0, subscriptionPrefetch)
 	for {

@@ -13,36 +13,38 @@ import (
 	"shop.example/platform/contract"
 )
 
-// DeadLetterQueue holds what could not be handled until the DeadLetterService has stored it.
+// DeadLetterQueue is the queue of messages that could not be handled, until the DeadLetterService has stored them.
 const DeadLetterQueue = "dead-letter"
 
-// Topology is what the services of one product share on the broker: three exchanges, and for each service that consumes
-// a queue of its name with its retry queues. It is a value that each connection is given; the contracts say the rest: who
-// publishes, handles, calls and answers what.
+// Topology is what the services of a product have on the broker: three exchanges and, for each service that consumes, a
+// queue of its name and retry queues. Each connection is given the same value. The contracts say the rest: who publishes,
+// handles, calls and answers what.
 type Topology struct {
 	EventExchange      string // of type topic: the contracts' events are published to it
 	CallExchange       string // of type direct: calls over the broker are published to it; "" if there are none
 	DeadLetterExchange string // of type fanout: what could not be handled
-	// DeadLetterService takes DeadLetterQueue. Its user may publish again what others have published.
+	// DeadLetterService consumes DeadLetterQueue. Its user may publish again what others have published.
 	DeadLetterService string
 	Services          []Service
 }
 
-// Service is a service on the broker, with a user of its own if it is not given another.
+// Service is a service on the broker. Its user has its name unless provision is given another.
 type Service struct {
 	Name string
-	// Bindings are the patterns of the routing keys that the service's queue takes. Without any it has no queue.
+	// Bindings are the patterns of the routing keys that the service's queue takes. A service without any has no queue.
 	Bindings []string
-	// Required says that nobody may publish what the service handles while its queue is missing, because nobody would
-	// notice what it has missed. A service that is not required declares its queue again, and has missed something.
+	// Required says that an event which the service handles must not be published while its queue is missing: the broker
+	// would confirm it all the same if any other queue took it. A service that is not required declares its queue again
+	// when it notices, and has missed the events in between.
 	Required bool
-	// Follows are the routing keys of the events that its processes may listen to by themselves, see NewSubscription.
+	// Follows are the routing keys of the events that each process of the service may receive in a queue of its own, see
+	// NewSubscription.
 	Follows []string
-	// Exclusive are queues of which one process at a time may have each, see Alone.
+	// Exclusive are the names of queues that only one process at a time can have, see Alone.
 	Exclusive []string
 }
 
-// Consumes says whether the service has a queue.
+// Consumes reports whether the service has a queue.
 func (s Service) Consumes() bool { return len(s.Bindings) > 0 }
 
 // Service returns the service of that name; false if the topology has none.
@@ -54,7 +56,7 @@ func (t Topology) Service(name string) (Service, bool) {
 	return t.Services[i], true
 }
 
-// Exchange is an exchange of the topology, durable and without arguments.
+// Exchange is an exchange of the topology. It is durable and has no arguments.
 type Exchange struct{ Name, Kind string }
 
 // Exchanges returns the exchanges in the order in which they are declared.
@@ -65,7 +67,7 @@ func (t Topology) Exchanges() []Exchange {
 	return slices.DeleteFunc(all, func(e Exchange) bool { return e.Name == "" })
 }
 
-// Queue is a queue that outlives its consumers, and is durable.
+// Queue is a queue of the topology. It is durable, and stays when its consumers go.
 type Queue struct {
 	Name     string
 	Owner    string // the service whose user may declare it
@@ -74,9 +76,9 @@ type Queue struct {
 	Keys     []string // that it is bound to on Exchange
 }
 
-// Queues returns the queues of the topology. A queue's arguments can never be changed, so they hold only what a queue is:
-// its type and, for a retry queue, its delay and target, without which messages would stay in it for ever. Limits are
-// policy.
+// Queues returns the queues of the topology. The arguments of a queue can never be changed, so they only contain what must
+// not change: its type and, for a retry queue, its delay and target, without which messages would stay in it for ever.
+// Limits are set by policies.
 func (t Topology) Queues() []Queue {
 	var queues []Queue
 	for _, s := range t.Services {
@@ -112,7 +114,8 @@ func quorum(args amqp.Table) amqp.Table {
 // retryDelays are the waits before the second, third and fourth attempt at a message. After that it is a dead letter.
 var retryDelays = []time.Duration{time.Second, 10 * time.Second, time.Minute}
 
-// MaxRetryTime is how long a message that fails waits in retry queues, all in all, before it is a dead letter.
+// MaxRetryTime returns how long a message that keeps failing waits in retry queues in total, before it becomes a dead
+// letter.
 func MaxRetryTime() time.Duration {
 	var sum time.Duration
 	for _, delay := range retryDelays {
@@ -128,8 +131,8 @@ func retryQueue(queue string, delay time.Duration) string {
 // declareTimeout bounds one round of questions and declarations. The library's calls know no deadline.
 const declareTimeout = 10 * time.Second
 
-// bounded calls f, which makes calls on conn, and closes conn if they have not been answered within limit or before ctx ends:
-// then f ends with the connection. Other connections notice nothing.
+// bounded calls f, which uses conn, and closes conn if f has not returned within limit or before ctx ends: f then fails
+// with the connection. Other connections are not affected.
 func bounded(ctx context.Context, conn *amqp.Connection, limit time.Duration, f func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the broker has not answered within %s", limit))
 	defer cancel()
@@ -141,14 +144,15 @@ func bounded(ctx context.Context, conn *amqp.Connection, limit time.Duration, f 
 	return err
 }
 
-// declaring is held by the connection of this process that declares: RabbitMQ 3.10 may answer with an internal error if two
-// make the same quorum queue at once. That costs the connection no more than another attempt, as it does if another
-// process declares, so nobody waits longer than declaringWait for a connection whose broker does not answer.
+// declaring is held by the one connection of this process that declares. RabbitMQ 3.10 may answer with an internal error if
+// two connections declare the same quorum queue at once. That costs no more than another attempt, which also helps if
+// another process declares, so nobody waits longer than declaringWait for a connection whose broker does not answer.
 var declaring = make(chan struct{}, 1)
 
 const declaringWait = time.Second
 
-// declareAlone waits until no other connection of this process declares, and returns what ends this one's turn.
+// declareAlone waits until no other connection of this process declares, and returns the function that ends this one's
+// turn.
 func declareAlone() (end func()) {
 	select {
 	case declaring <- struct{}{}:
@@ -158,13 +162,13 @@ func declareAlone() (end func()) {
 	}
 }
 
-// ensureTopology makes sure that what the service needs is there, so that no service depends on another having been
-// there first. It is repeated on every new connection, because a broker may have come back empty.
+// ensureTopology declares what the service needs if it is missing, so that services can start in any order. It runs on
+// every new connection, because a broker may have come back empty.
 //
-// The service declares its own queues first, for the broker to compare them with what it has: the user of a service has
-// the right to do that and no more. If anything else is missing that the service needs, everything is declared, for which
-// a user needs rights to everything. Asking whether something is there needs no right, and if it is there the answer
-// leaves no line in the broker's log.
+// First the service declares its own queues, which makes the broker compare their arguments; a service's user has the right
+// to do that and no more. If anything else that the service needs is missing, everything is declared, for which a user
+// needs rights to everything. Asking whether something exists needs no right, and leaves no line in the broker's log if it
+// does.
 func ensureTopology(conn *amqp.Connection, t Topology, service string) error {
 	defer declareAlone()()
 	own := declareQueues(conn, t.ownQueues(service))
@@ -185,13 +189,13 @@ func ensureTopology(conn *amqp.Connection, t Topology, service string) error {
 	return err
 }
 
-// ownQueues are those that the service's user may declare.
+// ownQueues returns the queues that the service's user may declare.
 func (t Topology) ownQueues(service string) []Queue {
 	return slices.DeleteFunc(t.Queues(), func(q Queue) bool { return q.Owner != service })
 }
 
-// routes says whether the topology has a binding that takes what is published to the exchange under the key. One that
-// another program has made is not known.
+// routes reports whether the topology has a binding for messages with this exchange and routing key. Bindings that other
+// programs have made are not known.
 func (t Topology) routes(exchange, key string) bool {
 	return slices.ContainsFunc(t.Queues(), func(q Queue) bool {
 		return q.Exchange == exchange && slices.ContainsFunc(q.Keys, func(binding string) bool {
@@ -200,7 +204,8 @@ func (t Topology) routes(exchange, key string) bool {
 	})
 }
 
-// Matches says whether a topic exchange with this binding passes on what is published under the key.
+// Matches reports whether a topic exchange routes messages with the routing key key to a queue that is bound with the
+// pattern binding.
 func Matches(binding, key string) bool {
 	return matches(strings.Split(binding, "."), strings.Split(key, "."))
 }
@@ -216,7 +221,7 @@ func matches(binding, key []string) bool {
 	return len(key) > 0 && (binding[0] == "*" || binding[0] == key[0]) && matches(binding[1:], key[1:])
 }
 
-// requiredHandlers are the services without whose queues the event may not be published.
+// requiredHandlers returns the services without whose queues the event must not be published.
 func (t Topology) requiredHandlers(event contract.Event) []string {
 	var required []string
 	for _, handler := range event.HandledBy {
@@ -227,9 +232,9 @@ func (t Topology) requiredHandlers(event contract.Event) []string {
 	return required
 }
 
-// neededQueues are those without which messages of the service would be lost: its own, those of required services that
-// take what it publishes, and if it consumes, that of dead letters. Nobody's requests are lost: whoever asks notices. A
-// program that is no service of the topology needs all of them.
+// neededQueues returns the queues without which messages would be lost: the service's own, those of required services that
+// handle what it publishes and, if it consumes, the dead letters'. Requests do not count, because whoever asks notices that
+// no answer comes. A program that is no service of the topology needs all queues.
 func (t Topology) neededQueues(service string) []string {
 	names := t.queueNames()
 	s, known := t.Service(service)
@@ -251,8 +256,8 @@ func (t Topology) neededQueues(service string) []string {
 	return slices.DeleteFunc(names, func(name string) bool { return !needed[name] })
 }
 
-// neededExchanges are those that the service publishes to or binds queues to, so all of them for a program that is no
-// service of the topology.
+// neededExchanges returns the exchanges that the service publishes to or binds queues to; all of them for a program that is
+// no service of the topology.
 func (t Topology) neededExchanges(service string) []Exchange {
 	s, known := t.Service(service)
 	if !known {
@@ -272,7 +277,7 @@ func (t Topology) neededExchanges(service string) []Exchange {
 	return slices.DeleteFunc(t.Exchanges(), func(e Exchange) bool { return !needed[e.Name] })
 }
 
-// firstMissing names an exchange or queue that the service needs and that is not there, "" if all are.
+// firstMissing names an exchange or queue that the service needs and that does not exist, "" if there is none.
 func firstMissing(conn *amqp.Connection, t Topology, service string) (string, error) {
 	ch, err := conn.Channel()
 	if err != nil {
@@ -291,8 +296,7 @@ func firstMissing(conn *amqp.Connection, t Topology, service string) (string, er
 	return "", ch.Close()
 }
 
-// notFoundOr returns what if the broker has answered that there is no such thing, and any other error. Either way the channel
-// is closed.
+// notFoundOr returns what if err says that it does not exist, otherwise err. In both cases the channel is closed.
 func notFoundOr(what string, err error) (string, error) {
 	if isNotFound(err) {
 		return what, nil
@@ -305,7 +309,7 @@ func isNotFound(err error) bool {
 	return ok && e.Code == amqp.NotFound
 }
 
-// declareQueues declares and binds queues whose exchanges are there.
+// declareQueues declares and binds queues whose exchanges exist.
 func declareQueues(conn *amqp.Connection, queues []Queue) error {
 	if len(queues) == 0 {
 		return nil
@@ -366,8 +370,8 @@ func (q Queue) bind(ch *amqp.Channel) error {
 	return nil
 }
 
-// declareRPCQueue declares the queue of an RPC. It goes when its last server goes, so that a call finds out at once
-// that nobody is there. Its requests live no longer than their callers wait, so it needs no replication.
+// declareRPCQueue declares the queue of an RPC. It is deleted with its last server, so that calls fail at once if no server
+// is there. Its requests live no longer than their callers wait, so it is not replicated.
 func declareRPCQueue(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue, exchange, key string) error {
 	return bounded(ctx, conn, declareTimeout, func() error {
 		if _, err := ch.QueueDeclare(queue, true, true, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic}); err != nil {
@@ -380,7 +384,7 @@ func declareRPCQueue(ctx context.Context, conn *amqp.Connection, ch *amqp.Channe
 	})
 }
 
-// declareOwn declares a queue that goes with the connection, which the broker names.
+// declareOwn declares a queue that the broker names and deletes with the connection.
 func declareOwn(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, args amqp.Table) (q amqp.Queue, err error) {
 	err = bounded(ctx, conn, declareTimeout, func() (err error) {
 		q, err = ch.QueueDeclare("", false, true, true, false, args)
@@ -389,7 +393,8 @@ func declareOwn(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, ar
 	return q, err
 }
 
-// ErrTopology means that the broker has an exchange or a queue of the shop's names that is not what the contracts say.
+// ErrTopology means that the broker has an exchange or a queue whose name is in the topology but whose type or arguments
+// differ.
 var ErrTopology = errors.New("the broker's topology is not the shop's")
 
 func declareError(kind, name string, err error) error {
@@ -399,7 +404,7 @@ func declareError(kind, name string, err error) error {
 	return fmt.Errorf("declaring %s %s: %w", kind, name, err)
 }
 
-// difference is what the broker says without its preamble: "inequivalent arg 'durable' for queue …".
+// difference returns the broker's explanation without its preamble: "inequivalent arg 'durable' for queue …".
 func difference(e *amqp.Error) string {
 	return strings.TrimPrefix(e.Reason, "PRECONDITION_FAILED - ")
 }

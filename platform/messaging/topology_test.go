@@ -47,7 +47,7 @@ func TestRun_ATopologyThatIsNotTheShopsIsOneErrorThatSaysWhatToDo(t *testing.T) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 		defer cancel()
 		err = conn.Run(ctx)
 		if !errors.Is(err, messaging.ErrTopology) || !strings.Contains(err.Error(), want) || !strings.HasSuffix(err.Error(), "delete it in the broker, a queue once it is empty, and start again") {

@@ -29,7 +29,7 @@ func sampled(parent string) (context.Context, bool) {
 
 var rabbitMQ = attribute.String("messaging.system", "rabbitmq")
 
-// messageAttributes describe a message that is sent, or was received.
+// messageAttributes describe a message that is sent or was received.
 func messageAttributes(operation, kind, exchange, routingKey, messageID, conversation string, attempt, bytes int) []attribute.KeyValue {
 	attrs := []attribute.KeyValue{
 		rabbitMQ,
@@ -58,7 +58,7 @@ func fail(span trace.Span, err error) {
 	span.SetStatus(codes.Error, telemetry.ShortIDs(err.Error()))
 }
 
-// errorType is what failures are grouped by: few values.
+// errorType is the label that failures are grouped by. It has few values.
 func errorType(err error) string {
 	switch st, ok := status.FromError(err); {
 	case ok:

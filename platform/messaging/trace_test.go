@@ -44,10 +44,10 @@ func named(spans *tracetest.SpanRecorder, name string, of trace.TraceID) (found 
 
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	for !is() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for %s", patience, what)
+			t.Fatalf("waited %s for %s", testTimeout, what)
 		}
 		<-time.After(time.Millisecond)
 	}

@@ -15,37 +15,37 @@ import (
 
 const (
 	watchInterval = time.Second
-	// watchTimeout is how long the broker may take to say that the queues are there.
+	// watchTimeout is how long the broker may take to answer whether the queues exist.
 	watchTimeout = 2 * time.Second
 )
 
-// QueueWatch looks every second whether the exchange that an event is published to and the queues of the required services
-// that handle it are there. A publisher that needs to know asks it: the broker confirms an event as soon as any queue takes it,
-// the log's for example. It looks on a channel of its own, and needs no right to do so. Whether the queues are bound to the
-// exchange the broker does not say; their owners bind them again every second.
+// QueueWatch checks every second whether the exchange of an event exists, and the queues of the required services that
+// handle it. A publisher needs to know that because the broker confirms an event as soon as any queue has taken it, for
+// example only the log's. It uses a channel of its own, and needs no rights. It cannot see whether the queues are bound to
+// the exchange; their owners bind them again every second.
 type QueueWatch struct {
 	conn   *Connection
 	event  contract.Event
 	queues []string
-	last   atomic.Pointer[sight]
+	last   atomic.Pointer[lookResult]
 }
 
-// sight is what one look has seen.
-type sight struct{ err error }
+// lookResult is the outcome of one check.
+type lookResult struct{ err error }
 
-// NewQueueWatch returns a watch of the queues of an event. It looks over conn while Run runs.
+// NewQueueWatch returns a watch of the queues of an event. It uses conn, and checks while Run runs.
 func NewQueueWatch(conn *Connection, event proto.Message) *QueueWatch {
 	e, _ := contract.EventOf(event) // what is no event has no exchange, which no broker has
 	w := &QueueWatch{conn: conn, event: e, queues: conn.topology.requiredHandlers(e)}
-	w.last.Store(&sight{}) // before the first look all is well: without the queues no connection is made
+	w.last.Store(&lookResult{}) // before the first look all is well: without the queues no connection is made
 	return w
 }
 
-// Ready is nil if all were there at the last look. It is an atomic read, and may be called concurrently. While there is no
-// connection it stays as it was: publishing says that itself.
+// Ready is nil if all were there at the last look, and an ErrNoAnswer if that look takes too long. It is an atomic read, and
+// may be called concurrently. While there is no connection it stays as it was: publishing says that itself.
 func (w *QueueWatch) Ready(context.Context) error { return w.last.Load().err }
 
-// Run looks until ctx ends.
+// Run checks until ctx ends.
 func (w *QueueWatch) Run(ctx context.Context) error {
 	return w.conn.runSessions(ctx, "watch of the queues of "+w.event.RoutingKey, w.session)
 }
@@ -65,13 +65,13 @@ func (w *QueueWatch) session(ctx context.Context, conn *amqp.Connection) (err er
 	}
 }
 
-// look notes what it sees, and an answer that is late as soon as it is. It returns the channel for the next look, nil if
-// the broker has closed it because something is missing.
+// look stores what it finds; if the broker answers late, when the answer comes. It returns the channel for the next check,
+// nil if the broker has closed it because something is missing.
 func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel) (*amqp.Channel, error) {
 	before := w.last.Load()
 	late := time.AfterFunc(watchTimeout, func() {
-		err := fmt.Errorf("the broker has not said within %s whether the queues %s are there", watchTimeout, strings.Join(w.queues, " and "))
-		if w.last.CompareAndSwap(before, &sight{err}) {
+		err := fmt.Errorf("%w: it has not said within %s whether the queues %s are there", ErrNoAnswer, watchTimeout, strings.Join(w.queues, " and "))
+		if w.last.CompareAndSwap(before, &lookResult{err}) {
 			w.conn.log.Error("messages are refused", "routing_key", w.event.RoutingKey, "error", err)
 		}
 	})
@@ -103,7 +103,7 @@ func (w *QueueWatch) look(ctx context.Context, conn *amqp.Connection, ch *amqp.C
 }
 
 func (w *QueueWatch) note(err error) {
-	before := w.last.Swap(&sight{err}).err
+	before := w.last.Swap(&lookResult{err}).err
 	switch {
 	case err != nil && !isNotFound(before):
 		w.conn.log.Error("something is missing without which messages would be lost; they are refused", "routing_key", w.event.RoutingKey, "error", err)

@@ -22,14 +22,14 @@ import (
 // hostName is what a certificate can be for: it is the name of a folder too, and never a way out of one.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
 
-// CertPaths returns where GenerateDevCerts puts the files of the service name: in a folder of its own, which is all that the
-// service has to be given.
+// CertPaths returns the paths at which GenerateDevCerts writes the files of a service: in a folder of its own, so that a
+// service can be given its own files and no others.
 func CertPaths(dir, name string) Config {
 	in := func(file string) string { return filepath.Join(dir, name, file) }
 	return Config{CertFile: in("cert.pem"), KeyFile: in("key.pem"), CAFile: in("ca.pem")}
 }
 
-// CheckNames returns an error that says which of the names no certificate can be for.
+// CheckNames returns an error that lists the names for which no certificate can be made.
 func CheckNames(names ...string) error {
 	for _, name := range names {
 		if !hostName.MatchString(name) {
@@ -39,12 +39,12 @@ func CheckNames(names ...string) error {
 	return nil
 }
 
-// GenerateDevCerts makes a CA and a certificate of it for each name, valid from now on for as long as given, and writes them
-// to dir, and nowhere else: see CertPaths. A certificate is for its name as a host and for this machine. The CA's key is
-// forgotten, so nobody can add a certificate.
+// GenerateDevCerts creates a CA, and with it a certificate for each name, valid from now on for the duration valid, and
+// writes them below dir, at CertPaths. A certificate is good for its name as a host and for the addresses of this machine.
+// The CA's key is thrown away, so that nobody can add a certificate.
 //
-// Certificates that were there are replaced, and their CA stays among those that are accepted, until the next time. So on
-// several machines nothing is cut off if all get their ca.pem first, and certificates and keys after that.
+// Existing certificates are replaced, but their CA stays among those that are accepted until the next call. To replace
+// certificates on several machines without an outage, first copy the new ca.pem to all of them, then certificates and keys.
 func GenerateDevCerts(dir string, valid time.Duration, names ...string) error {
 	if err := CheckNames(names...); err != nil {
 		return err
@@ -102,7 +102,7 @@ func authoritiesInUse(dir string, names []string) (authorities [][]byte) {
 	return authorities
 }
 
-// VerifyCerts returns an error if one of the names has no certificate in dir that is good at the time, or accepts other CAs
+// VerifyCerts returns an error if a name has no certificate in dir that is valid at the time at, or if it accepts other CAs
 // than the rest.
 func VerifyCerts(dir string, at time.Time, names ...string) error {
 	var accepted *x509.CertPool

@@ -1,9 +1,9 @@
-// Package mtls secures the gRPC between services. With certificates both ends show who they are (mutual TLS); without any,
-// calls are in plain text and stay on one machine.
+// Package mtls secures the gRPC between services. With certificates both sides of a connection authenticate (mutual TLS);
+// without, connections are in plain text and must not leave the machine.
 //
-// Config names the files. Config.Server and Config.Client make the credentials for a gRPC server and client, which read
-// the files again when they have changed. PeerNames tells a handler who calls. GenerateDevCerts makes certificates for a
-// first try.
+// Config names the files. Config.Server and Config.Client make the credentials for a gRPC server and client, which read the
+// files again when they have changed. PeerNames tells a handler which service calls. GenerateDevCerts makes certificates
+// for development.
 package mtls
 
 import (
@@ -21,19 +21,19 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// Config names the PEM files by which services know each other: all three, or none for plain text. The tags are
-// those of github.com/caarlos0/env.
+// Config names the PEM files with which services authenticate to each other: all three, or none for plain text. The tags
+// are those of github.com/caarlos0/env.
 type Config struct {
-	// CertFile is the service's certificate, for both ends of a connection, followed by intermediate ones.
+	// CertFile is the service's certificate, as a server and as a client, followed by intermediate ones.
 	CertFile string `env:"GRPC_TLS_CERT_FILE"`
 	KeyFile  string `env:"GRPC_TLS_KEY_FILE"`
-	// CAFile has the authorities whose certificates are accepted, of servers and of clients.
+	// CAFile has the certificates of the authorities that may have signed the certificates of other services.
 	CAFile string `env:"GRPC_TLS_CA_FILE"`
-	// OfAllServices says that one process runs all services with this certificate, which then may make every call.
+	// OfAllServices says that one process runs all services with this certificate: its holder may then make every call.
 	OfAllServices bool `env:"-"`
 }
 
-// Enabled says whether files are named. Server and Client refuse a name that is missing.
+// Enabled reports whether any file is named. Server and Client fail if one of the three is missing then.
 func (m Config) Enabled() bool { return m.CertFile != "" || m.KeyFile != "" || m.CAFile != "" }
 
 // Names returns the DNS names in the certificate.
@@ -45,9 +45,9 @@ func (m Config) Names() ([]string, error) {
 	return own.certificate.Leaf.DNSNames, nil
 }
 
-// Server returns what gRPC is served with: TLS that demands a certificate of the CA from each client, or plain text
-// if no files are named. The files are read again when they have changed; a change that cannot be read is logged,
-// and what was read last stays in use.
+// Server returns the credentials for a gRPC server: TLS that requires of each client a certificate signed by an authority
+// in CAFile, or plain text if no files are named. The files are read again when they have changed; if that fails it is
+// logged, and the earlier content stays in use.
 func (m Config) Server(log *slog.Logger) (credentials.TransportCredentials, error) {
 	if !m.Enabled() {
 		return insecure.NewCredentials(), nil
@@ -62,7 +62,8 @@ func (m Config) Server(log *slog.Logger) (credentials.TransportCredentials, erro
 	}), nil
 }
 
-// Client returns what gRPC is dialled with, see Server. The server's certificate has to be for the host that is dialled.
+// Client returns the credentials for a gRPC client, see Server. The server's certificate must be for the host that is
+// dialled.
 func (m Config) Client(log *slog.Logger) (credentials.TransportCredentials, error) {
 	if !m.Enabled() {
 		return insecure.NewCredentials(), nil
@@ -74,7 +75,7 @@ func (m Config) Client(log *slog.Logger) (credentials.TransportCredentials, erro
 	return client{credentials.NewTLS(f.Latest().client()), f}, nil
 }
 
-// client makes each handshake with the newest files.
+// client reads the newest files for each handshake.
 type client struct {
 	credentials.TransportCredentials
 	files *CertReloader[tlsCredentials]
@@ -86,8 +87,8 @@ func (c client) ClientHandshake(ctx context.Context, authority string, conn net.
 
 func (c client) Clone() credentials.TransportCredentials { return c }
 
-// RequireLoopback returns an error if others than this machine's own processes reach lis: without TLS, whoever
-// reaches a service may call it. variable is the environment variable that holds the address.
+// RequireLoopback returns an error if lis can be reached from other machines: without TLS everybody who reaches a service
+// may call it. variable is the environment variable with the address, for the error.
 func RequireLoopback(variable string, lis net.Listener) error {
 	addr, ok := lis.Addr().(*net.TCPAddr)
 	if ok && addr.IP.IsLoopback() {
@@ -96,7 +97,7 @@ func RequireLoopback(variable string, lis net.Listener) error {
 	return fmt.Errorf("%s: %s can be reached from other machines: gRPC needs mutual TLS then; set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE, or listen on 127.0.0.1", variable, lis.Addr())
 }
 
-// tlsCredentials are by what a service shows who it is, and by what it knows others.
+// tlsCredentials are the certificate of a service, and the authorities it accepts.
 type tlsCredentials struct {
 	certificate tls.Certificate
 	authorities *x509.CertPool
@@ -139,7 +140,7 @@ func (m Config) load() (i tlsCredentials, err error) {
 	return i, nil
 }
 
-// Authorities reads a PEM file of certificates that others are to be signed by.
+// Authorities reads a PEM file of CA certificates.
 func Authorities(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// PeerNames returns the DNS names in the certificate of the client that makes the call ctx is of; none if it has shown no
-// certificate that was verified.
+// PeerNames returns the DNS names in the certificate of the client that makes the incoming call in ctx; none if the client
+// has shown no certificate or it was not verified.
 func PeerNames(ctx context.Context) []string {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// CertReloader is what certificate files say, read again when they have changed. Its methods may be called concurrently.
+// CertReloader keeps what was read from certificate files, and reads them again when they have changed. Its methods may be
+// called concurrently.
 type CertReloader[T any] struct {
 	names []string
 	read  func() (T, error)
@@ -19,13 +20,14 @@ type CertReloader[T any] struct {
 	latest T
 }
 
-// stamp tells one content of a file from another.
+// stamp identifies one version of a file.
 type stamp struct {
 	modified time.Time
 	size     int64
 }
 
-// NewCertReloader reads the files of these names with read, whose error it returns; their changes are read by Latest.
+// NewCertReloader reads files with read and returns its error. names are the files whose changes make Latest call read
+// again.
 func NewCertReloader[T any](log *slog.Logger, read func() (T, error), names ...string) (*CertReloader[T], error) {
 	r := &CertReloader[T]{names: names, read: read, log: log, stamps: stampsOf(names)}
 	var err error
@@ -33,8 +35,8 @@ func NewCertReloader[T any](log *slog.Logger, read func() (T, error), names ...s
 	return r, err
 }
 
-// Latest returns what the files say now, or said before a change that cannot be read, which is logged. It looks at the
-// files each time: that is little beside a handshake.
+// Latest returns the current content of the files. If they have changed and cannot be read, that is logged and the earlier
+// content is returned. It checks the files on each call, which is little compared with a handshake.
 func (r *CertReloader[T]) Latest() T {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,10 +1,10 @@
-// Package outbox ties messages to transactions, so that a message handled twice has one effect and what a transaction
-// made true is published.
+// Package outbox makes messages part of transactions, so that a message which is handled twice has one effect, and every
+// event that a transaction made true is published.
 //
-// A handler claims the ids of its messages in the inbox and adds the messages that follow to the outbox, both in the
-// transaction of its effect. After the commit a Relay publishes the outbox in its order and deletes what the broker has
-// confirmed. A message can be published twice, if the confirm or the delete is lost: the inbox of whoever takes it
-// tells that it has come before.
+// A handler claims the ids of its messages in the inbox and adds the events that follow to the outbox, both in the
+// transaction of its effect. After the commit a Relay publishes the outbox, in order, and deletes what the broker has
+// confirmed. If a confirm or the delete is lost an event is published twice; the consumer's inbox then shows that it was
+// handled before.
 package outbox
 
 import (
@@ -22,7 +22,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// Schema is the SQL that makes the tables. A service whose own rows say what it has handled needs no inbox.
+// Schema is the SQL that creates the tables. A service whose own tables show what it has handled does not need the inbox.
 //
 //go:embed schema.sql
 var Schema string
@@ -30,7 +30,8 @@ var Schema string
 // Entry is an event to publish.
 type Entry struct {
 	Message proto.Message
-	// Trace is the span that the event belongs to, if it is not that of the context: a batch has one of each message.
+	// Trace is the span that the event belongs to, if that is not the span in the context of Add: each message of a batch
+	// has its own.
 	Trace trace.SpanContext
 }
 
@@ -42,9 +43,10 @@ const insertOutbox = postgres.Prepared + `
 		AS entry (message_id, exchange, routing_key, type, correlation_id, traceparent, body, place)
 	ORDER BY place`
 
-// Add stores events in tx, to be published after its commit, in the order of entries. Two transactions that tell of
-// the same order have to lock it before they call Add: the events are published in the order of the calls. Errors: a
-// message that is no event, and those of package postgres.
+// Add stores events in tx, to be published after its commit, in the order of entries. Transactions with events about the
+// same order must lock that order before they call Add, because events are published in the order of the calls. It fails if
+// a message is no event of the contracts, and with the errors of package postgres. It does not wake the relay; call
+// Relay.Wake after the commit.
 func Add(ctx context.Context, tx *sqlx.Tx, entries []Entry) error {
 	if len(entries) == 0 {
 		return nil
@@ -82,9 +84,9 @@ const insertInbox = `
 	ON CONFLICT DO NOTHING
 	RETURNING message_id`
 
-// Claim records in tx that the messages are handled by it, and says of each whether that is new: fresh[i] is false
-// if ids[i] was handled before, or stands earlier in ids. It waits for a transaction that has claimed one of them
-// and is still open. Errors are those of package postgres.
+// Claim records in tx that it handles the messages with these ids. fresh[i] is false if ids[i] was handled before, or is in
+// ids a second time. If another open transaction has claimed one of them, it waits for that one to end. Errors are those of
+// package postgres.
 func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -105,10 +107,10 @@ func Claim(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (fresh []bool, err
 	return fresh, nil
 }
 
-// Duplicates counts the messages that had been handled before, and so had no effect. A nil one counts nothing.
+// Duplicates counts messages that were handled before and so had no effect. A nil Duplicates counts nothing.
 type Duplicates struct{ counter metric.Int64Counter }
 
-// NewDuplicates returns the counter of a service, the metric inbox.repeats.
+// NewDuplicates returns the counter, the metric inbox.repeats.
 func NewDuplicates(meters metric.MeterProvider) (*Duplicates, error) {
 	counter, err := meters.Meter(scope).Int64Counter("inbox.repeats",
 		metric.WithDescription("Messages that had been handled before, and so had no effect."))
@@ -119,7 +121,7 @@ func NewDuplicates(meters metric.MeterProvider) (*Duplicates, error) {
 	return &Duplicates{counter}, nil
 }
 
-// Add adds n, after the commit of the transaction that has found them.
+// Add adds n. Call it after the commit of the transaction that has found the duplicates.
 func (r *Duplicates) Add(ctx context.Context, n int) {
 	if r != nil && n > 0 {
 		r.counter.Add(ctx, int64(n))

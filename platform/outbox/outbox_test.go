@@ -245,7 +245,7 @@ func TestAdd_WhatIsTooLargeIsRefusedForGood(t *testing.T) {
 	}
 }
 
-func TestRelay_IsWokenByACommitAndFindsWhatNobodyWokeItFor(t *testing.T) {
+func TestRelay_IsWokenByACommitAndLooksByItselfToo(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
 	r := &recorder{arrived: make(chan int, 10)}
@@ -418,11 +418,7 @@ func TestKeepInboxClean_ForgetsWithoutARelayUntilItsContextEnds(t *testing.T) {
 	go func() {
 		ended <- outbox.KeepInboxClean(ctx, pool, 7*24*time.Hour, slog.New(slog.DiscardHandler))
 	}()
-	for left := 2; left != 1; time.Sleep(100 * time.Millisecond) {
-		if err := pool.GetContext(t.Context(), &left, "SELECT count(*) FROM inbox"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	eventually(t, func() bool { return count(t, pool, "inbox") == 1 })
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -11,13 +11,13 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// parkedMessage is a message that the broker refuses.
+// parkedMessage is a message that the broker refuses to take.
 type parkedMessage struct {
 	messaging.Outgoing
 	reason string
 }
 
-// Parked is a message that the broker has refused, as operators see it.
+// Parked is a message that the broker has refused and that was moved out of the outbox, as operators see it.
 type Parked struct {
 	MessageID     string    `db:"message_id"`
 	RoutingKey    string    `db:"routing_key"`
@@ -50,7 +50,7 @@ func countParked(ctx context.Context, pool *sqlx.DB) (n int64, err error) {
 	return n, nil
 }
 
-// ListParked returns the messages that are parked in the schema that pool resolves names in, the oldest first.
+// ListParked returns the parked messages of the schema that pool uses, the oldest first.
 func ListParked(ctx context.Context, pool *sqlx.DB) (parked []Parked, err error) {
 	err = pool.SelectContext(ctx, &parked, `
 		SELECT message_id, routing_key, type, correlation_id, octet_length(body) AS size, created_at, parked_at, reason
@@ -61,9 +61,9 @@ func ListParked(ctx context.Context, pool *sqlx.DB) (parked []Parked, err error)
 	return parked, nil
 }
 
-// Unpark puts, in tx, parked messages back into the outbox, to be published as they were, in the order in which they were parked,
-// and returns their ids: those with the given ids, or all if there are none given. The relay sees them within a second. What
-// the broker refuses again is parked again.
+// Unpark moves parked messages back to the outbox, in tx, to be published unchanged and in the order in which they were
+// parked, and returns their ids. It moves those with the given ids, or all if no ids are given. The relay publishes them
+// within a second of the commit; if the broker refuses one again, it is parked again.
 func Unpark(ctx context.Context, tx *sqlx.Tx, messageIDs []string) (sent []string, err error) {
 	err = tx.SelectContext(ctx, &sent, `
 		WITH back AS (

@@ -19,15 +19,16 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// scope names the package in metrics.
+// scope is the package's name in metrics.
 const scope = "shop.example/platform/outbox"
 
 const (
-	// pollInterval is how often the relay looks without being woken: for what a replica left that died after its commit.
+	// pollInterval is how often the relay looks into the outbox without being woken, for events of a replica that died
+	// after its commit.
 	pollInterval = time.Second
-	// sendTimeout bounds publishing one round. The transaction is idle meanwhile, so it has to be shorter than
-	// postgres.IdleInTransactionTimeout.
-	sendTimeout = 20 * time.Second
+	// sendTimeout bounds publishing one round. The transaction is idle meanwhile, so it is shorter than what lockOutbox allows:
+	// a relay that is frozen with the lock holds up those of the other replicas no longer.
+	sendTimeout = 10 * time.Second
 
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 10 * time.Second
@@ -35,26 +36,28 @@ const (
 	// readyAge is how old the oldest message may be before the relay is not ready: more than one backoff.
 	readyAge = 30 * time.Second
 
-	// refusalGrace is how long a message that a complete topology would route may hold up what follows it: whoever owns the
-	// missing queue declares it again within seconds, if it is there.
+	// refusalGrace is how long a message that a complete topology would route may hold up those behind it: the owner of the
+	// missing queue declares it again within seconds, if it is running.
 	refusalGrace = time.Minute
 )
 
-// Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher is one.
+// Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher implements
+// it.
 type Sender interface {
 	Send(ctx context.Context, messages []messaging.Outgoing) error
 }
 
-// maxRound bounds the bodies that are published in one transaction, in bytes, and the memory that it takes with them. A
-// message that is larger is published alone.
+// maxRound bounds the bodies that are published in one transaction, in bytes, and with them the relay's memory. A larger
+// message is published alone.
 const maxRound = 2 << 20
 
-// Options of a relay. The zero value works.
+// Options configure a relay. The zero value works.
 type Options struct {
-	// Batch is how many messages are published in one transaction, 700 if it is 0. They are fewer if they are large.
+	// Batch is the maximum number of messages that are published in one transaction, 700 if it is 0. Large messages make it
+	// fewer.
 	Batch int
-	// Linger is how long the relay waits for more when it has been woken: each round costs four statements. It is seen in
-	// how late messages are.
+	// Linger is how long the relay waits for more messages after it was woken. Each round costs four statements, so waiting
+	// saves work and delays messages by as much.
 	Linger time.Duration
 	// InboxRetention is how long the inbox remembers a message, see Retention; 0 if the schema has no inbox.
 	InboxRetention time.Duration
@@ -62,8 +65,8 @@ type Options struct {
 	Meter          metric.MeterProvider
 }
 
-// Relay publishes the outbox of the schema that its pool resolves names in. Any number of relays may run on one
-// schema; one works at a time, because two would lose the order.
+// Relay publishes the outbox of the schema that its pool uses. Any number of relays may run on one schema; one of them
+// works at a time, because two would lose the order.
 type Relay struct {
 	pool      *sqlx.DB
 	sender    Sender
@@ -79,7 +82,7 @@ type Relay struct {
 	wake      chan struct{}
 }
 
-// NewRelay returns a relay from pool to sender. Its work is done by Run.
+// NewRelay returns a relay that publishes from pool to sender. It does so while Run runs.
 func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1),
 		refused: map[string]time.Time{}, grace: refusalGrace}
@@ -144,7 +147,7 @@ func (s sample) age() time.Duration {
 	return time.Since(s.oldest)
 }
 
-// Sample reads what the metrics of the outbox show.
+// Sample reads from the database what the relay's metrics show; see service.Sample.
 func (r *Relay) Sample(ctx context.Context) error {
 	age, err := r.Age(ctx)
 	if err != nil {
@@ -162,8 +165,8 @@ func (r *Relay) Sample(ctx context.Context) error {
 	return nil
 }
 
-// Wake tells the relay that a transaction has committed messages. It returns at once and may be called concurrently.
-// Without it they are published within a second.
+// Wake tells the relay that a transaction with events has been committed. Without it they are published within a second. It
+// returns at once and may be called concurrently.
 func (r *Relay) Wake() {
 	select {
 	case r.wake <- struct{}{}:
@@ -171,7 +174,7 @@ func (r *Relay) Wake() {
 	}
 }
 
-// Age is how long the oldest message has been waiting; 0 if there is none.
+// Age returns how long the oldest message has been waiting; 0 if there is none.
 func (r *Relay) Age(ctx context.Context) (time.Duration, error) {
 	var seconds float64
 	err := r.pool.GetContext(ctx, &seconds, `
@@ -191,7 +194,7 @@ const countOutbox = `
 	SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)) * 1000, 0)
 	FROM (SELECT created_at FROM outbox ORDER BY id LIMIT $1) AS waiting`
 
-// Pending returns how many messages wait, counted up to 100,000, and for how long the oldest of them has.
+// Pending returns how many messages are waiting, counted up to 100,000, and for how long the oldest has been.
 func (r *Relay) Pending(ctx context.Context) (messages int, oldest time.Duration, err error) {
 	var milliseconds float64
 	if err := r.pool.QueryRowContext(ctx, countOutbox, maxCounted).Scan(&messages, &milliseconds); err != nil {
@@ -200,7 +203,7 @@ func (r *Relay) Pending(ctx context.Context) (messages int, oldest time.Duration
 	return messages, time.Duration(max(milliseconds, 0) * float64(time.Millisecond)), nil
 }
 
-// Ready is an error while messages have been waiting for more than 30 s, or the database does not answer.
+// Ready returns an error if a message has been waiting for more than 30 s, or if the database does not answer.
 func (r *Relay) Ready(ctx context.Context) error {
 	age, err := r.Age(ctx)
 	if err != nil {
@@ -212,8 +215,8 @@ func (r *Relay) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Run publishes until ctx ends, through every outage of broker and database, and then finishes the round it is in,
-// which takes 20 s at most. It also cleans the inbox, if there is one. It returns nil.
+// Run publishes until ctx ends, through all outages of broker and database. Then it finishes its current round, for at most
+// 20 s, and returns nil. It also cleans the inbox if there is one.
 func (r *Relay) Run(ctx context.Context) error {
 	var cleaner sync.WaitGroup
 	if r.retention > 0 {
@@ -252,7 +255,7 @@ func (r *Relay) sleep(ctx context.Context, d time.Duration, wake <-chan struct{}
 	}
 }
 
-// round publishes the oldest messages of the outbox, and says whether there may be more than it could take.
+// round publishes the oldest messages of the outbox, and reports whether there may be more than it has taken.
 func (r *Relay) round(ctx context.Context) (more bool, err error) {
 	var n, size int
 	var parked []parkedMessage
@@ -288,8 +291,8 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 	return n == r.batch || size >= maxRound, nil
 }
 
-// send sees through what was taken also when ctx ends: otherwise a shutdown would publish many messages twice. It returns
-// the messages that the broker will not take, which are to be parked; all others are confirmed.
+// send publishes the messages of a round also if ctx ends meanwhile: otherwise every shutdown would publish many messages
+// twice. It returns the messages that the broker refuses, which are to be parked; all others are confirmed.
 func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) (parked []parkedMessage, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
 	defer cancel()
@@ -313,7 +316,7 @@ func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) (parked
 	}
 }
 
-// accepted notes that the broker takes messages of these kinds.
+// accepted records that the broker takes messages of these kinds again.
 func (r *Relay) accepted(messages []messaging.Outgoing) {
 	if len(r.refused) == 0 {
 		return
@@ -323,7 +326,7 @@ func (r *Relay) accepted(messages []messaging.Outgoing) {
 	}
 }
 
-// waitsFor says whether what the broker has refused may be taken when its topology is complete again.
+// waitsFor reports whether a refused message may be accepted soon, when the topology is complete again.
 func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) bool {
 	if refusal.Permanent {
 		return false
@@ -341,7 +344,8 @@ func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) boo
 // lost confirm.
 const lockOutbox = postgres.Prepared + `
 	SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext(current_schema())),
-	       set_config('synchronous_commit', 'off', true)`
+	       set_config('synchronous_commit', 'off', true),
+	       set_config('idle_in_transaction_session_timeout', '12s', true)`
 
 // By ctid, which is safe while nobody else deletes, no plan can read more than it deletes. If the $1 oldest have more
 // than $2 bytes, a message is taken if those before it have less: to sum up row by row, which takes ten times as long as

@@ -10,20 +10,22 @@ import (
 const (
 	defaultRedriveHorizon = 7 * 24 * time.Hour
 	defaultInboxRetention = 9 * 24 * time.Hour
-	// maxRedeliveryWait is how long a redriven message may wait for its consumer, while the inbox is cleaned.
+	// maxRedeliveryWait is how long a redriven message may wait for its consumer while the inbox is being cleaned.
 	maxRedeliveryWait = 24 * time.Hour
 )
 
-// Retention says how long a message can come back, and how long an inbox knows that it was handled. Inventory and logging
-// take it from the same two variables: who redrives has to know what those who handle still remember.
+// Retention says how long a message can come back, and how long an inbox remembers that it was handled. Inventory and
+// logging read it from the same two variables, because logging must not redrive what inventory has forgotten.
 type Retention struct {
-	// RedriveHorizon is how long a message can be redriven, from when it first became a dead letter; a week if it is 0.
+	// RedriveHorizon is how long a message can be redriven, counted from when it first became a dead letter; a week if it
+	// is 0.
 	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
-	// Inbox is how long an inbox remembers a message that was handled; nine days if it is 0.
+	// Inbox is how long an inbox remembers a handled message; nine days if it is 0.
 	Inbox time.Duration `env:"INBOX_RETENTION"`
 }
 
-// Validate returns r with its defaults, or an error if a message could come back after the inbox has forgotten it.
+// Validate returns r with the defaults filled in, or an error if a message could come back after the inbox has forgotten
+// it.
 func (r Retention) Validate() (Retention, error) {
 	if r.RedriveHorizon == 0 {
 		r.RedriveHorizon = defaultRedriveHorizon
@@ -42,8 +44,8 @@ func (r Retention) Validate() (Retention, error) {
 	return r, nil
 }
 
-// MinRetention is how long a handled message has to be remembered if dead letters can be redriven for horizon, the value
-// of REDRIVE_HORIZON, a week if it is 0. It is an error if horizon is negative.
+// MinRetention returns how long a handled message must be remembered if dead letters can be redriven for horizon, the value
+// of REDRIVE_HORIZON (a week if it is 0). It fails if horizon is negative.
 func MinRetention(horizon time.Duration) (time.Duration, error) {
 	if horizon == 0 {
 		horizon = defaultRedriveHorizon

@@ -1,7 +1,8 @@
-// Package pagetoken pages lists: sizes of pages, and their tokens. A token names the last row of a page, so that rows that are added
-// meanwhile move nothing, and the list with its filters, because a position in one list means nothing in another.
+// Package pagetoken makes the page tokens of lists, and bounds the size of pages. A token contains the position of the last
+// row of a page, so rows that are added meanwhile shift nothing, and a hash of the request's filters, because a position in
+// one list means nothing in another.
 //
-// Tokens are opaque to clients, and no secret: a client could make one up, and would get a page of a list that it may read.
+// Tokens are opaque but not secret: a client who forged one would get a page of a list that it may read anyway.
 package pagetoken
 
 import (
@@ -25,8 +26,8 @@ const (
 	maxSize     = 1000
 )
 
-// Size returns how many entries a page has of which asked are asked for, or none in particular if that is 0. Who asks for too
-// many gets the largest page, and the rest with its token, which a client has to look at in any case.
+// Size returns how many entries a page has if a client has asked for asked of them: 50 if that is 0, and at most 1,000. Who
+// asks for more gets the rest with the page's token.
 func Size(asked int32) int {
 	if asked == 0 {
 		return defaultSize
@@ -34,12 +35,13 @@ func Size(asked int32) int {
 	return int(min(asked, maxSize))
 }
 
-// New returns the token of the page after position, in the list that is named list.
+// New returns the token of the page that follows position in list, which ListOf identifies.
 func New(position []byte, list string) string {
 	return base64.RawURLEncoding.EncodeToString(append(bytes.Clone(position), check(list)...))
 }
 
-// Parse returns the position, of size bytes, in a token that New made for the same list; otherwise ErrInvalid.
+// Parse returns the position in a token that New made for the same list. It returns ErrInvalid if the token is another
+// list's, or if the position does not have size bytes.
 func Parse(token, list string, size int) (position []byte, err error) {
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(b) < size || !bytes.Equal(b[size:], check(list)) {
@@ -48,12 +50,12 @@ func Parse(token, list string, size int) (position []byte, err error) {
 	return b[:size], nil
 }
 
-// NewID is New for lists by id.
+// NewID is New for lists that are sorted by a numeric id.
 func NewID(id int64, list string) string {
 	return New(binary.BigEndian.AppendUint64(nil, uint64(id)), list)
 }
 
-// ParseID is Parse for lists by id. The token "" is that of the first page, after id 0.
+// ParseID is Parse for lists that are sorted by a numeric id. The empty token is that of the first page: it returns 0.
 func ParseID(token, list string) (id int64, err error) {
 	if token == "" {
 		return 0, nil
@@ -65,7 +67,8 @@ func ParseID(token, list string) (id int64, err error) {
 	return int64(binary.BigEndian.Uint64(position)), nil
 }
 
-// ListOf names the list that a request asks for, by its type and fields. Its page token and page size must be empty.
+// ListOf identifies the list that a request asks for, by the request's type and fields. Clear its page token and page size
+// before.
 func ListOf(request proto.Message) string {
 	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(request) // of a message that has just been unmarshalled
 	return string(request.ProtoReflect().Descriptor().FullName()) + " " + string(b)

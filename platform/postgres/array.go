@@ -7,18 +7,20 @@ import (
 	"github.com/google/uuid"
 )
 
-// JSON is a text to be kept as jsonb.
+// JSON is a text to be stored as jsonb.
 type JSON []byte
 
-// element is what an array can hold. A nil []byte or JSON is NULL, and so is a NullUUID that is not valid.
+// element is a type that an array can consist of. A nil []byte or JSON becomes NULL, and so does an invalid NullUUID.
 type element interface {
 	string | []byte | JSON | uuid.UUID | uuid.NullUUID | int32 | int64 | time.Time
 }
 
-// Array is one value of each row as an array parameter. The statement has to give it just the type of its elements:
-// text[], bytea[], jsonb[], uuid[], integer[] of int32, bigint[] of int64, timestamptz[] (in microseconds). It is in the
-// server's own form (array_recv in its source), which Open has parameters of type []byte sent in: of a statement that
-// stores a batch the server would spend more time on reading the same from text than on all the rest.
+// Array returns one value of each row, as an array parameter of a statement. The statement must declare exactly the
+// matching type: text[], bytea[], jsonb[], uuid[], integer[] for int32, bigint[] for int64, timestamptz[] (of microseconds)
+// for times.
+//
+// It is encoded in PostgreSQL's binary form (array_recv in its source), because the server would spend more time on parsing
+// the text form of a batch than on storing it. Only the pools of Open send a []byte in that form.
 func Array[R any, V element](rows []R, value func(R) V) []byte {
 	const header = 20 // dimensions, whether there are NULLs, type, length, first index
 	a := make([]byte, header, header+len(rows)*(4+16))
@@ -43,12 +45,12 @@ func Array[R any, V element](rows []R, value func(R) V) []byte {
 	return a
 }
 
-// ArrayOf is Array of the values themselves.
+// ArrayOf is Array for rows that are the values themselves.
 func ArrayOf[V element](values []V) []byte {
 	return Array(values, func(v V) V { return v })
 }
 
-// typeOf is the number of the type of v in the server's catalogue, pg_type.
+// typeOf returns the type of v by its number (OID) in pg_type.
 func typeOf(v any) uint32 {
 	switch v.(type) {
 	case string:
@@ -67,7 +69,7 @@ func typeOf(v any) uint32 {
 	return 1184 // time.Time
 }
 
-// epoch is where the server's time begins, in microseconds since 1970.
+// epoch is the zero of the server's timestamps, in microseconds since 1970.
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
 func appendValue(a []byte, v any) (_ []byte, null bool) {

@@ -17,9 +17,9 @@ import (
 // hostTimeout bounds connecting to one of several hosts, unless the URL says connect_timeout.
 const hostTimeout = 2 * time.Second
 
-// Config reads a postgres:// URL, of one host or several, for a connection whose names are resolved in schema ("" leaves
-// the server's search path). Of several hosts it is the first that takes writes, unless target_session_attrs says otherwise. If
-// neither the URL nor PGSSLMODE says whether to use TLS, it is required, except on this machine itself.
+// Config parses a postgres:// URL with one host or several, for connections that use schema ("" leaves the server's search
+// path). Of several hosts the first one that accepts writes is used, unless target_session_attrs says otherwise. If neither
+// the URL nor PGSSLMODE says whether to use TLS, TLS is required, except to this machine.
 func Config(databaseURL, schema string) (pq.Config, error) {
 	u, err := ParseURL(databaseURL)
 	if err != nil {
@@ -57,7 +57,7 @@ func isThisMachine(host string) bool {
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
-// spreadHosts writes several hosts, a:5432,b:5433, as lib/pq reads them: in its own form they all have one port.
+// spreadHosts rewrites several hosts, a:5432,b:5433, for lib/pq, whose own form has one port for all.
 func spreadHosts(u *url.URL) {
 	var hosts, ports []string
 	for address := range strings.SplitSeq(u.Host, ",") {
@@ -73,7 +73,7 @@ func spreadHosts(u *url.URL) {
 	u.Host, u.RawQuery = "", query.Encode()
 }
 
-// ParseURL reads a postgres:// URL. The error does not show it: it holds a password.
+// ParseURL parses a postgres:// URL. The error does not contain the URL, because that has a password.
 func ParseURL(databaseURL string) (*url.URL, error) {
 	u, err := url.Parse(databaseURL)
 	if parse, ok := errors.AsType[*url.Error](err); ok {

@@ -21,7 +21,7 @@ func TestConfig_ABadURLIsAnErrorThatKeepsThePassword(t *testing.T) {
 	}
 }
 
-func TestConfig_RequiresTLSExceptOnThisMachineOrWhereToldOtherwise(t *testing.T) {
+func TestConfig_RequiresTLSExceptOnThisMachineOrIfToldOtherwise(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]pq.SSLMode{
 		"postgres://u@db/shopdb":                            pq.SSLModeRequire,

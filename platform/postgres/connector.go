@@ -14,8 +14,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// Connector makes connections to PostgreSQL. It sets the run-time parameters of its configuration with a statement, not
-// at the login: there PgBouncer refuses those that it does not know, or drops them without a word.
+// Connector makes connections to PostgreSQL. It sets the run-time parameters of its configuration with a statement instead
+// of at the login, because PgBouncer refuses parameters that it does not know at the login, or drops them silently.
 type Connector struct {
 	*pq.Connector
 	set string // the statement, "" for none
@@ -54,10 +54,10 @@ func (c *Connector) Connect(ctx context.Context) (driver.Conn, error) {
 // poolingTimeout bounds looking for a pooler: one that has a single connection to give makes the second one wait.
 const poolingTimeout = 10 * time.Second
 
-// RefuseTransactionPooling is an error if a pooler stands between us and the server that gives each transaction another
-// connection. Parameters, prepared statements and advisory locks are then somebody else's, and nothing says so. Two
-// connections tell: of the server process that the first one has just used, the second one gets hold, or it stays the
-// first one's for good. Who else uses the pooler may hide it, so it is asked several times.
+// RefuseTransactionPooling returns an error if pool connects through a pooler that gives each transaction another server
+// connection (PgBouncer's transaction mode): parameters, prepared statements and advisory locks would silently be another
+// client's. It finds out with two connections: behind such a pooler the second one gets the server process that the first
+// one has just used. Other clients of the pooler can hide that, so it tries several times.
 func RefuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, poolingTimeout, fmt.Errorf("no second connection within %s", poolingTimeout))
 	defer cancel()
@@ -77,7 +77,7 @@ func RefuseTransactionPooling(ctx context.Context, pool *sql.DB) error {
 	return nil
 }
 
-// sharesProcess says whether a second connection got the server process that a first one had between its statements.
+// sharesProcess reports whether a second connection got the server process that a first one had used before.
 func sharesProcess(ctx context.Context, pool *sql.DB) (bool, error) {
 	first, err := pool.Conn(ctx)
 	if err != nil {

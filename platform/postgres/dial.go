@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// dialer makes connections whose reads and writes are bounded, which lib/pq does not do.
+// dialer makes connections on which every read and write has a time limit, which lib/pq does not provide.
 type dialer struct {
 	net.Dialer
 	answer time.Duration // the longest wait for the next byte
@@ -31,8 +31,8 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 	return d.DialContext(ctx, network, address)
 }
 
-// boundedConn bounds every read and write, except while lib/pq has set a deadline, for the login. One
-// goroutine uses it at a time, as lib/pq does.
+// boundedConn limits the time of every read and write, except while lib/pq has set a deadline, for the login. Only one
+// goroutine uses it at a time.
 type boundedConn struct {
 	net.Conn
 	answer        time.Duration

@@ -16,32 +16,32 @@ import (
 
 // What an error of the database means to whoever asked. errors.Is tells them apart.
 var (
-	// ErrUnavailable: the server cannot be reached, is overloaded, does not let us in, takes no writes because it is a
-	// standby, or has no such table or no right to it for us. It is not about what was to be stored, and the same call can
-	// succeed later. Of a COMMIT nobody knows whether it was done.
+	// ErrUnavailable means that the server cannot be reached, is overloaded, refuses the login, accepts no writes because
+	// it is a standby, or lacks a table or a right that we need. It says nothing against the data, and the same call can
+	// succeed later. If COMMIT fails with it, the transaction may have been committed.
 	ErrUnavailable = errors.New("database unavailable")
-	// ErrRetry: the transaction lost against another one (deadlock, serialization, lock timeout), or a table has changed
-	// under a prepared statement, and it left nothing behind. The same call can succeed at once.
+	// ErrRetry means that the transaction lost against another one (deadlock, serialization, lock timeout), or that a table
+	// was changed under a prepared statement. It had no effect. The same call can succeed at once.
 	ErrRetry = errors.New("transaction conflict")
-	// ErrExhausted: the server gave up the statement because it took too long or too much memory. It left nothing behind.
-	// Less at once can succeed; the same can succeed later, if others had the server busy.
+	// ErrExhausted means that the server aborted the statement because it took too long or too much memory. It had no
+	// effect. With less data the call can succeed; the same call can succeed later, if the server was busy with others.
 	ErrExhausted = errors.New("statement given up by the database")
-	// ErrUnique: there is a row with that key already. Constraint names it.
+	// ErrUnique means that a row with that key exists already. Constraint returns the name of the index.
 	ErrUnique = errors.New("already exists")
-	// ErrCheck: a row would break a rule of the schema. Constraint names it.
+	// ErrCheck means that a row would violate a constraint of the schema. Constraint returns its name.
 	ErrCheck = errors.New("check violated")
 )
 
-// Transient are the errors after which the same call can succeed.
+// Transient are the errors after which the same call can succeed later.
 var Transient = []error{ErrUnavailable, ErrRetry, ErrExhausted}
 
-// IsTransient says whether err is one of Transient.
+// IsTransient reports whether err is one of Transient.
 func IsTransient(err error) bool {
 	return slices.ContainsFunc(Transient, func(kind error) bool { return errors.Is(err, kind) })
 }
 
-// Classify wraps an error of database/sql or lib/pq in the one above that it means. Any other error is returned as it
-// is, that of a context too. It may be called again on what it returned.
+// Classify wraps an error of database/sql or lib/pq in one of the errors above. Any other error, also that of a context, is
+// returned unchanged, and so is one that is classified already.
 func Classify(err error) error {
 	if err == nil {
 		return nil
@@ -76,7 +76,7 @@ func kindOf(err error) error {
 	return nil
 }
 
-// kindOfServers is the kind of an error that the server answered with.
+// kindOfServers returns the class of an error that the server sent.
 func kindOfServers(e *pq.Error) error {
 	switch e.Code {
 	case pqerror.UniqueViolation:
@@ -119,11 +119,11 @@ func unavailable(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// isReadOnly says whether the server has refused a statement because it takes no writes: a standby, or a primary that
-// was demoted.
+// isReadOnly reports whether the server refused a statement because it accepts no writes: it is a standby, or a primary
+// that was demoted.
 func isReadOnly(err error) bool { return pq.As(err, pqerror.ReadOnlySQLTransaction) != nil }
 
-// Constraint returns the name of the constraint or unique index that refused a row, "" if err is not about one.
+// Constraint returns the name of the constraint or unique index that a row violated, "" if err is about none.
 func Constraint(err error) string {
 	if e := pq.As(err); e != nil {
 		return e.Constraint

@@ -1,5 +1,5 @@
-// Package postgres opens a service's connections to its schema, runs its transactions, and turns the errors of server
-// and driver into a few that callers can act on.
+// Package postgres opens a service's connections to its schema, runs its transactions, and reduces the errors of server and
+// driver to a few that callers can act on.
 package postgres
 
 import (
@@ -28,28 +28,27 @@ const (
 	// answerTimeout bounds the wait for the server's next byte: a server that vanished without a word is noticed.
 	answerTimeout = statementTimeout + 5*time.Second
 	// IdleInTransactionTimeout is how long a transaction may pause between two statements before the server ends it
-	// and lets go of its locks.
-	IdleInTransactionTimeout = 30 * time.Second
-	// maxLifetime is how long a connection is used: names that lead to another server by now, and credentials, are looked
-	// up again.
+	// and lets go of its locks: those of a process that is frozen, or whose machine is cut off.
+	IdleInTransactionTimeout = 6 * time.Second
+	// maxLifetime is how long a connection is used. New ones resolve the host's name and read the credentials again.
 	maxLifetime = 30 * time.Minute
 )
 
-// Options are what a service says about its connections. The zero value works.
+// Options configure a pool. The zero value works.
 type Options struct {
-	// Application is the name the server shows in pg_stat_activity.
+	// Application is the name that pg_stat_activity shows.
 	Application string
 	// MaxConns bounds the connections of this pool, 8 if it is 0.
 	MaxConns int
-	// Tracer and Meter take spans and metrics; nothing is recorded if they are nil.
+	// Tracer and Meter receive spans and metrics; nothing is recorded if they are nil.
 	Tracer trace.TracerProvider
 	Meter  metric.MeterProvider
 }
 
-// Open returns a pool of connections to the database at url that resolve names in schema, once one of them answers;
-// otherwise an ErrUnavailable. Every statement is bounded by the server (10 s, 5 s of it waiting for a lock). Parameters
-// are sent in the same round trip as the query. That changes how []byte is read: in the server's own form, which is what
-// Array makes; one JSON text has to be passed as a string.
+// Open returns a pool of connections to the database at url that use schema, once one of them works; otherwise the error is
+// ErrUnavailable. The server bounds every statement: 10 s, of which 5 s may be a wait for a lock. Parameters are sent in
+// the same round trip as the query. With that, a []byte parameter is sent in PostgreSQL's binary form, which is what Array
+// returns; a single JSON text must be passed as a string.
 func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) {
 	config, err := Config(url, schema)
 	if err != nil {
@@ -89,8 +88,8 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	return pool, nil
 }
 
-// Ready returns a check of readiness: an error if the server does not answer, or is a standby. In that case the next call
-// may meet another server.
+// Ready returns a check of readiness, which fails if the server does not answer or is a standby. In the latter case the
+// connection is dropped, so that the next call may reach another server.
 func Ready(pool *sqlx.DB) func(context.Context) error {
 	return func(ctx context.Context) error {
 		conn, err := pool.Connx(ctx)
@@ -137,10 +136,11 @@ func instrumented(connector driver.Connector, o Options) (*sqlx.DB, error) {
 	return sqlx.NewDb(pool, "postgres"), nil
 }
 
-// InTx runs fn in a transaction and commits it if fn returns nil; an error or a panic of fn rolls back. The error is
-// classified; that of a lost COMMIT too, of which nobody knows whether it was done. ctx bounds the wait for a connection;
-// after that the transaction itself is not cancelled with ctx, which could hit its COMMIT, but is bounded by the
-// server's timeouts. A statement that fn runs with a cancelled context fails, and the transaction with it.
+// InTx runs fn in a transaction, which is committed if fn returns nil and rolled back if it returns an error or panics. The
+// error is classified (see Classify); if that of a COMMIT is ErrUnavailable, the transaction may have been committed. ctx
+// bounds the wait for a connection. Once begun, the transaction is not cancelled with ctx, because that could hit the
+// COMMIT; the server's timeouts bound it. A statement that fn runs with an ended context fails, and the transaction with
+// it.
 func InTx(ctx context.Context, pool *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	tx, done, err := begin(ctx, pool)
 	if err != nil {

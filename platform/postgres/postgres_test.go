@@ -53,7 +53,7 @@ func TestOpen_BoundsEveryStatementAndResolvesNamesInTheSchema(t *testing.T) {
 	}
 	want := map[string]string{
 		"search_path": "app", "application_name": "stock", "statement_timeout": "10s", "lock_timeout": "5s",
-		"idle_in_transaction_session_timeout": "30s", "enable_seqscan": "off", "jit": "off",
+		"idle_in_transaction_session_timeout": "6s", "enable_seqscan": "off", "jit": "off",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)
@@ -171,7 +171,7 @@ func TestOpen_ParametersArriveAsTheyWereGiven(t *testing.T) {
 	}
 }
 
-func TestInTx_CommitsWhereTheFunctionReturnsNil(t *testing.T) {
+func TestInTx_CommitsIfTheFunctionReturnsNil(t *testing.T) {
 	t.Parallel()
 	pool := open(t, database.New(t), postgres.Options{})
 	if err := postgres.InTx(t.Context(), pool, claim); err != nil {

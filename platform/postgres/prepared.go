@@ -10,13 +10,13 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// Prepared begins statements that are prepared once on each connection and planned for good, which is worth it for what
-// runs with every batch. One plan has to be right for all parameters, and for full tables though it may be made when they
-// are empty: pools plan by index wherever there is one. Others are planned each time.
+// Prepared is put at the beginning of a statement that each connection is to prepare once, keeping its plan. It pays for
+// statements that run with every batch. The one plan must suit all parameters, and full tables even if it was made when
+// they were empty, so Open sets the planner to use an index whenever there is one. Other statements are planned each time.
 const Prepared = "/* prepared */ "
 
-// preparing connects like its Connector; the connections keep the statements that they have prepared. If one of them
-// meets a server that takes no writes, none of those that exist is used again: their successors find the new primary.
+// preparing makes connections that keep their prepared statements. If one of them reaches a server that accepts no writes,
+// none of the existing ones is used again: new ones find the new primary.
 type preparing struct {
 	driver.Connector
 	generation atomic.Int64 // of the connections that may be used
@@ -31,7 +31,7 @@ func (p *preparing) Connect(ctx context.Context) (driver.Conn, error) {
 	return &preparedConn{pqConn: conn.(pqConn), statements: map[string]preparedStatement{}, pool: p, generation: generation}, nil
 }
 
-// pqConn is what a connection of lib/pq can do.
+// pqConn has the methods of lib/pq's connections that are needed here.
 type pqConn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -50,7 +50,7 @@ type preparedStatement interface {
 	driver.StmtQueryContext
 }
 
-// preparedConn is used by one goroutine at a time, as database/sql promises.
+// preparedConn is a connection with prepared statements. database/sql uses it from one goroutine at a time.
 type preparedConn struct {
 	pqConn
 	statements map[string]preparedStatement // by their text
@@ -83,7 +83,7 @@ func (c *preparedConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driv
 	return nil, unavailable(ctx, err)
 }
 
-// retire makes the pool give up its connections, if that has not happened since this one was made.
+// retire makes the pool drop its connections, unless that has happened since this one was made.
 func (c *preparedConn) retire() { c.pool.generation.CompareAndSwap(c.generation, c.generation+1) }
 
 // QueryContext implements driver.QueryerContext.
@@ -96,8 +96,8 @@ func (c *preparedConn) ExecContext(ctx context.Context, query string, args []dri
 	return run(ctx, c, query, args, c.pqConn.ExecContext, preparedStatement.ExecContext)
 }
 
-// run runs query as it is, or as the statement that is prepared for it. After an error that is prepared anew: it may be
-// that a migration has changed what it is about.
+// run executes query as it is, or through the statement that is prepared for it. After an error it is prepared anew the
+// next time, because a migration may have changed a table.
 func run[R any](ctx context.Context, c *preparedConn, query string, args []driver.NamedValue,
 	asItIs func(context.Context, string, []driver.NamedValue) (R, error),
 	prepared func(preparedStatement, context.Context, []driver.NamedValue) (R, error),

@@ -39,9 +39,10 @@ func KeepDeletingOlder(ctx context.Context, pool *sqlx.DB, table, column string,
 // deleteSlice is how many rows DeleteOlder deletes in one transaction.
 const deleteSlice = 5000
 
-// DeleteOlder deletes the rows of table whose column, a timestamptz with an index, is older than age, and returns how
-// many. It works in slices, each a transaction of its own, so it never holds locks for long. Of two that run at once, one
-// may leave the work to the other. table and column become part of the statement: they must be constants.
+// DeleteOlder deletes the rows of table in which column, a timestamptz with an index, is older than age, and returns how
+// many. It works in slices of 5,000 rows, each in a transaction of its own, so that it never holds locks for long. If two
+// run at the same time, one may leave the work to the other. table and column become part of the statement: they must be
+// constants.
 func DeleteOlder(ctx context.Context, pool *sqlx.DB, table, column string, age time.Duration) (deleted int64, err error) {
 	for {
 		result, err := pool.ExecContext(ctx, fmt.Sprintf(`

@@ -37,7 +37,8 @@ func (s *Service) Broker(url string, topology messaging.Topology, name string, t
 
 var sharedUserWarned sync.Once
 
-// warnSharedUser says once a process, which may run all services, that messages are believed by their own word.
+// warnSharedUser logs, once per process, that services share one user of the broker, so that publishers cannot be told
+// apart.
 func warnSharedUser(log *slog.Logger) {
 	sharedUserWarned.Do(func() {
 		log.Warn("who publishes a message is not checked: the user in AMQP_URL is not named as the service (see docs/configuration.md)")

@@ -18,8 +18,8 @@ import (
 // may call them. They tell whether the service is ready, and what the contracts say.
 var foreignServices = []string{"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 
-// readCallers reads which services may call each method that is served. Its error names the methods of which the
-// contracts do not say.
+// readCallers reads from the contracts which services may call each method that is served. Its error names the methods
+// whose contracts do not say it.
 func (s *Service) readCallers() error {
 	s.callers = map[string][]string{}
 	var without []string
@@ -43,7 +43,7 @@ func (s *Service) readCallers() error {
 	return fmt.Errorf("nothing says which services may call %s: give each method the option shop.options.v1.callers", strings.Join(without, ", "))
 }
 
-// checkCaller returns an error unless the certificate of the client is that of a service which may call the method.
+// checkCaller returns an error unless the client's certificate is that of a service which may call the method.
 func (s *Service) checkCaller(ctx context.Context, method string) error {
 	callers, ours := s.callers[method]
 	if !ours {

@@ -2,18 +2,20 @@ package service
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver/dns"
 
 	"shop.example/platform/mtls"
 )
 
-// DialService returns a connection to all replicas of another service at addr, secured with tls, which is closed when what
-// was added later has stopped. It is made with the first call, so the other service may come later. The error names the
-// environment variable that has the address.
+// DialService returns a connection to all replicas of another service at addr, secured with tls. It connects with the first
+// call, so the other service may start later, and is closed when what was added later has stopped. An error names variable,
+// the environment variable with the address.
 func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.ClientConn, error) {
 	creds, err := tls.Client(s.logger)
 	if err != nil {
@@ -27,8 +29,14 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 	return conn, nil
 }
 
-// DialOptions are what one service calls another with: all its replicas in turns, and gone ones noticed.
+// resolveOften lets names be looked up again when a connection ends, and not only every 30 s: otherwise, of replicas that come and
+// go, none that is known may be left.
+var resolveOften = sync.OnceFunc(func() { dns.SetMinResolutionInterval(time.Second) })
+
+// DialOptions are the options for connections between services: calls are spread over all replicas in turn, and dead
+// replicas are noticed within seconds.
 func DialOptions() []grpc.DialOption {
+	resolveOften()
 	return []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.

@@ -25,9 +25,8 @@ import (
 // defaultMaxRequest is gRPC's own bound.
 const defaultMaxRequest = 4 << 20
 
-// GRPC returns the server on which the service registers what it implements, before Run. It checks which service calls,
-// if there is mutual TLS, validates requests, completes errors, measures and traces calls, and answers reflection and
-// health.
+// GRPC returns the server to register the service's implementations on, before Run. It checks which service calls (with
+// mutual TLS), validates requests, completes errors, measures and traces calls, and serves reflection and health.
 func (s *Service) GRPC() *grpc.Server { return s.grpc }
 
 func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Config, t *telemetry.Telemetry) *grpc.Server {
@@ -84,7 +83,8 @@ func (s *Service) serveGRPC(ctx context.Context) error {
 	return nil
 }
 
-// endWhenStopping ends the context of a stream when the service stops: a stream that a client follows has no end of its own.
+// endWhenStopping ends the context of a stream when the service stops, because a stream that a client follows never ends by
+// itself.
 func (s *Service) endWhenStopping(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()

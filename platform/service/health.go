@@ -31,13 +31,13 @@ type check struct {
 	ask  func(context.Context) error
 }
 
-// Check adds a condition of readiness. ask returns what is wrong, or nil, by the end of its context; it is called
-// concurrently, at every probe.
+// Check adds a condition of readiness. ask returns nil, or what is wrong; it must return when its context ends. It is
+// called concurrently, by every health check.
 func (s *Service) Check(name string, ask func(context.Context) error) {
 	s.checks = append(s.checks, check{name, ask})
 }
 
-// ready asks all checks at once. It returns an error for each check, in their order, after that of the life cycle.
+// ready makes all checks at once. It returns an error for each failed check, in their order, after that of the life cycle.
 func (s *Service) ready(ctx context.Context) []error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -91,8 +91,8 @@ func (s *Service) readyz(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, body.String())
 }
 
-// Probe asks the service whose admin listener is at addr whether it is ready: a health check that needs no other
-// program. The error says what is not.
+// Probe returns nil if the service whose admin listener is at addr is ready; otherwise the error says what is not. It is
+// the health check of containers, which have no other program.
 func Probe(ctx context.Context, addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -122,7 +122,7 @@ func Probe(ctx context.Context, addr string) error {
 	return nil
 }
 
-// health is grpc.health.v1: all services of a server are ready, or none.
+// health implements grpc.health.v1: either all services of the server are ready or none is.
 type health struct {
 	healthv1.UnimplementedHealthServer
 	service *Service

@@ -13,9 +13,9 @@ import (
 // newConnGrace is how long a connection that was just opened may take to send its first request once the server stops.
 const newConnGrace = 500 * time.Millisecond
 
-// ServeHTTP adds a part that serves HTTP on lis. Once the service is about to stop, each connection is closed in good order
-// after the response to its next request: a client that keeps connections does not meet one that is closed under it. When
-// the part is stopped, requests in flight get half of the time for a stop. A response that never ends by itself has to watch Stopping.
+// ServeHTTP adds a part that serves HTTP on lis. When the service is about to stop, each connection is closed after the
+// response to its next request, so that no client loses a request on a kept connection. When the part is stopped, requests
+// in flight get half of the time for a stop. A handler whose response never ends by itself must watch Stopping.
 func (s *Service) ServeHTTP(name string, lis net.Listener, server *http.Server) {
 	idle := &newConns{}
 	server.ConnState = idle.track
@@ -52,8 +52,8 @@ func (s *Service) closeWhenLeaving(next http.Handler) http.Handler {
 	})
 }
 
-// newConns are the connections that were opened and have not sent anything, as browsers keep them ready. Shutdown would
-// wait five seconds for each.
+// newConns are connections on which nothing has been sent yet, as browsers keep them ready. Shutdown would wait five
+// seconds for each.
 type newConns struct {
 	conns sync.Map // net.Conn → nil; without a lock that all requests would meet at
 }

@@ -15,19 +15,20 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// gcPercent is GOGC if it is not set. What lives is small beside what each order leaves behind: the default collects
-// so often that it takes a fifth of our CPU.
+// gcPercent is GOGC unless the environment sets it. The live heap is small compared with what each order allocates: with
+// the default the garbage collector takes a fifth of our CPU.
 const gcPercent = 250
 
-// TuneGC sets the garbage collector for a process that runs services, unless GOGC is set.
+// TuneGC sets the garbage collector for a process that runs services, unless the variable GOGC is set.
 func TuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 }
 
-// Main is what a program's main calls: run until SIGINT or SIGTERM ends its context. An error is one line on standard
-// error, as LOG_FORMAT says, and exit code 1. A second signal ends the process at once.
+// Main is the body of a service's main function: it calls run with a context that ends at SIGINT or SIGTERM. If run returns an
+// error, that is written to standard error as one line, in the LOG_FORMAT, and the exit code is 1. A second signal ends the
+// process at once.
 func Main(name string, run func(context.Context) error) {
 	cfg, err := env.ParseAs[telemetry.Config]()
 	if err != nil {

@@ -14,16 +14,18 @@ import (
 	"shop.example/platform/flightrecorder"
 )
 
-// ProfileConfig says what else is recorded of a process. The tags are those of github.com/caarlos0/env.
+// ProfileConfig says what else is recorded about a process. The tags are those of github.com/caarlos0/env.
 type ProfileConfig struct {
-	// MutexFraction records one in so many events of waiting for a lock, BlockRate one wait in so many nanoseconds spent
-	// waiting. 0 records none. They are Go's runtime.SetMutexProfileFraction and SetBlockProfileRate.
+	// MutexFraction records one in that many events of mutex contention, BlockRate one blocking event per that many
+	// nanoseconds spent blocked; 0 records none. They are the arguments of runtime.SetMutexProfileFraction and
+	// SetBlockProfileRate.
 	MutexFraction  int `env:"PPROF_MUTEX_FRACTION"`
 	BlockRate      int `env:"PPROF_BLOCK_RATE"`
 	FlightRecorder flightrecorder.Config
 }
 
-// StartProfiles records what the environment says, for a whole process.
+// StartProfiles reads a ProfileConfig from the environment and records accordingly, for the whole process, until stop is
+// called.
 func StartProfiles(log *slog.Logger) (stop func(), err error) {
 	cfg, err := env.ParseAs[ProfileConfig]()
 	if err != nil {

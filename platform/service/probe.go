@@ -17,12 +17,12 @@ const (
 	probeInterval = 5 * time.Second
 	// probeStale is how old a result may be that still counts: a check that hangs has failed.
 	probeStale = 2 * probeInterval
-	// probeGrace is how long a stop waits for one that hangs. A statement ends within 15 s by itself.
+	// probeGrace is how long a stop waits for a probe that hangs. A database statement ends within 15 s by itself.
 	probeGrace = time.Second
 )
 
-// probe is something that is asked again and again in the background. What it finds is shown by metrics, because a scrape
-// must not wait: a database that hangs would take all metrics of the service away, when they are needed most.
+// probe repeats a check in the background and keeps its result for metrics. A scrape must not wait for a check: if the
+// database hung, all metrics of the service would be missing when they are needed most.
 type probe struct {
 	name string
 	ask  func(context.Context) error
@@ -37,7 +37,7 @@ func newProbe(name string, ask func(context.Context) error) *probe {
 	return p
 }
 
-// run asks until ctx ends. It returns nil, though ask may still hang.
+// run repeats the check until ctx ends. It returns nil, even if a check still hangs.
 func (p *probe) run(ctx context.Context) error {
 	ended := make(chan struct{})
 	go func() {
@@ -75,8 +75,8 @@ func (p *probe) age() time.Duration { return time.Since(*p.at.Load()) }
 
 func (p *probe) ready() bool { return p.ok.Load() && p.age() < probeStale }
 
-// Sample has take read something every 5 s that a metric shows: what has to be asked for, of the database for example. take
-// keeps what it has read, and the metric's callback only looks at that. How old it is is a metric, too.
+// Sample calls take every 5 s, to read values that metrics show and that have to be fetched, from the database for example.
+// take stores them, and the metric's callback only reads what is stored. Another metric shows how old they are.
 func (s *Service) Sample(name string, take func(context.Context) error) {
 	p := newProbe(name, take)
 	s.samples = append(s.samples, p)

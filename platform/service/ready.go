@@ -6,7 +6,8 @@ import (
 	"fmt"
 )
 
-// Ready asks all checks. It returns nil if the service is ready; otherwise the error says what is not, on one line.
+// Ready makes all checks, concurrently, within 2 s. It returns nil if the service is ready; otherwise the error lists what
+// is not, on one line.
 func (s *Service) Ready(ctx context.Context) error {
 	var failed []error
 	for i, err := range s.ready(ctx) {
@@ -21,7 +22,7 @@ func (s *Service) Ready(ctx context.Context) error {
 	return notReady(failed)
 }
 
-// notReady is what several checks say.
+// notReady is the list of failed checks.
 type notReady []error
 
 func (e notReady) Error() string {

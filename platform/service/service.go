@@ -1,15 +1,15 @@
-// Package service is the life cycle that all services share: listeners, health, and an orderly stop.
+// Package service is the life cycle that all services share: listeners, health checks, and an orderly stop.
 //
-// A service is built from parts, added in the order in which they need each other. Run starts them in that order and
-// stops them in reverse, each one only when all that were added after it have stopped:
+// A service consists of parts, which are added in the order in which they need each other. Run starts them in that order
+// and stops them in reverse, each one only after all that were added later have stopped:
 //
 //	s.OnStop("database", db.Close)   // last, when nothing uses it any more
 //	s.Go("broker", conn.Run)
-//	s.Go("relay", relay.Run)         // still sends what the consumer left in the outbox
-//	s.Go("consumer", consumer.Run)   // finishes what it has in hand
-//	                                 // first of all: gRPC, where calls in flight may end
+//	s.Go("relay", relay.Run)         // still publishes what the consumer left in the outbox
+//	s.Go("consumer", consumer.Run)   // finishes the batch in hand
+//	                                 // first: gRPC, when its calls have ended
 //
-// The admin listener starts before all of them and stops after them.
+// The admin listener, which serves health and metrics, starts before all of them and stops after them.
 package service
 
 import (
@@ -38,30 +38,31 @@ const (
 
 // Config says how a service runs.
 type Config struct {
-	// GRPCAddr is where gRPC is served; empty if the service serves GRPC() on a listener of its own.
+	// GRPCAddr is the address to serve gRPC on; empty if the service serves GRPC() on a listener of its own.
 	GRPCAddr string
-	// TLS is what gRPC is served with on GRPCAddr. Without files the address has to be this machine's alone.
+	// TLS is the certificate that gRPC on GRPCAddr is served with. Without files GRPCAddr must be a loopback address.
 	TLS mtls.Config
-	// AdminAddr is where health and metrics are served; empty for nowhere.
+	// AdminAddr is the address to serve health and metrics on; empty to serve none.
 	AdminAddr string
-	// PprofAddr is where Go's profiles are served, a loopback address: they show what is in memory, and take CPU. Empty
-	// for nowhere.
+	// PprofAddr is the address to serve Go's profiles on; empty to serve none. Use a loopback address: profiles show what is
+	// in memory, and take CPU.
 	PprofAddr string
-	// StopDelay is how long the service goes on as before, but says that it is not ready, before it stops: until every balancer
-	// has seen that and sends nothing new.
+	// StopDelay is how long the service works on before it stops, while it reports that it is not ready: until every load
+	// balancer has noticed and sends it nothing new.
 	StopDelay time.Duration
-	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight get half of it.
+	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight may take half of it.
 	StopTimeout time.Duration
-	// Public says that anybody may call: the trace of a caller without a token is linked and not continued.
+	// Public says that anybody may call the service. The trace of a caller without a token is then linked instead of
+	// continued.
 	Public bool
 	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
 	MaxRequest int
-	// Transient are the errors (errors.Is) of handlers after which a client should try again, a database that is down
-	// for example: the client gets UNAVAILABLE.
+	// Transient are errors of handlers (errors.Is) after which a client should try again, for example that of a database
+	// which is down: the client gets UNAVAILABLE.
 	Transient []error
 }
 
-// Service is one running service. Its parts are added before Run, by one goroutine.
+// Service is a running service. Its parts are added before Run, from one goroutine.
 type Service struct {
 	stopDelay   time.Duration
 	stopTimeout time.Duration
@@ -96,8 +97,8 @@ type component struct {
 	err     error // to be read when ended is closed
 }
 
-// New opens the listeners, so that the service's addresses are known and a taken port is an error; they are served by
-// Run. A service that is not run must be closed.
+// New opens the listeners, so that their addresses are known and a port that is taken is an error at once. Run serves them.
+// A service that is not run must be closed.
 func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	if cfg.StopDelay < 0 {
 		return nil, fmt.Errorf("SHUTDOWN_DELAY is %s: it must be 0 or more", cfg.StopDelay)
@@ -149,7 +150,8 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 	return nil
 }
 
-// Listen opens a TCP listener; it is closed with the service. The error names the environment variable to change.
+// Listen opens a TCP listener, which Close and Run close. The error names variable, the environment variable with the
+// address.
 func (s *Service) Listen(variable, addr string) (net.Listener, error) {
 	// The context would cancel no more than the lookup of a name.
 	lis, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
@@ -173,16 +175,16 @@ func rootCause(err error) error {
 	return err
 }
 
-// GRPCAddr returns the address gRPC is served on, or "".
+// GRPCAddr returns the address that gRPC is served on, "" if it is not.
 func (s *Service) GRPCAddr() string { return address(s.grpcLis) }
 
-// AdminAddr returns the address health and metrics are served on, or "".
+// AdminAddr returns the address that health and metrics are served on, "" if they are not.
 func (s *Service) AdminAddr() string { return address(s.adminLis) }
 
-// PprofAddr returns the address Go's profiles are served on, or "".
+// PprofAddr returns the address that Go's profiles are served on, "" if they are not.
 func (s *Service) PprofAddr() string { return address(s.pprofLis) }
 
-// InHand returns how many messages the service has taken from each queue and not settled yet.
+// InHand returns how many messages the service has received and not settled yet, by queue.
 func (s *Service) InHand() map[string]int {
 	if s.inHand == nil {
 		return nil
@@ -197,13 +199,13 @@ func address(lis net.Listener) string {
 	return lis.Addr().String()
 }
 
-// Go adds a part that Run starts as a goroutine. run returns when its context ends, having finished what it has in
-// hand; an error before that stops the service. nil before that is a part that is done.
+// Go adds a part that Run starts in a goroutine. run must return when its context ends, after it has finished what it has
+// in hand. If it returns an error before that, the service stops; if it returns nil, the part is done.
 func (s *Service) Go(name string, run func(context.Context) error) {
 	s.components = append(s.components, &component{name: name, run: run, ended: make(chan struct{})})
 }
 
-// OnStop adds what has to be released when everything that was added later has stopped.
+// OnStop adds a function that Run calls when everything that was added later has stopped.
 func (s *Service) OnStop(name string, release func() error) {
 	s.Go(name, func(ctx context.Context) error {
 		<-ctx.Done()
@@ -212,12 +214,12 @@ func (s *Service) OnStop(name string, release func() error) {
 	s.components[len(s.components)-1].release = release
 }
 
-// Stopping is closed when the service begins to stop. Calls that wait long, or never end by themselves, watch it;
-// gRPC streams need not: their context ends then.
+// Stopping returns a channel that is closed when the service begins to stop. Calls that wait long, or never end by
+// themselves, watch it. gRPC streams need not, because their contexts end then.
 func (s *Service) Stopping() <-chan struct{} { return s.stopping.Done() }
 
-// Run starts the parts and returns when ctx has ended, or a part has failed, and all of them have stopped. The error
-// is that part's, or tells of one that did not stop well; nil after an orderly stop.
+// Run starts the parts. It returns when ctx has ended or a part has failed, and all parts have stopped. The error is that
+// of the part, or says which part did not stop in time; it is nil after an orderly stop.
 func (s *Service) Run(ctx context.Context) error {
 	if s.grpcLis != nil {
 		if err := s.readCallers(); err != nil {
@@ -260,7 +262,7 @@ func (s *Service) Run(ctx context.Context) error {
 	return stopErr
 }
 
-// leave gives balancers the time to look elsewhere. It ends early with the error of a part that fails.
+// leave gives load balancers the time to notice. It ends early with the error of a part that fails.
 func (s *Service) leave(failed <-chan error) error {
 	s.leaving.Store(true)
 	if s.stopDelay == 0 {
@@ -291,7 +293,8 @@ func (s *Service) addresses() []any {
 	return attrs
 }
 
-// start runs the part in a context of its own: the end of ctx is the beginning of a stop, not an order to all at once.
+// start runs the part in a context of its own, because the end of ctx begins an orderly stop and must not end all parts at
+// once.
 func (p *component) start(ctx context.Context, failed chan<- error) {
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
@@ -305,7 +308,7 @@ func (p *component) start(ctx context.Context, failed chan<- error) {
 	}()
 }
 
-// stop stops one part after the other, and all the rest at once when the time is used up. It returns the first error.
+// stop stops one part after the other, and when the time is used up all that are left at once. It returns the first error.
 func (s *Service) stop() error {
 	s.beginStop()
 	orderly, cancel := context.WithTimeout(context.Background(), s.stopTimeout)
@@ -343,7 +346,7 @@ func (p *component) wait(ctx context.Context) error {
 	}
 }
 
-// Close releases what a service that was never run holds. After Run it does nothing.
+// Close releases what a service holds that was never run. After Run it does nothing.
 func (s *Service) Close() error {
 	if !s.used.CompareAndSwap(false, true) {
 		return nil

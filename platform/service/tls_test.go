@@ -226,7 +226,7 @@ func TestWriteFiles_WritesNothingOutsideItsFolder(t *testing.T) {
 		t.Errorf("a name that was refused has left %v, %v", there, err)
 	}
 
-	// Nor does a link lead out of it, where somebody else can write to the folder.
+	// Nor does a link lead out of it, if somebody else can write to the folder.
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Mkdir(filepath.Join(base, "theirs"), 0o755), os.Symlink("../theirs", filepath.Join(dir, "order"))); err != nil {
 		t.Fatal(err)
 	}

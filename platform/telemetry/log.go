@@ -41,18 +41,19 @@ func (f *Format) UnmarshalText(text []byte) error {
 
 // The attributes that tie the log lines of different services together.
 
-// ShortID is what may be logged of an id that opens what it names to whoever knows it: its first 16 digits, which tell it
-// from others. They are the first ones because message ids in the log begin with the same 12 and end with a hash of the
-// whole: with the last 12 as well only 26 bits were missing, and the hash told the right ones within a minute.
+// ShortID returns the first 16 hexadecimal digits of an id that is itself a permission (whoever knows an order's id may
+// read the order), which are enough to tell ids apart in logs. It is the first ones because message ids begin with the
+// first 12 digits of the order's id and end with a hash of all of it: an attacker with the last 12 digits too would have to
+// guess only 26 bits, and could check each guess by the hash, within a minute.
 func ShortID(id string) string { return id[:min(len(id), len("01234567-89ab-cdef"))] }
 
-// MessageID names the message that a log line is about.
+// MessageID returns the attribute message_id for a log line.
 func MessageID(id fmt.Stringer) slog.Attr { return slog.String("message_id", id.String()) }
 
-// RoutingKey names the routing key a message came or goes with.
+// RoutingKey returns the attribute routing_key for a log line.
 func RoutingKey(key string) slog.Attr { return slog.String("routing_key", key) }
 
-// With returns a context that adds attrs to every line logged with it, after those it adds already.
+// With returns a context that adds attrs to every line that is logged with it, after the attributes it adds already.
 func With(ctx context.Context, attrs ...slog.Attr) context.Context {
 	have, _ := ctx.Value(attrsKey{}).([]slog.Attr)
 	return context.WithValue(ctx, attrsKey{}, slices.Concat(have, attrs))
@@ -87,8 +88,8 @@ func (h contextHandler) WithGroup(name string) slog.Handler {
 	return contextHandler{h.Handler.WithGroup(name)}
 }
 
-// LogLibraries sends to logger what libraries would write to standard error in forms of their own: OpenTelemetry, gRPC,
-// and whatever uses the packages log and slog. It is for programs; libraries and tests leave what is global as it is.
+// LogLibraries redirects to logger what libraries would write to standard error in formats of their own: OpenTelemetry,
+// gRPC, and everything that uses the packages log and slog. It sets global state, so only main programs call it.
 func LogLibraries(logger *slog.Logger) {
 	slog.SetDefault(logger) // of package log, too
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("OpenTelemetry reports an error", "error", err) }))
@@ -97,7 +98,7 @@ func LogLibraries(logger *slog.Logger) {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, level(slog.LevelError)))
 }
 
-// NewHandler writes log lines as cfg says, each one as it comes.
+// NewHandler returns a handler that writes log lines as cfg says, without summarizing them.
 func NewHandler(cfg Config) slog.Handler {
 	if cfg.Output == nil {
 		cfg.Output = os.Stderr
@@ -121,7 +122,7 @@ func NewHandler(cfg Config) slog.Handler {
 	})}
 }
 
-// ShortIDs is text with the ShortID of each id in it: what may be written of an error.
+// ShortIDs returns text with every id in it shortened by ShortID, for errors that are logged.
 func ShortIDs(text string) string {
 	if !strings.Contains(text, "-") {
 		return text
@@ -132,7 +133,7 @@ func ShortIDs(text string) string {
 // uuids are ids in a text, the ShortID of each by itself.
 var uuids = regexp.MustCompile(`([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4})-[0-9a-f]{4}-[0-9a-f]{12}`)
 
-// redactAttr keeps out of the log personal data in a message that is logged as it is, and whole ids in what went wrong.
+// redactAttr removes personal data from messages that are logged directly, and shortens the ids in errors.
 func redactAttr(_ []string, attr slog.Attr) slog.Attr {
 	switch attr.Key {
 	case "error", "reason":

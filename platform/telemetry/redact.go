@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Redacted logs m as JSON without the fields marked debug_redact, however deep they are. Nothing is computed if the
-// line is not logged. m must not change until it has been.
+// Redacted returns a value that logs m as JSON, without the fields marked debug_redact at any depth. It is encoded only if
+// the line is written; m must not change until then.
 func Redacted(m proto.Message) slog.LogValuer { return redacted{m} }
 
 type redacted struct{ message proto.Message }
@@ -66,7 +66,7 @@ func redact(message protoreflect.Message) {
 	})
 }
 
-// redactAny redacts the message inside; one whose type is not known here loses its content.
+// redactAny redacts the message in an Any. If its type is not known here, the content is dropped.
 func redactAny(packed *anypb.Any) {
 	inside, err := packed.UnmarshalNew()
 	if err != nil {

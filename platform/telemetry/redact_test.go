@@ -119,7 +119,7 @@ func addressBook(t *testing.T) proto.Message {
 	return book
 }
 
-func TestRedacted_ComputesNothingWhereTheLineIsNotLogged(t *testing.T) {
+func TestRedacted_ComputesNothingIfTheLineIsNotLogged(t *testing.T) {
 	t.Parallel()
 	tel, _ := newTelemetry(t, telemetry.Config{})
 	message := &observed{Message: order()}

@@ -17,16 +17,16 @@ const (
 	maxMessages = 200
 )
 
-// summaries keep a log readable and cheap under load: an info message that comes more than maxLines times in a second is
-// counted from then on, and written once a second with the number of times. Debug, warnings and errors always pass, and if
-// debug is on everything does.
+// summaries keep a log readable and cheap under load: if the same info message is logged more than maxLines times within a
+// second, the rest is counted, and once a second written as one line with the number. Debug lines, warnings and errors are
+// always written, and at level debug everything is.
 type summaries struct {
 	mu       sync.Mutex
 	messages map[string]*summary
 	closed   bool // everything passes
 }
 
-// summary is about one message.
+// summary counts one message.
 type summary struct {
 	message string
 	begin   time.Time // of the window
@@ -70,7 +70,7 @@ func (s *summaries) pass(message string, out slog.Handler) bool {
 	return false
 }
 
-// end writes a summary, if there is something to count, and begins the next window.
+// end writes a summary if something was counted, and begins the next window.
 func (s *summaries) end(m *summary) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *summaries) end(m *summary) {
 	*m = summary{message: m.message, begin: now, busy: m.counted > maxLines}
 }
 
-// close writes what was counted. From then on everything passes.
+// close writes what was counted. From then on every line is written.
 func (s *summaries) close() {
 	s.mu.Lock()
 	all := s.messages

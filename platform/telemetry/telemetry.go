@@ -1,9 +1,9 @@
 // Package telemetry gives a service its logger, metrics and traces.
 //
-// Nothing global is set: several services share a process, and each one passes its own Telemetry to what it builds.
-// Metrics are pulled from MetricsHandler. Spans are sent if the variables OTEL_* say where to; otherwise nothing is
-// recorded, and a span only carries its trace id through headers and log lines. Log lines are written, and sent as well if
-// OTEL_LOGS_EXPORTER says so.
+// It sets nothing global: several services share a process, and each passes its own Telemetry to what it builds. Prometheus
+// collects metrics from MetricsHandler. Spans are sent if the variables OTEL_* name a collector; otherwise none is
+// recorded, and a span only carries its trace id through headers and log lines. Log lines are always written, and also sent
+// if OTEL_LOGS_EXPORTER says so.
 package telemetry
 
 import (
@@ -43,22 +43,22 @@ const shutdownTimeout = time.Second
 // have as many as RabbitMQ hands out at most.
 const maxLinks = 2000
 
-// Config says how a service reports about itself. The tags are those of github.com/caarlos0/env, so that a service's
-// configuration can embed it.
+// Config says how a service logs. The tags are those of github.com/caarlos0/env, so that a service's configuration can
+// embed it.
 type Config struct {
 	// Service is the service's name, in log lines and on spans.
 	Service string
 	// LogLevel is the least level that is logged: debug, info, warn or error.
 	LogLevel slog.Level `env:"LOG_LEVEL" envDefault:"info"`
-	// LogFormat is text, one line for people, or json, one object for machines.
+	// LogFormat is text, one line for people, or json, one object for programs.
 	LogFormat Format `env:"LOG_FORMAT" envDefault:"text"`
-	// Output takes the log lines, each in one Write; standard error if it is nil.
+	// Output receives the log lines, each in one Write; standard error if it is nil.
 	Output io.Writer
 }
 
-// Telemetry is what a service reports with. Its fields are safe for concurrent use.
+// Telemetry holds a service's logger, metrics and traces. Its fields are safe for concurrent use.
 type Telemetry struct {
-	// Logger adds the service's name, and from the context the trace id and what With put there.
+	// Logger adds to each line the service's name and, from the context, the trace id and the attributes of With.
 	Logger *slog.Logger
 	Meter  metric.MeterProvider
 	Tracer trace.TracerProvider
@@ -73,8 +73,8 @@ type Telemetry struct {
 	lines    *summaries
 }
 
-// New returns the telemetry of one service. It connects to nothing: spans that cannot be delivered later are dropped,
-// and a log line says so.
+// New returns the telemetry of one service. It does not wait for a connection: spans that cannot be delivered later are
+// dropped, and logged as lost. It fails if a variable OTEL_* is invalid.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	about, err := resource.New(ctx,
 		resource.WithTelemetrySDK(),
@@ -121,7 +121,7 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	}, nil
 }
 
-// MetricsHandler serves the service's metrics, and those of the Go runtime and the process, to Prometheus.
+// MetricsHandler serves the service's metrics, and those of the Go runtime and the process, in Prometheus' format.
 func (t *Telemetry) MetricsHandler() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{
 		ErrorLog:          slog.NewLogLogger(t.Logger.Handler(), slog.LevelError),
@@ -131,8 +131,8 @@ func (t *Telemetry) MetricsHandler() http.Handler {
 	})
 }
 
-// Shutdown sends the spans and lines that are still here and stops the exporters, within a second. It may be called with a
-// context that has ended. What could not be sent is logged, as is what was counted of the log.
+// Shutdown sends the spans and log lines that are left and stops the exporters, within a second. ctx may have ended. It logs
+// what could not be sent, and writes a summary of the log lines that were only counted.
 func (t *Telemetry) Shutdown(ctx context.Context) {
 	t.lines.close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)

@@ -1,10 +1,11 @@
 // Package audit compares what the services have stored, and finds inconsistencies.
 //
-// It reads the three schemas, which may be in three databases, and changes nothing. Services commit one after the
+// It reads the schemas of the services, which may be in databases of their own, and changes nothing. Services commit one after the
 // other, so at any moment some orders are halfway. An inconsistency that is younger than Config.Late is in flight, not a
 // violation; an older one is read again after a pause before it counts. A healthy shop has no violations.
 //
-// The stock is compared product by product (stock.go), orders are read and compared in pages (orders.go, compare.go).
+// The stock is compared product by product (stock.go), orders are read and compared in pages (orders.go, compare.go), and so are
+// deliveries of webhooks with the log (webhooks.go).
 package audit
 
 import (
@@ -37,6 +38,9 @@ const (
 	Duplicates  Check = "duplicates"
 	DeadLetters Check = "dead_letters"
 	Outbox      Check = "outbox"
+
+	Deliveries    Check = "deliveries"
+	DeliveryOrder Check = "delivery_order"
 )
 
 var checks = []struct {
@@ -55,18 +59,20 @@ var checks = []struct {
 	{Duplicates, "the log has them once"},
 	{DeadLetters, "no message waits for a person"},
 	{Outbox, "no message waits for the broker"},
+	{Deliveries, "each event that a webhook wants is sent to it, and no others"},
+	{DeliveryOrder, "those of one order are sent in the order of the log"},
 }
 
-// Violation is one inconsistency.
+// Violation is an inconsistency that is not explained by an order in flight.
 type Violation struct {
 	Check Check `json:"check"`
-	// OrderID and Product name what it is about, if it is about one.
+	// OrderID and Product name the order or the product that it is about, if there is one.
 	OrderID string `json:"order_id,omitempty"`
 	Product string `json:"product,omitempty"`
 	Detail  string `json:"detail"`
 }
 
-// String is the violation on one line.
+// String returns the violation on one line.
 func (v Violation) String() string {
 	switch {
 	case v.OrderID != "":
@@ -77,18 +83,18 @@ func (v Violation) String() string {
 	return v.Detail
 }
 
-// Result is what one check has found.
+// Result is the result of one check.
 type Result struct {
 	Check      Check  `json:"check"`
 	About      string `json:"about"` // what is true without a violation
 	Violations int    `json:"violations"`
-	// Overdue is how many of the violations are of what takes too long: nothing contradicts, and it can still come.
+	// Overdue is how many of the violations only take too long: nothing contradicts, and they can still resolve themselves.
 	Overdue int `json:"overdue"`
 	// InFlight counts inconsistencies that are too young to be violations.
 	InFlight int `json:"in_flight"`
 }
 
-// MaxListed is how many violations of one check a report lists; it counts all of them.
+// MaxListed is how many violations of one check a report lists; it counts all.
 const MaxListed = 100
 
 // Report is the outcome of an audit.
@@ -98,7 +104,8 @@ type Report struct {
 	Orders     int           `json:"orders"` // how many were looked at
 	Checks     []Result      `json:"checks"`
 	Violations []Violation   `json:"violations"`
-	// Resent are events that were lost on their way to a service and sent again, the last ones first.
+	// Resent are the events that were lost on their way to a service and sent again, the newest first; at most some, see
+	// ResentCount.
 	Resent []Resent `json:"resent"`
 	// ResentCount counts all of them.
 	ResentCount int `json:"resent_count"`
@@ -106,20 +113,20 @@ type Report struct {
 	lost []string
 }
 
-// Resent is an event that was lost on its way to a service: its queue or a binding was deleted.
+// Resent is an event that was lost on its way to a service, because its queue or a binding was deleted, and was sent again.
 type Resent struct {
 	OrderID    string    `json:"order_id"`
 	RoutingKey string    `json:"routing_key"`
 	Times      int       `json:"times"` // how often it was sent
 	At         time.Time `json:"at"`    // when last
-	// Outcome is handled or, if it was not, what became of it; empty while it is on its way.
+	// Outcome is "handled", or what became of it instead; "" while it is on its way.
 	Outcome string `json:"outcome"`
 }
 
-// Lost are the orders whose violations are gone once their events are sent again.
+// Lost returns the ids of orders whose violations should go away when their lost events are sent again.
 func (r *Report) Lost() []string { return r.lost }
 
-// Count is how many violations there are.
+// Count returns how many violations there are.
 func (r *Report) Count() (n int) {
 	for _, c := range r.Checks {
 		n += c.Violations
@@ -127,7 +134,7 @@ func (r *Report) Count() (n int) {
 	return n
 }
 
-// InFlight is how many things are on their way.
+// InFlight returns how many inconsistencies are too young to be violations.
 func (r *Report) InFlight() (n int) {
 	for _, c := range r.Checks {
 		n += c.InFlight
@@ -135,34 +142,36 @@ func (r *Report) InFlight() (n int) {
 	return n
 }
 
-// Config says what is audited.
+// Config configures an audit.
 type Config struct {
-	// DatabaseURLs are by schema, of roles that may read it. They may all be the same.
+	// DatabaseURLs are by schema, with roles that may read it. They may all be the same.
 	DatabaseURLs map[string]string
-	// Since leaves out orders that are older; 0 leaves out none. The stock is always compared as a whole.
+	// Since leaves out orders that are older than this; 0 leaves out none. The stock is always compared as a whole.
 	Since time.Duration
 	// Late is the age from which an inconsistency is a violation; 1 min if it is 0.
 	Late time.Duration
 	// Pause is the time before an inconsistency is read again; 1 s if it is 0.
 	Pause time.Duration
-	// HoldLimit is inventory's: how long stock stays held for an order that comes to nothing; 15 min if it is 0.
+	// HoldLimit is inventory's HOLD_LIMIT: how long stock stays held for an order that is never stored; 15 min if it is 0.
 	HoldLimit time.Duration
 }
 
-// Auditor reads the databases of a shop. It runs one audit at a time.
+// Auditor reads the databases of a shop. Only one audit at a time may run on it.
 type Auditor struct {
-	orders, inventory, logging *sql.DB
+	orders, inventory, logging, webhooks *sql.DB
 
 	since, late, pause, holdLimit time.Duration
 }
 
-// Open connects to the databases, which have to be there. The sessions are read-only.
+// Open connects to the databases, which must be available, in read-only sessions. Close the Auditor in the end.
 func Open(ctx context.Context, cfg Config) (*Auditor, error) {
 	a := &Auditor{
 		since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second),
 		holdLimit: cmp.Or(cfg.HoldLimit, 15*time.Minute),
 	}
-	for schema, pool := range map[string]**sql.DB{"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging} {
+	for schema, pool := range map[string]**sql.DB{
+		"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging, "webhooks": &a.webhooks,
+	} {
 		var err error
 		if *pool, err = open(ctx, cfg.DatabaseURLs[schema], schema); err != nil {
 			return nil, errors.Join(err, a.Close())
@@ -203,16 +212,16 @@ func open(ctx context.Context, url, schema string) (*sql.DB, error) {
 	return pool, nil
 }
 
-// Schemas are those that an audit compares.
+// Schemas returns the schemas that an audit reads.
 func Schemas() []string { return slices.Sorted(maps.Keys(landmark)) }
 
 // landmark is a table of each schema by which it is known.
-var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log"}
+var landmark = map[string]string{"orders": "orders", "inventory": "decision", "logging": "event_log", "webhooks": "delivery"}
 
 // Close closes the connections.
 func (a *Auditor) Close() error {
 	var errs []error
-	for _, pool := range []*sql.DB{a.orders, a.inventory, a.logging} {
+	for _, pool := range []*sql.DB{a.orders, a.inventory, a.logging, a.webhooks} {
 		if pool != nil {
 			errs = append(errs, pool.Close())
 		}
@@ -226,9 +235,11 @@ type finding struct {
 	late bool
 	lost bool // an event of the order is missing that the log has
 	slow bool // if it is late: nothing contradicts, it only takes too long
+
+	delivery delivery // what it is about, if it is about webhooks
 }
 
-// Run audits the shop once.
+// Run audits the shop once. It fails if a database cannot be read; violations are no error.
 func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 	r := &Report{At: time.Now()}
 	var all []finding
@@ -240,6 +251,7 @@ func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 		},
 		a.deadLetters,
 		a.outboxes,
+		a.deliveries,
 	} {
 		found, err := look(ctx)
 		if err != nil {
@@ -255,18 +267,18 @@ func (a *Auditor) Run(ctx context.Context) (*Report, error) {
 	return r, nil
 }
 
-// RunWhenQuiet repeats the audit until nothing is in flight, for at most patience, and returns the last report.
-func (a *Auditor) RunWhenQuiet(ctx context.Context, patience time.Duration) (*Report, error) {
-	return a.runUntil(ctx, patience, func(r *Report) bool { return r.InFlight() == 0 })
+// RunWhenQuiet repeats the audit until nothing is in flight, or until atMost has passed, and returns the last report.
+func (a *Auditor) RunWhenQuiet(ctx context.Context, atMost time.Duration) (*Report, error) {
+	return a.runUntil(ctx, atMost, func(r *Report) bool { return r.InFlight() == 0 })
 }
 
-// RunWhenMended is RunWhenQuiet that also waits for what was lost and has just been sent again.
-func (a *Auditor) RunWhenMended(ctx context.Context, patience time.Duration) (*Report, error) {
-	return a.runUntil(ctx, patience, func(r *Report) bool { return r.InFlight() == 0 && len(r.Lost()) == 0 })
+// RunWhenMended is RunWhenQuiet, but also waits for events that were lost and have just been sent again.
+func (a *Auditor) RunWhenMended(ctx context.Context, atMost time.Duration) (*Report, error) {
+	return a.runUntil(ctx, atMost, func(r *Report) bool { return r.InFlight() == 0 && len(r.Lost()) == 0 })
 }
 
-func (a *Auditor) runUntil(ctx context.Context, patience time.Duration, done func(*Report) bool) (*Report, error) {
-	deadline := time.Now().Add(patience)
+func (a *Auditor) runUntil(ctx context.Context, atMost time.Duration, done func(*Report) bool) (*Report, error) {
+	deadline := time.Now().Add(atMost)
 	for {
 		r, err := a.Run(ctx)
 		if err != nil || done(r) || time.Now().After(deadline) {

@@ -302,9 +302,10 @@ func TestRun_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 			[]string{`dead_letters order %c: dead letter 1, shop.order.placed of queue "order" after 4 attempts: it is too late`},
 		},
 		"messages that wait for the broker": {
-			[]string{fmt.Sprintf(outbox, "orders", 90), fmt.Sprintf(outbox, "orders", 10), fmt.Sprintf(outbox, "inventory", 90), fmt.Sprintf(outbox, "inventory", 125)},
+			[]string{fmt.Sprintf(outbox, "orders", 90), fmt.Sprintf(outbox, "orders", 10), fmt.Sprintf(outbox, "inventory", 90), fmt.Sprintf(outbox, "inventory", 125), fmt.Sprintf(outbox, "webhooks", 70)},
 			[]string{"outbox the outbox of orders has 1 messages that are older than 1m0s, the oldest 1m0s",
-				"outbox the outbox of inventory has 2 messages that are older than 1m0s, the oldest 2m0s"},
+				"outbox the outbox of inventory has 2 messages that are older than 1m0s, the oldest 2m0s",
+				"outbox the outbox of webhooks has 1 messages that are older than 1m0s, the oldest 1m0s"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -538,7 +539,7 @@ func TestRun_MoreOrdersThanAPageAreAllLookedAt(t *testing.T) {
 func TestOpen_SaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	url := postgrestest.NewEmpty(t)
-	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url}})
+	_, err := Open(t.Context(), Config{DatabaseURLs: map[string]string{"orders": url, "inventory": url, "logging": url, "webhooks": url}})
 	if err == nil || !strings.Contains(err.Error(), "run shop migrate") {
 		t.Errorf("an empty database: %v", err)
 	}
@@ -547,7 +548,7 @@ func TestOpen_SaysWhatIsMissing(t *testing.T) {
 func TestOpen_ChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
-	for _, pool := range []*sql.DB{s.orders, s.inventory, s.logging} {
+	for _, pool := range []*sql.DB{s.orders, s.inventory, s.logging, s.webhooks} {
 		if _, err := pool.ExecContext(t.Context(), `CREATE TABLE written ()`); err == nil || !strings.Contains(err.Error(), "read-only") {
 			t.Errorf("writing: %v", err)
 		}

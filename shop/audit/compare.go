@@ -23,7 +23,7 @@ func routingKey(m proto.Message) string {
 	return e.RoutingKey
 }
 
-// eventsOf are the routing keys of the events that an order in this state has had.
+// eventsOf returns the routing keys of the events that an order in this state has had.
 func eventsOf(state orderv1.Order_State) (keys []string) {
 	for _, event := range orderstate.EventsOf(state) {
 		keys = append(keys, routingKey(event))
@@ -31,7 +31,7 @@ func eventsOf(state orderv1.Order_State) (keys []string) {
 	return keys
 }
 
-// followUps are those of the events that an order can have had once it is stored.
+// followUps are the routing keys of the events that only a stored order can have.
 var followUps = func() (keys []string) {
 	for _, state := range orderstate.Stored() {
 		for _, key := range eventsOf(state) {
@@ -43,16 +43,16 @@ var followUps = func() (keys []string) {
 	return keys
 }()
 
-// decidedAlone are the reasons for which the order service rejects an order without inventory.
+// decidedAlone are the reasons for which the order service rejects an order without asking inventory.
 var decidedAlone = map[string]bool{
 	eventsv1.OrderRejected_IDEMPOTENCY_KEY_REUSED.String(): true,
 	eventsv1.OrderRejected_DISCARDED.String():              true,
 }
 
-// holdsOf is the state of the holds of an order that needs its stock in this way.
+// holdsOf is the state that an order's holds must be in, by what becomes of its stock.
 var holdsOf = map[orderstate.Stock]string{orderstate.Sold: "SETTLED", orderstate.Released: "RELEASED"}
 
-// isKnownState says whether the audit knows what an order in this state must look like.
+// isKnownState reports whether the audit knows what an order in this state must look like.
 func isKnownState(state string) bool {
 	s := orderstate.Parse(state)
 	return len(orderstate.EventsOf(s)) > 0 && holdsOf[orderstate.StockOf(s)] != ""
@@ -101,7 +101,7 @@ func (c *comparison) addLost(late bool, check Check, format string, args ...any)
 	}
 }
 
-// compareUndecided is about an order that is not stored. It may still wait in a queue.
+// compareUndecided checks an order that is not stored. It may still wait in a queue.
 func (c *comparison) compareUndecided(a *Auditor) {
 	for _, key := range followUps {
 		if c.events[key] > 0 {
@@ -134,11 +134,11 @@ func (c *comparison) compareDecision() {
 	}
 }
 
-// sweepTime is how long the sweeper of inventory takes to find a hold that has become too old.
+// sweepTime is how long inventory's sweeper takes at most to find a hold that has become too old.
 const sweepTime = 2 * time.Minute
 
-// compareRejectedHolds is about what a rejected order still holds. For one that was discarded inventory may have held stock
-// before: the sweeper releases it.
+// compareRejectedHolds checks that a rejected order holds nothing. If it was discarded inventory may have held stock
+// before, which the sweeper releases.
 func (c *comparison) compareRejectedHolds(a *Auditor) {
 	for _, h := range c.holds {
 		if h.state != "RELEASED" {
@@ -148,7 +148,7 @@ func (c *comparison) compareRejectedHolds(a *Auditor) {
 	}
 }
 
-// compareHolds is about the holds of an order that was not rejected, which follow its state within the time that makes it late.
+// compareHolds checks the holds of an order that was not rejected; they must follow its state before it counts as late.
 func (c *comparison) compareHolds(late bool) {
 	pieces := map[int32]int64{}
 	for _, l := range c.order.lines {

@@ -20,18 +20,18 @@ const page = 5000
 // window is how many ids of the log are read at once. An order has three or four events.
 const window = 4 * page
 
-// orderView is what the services know about one order.
+// orderView is everything that the services know about one order.
 type orderView struct {
 	id       string
 	order    *order
 	decision *decision
 	holds    []hold
 	events   map[string]int // by routing key
-	// placedAge is the age of the first event in the log; 0 if there is none.
+	// placedAge is the age of the order's first event in the log; 0 if there is none.
 	placedAge seconds
-	// discarded: its OrderPlaced is a dead letter that an operator has discarded.
+	// discarded says that its OrderPlaced became a dead letter that an operator has discarded.
 	discarded bool
-	// erased: its OrderPlaced has no personal data any more, so that it cannot be sent again.
+	// erased says that its OrderPlaced has no personal data any more, so it cannot be sent again.
 	erased bool
 	// sent is how often an event of it was sent again, and sentAge how long ago last.
 	sent    int
@@ -71,13 +71,15 @@ type hold struct {
 	age                 seconds // of its state, or since it was last relied on
 }
 
-// allOrders compares every order that one of the services knows. What is late is compared once more after a pause, and
-// counts if it is found again.
+// allOrders compares every order that one of the services knows. Late inconsistencies are compared once more after a pause,
+// and count only if they are found again.
 func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, err error) {
 	horizon, err := a.logBegins(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
+	// examine reads what is known about the orders and compares it. It reads the order service first and the log last, in
+	// the direction in which events flow, so that whatever is read later is newer.
 	examine := func(ids []string) error {
 		more, err := a.examine(ctx, ids, horizon)
 		found = append(found, more...)
@@ -108,7 +110,7 @@ func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, e
 	return found, orders + len(lost), err
 }
 
-// confirm drops what is late and not found again.
+// confirm drops the late inconsistencies that are not found again.
 func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Time) ([]finding, error) {
 	type subject struct {
 		check Check
@@ -150,8 +152,8 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 	return kept, nil
 }
 
-// storedOrders calls f with the ids of the order service's orders, by age. Orders that are placed after it began are left
-// out: it ends, however busy the shop is.
+// storedOrders calls f with the ids of the order service's orders, from the oldest on. Orders that are placed after it
+// began are left out, so that it ends however busy the shop is.
 func (a *Auditor) storedOrders(ctx context.Context, f func([]string) error) error {
 	// As text: the driver would round times that Go cannot hold.
 	var lastTime, until string
@@ -206,7 +208,7 @@ func (a *Auditor) decidedOrders(ctx context.Context, f func([]string) error) err
 	}
 }
 
-// placedOrders calls f with the ids of the orders that the log has an OrderPlaced of.
+// placedOrders calls f with the ids of the orders whose OrderPlaced is in the log.
 func (a *Auditor) placedOrders(ctx context.Context, f func([]string) error) error {
 	var next, last int64
 	err := a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
@@ -246,7 +248,7 @@ func (a *Auditor) begin() time.Time {
 	return time.Now().Add(-a.since)
 }
 
-// notStored returns those of the ids that the order service does not know and that are not in lost, and puts them there.
+// notStored returns those of the ids that the order service does not know and that are not in lost, and adds them to lost.
 func (a *Auditor) notStored(ctx context.Context, ids []string, lost map[string]bool) (unknown []string, err error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -267,8 +269,8 @@ func (a *Auditor) notStored(ctx context.Context, ids []string, lost map[string]b
 	return unknown, err
 }
 
-// logBegins is when the oldest daily partition of the log begins: what is older has been dropped. The zero time if
-// there is none.
+// logBegins returns the day of the oldest partition of the log; older events have been dropped. The zero time if there is
+// none.
 func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
 	var day sql.NullString
 	err = a.logging.QueryRowContext(ctx, `
@@ -384,9 +386,10 @@ func (a *Auditor) readHolds(ctx context.Context, byID map[string]*orderView, ids
 	})
 }
 
-// readEvents looks at the days from the oldest of the orders on: other partitions are not touched. A client that repeats
-// itself with its idempotency key places the same order again, and after a day that is an event of its own.
+// readEvents reads the events of the orders, from the day of the oldest one on, so that older partitions are not touched. A
+// client that repeats itself with its idempotency key places the same order again; after a day that is another event.
 func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, ids any) error {
+	// begin returns the time from which on orders are compared.
 	begin := time.Now()
 	for _, f := range byID {
 		if f.order == nil {
@@ -436,7 +439,7 @@ func (a *Auditor) readSent(ctx context.Context, byID map[string]*orderView, ids 
 	})
 }
 
-// resent adds to the report what was lost and sent again.
+// resent adds to the report the events that were lost and sent again.
 func (a *Auditor) resent(ctx context.Context, r *Report) error {
 	r.Resent = []Resent{} // an empty list in JSON
 	return rows(ctx, a.logging, "events that were sent again", `

@@ -6,7 +6,8 @@ import (
 	"fmt"
 )
 
-// stockSums is one statement, so that it sees one moment: a transaction that moves stock moves all that is compared.
+// stockSums is one statement, so that all sums are of one moment: a transaction that moves stock changes everything that is
+// compared.
 const stockSums = `
 SELECT p.id || ' (' || p.name || ')', p.on_hand, p.reserved, coalesce(m.moved, 0), coalesce(m.for_orders, 0), coalesce(h.held, 0), coalesce(h.settled, 0)
 FROM product p
@@ -62,7 +63,7 @@ func (a *Auditor) outboxes(ctx context.Context) (found []finding, err error) {
 	for _, outbox := range []struct {
 		owner string
 		pool  *sql.DB
-	}{{"orders", a.orders}, {"inventory", a.inventory}} {
+	}{{"orders", a.orders}, {"inventory", a.inventory}, {"webhooks", a.webhooks}} {
 		err = rows(ctx, outbox.pool, "the outbox of "+outbox.owner, `
 			SELECT age > $1, count(*), max(age) FROM (SELECT extract(epoch FROM clock_timestamp() - created_at) AS age FROM outbox) AS waiting
 			GROUP BY 1`, []any{a.late.Seconds()}, func(r *sql.Rows) error {

@@ -1,5 +1,5 @@
-// Package cli has what the commands of the shop have in common: they say what is wrong with a command line in one line,
-// end with the same exit codes, ask before they destroy something, and write text that a terminal can show.
+// Package cli has what the command line tools share: they report a wrong command line in one line, have the same exit
+// codes, ask before they destroy something, and print only text that is safe for a terminal.
 package cli
 
 import (
@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Main runs a command with the arguments of the process and returns its exit code. The first SIGINT, SIGTERM or SIGHUP
-// ends the command's context, the second one the process.
+// Main runs a command with the process' arguments and returns its exit code. The first SIGINT, SIGTERM or SIGHUP ends the
+// command's context, the second one ends the process.
 func Main(root *cobra.Command) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -34,13 +34,13 @@ func Main(root *cobra.Command) int {
 	return ExitStatus(err)
 }
 
-// ExitCode is the error of a command that has already said what there is to say.
+// ExitCode is the error of a command that has already printed what went wrong.
 type ExitCode int
 
 func (c ExitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
-// ExitStatus is the exit code for the error of a command: 0 for none, 2 if the command line is wrong, also if it is the
-// shop that says so, 130 for an interrupt, 1 for all else, unless the error is an ExitCode.
+// ExitStatus returns the exit code for the error of a command: 0 for nil; the code itself for an ExitCode; 2 if the command
+// line is wrong, also if the shop found that out; 130 after an interrupt; 1 for everything else.
 func ExitStatus(err error) int {
 	var code ExitCode
 	switch {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/term"
 )
 
-// output is the standard output of a process. Commands do not look at each write; that one has failed is known in the end.
+// output is the standard output of a process. Commands do not check each write; the first error is kept until the end.
 type output struct {
 	*os.File
 	mu  sync.Mutex
@@ -30,7 +30,7 @@ func (o *output) Write(text []byte) (int, error) {
 	return n, err
 }
 
-// failure says that not everything was written.
+// failure returns an error if not everything could be written.
 func (o *output) failure() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -40,7 +40,7 @@ func (o *output) failure() error {
 	return nil
 }
 
-// TerminalWidth returns how many columns the terminal f has; false if f is not a terminal.
+// TerminalWidth returns how many columns the terminal f has; isTerminal is false if f is no terminal.
 func TerminalWidth(f any) (columns int, isTerminal bool) {
 	file, ok := f.(interface{ Fd() uintptr })
 	if !ok {
@@ -53,13 +53,13 @@ func TerminalWidth(f any) (columns int, isTerminal bool) {
 // ErrDeclined is the error of a command whose question was answered with no.
 var ErrDeclined = errors.New("nothing was done")
 
-// CanAsk says whether the input is a terminal, so that somebody can answer a question.
+// CanAsk reports whether the command's input is a terminal, so that somebody can answer a question.
 func CanAsk(cmd *cobra.Command) bool {
 	_, isTerminal := TerminalWidth(cmd.InOrStdin())
 	return isTerminal
 }
 
-// Confirm asks a question and returns nil after a yes. If the input is not a terminal nobody can answer, and the error
+// Confirm asks a question and returns nil if it is answered with yes. If the input is no terminal it fails, and the error
 // asks for --yes.
 func Confirm(cmd *cobra.Command, question string) error {
 	if !CanAsk(cmd) {
@@ -77,8 +77,8 @@ func Confirm(cmd *cobra.Command, question string) error {
 	return ErrDeclined
 }
 
-// readLine reads a line of the input, or returns the context's error when it ends: nothing else ends the wait at a
-// terminal. A reader that waits for ever is left behind, because the process ends then.
+// readLine reads a line of the input. If ctx ends before, it returns the context's error and leaves the reading goroutine
+// behind, because nothing else ends a read from a terminal and the process is about to end.
 func readLine(cmd *cobra.Command) (string, error) {
 	type line struct {
 		text string

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/text/width"
 )
 
-// Columns returns how many columns of a terminal s takes.
+// Columns returns how many columns of a terminal s takes; some characters take two or none.
 func Columns(s string) (n int) {
 	for _, r := range s {
 		n += runeColumns(r)
@@ -27,7 +27,7 @@ func runeColumns(r rune) int {
 	return 1
 }
 
-// Truncate shortens s to at most so many columns. It ends with an ellipsis if something is missing.
+// Truncate shortens s to at most maxColumns columns of a terminal. An ellipsis at the end shows that something is missing.
 func Truncate(s string, maxColumns int) string {
 	if Columns(s) <= maxColumns {
 		return s
@@ -41,7 +41,7 @@ func Truncate(s string, maxColumns int) string {
 	return s
 }
 
-// Printable returns s on one line, without characters that would move a terminal's cursor: messages may come from
+// Printable returns s on one line and without control characters, which could do harm on a terminal: messages may come from
 // anybody.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -55,7 +55,7 @@ func Printable(s string) string {
 	}, s)
 }
 
-// Plural returns a number of things: "1 order", "2 orders".
+// Plural returns a count with its noun: "1 order", "2 orders".
 func Plural(n int, what string) string {
 	if n == 1 {
 		return "1 " + what

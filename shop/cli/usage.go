@@ -10,11 +10,11 @@ import (
 // usageError says what is wrong with a command line.
 type usageError struct{ error }
 
-// WrongUsage returns an error that says what is wrong with a command line.
+// WrongUsage returns an error about a wrong command line, for which the exit code is 2.
 func WrongUsage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// Strict makes a command and its subcommands report wrong arguments and flags as wrong usage, in one line that names
-// the help. It is called once all subcommands have been added.
+// Strict makes a command and its subcommands report wrong arguments and flags as wrong usage, in one line that names the
+// help. Call it when all subcommands have been added.
 func Strict(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(withUsage)
 	if cmd.HasSubCommands() && cmd.RunE == nil {
@@ -43,7 +43,7 @@ func Strict(cmd *cobra.Command) {
 	}
 }
 
-// withUsage adds to an error where the help is.
+// withUsage adds to an error how to get help.
 func withUsage(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil
@@ -62,7 +62,7 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 	return err
 }
 
-// Args takes exactly the arguments of these names.
+// Args returns a check that a command is given exactly the arguments with these names.
 func Args(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch {

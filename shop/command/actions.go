@@ -74,7 +74,7 @@ discarded dead letters, exports and erasures of personal data. Nobody can change
 	return cmd
 }
 
-// actionsTable is the list for people. On a narrow terminal it is what has changed that is cut.
+// actionsTable is the list as a table. On a narrow terminal the column of changes is cut.
 func actionsTable(list []*loggingv1.OperatorAction) *table {
 	t := &table{header: []string{"WHEN", "OPERATOR", "CALL", "TO", "WHAT"}, flexible: 4, minWidth: minReason, wraps: true}
 	for _, a := range list {

@@ -38,7 +38,7 @@ func auditCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Compare orders, stock and event log, and list violations",
+		Short: "Compare orders, stock, event log and webhooks, and list violations",
 		Long: `Reads what the services have stored, changes nothing, and lists inconsistencies as violations. The shop
 may be running: what is younger than --late is in flight and counted apart. Exit code 0 means no violation.
 
@@ -47,8 +47,9 @@ are sent again at once from the event log. The shop does so by itself after a wh
 a queue any more; an event that is delivered twice has one effect. --repair is a call for operators (--server,
 --token).
 
-The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL and LOGGING_DATABASE_URL, else
-of DATABASE_URL, with a role that may read the schemas; else those of the shop that make up runs here.
+The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL, LOGGING_DATABASE_URL and
+WEBHOOKS_DATABASE_URL, else of DATABASE_URL, with a role that may read the schemas; else those of the shop
+that make up runs here.
 
 With --every it repeats the audit until it is stopped, logs violations, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
@@ -114,7 +115,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 }
 
 const (
-	// repairTime is how long what was sent again has to be handled.
+	// repairTime is how long events that were sent again may take to be handled.
 	repairTime = 30 * time.Second
 	// resendBatch is how many orders are named in one call.
 	resendBatch = 1000
@@ -246,7 +247,7 @@ func printReport(out io.Writer, r *audit.Report) error {
 // maxResent is how many events that were sent again are listed.
 const maxResent = 10
 
-// auditEvery audits until ctx ends. An audit that fails is logged and counted: the metrics then grow old.
+// auditEvery audits repeatedly until ctx ends. A failed audit is logged and counted; the metrics then grow old.
 func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, listen string) error {
 	report := telemetry.Config{}
 	if err := env.Parse(&report); err != nil {
@@ -295,7 +296,7 @@ func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, list
 	return s.Run(ctx)
 }
 
-// auditMetrics are the last report, for Prometheus.
+// auditMetrics exposes the last report to Prometheus.
 type auditMetrics struct {
 	violations, inFlight metric.Int64Gauge
 	lastRun, duration    metric.Float64Gauge
@@ -318,7 +319,7 @@ func newAuditMetrics(meters metric.MeterProvider) (*auditMetrics, error) {
 	return m, nil
 }
 
-// kind tells what contradicts (wrong) from what takes too long (late), as it does while a service is stopped.
+// kind labels contradictions (wrong) and things that only take too long (late), as while a service is stopped.
 func kind(name string) metric.MeasurementOption {
 	return metric.WithAttributes(attribute.String("kind", name))
 }

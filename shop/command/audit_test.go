@@ -32,7 +32,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 	url := dbtest.New(t)
 	t.Setenv("DATABASE_URL", url)
 	out, err := runAudit("--wait", "1s")
-	if err != nil || !strings.Contains(out, "on_hand        ok   a product's pieces on hand") || !strings.Contains(out, "0 violations, 0 orders in ") {
+	if err != nil || !strings.Contains(out, "on_hand          ok   a product's pieces on hand") || !strings.Contains(out, "0 violations, 0 orders in ") {
 		t.Errorf("a new shop: %v\n%s", err, out)
 	}
 
@@ -45,7 +45,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The URLs of one schema each go before the common one.
-	for _, variable := range []string{"ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "LOGGING_DATABASE_URL"} {
+	for _, variable := range []string{"ORDERS_DATABASE_URL", "INVENTORY_DATABASE_URL", "LOGGING_DATABASE_URL", "WEBHOOKS_DATABASE_URL"} {
 		t.Setenv(variable, url)
 	}
 	t.Setenv("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere")
@@ -53,7 +53,7 @@ func TestAudit_ExitCodeAndOutputSayWhatIsWrong(t *testing.T) {
 	if code := cli.ExitCode(0); !errors.As(err, &code) || code != 1 {
 		t.Errorf("the error is %v, want exit status 1", err)
 	}
-	for _, want := range []string{"on_hand        1 violation   ", "\non_hand:\n  product 1 (Laptop): 7 on hand, its movements sum up to 50\n", "\n1 violation, 0 orders in "} {
+	for _, want := range []string{"on_hand          1 violation   ", "\non_hand:\n  product 1 (Laptop): 7 on hand, its movements sum up to 50\n", "\n1 violation, 0 orders in "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

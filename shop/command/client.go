@@ -34,22 +34,23 @@ import (
 const (
 	// callTimeout bounds one call to the gateway.
 	callTimeout = 15 * time.Second
-	// maxPause is between two attempts to find a shop that was there.
+	// maxPause is the longest pause between two attempts to reconnect to a shop.
 	maxPause = 2 * time.Second
-	// maxReply is how large an answer may be: a dead letter comes with its body, which RabbitMQ lets be 16 MiB large.
+	// maxReply is the maximum size of a response, in bytes: a dead letter contains its body, for which RabbitMQ allows 16
+	// MiB.
 	maxReply = 17 << 20
 	bearer   = "Bearer "
 )
 
-// gateway is where a command finds a running shop, and the token that it shows there.
+// gateway is the address of a running shop and the token to send to it.
 type gateway struct {
 	addr  string
 	token string
-	// names are what the fields of requests are called on the command line.
+	// names are the command line's names of fields in requests.
 	names map[string]string
 }
 
-// flags gives a command and its subcommands the flags that say which shop they talk to.
+// flags gives a command and its subcommands the flags that select the shop.
 func (g *gateway) flags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&g.addr, "server", "", "the shop to talk to, host:port or https://host (default SHOP_SERVER, else localhost:3000)")
 	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of make up on this machine)")
@@ -65,25 +66,16 @@ func (g *gateway) with(f func(*grpc.ClientConn) error) error {
 	return f(conn)
 }
 
-// dial returns a connection whose unary calls are bounded and fail with one line for people; a stream's errors get
-// theirs from explain. It connects with the first call.
+// dial returns a connection. Unary calls have a time limit, and fail with an error of one line for people; errors of
+// streams need describeError. It connects with the first call.
 func (g *gateway) dial() (*grpc.ClientConn, error) {
-	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
-	target, secure := strings.CutPrefix(g.addr, "https://")
-	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
+	target, secure, err := g.locate()
+	if err != nil {
+		return nil, err
+	}
 	transport := insecure.NewCredentials()
 	if secure {
 		transport = credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12})
-		if _, _, err := net.SplitHostPort(target); err != nil {
-			target = net.JoinHostPort(target, "443")
-		}
-	}
-	host, _, err := net.SplitHostPort(target)
-	if err != nil {
-		return nil, cli.WrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", cli.Printable(g.addr))
-	}
-	if g.token, err = operatorToken(g.token, host); err != nil {
-		return nil, err
 	}
 	return grpc.NewClient(target,
 		grpc.WithTransportCredentials(transport),
@@ -105,6 +97,22 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 		}))
 }
 
+// locate finds out where the shop is, whether it speaks TLS, and the token that it gets.
+func (g *gateway) locate() (target string, secure bool, err error) {
+	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
+	target, secure = strings.CutPrefix(g.addr, "https://")
+	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
+	if _, _, err := net.SplitHostPort(target); err != nil && secure {
+		target = net.JoinHostPort(target, "443")
+	}
+	host, _, err := net.SplitHostPort(target)
+	if err != nil {
+		return "", false, cli.WrongUsage("%q is no address of a shop: give --server host:port, localhost:3000 for example", cli.Printable(g.addr))
+	}
+	g.token, err = operatorToken(g.token, host)
+	return target, secure, err
+}
+
 // operatorToken finds the token: the one that was given, else that of the environment, else the one that make up keeps,
 // which is shown to nobody but a shop on this machine. "" if there is none.
 func operatorToken(given, host string) (string, error) {
@@ -121,7 +129,7 @@ func operatorToken(given, host string) (string, error) {
 	return here.OperatorToken()
 }
 
-// operator is the operator token as credentials of a call; "" shows none.
+// operator is an operator token as credentials of a call; "" sends none.
 type operator string
 
 func (o operator) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
@@ -131,10 +139,10 @@ func (o operator) GetRequestMetadata(context.Context, ...string) (map[string]str
 	return map[string]string{"authorization": bearer + string(o)}, nil
 }
 
-// RequireTransportSecurity is false: a shop on this machine has none.
+// RequireTransportSecurity returns false, because a shop on this machine has no TLS.
 func (operator) RequireTransportSecurity() bool { return false }
 
-// callError is a failed call in words for people. errors.As finds the status of gRPC.
+// callError is a failed call in words for people. errors.As finds the gRPC status.
 type callError struct {
 	message string
 	cause   error
@@ -143,7 +151,7 @@ type callError struct {
 func (e *callError) Error() string { return e.message }
 func (e *callError) Unwrap() error { return e.cause }
 
-// describeError puts the error of a call into one line that says what is wrong and what to do. nil stays nil.
+// describeError turns the error of a call into one line that says what is wrong and what to do. For nil it returns nil.
 func (g *gateway) describeError(err error) error {
 	if err == nil {
 		return nil
@@ -171,7 +179,8 @@ func (g *gateway) describeError(err error) error {
 	return &callError{message, err}
 }
 
-// violations names what is wrong by what it is called on the command line; otherwise, if the shop names no field.
+// violations describes the wrong fields by their names on the command line; it returns otherwise if the shop names no
+// field.
 func (g *gateway) violations(s *status.Status, otherwise string) string {
 	var all []string
 	for _, detail := range s.Details() {
@@ -187,7 +196,8 @@ func (g *gateway) violations(s *status.Status, otherwise string) string {
 	return strings.Join(all, "; ")
 }
 
-// called is the name of a field on the command line: its own, else that of the field it is in, else as it is.
+// called returns the name of a field on the command line: its own, else that of the field that contains it, else the
+// field's path.
 func (g *gateway) called(field string) string {
 	for path := indexes.ReplaceAllString(field, ""); path != ""; path = path[:max(strings.LastIndexByte(path, '.'), 0)] {
 		if name, ok := g.names[path]; ok {
@@ -199,7 +209,7 @@ func (g *gateway) called(field string) string {
 
 var indexes = regexp.MustCompile(`\[[^]]*\]`)
 
-// messageJSON is m as REST answers it, on one line.
+// messageJSON returns m as in a REST response, on one line.
 func messageJSON(m proto.Message) ([]byte, error) {
 	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
 	if err != nil {
@@ -212,7 +222,7 @@ func messageJSON(m proto.Message) ([]byte, error) {
 	return line.Bytes(), nil
 }
 
-// printMessage writes m as REST answers it, on many lines.
+// printMessage writes m as in a REST response, indented.
 func printMessage(out io.Writer, m proto.Message) error {
 	line, err := messageJSON(m)
 	if err != nil {
@@ -226,7 +236,7 @@ func printMessage(out io.Writer, m proto.Message) error {
 	return nil
 }
 
-// printLine writes m as REST answers it, on one line.
+// printLine writes m as in a REST response, on one line.
 func printLine(out io.Writer, m proto.Message) error {
 	line, err := messageJSON(m)
 	if err != nil {
@@ -236,10 +246,13 @@ func printLine(out io.Writer, m proto.Message) error {
 	return nil
 }
 
-// pageSize is how much of a list is read at once.
-const pageSize = 200
+// pageSize is how much of a list is read at once, and maxPage how much can be.
+const (
+	pageSize = 200
+	maxPage  = 1000
+)
 
-// pages reads a list page by page: limit entries of it, or all if that is 0. more says whether there are others.
+// pages reads a list page by page: up to limit entries, or all if limit is 0. more reports whether there are others.
 func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
 	for token := ""; ; {
 		size := pageSize
@@ -251,7 +264,10 @@ func pages[T any](limit int, read func(size int32, token string) (page []T, next
 			return nil, false, err
 		}
 		all = append(all, page...)
-		if next == "" || limit > 0 && len(all) >= limit {
+		if limit > 0 && len(all) > limit { // read leaves out what is not looked for, and may return more than size
+			return all[:limit], true, nil
+		}
+		if next == "" || limit > 0 && len(all) == limit {
 			return all, next != "", nil
 		}
 		token = next

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 
-	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -17,19 +16,19 @@ import (
 )
 
 const (
-	// completionPatience is how long a shell waits for the shop. Without an answer nothing is offered.
-	completionPatience = time.Second
-	// recent is how many of the newest are offered.
+	// completionTimeout is how long a shell waits for the shop. Without an answer nothing is offered.
+	completionTimeout = time.Second
+	// recent is how many of the newest entries are offered.
 	recent = 30
 )
 
-// offer lists what can stand in a place of the command line.
+// offer returns completions for an argument or flag.
 type offer func(context.Context, *grpc.ClientConn) ([]cobra.Completion, error)
 
-// complete offers what the shop has, for arguments and flags alike.
+// complete returns a completion function with what the shop offers.
 func (g *gateway) complete(list offer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), completionPatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), completionTimeout)
 		defer cancel()
 		_ = g.with(func(conn *grpc.ClientConn) (err error) { // a shell has no place for an error
 			found, err = list(ctx, conn)
@@ -39,7 +38,7 @@ func (g *gateway) complete(list offer) cobra.CompletionFunc {
 	}
 }
 
-// first offers for the first argument alone.
+// first restricts a completion to the first argument.
 func first(f cobra.CompletionFunc) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -49,7 +48,7 @@ func first(f cobra.CompletionFunc) cobra.CompletionFunc {
 	}
 }
 
-// completeFlag gives a flag its completion. The flag has to be there.
+// completeFlag gives an existing flag its completion.
 func completeFlag(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(name, f); err != nil {
 		panic(err) //nolint:forbidigo // a flag that is not there is a mistake in the lines above
@@ -58,12 +57,16 @@ func completeFlag(cmd *cobra.Command, name string, f cobra.CompletionFunc) {
 
 func productNames(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
 	items, err := allItems(ctx, inventoryv1.NewInventoryServiceClient(conn))
-	var found []cobra.Completion
+	return namesOf(items), err
+}
+
+// namesOf offers names without descriptions: bash aligns those with blanks, of which it takes one for what Mouse and Mouse Pad
+// have in common, and the second could not be reached.
+func namesOf(items []*inventoryv1.Item) (names []cobra.Completion) {
 	for _, item := range items {
-		found = append(found, cobra.CompletionWithDesc(cli.Printable(item.GetProductName()),
-			fmt.Sprintf("%d left, %s", item.GetQuantity(), money.Format(money.Minor(item.GetPrice()), item.GetPrice().GetCurrencyCode()))))
+		names = append(names, cli.Printable(item.GetProductName()))
 	}
-	return found, err
+	return names
 }
 
 func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
@@ -75,8 +78,8 @@ func orderIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, e
 	return found, err
 }
 
-func letterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
-	letters, _, err := listLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn),
+func deadLetterIDs(ctx context.Context, conn *grpc.ClientConn) ([]cobra.Completion, error) {
+	letters, _, err := listDeadLetters(ctx, loggingv1.NewDeadLetterServiceClient(conn),
 		&loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, recent)
 	var found []cobra.Completion
 	for _, l := range letters {

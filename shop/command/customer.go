@@ -12,7 +12,7 @@ import (
 	"shop.example/shop/cli"
 )
 
-// customers is what the subcommands of shop customer have in common.
+// customers has what the subcommands of shop customer share.
 type customers struct {
 	gateway                gateway
 	email, subject, issuer string
@@ -41,7 +41,7 @@ both are recorded (shop actions). A message that is still in a queue is found on
 	return cmd
 }
 
-// with calls f with a client of the shop, if it is said who is meant.
+// with calls f with a client of the shop, if a flag says which customer is meant.
 func (c *customers) with(f func(customerv1.CustomerServiceClient) error) error {
 	if c.email == "" && c.subject == "" {
 		return cli.WrongUsage("say whose data are meant: --email or --subject, or both")
@@ -109,7 +109,7 @@ no error if everything is erased already.`,
 	return cmd
 }
 
-// person is whom the flags name, for a question.
+// person describes, for a question, the customer that the flags name.
 func (c *customers) person() string {
 	var named []string
 	for _, name := range []string{c.email, c.subject} {
@@ -120,7 +120,7 @@ func (c *customers) person() string {
 	return strings.Join(named, " or ")
 }
 
-// erase returns how much was erased, also if not all could be.
+// erase returns how much was erased, also if it fails halfway.
 func (c *customers) erase(ctx context.Context, client customerv1.CustomerServiceClient) (*customerv1.EraseCustomerResponse, error) {
 	all := &customerv1.EraseCustomerResponse{}
 	for token := ""; ; {

@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// minReason is how much of a reason is shown on a terminal that is too narrow for it, in characters.
+	// minReason is how much of a reason is shown, in characters, even on a narrow terminal.
 	minReason = 30
-	// maxDump is how much of a body that cannot be read is shown, in bytes.
+	// maxDump is how much of an undecodable body is shown, in bytes.
 	maxDump = 4 << 10
 )
 
@@ -56,7 +56,7 @@ Exit code 0 means that everything was done, 1 that something was not.`,
 	return cmd
 }
 
-// dlq is what the subcommands have in common.
+// dlq has what the subcommands of shop dlq share.
 type dlq struct{ gateway gateway }
 
 // with calls f with a client of the shop.
@@ -86,14 +86,14 @@ func (d *dlq) listCommand() *cobra.Command {
 				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
-				letters, more, err := listLetters(cmd.Context(), c, &loggingv1.ListDeadLettersRequest{State: wanted, MessageId: messageID}, limit)
+				letters, more, err := listDeadLetters(cmd.Context(), c, &loggingv1.ListDeadLettersRequest{State: wanted, MessageId: messageID}, limit)
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					return printMessage(cmd.OutOrStdout(), &loggingv1.ListDeadLettersResponse{DeadLetters: letters})
 				}
-				screenOf(cmd.OutOrStdout()).print(lettersTable(letters))
+				screenOf(cmd.OutOrStdout()).print(deadLettersTable(letters))
 				switch {
 				case len(letters) == 0:
 					fmt.Fprintf(cmd.ErrOrStderr(), "No dead letters (--state %s).\n", state)
@@ -123,8 +123,9 @@ func parseState(s string) (loggingv1.DeadLetter_State, error) {
 	return loggingv1.DeadLetter_State(state), nil
 }
 
-// listLetters reads the dead letters that filter asks for, without their bodies, the newest first; limit 0 reads all.
-func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filter *loggingv1.ListDeadLettersRequest, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
+// listDeadLetters reads dead letters that match filter, without their bodies, the newest first: up to limit, or all if limit is
+// 0.
+func listDeadLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filter *loggingv1.ListDeadLettersRequest, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
 	return pages(limit, func(size int32, token string) ([]*loggingv1.DeadLetter, string, error) {
 		filter.PageSize, filter.PageToken = size, token
 		page, err := c.ListDeadLetters(ctx, filter)
@@ -132,8 +133,8 @@ func listLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filte
 	})
 }
 
-// lettersTable is the list for people. On a narrow terminal it is the reasons that are cut.
-func lettersTable(letters []*loggingv1.DeadLetter) *table {
+// deadLettersTable is the list as a table. On a narrow terminal the reasons are cut.
+func deadLettersTable(letters []*loggingv1.DeadLetter) *table {
 	t := &table{header: []string{"ID", "STATE", "WHEN", "QUEUE", "ROUTING KEY", "ORDER", "ATTEMPTS", "REASON"}, flexible: 7, minWidth: minReason, wraps: true}
 	for _, l := range letters {
 		t.add(number(strconv.FormatInt(l.GetId(), 10)), text(l.GetState().String()), text(localTime(l.GetCreatedAt().AsTime())), text(or(l.GetSourceQueue(), "?")),
@@ -160,7 +161,7 @@ func (d *dlq) showCommand() *cobra.Command {
 			"decoded and otherwise as bytes.",
 		Example:           "  shop dlq show 12\n  shop dlq show 12 --json | jq -r .body | base64 -d",
 		Args:              cli.Args("ID"),
-		ValidArgsFunction: d.gateway.complete(letterIDs),
+		ValidArgsFunction: d.gateway.complete(deadLetterIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := parseIDs(args)
 			if err != nil {
@@ -237,7 +238,7 @@ func describe(out io.Writer, l *loggingv1.DeadLetter) error {
 	return nil
 }
 
-// decision is what a person can decide about a dead letter.
+// decision is one of the two decisions about a dead letter: redrive or discard.
 type decision struct {
 	name, did   string // "redrive", "redriven"
 	short, long string
@@ -255,13 +256,13 @@ func discard(ctx context.Context, c loggingv1.DeadLetterServiceClient, id int64)
 }
 
 func (d *dlq) decideCommand(what decision) *cobra.Command {
-	var all, yes bool
+	var all, yes, asJSON bool
 	cmd := &cobra.Command{
 		Use:               what.name + " ID... | --all",
 		Short:             what.short,
 		Long:              what.long,
 		Example:           fmt.Sprintf("  shop dlq %[1]s 12 13\n  shop dlq %[1]s --all --yes", what.name),
-		ValidArgsFunction: d.gateway.complete(letterIDs),
+		ValidArgsFunction: d.gateway.complete(deadLetterIDs),
 		Args: func(_ *cobra.Command, args []string) error {
 			if all != (len(args) == 0) {
 				return fmt.Errorf("say which: shop dlq %s ID..., or --all for those that are open", what.name)
@@ -291,12 +292,13 @@ func (d *dlq) decideCommand(what decision) *cobra.Command {
 						return err
 					}
 				}
-				return decide(cmd, c, what, ids)
+				return decide(cmd, c, what, ids, asJSON)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all that are open now, the oldest first; without a terminal to ask on it needs --yes")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print each as a line of JSON, as POST /v1/dead-letters/{id}:"+what.name+" answers")
 	return cmd
 }
 
@@ -307,9 +309,9 @@ func amount(n int) string {
 	return fmt.Sprintf("%d dead letters", n)
 }
 
-// openIDs lists what waits for a decision, the oldest first.
+// openIDs returns the ids of the open dead letters, the oldest first.
 func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64, error) {
-	letters, _, err := listLetters(ctx, c, &loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, 0)
+	letters, _, err := listDeadLetters(ctx, c, &loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN}, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -323,12 +325,18 @@ func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64,
 
 // decide goes through all ids. What is wrong with one of them does not keep the others from their end; what is wrong
 // with the shop or the token does.
-func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64) error {
+func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64, asJSON bool) error {
 	failed := 0
 	for _, id := range ids {
 		letter, err := what.call(cmd.Context(), c, id)
 		switch status.Code(err) {
 		case codes.OK:
+			if asJSON {
+				if err := printLine(cmd.OutOrStdout(), letter); err != nil {
+					return err
+				}
+				continue
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d %s (%s of queue %s)\n", id, what.did, or(letter.GetRoutingKey(), "message"), or(letter.GetSourceQueue(), "?"))
 		case codes.NotFound, codes.FailedPrecondition:
 			failed++

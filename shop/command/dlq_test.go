@@ -25,7 +25,7 @@ func TestTable_CutsReasonsToTheTerminalAndShowsNoControlCharacters(t *testing.T)
 	}
 	shown := func(width int) string {
 		var out strings.Builder
-		screen{out: &out, width: width}.print(lettersTable(letters))
+		screen{out: &out, width: width}.print(deadLettersTable(letters))
 		return out.String()
 	}
 	lines := strings.Split(strings.TrimSpace(shown(150)), "\n")

@@ -18,7 +18,7 @@ import (
 	"shop.example/shop/cli"
 )
 
-// events is what the subcommands of shop events have in common.
+// events has what the subcommands of shop events share.
 type events struct {
 	gateway gateway
 	asJSON  bool
@@ -43,7 +43,7 @@ A routing key is matched as in a binding of the broker: * stands for one word, #
 	return cmd
 }
 
-// filterFlags gives a command the flags that choose events.
+// filterFlags gives a command the flags that select events.
 func (e *events) filterFlags(cmd *cobra.Command, order, key *string) {
 	cmd.Flags().StringVar(order, "order", "", "only the events of this order")
 	cmd.Flags().StringVar(key, "routing-key", "", "only events whose routing key matches, 'shop.order.*' for example")
@@ -115,8 +115,8 @@ func (e *events) listCommand() *cobra.Command {
 	return cmd
 }
 
-// knownKey is an error if no event of this release has a routing key that the pattern matches, or is one without dots in
-// the right places. The shop may be of a newer release, so it is asked first.
+// knownKey returns an error if the pattern is malformed or matches no routing key of this release. A shop of a newer
+// release may have others, so it is asked first.
 func knownKey(pattern string) error {
 	if pattern == "" {
 		return nil
@@ -132,7 +132,7 @@ func knownKey(pattern string) error {
 		cli.Printable(pattern), strings.Join(keys, ", "))
 }
 
-// listEvents reads events that match a request; limit 0 reads all.
+// listEvents reads events that match a request: up to limit, or all if limit is 0.
 func listEvents(ctx context.Context, c loggingv1.EventLogServiceClient, req *loggingv1.ListEventsRequest, limit int) (list []*loggingv1.Event, more bool, err error) {
 	return pages(limit, func(size int32, token string) ([]*loggingv1.Event, string, error) {
 		req.PageSize, req.PageToken = size, token
@@ -149,7 +149,7 @@ func eventsTable(list []*loggingv1.Event) *table {
 	return t
 }
 
-// eventCells are an event on a line: its payload folded, or what is wrong with it.
+// eventCells returns an event as cells of a table: its payload on one line, or what is wrong with it.
 func eventCells(event *loggingv1.Event, layout string) []cell {
 	return []cell{number(strconv.FormatInt(event.GetId(), 10)), {text: event.GetPublishedAt().AsTime().Local().Format(layout), colour: dim},
 		{text: event.GetRoutingKey(), colour: keyColour(event)}, text(cmp.Or(event.GetOrderId(), "-")), text(cmp.Or(event.GetSource(), "-")), payloadCell(event)}
@@ -182,7 +182,7 @@ func keyColour(event *loggingv1.Event) colour {
 	return plain
 }
 
-// keyWidth is that of the longest routing key: a stream does not know what is to come.
+// keyWidth returns the width of the longest routing key, for streams, of which the rest is not known.
 func keyWidth() int {
 	longest := 0
 	for _, event := range contract.Events() {

@@ -17,23 +17,23 @@ import (
 // errStop ends a follower without an error.
 var errStop = errors.New("stop")
 
-// follower reads events as they are logged, each once, in the order of their ids, and does not lose its place if the
-// connection or the shop goes.
+// follower reads events as they are logged, each once and in the order of their ids, and resumes if the connection or the
+// shop goes away.
 type follower struct {
 	client  loggingv1.EventLogServiceClient
 	gateway *gateway
 	notes   io.Writer // what a person should know about the connection
-	// request says which events, and behind which place of the log: run moves it on.
+	// request selects the events, and the position in the log after which to begin; run updates it.
 	request *loggingv1.StreamEventsRequest
 
 	connected, lost bool
 }
 
-// firstPause is before the first attempt to find the place in the log again; each next one is twice as long.
+// firstPause is the pause before the first attempt to resume; each next one is twice as long.
 const firstPause = 100 * time.Millisecond
 
-// run calls handle with each event until it returns an error, which run returns, but for errStop. It fails if there
-// is no shop to begin with, and if the shop refuses.
+// run calls handle with each event until handle returns an error, which run returns (nil for errStop). It fails if it
+// cannot connect at first, or if the shop refuses.
 func (f *follower) run(ctx context.Context, handle func(*loggingv1.Event) error) error {
 	for wait := backoff.New(firstPause, maxPause); ; {
 		before := f.request.GetAfterId()
@@ -67,8 +67,8 @@ type handlerError struct{ error }
 
 func (e handlerError) Unwrap() error { return e.error }
 
-// retryable says whether a stream that ended like this can go on later. A shop that ends a stream in peace does so when it
-// stops.
+// retryable reports whether a stream that ended with err can be resumed. A shop that ends a stream without an error is
+// stopping.
 func retryable(err error) bool {
 	switch status.Code(err) {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition, codes.Unimplemented:
@@ -77,8 +77,8 @@ func retryable(err error) bool {
 	return true
 }
 
-// read reads one stream to its end. Its first response says where it begins: from then on the place is known, and what is
-// logged while the connection is away is not lost.
+// read reads one stream to its end. The first response has the position at which it begins: from then on nothing that is
+// logged while the connection is lost is missed.
 func (f *follower) read(ctx context.Context, handle func(*loggingv1.Event) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

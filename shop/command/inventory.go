@@ -18,7 +18,7 @@ import (
 	"shop.example/shop/cli"
 )
 
-// inventory is what the subcommands of shop inventory have in common.
+// inventory has what the subcommands of shop inventory share.
 type inventory struct {
 	gateway gateway
 	asJSON  bool
@@ -97,7 +97,7 @@ func itemsTable(items ...*inventoryv1.Item) *table {
 	return t
 }
 
-// amountOf is an amount for people: "205.00 USD", "-" if there is none.
+// amountOf formats an amount for people: "205.00 USD", "-" for none.
 func amountOf(m *moneyv1.Money) string {
 	if m == nil {
 		return "-"
@@ -268,7 +268,7 @@ func (i *inventory) deleteCommand() *cobra.Command {
 	return cmd
 }
 
-// productID returns the id of the product that is named by its id or its name. The catalogue is read for a name alone.
+// productID returns the id of a product that is given by id or by name. It reads the catalogue only for a name.
 func productID(ctx context.Context, c inventoryv1.InventoryServiceClient, product string) (int32, error) {
 	if id, err := strconv.ParseInt(product, 10, 32); err == nil {
 		return int32(id), nil
@@ -280,10 +280,11 @@ func productID(ctx context.Context, c inventoryv1.InventoryServiceClient, produc
 	return byName(items, product)
 }
 
-// maxNames is how many products an error names.
+// maxNames is how many products an error lists.
 const maxNames = 12
 
-// byName finds a product: the one that has this name, else the only one that has it in other letters, small or capital.
+// byName finds a product by name: the one with exactly this name, else the only one that differs in upper and lower case
+// alone.
 func byName(items []*inventoryv1.Item, name string) (int32, error) {
 	var near []*inventoryv1.Item
 	for _, item := range items {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/email"
 	"shop.example/domain/money"
 	"shop.example/domain/orderstate"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
@@ -26,7 +29,7 @@ import (
 	"shop.example/shop/cli"
 )
 
-// orders is what the subcommands of shop order have in common.
+// orders has what the subcommands of shop order share.
 type orders struct {
 	gateway gateway
 	asJSON  bool
@@ -35,7 +38,7 @@ type orders struct {
 func orderCommand() *cobra.Command {
 	o := &orders{gateway: gateway{names: map[string]string{
 		"customer_name": "--name", "customer_email": "--email", "order_items": "--item", "Idempotency-Key": "--idempotency-key",
-		"order_id": "ORDER_ID", "state": "--state", "page_size": "--limit",
+		"order_id": "ORDER_ID", "state": "--state", "page_size": "--limit", "placed_after": "--since",
 	}}}
 	cmd := &cobra.Command{
 		Use:   "order",
@@ -52,10 +55,10 @@ operators.`,
 	return cmd
 }
 
-// maxWait is the maximum that the shop lets a client wait for the decision.
+// maxWait is how long the shop lets a client wait for the decision at most.
 const maxWait = 30 * time.Second
 
-// placement is what shop order place was told.
+// placement has the flags of shop order place.
 type placement struct {
 	name, email, key string
 	items            []string
@@ -141,7 +144,7 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	return nil
 }
 
-// rejection says why in words, with what the shop says about this order, and what to do.
+// rejection says why an order was rejected, with the shop's detail, and what to do.
 func rejection(order *orderv1.Order) string {
 	said, reason := explanation(order.GetReason()), order.GetReason().String()
 	if detail := cli.Printable(order.GetRejectionDetail()); detail != "" {
@@ -172,8 +175,8 @@ func explanation(reason eventsv1.OrderRejected_Reason) string {
 	}
 }
 
-// orderItems reads PRODUCT and PRODUCT=QUANTITY. The catalogue is asked for names alone, so that an order by ids needs
-// nothing but the gateway and the broker.
+// orderItems parses PRODUCT and PRODUCT=QUANTITY. It reads the catalogue only for names, so that an order by ids needs only
+// the gateway and the broker.
 func orderItems(ctx context.Context, c inventoryv1.InventoryServiceClient, given []string) ([]*checkoutv1.PlaceOrderRequest_Item, error) {
 	items := make([]*checkoutv1.PlaceOrderRequest_Item, len(given))
 	var catalogue []*inventoryv1.Item
@@ -239,7 +242,7 @@ func (o *orders) print(out io.Writer, order *orderv1.Order) error {
 	return nil
 }
 
-// stateCell is the state of an order, and why it was rejected.
+// stateCell shows the state of an order, and why it was rejected.
 func stateCell(order *orderv1.Order) cell {
 	c := text(order.GetState().String())
 	if order.Reason != nil {
@@ -291,20 +294,27 @@ does.`,
 	return cmd
 }
 
-// orderStates are those that a stored order can have.
+// orderStates are the states of stored orders.
 var orderStates = orderstate.Stored()
 
 func (o *orders) listCommand() *cobra.Command {
 	var (
-		state string
-		limit int
+		state  string
+		limit  int
+		since  time.Duration
+		search orderSearch
 	)
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List orders, the newest first (for operators)",
-		Long:    "Lists the orders that have been decided, the newest first. It is for operators.",
-		Example: "  shop order list\n  shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c",
-		Args:    cli.Args(),
+		Use:   "list",
+		Short: "List orders, the newest first (for operators)",
+		Long: `Lists the orders that have been decided, the newest first. It is for operators.
+
+--id, --email and --product are looked for in the list itself, from the newest order on: with --since it is
+not read to its end.`,
+		Example: `  shop order list --since 24h --email ada@example.org
+  shop order list --product "Mouse Pad" --id 8f7ebae1
+  shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c`,
+		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wanted, err := parseOrderState(state)
 			if err != nil {
@@ -313,11 +323,21 @@ func (o *orders) listCommand() *cobra.Command {
 			if limit < 0 {
 				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
+			if since < 0 {
+				return cli.WrongUsage("--since %s: give how far to look back, 24h for example", since)
+			}
+			var after *timestamppb.Timestamp
+			if since > 0 {
+				after = timestamppb.New(time.Now().Add(-since))
+			}
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
 				client := orderv1.NewOrderServiceClient(conn)
 				list, more, err := pages(limit, func(size int32, token string) ([]*orderv1.Order, string, error) {
-					page, err := client.ListOrders(cmd.Context(), &orderv1.ListOrdersRequest{State: wanted, PageSize: size, PageToken: token})
-					return page.GetOrders(), page.GetNextPageToken(), err
+					if search != (orderSearch{}) {
+						size = maxPage // most are not what is looked for
+					}
+					page, err := client.ListOrders(cmd.Context(), &orderv1.ListOrdersRequest{State: wanted, PageSize: size, PageToken: token, PlacedAfter: after})
+					return slices.DeleteFunc(page.GetOrders(), func(order *orderv1.Order) bool { return !search.finds(order) }), page.GetNextPageToken(), err
 				})
 				if err != nil {
 					return err
@@ -338,6 +358,11 @@ func (o *orders) listCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&state, "state", "all", "which ones: "+strings.Join(orderStateNames(), ", ")+" or all")
 	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
+	cmd.Flags().DurationVar(&since, "since", 0, "only orders of so long ago, 24h for example")
+	cmd.Flags().StringVar(&search.id, "id", "", "only orders whose id ends like this")
+	cmd.Flags().StringVar(&search.email, "email", "", "only orders of this email address")
+	cmd.Flags().StringVar(&search.product, "product", "", "only orders of this product, by its id or its name")
+	completeFlag(cmd, "product", o.gateway.complete(productNames))
 	states := append([]cobra.Completion{"all"}, orderStateNames()...)
 	completeFlag(cmd, "state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -355,12 +380,24 @@ func parseOrderState(s string) (orderv1.Order_State, error) {
 	return 0, cli.WrongUsage("--state %s: there are %s and all", cli.Printable(s), strings.Join(orderStateNames(), ", "))
 }
 
-// orderStateNames are the states as they are given to --state.
+// orderStateNames returns the states as --state takes them.
 func orderStateNames() (names []string) {
 	for _, state := range orderStates {
 		names = append(names, strings.ToLower(state.String()))
 	}
 	return names
+}
+
+// orderSearch is what is looked for in a list of orders; "" is anything.
+type orderSearch struct{ id, email, product string }
+
+func (s orderSearch) finds(order *orderv1.Order) bool {
+	if !strings.HasSuffix(order.GetId(), strings.ToLower(s.id)) || s.email != "" && email.Fold(order.GetCustomerEmail()) != email.Fold(s.email) {
+		return false
+	}
+	return s.product == "" || slices.ContainsFunc(order.GetOrderItems(), func(item *orderv1.OrderItem) bool {
+		return strings.EqualFold(item.GetProductName(), s.product) || strconv.Itoa(int(item.GetProductId())) == s.product
+	})
 }
 
 func ordersTable(list []*orderv1.Order) *table {
@@ -386,7 +423,7 @@ func (o *orders) cancelCommand() *cobra.Command {
 // changed is the response of a call that changes an order.
 type changed interface{ GetOrder() *orderv1.Order }
 
-// changeCommand adds to cmd that it makes a call with the order id that it is given, and prints the order.
+// changeCommand completes cmd: it makes a call with the given order id, and prints the order.
 func (o *orders) changeCommand(cmd *cobra.Command, call func(ctx context.Context, client orderv1.OrderServiceClient, id string) (changed, error)) *cobra.Command {
 	cmd.Args, cmd.ValidArgsFunction = cli.Args("ORDER_ID"), first(o.gateway.complete(orderIDs))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

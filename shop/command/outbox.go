@@ -110,7 +110,7 @@ ids. What the broker refuses again is parked again.`,
 	return cmd
 }
 
-// resend puts parked events back into the outbox, and behind them who did that.
+// resend moves parked events back into the outbox, followed by the event that records who did that.
 func resend(ctx context.Context, pool *sqlx.DB, ids []string) (sent []string, err error) {
 	err = postgres.InTx(ctx, pool, func(tx *sqlx.Tx) error {
 		var user string
@@ -129,7 +129,7 @@ func resend(ctx context.Context, pool *sqlx.DB, ids []string) (sent []string, er
 	return sent, err
 }
 
-// eachOutbox calls f with each schema that has an outbox and that the user of its URL may enter.
+// eachOutbox calls f for each schema with an outbox that the user of its URL may use.
 func eachOutbox(ctx context.Context, f func(schema string, pool *sqlx.DB) error) error {
 	schemas := outboxSchemas()
 	urls, err := databaseURLs(schemas)
@@ -144,7 +144,7 @@ func eachOutbox(ctx context.Context, f func(schema string, pool *sqlx.DB) error)
 	return nil
 }
 
-// outboxSchemas are those of the services that store what they publish.
+// outboxSchemas returns the schemas of the services that have an outbox.
 func outboxSchemas() (schemas []string) {
 	for _, s := range topology.Services() {
 		publishes := slices.ContainsFunc(contract.Events(), func(e contract.Event) bool { return slices.Contains(e.PublishedBy, s.Name) })

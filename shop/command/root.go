@@ -14,7 +14,7 @@ func Root() *cobra.Command {
 		Short: "Uses and operates a shop",
 		Long: `Uses and operates a shop, an event-driven ordering system.
 
-order, inventory, events, dlq, webhooks, actions, customer and status call a shop that runs: at localhost:3000, or at
+order, inventory, events, dlq, webhooks, actions, customer, status and open call a shop that runs: at localhost:3000, or at
 the address of --server or SHOP_SERVER. Operators show SHOP_OPERATOR_TOKEN, or the token that make up keeps
 on this machine. audit and migrate work on its databases. certs and secrets prepare one for production.
 
@@ -29,7 +29,7 @@ Exit code 0: it is done. 1: it failed, or was refused. 2: the command line is wr
 	root.AddGroup(&cobra.Group{ID: use, Title: "Use:"}, &cobra.Group{ID: operate, Title: "Operate:"}, &cobra.Group{ID: install, Title: "Install and upgrade:"})
 	for group, commands := range map[string][]*cobra.Command{
 		use:     {orderCommand(), inventoryCommand(), eventsCommand()},
-		operate: {statusCommand(), auditCommand(), dlqCommand(), outboxCommand(), webhooksCommand(), actionsCommand(), customerCommand(), versionCommand()},
+		operate: {statusCommand(), openCommand(), auditCommand(), dlqCommand(), outboxCommand(), webhooksCommand(), actionsCommand(), customerCommand(), versionCommand(), manCommand()},
 		install: {secretsCommand(), certsCommand(), provisionCommand(), migrateCommand()},
 	} {
 		for _, cmd := range commands {

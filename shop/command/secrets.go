@@ -22,7 +22,7 @@ const (
 	operatorTokens   = "SHOP_OPERATOR_TOKENS"
 )
 
-// secretNames are the variables that deploy/compose/production.yaml does not start without, beside the operators'.
+// secretNames are the variables, besides the operators', without which deploy/compose/production.yaml does not start.
 var secretNames = func() []string {
 	names := []string{idSecret, "POSTGRES_PASSWORD"}
 	for _, role := range topology.Schemas() {
@@ -91,7 +91,7 @@ good until the old one is taken out of the file. docs/production.md has the proc
 	return cmd
 }
 
-// secretFile is a file of lines NAME=value. What else stands in it stays.
+// secretFile is a file of lines NAME=value. Other lines are kept.
 type secretFile struct{ lines []string }
 
 func readSecrets(file string) (*secretFile, error) {
@@ -120,7 +120,7 @@ func (s *secretFile) write(file string) error {
 	return nil
 }
 
-// get returns the value of a name; one that is empty is as good as none.
+// get returns the value of a name; an empty one counts as missing.
 func (s *secretFile) get(name string) (value string, ok bool) {
 	for _, line := range slices.Backward(s.lines) { // the last one counts
 		if value, ok := strings.CutPrefix(line, name+"="); ok {
@@ -136,11 +136,11 @@ func (s *secretFile) set(name, value string) {
 	s.lines = append(s.lines, name+"="+value)
 }
 
-// operatorName is what the gateway takes for a name.
+// operatorName matches the names that the gateway accepts.
 var operatorName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
-// complete makes what is missing, a token for each of the operators, and what is to be renewed. It returns a line for
-// each secret that it has made, without the secret.
+// complete adds the secrets that are missing, among them a token for each operator, and replaces those in renew. It returns
+// a line about each secret that it has made, without the secret itself.
 func (s *secretFile) complete(operators, renew []string) (made []string, err error) {
 	for _, name := range renew {
 		if !slices.Contains(secretNames, name) {

@@ -2,6 +2,8 @@ package command
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -18,8 +20,8 @@ import (
 
 func statusCommand() *cobra.Command {
 	var (
-		shop   gateway
-		asJSON bool
+		shop          gateway
+		asJSON, watch bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -27,34 +29,74 @@ func statusCommand() *cobra.Command {
 		Long: `Asks a running shop how it is. WAITING is what waits in a queue, IN HAND what a service has taken from it and
 not finished. Nobody consumes a retry queue: the broker moves its messages back in time.
 
+With --watch it asks every two seconds until Ctrl-C, also while the shop is away.
+
 Exit code 0 means that every service is ready, 1 that one is not.`,
-		Example: "  shop status\n  watch shop status\n  shop status --json | jq '.queues[] | select(.messages > 0)'",
+		Example: "  shop status\n  shop status --watch\n  shop status --json | jq '.queues[] | select(.messages > 0)'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s *statusv1.GetStatusResponse
-			err := shop.with(func(conn *grpc.ClientConn) (err error) {
-				s, err = statusv1.NewStatusServiceClient(conn).GetStatus(cmd.Context(), &statusv1.GetStatusRequest{})
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				if err := printMessage(cmd.OutOrStdout(), s); err != nil {
-					return err
+			return shop.with(func(conn *grpc.ClientConn) error {
+				if watch {
+					return watchStatus(cmd, statusv1.NewStatusServiceClient(conn), asJSON)
 				}
-			} else {
-				printStatus(cmd.OutOrStdout(), s)
-			}
-			if slices.ContainsFunc(s.GetServices(), func(service *statusv1.GetStatusResponse_Service) bool { return !service.GetReady() }) {
-				return cli.ExitCode(1)
-			}
-			return nil
+				return showStatus(cmd, statusv1.NewStatusServiceClient(conn), asJSON, "")
+			})
 		},
 	}
 	shop.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the JSON of GET /v1/status")
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every two seconds, until Ctrl-C")
 	return cmd
+}
+
+// showStatus prints the status once, after what is to stand before it. It returns ExitCode(1) if a service is not ready.
+func showStatus(cmd *cobra.Command, c statusv1.StatusServiceClient, asJSON bool, before string) error {
+	s, err := c.GetStatus(cmd.Context(), &statusv1.GetStatusRequest{})
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(cmd.OutOrStdout(), before)
+	if asJSON {
+		if err := printMessage(cmd.OutOrStdout(), s); err != nil {
+			return err
+		}
+	} else {
+		printStatus(cmd.OutOrStdout(), s)
+	}
+	if slices.ContainsFunc(s.GetServices(), func(service *statusv1.GetStatusResponse_Service) bool { return !service.GetReady() }) {
+		return cli.ExitCode(1)
+	}
+	return nil
+}
+
+const (
+	watchInterval = 2 * time.Second
+	// clearScreen moves the cursor to the beginning of a terminal's screen, and clears it.
+	clearScreen = "\x1b[H\x1b[2J"
+)
+
+// watchStatus prints the status again and again. A shop that is away may come back; what the shop refuses it will go on to.
+func watchStatus(cmd *cobra.Command, c statusv1.StatusServiceClient, asJSON bool) error {
+	before, between := "", "\n"
+	if _, isTerminal := cli.TerminalWidth(cmd.OutOrStdout()); isTerminal {
+		before, between = clearScreen, clearScreen
+	}
+	for tick := time.NewTicker(watchInterval); ; before = between {
+		var notReady cli.ExitCode
+		switch err := showStatus(cmd, c, asJSON, before); {
+		case err == nil, errors.As(err, &notReady):
+		case errors.Is(err, context.Canceled) || !retryable(err):
+			return err
+		default:
+			fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v\n", err)
+		}
+		select {
+		case <-tick.C:
+		case <-cmd.Context().Done():
+			tick.Stop()
+			return context.Canceled
+		}
+	}
 }
 
 // printStatus writes a status for people.

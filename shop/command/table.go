@@ -32,7 +32,7 @@ type cell struct {
 func text(s string) cell   { return cell{text: s} }
 func number(s string) cell { return cell{text: s, right: true} }
 
-// screen is where a command writes for people.
+// screen is the output of a command for people.
 type screen struct {
 	out    io.Writer
 	width  int // in columns; 0 if it is no terminal: then nothing is cut
@@ -44,7 +44,7 @@ func screenOf(out io.Writer) screen {
 	return screen{out, columns, isTerminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
-// table is lines of cells under a header.
+// table is rows of cells under a header.
 type table struct {
 	header   []string
 	flexible int  // the column that is cut if the terminal is too narrow
@@ -93,7 +93,7 @@ func (s screen) print(t *table) {
 // gap is how far the columns of a table are apart.
 const gap = 2
 
-// line writes cells of the given widths, and of the last one what there is; as far as there is room, if that is not 0.
+// line writes cells with the given widths, the last one unpadded. If room is not 0, the line is cut to that many columns.
 func (s screen) line(cells []cell, widths []int, room int) {
 	var out strings.Builder
 	at := 0
@@ -124,7 +124,7 @@ func (s screen) line(cells []cell, widths []int, room int) {
 	fmt.Fprintln(s.out, strings.TrimRight(out.String(), " "))
 }
 
-// stream writes a line of a list without an end: widths are minimums, because what follows is not known.
+// stream writes a row of a list that has no end: widths are minimums, because later rows are not known.
 func (s screen) stream(cells []cell, widths []int) {
 	widths = slices.Clone(widths)
 	for i := range cells {

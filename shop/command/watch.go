@@ -45,11 +45,11 @@ order was rejected.`,
 	return cmd
 }
 
-// patience is how long nothing is said of an order that has no events, and how long one that is not found may still show
-// some.
-const patience = 3 * time.Second
+// silentFor is how long an order may have no events before the watch says so, and how long one that is not found may still
+// show some.
+const silentFor = 3 * time.Second
 
-// watch shows the events of an order as they are logged, to its end or without one.
+// watch shows the events of an order as they are logged, until the order is done or, with forever, without end.
 func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
 	client := orderv1.NewOrderServiceClient(conn)
 	known, missing := find(cmd.Context(), client, id)
@@ -68,7 +68,7 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	}
 	ctx, cancel := context.WithCancelCause(cmd.Context())
 	defer cancel(nil)
-	silent := time.AfterFunc(patience, func() {
+	silent := time.AfterFunc(silentFor, func() {
 		if missing != nil { // and it has no events either, as an order would have that an older release has taken
 			cancel(missing)
 			return
@@ -105,7 +105,7 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	return nil
 }
 
-// find reads an order; nil while the order service is away: its events may be there all the same.
+// find reads an order. It returns nil while the order service is unavailable: the log may have its events all the same.
 func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv1.Order, error) {
 	reply, err := c.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
 	if status.Code(err) == codes.Unavailable && apierror.ReasonOf(err) != "" {
@@ -114,7 +114,7 @@ func find(ctx context.Context, c orderv1.OrderServiceClient, id string) (*orderv
 	return reply.GetOrder(), err
 }
 
-// watcher writes the events of one order, and knows which there must be.
+// watcher writes the events of one order, and knows which are still to come.
 type watcher struct {
 	out    io.Writer
 	screen screen
@@ -141,7 +141,7 @@ func (w *watcher) show(event *loggingv1.Event) error {
 	return nil
 }
 
-// sinceLast is a time between two events, as short as it can be read: "+14 ms", "+14.1 s", "+2m10s".
+// sinceLast formats the time between two events: "+14 ms", "+14.1 s", "+2m10s".
 func sinceLast(d time.Duration) string {
 	switch size := d.Abs(); {
 	case size < time.Second:
@@ -154,7 +154,7 @@ func sinceLast(d time.Duration) string {
 	return "+" + d.Round(time.Second).String()
 }
 
-// problem is what an event says that went wrong.
+// problem shows what went wrong according to an event.
 func problem(event *loggingv1.Event) cell {
 	if event.GetStatus() == loggingv1.Event_error {
 		return payloadCell(event)
@@ -163,8 +163,8 @@ func problem(event *loggingv1.Event) cell {
 	return text(strings.TrimSpace(fields["reason"].GetStringValue() + " " + fields["detail"].GetStringValue()))
 }
 
-// over says whether the order is at an end for now, and all events that lead there have been logged. They may be logged in
-// another order than they happened: the state with the longest way whose event is there is the one that the order is in.
+// over reports whether the order is done for now, and all its events are logged. Events may be logged in another order than
+// they happened in: the order is in the most advanced state whose event is there.
 func (w *watcher) over() bool {
 	now := w.state
 	for _, s := range orderstate.Stored() {
@@ -175,7 +175,7 @@ func (w *watcher) over() bool {
 	return orderstate.IsDecided(now) && w.has(orderstate.EventsOf(now)...)
 }
 
-// has says whether all of these have been logged.
+// has reports whether all of these have been logged.
 func (w *watcher) has(events ...proto.Message) bool {
 	for _, m := range events {
 		if event, ok := contract.EventOf(m); !ok || !w.logged[event.RoutingKey] {

@@ -24,13 +24,13 @@ import (
 )
 
 const (
-	// maxWebhookBody is how large an event may be for listen, in bytes.
+	// maxWebhookBody is the maximum size of an event for listen, in bytes.
 	maxWebhookBody = 1 << 20
-	// forwardTimeout bounds the answer of the program that listen forwards to: less than the shop waits for.
+	// forwardTimeout bounds the response of the program that listen forwards to. It is less than the shop waits for.
 	forwardTimeout = 10 * time.Second
 )
 
-// webhooks is what the subcommands have in common.
+// webhooks has what the subcommands of shop webhooks share.
 type webhooks struct{ gateway gateway }
 
 func webhooksCommand() *cobra.Command {
@@ -378,7 +378,7 @@ func (l *listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer)
 }
 
-// pass sends an event on, with the headers that it is verified by, and returns the answer.
+// pass forwards an event, with the headers of its signature, and returns the response.
 func (l *listener) pass(r *http.Request, body []byte) (status int, answer []byte, err error) {
 	req, err := http.NewRequestWithContext(r.Context(), http.MethodPost, l.forward, bytes.NewReader(body))
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package workspace is the folder .shop of a working copy: what runs on a developer's machine keeps its data there, and
-// tells the command shop how it is reached.
+// Package workspace manages the folder .shop of a working copy, in which a shop on a developer's machine keeps its data,
+// and through which the command shop finds it.
 package workspace
 
 import (
@@ -14,7 +14,8 @@ import (
 // operatorToken is the secret of a shop that operators show.
 const operatorToken = "operator-token"
 
-// Dir returns the folder .shop of the workspace that the current folder is in; of the current folder if it is in none.
+// Dir returns the folder .shop of the workspace that contains the current folder; if there is none, .shop in the current
+// folder.
 func Dir() (string, error) {
 	here, err := os.Getwd()
 	if err != nil {
@@ -34,17 +35,17 @@ func Dir() (string, error) {
 	}
 }
 
-// Shop is the folder of a shop that runs, or ran, on this machine.
+// Shop is the path of the folder of a shop that runs, or has run, on this machine.
 type Shop string
 
-// Up returns the shop of `make up`.
+// Up returns the shop that `make up` runs.
 func Up() (Shop, error) {
 	dir, err := Dir()
 	return Shop(filepath.Join(dir, "up")), err
 }
 
-// Secret returns a secret of the shop, which is made when it is asked for the first time: a token that changed with
-// every start would be a nuisance, and so would idempotency keys that are forgotten.
+// Secret returns a secret of the shop. It is made up when it is first asked for, and kept: a token that changed with every
+// start would be a nuisance, and with a new IDSecret idempotency keys would be forgotten.
 func (s Shop) Secret(name string) (string, error) {
 	path := filepath.Join(string(s), name)
 	kept, err := os.ReadFile(path)
@@ -58,10 +59,10 @@ func (s Shop) Secret(name string) (string, error) {
 	return string(kept), nil
 }
 
-// NewOperatorToken is the Secret that operators show.
+// NewOperatorToken returns the operator token, which is made up if there is none yet.
 func (s Shop) NewOperatorToken() (string, error) { return s.Secret(operatorToken) }
 
-// OperatorToken returns the token that operators show; "" if the shop has never run.
+// OperatorToken returns the operator token; "" if the shop has never run.
 func (s Shop) OperatorToken() (string, error) {
 	kept, err := os.ReadFile(filepath.Join(string(s), operatorToken))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -70,10 +71,10 @@ func (s Shop) OperatorToken() (string, error) {
 	return string(kept), nil
 }
 
-// DatabaseURLsFile is the file with the URL of each schema. They have passwords in them.
+// DatabaseURLsFile is the name of the file with the URL of each schema, which include passwords.
 const DatabaseURLsFile = "database-urls.json"
 
-// KeepDatabaseURLs notes where the databases of the shop are, by schema, while it runs.
+// KeepDatabaseURLs stores the URLs of the shop's databases, by schema, while it runs.
 func (s Shop) KeepDatabaseURLs(urls map[string]string) error {
 	text, err := json.MarshalIndent(urls, "", "  ")
 	if err == nil {
@@ -85,7 +86,7 @@ func (s Shop) KeepDatabaseURLs(urls map[string]string) error {
 	return nil
 }
 
-// ForgetDatabaseURLs undoes KeepDatabaseURLs.
+// ForgetDatabaseURLs removes what KeepDatabaseURLs has stored.
 func (s Shop) ForgetDatabaseURLs() error {
 	err := os.Remove(filepath.Join(string(s), DatabaseURLsFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -94,7 +95,7 @@ func (s Shop) ForgetDatabaseURLs() error {
 	return err
 }
 
-// DatabaseURLs returns where the databases of the shop are, by schema. It fails if the shop does not run.
+// DatabaseURLs returns the URLs of the shop's databases, by schema. It fails if the shop does not run.
 func (s Shop) DatabaseURLs() (urls map[string]string, err error) {
 	path := filepath.Join(string(s), DatabaseURLsFile)
 	text, err := os.ReadFile(path)

@@ -102,7 +102,7 @@ func shop() *dashboard.DashboardBuilder {
 	return d
 }
 
-// messaging is for whoever looks for where messages wait or fail.
+// messaging shows in which queue or outbox messages wait or fail.
 func messaging() *dashboard.DashboardBuilder {
 	d := newDashboard("shop-messaging", "Messaging", "Where messages wait, and where they fail: gateway, broker, consumers, outboxes.")
 	row(

@@ -258,7 +258,7 @@ func TestManifests_EveryServiceIsThere(t *testing.T) {
 	})
 }
 
-func TestManifests_AllPodsAreAdmittedWhereTheStandardIsRestricted(t *testing.T) {
+func TestManifests_AllPodsAreAdmittedIfTheStandardIsRestricted(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ func main() {
 	}
 }
 
-// list is the line of bootstrap.sql that names the schemas.
+// list matches the line of bootstrap.sql that names the schemas.
 var list = regexp.MustCompile(`ARRAY \[[^]]*\]`)
 
 func run(dir string) error {
@@ -74,10 +74,10 @@ func run(dir string) error {
 	return nil
 }
 
-// scrapeJobs are the lines of Prometheus's configuration that scrape the services: those between two that stay.
+// scrapeJobs matches the lines of Prometheus's configuration that are generated: those between two that stay.
 var scrapeJobs = regexp.MustCompile(`(?s)(\n  # The services, written by [^\n]*\n).*?(  - job_name: audit\n)`)
 
-// writeScrapeJobs writes a job for each service; target is where it is, of its name and its admin port.
+// writeScrapeJobs writes a scrape job for each service; target returns the address of a service from its name and admin port.
 func writeScrapeJobs(file, target string) error {
 	config, err := os.ReadFile(file)
 	if err != nil {
@@ -118,7 +118,7 @@ func module() []byte {
 	js.WriteString("};\n\n// ways are the states that an order has been in, by its state.\nexport const ways = {\n")
 	for _, state := range orderstate.All() {
 		var way []string
-		for _, s := range orderstate.WayTo(state) {
+		for _, s := range orderstate.UpTo(state) {
 			way = append(way, s.String())
 		}
 		fmt.Fprintf(&js, "  %s: [%s],\n", state, quoted(way))

@@ -17,7 +17,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Issuer issues tokens, and says where its keys are unless it is down.
+// Issuer issues tokens, and serves its discovery document and its keys.
 type Issuer struct {
 	URL string
 
@@ -40,14 +40,14 @@ func Start(t *testing.T) *Issuer {
 	return i
 }
 
-// PublicKey is what tokens are verified with.
+// PublicKey returns the key that tokens are verified with.
 func (i *Issuer) PublicKey() jose.JSONWebKey {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return jose.JSONWebKey{Key: i.key.Public(), KeyID: i.kid}
 }
 
-// Rotate replaces the key.
+// Rotate replaces the key by a new one with the id kid.
 func (i *Issuer) Rotate(t *testing.T, kid string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -59,21 +59,21 @@ func (i *Issuer) Rotate(t *testing.T, kid string) {
 	i.kid, i.key = kid, key
 }
 
-// SetDown makes the issuer answer with errors.
+// SetDown makes the issuer respond with errors.
 func (i *Issuer) SetDown(down bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.down = down
 }
 
-// SetAnswer makes the issuer answer with this text; "" for what it answers by itself.
+// SetAnswer makes the issuer respond with this text; "" makes it respond normally again.
 func (i *Issuer) SetAnswer(answer string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.answer = answer
 }
 
-// Questions is how often the issuer was asked.
+// Questions returns how often the issuer was called.
 func (i *Issuer) Questions() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -99,7 +99,7 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
-// Token issues a token, good for an hour unless the claims say otherwise.
+// Token issues a token with these claims, which is valid for an hour unless they say otherwise.
 func (i *Issuer) Token(t *testing.T, claims map[string]any) string {
 	t.Helper()
 	i.mu.Lock()
@@ -107,14 +107,14 @@ func (i *Issuer) Token(t *testing.T, claims map[string]any) string {
 	return Sign(t, jose.ES256, jose.JSONWebKey{Key: i.key, KeyID: i.kid}, i.Claims(claims))
 }
 
-// Claims are those of a token that is valid for an hour, changed by with.
+// Claims returns the claims of a token that is valid for an hour, changed by with.
 func (i *Issuer) Claims(with map[string]any) map[string]any {
 	claims := map[string]any{"iss": i.URL, "aud": "shop", "sub": "ada", "exp": time.Now().Add(time.Hour).Unix(), "roles": []string{"operator"}}
 	maps.Copy(claims, with)
 	return claims
 }
 
-// Sign returns a token with these claims.
+// Sign returns a JWT with these claims.
 func Sign(t *testing.T, algorithm jose.SignatureAlgorithm, key any, claims map[string]any) string {
 	t.Helper()
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, nil)

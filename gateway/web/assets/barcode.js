@@ -9,18 +9,24 @@ const patterns = {
 };
 const widths = {n: 1, w: 2.5};
 
-// draw draws the characters 0 to 9 and A to F of text into an svg element.
-export function draw(svg, text) {
+// barsOf are the bars of the characters 0 to 9 and A to F of text, and how wide all of them are together.
+export function barsOf(text) {
   const bars = [];
   let x = 0;
   for (const character of `*${text.toUpperCase()}*`) {
     [...(patterns[character] ?? '')].forEach((element, i) => {
-      if (i % 2 === 0) bars.push(s('rect', {x, y: 0, width: widths[element], height: 24}));
+      if (i % 2 === 0) bars.push({x, width: widths[element]});
       x += widths[element];
     });
     x += 1;
   }
-  svg.setAttribute('viewBox', `0 0 ${x - 1} 24`);
+  return {bars, width: x - 1};
+}
+
+// draw draws text into an svg element.
+export function draw(svg, text) {
+  const {bars, width} = barsOf(text);
+  svg.setAttribute('viewBox', `0 0 ${width} 24`);
   svg.setAttribute('preserveAspectRatio', 'none');
-  svg.replaceChildren(...bars);
+  svg.replaceChildren(...bars.map((bar) => s('rect', {...bar, y: 0, height: 24})));
 }

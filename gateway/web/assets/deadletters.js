@@ -1,5 +1,6 @@
 // Dead letters: messages that could not be handled, why, and buttons to redrive or discard them.
 import {asOperator, Refusal} from './api.js';
+import {picture} from './flow.js';
 import {$, h, moment, plural, setText, short} from './dom.js';
 
 const interval = 5000;
@@ -38,6 +39,7 @@ async function refresh() {
     let page = await readOpen(perPage);
     if (page.next_page_token) page = await readOpen(maxCounted); // there are seldom so many
     open = page.dead_letters;
+    picture.setDeadLetters(open.length, [...new Set(open.map(({source_queue: queue}) => queue))].sort());
     show();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;

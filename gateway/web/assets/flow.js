@@ -3,12 +3,15 @@ import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
 import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
+import {save} from './export.js';
+import {drawLabel} from './label.js';
 import {Picture} from './picture.js';
 import {Journey} from './journey.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
 const maxOwn = 12;
+const copies = ['copy-link', 'copy-image', 'copy-order']; // buttons that need an order
 const deliveredAfter = 2000; // ms after an event: webhooks are sent by then if their receivers answer
 const pollInterval = 1500; // ms; an order is read this often until it is decided
 
@@ -41,10 +44,42 @@ export function start({onChange, onRejected, onConnection}) {
   connection = onConnection;
   $('cancel').addEventListener('click', cancel);
   $('replay').addEventListener('click', replay);
-  $('copy-link').addEventListener('click', (event) => copy(event.target, `${location.origin}/#order=${current.id}`));
+  $('copy-link').addEventListener('click', copyLink);
+  $('copy-image').addEventListener('click', copyImage);
   $('copy-order').addEventListener('click', (event) => copy(event.target,
     grpcurl('shop.logging.v1.EventLogService/ListEvents', {order_id: current.id}, false)));
   showOwn();
+}
+
+// share makes a token that shows the order, and no more: its own id would let cancel it.
+const share = async () => (await call('POST', `/v1/orders/${current.id}:share`, {body: {}})).share_token;
+
+async function copyLink({target}) {
+  try {
+    await copy(target, `${location.origin}/shared/${await share()}`);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    setText($('slip-detail'), `There is no link: ${error.message}.`);
+  }
+}
+
+// copyImage copies the order as a shipping label. Without a clipboard for images, the image is saved.
+async function copyImage({target}) {
+  const label = target.dataset.label ??= target.textContent;
+  try {
+    const image = await drawLabel(await call('GET', `/v1/shared-orders/${await share()}`));
+    try {
+      await navigator.clipboard.write([new ClipboardItem({'image/png': image})]);
+      target.textContent = 'Copied';
+    } catch {
+      save('order.png', 'image/png', image);
+      target.textContent = 'Saved';
+    }
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    setText($('slip-detail'), `There is no image: ${error.message}.`);
+  }
+  setTimeout(() => { target.textContent = label; }, 1500);
 }
 
 // follow shows an order from its beginning, live. taken is the response if it was placed just now.
@@ -70,7 +105,7 @@ export function follow(id, taken, tookMs) {
   setText($('timeline-note'), '');
   if (taken) show(taken);
   else showLooking();
-  for (const button of ['copy-link', 'copy-order']) $(button).disabled = !taken;
+  for (const button of copies) $(button).disabled = !taken;
   $('replay').disabled = true;
   if (location.hash !== `#order=${id}`) history.replaceState(null, '', `#order=${id}`);
   order.stream = open(`/v1/orders/${id}/events:stream`, {
@@ -179,12 +214,12 @@ function showMissing(order) {
   $('slip-state').dataset.state = 'UNKNOWN';
   setText($('slip-state'), 'NOT FOUND');
   setText($('slip-detail'), 'There is no order with this id. Check the link.');
-  for (const button of ['copy-link', 'copy-order']) $(button).disabled = true;
+  for (const button of copies) $(button).disabled = true;
 }
 
 function show(order, detail = order.rejection_detail) {
   current.state = order.state;
-  for (const button of ['copy-link', 'copy-order']) $(button).disabled = false;
+  for (const button of copies) $(button).disabled = false;
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
   setText(stamp, order.state);

@@ -6,7 +6,7 @@ import {$, duration, h, setText} from './dom.js';
 
 const list = $('journey');
 const text = $('hop-text');
-const idle = text.textContent;
+const hint = 'Point at a hop to see where it is and what happens there.';
 
 // matches says whether a binding takes a routing key: * is one word, # any number of words.
 export function matches(binding, key) {
@@ -19,6 +19,7 @@ export function matches(binding, key) {
 
 const and = (parts) => (parts.length < 2 ? parts.join('') : `${parts.slice(0, -1).join(', ')} and ${parts.at(-1)}`);
 const named = (key) => Object.keys(keys).find((name) => keys[name] === key) ?? key;
+const slowness = 3; // times
 const time = (text) => Date.parse(text ?? '');
 
 // queuesOf are the queues that take a routing key, each with the binding that does.
@@ -75,7 +76,7 @@ export function hopsOf(events, stock = [], deliveries = []) {
         'Inventory takes its copy from its queue and settles the hold: the stock that was held is sold.');
     }
     for (const delivery of deliveries.filter((each) => each.message_id === event.message_id)) {
-      hop(`webhook: ${name}`, time(logged), time(delivery.last_attempt_at), null, `The webhooks service has followed the event log, and sent the event to a receiver, which answered ${delivery.response_status}. Attempts: ${delivery.attempts}.`);
+      hop(`webhook: ${name}`, time(logged), time(delivery.last_attempt_at), ['logging.db', 'webhooks'], `The webhooks service has followed the event log, and sent the event to a receiver, which answered ${delivery.response_status}. Attempts: ${delivery.attempts}.`);
     }
   }
   return hops.sort((a, b) => a.from - b.from);
@@ -85,7 +86,7 @@ export function hopsOf(events, stock = [], deliveries = []) {
 export class Journey {
   #picture;
   #hops = [];
-  #at = -1; // the hop that was played last
+  #at = -1; // the hop that was played last; -1 before the first
   #round = 0; // changes when what is played is to stop
   #stock = []; // the last changes of stock
   #deliveries = [];
@@ -93,12 +94,20 @@ export class Journey {
 
   constructor(picture) {
     this.#picture = picture;
-    $('step').addEventListener('click', () => { this.stop(); this.#playHop((this.#at + 1) % this.#hops.length); });
+    $('step').addEventListener('click', () => this.#step());
+    $('pause').addEventListener('click', () => this.#pause());
+    $('slower').addEventListener('click', ({target}) => {
+      const slower = target.getAttribute('aria-pressed') !== 'true';
+      target.setAttribute('aria-pressed', slower);
+      picture.setSlowness(slower ? slowness : 1);
+    });
   }
 
   // begin forgets the order before.
   begin() {
     this.stop();
+    $('explained').hidden = true;
+    list.hidden = false;
     this.#deliveries = [];
     this.show([]);
     this.#say(null);
@@ -114,6 +123,7 @@ export class Journey {
     const focused = [...list.children].findIndex((row) => row.contains(document.activeElement));
     list.replaceChildren(...this.#hops.map((each, i) => this.#row(each, i, start, length)));
     list.children[focused]?.firstElementChild.focus();
+    if (text.textContent === '') this.#say(null);
     $('step').disabled = this.#hops.length === 0;
   }
 
@@ -123,11 +133,11 @@ export class Journey {
     bar.style.width = `${(each.to - each.from) / length * 100}%`;
     const on = () => { this.#say(each); this.#picture.mark(each.path); };
     const off = () => { this.#say(null); this.#picture.mark(null); };
-    return h('li', {}, h('button', {type: 'button', class: 'hop', title: each.text, onclick: () => { this.stop(); this.#playHop(i); }, onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off},
+    return h('li', {}, h('button', {type: 'button', class: 'hop', title: each.text, onclick: () => { this.#playHop(i); this.#pause(); }, onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off},
       h('span', {class: 'hop-title'}, each.title), h('span', {class: 'hop-track', 'aria-hidden': true}, bar), h('span', {class: 'hop-took code'}, duration(each.to - each.from))));
   }
 
-  #say(each, slowed = '') { setText(text, each ? `${each.text}${slowed}` : idle); }
+  #say(each, slowed = '') { setText(text, each ? `${each.text}${slowed}` : this.#hops.length > 0 ? hint : ''); }
 
   // see notes an event of no order that may belong to this one: a change of stock, in the same trace.
   see(event) {
@@ -145,6 +155,7 @@ export class Journey {
       const found = lists.flatMap(({deliveries}) => deliveries).filter((delivery) => delivery.order_id === id);
       if (found.length === 0 || !this.#events.some((event) => event.order_id === id)) return;
       this.#deliveries = found;
+      this.#picture.appear('webhooks');
       this.show(this.#events);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error; // the journey is shown without them
@@ -154,13 +165,33 @@ export class Journey {
   stop() {
     this.#round++;
     this.#at = -1;
+    $('pause').disabled = true;
+    this.#nameReplay();
   }
 
-  // play shows the hops one after the other.
+  // nameReplay says whether play begins, or goes on.
+  #nameReplay() { setText($('replay'), this.#at >= 0 && this.#at + 1 < this.#hops.length ? 'Resume' : 'Replay'); }
+
+  // play shows the hops one after the other, from the one after the last that was shown if it was paused.
   async play() {
-    this.stop();
-    const round = this.#round;
-    for (let i = 0; i < this.#hops.length && round === this.#round; i++) await this.#playHop(i);
+    const from = this.#at + 1 < this.#hops.length ? this.#at + 1 : 0;
+    const round = ++this.#round;
+    $('pause').disabled = false;
+    for (let i = from; i < this.#hops.length && round === this.#round; i++) await this.#playHop(i);
+    if (round === this.#round) this.stop();
+  }
+
+  // pause ends play after the hop that is shown; play goes on behind it.
+  #pause() {
+    this.#round++;
+    $('pause').disabled = true;
+    this.#nameReplay();
+  }
+
+  #step() {
+    const next = (this.#at + 1) % this.#hops.length;
+    this.#playHop(next);
+    this.#pause();
   }
 
   async #playHop(i) {

@@ -1,6 +1,7 @@
 // The event log, live. Rows are added a few times a second, however many events have come, and only so many are kept.
 import {asOperator, Refusal} from './api.js';
 import {keys} from './contracts.js';
+import {asCSV, asJSONLines, save} from './export.js';
 import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
 
@@ -8,6 +9,8 @@ const maxRows = 300;
 const beginning = '0'; // is before the first event: events that arrive before the stream begins must not be missed
 const history = 100; // events that are shown from before
 const searched = 1000; // orders that are searched for the end of an id
+const maxExported = 10_000; // events; shop events list has no limit
+const pageSize = 1000;
 const rateWindow = 5000; // ms
 const drawEvery = 100; // ms: each time the browser has to lay out and paint
 
@@ -34,6 +37,8 @@ export function start({onState, onEvent}) {
   $('log-pause').addEventListener('click', pause);
   $('log-copy').addEventListener('click', (event) => copy(event.target,
     grpcurl('shop.logging.v1.EventLogService/StreamEvents', filled(filter), !filter.order_id)));
+  $('log-csv').addEventListener('click', (event) => download(event.target, 'events.csv', 'text/csv', asCSV));
+  $('log-jsonl').addEventListener('click', (event) => download(event.target, 'events.jsonl', 'application/jsonl', asJSONLines));
   rows.addEventListener('toggle', (event) => expand(event.target), true);
   setInterval(describe, 1000);
   restart();
@@ -62,6 +67,25 @@ async function applyFilter() {
   }
   filter = wanted;
   restart();
+}
+
+// download saves the events that the filter lets through, as far back as there are so many.
+async function download(button, name, type, format) {
+  button.disabled = true;
+  try {
+    const events = [];
+    for (let token = ''; events.length < maxExported;) {
+      const page = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: pageSize, page_token: token, ...filled(filter)})}`);
+      events.push(...page.events);
+      token = page.next_page_token;
+      if (!token) break;
+    }
+    save(name, type, format(events));
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    window.alert(`Nothing was saved: ${error.message}.`);
+  }
+  button.disabled = false;
 }
 
 async function restart() {

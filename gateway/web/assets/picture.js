@@ -1,7 +1,7 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
 // them. With prefers-reduced-motion nodes and edges light up instead.
-import {eventExchange, keys, routes, states} from './contracts.js';
-import {s} from './dom.js';
+import {bindings, eventExchange, keys, routes, states} from './contracts.js';
+import {plural, s} from './dom.js';
 
 // A node has a stage, from the gateway to the databases, and the lane of its service. On wide screens stages are columns,
 // on narrow ones rows.
@@ -19,21 +19,33 @@ const nodes = {
   'logging.db': {stage: 4, lane: 2, name: 'event_log', kind: 'database'},
 };
 
-// An edge works in both directions; via are its corners, from its first end to its second.
+// What is drawn once it has held something, or done something. Retry queues are one node: they are told apart by their names.
+const extras = {
+  retry: {stage: 2, lane: 3, name: 'retry', kind: 'queue'},
+  letters: {stage: 3, lane: 3, name: 'dead letters', kind: 'dead letters'},
+  webhooks: {stage: 4, lane: 3, name: 'webhooks', kind: 'service'},
+};
+
+// An edge works in both directions; via are its corners, from its first end to its second. An arrow is at its second end, and
+// with both at its first one, too.
 const edges = [
   {ends: ['gateway', 'exchange']},
   {ends: ['exchange', 'order.queue']}, {ends: ['exchange', 'inventory.queue']}, {ends: ['exchange', 'logging.queue']},
   {ends: ['order.queue', 'order']}, {ends: ['inventory.queue', 'inventory']}, {ends: ['logging.queue', 'logging']},
   {ends: ['order', 'order.db']}, {ends: ['inventory', 'inventory.db']}, {ends: ['logging', 'logging.db']},
-  {ends: ['order', 'inventory'], kind: 'call', label: 'CheckStock'},
+  {ends: ['order', 'inventory'], kind: 'call', label: 'CheckStock', both: true},
   {ends: ['order', 'exchange'], kind: 'relay', via: [[3, -0.53], [1, -0.53]], label: 'outbox relay'},
   {ends: ['inventory', 'exchange'], kind: 'relay', via: [[3, 1.5], [1, 1.5]]},
 ];
 
 const layouts = {
-  wide: {stages: [58, 200, 350, 502, 648], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], swap: false},
-  narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], swap: true},
+  wide: {stages: [58, 190, 341, 504, 650], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], queue: [148, 60], swap: false},
+  narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], queue: [92, 42], swap: true},
 };
+const arrow = 7; // pixels
+
+// retryOf is the queue whose messages wait in a retry queue; '' if the queue is none.
+const retryOf = (name) => /^(.+)\.retry\./.exec(name)?.[1] ?? '';
 
 // before is the path that leads to an event, before a service publishes it, if the picture has it: a state of an order is
 // stored, and stock is asked for when the order is decided.
@@ -74,7 +86,9 @@ export class Picture {
   #tokens = 0;
   #passed = 0; // when the last one passed by
   #round = 0; // changes when play() is to stop
-  #known = {queues: {}, services: {}};
+  #known = {queues: {}, services: {}, letters: {open: 0, sources: []}};
+  #appeared = new Set(); // of the extras
+  #slowness = 1;
 
   constructor(frame) {
     this.#frame = frame;
@@ -85,12 +99,42 @@ export class Picture {
   #at(stage, lane) {
     const {stages, lanes, swap} = this.#layout;
     const across = lanes[0] + lane * (lanes[1] - lanes[0]);
-    return swap ? [across, stages[stage]] : [stages[stage], across];
+    const before = stages[Math.floor(stage)];
+    const along = before + (stage % 1) * ((stages[Math.ceil(stage)] ?? before) - before);
+    return swap ? [across, along] : [along, across];
+  }
+
+  // shown are the nodes of the picture as it is.
+  #shown() { return {...nodes, ...Object.fromEntries(Object.entries(extras).filter(([id]) => this.#appeared.has(id)))}; }
+
+  #edgesShown() {
+    const lines = [...edges];
+    if (this.#appeared.has('retry')) {
+      const sources = Object.keys(this.#known.queues).filter((name) => this.#known.queues[name].messages > 0).map(retryOf).filter((name) => nodes[`${name}.queue`]);
+      for (const name of new Set(sources)) lines.push({ends: [`${name}.queue`, 'retry'], kind: 'relay', via: [[2.5, nodes[name].lane], [2.5, 3]], both: true});
+    }
+    if (this.#appeared.has('letters')) {
+      for (const name of this.#known.letters.sources.filter((source) => nodes[source])) {
+        lines.push({ends: [name, 'letters'], via: nodes[name].lane === 2 ? [] : [[3.5, nodes[name].lane], [3.5, 3]]});
+      }
+    }
+    if (this.#appeared.has('webhooks')) lines.push({ends: ['logging.db', 'webhooks']});
+    return lines;
+  }
+
+  // appear draws one of the extras from now on.
+  appear(id) {
+    if (this.#appeared.has(id)) return;
+    this.#appeared.add(id);
+    this.#draw();
   }
 
   #draw() {
     this.#layout = narrow.matches ? layouts.narrow : layouts.wide;
-    const {width, height} = this.#layout;
+    const {swap, lanes} = this.#layout;
+    const more = this.#appeared.size > 0 ? lanes[1] - lanes[0] : 0;
+    const [width, height] = [this.#layout.width + (swap ? more : 0), this.#layout.height + (swap ? 0 : more)];
+    this.#frame.style.aspectRatio = `${width} / ${height}`;
     this.#svg = s('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img',
       'aria-label': `The gateway publishes to the exchange ${eventExchange}; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory, and relays its events to the exchange.`});
     const hatch = s('pattern', {id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)'},
@@ -98,18 +142,33 @@ export class Picture {
     this.#layer = s('g', {});
     this.#nodes.clear();
     this.#edges.clear();
-    const lines = edges.flatMap((edge) => this.#edge(edge));
-    const boxes = Object.entries(nodes).map(([id, node]) => this.#node(id, node));
-    this.#svg.append(s('defs', {}, hatch), ...lines, ...boxes, this.#layer);
+    const tip = s('marker', {id: 'tip', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: arrow, markerHeight: arrow, markerUnits: 'userSpaceOnUse', orient: 'auto-start-reverse'},
+      s('path', {d: 'M0 0L8 4L0 8z', class: 'tip'}));
+    const lines = this.#edgesShown().flatMap((edge) => this.#edge(edge));
+    const boxes = Object.entries(this.#shown()).map(([id, node]) => this.#node(id, node));
+    this.#svg.append(s('defs', {}, hatch, tip), ...lines, ...boxes, this.#layer);
     this.#frame.replaceChildren(this.#svg);
-    for (const [name, {messages, inHand}] of Object.entries(this.#known.queues)) this.setQueue(name, messages, inHand);
-    for (const [name, state] of Object.entries(this.#known.services)) this.setService(name, state);
+    for (const name of Object.keys(this.#known.queues)) this.#showQueue(name);
+    for (const name of Object.keys(this.#known.services)) this.#showService(name);
+    this.#showExtras();
   }
 
-  #edge({ends: [from, to], kind = 'flow', via = [], label}) {
-    const points = [this.#at(nodes[from].stage, nodes[from].lane), ...via.map(([stage, lane]) => this.#at(stage, lane)),
-      this.#at(nodes[to].stage, nodes[to].lane)];
-    const line = s('polyline', {points: points.map((p) => p.join(',')).join(' '), class: `edge ${kind}`});
+  #sizeOf(kind) { return kind === 'queue' ? this.#layout.queue : this.#layout.node; }
+
+  // border is where a line from a point to a node meets the node.
+  #border([fromX, fromY], {stage, lane, kind}) {
+    const [x, y] = this.#at(stage, lane);
+    const [width, height] = this.#sizeOf(kind);
+    const part = Math.min(width / 2 / Math.abs(x - fromX), height / 2 / Math.abs(y - fromY));
+    return [x + (fromX - x) * part, y + (fromY - y) * part];
+  }
+
+  #edge({ends: [from, to], kind = 'flow', via = [], label, both = false}) {
+    const all = this.#shown();
+    const points = [this.#at(all[from].stage, all[from].lane), ...via.map(([stage, lane]) => this.#at(stage, lane)),
+      this.#at(all[to].stage, all[to].lane)];
+    const drawn = [this.#border(points[1], all[from]), ...points.slice(1, -1), this.#border(points.at(-2), all[to])];
+    const line = s('polyline', {points: drawn.map((p) => p.map((n) => n.toFixed(1)).join(',')).join(' '), class: `edge ${kind}`, 'marker-end': 'url(#tip)', ...(both ? {'marker-start': 'url(#tip)'} : {})});
     this.#edges.set(`${from}>${to}`, {line, points});
     this.#edges.set(`${to}>${from}`, {line, points: points.toReversed()});
     if (!label || this.#layout.swap) return [line]; // there is no room for words between narrow columns
@@ -120,8 +179,8 @@ export class Picture {
 
   #node(id, {stage, lane, name, kind}) {
     const [x, y] = this.#at(stage, lane);
-    const [w, height] = this.#layout.node;
-    const what = kind === 'REST + gRPC' ? 'gateway' : kind;
+    const [w, height] = this.#sizeOf(kind);
+    const what = {'REST + gRPC': 'gateway', 'dead letters': 'letters'}[kind] ?? kind;
     const shape = {
       exchange: () => s('path', {d: `M${x - w / 2} ${y}l12 ${-height / 2}h${w - 24}l12 ${height / 2}l-12 ${height / 2}h${24 - w}z`}),
       database: () => s('path', {d: `M${x - w / 2} ${y - height / 2 + 5}c0-7 ${w}-7 ${w} 0v${height - 10}c0 7 ${-w} 7 ${-w} 0z`}),
@@ -131,21 +190,56 @@ export class Picture {
       for (const slot of [6, 12, 18]) group.append(s('line', {x1: x + w / 2 - slot, x2: x + w / 2 - slot, y1: y - height / 2, y2: y + height / 2, class: 'slot'}));
     }
     const middle = kind === 'queue' ? x - 9 : x;
-    const label = s('text', {x: middle, y: y - 1, class: 'node-name'}, name);
-    const second = s('text', {x: middle, y: y + 13, class: 'node-kind'}, kind);
-    group.append(label, second);
+    // A queue has the keys by which it is bound to the exchange, if there is room for them.
+    const bound = kind === 'queue' && !this.#layout.swap ? bindings[name] ?? [] : [];
+    const lineHeight = bound.length > 0 ? 11.5 : 14;
+    const line = (i, className, text) => s('text', {x: middle, y: y + 4 + (i - (bound.length + 1) / 2) * lineHeight, class: className}, text);
+    const second = line(1, 'node-kind', kind);
+    group.append(line(0, 'node-name', name), second, ...bound.map((key, i) => line(2 + i, 'node-kind binding', key)));
     this.#nodes.set(id, {group, second, kind, x, y});
     return group;
   }
 
-  // setQueue shows how many messages wait in a queue, and how many its service has in hand.
+  // setQueue shows how many messages wait in a queue, and how many its service has in hand. Retry queues are seen once they
+  // hold something.
   setQueue(name, messages, inHand) {
+    const before = this.#known.queues[name]?.messages ?? 0;
     this.#known.queues[name] = {messages, inHand};
-    this.#showService(name);
+    if (!retryOf(name)) {
+      this.#showService(name);
+      this.#showQueue(name);
+      return;
+    }
+    if (messages > 0) this.#appeared.add('retry');
+    if (before > 0 !== messages > 0) this.#draw();
+    this.#showExtras();
+  }
+
+  #showQueue(name) {
     const node = this.#nodes.get(`${name}.queue`);
     if (!node) return;
+    const {messages} = this.#known.queues[name];
     node.second.textContent = messages > 0 ? `${messages} waiting` : node.kind;
     node.group.classList.toggle('queued', messages > 0);
+  }
+
+  // setDeadLetters shows how many dead letters wait for a person, and from which queues; once there were any.
+  setDeadLetters(open, sources) {
+    const changed = sources.join() !== this.#known.letters.sources.join();
+    this.#known.letters = {open, sources};
+    if (open > 0) this.#appeared.add('letters');
+    if (changed) this.#draw();
+    this.#showExtras();
+  }
+
+  #showExtras() {
+    const retrying = Object.entries(this.#known.queues).reduce((sum, [name, {messages}]) => sum + (retryOf(name) ? messages : 0), 0);
+    for (const [id, n, text] of [['retry', retrying, `${retrying} waiting`], ['letters', this.#known.letters.open, `${plural(this.#known.letters.open, 'waits', 'wait')}`]]) {
+      const node = this.#nodes.get(id);
+      if (!node) continue;
+      node.second.textContent = n > 0 ? text : 'empty';
+      node.group.classList.toggle('queued', n > 0);
+    }
   }
 
   // setService shows how a service is: ready, waiting for something that it needs, or stopped.
@@ -177,8 +271,11 @@ export class Picture {
     }
   }
 
+  // setSlowness makes what playPath shows so many times slower.
+  setSlowness(times) { this.#slowness = times; }
+
   // playPath shows a message on a path of nodes, and returns when it has arrived.
-  playPath(path) { return this.#move(path, slow); }
+  playPath(path) { return this.#move(path, {perUnit: slow.perUnit * this.#slowness, min: slow.min * this.#slowness}); }
 
   // mark marks the nodes of a path, or none.
   mark(path) {

@@ -19,6 +19,9 @@ let last = '';
 let placing = false;
 let placed = () => {};
 let reached = () => {};
+const firstPage = form.elements.page_token?.value ?? ''; // the token that leads to it
+let pages = 1; // of the catalogue, that are shown
+let next = ''; // the token of the one after them; '' if there is none
 let sent = []; // what was ordered last: [id, quantity]
 
 // The customer's name and address stay in this tab until it is closed.
@@ -33,6 +36,7 @@ export function start({onPlaced, onReached}) {
   form.addEventListener('submit', submit);
   form.addEventListener('input', () => { idempotencyKey = crypto.randomUUID(); basket(); keepCustomer(); });
   $('find').addEventListener('input', find);
+  $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
   $('order-for-me').addEventListener('click', orderSomething);
   fillInCustomer();
   list.addEventListener('click', (event) => {
@@ -48,13 +52,13 @@ export async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const answer = await call('GET', '/catalogue', {cache: 'no-cache'}); // 304 if nothing has changed
-    const text = JSON.stringify(answer.items);
+    const products = await read();
+    const text = JSON.stringify(products);
     pause = text === last ? Math.min(pause * 1.5, maxPoll) : minPoll;
     last = text;
-    show(answer.items);
-    $('catalogue-notice').hidden = !answer.next_page_token;
-    if (answer.next_page_token) setText($('catalogue-notice'), `These are the first ${answer.items.length} products. You can order the others over the API: GET /v1/inventory lists them.`);
+    show(products);
+    $('more-products').hidden = !next;
+    $('catalogue-notice').hidden = true;
     reached('live');
   } catch (error) {
     reached(error instanceof Refusal && error.status > 0 ? 'down' : 'cut');
@@ -66,6 +70,26 @@ export async function refresh() {
   clearTimeout(timer);
   timer = setTimeout(refresh, again ? cacheTime : pause);
   again = false;
+}
+
+// read reads the pages of the catalogue that are shown.
+async function read() {
+  const products = [];
+  let token = firstPage;
+  for (let i = 0; i < pages; i++) {
+    const answer = await call('GET', `/catalogue${token && `?${new URLSearchParams({page_token: token})}`}`, {cache: 'no-cache'}); // 304 if nothing has changed
+    products.push(...answer.items);
+    token = answer.next_page_token;
+    if (!token) break;
+  }
+  next = token;
+  return products;
+}
+
+// more shows more pages of the catalogue.
+function more(n = 1) {
+  pages += n;
+  return refresh();
 }
 
 // refreshSoon reads the stock soon, and once more when the server's cache is sure to be newer than the call. Several calls
@@ -97,13 +121,18 @@ function show(products) {
   basket();
 }
 
-// find hides the products whose names do not have the words that are looked for, except those in the basket.
+// find hides the products whose names do not have the words that are looked for, except those in the basket. While none has
+// them the rest of the catalogue is read.
 function find() {
   const words = $('find').value.toLowerCase().split(/\s+/);
+  let found = 0;
   for (const row of list.children) {
     const name = row.querySelector('.product-name').textContent.toLowerCase();
-    row.hidden = !words.every((word) => name.includes(word)) && !Number(quantityOf(row).value);
+    const wanted = words.every((word) => name.includes(word));
+    if (wanted) found++;
+    row.hidden = !wanted && !Number(quantityOf(row).value);
   }
+  if (found === 0 && next) more(pages);
 }
 
 function keepCustomer() {

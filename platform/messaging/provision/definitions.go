@@ -32,7 +32,7 @@ type user struct {
 	Tags     []string `json:"tags"`
 }
 
-// permission says by regular expressions what a user may do in a virtual host: configure is declaring and deleting.
+// permission has regular expressions that say what a user may do in a virtual host; configure means to declare and delete.
 type permission struct {
 	User      string `json:"user"`
 	Vhost     string `json:"vhost"`
@@ -41,7 +41,7 @@ type permission struct {
 	Read      string `json:"read"`
 }
 
-// topicPermission says by regular expressions which routing keys of a topic exchange a user may publish and bind.
+// topicPermission has regular expressions for the routing keys of a topic exchange that a user may publish and bind.
 type topicPermission struct {
 	User     string `json:"user"`
 	Vhost    string `json:"vhost"`
@@ -87,8 +87,8 @@ type binding struct {
 	PropertiesKey   string         `json:"properties_key,omitempty"` // by which the broker knows it
 }
 
-// JSON returns the definitions of the topology as a file to import: in the virtual host /, with the rights of users that
-// are named as their services. Whoever runs the broker makes the users.
+// JSON returns the definitions of the topology as a file that RabbitMQ imports: for the virtual host /, with the rights of
+// users that are named as their services. The users themselves are not in it; whoever runs the broker creates them.
 func JSON(t messaging.Topology) ([]byte, error) {
 	d := define(t, "/")
 	for _, s := range t.Services {
@@ -150,23 +150,25 @@ func define(t messaging.Topology, vhost string) *definitions {
 			consumers = append(consumers, s.Name)
 		}
 	}
+	const spread = "queue-leader-locator" // where the leader of a new queue is: RabbitMQ's default is where it was declared
 	d.Policies = []policy{
 		{
 			Vhost: vhost, Name: "work-queues", Pattern: exactly(consumers), ApplyTo: "queues",
 			Definition: map[string]any{
 				"dead-letter-exchange": t.DeadLetterExchange, "dead-letter-strategy": "at-least-once", "delivery-limit": 20, "overflow": "reject-publish",
+				spread: "balanced",
 			},
 		},
 		{
 			Vhost: vhost, Name: "dead-letters", Pattern: exactly([]string{messaging.DeadLetterQueue}), ApplyTo: "queues",
-			Definition: map[string]any{"delivery-limit": 1_000_000_000}, // there is no other place for them
+			Definition: map[string]any{"delivery-limit": 1_000_000_000, spread: "balanced"}, // there is no other place for them
 		},
 	}
 	return d
 }
 
-// grant adds the user of a service with the rights to what is its own: what it declares, and what it publishes, binds and
-// reads according to topology and contracts.
+// grant adds the user of a service with the rights to what it needs: what it declares, and what it publishes, binds and
+// reads according to the topology and the contracts.
 func (d *definitions) grant(t messaging.Topology, service string, login Login) {
 	vhost := d.Exchanges[0].Vhost
 	s, _ := t.Service(service)
@@ -230,7 +232,7 @@ func routingKeys(of func(contract.Event) bool) (keys []string) {
 	return keys
 }
 
-// exactly is a regular expression that matches these texts.
+// exactly returns a regular expression that matches these texts and nothing else.
 func exactly(texts []string) string {
 	quoted := make([]string, len(texts))
 	for i, text := range texts {
@@ -239,7 +241,7 @@ func exactly(texts []string) string {
 	return anyOf(quoted)
 }
 
-// anyOf is a regular expression that matches what one of these does; the empty text if there is none.
+// anyOf returns a regular expression that matches what any of these matches; "" if there are none.
 func anyOf(expressions []string) string {
 	expressions = slices.Compact(slices.Sorted(slices.Values(expressions)))
 	if len(expressions) == 0 {

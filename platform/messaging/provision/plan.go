@@ -14,31 +14,33 @@ import (
 	"shop.example/platform/messaging"
 )
 
-// Target is a virtual host, and who is to use it.
+// Target is a virtual host, and the users of the services on it.
 type Target struct {
-	// ManagementURL is of the form http://user:password@host:15672, with an administrator of the broker.
+	// ManagementURL has the form http://user:password@host:15672, with an administrator of the broker.
 	ManagementURL string
 	Vhost         string
-	// Logins are the users of services, by the services' names. A user without a password has to be there, and keeps the one
-	// that it has.
+	// Logins are the users of the services, by the services' names. A user without a password must exist, and keeps its
+	// password.
 	Logins map[string]Login
 }
 
-// Change is what a broker lacks, or has too much.
+// Change is a difference between a broker and the topology.
 type Change struct {
 	Text string
-	// ByHand says that nothing but a person may do it, because messages could be lost.
+	// ByHand means that Apply does not make the change, because messages could be lost: a person has to.
 	ByHand bool
 }
 
-// Plan compares a broker with the topology, and returns what Apply would change and what is to be done by hand.
+// Plan compares a broker with the topology. It returns the changes that Apply would make, and those to be made by hand.
 func Plan(ctx context.Context, t messaging.Topology, at Target) ([]Change, error) {
 	_, changes, err := plan(ctx, t, at)
 	return changes, err
 }
 
-// Apply makes what is missing, gives users the rights of now and removes surplus bindings of the topology's queues, from
-// which these would get messages that nobody handles. It returns what it has changed, and what is left to be done by hand.
+// Apply creates what is missing, gives users the current rights, and removes bindings of the topology's queues that are not
+// in the topology, because messages would arrive that nobody handles. In a cluster it adds nodes that joined later to those
+// that keep the queues, and spreads the leaders. It returns the changes it has made, and those that
+// are left to be made by hand.
 func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, error) {
 	broker, changes, err := plan(ctx, t, at)
 	if err != nil {
@@ -60,13 +62,14 @@ func Apply(ctx context.Context, t messaging.Topology, at Target) ([]Change, erro
 			return nil, fmt.Errorf("removing %s: %w", b, err)
 		}
 	}
-	return changes, nil
+	return changes, broker.growth.apply(ctx, at)
 }
 
-// state is what a broker has in a virtual host.
+// state is what exists in a virtual host.
 type state struct {
 	*definitions
-	users map[string]bool
+	users  map[string]bool
+	growth growth
 }
 
 func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Change, error) {
@@ -85,7 +88,10 @@ func plan(ctx context.Context, t messaging.Topology, at Target) (*state, []Chang
 	for _, service := range slices.Sorted(maps.Keys(at.Logins)) {
 		changes = append(changes, have.changesOf(t, service, at.Logins[service], at.Vhost)...)
 	}
-	return have, changes, nil
+	if have.growth, err = grow(ctx, t, at); err != nil {
+		return nil, nil, err
+	}
+	return have, append(changes, have.growth.changes(at)...), nil
 }
 
 func (have *state) changesOf(t messaging.Topology, service string, login Login, vhost string) (changes []Change) {
@@ -109,7 +115,7 @@ func (have *state) changesOf(t messaging.Topology, service string, login Login, 
 	return changes
 }
 
-// look asks the broker what it has.
+// look reads from the broker what exists.
 func look(ctx context.Context, at Target) (*state, error) {
 	have := &state{definitions: &definitions{}, users: map[string]bool{}}
 	vhost := "/" + url.PathEscape(at.Vhost)

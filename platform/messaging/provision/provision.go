@@ -1,9 +1,9 @@
-// Package provision prepares a broker, as its administrator, for the services of a product: exchanges, queues, bindings and
-// policies, and for each service a user that may configure, write and read what is its own and no more. All of it follows
-// from a messaging.Topology and from the contracts' options.
+// Package provision prepares a broker for the services of a product, as its administrator: exchanges, queues, bindings,
+// policies and, for each service, a user with rights to what that service needs and no more. All of it is derived from a
+// messaging.Topology and the contracts' options.
 //
-// What no right of RabbitMQ can keep apart: the default exchange takes messages for any queue by its name. Those that
-// retry, redrive or answer need it, so every service that consumes. One that only publishes does not have it.
+// RabbitMQ's rights have a gap: the default exchange delivers to any queue by its name. Retries, redrives and replies need
+// it, so every service that consumes has it. A service that only publishes does not.
 package provision
 
 import (
@@ -26,27 +26,32 @@ import (
 // callTimeout bounds one call of the management API.
 const callTimeout = 10 * time.Second
 
-// Login is how a service logs in to the broker.
+// Login is the user and the password with which a service logs in to the broker.
 type Login struct{ User, Password string }
 
-// URL returns amqpURL, which is anybody's, as the one that the login is used with.
+// URL returns amqpURL, which may name several nodes, with the login in place of its user and password.
 func (l Login) URL(amqpURL string) (string, error) {
-	u, err := url.Parse(amqpURL)
-	if err != nil {
-		return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+	urls := messaging.SplitURL(amqpURL)
+	for i := range urls {
+		u, err := url.Parse(urls[i])
+		if err != nil {
+			return "", errors.New("the broker's URL is not of the form amqp://user:password@host:5672/")
+		}
+		u.User = url.UserPassword(l.User, l.Password)
+		urls[i] = u.String()
 	}
-	u.User = url.UserPassword(l.User, l.Password)
-	return u.String(), nil
+	return strings.Join(urls, ","), nil
 }
 
-// Topology makes exchanges, queues, bindings and policies in a virtual host, over RabbitMQ's HTTP API at managementURL,
-// which carries an administrator's user and password. What is there already stays as it is: see Compare.
+// Topology creates the exchanges, queues, bindings and policies in a virtual host, through RabbitMQ's HTTP API at
+// managementURL, which contains an administrator's user and password. What exists already is not changed; Compare finds
+// differences.
 func Topology(ctx context.Context, t messaging.Topology, managementURL, vhost string) error {
 	return Users(ctx, t, managementURL, vhost, nil)
 }
 
-// Users is Topology that also makes the users of services, by their names, with rights in the virtual host. A user that
-// is there already gets the password and the rights of now.
+// Users does what Topology does, and creates the users of the services, with rights in the virtual host. logins are by the
+// names of the services. A user that exists already gets the given password and the current rights.
 func Users(ctx context.Context, t messaging.Topology, managementURL, vhost string, logins map[string]Login) error {
 	d := define(t, vhost)
 	for _, service := range slices.Sorted(maps.Keys(logins)) {
@@ -55,9 +60,9 @@ func Users(ctx context.Context, t messaging.Topology, managementURL, vhost strin
 	return d.load(ctx, t, managementURL)
 }
 
-// load imports the definitions. RabbitMQ binds queues in any order. That of the service that keeps the log of what was
-// published is bound before the others: what is published at this moment, because an exchange was missing in a shop that
-// runs, is in the log at least, from where it is sent again.
+// load imports the definitions. RabbitMQ binds queues in no particular order, so the queue of the service that keeps the
+// event log is bound first: an event that is published at this moment, to an exchange that was missing in a running shop,
+// is then in the log at least, and is sent again from there.
 func (d *definitions) load(ctx context.Context, t messaging.Topology, managementURL string) error {
 	first := *d
 	first.Bindings = slices.DeleteFunc(slices.Clone(d.Bindings), func(b binding) bool { return b.Destination != t.DeadLetterService })
@@ -73,8 +78,8 @@ func (d *definitions) load(ctx context.Context, t messaging.Topology, management
 	return nil
 }
 
-// DeliveryLimit gives the quorum queues of a virtual host that no other policy speaks of the limit of 20 deliveries that
-// they have by default from RabbitMQ 4.0 on, and not before: what is tried on an older broker then meets it too.
+// DeliveryLimit limits the deliveries of a message to 20 on the quorum queues of a virtual host to which no other policy
+// applies. RabbitMQ has that limit by default from 4.0 on; this gives older brokers, in tests, the same.
 func DeliveryLimit(ctx context.Context, managementURL, vhost string) error {
 	const policy = `{"pattern": "", "apply-to": "queues", "priority": -1, "definition": {"delivery-limit": 20}}`
 	address := managementURL + "/api/policies/" + url.PathEscape(vhost) + "/default-of-rabbitmq-4"
@@ -84,8 +89,8 @@ func DeliveryLimit(ctx context.Context, managementURL, vhost string) error {
 	return nil
 }
 
-// Compare returns one error that lists the exchanges, queues and bindings in the virtual host that are not what the topology
-// says. Bindings of its exchanges to queues of others are none of its business.
+// Compare returns one error that lists the exchanges, queues and bindings of the virtual host that differ from the
+// topology. Bindings of its exchanges to queues of others do not count.
 func Compare(ctx context.Context, t messaging.Topology, managementURL, vhost string) error {
 	have, err := export(ctx, managementURL, vhost)
 	if err != nil {
@@ -113,7 +118,7 @@ func export(ctx context.Context, managementURL, vhost string) (*definitions, err
 	return have, nil
 }
 
-// changes lists what in have differs from what we are.
+// changes lists the differences of have from d.
 func (d *definitions) changes(have *definitions) (changes []Change) {
 	byHand := func(format string, args ...any) {
 		changes = append(changes, Change{fmt.Sprintf(format, args...), true})
@@ -152,7 +157,7 @@ func (d *definitions) has(b binding) bool {
 	return slices.ContainsFunc(d.Bindings, func(h binding) bool { return h.String() == b.String() })
 }
 
-// surplus returns the bindings of our queues that we do not have.
+// surplus returns the bindings of the topology's queues that have has and d has not.
 func (d *definitions) surplus(have *definitions) (surplus []binding) {
 	for _, b := range have.Bindings {
 		ours := slices.ContainsFunc(d.Queues, func(q queue) bool { return q.Name == b.Destination })
@@ -163,8 +168,8 @@ func (d *definitions) surplus(have *definitions) (surplus []binding) {
 	return surplus
 }
 
-// Call makes one call of RabbitMQ's HTTP API and returns the answer's body. A status of 300 or more is an error with the
-// broker's words.
+// Call makes one call of RabbitMQ's HTTP API and returns the body of the response. A status of 300 or more is an error with
+// the broker's message.
 func Call(ctx context.Context, method, address string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -16,7 +16,7 @@ import (
 	"shop.example/platform/messaging/provision"
 )
 
-// Broker is a virtual host that lives as long as its test.
+// Broker is a virtual host that is deleted when its test ends.
 type Broker struct {
 	URL    string // amqp URL of the virtual host
 	Vhost  string
@@ -25,8 +25,8 @@ type Broker struct {
 	services map[string]string // made by Services
 }
 
-// New makes a virtual host on the broker of AMQP_URL through the management API at AMQP_MANAGEMENT_URL and deletes it
-// at the end of the test. In short mode it skips the test, because there is no broker then.
+// New creates a virtual host on the broker at AMQP_URL, through the management API at AMQP_MANAGEMENT_URL, and deletes it
+// when the test ends. With -short it skips the test, because there is no broker then.
 func New(t testing.TB) *Broker {
 	t.Helper()
 	if testing.Short() {

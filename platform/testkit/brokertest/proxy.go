@@ -6,7 +6,7 @@ import (
 	"shop.example/platform/testkit/netproxy"
 )
 
-// Proxy returns a proxy in front of the test's virtual host, by which its broker can be cut off.
+// Proxy returns a proxy in front of the virtual host, with which a test can cut its connections.
 func (b *Broker) Proxy(t testing.TB) *netproxy.Proxy {
 	t.Helper()
 	return netproxy.New(t, b.URL)

@@ -10,8 +10,8 @@ import (
 	"shop.example/platform/messaging/provision"
 )
 
-// Topology returns one for tests of packages that know no product: four services of the contracts, whose queues take what
-// they handle, and nothing else.
+// Topology returns a topology for tests of packages that do not know the product: four services of the contracts, whose
+// queues take exactly what they handle.
 func Topology() messaging.Topology {
 	t := messaging.Topology{
 		EventExchange: "shop.topic", CallExchange: "shop.direct", DeadLetterExchange: "shop.dlx", DeadLetterService: "logging",
@@ -32,8 +32,8 @@ func Topology() messaging.Topology {
 	return t
 }
 
-// Services prepares the virtual host as that of a product in operation, and returns the URL of each service of the
-// topology, whose user has rights to its own alone. The users go with the test.
+// Services prepares the virtual host as in production, and returns a URL for each service of the topology, with a user that
+// has the rights of that service only. The users are deleted when the test ends.
 func (b *Broker) Services(t testing.TB, topology messaging.Topology) map[string]string {
 	t.Helper()
 	if b.services != nil {

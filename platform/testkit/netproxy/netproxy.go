@@ -1,5 +1,5 @@
-// Package netproxy puts a proxy between a test and a TCP server, so that the test can cut, slow down and silence what
-// goes through it.
+// Package netproxy puts a proxy between a test and a TCP server, with which the test can cut connections, and delay or drop
+// what the server sends.
 package netproxy
 
 import (
@@ -27,7 +27,7 @@ type Proxy struct {
 	running  sync.WaitGroup
 }
 
-// New starts a proxy in front of the server that a URL names with its port. It ends with the test.
+// New starts a proxy in front of the server whose host and port are in serverURL. It is closed when the test ends.
 func New(t testing.TB, serverURL string) *Proxy {
 	t.Helper()
 	u, err := url.Parse(serverURL)
@@ -45,7 +45,7 @@ func New(t testing.TB, serverURL string) *Proxy {
 	return p
 }
 
-// Up ends what Down, Delay and DropResponses do. Connections of which responses were dropped are closed.
+// Up undoes Down, Delay and DropResponses. Connections on which responses were dropped are closed.
 func (p *Proxy) Up(t testing.TB) {
 	t.Helper()
 	p.mu.Lock()
@@ -65,7 +65,7 @@ func (p *Proxy) Up(t testing.TB) {
 	p.running.Go(func() { p.accept(listener) })
 }
 
-// Down closes every connection and refuses new ones until Up.
+// Down closes all connections and refuses new ones until Up.
 func (p *Proxy) Down() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,7 +76,7 @@ func (p *Proxy) Down() {
 	p.cut()
 }
 
-// Retarget has new connections lead to the server of another URL, and closes those that there are.
+// Retarget makes new connections go to the server in another URL, and closes the existing ones.
 func (p *Proxy) Retarget(t testing.TB, serverURL string) {
 	t.Helper()
 	u, err := url.Parse(serverURL)
@@ -89,7 +89,7 @@ func (p *Proxy) Retarget(t testing.TB, serverURL string) {
 	p.cut()
 }
 
-// Cut closes every connection; new ones are let through.
+// Cut closes all connections. New ones are accepted.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,14 +103,14 @@ func (p *Proxy) cut() {
 	clear(p.conns)
 }
 
-// Delay has what the server says arrive so much later, until Up.
+// Delay delays everything that the server sends by that much, until Up.
 func (p *Proxy) Delay(by time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = by
 }
 
-// DropResponses keeps what the server says from arriving, until Up, while the server still hears everything.
+// DropResponses drops everything that the server sends, until Up. The server still receives everything.
 func (p *Proxy) DropResponses() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,7 +143,7 @@ func (p *Proxy) dial() (net.Conn, error) {
 	return new(net.Dialer).DialContext(context.Background(), "tcp", target)
 }
 
-// add keeps a connection to be cut; false if the proxy went down while it was made.
+// add registers a connection, for Cut and Down; false if the proxy has gone down in the meantime.
 func (p *Proxy) add(listener net.Listener, client, server net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,14 +165,14 @@ func (p *Proxy) end(client, server net.Conn) {
 	delete(p.conns, server)
 }
 
-// chunk is a piece of what the server said, and when it may arrive.
+// chunk is a piece of what the server sent, and when it may arrive.
 type chunk struct {
 	bytes []byte
 	at    time.Time
 }
 
-// answer copies what the server says. It reads on while a piece waits for its time: a delay makes nothing slower than
-// the delay.
+// answer copies what the server sends. It goes on reading while a piece waits for its time, so that a delay costs no
+// throughput.
 func (p *Proxy) answer(client, server net.Conn) {
 	chunks := make(chan chunk, 1024)
 	p.running.Go(func() {

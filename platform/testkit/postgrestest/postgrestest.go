@@ -1,5 +1,5 @@
-// Package postgrestest gives each test a PostgreSQL database of its own, a copy of a template that is built once for all
-// tests that use the server.
+// Package postgrestest gives each test a PostgreSQL database of its own: a copy of a template database that is built once
+// for all tests on a server.
 package postgrestest
 
 import (
@@ -26,8 +26,8 @@ type Template struct {
 	make func() error // once in this process
 }
 
-// NewTemplate returns a template that build fills when it is first used, at the URL of a new database. fingerprint has to
-// change with what build does: under the same one the server keeps what was built first.
+// NewTemplate returns a template that build fills when it is first used, at the URL of a new database. The server keeps
+// templates by their fingerprint, so fingerprint must change whenever build does something else.
 func NewTemplate(fingerprint string, build func(ctx context.Context, url string) error) *Template {
 	sum := sha256.Sum256([]byte(fingerprint))
 	t := &Template{name: "test_template_" + hex.EncodeToString(sum[:8])}
@@ -35,7 +35,7 @@ func NewTemplate(fingerprint string, build func(ctx context.Context, url string)
 	return t
 }
 
-// Statements returns a template that SQL statements fill.
+// Statements returns a template that is filled with these SQL statements.
 func Statements(statements string) *Template {
 	return NewTemplate(statements, func(_ context.Context, url string) error {
 		s, err := connect(url)
@@ -47,8 +47,8 @@ func Statements(statements string) *Template {
 	})
 }
 
-// New returns the URL of a new copy on the server that DATABASE_URL names, for the administrator that it names. The copy
-// is dropped when the test ends, whoever is still connected. Tests that run at once may call it.
+// New returns the URL of a new copy on the server at DATABASE_URL, with the user of that URL. The copy is dropped when the
+// test ends, even if somebody is still connected. It may be called concurrently. With -short it skips the test.
 func (template *Template) New(t testing.TB) string {
 	t.Helper()
 	admin := AdminURL(t)
@@ -58,15 +58,15 @@ func (template *Template) New(t testing.TB) string {
 	return create(t, admin, template.name)
 }
 
-// NewEmpty returns the URL of a new database with nothing in it, see Template.New. options are those of CREATE DATABASE.
+// NewEmpty returns the URL of a new, empty database, as Template.New does. options are appended to CREATE DATABASE.
 func NewEmpty(t testing.TB, options ...string) string {
 	t.Helper()
 	// template1 may have been changed, and whoever is connected to it is in the way.
 	return create(t, AdminURL(t), strings.Join(append([]string{"template0"}, options...), " "))
 }
 
-// AdminURL returns DATABASE_URL, for tests of the server itself. In short mode it skips the test, because there is no
-// server then.
+// AdminURL returns DATABASE_URL, for tests of the server itself. With -short it skips the test, because there is no server
+// then.
 func AdminURL(t testing.TB) string {
 	t.Helper()
 	if testing.Short() {

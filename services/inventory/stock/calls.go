@@ -67,7 +67,7 @@ func newOrder(m *inventoryv1.CheckStockRequest_Order) (order, error) {
 	return o, nil
 }
 
-// message is the decision as it is answered, and stored to be answered again.
+// message returns the decision in the form in which it is sent, and stored to be sent again.
 func (d decision) message() *inventoryv1.StockDecision {
 	m := &inventoryv1.StockDecision{OrderId: d.order.id.String()}
 	if d.reason != "" {
@@ -178,8 +178,9 @@ const (
 	maxOnHand     = 1_000_000_000
 )
 
-// readUpdate reads which fields to change, by the rules of AIP-134: without a mask those that are set, with "*" all. Over REST
-// the mask lists the leaves of the body, the parts of the price, and what a client sends back as it has read it.
+// readUpdate reads which fields to change, by the rules of AIP-134: without a mask those that are set, with the mask "*"
+// all. Over REST the mask lists the leaves of the body: the parts of the price, for example, and the fields that a client
+// merely sends back.
 func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
 	m := req.GetItem()
 	u := itemUpdate{id: m.GetId(), etag: m.GetEtag(), read: m}
@@ -219,7 +220,7 @@ func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpd
 	return u, nil
 }
 
-// updatedFields are the paths of the mask, or those that its absence or "*" stands for.
+// updatedFields returns the paths of the mask, or the paths that a missing mask or "*" stands for.
 func updatedFields(req *inventoryv1.UpdateItemRequest) []string {
 	paths := req.GetUpdateMask().GetPaths()
 	switch {
@@ -235,8 +236,8 @@ func updatedFields(req *inventoryv1.UpdateItemRequest) []string {
 	return paths
 }
 
-// readProductName is a name as the catalogue has it, or says what is wrong with it: orders find products by their names, so
-// two that look the same must be the same.
+// readProductName returns a name in the form in which the catalogue stores it, or what is wrong with it. Orders find
+// products by their names, so two names that look the same must be the same.
 func readProductName(given string) (name, violation string) {
 	name = text.Normal(given)
 	if n := utf8.RuneCountInString(name); n == 0 || n > maxNameLength {
@@ -252,7 +253,7 @@ func invalidItem(field, format string, args ...any) error {
 	return apierror.InvalidArgument(apierror.Violation{Field: "item." + field, Description: fmt.Sprintf(format, args...)})
 }
 
-// readNewItems reads the items of a call or a message; both have the same fields.
+// readNewItems reads the items of a call or a message, which have the same fields.
 func readNewItems[T interface {
 	GetProductName() string
 	GetQuantity() int32
@@ -273,7 +274,7 @@ func readNewItems[T interface {
 	return items, nil
 }
 
-// price reads a price of the catalogue, which has one currency. field is where the request has it.
+// price reads a price of the catalogue, which has one currency. field is the price's path in the request, for errors.
 func (st *store) price(m *moneyv1.Money, field string) (price, error) {
 	if m.GetCurrencyCode() != st.currency {
 		return price{}, apierror.InvalidArgument(apierror.Violation{Field: field + ".currency_code", Description: "must be " + st.currency})

@@ -17,7 +17,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// fingerprintOf is SHA-256 over the items: two lists have the same one only if they are the same.
+// fingerprintOf returns the SHA-256 of the items: two lists have the same one only if they are equal.
 func fingerprintOf(items []newItem) []byte {
 	hash := sha256.New()
 	for _, i := range items {
@@ -26,9 +26,9 @@ func fingerprintOf(items []newItem) []byte {
 	return hash.Sum(nil)
 }
 
-// claimKey claims an idempotency key, given by its hashes, for items with this fingerprint. It returns the response of the
-// call that has created them under the key before; nil if this is the first one. Of two calls at once the second waits for
-// the first.
+// claimKey claims an idempotency key, given by its hashes, for items with this fingerprint. If an earlier call has created
+// them under the key it returns that call's response, otherwise nil. Of two concurrent calls the second one waits for the
+// first.
 func claimKey(ctx context.Context, tx *sqlx.Tx, hashes [][]byte, fingerprint []byte) (*inventoryv1.CreateItemsResponse, error) {
 	keys := postgres.ArrayOf(hashes)
 	_, err := tx.ExecContext(ctx, `
@@ -54,7 +54,7 @@ func claimKey(ctx context.Context, tx *sqlx.Tx, hashes [][]byte, fingerprint []b
 	return resp, nil
 }
 
-// keepResponse keeps what the call under a key is answered with.
+// keepResponse stores the response to the call under a key.
 func keepResponse(ctx context.Context, tx *sqlx.Tx, hashes [][]byte, resp *inventoryv1.CreateItemsResponse) error {
 	encoded, err := proto.Marshal(resp)
 	if err != nil {
@@ -67,8 +67,8 @@ func keepResponse(ctx context.Context, tx *sqlx.Tx, hashes [][]byte, resp *inven
 	return nil
 }
 
-// createOnce creates the items unless a call has created them before under the same key. It returns the response to both, and
-// whether this is the second.
+// createOnce creates the items, unless a call has created them before under the same key. It returns the response to that
+// call, and whether it was an earlier one.
 func (c inventoryServer) createOnce(ctx context.Context, tx *sqlx.Tx, hashes [][]byte, items []newItem) (
 	done catalogueChange, resp *inventoryv1.CreateItemsResponse, replayed bool, err error,
 ) {

@@ -11,12 +11,12 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// seedCurrency is what the migrations price the first products in.
+// seedCurrency is the currency of the products that the migrations create.
 const seedCurrency = "USD"
 
-// checkCurrency returns an error if the catalogue is in another currency than the service's: an order could have lines in
-// both, and nobody could say what it is worth. A catalogue that is as the migrations made it takes the service's currency,
-// with the same numbers as prices. Replicas that start at once may all call it.
+// checkCurrency returns an error if the catalogue has prices in another currency than the service's: an order could have
+// lines in both, and would have no total. A catalogue that is as the migrations made it adopts the service's currency, with
+// the same numbers as prices. Replicas that start at the same time may all call it.
 func checkCurrency(ctx context.Context, db *sqlx.DB, currency string) error {
 	others, err := otherCurrencies(ctx, db, currency) // asked without a transaction, for which a standby is no good
 	if err != nil || len(others) == 0 {
@@ -39,7 +39,7 @@ func checkCurrency(ctx context.Context, db *sqlx.DB, currency string) error {
 	})
 }
 
-// otherCurrencies are those that products are priced in, without currency.
+// otherCurrencies returns the currencies of products' prices, except currency.
 func otherCurrencies(ctx context.Context, q sqlx.QueryerContext, currency string) (others []string, err error) {
 	err = sqlx.SelectContext(ctx, q, &others, `SELECT DISTINCT currency FROM product WHERE deleted_at IS NULL AND currency <> $1`, currency)
 	if err != nil {
@@ -48,7 +48,7 @@ func otherCurrencies(ctx context.Context, q sqlx.QueryerContext, currency string
 	return others, nil
 }
 
-// adoptCurrency prices the seeded products in currency, if nobody has used or changed the catalogue yet.
+// adoptCurrency changes the prices of the seeded products to currency, if the catalogue has not been used or changed yet.
 func adoptCurrency(ctx context.Context, tx *sqlx.Tx, currency string) (adopted bool, err error) {
 	result, err := tx.ExecContext(ctx, `
 		UPDATE product SET currency = $1, unit_price = unit_price / $2 * $3

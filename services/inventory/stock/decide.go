@@ -12,7 +12,7 @@ import (
 	"shop.example/domain/money"
 )
 
-// reason is why an order is refused, as stored and as spelled in OrderRejected.Reason.
+// reason is why an order is refused, as it is stored, and spelled in OrderRejected.Reason.
 type reason string
 
 const (
@@ -30,7 +30,7 @@ type order struct {
 	lines []line
 }
 
-// line is one line of an order as asked. The product is found by its name, by its id only if no name is given.
+// line is a line of an order as the customer asked for it. The product is found by name; by id only if no name is given.
 type line struct {
 	productID   int32
 	productName string
@@ -45,8 +45,8 @@ type price struct {
 
 func (p price) String() string { return money.Format(p.minor, p.currency) }
 
-// hash identifies the lines as they were asked, so that the same order id with other lines is noticed. It is stored:
-// changing it would refuse every order that is asked about again.
+// hash identifies the lines as they were asked for, to notice when the same order id comes with other lines. It is stored:
+// if the computation changed, every order that is asked about again would be refused.
 func (o order) hash() []byte {
 	var buf []byte
 	for _, l := range o.lines {
@@ -67,7 +67,7 @@ func (o order) hash() []byte {
 	return sum[:]
 }
 
-// decision is the answer to one order: lines and holds if the stock is held, else reason and detail.
+// decision is the answer about one order: lines and holds if the stock is held, otherwise reason and detail.
 type decision struct {
 	order  order
 	lines  []pricedLine
@@ -91,8 +91,8 @@ func (d decision) pieces() (n int64) {
 	return n
 }
 
-// decide answers the orders one after the other on the given stock: what one order takes is gone for the next, so a
-// batch never sells a piece twice. products must hold every product that the orders name and the catalogue has.
+// decide decides the orders one after the other. What one order takes from products is no longer there for the next, so a
+// batch never sells a piece twice. products must contain every product of the catalogue that the orders name.
 func decide(products []product, orders []order) []decision {
 	s := newAllocation(products)
 	decisions := make([]decision, len(orders))
@@ -102,7 +102,7 @@ func decide(products []product, orders []order) []decision {
 	return decisions
 }
 
-// allocation is the stock that is left while a batch is decided.
+// allocation is the stock that is left while a batch is being decided.
 type allocation struct {
 	byID   map[int32]*product
 	byName map[string]*product
@@ -123,8 +123,8 @@ func (s allocation) find(l line) *product {
 	return s.byID[l.productID]
 }
 
-// decide answers one order and reserves its stock in the allocation. An unknown product is reported before a changed
-// price, that before an order that nobody could pay, and that before missing stock.
+// decide decides one order and takes its stock from the allocation. Of several problems it reports an unknown product
+// first, then a changed price, a total that is too large, and missing stock.
 func (s allocation) decide(o order) decision {
 	priced := make([]pricedLine, len(o.lines))
 	asked := make(map[int32]int64, len(o.lines)) // by product: lines of one product are one demand
@@ -170,7 +170,7 @@ func (s allocation) decide(o order) decision {
 	return d
 }
 
-// checkTotal says why the value of lines cannot be represented, "" if it can.
+// checkTotal returns why the value of lines cannot be represented, "" if it can.
 func checkTotal(lines []pricedLine) (why reason, detail string) {
 	var sum int64
 	currency := lines[0].unitPrice.currency
@@ -186,11 +186,11 @@ func checkTotal(lines []pricedLine) (why reason, detail string) {
 	return "", ""
 }
 
-// maxDetail bounds the detail of a refusal, in bytes: it is stored, answered and published with the order, and nobody
-// reads a hundred of them. One problem alone, with a name of 200 characters that all have to be escaped, has up to 2,050.
+// maxDetail bounds the detail of a refusal, in bytes, which is stored, sent and published with the order. A single problem,
+// with a name of 200 characters that all have to be escaped, has up to 2,050.
 const maxDetail = 2100
 
-// reject names the problems as far as they fit, and says how many more there are.
+// reject returns a refusal that names the problems as far as they fit into maxDetail, and counts the others.
 func reject(o order, why reason, problems []string) decision {
 	detail := problems[0]
 	for i, p := range problems[1:] {

@@ -10,10 +10,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -42,7 +44,7 @@ type itemUpdate struct {
 	read   *inventoryv1.Item
 }
 
-// etag changes with each change of the product, its stock included.
+// etag returns a value that changes with every change of the product, also of its stock.
 func (p product) etag() string { return strconv.FormatInt(p.Version, 10) }
 
 // checkEtag returns an error if etag is that of another version of the product.
@@ -57,7 +59,7 @@ func itemNotFound(id int32) error {
 	return apierror.New(codes.NotFound, "ITEM_NOT_FOUND", "there is no item %d", id)
 }
 
-// listItems reads at most limit products with ids above after, in the order of their ids.
+// listItems reads up to limit products with ids above after, in the order of their ids.
 func listItems(ctx context.Context, db *sqlx.DB, after int64, limit int) ([]product, error) {
 	var products []product
 	err := db.SelectContext(ctx, &products, `
@@ -82,7 +84,7 @@ func readItem(ctx context.Context, db *sqlx.DB, id int32) (p product, err error)
 	return p, nil
 }
 
-// catalogueChange is what was done to the catalogue.
+// catalogueChange is the result of a change of the catalogue.
 type catalogueChange struct {
 	products []product     // as they are now
 	stock    []stockChange // of their stock
@@ -126,7 +128,7 @@ func createItems(ctx context.Context, tx *sqlx.Tx, items []newItem) (catalogueCh
 	return done, writeMovements(ctx, tx, stocked, created)
 }
 
-// itemExists names the first item that could not be created beside the ones that were.
+// itemExists returns the error that names the first item which was not inserted, because its name is taken.
 func itemExists(items []newItem, inserted []product) error {
 	for i, it := range items {
 		if i >= len(inserted) || inserted[i].Name != it.name {
@@ -170,7 +172,7 @@ func updateItems(ctx context.Context, tx *sqlx.Tx, updates []itemUpdate) (catalo
 	return done, writeMovements(ctx, tx, restocked, adjusted)
 }
 
-// differences says in words what of a product is not as it was before.
+// differences describes the differences of p from what the product was before.
 func (p product) differences(before product) string {
 	var all []string
 	differs := func(what, now, was string) {
@@ -187,6 +189,19 @@ func (p product) differences(before product) string {
 	return strings.Join(all, "; ")
 }
 
+// isUnchanged says whether a field is as it is stored. Some clients keep times to the millisecond, or the second.
+func isUnchanged(fd protoreflect.FieldDescriptor, stored, read protoreflect.Value) bool {
+	if fd.Message() == nil || stored.Equal(read) {
+		return stored.Equal(read)
+	}
+	was, isTime := stored.Message().Interface().(*timestamppb.Timestamp)
+	if !isTime || !read.Message().IsValid() {
+		return false
+	}
+	at, sent := was.AsTime(), read.Message().Interface().(*timestamppb.Timestamp).AsTime()
+	return sent.Equal(at.Truncate(time.Millisecond)) || sent.Equal(at.Truncate(time.Second))
+}
+
 // apply returns the product with the update's values.
 func (u itemUpdate) apply(p product) (product, error) {
 	if err := p.checkEtag(u.etag); err != nil {
@@ -195,7 +210,7 @@ func (u itemUpdate) apply(p product) (product, error) {
 	stored, read := p.item().ProtoReflect(), u.read.ProtoReflect()
 	for _, name := range u.asRead {
 		fd := stored.Descriptor().Fields().ByName(name)
-		if !stored.Get(fd).Equal(read.Get(fd)) {
+		if !isUnchanged(fd, stored.Get(fd), read.Get(fd)) {
 			return p, invalidItem(string(name), "cannot be changed: product_name, on_hand and price can; send it as it was read last, or leave it out")
 		}
 	}
@@ -215,7 +230,7 @@ func (u itemUpdate) apply(p product) (product, error) {
 	return p, nil
 }
 
-// writeItems stores what may be changed of products that are locked, and returns them in the order of their ids.
+// writeItems stores products that are locked, and returns them in the order of their ids.
 func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, error) {
 	names := make([]string, len(items))
 	for i, p := range items {
@@ -244,8 +259,8 @@ func writeItems(ctx context.Context, tx *sqlx.Tx, items []product) ([]product, e
 	return products, nil
 }
 
-// deleteItems takes products out of the catalogue, all or none. The rows stay for the orders that name them. etag must be
-// the stored one of each, if it is not empty.
+// deleteItems marks products as deleted, all or none; their rows stay for the orders that name them. If etag is not empty,
+// it must be that of each of them.
 func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32, etag string) (done catalogueChange, err error) {
 	stored, err := lockItems(ctx, tx, ids)
 	if err != nil {
@@ -270,7 +285,7 @@ func deleteItems(ctx context.Context, tx *sqlx.Tx, ids []int32, etag string) (do
 	return done, nil
 }
 
-// lockItems locks and reads products of the catalogue, every one of which must be there.
+// lockItems locks and reads products of the catalogue. It fails if one is not there.
 func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product, error) {
 	var products []product
 	err := tx.SelectContext(ctx, &products, `
@@ -292,7 +307,7 @@ func lockItems(ctx context.Context, tx *sqlx.Tx, ids []int32) (map[int32]product
 	return byID, nil
 }
 
-// writeMovements keeps the changes of on_hand that no order caused.
+// writeMovements records changes of on_hand that no order caused.
 func writeMovements(ctx context.Context, tx *sqlx.Tx, by stockDeltas, why movement) error {
 	ids := slices.Collect(maps.Keys(by))
 	_, err := tx.ExecContext(ctx, `

@@ -5,12 +5,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
@@ -344,6 +346,20 @@ func TestUpdateItem_WithoutMaskAndWithAllFields(t *testing.T) {
 	stale.Quantity, stale.Etag = 7, ""
 	if _, err := update(stale, nil); reasonOf(err) != "INVALID_ARGUMENT" {
 		t.Errorf("another quantity was taken: %v", err)
+	}
+	// Some generated clients keep times to the millisecond or the second.
+	for _, kept := range []time.Duration{time.Millisecond, time.Second} {
+		item.OnHand, item.CreatedAt, item.UpdatedAt = 50, timestamppb.New(item.GetCreatedAt().AsTime().Truncate(kept)), timestamppb.New(item.GetUpdatedAt().AsTime().Truncate(kept))
+		if item, err = update(item, nil); err != nil {
+			t.Fatalf("times to the %s were not taken: %v", kept, err)
+		}
+	}
+	for _, wrong := range []*timestamppb.Timestamp{timestamppb.New(item.GetCreatedAt().AsTime().Truncate(time.Second).Add(time.Second)), {}} {
+		changed := proto.CloneOf(item)
+		changed.CreatedAt = wrong
+		if _, err := update(changed, nil); reasonOf(err) != "INVALID_ARGUMENT" {
+			t.Errorf("created at %s was taken: %v", wrong.AsTime(), err)
+		}
 	}
 	item, err = update(&inventoryv1.Item{Id: laptop, ProductName: "Laptop", Price: usd(900)}, &fieldmaskpb.FieldMask{Paths: []string{"*"}})
 	if err != nil || item.GetProductName() != "Laptop" || item.GetOnHand() != 0 || item.GetPrice().GetUnits() != 900 {

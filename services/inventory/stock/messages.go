@@ -19,7 +19,7 @@ import (
 	"shop.example/platform/outbox"
 )
 
-// handlers are what the inventory queue carries. What asks for an answer gets it through pub.
+// handlers returns the handlers of the messages in the inventory queue. Answers to requests are sent through pub.
 func (st *store) handlers(pub *messaging.Publisher) []messaging.Handler {
 	return []messaging.Handler{
 		messaging.Handle(st.onDecrementQuantity),
@@ -33,10 +33,10 @@ func (st *store) handlers(pub *messaging.Publisher) []messaging.Handler {
 	}
 }
 
-// changeOnMessage is what a message of type T changes in the catalogue.
+// changeOnMessage applies a message of type T to the catalogue.
 type changeOnMessage[T proto.Message] func(context.Context, *sqlx.Tx, T) (catalogueChange, error)
 
-// handleOnce makes a handler that runs change with each message, see changeOnce, and answers those who asked for it.
+// handleOnce makes a handler that calls change once for each message, see changeOnce, and answers those that are requests.
 func handleOnce[T proto.Message](st *store, pub *messaging.Publisher, change changeOnMessage[T]) messaging.Handler {
 	return messaging.Handle(func(ctx context.Context, batch []messaging.Message[T]) error {
 		for _, m := range batch {
@@ -55,9 +55,10 @@ func handleOnce[T proto.Message](st *store, pub *messaging.Publisher, change cha
 	})
 }
 
-// changeOnce runs change if the message was not handled before, in a transaction of its own, which marks it as handled: two
-// messages in one would lock products in the order of the messages, not of the ids. Messages about holds need no such
-// mark: a hold's state says what was done to it. Who did it is the broker's user who published it.
+// changeOnce runs change unless the message was handled before, in a transaction that also records it as handled. Each
+// message has a transaction of its own: two in one would lock products in the order of the messages instead of their ids.
+// Messages about holds need no such record, because a hold's state shows what was done to it. The operator is the broker's
+// user who published m.
 func changeOnce[T proto.Message](ctx context.Context, st *store, m messaging.Message[T], change changeOnMessage[T]) (*eventsv1.ItemsChanged, error) {
 	var fresh []bool
 	method := string(m.Body.ProtoReflect().Descriptor().FullName())
@@ -87,7 +88,7 @@ func publisherOf(m messaging.Meta) string {
 	return "user of the broker " + m.User
 }
 
-// permanent makes this service's own errors Permanent: what it refuses once, it always refuses.
+// permanent marks this service's own errors as Permanent: what it refuses once it always refuses.
 func permanent(err error) error {
 	if own := (*apierror.Error)(nil); errors.As(err, &own) {
 		return messaging.Permanent(err)
@@ -104,7 +105,7 @@ func (st *store) onDecrementQuantity(ctx context.Context, batch []messaging.Mess
 	return nil
 }
 
-// onOrderCancelled returns the stock of cancelled orders.
+// onOrderCancelled puts the stock of cancelled orders back.
 func (st *store) onOrderCancelled(ctx context.Context, batch []messaging.Message[*eventsv1.OrderCancelled]) error {
 	if err := handleHoldTransitions(ctx, st, batch, releaseTransitions); err != nil {
 		return err
@@ -113,8 +114,8 @@ func (st *store) onOrderCancelled(ctx context.Context, batch []messaging.Message
 	return nil
 }
 
-// handleHoldTransitions applies the transitions to the holds of the orders in the batch. A redelivered order, in this batch or a
-// later one, has no hold left for them.
+// handleHoldTransitions applies the transitions to the holds of the orders in the batch. A redelivered order, in this batch
+// or a later one, has no holds left that they apply to.
 func handleHoldTransitions[T interface {
 	proto.Message
 	GetOrderId() string
@@ -174,7 +175,7 @@ func (st *store) onDeleteItems(ctx context.Context, tx *sqlx.Tx, m *eventsv1.Del
 	return deleteItems(ctx, tx, m.GetIds(), "")
 }
 
-// onListInventory replies to the callers. One that has gone is no reason to try again.
+// onListInventory answers the requests in the batch. A requester who is gone is no reason to retry.
 func (st *store) onListInventory(ctx context.Context, pub *messaging.Publisher, batch []messaging.Message[*eventsv1.ListInventory]) error {
 	answer, failure := st.listInventory(ctx)
 	if own := (*apierror.Error)(nil); failure != nil && !errors.As(failure, &own) {
@@ -195,7 +196,7 @@ const (
 	listPage     = 1000 // products read at once
 )
 
-// listInventory reads the catalogue; CATALOGUE_TOO_LARGE if that is more than one answer can have.
+// listInventory reads the catalogue; it fails with CATALOGUE_TOO_LARGE if one answer cannot carry it.
 func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, error) {
 	answer, size := &eventsv1.InventoryListed{}, 0
 	for after := int64(0); ; {
@@ -218,7 +219,7 @@ func (st *store) listInventory(ctx context.Context) (*eventsv1.InventoryListed, 
 	}
 }
 
-// listed is the product in answers over the broker.
+// listed returns the product in the form of answers over the broker.
 func (p product) listed() *eventsv1.InventoryListed_Item {
 	return &eventsv1.InventoryListed_Item{
 		Id: p.ID, ProductName: p.Name, Quantity: p.available(), Price: money.FromMinor(p.UnitPrice, p.Currency),

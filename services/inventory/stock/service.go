@@ -1,10 +1,10 @@
 // Package stock is the inventory service: the catalogue, and the stock that is held for orders and sold to them.
 //
-// Orders come as CheckStock calls over the broker (calls.go): decide says for each order of a batch whether there is
-// stock (decide.go), and the store holds it and keeps the decisions in one transaction (store.go). Messages settle or
-// release the holds, and change the catalogue (messages.go, items.go), as gRPC calls do (calls.go). Changes of the stock
-// are published through the outbox. The sweeper asks the order service about holds that nobody has settled
-// (sweeper.go), and the logging service asks which events have not been handled (settlement.go).
+// Orders come as CheckStock calls over the broker (calls.go). decide decides for each order of a batch whether there is
+// stock (decide.go); the store holds the stock and stores the decisions, in one transaction (store.go). Messages settle or
+// release the holds (messages.go). Messages and gRPC calls change the catalogue (messages.go, calls.go, items.go). Changes
+// of the stock are published through the outbox. The sweeper asks the order service about holds that nobody has settled
+// (sweeper.go), and the logging service asks which events have not been handled yet (settlement.go).
 package stock
 
 import (
@@ -31,13 +31,13 @@ import (
 const (
 	name   = topology.Inventory
 	schema = "inventory"
-	// checkWorkers is how many CheckStock calls are answered at the same time. Calls that name the same products wait for
-	// each other in the database, so more would only hold connections.
+	// checkWorkers is how many CheckStock calls are handled at a time. Calls about the same products wait for each other in
+	// the database, so more would only occupy connections.
 	checkWorkers = 4
 )
 
-// linger is how long a batch of messages, and of events to publish, waits for more. No client waits for either: the stock
-// is held already.
+// linger is how long a batch of messages, and of events to publish, waits for more. It delays no client: the stock is held
+// already.
 const linger = 20 * time.Millisecond
 
 // Config is the configuration of the service. The tags are those of github.com/caarlos0/env.
@@ -45,18 +45,19 @@ type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required"`
 	DatabaseURL string `env:"DATABASE_URL,required"`
 	GRPCAddr    string `env:"GRPC_ADDR"     envDefault:"127.0.0.1:3002"`
-	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr to be on another.
+	// TLS is the certificate that GRPCAddr is served with, and with which the order service is called. Without it both must
+	// be on this machine.
 	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR"    envDefault:":3102"`
-	// PprofAddr is where Go's profiles are served, for this machine alone.
+	// PprofAddr is the address to serve Go's profiles on, a loopback address.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
-	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	// StopDelay is how long a replica goes on serving, but not ready, before it stops.
 	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
-	// OrderAddr is where the order service is asked about old holds.
+	// OrderAddr is the address of the order service's gRPC, which is asked about old holds.
 	OrderAddr string `env:"ORDER_ADDR"    envDefault:"localhost:3001"`
-	// HoldLimit is the age from which a hold is old, 15 min if it is 0. Less than 5 min is refused.
+	// HoldLimit is the age from which a hold counts as old, 15 min if it is 0. Less than 5 min is an error.
 	HoldLimit time.Duration `env:"HOLD_LIMIT"`
-	// Currency is the ISO 4217 code of the one currency that the catalogue has.
+	// Currency is the ISO 4217 code of the catalogue's only currency.
 	Currency  string `env:"SHOP_CURRENCY" envDefault:"USD"`
 	Retention outbox.Retention
 	Telemetry telemetry.Config
@@ -65,8 +66,8 @@ type Config struct {
 // Service is one replica of the inventory service.
 type Service struct{ *service.Service }
 
-// New migrates the schema, opens the listeners and returns a service that does nothing until Run. A service that is not
-// run must be closed. The database has to be there; the broker may come later.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
+// available; the broker need not be. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Retention, err = cfg.Retention.Validate(); err != nil {
 		return nil, err

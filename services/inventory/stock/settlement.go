@@ -15,14 +15,14 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// settlementServer serves SettlementService, which says which events about orders have not been handled: a hold's state says
-// what was done to it.
+// settlementServer serves SettlementService, which tells which events about orders have not been handled. A hold's state
+// shows that.
 type settlementServer struct {
 	inventoryv1.UnimplementedSettlementServiceServer
 	*store
 }
 
-// FindUnhandled is part of inventoryv1.SettlementServiceServer.
+// FindUnhandled implements inventoryv1.SettlementServiceServer.
 func (s settlementServer) FindUnhandled(ctx context.Context, req *inventoryv1.FindUnhandledRequest) (*inventoryv1.FindUnhandledResponse, error) {
 	event, _ := contract.ByRoutingKey(req.GetRoutingKey())
 	var before []holdTransition // what handling the event does to holds
@@ -45,7 +45,7 @@ func (s settlementServer) FindUnhandled(ctx context.Context, req *inventoryv1.Fi
 	return &inventoryv1.FindUnhandledResponse{OrderIds: idBytes(unhandled)}, nil
 }
 
-// FindHeld is part of inventoryv1.SettlementServiceServer.
+// FindHeld implements inventoryv1.SettlementServiceServer.
 func (s settlementServer) FindHeld(ctx context.Context, req *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
 	held, err := ordersHoldingFor(ctx, s.db, req.GetMinAge().AsDuration(), maxHeld)
 	if err != nil {
@@ -54,7 +54,7 @@ func (s settlementServer) FindHeld(ctx context.Context, req *inventoryv1.FindHel
 	return &inventoryv1.FindHeldResponse{OrderIds: idBytes(held)}, nil
 }
 
-// maxHeld is how many holds FindHeld looks at.
+// maxHeld is how many holds FindHeld reads.
 const maxHeld = 1000
 
 func idBytes(ids []uuid.UUID) [][]byte {
@@ -76,8 +76,8 @@ func ordersWithHoldsIn(ctx context.Context, q sqlx.QueryerContext, orders []uuid
 	return found, nil
 }
 
-// ordersHoldingFor returns the orders whose holds are the oldest ones that are neither settled nor released, and at least of this
-// age. It looks at limit holds.
+// ordersHoldingFor returns the orders of the oldest holds that are neither settled nor released and at least this old. It
+// reads limit holds.
 func ordersHoldingFor(ctx context.Context, q sqlx.QueryerContext, age time.Duration, limit int) (orders []uuid.UUID, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, `
 		SELECT DISTINCT order_id FROM (

@@ -47,7 +47,7 @@ type product struct {
 
 const productColumns = `p.id, p.name, p.unit_price, p.currency, p.on_hand, p.reserved, p.version, p.created_at, p.updated_at`
 
-// available is how many pieces can still be sold.
+// available returns how many pieces can still be sold.
 func (p product) available() int32 { return p.OnHand - p.Reserved }
 
 func (p product) price() price { return price{p.UnitPrice, p.Currency} }
@@ -60,12 +60,12 @@ type stockChange struct {
 
 func (c stockChange) depleted() bool { return c.before > 0 && c.available() == 0 }
 
-// stockDeltas is by how much the stock of products changes, by id.
+// stockDeltas are the changes of products' stock, by product id.
 type stockDeltas map[int32]stockDelta
 
 type stockDelta struct{ onHand, reserved int32 }
 
-// add counts the holds in, each piece with onHandPerPiece and reserved.
+// add adds the changes for holds: onHand and reserved for each piece.
 func (d stockDeltas) add(holds []hold, onHand, reserved int32) {
 	for _, h := range holds {
 		sum := d[h.ProductID]
@@ -90,7 +90,7 @@ const (
 	released holdState = "RELEASED"
 )
 
-// movement is why on_hand of a product changed.
+// movement is the reason for a change of on_hand.
 type movement string
 
 const (
@@ -100,7 +100,8 @@ const (
 	restocked movement = "RESTOCKED"
 )
 
-// store changes stock and catalogue for calls and messages. Its methods may be called concurrently, in any number of processes.
+// store changes stock and catalogue, for calls and messages. Its methods may be called concurrently, in any number of
+// processes.
 type store struct {
 	db       *sqlx.DB
 	log      *slog.Logger
@@ -109,8 +110,8 @@ type store struct {
 	repeats  *outbox.Duplicates
 }
 
-// changeStock runs f in a transaction that also announces what f changed, and logs it once it is committed. If the
-// transaction loses against another one, it and f are run once more.
+// changeStock runs f in a transaction that also publishes f's changes through the outbox, and logs them after the commit.
+// If the transaction loses against another one, it is run once more with f.
 func (st *store) changeStock(ctx context.Context, f func(tx *sqlx.Tx) ([]stockChange, error)) error {
 	var changes []stockChange
 	attempt := func(tx *sqlx.Tx) (err error) {
@@ -134,8 +135,8 @@ func (st *store) changeStock(ctx context.Context, f func(tx *sqlx.Tx) ([]stockCh
 	return nil
 }
 
-// changeCatalogue changes the catalogue: it runs f as change does, and records that the operator did it, by a method or a
-// message. An f that returns nothing has done nothing.
+// changeCatalogue runs f as changeStock does, and records that operator did it, with method, the full name of a gRPC method
+// or a message. If f returns no changes nothing is recorded.
 func (st *store) changeCatalogue(ctx context.Context, operator, method string, f func(tx *sqlx.Tx) (catalogueChange, error)) (done catalogueChange, err error) {
 	err = st.changeStock(ctx, func(tx *sqlx.Tx) (_ []stockChange, err error) {
 		if done, err = f(tx); err != nil {
@@ -153,7 +154,7 @@ func (st *store) changeCatalogue(ctx context.Context, operator, method string, f
 	return done, err
 }
 
-// stockEvents are one StockChanged for each change, and StockDepleted if no piece is left.
+// stockEvents returns a StockChanged for each change, and a StockDepleted if no piece is left.
 func stockEvents(changes []stockChange) []outbox.Entry {
 	entries := make([]outbox.Entry, 0, len(changes))
 	for _, c := range changes {
@@ -170,7 +171,7 @@ func stockEvents(changes []stockChange) []outbox.Entry {
 	return entries
 }
 
-// logDecisions says what was decided, a line an order.
+// logDecisions logs a line for each order.
 func (st *store) logDecisions(ctx context.Context, decided []decision) {
 	if !st.log.Enabled(ctx, slog.LevelInfo) {
 		return
@@ -193,8 +194,8 @@ type checkResult struct {
 	fresh     []decision                               // those that were decided by this call
 }
 
-// check decides orders, holds their stock and remembers the decisions, all in one transaction. An order that was
-// decided before gets the same answer. If an order id comes with other lines than before, the whole call fails with
+// check decides orders, holds their stock and stores the decisions, all in one transaction. An order that was decided
+// before gets the same answer again. If an order id comes with other lines than before, the whole call fails with
 // ORDER_LINES_DIFFER, which names the order, and nothing is decided.
 func (st *store) check(ctx context.Context, orders []order) (a checkResult, err error) {
 	decideAll := func(tx *sqlx.Tx) (changes []stockChange, err error) {
@@ -272,8 +273,8 @@ func lockProducts(ctx context.Context, tx *sqlx.Tx, orders []order) ([]product, 
 	return products, nil
 }
 
-// readDecisions returns the answers that were given before, and the orders without one, each once. What is answered
-// again is locked: it cannot be deleted before the answer is given.
+// readDecisions returns the answers of orders that were decided before, and the orders that were not, each once. Decisions
+// that are repeated are locked, so that they cannot be deleted before the answer is sent.
 func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.UUID]*inventoryv1.StockDecision, []order, error) {
 	var rows []struct {
 		OrderID   uuid.UUID `db:"order_id"`
@@ -309,7 +310,7 @@ func readDecisions(ctx context.Context, tx *sqlx.Tx, orders []order) (map[uuid.U
 	return answers, undecided, nil
 }
 
-// renewHolds makes the holds of orders that were asked about again as young as new ones: whoever asked relies on them.
+// renewHolds resets the age of the holds of orders that were asked about again, because somebody relies on them.
 func renewHolds(ctx context.Context, tx *sqlx.Tx, answered map[uuid.UUID]*inventoryv1.StockDecision) error {
 	_, err := tx.ExecContext(ctx, `
 		UPDATE hold SET updated_at = statement_timestamp() WHERE order_id = ANY($1::uuid[]) AND state = 'HELD'`,
@@ -360,7 +361,8 @@ func insertHolds(ctx context.Context, tx *sqlx.Tx, holds []hold) error {
 	return nil
 }
 
-// holdTransition moves holds from one state to another. onHandPerPiece and reserved are what one piece does to the stock of its product.
+// holdTransition changes the state of holds. onHandPerPiece and reserved are the changes of the product's stock for each
+// piece.
 type holdTransition struct {
 	from, to                         holdState
 	onHandPerPiece, reservedPerPiece int32
@@ -374,9 +376,9 @@ var (
 	releaseTransitions = []holdTransition{{held, released, 0, -1, ""}, {settled, released, +1, 0, restocked}}
 )
 
-// transitionHolds applies the transitions to the holds of the orders, and changes the stock. Holds in other states stay as they
-// are: a hold that is released cannot be settled, whichever message comes first. It returns how many orders had holds to
-// move. NO_HOLD if an order never held anything.
+// transitionHolds applies the transitions to the holds of the orders, and changes the stock accordingly. Holds in other
+// states stay as they are: a hold that was released cannot be settled, whichever message comes first. moved is how many
+// orders had holds to change. It fails with NO_HOLD if an order never held anything.
 func transitionHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, transitions []holdTransition) (moved int, _ []stockChange, err error) {
 	ids := postgres.ArrayOf(orders)
 	if err := lockDecisions(ctx, tx, ids); err != nil {
@@ -407,7 +409,7 @@ func transitionHolds(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, trans
 	return moved, changes, err
 }
 
-// lockDecisions locks what was decided about orders, and with it their holds.
+// lockDecisions locks the decisions about orders, and with them their holds.
 func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		SELECT FROM decision WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR NO KEY UPDATE`, orders)
@@ -417,7 +419,7 @@ func lockDecisions(ctx context.Context, tx *sqlx.Tx, orders []byte) error {
 	return nil
 }
 
-// apply moves the holds that are in the first state to the other, writes the movements and returns those holds.
+// apply changes the holds that are in the transition's first state, writes the stock movements, and returns those holds.
 func (s holdTransition) apply(ctx context.Context, tx *sqlx.Tx, orders []byte) ([]hold, error) {
 	var moved []hold
 	err := tx.SelectContext(ctx, &moved, postgres.Prepared+`

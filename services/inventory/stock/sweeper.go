@@ -25,9 +25,9 @@ import (
 
 const (
 	defaultHoldLimit = 15 * time.Minute
-	// minHoldLimit is well above the time in which an order can still be stored after its stock was asked about: the
-	// minute that the contract of CheckStock gives, and a transaction of five statements that takes all the time that
-	// package postgres leaves it, 10 s for a statement and 30 s between two.
+	// minHoldLimit is well above the time within which an order can still be stored after its stock was asked about: the
+	// minute in the contract of CheckStock, plus a transaction of five statements with the full time that package postgres
+	// allows, 10 s for each statement and 30 s between two.
 	minHoldLimit = 5 * time.Minute
 
 	sweepInterval = time.Minute
@@ -39,9 +39,9 @@ const (
 	maxUnanswered = 3
 )
 
-// sweeper releases the stock of orders that were never stored or are closed: the order service died between the hold and its commit,
-// or an event was lost to a dead letter. How is in docs/adr/0005. It never guesses: a hold whose order
-// nobody can tell about stays.
+// sweeper releases the stock of orders that were never stored, or were closed: the order service died between the hold and
+// its commit, or an event was lost to a dead letter (docs/adr/0005). It never guesses: if the order service does not
+// answer, the hold stays.
 //
 // Only what the order service does not know can still become an order, from an OrderPlaced that waits in a queue. So
 // its decision is deleted together with its holds, and the next CheckStock decides it again. Nobody can be relying on the
@@ -93,7 +93,7 @@ const (
 	outcomeKept     outcome = "kept"      // the order is confirmed: it will be settled
 	outcomeReleased outcome = "released"  // the order is closed
 	outcomeDeleted  outcome = "forgotten" // there is no order
-	// outcomeUnknown is of an order whose state says nothing about its holds, because it comes from a newer release.
+	// outcomeUnknown is for an order in a state of a newer release, of which it is not known what becomes of its holds.
 	outcomeUnknown outcome = "unknown_state"
 )
 
@@ -131,7 +131,7 @@ func (s *sweeper) count(ctx context.Context, o outcome, orders int) {
 	s.swept.Add(ctx, int64(orders), metric.WithAttributes(attribute.String("outcome", string(o))))
 }
 
-// sample reads since when the oldest hold has been there, for the metric.
+// sample reads the age of the oldest hold, for the metric.
 func (s *sweeper) sample(ctx context.Context) error {
 	var age float64
 	err := s.db.GetContext(ctx, &age, `
@@ -166,8 +166,8 @@ func (s *sweeper) run(ctx context.Context) error {
 	}
 }
 
-// sweep goes through all old holds once. If another replica is doing so, it does nothing: two would do no harm, but ask
-// everything twice.
+// sweep processes all old holds once. If another replica is doing so it does nothing: two would do no harm, but would ask
+// about everything twice.
 func (s *sweeper) sweep(ctx context.Context) (err error) {
 	if _, err := s.clock.jumped(ctx, s.db); err != nil { // whoever sweeps; deleteOrphans looks again
 		return err
@@ -208,8 +208,8 @@ type oldHold struct {
 	OrderID   uuid.UUID `db:"order_id"`
 }
 
-// oldHoldCondition is the condition for a hold to be swept; $1 is the limit in seconds. A hold is never younger than it was made, so
-// the index of open holds by creation bounds what is read.
+// oldHoldCondition is the SQL condition for a hold to be swept; $1 is the limit in seconds. A hold's age never exceeds the
+// time since its creation, so the index of open holds by creation bounds what is read.
 const oldHoldCondition = `state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'
 	AND updated_at < statement_timestamp() - $1 * interval '1 second'`
 
@@ -224,8 +224,9 @@ func (s *sweeper) oldHolds(ctx context.Context, after oldHold) (old []oldHold, e
 	return old, nil
 }
 
-// sweepOrders asks about orders and does what the answers say. An order that nobody can tell about does not keep the
-// others waiting: unanswered is the first such error. It fails, having changed nothing, if nobody answers at all.
+// sweepOrders asks about orders and acts on the answers. If there is no answer about one of them the others are processed
+// all the same, and firstError is the first such failure. It returns err, without having changed anything, if the order
+// service does not answer at all.
 func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (firstError, err error) {
 	byOutcome := map[outcome][]uuid.UUID{}
 	unanswered := 0 // questions in a row without a word from the order service
@@ -256,7 +257,7 @@ func (s *sweeper) sweepOrders(ctx context.Context, old []oldHold) (firstError, e
 	return firstError, s.deleteOrphans(ctx, byOutcome[outcomeDeleted])
 }
 
-// lookUp returns what the order service's answer means for the holds of an order.
+// lookUp asks the order service about an order and returns what becomes of its holds.
 func (s *sweeper) lookUp(ctx context.Context, id uuid.UUID) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookUpTimeout)
 	defer cancel()
@@ -282,12 +283,13 @@ func (s *sweeper) lookUp(ctx context.Context, id uuid.UUID) (outcome, error) {
 	}
 }
 
-// isUnknownOrder is true for the order service's own word: not found is also what something else at its address says.
+// isUnknownOrder reports whether the order service itself said so: something else at its address could also answer
+// NOT_FOUND.
 func isUnknownOrder(err error) bool {
 	return status.Code(err) == codes.NotFound && apierror.ReasonOf(err) == "ORDER_NOT_FOUND"
 }
 
-// release releases what closed orders still hold. An order that is closed stays so: nothing is asked again.
+// release releases the holds of closed orders. A closed order stays closed, so nothing is checked again.
 func (s *sweeper) release(ctx context.Context, orders []uuid.UUID) error {
 	if len(orders) == 0 {
 		return nil
@@ -303,8 +305,8 @@ func (s *sweeper) release(ctx context.Context, orders []uuid.UUID) error {
 	return nil
 }
 
-// deleteOrphans deletes the decisions of orders that the order service does not know, and the holds with them. A message that settles such an
-// order after all finds NO_HOLD and becomes a dead letter.
+// deleteOrphans deletes the decisions about orders that the order service does not know, with their holds. If a message to
+// settle such an order comes after all, it finds NO_HOLD and becomes a dead letter.
 func (s *sweeper) deleteOrphans(ctx context.Context, orders []uuid.UUID) error {
 	if len(orders) == 0 {
 		return nil
@@ -327,8 +329,8 @@ func (s *sweeper) deleteOrphans(ctx context.Context, orders []uuid.UUID) error {
 	return nil
 }
 
-// deleteOrphansTx deletes the decisions of those of the orders whose holds are still old. CheckStock locks the decisions that it repeats too: one
-// that is repeated either has renewed the holds by now, or will find no decision.
+// deleteOrphansTx deletes the decisions about those of the orders whose holds are still old. CheckStock also locks the
+// decisions that it repeats, so one that is being repeated has either renewed its holds by now, or will find no decision.
 func deleteOrphansTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit time.Duration) (gone []uuid.UUID, changes []stockChange, err error) {
 	ids := postgres.ArrayOf(orders)
 	if err := lockDecisions(ctx, tx, ids); err != nil {
@@ -353,7 +355,7 @@ func deleteOrphansTx(ctx context.Context, tx *sqlx.Tx, orders []uuid.UUID, limit
 	return gone, changes, nil
 }
 
-// reportOutcome counts orders, and says of each what became of its holds.
+// reportOutcome counts orders, and logs what became of the holds of each.
 func (s *sweeper) reportOutcome(ctx context.Context, f outcome, orders []uuid.UUID) {
 	if len(orders) == 0 {
 		return

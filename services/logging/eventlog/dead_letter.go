@@ -60,8 +60,8 @@ type deadLetter struct {
 	FirstAt       time.Time `db:"first_at"` // when the message became a dead letter of this queue for the first time; only read
 }
 
-// readDeadLetter makes the row of a message from the queue of dead letters, and says what is wrong with the message
-// itself, "" if it can be read.
+// readDeadLetter makes the row of a message from the queue of dead letters. errText is what is wrong with the message
+// itself, "" if it can be decoded.
 func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, errText string) {
 	r := readDelivery(d, now)
 	reason := sanitizeText(d.Reason)
@@ -96,11 +96,11 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, err
 	}, r.errText
 }
 
-// appIDKey is where headersJSON has the property that names the service which published the message.
+// appIDKey is the key in headersJSON of the property app_id, which names the service that published the message.
 const appIDKey = "app_id"
 
-// headersJSON writes what can be written of the headers, who published the message first and the app_id with them, for
-// when it is redriven.
+// headersJSON returns those of the headers that JSON can represent, with the user who published the message first and its
+// app_id, for when it is redriven.
 func headersJSON(d messaging.Delivery) string {
 	headers := make(map[string]json.RawMessage, len(d.Headers)+1)
 	for name, value := range d.Headers {
@@ -119,8 +119,8 @@ func headersJSON(d messaging.Delivery) string {
 	return string(text)
 }
 
-// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the letter's: there is no
-// other place for it, so it is held until it is stored.
+// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the message's fault: there is
+// no other place for it, so it is kept in the queue until it is stored.
 func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
 	for _, d := range batch {
 		letter, errText := readDeadLetter(d, time.Now())
@@ -145,11 +145,11 @@ ON CONFLICT (message_id, source_queue) WHERE state = 'OPEN'
 DO UPDATE SET reason = excluded.reason, attempts = excluded.attempts, headers = excluded.headers, updated_at = now()
 RETURNING id`
 
-// storeDeadLetter stores a dead letter and says in the log of events that it could not be handled. If the same one
-// waits for a decision already, that one is brought up to date.
+// storeDeadLetter stores a dead letter, and marks its event in the log as an error. If the same one is open already, that
+// is updated.
 //
-// The order of locks is that of redrive: the dead letter, then insertLock. Because of that lock, an event
-// that is being logged at the same moment either is there to be marked, or finds the dead letter.
+// It takes locks in the same order as redrive: the dead letter, then insertLock. Because of that lock, an event that is
+// being logged at the same moment either is there to be marked, or finds the dead letter.
 func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, errText string) (id int64, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		query, args, err := tx.BindNamed(insertDeadLetter, letter)
@@ -167,8 +167,8 @@ func storeDeadLetter(ctx context.Context, db *sqlx.DB, letter deadLetter, errTex
 	return id, nil
 }
 
-// markEvent brings the event's row, if there is one, to what its dead letters say: an error while one of them was not
-// sent again, and after that what is wrong with the message itself, "" if nothing is.
+// markEvent updates the status of the event's row, if there is one: an error while one of its dead letters was not sent
+// again; after that errText, which is what is wrong with the message itself, "" if nothing is.
 func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, errText string) error {
 	if _, err := tx.ExecContext(ctx, insertLock); err != nil {
 		return fmt.Errorf("waiting for the lock on the log: %w", err)
@@ -202,8 +202,8 @@ func getDeadLetter(ctx context.Context, db sqlx.QueryerContext, id int64, lock s
 	return letter, nil
 }
 
-// listDeadLetters reads those with an id below before, the newest first, without their bodies. 0 begins with the newest
-// of all, state "" reads all states.
+// listDeadLetters reads dead letters with an id below before (0: from the newest on), the newest first, without their
+// bodies. state "" stands for all states.
 func listDeadLetters(ctx context.Context, db *sqlx.DB, state, messageID string, before int64, limit int) ([]deadLetter, error) {
 	var c conditions
 	if state != "" {
@@ -234,10 +234,10 @@ func setState(ctx context.Context, tx *sqlx.Tx, letter *deadLetter, state string
 	return nil
 }
 
-// redrive publishes a dead letter to the queue it came from and says so in the same transaction, which is committed when
-// the broker has confirmed. A crash between the two leaves the letter open, and to redrive it again does no harm: whoever
-// handles a message knows those it has handled, for longer than horizon, after which none is redriven. One that is
-// redriven already is returned as it is.
+// redrive publishes a dead letter to the queue it came from and marks it as redriven in one transaction, which is committed
+// when the broker has confirmed. After a crash between the two it is still open. Redriving it again is harmless, because
+// the consumer remembers what it has handled for longer than horizon, after which no dead letter can be redriven. One that
+// is redriven already is returned as it is.
 func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int64, horizon time.Duration) (letter deadLetter, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
@@ -269,9 +269,9 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 	return letter, err
 }
 
-// outgoing is the message as a first attempt, straight to the queue it came from: through its exchange everyone else would
-// see it again. The headers say what is lost on this way: by which exchange, key and user the message was published
-// first.
+// outgoing returns the message as a first attempt, addressed to the queue it came from: through its exchange all other
+// queues would get it again. Headers carry what the delivery will not show: the exchange, routing key and user of its first
+// publishing.
 func (l *deadLetter) outgoing() messaging.Outgoing {
 	return messaging.Outgoing{
 		RoutingKey:    l.SourceQueue,
@@ -288,7 +288,7 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 	}
 }
 
-// header is a text among the headers that are stored, "" if it is missing or the letter is from before it was kept.
+// header returns a stored header, "" if it is missing or the dead letter was stored before headers were.
 func (l *deadLetter) header(name string) string {
 	var headers map[string]json.RawMessage // a struct would take other spellings of the name, too
 	var text string
@@ -309,8 +309,8 @@ func publishError(letter deadLetter, err error) error {
 	return apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take the message; try again").WithCause(err)
 }
 
-// discard gives a dead letter up, after decide has done what follows from that; the letter stays open if it fails. One that
-// is discarded already is returned as it is.
+// discard marks a dead letter as discarded, after decide has done what follows from that; if decide fails the dead letter
+// stays open. One that is discarded already is returned as it is.
 func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Context, *deadLetter) error) (letter deadLetter, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
@@ -331,12 +331,12 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 	return letter, err
 }
 
-// rejectTimeout bounds the call to the order service. The transaction is idle meanwhile, so it has to be shorter than
+// rejectTimeout bounds the call to the order service. The transaction is idle meanwhile, so it must be shorter than
 // postgres.IdleInTransactionTimeout.
 const rejectTimeout = 5 * time.Second
 
-// rejectDiscardedOrder has the order service reject the order of a letter that could not be decided: its customer would wait for ever.
-// Nobody's order is what somebody sent who may not place any.
+// rejectDiscardedOrder makes the order service reject the order in a discarded dead letter, whose customer would otherwise
+// wait for ever. It does nothing if the message came from a user who may not place orders.
 func (s *Service) rejectDiscardedOrder(ctx context.Context, letter *deadLetter) error {
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	if letter.SourceQueue != topology.Order || letter.RoutingKey != placed.RoutingKey || letter.OrderID == "" ||
@@ -357,12 +357,12 @@ func (s *Service) rejectDiscardedOrder(ctx context.Context, letter *deadLetter) 
 	return nil
 }
 
-// delivery is the message as far as reading its body goes.
+// delivery returns the message with as much as decoding its body needs.
 func (l *deadLetter) delivery() messaging.Delivery {
 	return messaging.Delivery{Meta: messaging.Meta{RoutingKey: l.RoutingKey}, Type: l.Type, Body: l.Body}
 }
 
-// message is the letter as it is shown, with its body if that was read.
+// message returns the dead letter in the form of the contracts, with its body if that was read.
 func (l *deadLetter) message(horizon time.Duration) (*loggingv1.DeadLetter, error) {
 	m := &loggingv1.DeadLetter{
 		Id:          l.ID,

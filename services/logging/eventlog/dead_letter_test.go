@@ -53,7 +53,7 @@ func (o *orders) next(t *testing.T) messaging.Message[*eventsv1.OrderPlaced] {
 	select {
 	case m := <-o.got:
 		return m
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("no order came")
 		panic("unreachable")
 	}
@@ -74,7 +74,7 @@ func (f *fixture) openLetters(t *testing.T, n int) []*loggingv1.DeadLetter {
 	return letters
 }
 
-func TestDeadLetter_DiesIsRedrivenAndDiesAgain(t *testing.T) {
+func TestDeadLetter_IsRedrivenAndBecomesADeadLetterAgain(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	o := f.orders(t)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// filter says which rows of event_log are wanted. Zero fields want all.
+// filter selects rows of event_log. A field with its zero value does not restrict.
 type filter struct {
 	orderID         string
 	key             keyPattern
@@ -16,8 +16,8 @@ type filter struct {
 	publishedBefore time.Time // before this time
 }
 
-// conditions are the parts of a WHERE clause, with their arguments. The query has only the conditions that are needed, so that
-// the planner sees which index serves it.
+// conditions are the parts of a WHERE clause, with their arguments. Only the necessary conditions are in the query, so that
+// the planner sees which index to use.
 type conditions struct {
 	sql  []string
 	args []any
@@ -60,13 +60,13 @@ func (f filter) conditions() conditions {
 	return c
 }
 
-// matches says the same of a row as conditions does, for the fields that a stream may filter by.
+// matches reports whether a row meets the conditions, for the fields that a stream may filter by.
 func (f filter) matches(r *row) bool {
 	return (f.orderID == "" || r.OrderID == f.orderID) && f.key.matches(r.RoutingKey)
 }
 
-// keyPattern is a routing key as a binding of a topic exchange writes it: words with dots between them, * for one word,
-// # for any number. The zero value matches every key.
+// keyPattern is a pattern for routing keys, as in a binding of a topic exchange: words separated by dots, * for one word, #
+// for any number. The zero value matches every key.
 type keyPattern struct {
 	literal string         // if there is no * or #
 	re      *regexp.Regexp // of the key with a dot before it, in what Go and PostgreSQL have in common
@@ -95,7 +95,7 @@ func parseKeyPattern(pattern string) keyPattern {
 	return keyPattern{re: regexp.MustCompile(re.String())}
 }
 
-// String is different for different patterns.
+// String returns different texts for different patterns.
 func (p keyPattern) String() string {
 	if p.re != nil {
 		return p.re.String()

@@ -67,8 +67,8 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	return reply, nil
 }
 
-// StreamEvents first sends the position at which it begins: what is logged after that is in the stream. It sends the position again
-// when nothing has happened for a while.
+// StreamEvents implements loggingv1.EventLogServiceServer. It first sends the position at which it begins: everything that
+// is logged after that is in the stream. When nothing has happened for a while it sends its position again.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	if err := s.checkOwner(ctx, canonicalUUID(req.GetOrderId())); err != nil {
@@ -98,7 +98,7 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 	}, sendPosition)
 }
 
-// checkOwner returns an error if the order belongs to somebody else than the caller. Whose it is, OrderPlaced says; no
+// checkOwner returns an error if the order belongs to somebody other than the caller. Its OrderPlaced says whose it is; no
 // other event has anything about a customer.
 func (s eventLogServer) checkOwner(ctx context.Context, orderID string) error {
 	if orderID == "" {
@@ -115,8 +115,8 @@ func orderNotFound(id string) error {
 	return apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 }
 
-// startOf is the id after which a stream begins when the log ends at head. A client may have seen more than there is
-// if the log was restored from a backup: it would wait for ever for an id beyond that.
+// startOf returns the id after which a stream begins, if the log ends at head. After the log was restored from a backup, a
+// client may have seen ids beyond its end; it would otherwise wait for ever.
 func startOf(req *loggingv1.StreamEventsRequest, head int64) int64 {
 	if req.GetAfterId() == 0 && !req.GetFromBeginning() && req.GetOrderId() == "" {
 		return head

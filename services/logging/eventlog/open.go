@@ -11,7 +11,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// openDeadLetters counts the dead letters that nobody has decided about, for a metric.
+// openDeadLetters counts the open dead letters, for a metric.
 type openDeadLetters struct {
 	db    *sqlx.DB
 	count atomic.Pointer[int64] // nil until it was read

@@ -17,7 +17,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// operatorAction is a row of operator_action, to which rows are only ever added: the database refuses everything else.
+// operatorAction is a row of operator_action. Rows can only be added: the database refuses every change.
 type operatorAction struct {
 	ID       int64     `db:"id"`
 	Operator string    `db:"operator"`
@@ -28,7 +28,7 @@ type operatorAction struct {
 	ActedAt  time.Time `db:"acted_at"`
 }
 
-// recordActions stores the OperatorActed events among the records. One that comes twice is stored once.
+// recordActions stores the OperatorActed events among the records, each once.
 func recordActions(ctx context.Context, tx *sqlx.Tx, records []*record) error {
 	for _, r := range records { // nearly never one
 		if r.acted == nil {
@@ -53,25 +53,25 @@ func addAction(ctx context.Context, tx *sqlx.Tx, acted *eventsv1.OperatorActed, 
 	return nil
 }
 
-// recordAction stores what the operator of the call in ctx does, in the same transaction.
-// Other services tell by an event; this one has the record itself.
+// recordAction stores, in tx, what the operator of the call in ctx does. Other services publish an event; this one has the
+// table itself.
 func recordAction(ctx context.Context, tx *sqlx.Tx, method, target, detail string) error {
 	return addAction(ctx, tx, enduser.Acted(enduser.Operator(ctx), method, target, detail), name)
 }
 
-// recordDecision adds what was decided about a dead letter.
+// recordDecision stores an operator's decision about a dead letter.
 func recordDecision(ctx context.Context, tx *sqlx.Tx, method string, letter deadLetter) error {
 	return recordAction(ctx, tx, method, fmt.Sprintf("dead letter %d", letter.ID),
 		fmt.Sprintf("%s, message %s of queue %s", letter.RoutingKey, letter.MessageID, letter.SourceQueue))
 }
 
-// operatorActionServer serves the record.
+// operatorActionServer serves OperatorActionService.
 type operatorActionServer struct {
 	loggingv1.UnimplementedOperatorActionServiceServer
 	*Service
 }
 
-// ListOperatorActions is part of loggingv1.OperatorActionServiceServer.
+// ListOperatorActions implements loggingv1.OperatorActionServiceServer.
 func (s operatorActionServer) ListOperatorActions(ctx context.Context, req *loggingv1.ListOperatorActionsRequest) (*loggingv1.ListOperatorActionsResponse, error) {
 	first := proto.CloneOf(req)
 	first.PageSize, first.PageToken = 0, ""

@@ -19,24 +19,24 @@ import (
 
 const (
 	day = 24 * time.Hour
-	// daysAhead is how many days have their partition before they begin: this many days the maintenance may fail unnoticed
-	// before rows go to the default partition.
+	// daysAhead is how many days ahead partitions are created: maintenance may fail for this many days before rows go to
+	// the default partition.
 	daysAhead        = 7
 	maintainInterval = time.Hour
-	// requestRetention is how long requests stay in the log, whatever its retention is: anyone can make them, and they change
-	// nothing. Those that ended as dead letters stay.
+	// requestRetention is how long requests stay in the log, whatever its retention is: anybody can make them, and they
+	// change nothing. Requests that became dead letters stay.
 	requestRetention = day
 	// expireBatch is how many are deleted at once.
 	expireBatch = 10_000
 )
 
-// requestRoutingKey is the routing key of the one event that asks for something and changes nothing.
+// requestRoutingKey returns the routing key of the one event that is a request and changes nothing.
 var requestRoutingKey = sync.OnceValue(func() string {
 	event, _ := contract.EventOf(&eventsv1.ListInventory{})
 	return event.RoutingKey
 })
 
-// partitions keeps the daily partitions of event_log. Days are those of UTC.
+// partitions maintains the daily partitions of event_log. Days are those of UTC.
 type partitions struct {
 	db        *sqlx.DB
 	log       *slog.Logger
@@ -58,8 +58,8 @@ func (p *partitions) run(ctx context.Context) error {
 	}
 }
 
-// tryMaintain logs a failure, and the next time does what was left undone: rows always have a place, in the default
-// partition if nowhere else.
+// tryMaintain calls maintain and logs a failure; the next call makes up for it. Rows always have a place, if only in the
+// default partition.
 func (p *partitions) tryMaintain(ctx context.Context) {
 	now := time.Now()
 	if err := errors.Join(p.maintain(ctx, now), p.expireRequests(ctx, now), p.expireDeadLetters(ctx), p.expireActions(ctx)); err != nil && ctx.Err() == nil {
@@ -67,8 +67,8 @@ func (p *partitions) tryMaintain(ctx context.Context) {
 	}
 }
 
-// maintain creates the partitions that are missing and drops those older than the retention. If another replica is doing so, it
-// does nothing.
+// maintain creates missing partitions, and drops those older than the retention. If another replica is doing so, it does
+// nothing.
 func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 	today := now.UTC().Truncate(day)
 	var made, dropped []string
@@ -122,8 +122,8 @@ func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 	return err
 }
 
-// expireRequests deletes the requests that are older than requestRetention, some at a time, from the partitions in which there
-// can be any. It finds them by the index on the routing key, which leads past all other rows.
+// expireRequests deletes the requests that are older than requestRetention, in slices, from the partitions that can have
+// any. It finds them by the index on the routing key, without reading other rows.
 func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
 	before := now.Add(-requestRetention)
 	existing, err := existingPartitions(ctx, p.db)
@@ -153,9 +153,9 @@ func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// lockEventLog keeps everyone out of event_log until the transaction ends, for the moment that rows take to move or a
-// table to go. A reader that had planned its query before would look for moved rows where they were and miss them. It
-// gives up after two seconds: whoever comes after this lock waits for it too.
+// lockEventLog locks everybody else out of event_log until the transaction ends, for the short time in which rows are moved
+// or a partition is dropped. Without it, a reader that has planned its query before would look for moved rows in their old
+// partition and miss them. It gives up after two seconds, because everybody who comes after this lock waits for it too.
 func lockEventLog(ctx context.Context, tx *sqlx.Tx) error {
 	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
 		return err
@@ -164,8 +164,8 @@ func lockEventLog(ctx context.Context, tx *sqlx.Tx) error {
 	return err
 }
 
-// createPartition makes the partition of a day. Rows of that day which are in the default partition move into it: the
-// server refuses a partition while the default one holds its rows.
+// createPartition creates the partition of a day. The day's rows in the default partition are moved into it, because the
+// server refuses to create a partition while the default one has rows for it.
 func createPartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
 	name, from, to := partitionName(at), pq.QuoteLiteral(at.Format(time.RFC3339)), pq.QuoteLiteral(at.Add(day).Format(time.RFC3339))
 	for _, statement := range []string{
@@ -185,7 +185,7 @@ const partitionPrefix = "event_log_"
 
 func partitionName(at time.Time) string { return partitionPrefix + at.Format("20060102") }
 
-// existingPartitions are the days that have one.
+// existingPartitions returns the days that have a partition.
 func existingPartitions(ctx context.Context, q sqlx.QueryerContext) (map[time.Time]bool, error) {
 	var names []string
 	err := sqlx.SelectContext(ctx, q, &names, `

@@ -22,17 +22,18 @@ import (
 )
 
 const (
-	// scanLimit is how many events one call reads. There is no index on addresses: it would slow down storing every order.
+	// scanLimit is how many events one call reads. There is no index on addresses, because it would slow down storing every
+	// order.
 	scanLimit = 200_000
-	// maxFound is how many events a call returns or erases, and how many messages it reads that nobody can read.
+	// maxFound is how many events a call returns or erases, and how many undecodable messages it reads.
 	maxFound = 200
-	// maxRead bounds what a call reads of messages that have to be read as they came, in bytes; one is read in any case. They
-	// are answered as they came and as JSON, in less than a gateway takes.
+	// maxRead bounds the undecodable messages that a call reads, in bytes; at least one is read. The response contains them
+	// as bytes and as JSON, and must be smaller than a gateway's limit.
 	maxRead = 256 << 10
 )
 
-// personalDataServer serves PersonalDataService with what events and dead letters say about people. Of all events only OrderPlaced
-// names anybody.
+// personalDataServer serves PersonalDataService for events and dead letters. Of all events only OrderPlaced contains
+// personal data.
 type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
@@ -40,12 +41,12 @@ type personalDataServer struct {
 
 // The stages of a search, in this order; a page token begins with one.
 const (
-	inEvents     = "e"
-	inUnreadable = "u" // events that could not be read: only their bytes can be looked at
-	inLetters    = "d"
+	inEvents      = "e"
+	inUndecodable = "u" // events that could not be read: only their bytes can be looked at
+	inLetters     = "d"
 )
 
-// search is the position of a search: in a stage, after the row with this id.
+// search is the position of a search: a stage, and the id of the last row in it.
 type search struct {
 	person customer.Person
 	whose  *customerv1.Person
@@ -59,22 +60,23 @@ func newSearch(whose *customerv1.Person, token string) (s search, err error) {
 		return s, nil
 	}
 	s.stage = token[:1]
-	if !slices.Contains([]string{inEvents, inUnreadable, inLetters}, s.stage) || len(token) == 1 {
+	if !slices.Contains([]string{inEvents, inUndecodable, inLetters}, s.stage) || len(token) == 1 {
 		return s, pagetoken.ErrInvalid
 	}
 	s.after, err = pagetoken.ParseID(token[1:], pagetoken.ListOf(whose))
 	return s, err
 }
 
-// next is the token with which the search continues after an id, or in the next stage if this one is done; "" at the end.
+// next returns the token with which the search continues: after id, or in the next stage if this one is done; "" at the
+// end.
 func (s search) next(id int64, done bool) string {
 	stage := s.stage
 	if done {
 		id = 0
 		switch stage {
 		case inEvents:
-			stage = inUnreadable
-		case inUnreadable:
+			stage = inUndecodable
+		case inUndecodable:
 			stage = inLetters
 		default:
 			return ""
@@ -83,8 +85,8 @@ func (s search) next(id int64, done bool) string {
 	return stage + pagetoken.NewID(id, pagetoken.ListOf(s.whose))
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
-// before, and each search.
+// FindPersonalData implements customerv1.PersonalDataServiceServer. Each search is recorded, and each response with
+// personal data before it is sent.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	at, err := newSearch(req.GetPerson(), req.GetPageToken())
 	if err != nil {
@@ -105,8 +107,8 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 			resp.Records = append(resp.Records, &customerv1.PersonalRecord{Record: &customerv1.PersonalRecord_Event{Event: event}})
 		}
 		resp.NextPageToken = at.next(last, done)
-	case inUnreadable:
-		rows, last, done, err := findUnreadable(ctx, s.db, at)
+	case inUndecodable:
+		rows, last, done, err := findUndecodable(ctx, s.db, at)
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +121,7 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 		}
 		resp.NextPageToken = at.next(last, done)
 	default:
-		letters, last, done, err := findLetters(ctx, s.db, at)
+		letters, last, done, err := findDeadLetters(ctx, s.db, at)
 		if err != nil {
 			return nil, err
 		}
@@ -145,8 +147,8 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 	})
 }
 
-// ErasePersonalData is part of customerv1.PersonalDataServiceServer. What is left of an OrderPlaced breaks its contract, so
-// that nobody can send it again, and a dead letter that names the person is discarded first.
+// ErasePersonalData implements customerv1.PersonalDataServiceServer. An erased OrderPlaced no longer meets its contract, so
+// it cannot be sent again. A dead letter with the person's data is discarded first.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	at, err := newSearch(req.GetPerson(), req.GetPageToken())
 	if err != nil {
@@ -164,8 +166,8 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 			return nil, err
 		}
 		resp.Events, resp.NextPageToken = int32(len(rows)), at.next(last, done) //nolint:gosec // at most maxFound
-	case inUnreadable:
-		rows, last, done, err := findUnreadable(ctx, s.db, at)
+	case inUndecodable:
+		rows, last, done, err := findUndecodable(ctx, s.db, at)
 		if err == nil {
 			err = s.eraseEvents(ctx, at.person, rows, `body = convert_to($3::text, 'UTF8')`)
 		}
@@ -174,9 +176,9 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 		}
 		resp.Events, resp.NextPageToken = int32(len(rows)), at.next(last, done) //nolint:gosec // at most maxFound
 	default:
-		letters, last, done, err := findLetters(ctx, s.db, at)
+		letters, last, done, err := findDeadLetters(ctx, s.db, at)
 		if err == nil {
-			err = s.eraseLetters(ctx, at.person, letters)
+			err = s.eraseDeadLetters(ctx, at.person, letters)
 		}
 		if err != nil {
 			return nil, err
@@ -186,8 +188,8 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	return resp, nil
 }
 
-// eraseEvents sets what has to be set in the rows, in which $3 is the text that replaces personal data, and records it. An error message that names
-// the person goes too.
+// eraseEvents updates the rows with the SQL assignments in set, in which $3 is the text that replaces personal data, and
+// records it. An error message with the person's data is erased too.
 func (s personalDataServer) eraseEvents(ctx context.Context, person customer.Person, rows []*row, set string, args ...any) error {
 	if len(rows) == 0 {
 		return nil
@@ -210,8 +212,9 @@ func (s personalDataServer) eraseEvents(ctx context.Context, person customer.Per
 	})
 }
 
-// eraseLetters discards those that are open: what is left of them cannot be redriven.
-func (s personalDataServer) eraseLetters(ctx context.Context, person customer.Person, letters []*deadLetter) error {
+// eraseDeadLetters erases dead letters. Those that are open are discarded first, because what is left of them cannot be
+// redriven.
+func (s personalDataServer) eraseDeadLetters(ctx context.Context, person customer.Person, letters []*deadLetter) error {
 	if len(letters) == 0 {
 		return nil
 	}
@@ -237,7 +240,7 @@ func (s personalDataServer) eraseLetters(ctx context.Context, person customer.Pe
 	})
 }
 
-// erasedBody is what may be left of a body that names a person.
+// erasedBody returns what may be kept of a body with personal data.
 func (l *deadLetter) erasedBody() []byte {
 	m, _ := decode(l.delivery())
 	order, ok := m.(*eventsv1.OrderPlaced)
@@ -253,7 +256,8 @@ func (l *deadLetter) erasedBody() []byte {
 	return body
 }
 
-// names says whether a dead letter names the person: as the customer of an order, or anywhere in what cannot be read.
+// names reports whether a dead letter contains the person's data: as the customer of an order, or anywhere if it cannot be
+// decoded.
 func (l *deadLetter) names(person customer.Person) bool {
 	if m, _ := decode(l.delivery()); m != nil {
 		order, ok := m.(*eventsv1.OrderPlaced)
@@ -264,7 +268,8 @@ func (l *deadLetter) names(person customer.Person) bool {
 	return person.NamedIn(l.Body) || person.NamedIn([]byte(l.Headers)) || person.NamedIn([]byte(l.Reason))
 }
 
-// findEvents looks at the next scanLimit events for orders that the person has placed. last is the last id it has looked at.
+// findEvents reads the next scanLimit events and returns the orders that the person has placed. last is the last id that it
+// has read.
 func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last int64, done bool, err error) {
 	var ends struct {
 		First int64 `db:"first"`
@@ -307,8 +312,9 @@ func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last
 	return found, last, last >= ends.Last, nil
 }
 
-// findUnreadable looks for the person in messages of the log that nobody could read. All are errors, which are few.
-func findUnreadable(ctx context.Context, db *sqlx.DB, at search) (found []*row, last int64, done bool, err error) {
+// findUndecodable searches messages of the log that could not be decoded. All of them have the status error, and there are
+// few.
+func findUndecodable(ctx context.Context, db *sqlx.DB, at search) (found []*row, last int64, done bool, err error) {
 	ids, done, err := idsToRead(ctx, db, "event_log WHERE status = 'error' AND payload IS NULL AND id > $1", at.after)
 	if err != nil || len(ids) == 0 {
 		return nil, 0, done, err
@@ -326,8 +332,8 @@ func findUnreadable(ctx context.Context, db *sqlx.DB, at search) (found []*row, 
 	return found, ids[len(ids)-1], done, nil
 }
 
-// findLetters looks for the person in dead letters.
-func findLetters(ctx context.Context, db *sqlx.DB, at search) (found []*deadLetter, last int64, done bool, err error) {
+// findDeadLetters searches dead letters.
+func findDeadLetters(ctx context.Context, db *sqlx.DB, at search) (found []*deadLetter, last int64, done bool, err error) {
 	ids, done, err := idsToRead(ctx, db, "dead_letter WHERE id > $1", at.after)
 	if err != nil || len(ids) == 0 {
 		return nil, 0, done, err
@@ -345,8 +351,8 @@ func findLetters(ctx context.Context, db *sqlx.DB, at search) (found []*deadLett
 	return found, ids[len(ids)-1], done, nil
 }
 
-// idsToRead returns the first ids of rows whose bodies are read together, and whether there are no others. from is a table
-// and its condition, in which $1 is after.
+// idsToRead returns the first ids of rows whose bodies are read together, and whether no others follow. from is a table
+// with its condition, in which $1 is after.
 func idsToRead(ctx context.Context, db *sqlx.DB, from string, after int64) (ids []int64, done bool, err error) {
 	var rows []struct {
 		ID   int64 `db:"id"`

@@ -30,29 +30,30 @@ import (
 
 const (
 	reconcileInterval = 3 * time.Second
-	// reconcileBatch is how many events are looked at together, and asked about in one call.
+	// reconcileBatch is how many events are compared together, with one call to the service.
 	reconcileBatch = 1000
 	askTimeout     = 5 * time.Second
-	// graceTime is how long an event is left alone that has just been logged or sent: it is being handled.
+	// graceTime is the age up to which an event that was logged or sent again is left alone, because it may still be being
+	// handled.
 	graceTime = 3 * time.Second
-	// maxHandlingTime is how long a message may be in the hands of a consumer whose queue is empty.
+	// maxHandlingTime is how long a consumer may have a message in hand after its queue has become empty.
 	maxHandlingTime = 8 * time.Second
-	// maxSends is how often an event is sent again that is lost each time.
+	// maxSends is how often an event is sent again if it is lost each time.
 	maxSends = 5
-	// closedRetention is how long it is remembered which events were sent again.
+	// closedRetention is how long the record of events that were sent again is kept.
 	closedRetention = 90 * 24 * time.Hour
 )
 
-// overtakenAfter is how much later another event has to be logged, and be handled, for an event to be lost: a message that
-// is retried comes back behind those that were published meanwhile.
+// overtakenAfter is how much later another event must have been logged, and have been handled, for an event to count as
+// lost. A message that is retried comes back behind those that were published meanwhile.
 var overtakenAfter = messaging.MaxRetryTime() + 49*time.Second
 
-// reconciler sends events again that were lost between the exchange and the service that handles them: somebody deleted
-// its queue or a binding. The log has them, because it has a queue of its own. See docs/adr/0013.
+// reconciler sends events again that were lost between the exchange and the service that handles them, because somebody
+// deleted the service's queue or a binding. The log has them, because it has a queue of its own. See docs/adr/0013.
 //
 // Each event is compared once with what the service has handled, in the order of the log. The comparison stops at an event
-// that may still be waiting, so that a service that is down, with a long queue, costs one question now and then. What is
-// lost is written down before it is sent (unhandled_event), and looked at until it is handled.
+// that may still be waiting, so that a service which is down and has a long queue costs one question from time to time.
+// Lost events are recorded (unhandled_event) before they are sent, and followed until they are handled.
 type reconciler struct {
 	db     *sqlx.DB
 	pub    *messaging.Publisher
@@ -64,20 +65,20 @@ type reconciler struct {
 	failed string // the error of that pass, "" if it had none
 }
 
-// logEnd is where the log ended at some time: what was logged up to there is older.
+// logEnd is the end of the log at some time: everything up to there was logged before that time.
 type logEnd struct {
 	logPosition
 	at time.Time // by the clock of this process
 }
 
-// route is an event, and the queue and service that handle it.
+// route is a type of event, with the queue and the service that handle it.
 type route struct {
 	event contract.Event
 	queue string
 	user  string // of the broker, who publishes it
-	// unhandled asks the service for those of the orders whose event it has not handled.
+	// unhandled returns those of the orders whose event the service has not handled.
 	unhandled func(ctx context.Context, orders [][]byte) ([][]byte, error)
-	// waiting asks the service for orders that still wait for the event. If it is nil every event is asked about.
+	// waiting returns orders for whose event the service still waits. If it is nil, the service is asked about every event.
 	waiting    func(context.Context) ([][]byte, error)
 	emptySince []time.Time // when its queue was seen to be empty, since it was not
 }
@@ -139,7 +140,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	}
 }
 
-// report logs a failure when it begins and when it ends.
+// report logs when failures begin and when they end.
 func (r *reconciler) report(ctx context.Context, err error) {
 	now := ""
 	if err != nil {
@@ -155,7 +156,7 @@ func (r *reconciler) report(ctx context.Context, err error) {
 	r.failed = now
 }
 
-// pass looks at all routes. If another replica is doing so, it does nothing.
+// pass compares all routes. If another replica is doing so, it does nothing.
 func (r *reconciler) pass(ctx context.Context) (err error) {
 	conn, err := r.db.Connx(ctx)
 	if err != nil {
@@ -187,7 +188,7 @@ func (r *reconciler) pass(ctx context.Context) (err error) {
 	return errors.Join(errs...)
 }
 
-// reconcile finds the events of a route that are lost, of those that were logged up to a position, and sends them.
+// reconcile finds and sends the lost events of a route, of those that were logged up to a position.
 func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo logPosition) (err error) {
 	e := &lossCheck{reconciler: r, route: rt}
 	if rt.waiting != nil {
@@ -203,7 +204,7 @@ func (r *reconciler) reconcile(ctx context.Context, rt *route, upTo logPosition)
 	return err
 }
 
-// compare compares the next events of the log with what the service has handled. more says that others may follow.
+// compare compares the next events of the log with what the service has handled. more reports whether others may follow.
 func (r *reconciler) compare(ctx context.Context, e *lossCheck, upTo logPosition) (more bool, err error) {
 	from, err := checkedUpTo(ctx, r.db, e.event.RoutingKey)
 	if err != nil || from.EventID >= upTo.EventID {
@@ -234,7 +235,7 @@ func (r *reconciler) compare(ctx context.Context, e *lossCheck, upTo logPosition
 	return more, saveChecked(ctx, r.db, e.event.RoutingKey, upTo, e.queue, lost)
 }
 
-// checkWaiting looks at the events of orders that the service still waits for.
+// checkWaiting compares the events of the orders for which the service still waits.
 func (r *reconciler) checkWaiting(ctx context.Context, e *lossCheck, upTo logPosition) error {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -253,8 +254,8 @@ func (r *reconciler) checkWaiting(ctx context.Context, e *lossCheck, upTo logPos
 	return insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING")
 }
 
-// classify looks at events that the service has not handled, in the order of the log. It returns how many of them are lost or
-// dead letters, and those. The next one may still be waiting.
+// classify examines events that the service has not handled, in the order of the log. unhandled are those that are lost or
+// dead letters; done is how many it has got through. The next one may still be waiting in the queue.
 func (r *reconciler) classify(ctx context.Context, e *lossCheck, entries []entry) (done int, unhandled []entry, err error) {
 	letters, err := deadLetterStates(ctx, r.db, e.queue, entries)
 	if err != nil {
@@ -274,7 +275,8 @@ func (r *reconciler) classify(ctx context.Context, e *lossCheck, entries []entry
 	return len(entries), unhandled, nil
 }
 
-// followUp looks at events that were not handled, and sends those that are lost. more says that others may follow.
+// followUp examines events that are recorded as unhandled, and sends those that are lost. more reports whether others may
+// follow.
 func (r *reconciler) followUp(ctx context.Context, e *lossCheck) (more bool, err error) {
 	rows, err := openUnhandled(ctx, r.db, e.event.RoutingKey, reconcileBatch)
 	if err != nil || len(rows) == 0 {
@@ -325,8 +327,8 @@ func (r *reconciler) followUp(ctx context.Context, e *lossCheck) (more bool, err
 	return total == reconcileBatch, err
 }
 
-// lossCheck decides whether events of a route that the service has not handled are lost. It asks the broker and the service once
-// a pass, when it is first asked.
+// lossCheck decides whether unhandled events of a route are lost. It asks the broker and the service at most once a pass,
+// when that is first needed.
 type lossCheck struct {
 	*reconciler
 	*route
@@ -358,9 +360,9 @@ func (e *lossCheck) findUnhandled(ctx context.Context, orders []uuid.UUID) (open
 	return open, nil
 }
 
-// lost says whether an event that was not handled cannot be waiting any more. Either its queue is empty, and was so some time
-// ago when the event had to be in it: then nobody has it in hand either. Or others that came clearly later were handled. If
-// it is wrong, because a consumer held a message for very long, the event comes twice, and has one effect.
+// lost reports whether an unhandled event can no longer be waiting. Either its queue is empty, and was empty some time ago
+// when the event would have been in it; then no consumer has it in hand either. Or events that came clearly later were
+// handled. If it is wrong, because a consumer held a message very long, the event is delivered twice, and has one effect.
 func (e *lossCheck) lost(ctx context.Context, entry entry) (bool, error) {
 	if !e.queueChecked {
 		if err := e.checkQueue(ctx); err != nil {
@@ -383,7 +385,7 @@ func (e *lossCheck) lost(ctx context.Context, entry entry) (bool, error) {
 	return !entry.Since.Add(overtakenAfter).After(*e.newestHandled), nil
 }
 
-// checkQueue asks the broker whether the queue is empty and somebody consumes it, and nothing of it is on a detour.
+// checkQueue asks the broker whether the queue is empty and has a consumer, and whether its retry queues are empty too.
 func (e *lossCheck) checkQueue(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -420,8 +422,8 @@ func (e *lossCheck) checkQueue(ctx context.Context) error {
 	return nil
 }
 
-// findNewestHandled returns when the newest event was logged that is known to be handled, of samples of those after an event; the zero
-// time if none is.
+// findNewestHandled returns when the newest handled event was logged, among samples of those after an event; the zero time
+// if none was handled.
 func (e *lossCheck) findNewestHandled(ctx context.Context, from int64) (front time.Time, err error) {
 	samples, err := samplesAfter(ctx, e.db, e.event.RoutingKey, from)
 	if err != nil {

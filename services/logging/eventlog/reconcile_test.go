@@ -244,7 +244,7 @@ func (f *resending) next(t *testing.T) messaging.Delivery {
 	select {
 	case d := <-f.came:
 		return d
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}

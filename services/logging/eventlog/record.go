@@ -19,7 +19,7 @@ import (
 	"shop.example/platform/messaging"
 )
 
-// record is a row of event_log that is yet to be written.
+// record is a row of event_log that is not written yet.
 type record struct {
 	routingKey  string
 	exchange    string
@@ -35,7 +35,7 @@ type record struct {
 	acted       *eventsv1.OperatorActed // what the message is, if it can be read and is one
 }
 
-// readDelivery makes the row of a message. It never fails: what cannot be read is a row too, which says why.
+// readDelivery makes the row of a message. It never fails: a message that cannot be decoded gets a row that says why.
 func readDelivery(d messaging.Delivery, now time.Time) record {
 	r := record{
 		routingKey:  sanitizeText(d.RoutingKey),
@@ -60,15 +60,15 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 	return r
 }
 
-// asUndecodable turns r, which the database has refused, into a row without the message's content, which it accepts.
+// asUndecodable returns r without the message's content, for when the database has refused it. The database accepts that.
 func (r record) asUndecodable(d messaging.Delivery, cause error) record {
 	r.payload, r.body, r.acted = nil, d.Body, nil
 	r.errText = sanitizeText(fmt.Sprintf("the database refused it: %v", cause))
 	return r
 }
 
-// decode reads the body as the message that the routing key stands for. A message that breaks the rules of its contract
-// comes with the error that says so. What is larger than an event may be is not read.
+// decode decodes the body as the message type of the routing key. A message that breaks its contract is returned together
+// with the error. Bodies larger than an event may be are not decoded.
 func decode(d messaging.Delivery) (proto.Message, error) {
 	event, ok := contract.ByRoutingKey(d.RoutingKey)
 	if !ok {
@@ -90,13 +90,13 @@ func decode(d messaging.Delivery) (proto.Message, error) {
 	return m, nil
 }
 
-// payloadCapacity is room for the JSON of most events, in bytes: it need not be moved while it grows.
+// payloadCapacity is enough room for the JSON of most events, in bytes, so that it need not grow.
 const payloadCapacity = 512
 
 // snakeCase is the JSON of the API.
 var snakeCase = protojson.MarshalOptions{UseProtoNames: true}
 
-// toJSON writes m; err is what is wrong with m already, and is passed on.
+// toJSON encodes m. err is what is already known to be wrong with m, and is passed on.
 func toJSON(m proto.Message, err error) ([]byte, error) {
 	text, jsonErr := snakeCase.MarshalAppend(make([]byte, 0, payloadCapacity), m)
 	switch {
@@ -108,7 +108,7 @@ func toJSON(m proto.Message, err error) ([]byte, error) {
 	return text, err
 }
 
-// decodeJSON is decode, and the message as JSON if it can be read.
+// decodeJSON returns the message of decode as JSON, if it can be decoded.
 func decodeJSON(d messaging.Delivery) ([]byte, error) {
 	m, err := decode(d)
 	if m == nil {
@@ -117,8 +117,8 @@ func decodeJSON(d messaging.Delivery) ([]byte, error) {
 	return toJSON(m, err)
 }
 
-// messageID is the id of m: an event has one of its own; a request, which contract gives a random one, and what could not
-// be read, which is nil, have the one they were published with.
+// messageID returns the id of m. An event has an id of its own. A request, for which package contract makes up a random
+// one, and a message that could not be decoded (nil) have the id that they were published with.
 func messageID(m proto.Message, property string) uuid.UUID {
 	if m != nil {
 		if id := contract.MessageID(m); id.Version() == 8 {
@@ -128,8 +128,8 @@ func messageID(m proto.Message, property string) uuid.UUID {
 	return propertyID(property)
 }
 
-// orderID is the order that m belongs to, "" for none. If m does not say or could not be read, the message's
-// correlation id does, unless it is that of a request, which names the request.
+// orderID returns the order that m is about, "" for none. If m does not say or could not be decoded it is the message's
+// correlation id, except for a request, whose correlation id identifies the request.
 func orderID(m proto.Message, d messaging.Delivery) string {
 	if m != nil {
 		if id := canonicalUUID(orderid.Of(m)); id != "" {
@@ -142,8 +142,8 @@ func orderID(m proto.Message, d messaging.Delivery) string {
 	return canonicalUUID(d.CorrelationID)
 }
 
-// propertyID makes an id of the message_id property. Other people's messages may carry one that is no UUID, or none: the
-// first keeps an id of its own when it is delivered again, the other cannot be told from a new one.
+// propertyID makes an id of the property message_id. Messages of other programs may have one that is no UUID, or none: the
+// same text gives the same id when the message is redelivered; without one, a redelivery cannot be told from a new message.
 func propertyID(property string) uuid.UUID {
 	if property == "" {
 		return uuid.Must(uuid.NewV7())
@@ -163,8 +163,8 @@ func canonicalUUID(s string) string {
 
 var earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// clampTime is when a message was published, as far as it can be believed: a clock that is more than a day ahead, or a
-// header that holds something else, must not send a row to the end of time.
+// clampTime returns when a message was published, within reason: a clock that is more than a day fast, or nonsense in a
+// header, must not put a row at the end of time.
 func clampTime(published, now time.Time) time.Time {
 	if published.Before(earliest) || published.After(now.Add(24*time.Hour)) {
 		published = now
@@ -172,7 +172,7 @@ func clampTime(published, now time.Time) time.Time {
 	return published.Truncate(time.Millisecond)
 }
 
-// errorText is err as a text column takes it, "" for nil.
+// errorText returns err as a text column accepts it, "" for nil.
 func errorText(err error) string {
 	if err == nil {
 		return ""
@@ -188,10 +188,10 @@ func traceID(sc trace.SpanContext) string {
 	return sc.TraceID().String()
 }
 
-// maxText is how long a text from a header may be, in bytes. Routing keys and names have at most 255.
+// maxText is the maximum length of a text from a header, in bytes. Routing keys and names have at most 255.
 const maxText = 1000
 
-// sanitizeText is s as a text column takes it: valid UTF-8 without NUL, and no longer than maxText.
+// sanitizeText returns s as a text column accepts it: valid UTF-8 without NUL, and at most maxText long.
 func sanitizeText(s string) string {
 	if len(s) > maxText {
 		s = s[:maxText]

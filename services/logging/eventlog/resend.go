@@ -27,14 +27,14 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// sendBatch is how many events are read and sent together: the largest that the contracts allow are some 100 kB.
+// sendBatch is how many events are read and sent together: the largest that the contracts allow have some 100 kB.
 const sendBatch = 50
 
-// errNotLogged says that an event is not in the log any more.
+// errNotLogged means that an event is no longer in the log.
 var errNotLogged = errors.New("it is not in the log any more")
 
-// send sends events that are written down as unhandled again, straight to the queue of the service that handles them, and
-// notes that. problems are by message id, why events could not be sent: those are not tried again.
+// send sends events again that are recorded as unhandled, directly to the queue of the service that handles them, and
+// records that. problems says by message id why events could not be sent; those are not tried again.
 func (r *reconciler) send(ctx context.Context, rt *route, entries []entry) (problems map[uuid.UUID]error, err error) {
 	problems = map[uuid.UUID]error{}
 	for len(entries) > 0 {
@@ -93,8 +93,8 @@ func (r *reconciler) count(ctx context.Context, rt *route, outcome string, n int
 	r.events.Add(ctx, int64(n), metric.WithAttributes(attribute.String("queue", rt.queue), attribute.String("outcome", outcome)))
 }
 
-// outgoing is the event as the message that it was, a first attempt straight to the queue: through its exchange everyone
-// else would see it again.
+// outgoing returns the event as it was published, as a first attempt addressed to the queue: through its exchange all other
+// queues would get it again.
 func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
 	if e.Payload == nil {
 		return messaging.Outgoing{}, errors.New("the log could not read it")
@@ -125,7 +125,7 @@ func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
 	}, nil
 }
 
-// traceParent continues a trace of which only the id is known, "" if there is none.
+// traceParent returns a traceparent that continues a trace of which only the id is known; "" if it is not known.
 func traceParent(id string) string {
 	traceID, err := trace.TraceIDFromHex(id)
 	if err != nil {
@@ -137,7 +137,7 @@ func traceParent(id string) string {
 	return messaging.TraceParent(trace.ContextWithRemoteSpanContext(context.Background(), parent))
 }
 
-// resendOrders sends the events of orders again that were not handled, whether they are lost or wait.
+// resendOrders sends the unhandled events of orders again, whether they are lost or may still be waiting.
 func (r *reconciler) resendOrders(ctx context.Context, orders []uuid.UUID) (results []*loggingv1.ResentEvent, err error) {
 	for _, rt := range r.routes {
 		some, err := r.resendRoute(ctx, &lossCheck{reconciler: r, route: rt}, orders)

@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// expireDeadLetters deletes those that were decided about longer ago than events are kept, some at a time; with events
-// that are kept for a shorter time than dead letters can be redriven, when nothing depends on them any more. One that died
-// again stays with the one that is open: that can be redriven until a week after the first death.
+// expireDeadLetters deletes, in slices, the dead letters that were decided about longer ago than the retention; and no
+// sooner than they can be redriven, if events are kept for less than that. One that became a dead letter again stays
+// together with the open one, which can be redriven until a week after the first became one.
 func (p *partitions) expireDeadLetters(ctx context.Context) error {
 	if p.retention == 0 {
 		return nil
@@ -29,8 +29,8 @@ func (p *partitions) expireDeadLetters(ctx context.Context) error {
 	}
 }
 
-// expireActions deletes what operators did three years ago and longer, and no sooner than events. The database refuses
-// to delete what is younger.
+// expireActions deletes records of operators' actions that are older than three years, but no sooner than events. The
+// database refuses to delete younger ones.
 func (p *partitions) expireActions(ctx context.Context) error {
 	if p.retention == 0 {
 		return nil

@@ -1,11 +1,12 @@
-// Package eventlog is the logging service: it keeps every event once, and the messages that could not be handled until
-// an operator has decided about them.
+// Package eventlog is the logging service: it stores every event once, and messages that could not be handled until an
+// operator has decided about them.
 //
 // Messages come in batches from the queue and become rows of event_log (store.go, record.go), which has a partition for
-// each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Both are read over gRPC (grpc.go),
-// the log also as a stream (stream.go). Events that were logged but never reached the service that handles them are found
-// (reconcile.go, unhandled.go) and sent again (resend.go). Operators' actions are recorded (operator_action.go). All of
-// it is deleted after its retention (retention.go), and personal data on request (personal.go).
+// each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Clients read both over gRPC
+// (grpc.go), and the log as a stream too (stream.go). Events that were logged but never reached the service that handles
+// them are found (reconcile.go, unhandled.go) and sent again (resend.go). Operators' actions are recorded
+// (operator_action.go). All of it is deleted after its retention (retention.go), and personal data on request
+// (personal.go).
 package eventlog
 
 import (
@@ -36,18 +37,20 @@ type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3003"`
-	// TLS is for GRPCAddr to be open to other machines, and for OrderAddr and InventoryAddr to be on others.
+	// TLS is the certificate that GRPCAddr is served with, and with which order and inventory are called. Without it all
+	// must be on this machine.
 	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3103"`
-	// PprofAddr is where Go's profiles are served, for this machine alone.
+	// PprofAddr is the address to serve Go's profiles on, a loopback address.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
-	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	// StopDelay is how long a replica goes on serving, but not ready, before it stops.
 	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
-	// OrderAddr and InventoryAddr are where order and inventory are asked which events they have handled.
+	// OrderAddr and InventoryAddr are the addresses of order's and inventory's gRPC, which are asked which events they have
+	// handled.
 	OrderAddr     string `env:"ORDER_ADDR" envDefault:"localhost:3001"`
 	InventoryAddr string `env:"INVENTORY_ADDR" envDefault:"localhost:3002"`
-	// Retention is how long events are kept, in whole days (720h are 30), and dead letters that were decided about; 0 keeps
-	// them for ever. What operators did is kept for three years at least, and as long as events.
+	// Retention is how long events are kept, and dead letters that were decided about: a whole number of days (720h is 30
+	// days), 0 for ever. Records of operators' actions are kept at least for three years, and at least as long as events.
 	Retention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	// Messages says how long dead letters can be redriven.
 	Messages  outbox.Retention
@@ -60,11 +63,11 @@ const (
 	// batch is how many events are written together, at most. One worker writes them, so that the events of an order
 	// are in the log in the order of the queue.
 	batch = 500
-	// linger is how long a batch waits for more events: whoever looks at the log sees them that much later.
+	// linger is how long a batch waits for more events. It delays what readers of the log see.
 	linger = 20 * time.Millisecond
 )
 
-// Service is the logging service.
+// Service is one replica of the logging service.
 type Service struct {
 	*service.Service
 
@@ -79,8 +82,8 @@ type Service struct {
 	log        *slog.Logger
 }
 
-// New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
-// away; the database may not. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
+// available; the broker need not be. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Retention < 0 {
 		return nil, errors.New("EVENT_LOG_RETENTION is negative: give how long events are kept, 720h for example, or 0 to keep them for ever")

@@ -249,7 +249,7 @@ func TestService_GarbageIsLoggedAndNothingIsLost(t *testing.T) {
 		if !strings.Contains(e.GetErrorMessage(), want) || (e.GetStatus() == loggingv1.Event_error) != (want != "") {
 			t.Errorf("event %d: %s %q, want %q", i, e.GetStatus(), e.GetErrorMessage(), want)
 		}
-		if age := time.Since(e.GetPublishedAt().AsTime()); age < 0 || age > patience {
+		if age := time.Since(e.GetPublishedAt().AsTime()); age < 0 || age > testTimeout {
 			t.Errorf("event %d was published %s ago", i, age)
 		}
 	}

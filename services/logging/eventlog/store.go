@@ -25,8 +25,8 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-// logEvents writes a row for every message, readable or not. A message that the database refuses although it is alone
-// is written without what it says, so that none ever leaves the queue for another reason than being in the log.
+// logEvents writes a row for every message, whether or not it can be decoded. If the database refuses a single message, its
+// row is written without the content, so that a message never leaves the queue without being in the log.
 func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) error {
 	now := time.Now()
 	records := make([]record, len(batch))
@@ -49,7 +49,7 @@ func (s *Service) logEvents(ctx context.Context, batch []messaging.Delivery) err
 	return nil
 }
 
-// isRefusal says whether err is about what was to be written, and not about the state of the database or the end of ctx.
+// isRefusal reports whether err is about the data, and not about the state of the database or the end of ctx.
 func isRefusal(err error) bool {
 	return err != nil && !postgres.IsTransient(err) && !errors.Is(err, context.Canceled)
 }
@@ -63,15 +63,15 @@ func logRows(log *slog.Logger, rows []loggedRow) {
 	}
 }
 
-// insertLock lets one writer insert at a time, until its commit. Ids are given out under it, so they become visible in their
-// order, and what reads the log by id never misses a row that is committed later. That is cheap: rows come in
+// insertLock lets one writer at a time insert, until its commit. Ids are assigned under it, so they become visible in their
+// order, and readers of the log by id never miss a row that is committed later. That is cheap, because rows come in
 // batches.
 const insertLock = postgres.Prepared + `
 SELECT pg_advisory_xact_lock(hashtextextended('event_log.insert', 0))`
 
-// duplicateWindow is how long the same event, published again by a client that repeats itself, is recognised by its message id
-// alone, whichever of the two comes first. A message that is delivered again also repeats its time, and is recognised however
-// old it is.
+// duplicateWindow is how long the same event, published again by a client that repeats itself, is recognized by its message
+// id alone, whichever of the two comes first. A redelivered message has the same time, too, and is recognized however old
+// it is.
 const duplicateWindow = 24 * time.Hour
 
 // insertRows leaves out what is in the log already. Whoever inserts is alone, see insertLock, so nobody adds the same
@@ -98,7 +98,7 @@ const deadLetterReasons = `
         SELECT DISTINCT ON (message_id) message_id, reason FROM dead_letter
         WHERE message_id = ANY ($6::uuid[]) AND state <> 'REDRIVEN' ORDER BY message_id, id DESC`
 
-// loggedRow is a record that has become a row.
+// loggedRow is a record that has been written.
 type loggedRow struct {
 	*record
 	id int64
@@ -144,7 +144,7 @@ func insertRecords(ctx context.Context, db *sqlx.DB, records []record) ([]logged
 	return rows, nil
 }
 
-// insertParams are the parameters of insertRows.
+// insertParams returns the parameters of insertRows.
 func insertParams(records []*record) []any {
 	first, last := records[0].publishedAt, records[0].publishedAt
 	for _, r := range records {
@@ -171,7 +171,7 @@ func insertParams(records []*record) []any {
 	}
 }
 
-// nullUUID is NULL if s is "".
+// nullUUID returns NULL if s is "".
 func nullUUID(s string) (id uuid.NullUUID) {
 	if s != "" {
 		id.UUID, id.Valid = uuid.MustParse(s), true // canonicalUUID has made it
@@ -238,17 +238,19 @@ func structOf(payload []byte) (*structpb.Struct, error) {
 	return s, nil
 }
 
-// maxReadBytes bounds what one read takes of the log, however large its rows: gRPC's clients refuse more than 4 MiB.
+// maxReadBytes bounds what one read of the log returns, in bytes, however large its rows are: gRPC clients refuse more than
+// 4 MiB.
 const maxReadBytes = 1 << 20
 
-// rowsAfter reads rows with an id above id, in the order of their ids. more says that others may follow.
+// rowsAfter reads rows with an id above id, in the order of their ids. more reports whether others may follow.
 func rowsAfter(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
 	c := f.conditions()
 	c.add("id > %s", id)
 	return read(ctx, db, c, "ORDER BY id", limit)
 }
 
-// rowsBefore reads rows with an id below id, the newest first; 0 begins with the newest of all.
+// rowsBefore reads rows with an id below id (0: from the newest on), the newest first. more reports whether others may
+// follow.
 func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
 	c := f.conditions()
 	if id > 0 {
@@ -283,7 +285,7 @@ func read(ctx context.Context, db *sqlx.DB, c conditions, order string, limit in
 	return rows, false, nil
 }
 
-// lastID is the highest id that has become visible, 0 in an empty log.
+// lastID returns the highest visible id, 0 in an empty log.
 func lastID(ctx context.Context, db *sqlx.DB) (id int64, err error) {
 	if err := db.GetContext(ctx, &id, "SELECT coalesce(max(id), 0) FROM event_log"); err != nil {
 		return 0, fmt.Errorf("reading the last id: %w", postgres.Classify(err))
@@ -291,7 +293,7 @@ func lastID(ctx context.Context, db *sqlx.DB) (id int64, err error) {
 	return id, nil
 }
 
-// ownerOf is whom the order belongs to, as its OrderPlaced says; "" if that does not say, or is not logged.
+// ownerOf returns whom an order belongs to, as its OrderPlaced says; "" if that says nothing or is not in the log.
 func ownerOf(ctx context.Context, db *sqlx.DB, orderID string) (owner string, err error) {
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	err = db.GetContext(ctx, &owner, `

@@ -22,8 +22,8 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// patience bounds every wait of these tests; none waits that long unless something is broken.
-const patience = 30 * time.Second
+// testTimeout bounds every wait of these tests; none waits that long unless something is broken.
+const testTimeout = 30 * time.Second
 
 func openDB(t *testing.T, url string) *sqlx.DB {
 	t.Helper()
@@ -37,7 +37,7 @@ func openDB(t *testing.T, url string) *sqlx.DB {
 
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -55,11 +55,11 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(patience); !holds(); {
+	for timeout := time.After(testTimeout); !holds(); {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("waited %s for %s", patience, what)
+			t.Fatalf("waited %s for %s", testTimeout, what)
 		}
 	}
 }

@@ -12,27 +12,27 @@ import (
 )
 
 const (
-	// tailInterval is how often the tail asks the database while someone listens: how late a stream may be for what other
-	// replicas write.
+	// tailInterval is how often the tail reads from the database while somebody listens: by so much a stream may lag behind
+	// what other replicas write.
 	tailInterval = 100 * time.Millisecond
-	// tailPause is the least time between two questions, however fast this replica writes.
+	// tailPause is the minimum time between two reads, however fast this replica writes.
 	tailPause = 5 * time.Millisecond
-	// tailRows and tailBytes are how many of the newest rows the tail holds for all listeners together, and how large
-	// their payloads may be. Who is slower than that reads from the database.
+	// tailRows and tailBytes are how many of the newest rows the tail keeps for all listeners together, and how large their
+	// payloads may be together. Slower listeners read from the database.
 	tailRows  = 4096
 	tailBytes = 16 << 20
 	// readRows is how many rows are read at once, or wait for one listener, and maxReadBytes how large their payloads.
 	readRows = 500
-	// heartbeat is how often a stream sends its position although nothing has happened: proxies close what is silent for a
-	// minute.
+	// heartbeat is how often a stream sends its position when nothing happens: proxies close connections that are silent
+	// for a minute.
 	heartbeat = 15 * time.Second
-	// maxRemembered is how many routing keys a pattern remembers whether it matches.
+	// maxRemembered is for how many routing keys a pattern caches whether it matches.
 	maxRemembered = 1000
 )
 
-// tail reads the end of the log, once for all streams of this process, while there is any. It asks the database, so
-// rows that other replicas have written are there too. A row costs the streams that want it, and no others: it is handed to
-// those that want its order, and to those that want its routing key.
+// tail reads new rows of the log, once for all streams of this process and only while there are any. It reads from the
+// database, so it also has the rows of other replicas. It gives a row only to the streams that want it: those that want its
+// order, and those that want its routing key.
 type tail struct {
 	db                *sqlx.DB
 	log               *slog.Logger
@@ -72,7 +72,7 @@ func (k *keyListeners) wants(key string) bool {
 	return matches
 }
 
-// listener is a stream. What changes of it is guarded by the tail's mutex.
+// listener is a stream. The tail's mutex guards the fields that change.
 type listener struct {
 	filter   filter
 	news     chan struct{} // says that something has changed
@@ -87,7 +87,7 @@ func newTail(db *sqlx.DB, log *slog.Logger) *tail {
 	}
 }
 
-// run follows the log while someone listens, until ctx ends.
+// run follows the log while somebody listens, until ctx ends.
 func (t *tail) run(ctx context.Context) error {
 	for {
 		select {
@@ -155,7 +155,7 @@ func (t *tail) advance(ctx context.Context) error {
 	return nil
 }
 
-// activate begins to follow the log after head.
+// activate starts following the log after head.
 func (t *tail) activate(head int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -163,7 +163,8 @@ func (t *tail) activate(head int64) {
 	close(t.activated)
 }
 
-// addRows adds rows, drops the oldest beyond tailRows and tailBytes, and delivers the new ones to the listeners that match.
+// addRows adds rows, drops the oldest beyond tailRows and tailBytes, and delivers the new ones to the listeners that want
+// them.
 func (t *tail) addRows(rows []*row) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -197,8 +198,8 @@ func (t *tail) addRows(rows []*row) {
 	}
 }
 
-// deliver gives a row to a listener. One that has not taken what the tail is forgetting has to read from the database: so
-// nobody holds more than the tail does.
+// deliver queues a row for a listener. A listener that is further behind than the tail's oldest row has to read from the
+// database, so that no queue holds more than the tail.
 func (t *tail) deliver(l *listener, r *row) {
 	l.queue = append(l.queue, r)
 	if l.queue[0].ID <= t.from {
@@ -233,7 +234,7 @@ func (t *tail) attach(l *listener, cursor int64) {
 	t.byKey[pattern].listeners[l] = true
 }
 
-// detach is the opposite of attach.
+// detach undoes attach.
 func (t *tail) detach(l *listener) {
 	l.attached, l.queue = false, nil
 	if order := l.filter.orderID; order != "" {
@@ -250,7 +251,7 @@ func (t *tail) detach(l *listener) {
 	}
 }
 
-// stop drops the rows if nobody listens any more, and says whether it did.
+// stop drops the rows if nobody listens any more, and reports whether it did.
 func (t *tail) stop() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -271,7 +272,7 @@ func (t *tail) join() {
 	}
 }
 
-// notifyWritten tells the tail that this replica has written to the log, so that it need not wait for its next poll.
+// notifyWritten tells the tail that this replica has written to the log, so that it does not wait for its next poll.
 func (t *tail) notifyWritten() {
 	select {
 	case t.written <- struct{}{}:
@@ -295,7 +296,7 @@ type nextStep struct {
 	changed <-chan struct{}
 }
 
-// next returns what a listener that is at cursor does next.
+// next returns what a listener at cursor has to do next.
 func (t *tail) next(l *listener, cursor int64) nextStep {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -318,9 +319,9 @@ func (t *tail) next(l *listener, cursor int64) nextStep {
 	return nextStep{cursor: max(cursor, t.head), changed: l.news}
 }
 
-// listen sends the rows after cursor that match f, in the order of their ids, each once, as they are added, until ctx
-// ends or a send fails. If there is nothing to send it calls idle now and then with the id up to which that is so. The
-// caller has joined.
+// listen sends the rows after cursor that match f, each once and in the order of their ids, as they are added, until ctx
+// ends or a send fails. While there is nothing to send it calls idle from time to time, with the id up to which that is
+// true. The caller must have joined.
 func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*row) error, idle func(cursor int64) error) error {
 	l := &listener{filter: f, news: make(chan struct{}, 1)}
 	defer func() {
@@ -354,8 +355,8 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 	}
 }
 
-// catchUp sends a piece of the log that the tail does not hold, and returns where it ended. head is a place that the
-// tail has reached: a read that began after that and found the end has missed nothing up to there.
+// catchUp sends rows that the tail no longer has, and returns the id that it got to. head is an id that the tail has
+// reached: a read that began after that and found no more rows has missed nothing up to there.
 func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send func(*row) error) (int64, error) {
 	rows, more, err := rowsAfter(ctx, t.db, f, cursor, readRows)
 	if err != nil {

@@ -21,13 +21,13 @@ const (
 	outcomeLost       = "lost"
 )
 
-// entry is an event of the log, as far as comparing goes.
+// entry is an event of the log, with what the comparison needs.
 type entry struct {
 	EventID     int64     `db:"event_id"`
 	MessageID   uuid.UUID `db:"message_id"`
 	OrderID     uuid.UUID `db:"order_id"`
 	PublishedAt time.Time `db:"published_at"`
-	// Since is when it was logged or, if it was sent again, when that was; by the database's clock, as Now is.
+	// Since is when the event was logged or last sent again; by the database's clock, as Now.
 	Since time.Time `db:"since"`
 	Now   time.Time `db:"now"`
 }
@@ -40,7 +40,7 @@ type logPosition struct {
 	LoggedAt time.Time `db:"logged_at"`
 }
 
-// readLogEnd is where the log ends.
+// readLogEnd returns the current end of the log.
 func readLogEnd(ctx context.Context, db *sqlx.DB) (h logEnd, err error) {
 	h.at = time.Now() // before: what is added meanwhile is younger
 	err = db.GetContext(ctx, &h.logPosition, `SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
@@ -50,7 +50,7 @@ func readLogEnd(ctx context.Context, db *sqlx.DB) (h logEnd, err error) {
 	return h, nil
 }
 
-// checkedUpTo is where the comparison of the events with the routing key goes on.
+// checkedUpTo returns the position from which the comparison of the events with this routing key continues.
 func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m logPosition, err error) {
 	err = db.GetContext(ctx, &m, postgres.Prepared+`
 		SELECT event_id, logged_at FROM event_check WHERE routing_key IN ($1, '') ORDER BY routing_key DESC LIMIT 1`, key)
@@ -60,8 +60,8 @@ func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m logPosition, e
 	return m, nil
 }
 
-// published bounds the partitions that are read for what was logged after m: what was published long before is not
-// looked for. The zero position reads all.
+// published returns the time of publishing from which partitions are read for what was logged after m: events that were
+// published long before are not searched for. For the zero position it returns the beginning of time.
 func (m logPosition) published() time.Time {
 	if m.LoggedAt.IsZero() {
 		return m.LoggedAt
@@ -69,7 +69,8 @@ func (m logPosition) published() time.Time {
 	return m.LoggedAt.Add(-day)
 }
 
-// ordersAfter reads the orders of the next events between two positions, at most limit of them, and the position of the last one.
+// ordersAfter returns the orders of the next events between two positions, at most limit of them, and the position of the
+// last one.
 func ordersAfter(ctx context.Context, db *sqlx.DB, key string, from, upTo logPosition, limit int) (orders []uuid.UUID, last logPosition, err error) {
 	var ids []byte // in one value, because there may be many
 	err = db.QueryRowxContext(ctx, postgres.Prepared+`
@@ -102,7 +103,7 @@ func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID,
 	return entries, nil
 }
 
-// samplesAfter reads some of the events after an id: ten at each of ten places, the last ones among them.
+// samplesAfter reads a sample of the events after an id: ten at each of ten places, the last ones among them.
 func samplesAfter(ctx context.Context, db *sqlx.DB, key string, from int64) (entries []entry, err error) {
 	err = db.SelectContext(ctx, &entries, `
 		WITH last AS (SELECT max(id) AS id FROM event_log WHERE routing_key = $1)
@@ -120,7 +121,7 @@ func samplesAfter(ctx context.Context, db *sqlx.DB, key string, from int64) (ent
 	return entries, nil
 }
 
-// deadLetterStates are the states of the newest dead letters of those of the entries that have any.
+// deadLetterStates returns the states of the newest dead letters of the entries, for those that have any.
 func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []entry) (map[uuid.UUID]string, error) {
 	if len(entries) == 0 {
 		return nil, nil
@@ -143,7 +144,7 @@ func deadLetterStates(ctx context.Context, db *sqlx.DB, queue string, entries []
 	return states, nil
 }
 
-// saveChecked notes that the log was compared up to a position, and which events were found not to be handled.
+// saveChecked stores up to which position the log was compared, and which events were found unhandled.
 func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo logPosition, queue string, unhandled []entry) error {
 	return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 		if err := insertUnhandled(ctx, tx, key, queue, unhandled, "NOTHING"); err != nil {
@@ -159,7 +160,7 @@ func saveChecked(ctx context.Context, db *sqlx.DB, key string, upTo logPosition,
 	})
 }
 
-// insertUnhandled writes events down that were not handled. conflict is what is done about those that are there already.
+// insertUnhandled records unhandled events. conflict is the SQL for those that are recorded already.
 func insertUnhandled(ctx context.Context, db sqlx.ExecerContext, key, queue string, entries []entry, conflict string) error {
 	if len(entries) == 0 {
 		return nil
@@ -186,8 +187,8 @@ type unhandledRow struct {
 	DeadLetter string `db:"letter"` // the state of its newest dead letter, "" if there is none
 }
 
-// openUnhandled reads events that are looked at until they are handled, those that were not sent yet first. What is an open
-// dead letter waits for a person. A letter that was redriven was sent when that was done.
+// openUnhandled reads the recorded events that are not handled yet, those that were not sent first. Open dead letters are
+// left out, because they wait for a person. A dead letter that was redriven counts as sent at that time.
 func openUnhandled(ctx context.Context, db *sqlx.DB, key string, limit int) (rows []unhandledRow, err error) {
 	err = db.SelectContext(ctx, &rows, postgres.Prepared+`
 		SELECT u.event_id, u.message_id, u.order_id, u.published_at, u.sent, coalesce(letter.state, '') AS letter,
@@ -235,7 +236,7 @@ type loggedEvent struct {
 	PublishedAt time.Time `db:"published_at"`
 }
 
-// loggedEvents reads the events of entries, as far as they are in the log.
+// loggedEvents reads the events of entries, as far as they are still in the log.
 func loggedEvents(ctx context.Context, db *sqlx.DB, entries []entry) (events []loggedEvent, err error) {
 	first, last := entries[0].PublishedAt, entries[0].PublishedAt
 	for _, e := range entries {

@@ -24,7 +24,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// GetOrder is part of orderv1.OrderServiceServer.
+// GetOrder implements orderv1.OrderServiceServer.
 func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
 	id, err := parseOrderID(req.GetOrderId())
 	if err != nil {
@@ -40,8 +40,8 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 	return &orderv1.GetOrderResponse{Order: o.message()}, nil
 }
 
-// ListOrders is part of orderv1.OrderServiceServer. Its pages go by position, not by number, so orders that arrive in
-// between neither shift them nor show up in them.
+// ListOrders implements orderv1.OrderServiceServer. A page begins after the last order of the page before, so orders that
+// are placed meanwhile neither shift pages nor appear in them.
 func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
 	var state State
 	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
@@ -53,12 +53,19 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 			return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "a list of orders is for operators, and for whom they belong to")
 		}
 	}
-	filter := string(state) + " " + owner
+	filter, since := string(state)+" "+owner, listEnd
+	if at := req.GetPlacedAfter(); at != nil {
+		if at.CheckValid() != nil {
+			return nil, apierror.InvalidArgument(apierror.Violation{Field: "placed_after", Description: "must be a time between the years 1 and 9999"})
+		}
+		since = position{micros: at.AsTime().UnixMicro()}
+		filter += " " + since.sqlTime()
+	}
 	after, err := parsePosition(req.GetPageToken(), filter)
 	if err != nil {
 		return nil, err
 	}
-	orders, more, err := listOrders(ctx, s.db, state, owner, after, pagetoken.Size(req.GetPageSize()))
+	orders, more, err := listOrders(ctx, s.db, state, owner, after, since, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +79,7 @@ func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest
 	return resp, nil
 }
 
-// CancelOrder is part of orderv1.OrderServiceServer.
+// CancelOrder implements orderv1.OrderServiceServer.
 func (s *Service) CancelOrder(ctx context.Context, req *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
 	o, err := s.change(ctx, req.GetOrderId(), change{
 		to: Cancelled, method: orderv1.OrderService_CancelOrder_FullMethodName,
@@ -102,7 +109,8 @@ type change struct {
 // done is what the change has made of an order, in words: "cancelled".
 func (c change) done() string { return strings.ToLower(string(c.to)) }
 
-// change changes the state of an order and says so in the outbox. An order that is in the state already stays as it is.
+// change changes the state of an order and adds the event to the outbox. An order that is in the state already stays as it
+// is.
 func (s *Service) change(ctx context.Context, orderID string, c change) (*Order, error) {
 	id, err := parseOrderID(orderID)
 	if err != nil {
@@ -154,10 +162,10 @@ func parseOrderID(s string) (uuid.UUID, error) {
 	return id, nil
 }
 
-// errHidden says that the order belongs to somebody else. To clients that is the same as none.
+// errHidden means that the order belongs to somebody else. Clients are told that there is no such order.
 var errHidden = errors.New("somebody else's order")
 
-// apiError gives the errors of this service their gRPC status; what else there is, the server's interceptor maps.
+// apiError gives this service's own errors their gRPC statuses; the server's interceptor maps all others.
 func apiError(err error, id uuid.UUID) error {
 	notFound := apierror.New(codes.NotFound, "ORDER_NOT_FOUND", "there is no order %s", id)
 	switch {

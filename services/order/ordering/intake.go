@@ -19,13 +19,13 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// intakeServer serves IntakeService, which other services ask about orders that are being placed.
+// intakeServer serves IntakeService, which other services ask about orders that may not be stored yet.
 type intakeServer struct {
 	orderv1.UnimplementedIntakeServiceServer
 	*Service
 }
 
-// FindKey is part of orderv1.IntakeServiceServer.
+// FindKey implements orderv1.IntakeServiceServer.
 func (s intakeServer) FindKey(ctx context.Context, req *orderv1.FindKeyRequest) (*orderv1.FindKeyResponse, error) {
 	owners, err := keyOwners(ctx, s.db, postgres.ArrayOf(req.GetKeyHashes()))
 	if err != nil {
@@ -65,7 +65,7 @@ func (s intakeServer) find(ctx context.Context, id uuid.UUID) (*orderv1.FindKeyR
 	return &orderv1.FindKeyResponse{OrderId: id.String(), Order: o.message()}, nil
 }
 
-// FindUnknown is part of orderv1.IntakeServiceServer.
+// FindUnknown implements orderv1.IntakeServiceServer.
 func (s intakeServer) FindUnknown(ctx context.Context, req *orderv1.FindUnknownRequest) (*orderv1.FindUnknownResponse, error) {
 	ids := make([]uuid.UUID, len(req.GetOrderIds()))
 	for i, id := range req.GetOrderIds() {
@@ -82,7 +82,7 @@ func (s intakeServer) FindUnknown(ctx context.Context, req *orderv1.FindUnknownR
 	return resp, nil
 }
 
-// RejectDiscarded is part of orderv1.IntakeServiceServer.
+// RejectDiscarded implements orderv1.IntakeServiceServer.
 func (s intakeServer) RejectDiscarded(ctx context.Context, req *orderv1.RejectDiscardedRequest) (*orderv1.RejectDiscardedResponse, error) {
 	id, err := parseOrderID(req.GetOrderId())
 	if err != nil {
@@ -111,8 +111,8 @@ func (s intakeServer) RejectDiscarded(ctx context.Context, req *orderv1.RejectDi
 	return &orderv1.RejectDiscardedResponse{}, nil
 }
 
-// discardedOrder is the order that a message would have placed which nobody could handle, as far as it can be read, and
-// rejected. The message may break every rule of its contract.
+// discardedOrder returns, as a rejected order, the order in a message that could not be handled, as far as it can be
+// decoded. The message may break every rule of its contract.
 func discardedOrder(id uuid.UUID, body []byte, now time.Time) *Order {
 	o := &Order{
 		ID: id, State: Rejected, Reason: eventsv1.OrderRejected_DISCARDED.String(),
@@ -143,8 +143,8 @@ func discardedOrder(id uuid.UUID, body []byte, now time.Time) *Order {
 
 const defaultKeyRetention = 30 * 24 * time.Hour
 
-// checkKeyRetention returns how long an idempotency key stays its order's. It is an error if that is shorter than the
-// time in which the order can come again.
+// checkKeyRetention returns how long an order keeps its idempotency key. It fails if that is shorter than the time within
+// which the order's message can be delivered again.
 func (cfg Config) checkKeyRetention() (time.Duration, error) {
 	retention := cfg.KeyRetention
 	if retention == 0 {

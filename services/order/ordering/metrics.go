@@ -11,14 +11,14 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 )
 
-// metrics count what becomes of orders.
+// metrics counts the outcomes of orders.
 type metrics struct {
 	decided  metric.Int64Counter
 	duration metric.Float64Histogram
 	by       map[decision]metric.MeasurementOption
 }
 
-// decision is what orders are counted by. It has few values.
+// decision is the set of labels that orders are counted by. It has few values.
 type decision struct {
 	state  State
 	reason string
@@ -41,13 +41,13 @@ func newMetrics(meters metric.MeterProvider) (*metrics, error) {
 	return m, nil
 }
 
-// expect has a counter begin with 0.
+// expect initializes a counter with 0.
 func (m *metrics) expect(d decision) {
 	m.by[d] = metric.WithAttributeSet(attribute.NewSet(attribute.String("state", string(d.state)), attribute.String("reason", d.reason)))
 	m.decided.Add(context.Background(), 0, m.by[d])
 }
 
-// count counts orders that were stored. Of a batch only a few differ.
+// count counts orders that were stored.
 func (m *metrics) count(ctx context.Context, stored []pendingOrder) {
 	counts := map[decision]int64{}
 	for _, p := range stored {

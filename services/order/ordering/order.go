@@ -23,13 +23,13 @@ const (
 	Cancelled State = "CANCELLED"
 )
 
-// ErrInvalidTransition says that an order cannot go from its state to the one asked for.
+// ErrInvalidTransition means that an order cannot go from its state to the requested one.
 var ErrInvalidTransition = errors.New("invalid transition")
 
-// errTotalOutOfRange says that an order is worth or holds more than the contracts can carry.
+// errTotalOutOfRange means that an order has more pieces, or is worth more, than the contracts can represent.
 var errTotalOutOfRange = errors.New("total out of range")
 
-// Order is an order as it is decided and stored. The tags name the columns of its row.
+// Order is an order as it is decided and stored. The tags are the column names of its row.
 type Order struct {
 	ID            uuid.UUID `db:"id"`
 	CustomerName  string    `db:"customer_name"`  // personal data: never logged
@@ -47,7 +47,7 @@ type Order struct {
 	Lines         []Line    `db:"-"`     // in the order of their numbers
 }
 
-// Line is one line of an order. Of an order without a Currency it is what the customer asked for, and ProductID or
+// Line is a line of an order. While the order has no Currency, the line is what the customer asked for, and ProductID or
 // ProductName may be missing.
 type Line struct {
 	Number      int32  `db:"line"` // from 1
@@ -57,7 +57,7 @@ type Line struct {
 	UnitPrice   int64  `db:"unit_price"` // minor units of the order's Currency
 }
 
-// confirm gives a pending order the catalogue's lines and the totals that follow from them.
+// confirm makes a pending order CONFIRMED, with the catalogue's lines and their totals.
 func (o *Order) confirm(lines []Line, currency string, at time.Time) error {
 	items, value, err := totals(lines)
 	if err != nil {
@@ -70,7 +70,7 @@ func (o *Order) confirm(lines []Line, currency string, at time.Time) error {
 	return nil
 }
 
-// reject closes a pending order, which keeps its lines as they were asked for.
+// reject makes a pending order REJECTED. It keeps its lines as they were asked for.
 func (o *Order) reject(reason, detail string, at time.Time) error {
 	items, _, err := totals(o.Lines)
 	if err != nil {
@@ -83,7 +83,7 @@ func (o *Order) reject(reason, detail string, at time.Time) error {
 	return nil
 }
 
-// transition changes the state of the order, or returns ErrInvalidTransition and leaves it as it is.
+// transition changes the state of the order, or returns ErrInvalidTransition and leaves it unchanged.
 func (o *Order) transition(to State, at time.Time) error {
 	if !orderstate.CanFollow(orderstate.Parse(string(o.State)), orderstate.Parse(string(to))) {
 		return fmt.Errorf("order %s: %w from %s to %s", o.ID, ErrInvalidTransition, o.State, to)
@@ -92,8 +92,8 @@ func (o *Order) transition(to State, at time.Time) error {
 	return nil
 }
 
-// totals sums the pieces of all lines and their value in minor units. It returns errTotalOutOfRange if there is nothing to
-// sum or a sum leaves its range.
+// totals returns the sum of the pieces of all lines, and of their value in minor units. It returns errTotalOutOfRange if
+// there are no pieces or a sum is out of range.
 func totals(lines []Line) (items int32, value int64, err error) {
 	if len(lines) == 0 {
 		return 0, 0, fmt.Errorf("%w: no lines", errTotalOutOfRange)

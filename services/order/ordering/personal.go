@@ -18,21 +18,22 @@ import (
 )
 
 const (
-	// scanLimit is how many orders one call reads. There is no index on addresses: it would slow down storing every order.
+	// scanLimit is how many orders one call reads. There is no index on addresses, because it would slow down storing every
+	// order.
 	scanLimit = 100_000
 	// maxFound is how many orders a call returns or erases, and maxBytes about how many bytes it returns.
 	maxFound = 200
 	maxBytes = 1 << 20
 )
 
-// personalDataServer serves PersonalDataService with what orders say about people.
+// personalDataServer serves PersonalDataService for the orders.
 type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
-// before, and each search.
+// FindPersonalData implements customerv1.PersonalDataServiceServer. Each search is recorded, and each response with
+// personal data before it is sent.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	person, after, err := parsePerson(req.GetPerson(), req.GetPageToken())
 	if err != nil {
@@ -73,9 +74,10 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 	return resp, nil
 }
 
-// ErasePersonalData is part of customerv1.PersonalDataServiceServer. An order that comes again is not compared with one
-// that was erased: without who placed it there is no fingerprint. One that belonged to somebody belongs to nobody then, not to whoever
-// knows its id: operators alone may cancel it. Claims of idempotency keys stay, they are keyed hashes.
+// ErasePersonalData implements customerv1.PersonalDataServiceServer. A redelivered order is not compared with an erased
+// one, because the fingerprint contains who placed it. An erased order that belonged to somebody then belongs to nobody, so
+// that only operators may cancel it and not everybody who knows its id. Claims of idempotency keys stay, because they are
+// keyed hashes.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person, after, err := parsePerson(req.GetPerson(), req.GetPageToken())
 	if err != nil {
@@ -108,7 +110,7 @@ func recordAction(ctx context.Context, tx *sqlx.Tx, method string, person custom
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
 
-// parsePerson reads whose data are meant, and the position to continue at.
+// parsePerson returns the person that a request names, and the position to continue at.
 func parsePerson(p *customerv1.Person, token string) (customer.Person, position, error) {
 	after, err := parsePosition(token, tokenFilter(p))
 	return customer.Of(p), after, err
@@ -125,8 +127,8 @@ func tokenFilter(p *customerv1.Person) string {
 	return "personal data " + p.GetEmail() + " " + p.GetOwner()
 }
 
-// findOrdersOf looks at the next scanLimit orders after a position, the newest first, and returns those that name the person,
-// without their lines, and the position to continue at; listEnd if there are no more.
+// findOrdersOf reads the next scanLimit orders after a position, the newest first, and returns those of the person, without
+// their lines, and the position to continue at; listEnd if there are no more.
 func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after position) (found []*Order, next position, err error) {
 	var end Order
 	err = sqlx.GetContext(ctx, q, &end, `

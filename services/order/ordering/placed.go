@@ -28,11 +28,11 @@ import (
 )
 
 const (
-	// checkStockTimeout bounds the wait for inventory's decision about a batch. After it inventory counts as down.
+	// checkStockTimeout bounds the wait for inventory's decision about a batch. After that inventory counts as down.
 	checkStockTimeout = 5 * time.Second
-	// decisionTTL is how long after asking a transaction may begin that is based on the answer: the contract of
-	// CheckStock. Later inventory may have given the stock to another order. The transaction itself is bounded by the
-	// timeouts of package postgres.
+	// decisionTTL is how long after the question a transaction may begin that relies on the answer, by the contract of
+	// CheckStock. Later, inventory may have given the stock to another order. Package postgres' timeouts bound the
+	// transaction itself.
 	decisionTTL = time.Minute
 )
 
@@ -44,13 +44,13 @@ const (
 	orderDecisionSize   = 100 // beside its lines
 )
 
-// decisionSize bounds what is decided about an order: a batch of orders, which is one call to inventory, has a reply that
-// a call can carry.
+// decisionSize returns the maximum size of inventory's decision about an order, in bytes. A batch is one call to inventory,
+// whose reply must not be too large.
 func decisionSize(m *eventsv1.OrderPlaced) int {
 	return orderDecisionSize + max(maxRejectionSize, maxLineDecisionSize*len(m.GetLines()))
 }
 
-// pendingOrder is a placed order on its way to being stored.
+// pendingOrder is a placed order that is being decided and stored.
 type pendingOrder struct {
 	trace     trace.SpanContext
 	lines     []*eventsv1.RequestedLine
@@ -58,8 +58,8 @@ type pendingOrder struct {
 	order     *Order
 }
 
-// handleOrderPlaced decides and stores a batch of placed orders: one call to inventory, one transaction. A redelivered order
-// changes nothing, because its key is its own, inventory repeats what it decided, and the order is stored already.
+// handleOrderPlaced decides and stores a batch of placed orders, with one call to inventory and one transaction. A
+// redelivered order changes nothing: its key is its own, inventory repeats its decision, and the order is stored already.
 func (s *Service) handleOrderPlaced(ctx context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
 	pending, err := newPendingOrders(batch)
 	if err != nil {
@@ -86,12 +86,12 @@ func (s *Service) handleOrderPlaced(ctx context.Context, batch []messaging.Messa
 	return nil
 }
 
-// errContentDiffers says that an order id has come with another order than before. No gateway gives one id to two orders, so
-// the message is not to be trusted; the first one counts.
+// errContentDiffers means that an order id came with another order than before. No gateway gives one id to two orders, so
+// the message is not trusted, and the first order stays.
 var errContentDiffers = errors.New("this order id belongs to an order with other content")
 
-// newPendingOrders returns the pending orders of a batch, each once. Two orders with one id fail the batch: tried one by one,
-// the first is stored and the second is compared with it.
+// newPendingOrders returns the pending orders of a batch, each once. If two different orders have one id the batch fails:
+// when they are then tried one by one the first is stored, and the second compared with it.
 func newPendingOrders(batch []messaging.Message[*eventsv1.OrderPlaced]) ([]pendingOrder, error) {
 	pending := make([]pendingOrder, 0, len(batch))
 	seen := make(map[uuid.UUID]*Order, len(batch))
@@ -121,14 +121,14 @@ func keyHashes(m *eventsv1.OrderPlaced) (hashes [][]byte) {
 	return hashes
 }
 
-// stillPending are the orders that inventory has to be asked about.
+// stillPending returns the orders that inventory has to be asked about.
 func stillPending(pending []pendingOrder) []pendingOrder {
 	return slices.DeleteFunc(slices.Clone(pending), func(p pendingOrder) bool { return p.order.State != Pending })
 }
 
-// rejectReusedKeys claims the idempotency keys of the orders that came with one, and rejects the orders whose key belongs
-// to another order: stored or on its way, here or on another replica. Of the orders of this batch the first one in the
-// queue gets the key. An order that comes again finds its own claim.
+// rejectReusedKeys claims the idempotency keys of orders that have one, and rejects the orders whose key belongs to another
+// order, stored or not, on this replica or another one. Of the orders in this batch the first one in the queue gets the
+// key. A redelivered order finds its own claim.
 func (s *Service) rejectReusedKeys(ctx context.Context, pending []pendingOrder) error {
 	var claims []claim
 	claimed := map[string]bool{}
@@ -208,8 +208,8 @@ func (s *Service) decide(ctx context.Context, pending []pendingOrder) error {
 	return nil
 }
 
-// classifyStockError says what a failed call to inventory means for the batch: whether inventory is down, or refuses something
-// in it for good, which its size can be.
+// classifyStockError says what a failed call to inventory means for the batch: either inventory is down, or it refuses
+// something in the batch permanently, which may be its size.
 func classifyStockError(err error) error {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.PermissionDenied: // the last is for people to put right
@@ -220,7 +220,7 @@ func classifyStockError(err error) error {
 	return err
 }
 
-// applyDecision moves a pending order to what inventory decided about it.
+// applyDecision applies inventory's decision to a pending order.
 func applyDecision(d *inventoryv1.StockDecision, o *Order, now time.Time) error {
 	if d.GetOrderId() != o.ID.String() {
 		return fmt.Errorf("inventory decided order %s where order %s was asked for", d.GetOrderId(), o.ID)
@@ -235,7 +235,7 @@ func applyDecision(d *inventoryv1.StockDecision, o *Order, now time.Time) error 
 	return o.confirm(lines, currency, now)
 }
 
-// catalogueLines are the lines of a decision and the currency that they share.
+// catalogueLines returns the lines of a decision and their common currency.
 func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string, err error) {
 	for _, l := range d.GetLines() {
 		if currency != "" && currency != l.GetUnitPrice().GetCurrencyCode() {
@@ -250,9 +250,8 @@ func catalogueLines(d *inventoryv1.StockDecision) (lines []Line, currency string
 	return lines, currency, nil
 }
 
-// store writes the orders that are new, with the messages that follow from them, in one transaction. It returns those
-// orders. If inventory was asked about them longer than decisionTTL ago nothing is stored, and they have to be asked
-// about again.
+// store writes those of the orders that are new, with the events that follow, in one transaction, and returns them. If
+// inventory was asked longer than decisionTTL ago it stores nothing and fails, so that inventory is asked again.
 func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.Time) (stored []pendingOrder, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		// In the transaction: the wait for a connection has no bound.
@@ -296,11 +295,11 @@ func (s *Service) store(ctx context.Context, pending []pendingOrder, asked time.
 	return stored, err
 }
 
-// elapsed is the time since t by the monotonic or the wall clock, whichever shows more: the monotonic one stops while the machine
-// is suspended, the other one can be set back.
+// elapsed returns the time since t by the monotonic or the wall clock, whichever is longer: the monotonic clock stops while
+// the machine is suspended, and the wall clock can be set back.
 func elapsed(t time.Time) time.Duration { return max(time.Since(t), time.Since(t.Round(0))) }
 
-// eventsOf are the messages that follow from an order's decision.
+// eventsOf returns the events that follow from the decision about an order.
 func eventsOf(o *Order) ([]proto.Message, error) {
 	at := timestamppb.New(o.UpdatedAt)
 	switch o.State {
@@ -322,7 +321,7 @@ func eventsOf(o *Order) ([]proto.Message, error) {
 	return nil, fmt.Errorf("order %s: no event says that an order was decided as %s", o.ID, o.State)
 }
 
-// pricedLines are the lines of an order that was confirmed.
+// pricedLines returns the lines of a confirmed order.
 func pricedLines(o *Order) []*eventsv1.PricedLine {
 	lines := make([]*eventsv1.PricedLine, len(o.Lines))
 	for i, l := range o.Lines {

@@ -7,12 +7,11 @@ import (
 	statusv1 "shop.example/gen/shop/status/v1"
 )
 
-// rateWindow is how far back the rate of orders looks.
+// rateWindow is the time over which the rate of orders is computed.
 const rateWindow = 10 * time.Second
 
-// reportRate adds how many orders are decided per second. It counts rows, along an index and by when they were written:
-// what is true of all replicas together, while a counter in memory would know only its own. Nothing is added if the
-// database does not answer.
+// reportRate adds to the report how many orders are decided per second. It counts rows, by an index on when they were
+// written, because a counter in memory would only know this replica's. It adds nothing if the database does not answer.
 func (s *Service) reportRate(ctx context.Context, report *statusv1.GetReportResponse) {
 	var decided int64
 	err := s.db.GetContext(ctx, &decided, `

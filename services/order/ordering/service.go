@@ -1,10 +1,10 @@
 // Package ordering is the order service: it decides placed orders with the help of inventory, stores them, and answers
-// for them.
+// queries about them.
 //
-// OrderPlaced comes in batches from the queue (placed.go); orders are read and cancelled over gRPC (grpc.go). Both use
-// the states of an order and its totals (order.go) and the database (store.go). The events of an order are written to
-// the outbox in the same transaction, and the relay publishes them. The other services ask which orders there are
-// (intake.go), and what names a person is exported and erased (personal.go).
+// OrderPlaced comes in batches from the queue (placed.go). Clients read and cancel orders over gRPC (grpc.go). Both use the
+// states and totals of an order (order.go) and the database (store.go). The events of an order are added to the outbox in
+// the transaction that stores it, and published by the relay. Other services ask which orders exist (intake.go). Personal
+// data are exported and erased on request (personal.go).
 package ordering
 
 import (
@@ -34,17 +34,18 @@ type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3001"`
-	// TLS is for GRPCAddr to be open to other machines.
+	// TLS is the certificate that GRPCAddr is served with. Without it GRPCAddr must be a loopback address.
 	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3101"`
-	// PprofAddr is where Go's profiles are served, for this machine alone.
+	// PprofAddr is the address to serve Go's profiles on, a loopback address.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
-	// StopDelay is how long a replica goes on, not ready any more, before it stops.
+	// StopDelay is how long a replica goes on serving, but not ready, before it stops.
 	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
-	// KeyRetention is how long an idempotency key stays its order's, 30 days if it is 0. It must be longer than an order can
-	// come again: RedriveHorizon, the retries, and a day in the queue.
+	// KeyRetention is how long an idempotency key belongs to its order, 30 days if it is 0. It must be longer than the time
+	// within which the order's message can be delivered again: RedriveHorizon, plus the retries, plus a day in the queue.
 	KeyRetention time.Duration `env:"IDEMPOTENCY_KEY_RETENTION"`
-	// RedriveHorizon is how long a dead letter can be redriven, a week if it is 0. The logging service has the same.
+	// RedriveHorizon is how long a dead letter can be redriven, a week if it is 0. The logging service must have the same
+	// value.
 	RedriveHorizon time.Duration `env:"REDRIVE_HORIZON"`
 	Telemetry      telemetry.Config
 }
@@ -52,14 +53,15 @@ type Config struct {
 const (
 	name   = topology.Order
 	schema = "orders"
-	// batch is how many placed orders are decided and stored together, at most. A transaction costs the same for one
-	// order as for many; beyond this the batch gains little and its orders wait longer.
+	// batch is how many placed orders are decided and stored together, at most. A transaction costs about the same for one
+	// order as for many; larger batches gain little and make orders wait longer.
 	batch = 500
-	// linger is how long a batch waits for more orders. It is seen in every order's time to be decided, so it is short.
+	// linger is how long a batch waits for more orders. It adds to the time in which every order is decided, so it is
+	// short.
 	linger = 10 * time.Millisecond
 )
 
-// Service is the order service.
+// Service is one replica of the order service.
 type Service struct {
 	orderv1.UnimplementedOrderServiceServer
 	*service.Service
@@ -72,8 +74,8 @@ type Service struct {
 	log        *slog.Logger
 }
 
-// New brings the database to its newest schema and builds the service, with its listeners open. The broker may be
-// away; the database may not. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
+// available; the broker need not be. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.KeyRetention, err = cfg.checkKeyRetention(); err != nil {
 		return nil, err

@@ -29,8 +29,8 @@ import (
 	"shop.example/topology"
 )
 
-// patience bounds every wait of these tests; none waits that long unless something is broken.
-const patience = 30 * time.Second
+// testTimeout bounds every wait of these tests; none waits that long unless something is broken.
+const testTimeout = 30 * time.Second
 
 // fakePeers are the other services as far as the order service meets them: a publisher, and what the queues of
 // others receive.
@@ -126,8 +126,8 @@ func next(t testing.TB, ch <-chan messaging.Delivery) messaging.Delivery {
 	select {
 	case d := <-ch:
 		return d
-	case <-time.After(patience):
-		t.Fatalf("waited %s for a message", patience)
+	case <-time.After(testTimeout):
+		t.Fatalf("waited %s for a message", testTimeout)
 		panic("unreachable")
 	}
 }
@@ -167,7 +167,7 @@ func (l *logs) String() string {
 func (l *logs) await(t *testing.T, text string) {
 	t.Helper()
 	late := false
-	timer := time.AfterFunc(patience, func() {
+	timer := time.AfterFunc(testTimeout, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		late = true
@@ -178,7 +178,7 @@ func (l *logs) await(t *testing.T, text string) {
 	defer l.mu.Unlock()
 	for !strings.Contains(l.text.String(), text) {
 		if late {
-			t.Fatalf("waited %s for the log to say %q", patience, text)
+			t.Fatalf("waited %s for the log to say %q", testTimeout, text)
 		}
 		l.changed.Wait()
 	}
@@ -363,7 +363,7 @@ func TestOrderPlaced_DeliveredTwiceHasOneEffect(t *testing.T) {
 		n.publish(t, placed)
 		select {
 		case <-asked:
-		case <-time.After(patience):
+		case <-time.After(testTimeout):
 			t.Fatal("inventory was not asked")
 		}
 	}

@@ -22,7 +22,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// errNotFound says that no order is stored under the id.
+// errNotFound means that no order is stored under the id.
 var errNotFound = errors.New("no such order")
 
 // insertOrders writes the orders that are not stored yet, with their lines, and returns their ids. Ordered by id, two
@@ -55,8 +55,8 @@ type lineRow struct {
 	Line
 }
 
-// storeOrders stores decided orders with their lines, and returns the ids of those that were not stored before: the others
-// stay as they are. It waits for a transaction that has inserted one of them and is still open.
+// storeOrders stores decided orders with their lines, and returns the ids of those that were not stored before; the others
+// stay as they are. If another open transaction has inserted one of them, it waits for that one to end.
 func storeOrders(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[uuid.UUID]bool, err error) {
 	var lines []lineRow
 	for _, o := range orders {
@@ -101,8 +101,8 @@ func storeOrders(ctx context.Context, tx *sqlx.Tx, orders []*Order) (fresh map[u
 	return fresh, nil
 }
 
-// compareStored returns errContentDiffers, Permanent, if one of the orders is stored with other content. What is stored without
-// a fingerprint, by an older release or because its customer's data were erased, cannot be compared.
+// compareStored returns errContentDiffers, as Permanent, if one of the orders is stored with other content. Orders that are
+// stored without a fingerprint, by an older release or because personal data were erased, cannot be compared.
 func compareStored(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 	var different []uuid.UUID
 	err := tx.SelectContext(ctx, &different, `
@@ -119,7 +119,7 @@ func compareStored(ctx context.Context, tx *sqlx.Tx, orders []*Order) error {
 	return nil
 }
 
-// claim is an idempotency key, by its hash, that an order wants for itself.
+// claim is the wish of an order for an idempotency key, given by its hash.
 type claim struct {
 	keyHash []byte
 	orderID uuid.UUID
@@ -139,8 +139,8 @@ ORDER BY key_hash
 ON CONFLICT DO NOTHING
 RETURNING key_hash, order_id`
 
-// claimKeys gives each key that is free to the order that claims it, durably, and returns whose each key is. It waits for
-// a transaction that has claimed one of them and is still open. The claims name each key once.
+// claimKeys gives each key that is free to the order that claims it, durably, and returns the owner of each key. If another
+// open transaction has claimed one of them, it waits for that one to end. claims must contain each key only once.
 func claimKeys(ctx context.Context, db *sqlx.DB, claims []claim) (owners map[string]uuid.UUID, err error) {
 	var rows []keyOwner
 	err = db.SelectContext(ctx, &rows, insertClaims,
@@ -164,7 +164,7 @@ func claimKeys(ctx context.Context, db *sqlx.DB, claims []claim) (owners map[str
 	return owners, nil
 }
 
-// keyOwners reads whose the keys are, given as an array of their hashes. Keys that are free are left out.
+// keyOwners returns the owners of keys, given as an array of their hashes, without those that are free.
 func keyOwners(ctx context.Context, db *sqlx.DB, hashes []byte) (rows []keyOwner, err error) {
 	err = db.SelectContext(ctx, &rows, postgres.Prepared+`
 		SELECT key_hash, order_id FROM idempotency_key WHERE key_hash = ANY ($1::bytea[])`, hashes)
@@ -190,8 +190,8 @@ SELECT id, customer_name, customer_email, state, COALESCE(reason, '') AS reason,
        COALESCE(owner, '') AS owner
 FROM orders `
 
-// getOrder reads an order with its lines; errNotFound if there is none. With lock, the row stays as it was read until
-// the transaction of q ends.
+// getOrder reads an order with its lines; errNotFound if there is none. With lock the row is locked until the transaction
+// of q ends.
 func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock bool) (*Order, error) {
 	query := selectOrders + `WHERE id = $1`
 	if lock {
@@ -215,14 +215,15 @@ func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock boo
 const maxPageBytes = 1 << 20
 
 // listOrders reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
-// states if state is "", and of all owners if owner is "". more says whether others follow.
+// states if state is "", and of all owners if owner is "". None is older than since. more says whether others follow.
 func listOrders(
-	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after position, limit int,
+	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after, since position, limit int,
 ) (orders []*Order, more bool, err error) {
 	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
+			AND created_at >= $6::timestamptz
 		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1) // one more tells whether another page follows
+		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1, since.sqlTime()) // one more tells whether another page follows
 	if err != nil {
 		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
 	}
@@ -233,7 +234,7 @@ func listOrders(
 	return orders[:fit], fit < len(orders), addLines(ctx, q, orders[:fit])
 }
 
-// countFitting returns how many of the orders, at most and at least one, have lines of no more than maxPageBytes bytes.
+// countFitting returns how many of the orders, at least one and at most limit, have lines of at most maxPageBytes bytes.
 func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, limit int) (n int, err error) {
 	var sizes []struct {
 		OrderID uuid.UUID `db:"order_id"`
@@ -258,8 +259,8 @@ func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, l
 	return n, nil
 }
 
-// addLines reads the lines of orders. Lines are written with their order and never change, so a second statement sees
-// what the first one saw.
+// addLines reads the lines of orders. Lines are stored with their order and never change, so a second statement sees the
+// same state as the first.
 func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error {
 	byID := make(map[uuid.UUID]*Order, len(orders))
 	for _, o := range orders {
@@ -280,7 +281,7 @@ func addLines(ctx context.Context, q sqlx.QueryerContext, orders []*Order) error
 	return nil
 }
 
-// updateState writes the state of an order that get has locked.
+// updateState writes the state of an order that getOrder has locked.
 func updateState(ctx context.Context, tx *sqlx.Tx, o *Order) error {
 	_, err := tx.ExecContext(ctx, `UPDATE orders SET state = $2, updated_at = $3, version = version + 1 WHERE id = $1`,
 		o.ID, string(o.State), o.UpdatedAt)
@@ -290,8 +291,8 @@ func updateState(ctx context.Context, tx *sqlx.Tx, o *Order) error {
 	return nil
 }
 
-// position is a position in the list of orders: after the order placed at the time, in microseconds since 1970, that has
-// the id. Orders that arrive later do not move it.
+// position is a position in the list of orders: behind the order that was placed at this time, in microseconds since 1970,
+// and has this id. Orders that are placed later do not move it.
 type position struct {
 	micros int64
 	id     uuid.UUID
@@ -313,15 +314,15 @@ func (p position) sqlTime() string {
 	return time.UnixMicro(p.micros).UTC().Format(time.RFC3339Nano)
 }
 
-// positionAfter is the place of the order that follows o in the list.
+// positionAfter returns the position behind o in the list.
 func positionAfter(o *Order) position { return position{o.CreatedAt.UnixMicro(), o.ID} }
 
-// token is the position as a page token of the list with this filter.
+// token returns the position as a page token of the list with this filter.
 func (p position) token(filter string) string {
 	return pagetoken.New(append(binary.BigEndian.AppendUint64(nil, uint64(p.micros)), p.id[:]...), filter)
 }
 
-// parsePosition reads a page token of the list with this filter; "" is the first page.
+// parsePosition parses a page token of the list with this filter; "" is the first page.
 func parsePosition(token, filter string) (position, error) {
 	if token == "" {
 		return listStart, nil
@@ -337,7 +338,7 @@ func parsePosition(token, filter string) (position, error) {
 	return p, nil
 }
 
-// message is the order as the contracts have it.
+// message returns the order in the form of the contracts.
 func (o *Order) message() *orderv1.Order {
 	m := &orderv1.Order{
 		Id:            o.ID.String(),
@@ -364,7 +365,7 @@ func (o *Order) message() *orderv1.Order {
 	return m
 }
 
-// reason is the contracts' value of o.Reason, which is a number if it came from a newer release than this one.
+// reason returns o.Reason as the contracts' value; it is stored as a number if it came from a newer release than this one.
 func (o *Order) reason() eventsv1.OrderRejected_Reason {
 	if value, known := eventsv1.OrderRejected_Reason_value[o.Reason]; known {
 		return eventsv1.OrderRejected_Reason(value)

@@ -347,6 +347,34 @@ func TestListOrders_FiltersByState(t *testing.T) {
 	}
 }
 
+func TestListOrders_LeavesOutOlderOrders(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	var ids []string
+	start := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
+	for i := range 4 {
+		p := newPlaced()
+		p.PlacedAt = timestamppb.New(start.Add(time.Duration(i) * time.Minute))
+		mustStore(t, s, decidedOrders(t, held, p))
+		ids = append(ids, p.GetOrderId())
+	}
+	since := timestamppb.New(start.Add(time.Minute))
+	if got, want := pages(t, s, &orderv1.ListOrdersRequest{PageSize: 2, PlacedAfter: since}, func() {}), []string{ids[3], ids[2], ids[1]}; !slices.Equal(got, want) {
+		t.Errorf("since the second order there are %v, want %v", got, want)
+	}
+	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, PlacedAfter: since})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, PageToken: page.GetNextPageToken()}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("the token of another list: %v", err)
+	}
+	_, err = s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PlacedAfter: &timestamppb.Timestamp{Seconds: 1 << 60}})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a time that is none: %v", err)
+	}
+}
+
 func TestListOrders_ForeignTokenIsInvalid(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// deliverInterval is how often a replica looks for what is due, besides being told of it.
+	// deliverInterval is how often a replica looks for due deliveries, besides when it is told of them.
 	deliverInterval = 250 * time.Millisecond
 	// maxWorkers is how many webhooks a replica sends to at a time.
 	maxWorkers = 1000
@@ -29,17 +29,16 @@ const (
 	maxWait = time.Hour
 	// maxFailures is how many attempts in a row may be answered with an error before the webhook as a whole has to wait.
 	maxFailures = 5
-	// slowAnswer is how long an answer may take before the webhook is one of the slow ones.
+	// slowAnswer is the response time from which a webhook counts as slow.
 	slowAnswer = time.Second
-	// fetchSize is how many deliveries are read at once for each request that a webhook may get at once.
+	// fetchSize is how many deliveries are read at once, for each concurrent request that the webhook may get.
 	fetchSize = 4
-	// drainTimeout is how long attempts may go on when the service stops.
+	// drainTimeout is how long requests in progress may take when the service stops.
 	drainTimeout = 4 * time.Second
 )
 
-// deliverer sends what is due. It leases webhooks, as other replicas do, so that one replica at a time sends to a webhook:
-// that one knows how many requests the webhook gets and what is on its way, and keeps the order. A lease ends by itself if the
-// replica dies.
+// deliverer sends due deliveries. Replicas lease webhooks, so that one replica at a time sends to a webhook: it knows how
+// many requests the webhook gets and which are in progress, and keeps the order. If the replica dies the lease expires.
 type deliverer struct {
 	Delivery
 	db      *sqlx.DB
@@ -67,7 +66,7 @@ func newDeliverer(d Delivery, db *sqlx.DB, sender *sender, replica uuid.UUID, re
 	}
 }
 
-// notify tells the deliverer that something is due.
+// notify tells the deliverer that a delivery is due.
 func (d *deliverer) notify() {
 	select {
 	case d.wake <- struct{}{}:
@@ -75,7 +74,7 @@ func (d *deliverer) notify() {
 	}
 }
 
-// run delivers until ctx ends; attempts that have begun get drainTimeout then.
+// run delivers until ctx ends; requests in progress then have drainTimeout.
 func (d *deliverer) run(ctx context.Context) error {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -122,7 +121,7 @@ func (d *deliverer) run(ctx context.Context) error {
 	}
 }
 
-// leaseDue leases webhooks that nobody sends to and that have something due.
+// leaseDue leases webhooks that have due deliveries and that no replica sends to.
 func (d *deliverer) leaseDue(ctx context.Context) (ids []uuid.UUID, err error) {
 	d.mu.Lock()
 	room := maxWorkers - len(d.workers)
@@ -141,7 +140,7 @@ func (d *deliverer) leaseDue(ctx context.Context) (ids []uuid.UUID, err error) {
 	return ids, nil
 }
 
-// worker sends to one webhook while it is leased and something is due.
+// worker sends to one webhook while it is leased and has due deliveries.
 type worker struct {
 	*deliverer
 	id          uuid.UUID
@@ -149,6 +148,7 @@ type worker struct {
 	slowOne     bool // it has failed, or answered late
 	leasedUntil time.Time
 	hook        *webhook // as it was when it was read last
+	generation  int64    // of the webhooks, at that time
 	queue       []*delivery
 	inFlight    int
 	inHand      map[int64]bool // deliveries in the queue or in flight
@@ -156,7 +156,7 @@ type worker struct {
 	poked       chan struct{}
 }
 
-// result is what came of one attempt.
+// result is the outcome of one attempt.
 type result struct {
 	*delivery
 	answer
@@ -171,7 +171,8 @@ func (w *worker) poke() {
 	}
 }
 
-// run ends when nothing is due, the webhook has to wait or is not enabled any more, or ctx has ended. No attempt outlives it.
+// run returns when nothing is due, when the webhook has to wait or is disabled, or when ctx has ended; and no attempt is in
+// progress.
 func (w *worker) run(ctx, work context.Context) {
 	defer w.release(work)
 	for {
@@ -210,18 +211,22 @@ func (w *worker) places() chan struct{} {
 	return w.quick
 }
 
-// fill reads the webhook and, if there is nothing in the queue, what is due. goOn is false if nothing is to be begun.
+// fill reads the webhook and, if the queue is empty, due deliveries. goOn is false if no attempt may be begun.
 func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	asked := time.Now()
-	hook := &webhook{}
+	var read struct {
+		webhook
+		Generation int64 `db:"generation"`
+	}
+	const columns = webhookColumns + `, (SELECT generation FROM log_position)`
 	// A lease that is far from its end is left as it is: each change of the row is another version of it.
 	if time.Until(w.leasedUntil) > w.lease*2/3 {
-		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
-			SELECT `+webhookColumns+` FROM webhook WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now()`, w.id, w.replica)
+		err = w.db.GetContext(ctx, &read, postgres.Prepared+`
+			SELECT `+columns+` FROM webhook WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now()`, w.id, w.replica)
 	} else {
-		err = w.db.GetContext(ctx, hook, postgres.Prepared+`
+		err = w.db.GetContext(ctx, &read, postgres.Prepared+`
 			UPDATE webhook SET leased_until = now() + $3 * interval '1 second'
-			WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now() RETURNING `+webhookColumns, w.id, w.replica, w.lease.Seconds())
+			WHERE id = $1 AND lessee = $2 AND state = 'ENABLED' AND retry_at <= now() RETURNING `+columns, w.id, w.replica, w.lease.Seconds())
 		if err == nil {
 			w.leasedUntil = asked.Add(w.lease)
 		}
@@ -234,9 +239,15 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		return false, fmt.Errorf("reading the webhook: %w", postgres.Classify(err))
 	}
 	if w.hook == nil {
-		w.slowOne = hook.Failures > 0
+		w.slowOne = read.Failures > 0
 	}
-	w.hook = hook
+	if w.generation != read.Generation { // a person may be erased in what waits: it is read again
+		for _, d := range w.queue {
+			delete(w.inHand, d.Delivery)
+		}
+		w.queue = nil
+	}
+	w.hook, w.generation = &read.webhook, read.Generation
 	if len(w.queue) > 0 || w.limit == 0 {
 		return w.limit > 0, nil
 	}
@@ -260,7 +271,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	return true, nil
 }
 
-// await returns what has come of attempts; nothing if it is time to look again for what is due.
+// await returns the results of attempts; none if it is time to look for due deliveries again.
 func (w *worker) await(ctx context.Context) (done []result) {
 	tick := time.NewTimer(deliverInterval)
 	defer tick.Stop()
@@ -282,8 +293,8 @@ func (w *worker) await(ctx context.Context) (done []result) {
 	return done
 }
 
-// attempt sends one delivery. It waits for a place, and sends only if the answer comes, or the timeout, before the lease ends:
-// another replica may send to the webhook from then on.
+// attempt sends one delivery. It waits for a free place, and sends only if the response or the timeout comes before the
+// lease ends, because another replica may send to the webhook after that.
 func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, leasedUntil time.Time, places chan struct{}) result {
 	r := result{delivery: d, aborted: true}
 	wait, cancel := context.WithDeadline(ctx, leasedUntil.Add(-w.Timeout))
@@ -304,14 +315,14 @@ func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, 
 	return r
 }
 
-// change is how a delivery is written after an attempt.
+// change is what is written about a delivery after an attempt.
 type change struct {
 	result
 	state string
 	wait  time.Duration // before the next attempt
 }
 
-// record writes what came of attempts, and what follows from it for the webhook.
+// record writes the results of attempts, and what follows from them for the webhook.
 func (w *worker) record(ctx context.Context, done []result) error {
 	var changes []change
 	hook := *w.hook
@@ -377,7 +388,7 @@ func (w *worker) record(ctx context.Context, done []result) error {
 	return nil
 }
 
-// disabling is the event if the webhook has to be disabled; nil if it has not.
+// disabling returns the event to publish if the webhook has to be disabled; nil if it has not.
 func (w *worker) disabling(hook *webhook, a answer, now time.Time) *eventsv1.WebhookDisabled {
 	e := &eventsv1.WebhookDisabled{
 		DisablingId: uuid.Must(uuid.NewV7()).String(), WebhookId: w.id.String(), DisabledAt: timestamppb.New(now),
@@ -393,7 +404,7 @@ func (w *worker) disabling(hook *webhook, a answer, now time.Time) *eventsv1.Web
 	return e
 }
 
-// backoff is the wait after the n-th failure in a row, from 1: three times the one before, more or less.
+// backoff returns the wait after the n-th failure in a row (n from 1): about three times the one before.
 func (d *deliverer) backoff(n int) time.Duration {
 	wait := d.FirstRetry
 	for ; n > 1 && wait < maxWait; n-- {
@@ -402,7 +413,7 @@ func (d *deliverer) backoff(n int) time.Duration {
 	return time.Duration(float64(min(wait, maxWait)) * (0.9 + 0.2*rand.Float64()))
 }
 
-// writeAttempts writes deliveries after an attempt each. What waits behind one that is tried again waits as long.
+// writeAttempts writes the results of attempts. Deliveries that must wait for one which is retried get the same time.
 func writeAttempts(ctx context.Context, tx *sqlx.Tx, hook uuid.UUID, changes []change) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		UPDATE delivery d SET state = n.state, attempts = d.attempts + 1, first_attempt_at = coalesce(d.first_attempt_at, n.begun), last_attempt_at = n.begun,
@@ -435,7 +446,7 @@ func writeAttempts(ctx context.Context, tx *sqlx.Tx, hook uuid.UUID, changes []c
 	return nil
 }
 
-// writeWebhook writes how the webhook does, if the replica still sends to it.
+// writeWebhook writes the state of a webhook, if the replica still has the lease.
 func writeWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, replica uuid.UUID, pause time.Duration) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		UPDATE webhook SET failures = $3, failing_since = $4, retry_at = greatest(retry_at, now() + $5 * interval '1 millisecond')
@@ -447,7 +458,8 @@ func writeWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, replica uuid.UUI
 	return nil
 }
 
-// disable disables a webhook that is enabled, and says so. It begins with the position, as whoever changes webhooks does.
+// disable disables a webhook that is enabled, and publishes e. As every change of webhooks it first locks the position in
+// the log.
 func disable(ctx context.Context, tx *sqlx.Tx, id uuid.UUID, e *eventsv1.WebhookDisabled) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
 		return fmt.Errorf("disabling webhook %s: %w", id, err)
@@ -462,7 +474,7 @@ func disable(ctx context.Context, tx *sqlx.Tx, id uuid.UUID, e *eventsv1.Webhook
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: e}})
 }
 
-// release lets another replica send to the webhook at once.
+// release ends the lease, so that another replica can send to the webhook at once.
 func (w *worker) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

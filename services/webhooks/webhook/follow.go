@@ -27,21 +27,21 @@ import (
 )
 
 const (
-	// followInterval is how often a replica looks whether it is its turn to follow the log, and the one that does whether the
-	// webhooks are still the same.
+	// followInterval is how often a replica tries to become the one that follows the log, and how often that one checks
+	// whether webhooks have changed.
 	followInterval = time.Second
-	// followLease is how long a replica may follow the log without saying that it still does.
+	// followLease is how long the lease to follow the log lasts without being renewed.
 	followLease = 10 * time.Second
 	// followBatch is how many events are read at once.
 	followBatch = 500
-	// maxOwners is how many orders are remembered with whom they belong to.
+	// maxOwners is for how many orders it is cached whom they belong to.
 	maxOwners = 50_000
 	// placedWithin is how long an event may be in the log before the OrderPlaced of its order: replicas that share the log's
 	// queue may write in another order.
 	placedWithin = 5 * time.Second
 )
 
-// subscriber is what the follower has to know of a webhook.
+// subscriber is what the follower needs to know about a webhook.
 type subscriber struct {
 	ID         uuid.UUID      `db:"id"`
 	Owner      string         `db:"owner"`
@@ -53,8 +53,8 @@ func (s subscriber) wants(routingKey, owner string) bool {
 		slices.ContainsFunc(s.EventTypes, func(pattern string) bool { return messaging.Matches(pattern, routingKey) })
 }
 
-// commonPattern is the narrowest pattern of the form prefix.# that matches what any subscriber wants: the log is not read
-// for what nobody wants.
+// commonPattern returns the narrowest pattern of the form prefix.# that matches everything that any subscriber wants, so
+// that no more of the log is read.
 func commonPattern(list []subscriber) string {
 	var common []string
 	for i, s := range list {
@@ -77,9 +77,9 @@ func commonPattern(list []subscriber) string {
 	return strings.Join(append(common, "#"), ".")
 }
 
-// follower reads the log and writes what has to be delivered. One replica does so at a time, under a lease: what the log has
-// is delivered in its order. The position in the log moves in the transaction that writes the deliveries, so each event is
-// read once, and only if the replica still has the lease and the webhooks are those that it knows.
+// follower reads the log and writes the deliveries. One replica at a time does so, under a lease, so that deliveries are in
+// the order of the log. The position in the log moves in the transaction that writes the deliveries, and only if the
+// replica still has the lease and knows the current webhooks; so each event is processed once.
 type follower struct {
 	db      *sqlx.DB
 	events  loggingv1.EventLogServiceClient
@@ -138,7 +138,7 @@ func (f *follower) pause(ctx context.Context) {
 	}
 }
 
-// release lets another replica follow at once.
+// release ends the lease, so that another replica can follow at once.
 func (f *follower) release(ctx context.Context) error {
 	_, err := f.db.ExecContext(ctx, `UPDATE log_position SET lessee = NULL, leased_until = '-infinity' WHERE lessee = $1`, f.replica)
 	if err != nil {
@@ -147,13 +147,14 @@ func (f *follower) release(ctx context.Context) error {
 	return nil
 }
 
-// turn is a position in the log, with the webhooks that it is for.
+// turn is a position in the log that this replica has leased, with the webhooks at that time.
 type turn struct {
 	position, generation int64
 	subscribers          []subscriber
 }
 
-// takeTurn leases the position, or keeps it leased; nil if it is not this replica's turn, or there is nothing to follow for.
+// takeTurn takes or renews the lease of the position; it returns nil if another replica has it, or if no webhook wants
+// anything.
 func (f *follower) takeTurn(ctx context.Context) (*turn, error) {
 	t := &turn{}
 	err := f.db.QueryRowContext(ctx, `
@@ -177,7 +178,7 @@ func (f *follower) takeTurn(ctx context.Context) (*turn, error) {
 	return nil, err
 }
 
-// session follows the log over one stream. again says that another one has to begin at once.
+// session follows the log over one stream. again says that the next one has to begin at once.
 func (f *follower) session(ctx context.Context) (again bool, err error) {
 	at, err := f.takeTurn(ctx)
 	if at == nil || err != nil {
@@ -185,8 +186,9 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pattern := commonPattern(at.subscribers)
-	stream, err := f.events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{AfterId: at.position, FromBeginning: true, RoutingKey: pattern})
+	stream, err := f.events.StreamEvents(ctx, &loggingv1.StreamEventsRequest{
+		AfterId: at.position, FromBeginning: true, RoutingKey: commonPattern(at.subscribers),
+	})
 	if err != nil {
 		return false, err
 	}
@@ -227,13 +229,13 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 		case <-tick.C:
 		case <-f.wake:
 		}
-		if at, err = f.fanOut(ctx, at, pattern, batch); at == nil || err != nil {
+		if goOn, err := f.fanOut(ctx, at, batch); !goOn || err != nil {
 			return true, err
 		}
 	}
 }
 
-// gather takes what else has come.
+// gather returns first and the other events that have already arrived.
 func gather(first *loggingv1.Event, events <-chan *loggingv1.StreamEventsResponse) []*loggingv1.Event {
 	batch := []*loggingv1.Event{first}
 	for len(batch) < followBatch && len(events) > 0 {
@@ -251,41 +253,32 @@ func (f *follower) stepBack(ctx context.Context, at *turn, position int64) error
 	return err
 }
 
-// errStale says that the position is not this replica's any more, or the webhooks have changed.
+// errStale means that this replica no longer has the lease, or that the webhooks have changed.
 var errStale = errors.New("the webhooks have changed")
 
-// fanOut writes the deliveries of a batch, which may be empty, and returns where the log is followed further; nil if that
-// has to be done over another stream.
-func (f *follower) fanOut(ctx context.Context, at *turn, pattern string, batch []*loggingv1.Event) (*turn, error) {
-	for {
-		if len(batch) > 0 {
-			err := f.write(ctx, at, batch)
-			if err == nil {
-				at.position = batch[len(batch)-1].GetId()
-				return at, nil
-			}
-			if !errors.Is(err, errStale) {
-				return nil, err
-			}
-		}
+// fanOut writes the deliveries of a batch, which may be empty. goOn is false if the log has to be read again from the position:
+// the webhooks have changed, or a person was erased in what was read before.
+func (f *follower) fanOut(ctx context.Context, at *turn, batch []*loggingv1.Event) (goOn bool, err error) {
+	if len(batch) == 0 {
 		now, err := f.takeTurn(ctx)
-		if err != nil || now == nil || now.position != at.position || commonPattern(now.subscribers) != pattern {
-			return nil, err
-		}
-		at = now
-		if len(batch) == 0 {
-			return at, nil
-		}
+		return now != nil && now.position == at.position && now.generation == at.generation, err
 	}
+	if err := f.write(ctx, at, batch); errors.Is(err, errStale) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	at.position = batch[len(batch)-1].GetId()
+	return true, nil
 }
 
-// pairing is an event for a webhook.
+// pairing is an event and a webhook that gets it.
 type pairing struct {
 	event   *loggingv1.Event
 	webhook uuid.UUID
 }
 
-// write moves the position behind the batch, and writes what has to be delivered of it.
+// write moves the position behind the batch, and writes its deliveries.
 func (f *follower) write(ctx context.Context, at *turn, batch []*loggingv1.Event) error {
 	wanted, pairings, payloads, err := f.match(ctx, at.subscribers, batch)
 	if err != nil {
@@ -320,8 +313,8 @@ func (f *follower) write(ctx context.Context, at *turn, batch []*loggingv1.Event
 	return nil
 }
 
-// insertDeliveries writes events and who gets them. A delivery of an order that waits for another attempt at an earlier event
-// is not looked at before that.
+// insertDeliveries writes events and the deliveries in pairings. A delivery about an order that waits for another attempt
+// at an earlier event gets the time of that attempt.
 func insertDeliveries(ctx context.Context, tx *sqlx.Tx, events []*loggingv1.Event, payloads map[int64]string, pairings []pairing) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		INSERT INTO event (id, message_id, routing_key, order_id, payload, published_at)
@@ -355,7 +348,7 @@ func orderOf(e *loggingv1.Event) (id uuid.NullUUID) {
 	return id
 }
 
-// match returns the events of a batch that somebody wants, with their JSON, and who gets them.
+// match returns the events of a batch that some webhook wants, with their JSON, and which webhooks get them.
 func (f *follower) match(ctx context.Context, list []subscriber, batch []*loggingv1.Event) (wanted []*loggingv1.Event, pairings []pairing, payloads map[int64]string, err error) {
 	payloads = map[int64]string{}
 	owned := slices.ContainsFunc(list, func(s subscriber) bool { return s.Owner != "" })
@@ -384,8 +377,8 @@ func (f *follower) match(ctx context.Context, list []subscriber, batch []*loggin
 	return wanted, pairings, payloads, nil
 }
 
-// deliverable says whether the entry of the log is an event that keeps its contract. Others are not: requests, what could not
-// be read, and what is left of an event after a person was erased in it.
+// deliverable reports whether an entry of the log is an event that meets its contract. Requests do not count, nor what
+// could not be decoded, nor events in which personal data were erased.
 func deliverable(e *loggingv1.Event) bool {
 	known, ok := contract.ByRoutingKey(e.GetRoutingKey())
 	if !ok || known.IsRequest() || e.GetPayload() == nil {
@@ -398,17 +391,17 @@ func deliverable(e *loggingv1.Event) bool {
 	return err == nil
 }
 
-// toJSON writes the fields in the order of their names, so that an event is the same text each time.
+// toJSON encodes the fields sorted by name, so that an event has the same text each time.
 func toJSON(payload *structpb.Struct) (string, error) {
 	b, err := json.Marshal(payload.AsMap())
 	return string(b), err
 }
 
-// errNotPlaced says that it is not known yet whom an event's order belongs to.
+// errNotPlaced means that it is not known yet whom an event's order belongs to.
 var errNotPlaced = errors.New("the log does not have the OrderPlaced of an order yet that it has another event of")
 
-// ownerOf is whom the event's order belongs to, as its OrderPlaced says; "" for nobody. If the log does not have that event
-// it is waited for, with errNotPlaced: whoever passed by would never be told.
+// ownerOf returns whom the event's order belongs to, as its OrderPlaced says; "" for nobody. While the log does not have that
+// event it returns errNotPlaced: if the event were skipped, its owner's webhooks would never get it.
 func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, error) {
 	order := e.GetOrderId()
 	if order == "" {
@@ -443,7 +436,7 @@ func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, err
 	return owner, nil
 }
 
-// logEnd is the position of the last event in the log.
+// logEnd returns the position of the last event in the log.
 func logEnd(ctx context.Context, events loggingv1.EventLogServiceClient) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

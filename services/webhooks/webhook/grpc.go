@@ -24,10 +24,10 @@ import (
 )
 
 const (
-	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many there may be for all events.
+	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many operators may have in total.
 	maxOfOwner     = 10
 	maxOfOperators = 1000
-	// testType is the type of an event that tries a webhook out.
+	// testType is the type of test events.
 	testType = "shop.webhook.test"
 )
 
@@ -37,7 +37,7 @@ type webhookServer struct {
 	*Service
 }
 
-// callerOf is what the caller sees: operators everything, customers what is theirs.
+// callerOf returns which webhooks the caller may see: operators all, customers their own.
 func callerOf(ctx context.Context) whose {
 	c, external := enduser.Of(ctx)
 	if !external || c.GetOperator() {
@@ -50,7 +50,7 @@ func callerOf(ctx context.Context) whose {
 	return whose{owner: owner}
 }
 
-// CreateWebhook is part of webhooksv1.WebhookServiceServer.
+// CreateWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) CreateWebhook(ctx context.Context, req *webhooksv1.CreateWebhookRequest) (*webhooksv1.CreateWebhookResponse, error) {
 	m := req.GetWebhook()
 	w := &webhook{
@@ -89,7 +89,7 @@ func limitOf(owner string) int {
 	return maxOfOwner
 }
 
-// eventType is a pattern of routing keys. Two # beside each other say no more than one.
+// eventType matches a pattern of routing keys. (Two # in a row mean the same as one.)
 var eventType = regexp.MustCompile(`^([a-z0-9_-]+|\*|#)(\.([a-z0-9_-]+|\*|#))*$`)
 
 // check returns an error that names the fields of a webhook that are wrong.
@@ -115,8 +115,8 @@ func (s webhookServer) check(w *webhook) error {
 	return nil
 }
 
-// change makes a change to a webhook in a transaction of its own, records what an operator did, and tells the follower. do
-// returns what has changed, in words. While no webhook wants anything the log is not followed: then it is, from its end on.
+// change runs do in a transaction, records the action if the caller is an operator, and tells the follower. do returns what
+// has changed, in words. While no webhook wants any events the log is not followed; this starts it, at the end of the log.
 func (s webhookServer) change(ctx context.Context, method, id string, do func(*sqlx.Tx) (detail string, err error)) error {
 	var active bool
 	if err := s.db.GetContext(ctx, &active, `SELECT active FROM log_position`); err != nil {
@@ -163,7 +163,7 @@ func (s webhookServer) change(ctx context.Context, method, id string, do func(*s
 	}
 }
 
-// recordAction records what an operator did. What customers do with what is theirs is not.
+// recordAction records what an operator does. What customers do with their own webhooks is not recorded.
 func recordAction(ctx context.Context, tx *sqlx.Tx, method, id, detail string) error {
 	if !enduser.IsOperator(ctx) {
 		return nil
@@ -171,7 +171,7 @@ func recordAction(ctx context.Context, tx *sqlx.Tx, method, id, detail string) e
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, "webhook "+id, detail)}})
 }
 
-// ListWebhooks is part of webhooksv1.WebhookServiceServer.
+// ListWebhooks implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWebhooksRequest) (*webhooksv1.ListWebhooksResponse, error) {
 	by := callerOf(ctx)
 	before, page := uuid.Max, "webhooks of "+by.owner
@@ -198,7 +198,7 @@ func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWeb
 	return resp, nil
 }
 
-// GetWebhook is part of webhooksv1.WebhookServiceServer.
+// GetWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) GetWebhook(ctx context.Context, req *webhooksv1.GetWebhookRequest) (*webhooksv1.GetWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -207,7 +207,7 @@ func (s webhookServer) GetWebhook(ctx context.Context, req *webhooksv1.GetWebhoo
 	return &webhooksv1.GetWebhookResponse{Webhook: w.message()}, nil
 }
 
-// UpdateWebhook is part of webhooksv1.WebhookServiceServer.
+// UpdateWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.UpdateWebhookRequest) (*webhooksv1.UpdateWebhookResponse, error) {
 	var w *webhook
 	id := req.GetWebhook().GetId()
@@ -231,7 +231,7 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 	return &webhooksv1.UpdateWebhookResponse{Webhook: w.message()}, nil
 }
 
-// apply sets the fields that the mask names. Those that cannot be set are left as they are: a client may send back what it
+// apply sets the fields that the mask names. It ignores fields that cannot be set, because a client may send back what it
 // has read.
 func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string, err error) {
 	m := req.GetWebhook()
@@ -269,7 +269,7 @@ func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string,
 	return changed, nil
 }
 
-// RotateWebhookSecret is part of webhooksv1.WebhookServiceServer.
+// RotateWebhookSecret implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) RotateWebhookSecret(ctx context.Context, req *webhooksv1.RotateWebhookSecretRequest) (*webhooksv1.RotateWebhookSecretResponse, error) {
 	var w *webhook
 	err := s.inTx(ctx, req.GetWebhookId(), webhooksv1.WebhookService_RotateWebhookSecret_FullMethodName, "the secret", func(tx *sqlx.Tx, locked *webhook) error {
@@ -282,7 +282,8 @@ func (s webhookServer) RotateWebhookSecret(ctx context.Context, req *webhooksv1.
 	return &webhooksv1.RotateWebhookSecretResponse{Secret: secretText(w.Secret), PreviousValidUntil: timestamp(w.PreviousUntil)}, nil
 }
 
-// inTx locks a webhook that the caller sees, calls do, and records it. It is for what the follower need not know of.
+// inTx locks a webhook that the caller may see, calls do, and records the action. It is for changes that the follower need
+// not know of.
 func (s webhookServer) inTx(ctx context.Context, id, method, detail string, do func(*sqlx.Tx, *webhook) error) error {
 	err := postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		w, err := readWebhook(ctx, tx, callerOf(ctx), id, "FOR UPDATE")
@@ -301,7 +302,7 @@ func (s webhookServer) inTx(ctx context.Context, id, method, detail string, do f
 	return err
 }
 
-// TestWebhook is part of webhooksv1.WebhookServiceServer.
+// TestWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) TestWebhook(ctx context.Context, req *webhooksv1.TestWebhookRequest) (*webhooksv1.TestWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -330,7 +331,7 @@ func (s webhookServer) TestWebhook(ctx context.Context, req *webhooksv1.TestWebh
 	}, nil
 }
 
-// DeleteWebhook is part of webhooksv1.WebhookServiceServer.
+// DeleteWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) DeleteWebhook(ctx context.Context, req *webhooksv1.DeleteWebhookRequest) (*webhooksv1.DeleteWebhookResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -349,7 +350,7 @@ func (s webhookServer) DeleteWebhook(ctx context.Context, req *webhooksv1.Delete
 	return &webhooksv1.DeleteWebhookResponse{}, nil
 }
 
-// ListWebhookDeliveries is part of webhooksv1.WebhookServiceServer.
+// ListWebhookDeliveries implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv1.ListWebhookDeliveriesRequest) (*webhooksv1.ListWebhookDeliveriesResponse, error) {
 	w, err := readWebhook(ctx, s.db, callerOf(ctx), req.GetWebhookId(), "")
 	if err != nil {
@@ -383,7 +384,7 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 	return resp, nil
 }
 
-// RedeliverWebhook is part of webhooksv1.WebhookServiceServer.
+// RedeliverWebhook implements webhooksv1.WebhookServiceServer.
 func (s webhookServer) RedeliverWebhook(ctx context.Context, req *webhooksv1.RedeliverWebhookRequest) (*webhooksv1.RedeliverWebhookResponse, error) {
 	var d *delivery
 	detail := fmt.Sprintf("delivery %d", req.GetDeliveryId())

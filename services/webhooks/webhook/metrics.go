@@ -13,7 +13,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-// maxCounted is up to how many deliveries are counted: there may be millions.
+// maxCounted is the number up to which deliveries are counted: there may be millions.
 const maxCounted = 100_000
 
 // The outcomes of an attempt.
@@ -23,7 +23,7 @@ const (
 	unreachable = "unreachable"
 )
 
-// metrics are what the service measures.
+// metrics are the service's metrics.
 type metrics struct {
 	db       *sqlx.DB
 	attempts metric.Int64Counter
@@ -31,7 +31,7 @@ type metrics struct {
 	waiting  atomic.Pointer[waiting] // nil until it was read
 }
 
-// waiting is what a sample has counted.
+// waiting is the result of one sample.
 type waiting struct {
 	Pending int64 `db:"pending"`
 	Failing int64 `db:"failing"`

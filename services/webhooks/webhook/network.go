@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// errPrivateAddress says that a request would leave the public networks. It names no address: whoever made the webhook
-// would learn what names mean inside.
+// errPrivateAddress means that a request would leave the public networks. It contains no address, from which the owner of
+// the webhook could learn what names resolve to inside.
 var errPrivateAddress = errors.New("the address is not one that webhooks may call")
 
-// notPublic are networks that a request may not go to although they are no private, loopback, link-local or multicast ones:
-// each leads, or may lead, to a machine of ours (https://www.iana.org/assignments/iana-ipv4-special-registry and ipv6).
+// notPublic are networks that requests may not go to, in addition to private, loopback, link-local and multicast ones: each
+// of them leads, or may lead, to a machine of ours (https://www.iana.org/assignments/iana-ipv4-special-registry and ipv6).
 var notPublic = prefixes(
 	"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4",
 	"::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
@@ -30,10 +30,10 @@ func prefixes(all ...string) (list []netip.Prefix) {
 	return list
 }
 
-// network says which addresses may be called.
+// network knows which addresses may be called.
 type network struct{ allowed []netip.Prefix }
 
-// newNetwork reads WEBHOOK_ALLOWED_NETWORKS.
+// newNetwork parses WEBHOOK_ALLOWED_NETWORKS.
 func newNetwork(allowed []string) (network, error) {
 	var n network
 	for _, text := range allowed {
@@ -46,7 +46,7 @@ func newNetwork(allowed []string) (network, error) {
 	return n, nil
 }
 
-// check returns an error unless ip may be called: public addresses with TLS, and those of allowed networks in any case.
+// check returns an error unless ip may be called: public addresses over TLS, and those of allowed networks in any case.
 func (n network) check(ip netip.Addr, encrypted bool) error {
 	ip = ip.Unmap().WithZone("")
 	within := func(list []netip.Prefix) bool {
@@ -61,8 +61,8 @@ func (n network) check(ip netip.Addr, encrypted bool) error {
 	return nil
 }
 
-// transport connects only to addresses that may be called. It looks at the address when it connects, after the name was
-// resolved: a name that leads elsewhere the second time it is looked up gets nobody in.
+// transport connects only to addresses that may be called. It checks the address when it connects, after the name was
+// resolved, so a name that resolves to something else the second time does not get around the check.
 func (n network) transport(encrypted bool, connections int) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: 5 * time.Second,

@@ -22,20 +22,20 @@ import (
 )
 
 const (
-	// scanLimit is how many events one call looks at, and maxFound how many it returns or erases.
+	// scanLimit is how many events one call reads, and maxFound how many it returns or erases.
 	scanLimit = 100_000
 	maxFound  = 200
 )
 
-// personalDataServer serves PersonalDataService with the webhooks of a customer and the events that are kept to be delivered.
-// Of all events only OrderPlaced names anybody.
+// personalDataServer serves PersonalDataService for the webhooks of customers and the events that are kept for delivery. Of
+// all events only OrderPlaced contains personal data.
 type personalDataServer struct {
 	customerv1.UnimplementedPersonalDataServiceServer
 	*Service
 }
 
-// FindPersonalData is part of customerv1.PersonalDataServiceServer. Each answer that hands a person's data out is recorded
-// before, and each search.
+// FindPersonalData implements customerv1.PersonalDataServiceServer. Each search is recorded, and each response with
+// personal data before it is sent.
 func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv1.FindPersonalDataRequest) (*customerv1.FindPersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
 	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
@@ -83,7 +83,8 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. Webhooks of the person are deleted. Events that name the
-// person are not delivered any more, and what receivers have answered to them is erased, too.
+// person are not delivered any more, and what receivers have answered to events of the person's orders is erased, too. The log is
+// to be erased before.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
 	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
@@ -92,6 +93,11 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	}
 	resp := &customerv1.ErasePersonalDataResponse{}
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
+		// As everybody who changes webhooks: first the position, which the follower has locked while it writes. What was read of
+		// the log before is read again, and so is what waits to be sent.
+		if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
+			return err
+		}
 		if person.Owner() != "" {
 			if resp.Webhooks, err = deleteWebhooksOf(ctx, tx, person.Owner()); err != nil {
 				return err
@@ -122,10 +128,6 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 }
 
 func deleteWebhooksOf(ctx context.Context, tx *sqlx.Tx, owner string) (int32, error) {
-	// As everybody who changes webhooks: first the position, which the follower has locked while it writes.
-	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
-		return 0, err
-	}
 	result, err := tx.ExecContext(ctx, `DELETE FROM webhook WHERE owner = $1`, owner)
 	if err != nil {
 		return 0, fmt.Errorf("deleting the webhooks of a person: %w", err)
@@ -147,10 +149,15 @@ func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE event SET payload = $2 WHERE id = $1`, e.ID, string(erased)); err != nil {
 		return err
 	}
+	// An answer, or what is wrong with it, may repeat what was sent, also for other events of the order.
 	_, err = tx.ExecContext(ctx, `
-		UPDATE delivery SET response_body = '', state = CASE WHEN state = 'PENDING' THEN 'FAILED' ELSE state END,
-			error_message = CASE WHEN state = 'PENDING' THEN 'the customer was erased before' ELSE '' END
-		WHERE event_id = $1`, e.ID)
+		UPDATE delivery SET response_body = '', error_message = ''
+		WHERE event_id = $1 OR event_id IN (SELECT id FROM event WHERE order_id = nullif($2, '')::uuid)`, e.ID, e.OrderID)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE delivery SET state = 'FAILED', error_message = 'the customer was erased before' WHERE event_id = $1 AND state = 'PENDING'`, e.ID)
 	return err
 }
 
@@ -158,11 +165,11 @@ func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person cust
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
 
-// listOf names the list of a person's events for page tokens.
+// listOf identifies the list of a person's events, for page tokens.
 func listOf(person customer.Person) string { return "events of " + person.String() }
 
-// findEvents looks at the next scanLimit events after a position for orders that the person has placed. next is the token to
-// continue with; "" at the end.
+// findEvents reads the next scanLimit events after a position and returns the orders that the person has placed. next is
+// the token to continue with; "" at the end.
 func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after int64) (found []*event, next string, err error) {
 	var last int64
 	err = sqlx.GetContext(ctx, q, &last, `SELECT coalesce(max(id), 0) FROM (SELECT id FROM event WHERE id > $1 ORDER BY id LIMIT $2) AS read`, after, scanLimit)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -49,17 +50,9 @@ func (l *eventLog) add(t *testing.T, messages ...proto.Message) []*loggingv1.Eve
 	t.Helper()
 	var added []*loggingv1.Event
 	for _, m := range messages {
-		text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		payload := &structpb.Struct{}
-		if err := protojson.Unmarshal(text, payload); err != nil {
-			t.Fatal(err)
-		}
 		event, _ := contract.EventOf(m)
 		added = append(added, &loggingv1.Event{
-			RoutingKey: event.RoutingKey, Payload: payload, MessageId: contract.MessageID(m).String(), OrderId: orderid.Of(m),
+			RoutingKey: event.RoutingKey, Payload: payloadOf(t, m), MessageId: contract.MessageID(m).String(), OrderId: orderid.Of(m),
 			Status: loggingv1.Event_success, PublishedAt: timestamppb.Now(),
 		})
 	}
@@ -72,6 +65,30 @@ func (l *eventLog) add(t *testing.T, messages ...proto.Message) []*loggingv1.Eve
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return added
+}
+
+func payloadOf(t *testing.T, m proto.Message) *structpb.Struct {
+	t.Helper()
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := &structpb.Struct{}
+	if err := protojson.Unmarshal(text, payload); err != nil {
+		t.Fatal(err)
+	}
+	return payload
+}
+
+// replace changes what the log has of an event. Who has read it before has it as it was.
+func (l *eventLog) replace(t *testing.T, id int64, m proto.Message) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed := proto.CloneOf(l.events[id-1])
+	changed.Payload = payloadOf(t, m)
+	l.events = slices.Clone(l.events)
+	l.events[id-1] = changed
 }
 
 func (l *eventLog) since(id int64) ([]*loggingv1.Event, chan struct{}) {

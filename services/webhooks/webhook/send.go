@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// maxAnswer is how much of an answer's body is read and kept, and maxHeader how large its header may be, in bytes.
+	// maxAnswer is how much of a response's body is read and kept, and maxHeader the maximum size of its header, in bytes.
 	maxAnswer = 4 << 10
 	maxHeader = 16 << 10
-	// maxRetryAfter bounds how long a receiver can ask to be left alone.
+	// maxRetryAfter bounds the pause that a receiver can ask for.
 	maxRetryAfter = 24 * time.Hour
 	secretPrefix  = "whsec_"
 	secretSize    = 32 // bytes
-	// secretOverlap is how long the secret before a rotated one is good.
+	// secretOverlap is how long the previous secret stays valid after a rotation.
 	secretOverlap = 24 * time.Hour
-	// source is what CloudEvents say of where they come from.
+	// source is the attribute source of CloudEvents.
 	source = "/shop"
 )
 
@@ -40,12 +40,12 @@ func newSecret() []byte {
 	return secret
 }
 
-// secretText is a secret as receivers keep it.
+// secretText returns a secret in the form that receivers are given.
 func secretText(secret []byte) string {
 	return secretPrefix + base64.StdEncoding.EncodeToString(secret)
 }
 
-// event is what is sent.
+// event is an event as it is sent.
 type event struct {
 	ID          int64     `db:"event_id"`
 	MessageID   string    `db:"message_id"`
@@ -56,7 +56,7 @@ type event struct {
 	CreatedAt   time.Time `db:"created_at"` // when the service stored it; zero if nobody asks
 }
 
-// body writes the event, and returns the media type.
+// body returns the event in the given format, and its media type.
 func (e event) body(format string) (body []byte, contentType string, err error) {
 	if format == formatCloudEvents {
 		body, err = json.Marshal(struct {
@@ -81,7 +81,7 @@ func (e event) body(format string) (body []byte, contentType string, err error) 
 
 func (e event) time() string { return e.PublishedAt.UTC().Format(time.RFC3339Nano) }
 
-// signature is the header webhook-signature: one for each secret that is good, separated by spaces.
+// signature returns the header webhook-signature: a signature for each valid secret, separated by spaces.
 func (w *webhook) signature(id string, at time.Time, body []byte) (string, error) {
 	secrets := [][]byte{w.Secret}
 	if w.PreviousSecret != nil && at.Before(w.PreviousUntil.Time) {
@@ -102,23 +102,23 @@ func (w *webhook) signature(id string, at time.Time, body []byte) (string, error
 	return strings.Join(signatures, " "), nil
 }
 
-// answer is what came of an attempt.
+// answer is the outcome of an attempt.
 type answer struct {
 	status     int    // 0 if there was none
 	body       string // its beginning
 	problem    string // "" if the event was delivered
 	retryAfter time.Duration
 	took       time.Duration
-	// unreachable says that the receiver answers nobody now, whatever is sent: there is no use in sending it something else.
+	// unreachable says that the receiver responds to nothing at present, so it makes no sense to send another event.
 	unreachable bool
 }
 
 func (a answer) delivered() bool { return a.problem == "" }
 
-// gone says that the receiver wants no more.
+// gone reports whether the receiver wants no more events.
 func (a answer) gone() bool { return a.status == http.StatusGone }
 
-// sender makes the requests. It is safe for concurrent use.
+// sender sends the requests. It is safe for concurrent use.
 type sender struct {
 	network network
 	timeout time.Duration
@@ -141,7 +141,8 @@ func newSender(d Delivery) (*sender, error) {
 	return s, nil
 }
 
-// checkURL returns what is wrong with the URL of a webhook, "" if nothing is. Where it leads is checked with each request.
+// checkURL returns what is wrong with the URL of a webhook, "" if nothing is. The address it resolves to is checked with
+// each request.
 func (s *sender) checkURL(text string) string {
 	u, err := url.Parse(text)
 	switch {
@@ -216,7 +217,7 @@ func newRequest(ctx context.Context, w *webhook, e event, at time.Time) (*http.R
 	return req, nil
 }
 
-// causeOf is why ctx has ended, if err came of that.
+// causeOf returns why ctx has ended, if that is the cause of err.
 func causeOf(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -224,7 +225,7 @@ func causeOf(ctx context.Context, err error) error {
 	return err
 }
 
-// problemOf is an error without the URL, which may hold a secret, and without addresses.
+// problemOf returns the text of an error without the URL, which may contain a secret, and without addresses.
 func problemOf(err error) string {
 	if errors.Is(err, errPrivateAddress) {
 		return errPrivateAddress.Error()
@@ -238,7 +239,7 @@ func problemOf(err error) string {
 	return text([]byte(err.Error()))
 }
 
-// text is what a text column takes of b.
+// text returns b as a text column accepts it.
 func text(b []byte) string {
 	s := string(b[:min(len(b), maxAnswer)])
 	if utf8.ValidString(s) && !strings.Contains(s, "\x00") {
@@ -247,7 +248,7 @@ func text(b []byte) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// retryAfter reads the header of that name: seconds, or a date.
+// retryAfter parses the header Retry-After: seconds, or a date.
 func retryAfter(header string, now time.Time) time.Duration {
 	var wait time.Duration
 	if seconds, err := strconv.ParseInt(header, 10, 32); err == nil {

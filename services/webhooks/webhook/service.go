@@ -1,9 +1,9 @@
-// Package webhook is the webhooks service: it sends events to the URLs of whoever wants to know of them.
+// Package webhook is the webhooks service: it sends events to the URLs that customers and operators have registered.
 //
-// One replica follows the log of events and writes a delivery for each webhook that wants an event (follow.go). All replicas
-// share the deliveries: each leases webhooks, and sends to those it has leased (deliver.go) what is signed as Standard
-// Webhooks has it (send.go), to addresses that it may call (network.go). Webhooks are created, changed and read over gRPC
-// (grpc.go, store.go), and what names a person is exported and erased (personal.go).
+// One replica at a time follows the log of events and writes a delivery for each webhook that wants an event (follow.go).
+// All replicas share the deliveries: each leases webhooks and sends the deliveries of those (deliver.go). Requests are
+// signed as Standard Webhooks defines it (send.go), and go only to permitted addresses (network.go). Clients create, change
+// and read webhooks over gRPC (grpc.go, store.go). Personal data are exported and erased on request (personal.go).
 package webhook
 
 import (
@@ -29,38 +29,42 @@ import (
 	"shop.example/topology"
 )
 
-// Config is the service's configuration. The tags are those of github.com/caarlos0/env. Of the numbers and times, 0 is the
-// default.
+// Config is the service's configuration. The tags are those of github.com/caarlos0/env. Numbers and durations that are 0
+// have defaults.
 type Config struct {
 	AMQPURL     string `env:"AMQP_URL,required,notEmpty"`
 	DatabaseURL string `env:"DATABASE_URL,required,notEmpty"`
 	GRPCAddr    string `env:"GRPC_ADDR" envDefault:"127.0.0.1:3004"`
-	// TLS is for GRPCAddr to be open to other machines, and for LoggingAddr to be on another.
+	// TLS is the certificate that GRPCAddr is served with, and with which the logging service is called. Without it both
+	// must be on this machine.
 	TLS       mtls.Config
 	AdminAddr string `env:"ADMIN_ADDR" envDefault:":3104"`
-	// PprofAddr is where Go's profiles are served, for this machine alone.
+	// PprofAddr is the address to serve Go's profiles on, a loopback address.
 	PprofAddr string `env:"PPROF_ADDR" envDefault:"127.0.0.1:0"`
-	// StopDelay is how long the service goes on working after it was told to stop, not ready.
+	// StopDelay is how long a replica goes on serving, but not ready, before it stops.
 	StopDelay time.Duration `env:"SHUTDOWN_DELAY"`
-	// LoggingAddr is where the log of events is read.
+	// LoggingAddr is the address of the logging service's gRPC, from which events are read.
 	LoggingAddr string `env:"LOGGING_ADDR" envDefault:"localhost:3003"`
 	Delivery    Delivery
 	Telemetry   telemetry.Config
 }
 
-// Delivery says how events are delivered.
+// Delivery configures how events are delivered. Each value that is 0 has the default that its field names.
 type Delivery struct {
-	// Timeout bounds one attempt, from connecting to the end of the answer; 15 s by default.
+	// Timeout bounds one attempt, from connecting to the end of the response; 15 s by default.
 	Timeout time.Duration `env:"WEBHOOK_TIMEOUT"`
-	// FirstRetry is the wait after the first failure, 5 s by default. Each wait is three times the one before, an hour at most.
+	// FirstRetry is the wait after the first failure, 5 s by default. Each further wait is three times as long, up to an
+	// hour.
 	FirstRetry time.Duration `env:"WEBHOOK_FIRST_RETRY"`
-	// RetryFor is how long a delivery is tried, and how long a webhook may fail before it is disabled; two days by default.
+	// RetryFor is how long a delivery is retried, and how long a webhook may fail before it is disabled; two days by
+	// default.
 	RetryFor time.Duration `env:"WEBHOOK_RETRY_FOR"`
-	// Concurrency is how many requests one webhook gets at once, MaxRequests how many all of them get from one replica; 8 and
-	// 256 by default. Webhooks that fail or answer late share a quarter of MaxRequests.
+	// Concurrency is how many requests one replica sends to one webhook at a time (8 by default), MaxRequests how many to
+	// all webhooks (256 by default). Webhooks that fail or respond slowly share a quarter of MaxRequests.
 	Concurrency int `env:"WEBHOOK_CONCURRENCY"`
 	MaxRequests int `env:"WEBHOOK_MAX_REQUESTS"`
-	// AllowedNetworks are networks in CIDR notation that requests may go to although they are not public, also by http://.
+	// AllowedNetworks are networks, in CIDR notation, to which requests may go although they are not public; also over
+	// plain http.
 	AllowedNetworks []string `env:"WEBHOOK_ALLOWED_NETWORKS"`
 	// Retention is how long events and their deliveries are kept, 30 days by default.
 	Retention time.Duration `env:"WEBHOOK_RETENTION"`
@@ -78,7 +82,7 @@ const (
 	defaultRetention   = 30 * 24 * time.Hour
 )
 
-// validate returns d with its defaults, or an error that names what is wrong.
+// validate returns d with the defaults filled in, or an error that names the wrong value.
 func (d Delivery) validate() (Delivery, error) {
 	for _, v := range []struct {
 		variable string
@@ -124,8 +128,8 @@ type Service struct {
 	log       *slog.Logger
 }
 
-// New brings the database to its newest schema and builds the service, with its listeners open. The broker and the log of
-// events may be away; the database may not. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
+// available; the broker and the logging service need not be. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Delivery, err = cfg.Delivery.validate(); err != nil {
 		return nil, err

@@ -70,7 +70,7 @@ func timestamp(t sql.NullTime) *timestamppb.Timestamp {
 	return timestamppb.New(t.Time)
 }
 
-// whose says which webhooks a caller sees: those of one owner, or all.
+// whose says which webhooks a caller may see: those of one owner, or all.
 type whose struct {
 	all   bool
 	owner string
@@ -80,7 +80,7 @@ func webhookNotFound(id string) error {
 	return apierror.New(codes.NotFound, "WEBHOOK_NOT_FOUND", "there is no webhook %s", id)
 }
 
-// readWebhook reads a webhook that the caller sees; lock is "" or FOR UPDATE.
+// readWebhook reads a webhook that the caller may see; lock is "" or FOR UPDATE.
 func readWebhook(ctx context.Context, q sqlx.QueryerContext, by whose, id, lock string) (*webhook, error) {
 	w := &webhook{}
 	err := sqlx.GetContext(ctx, q, w, `SELECT `+webhookColumns+` FROM webhook WHERE id = $1 AND ($2 OR owner = $3) `+lock, id, by.all, by.owner)
@@ -93,7 +93,7 @@ func readWebhook(ctx context.Context, q sqlx.QueryerContext, by whose, id, lock 
 	return w, nil
 }
 
-// listWebhooks reads webhooks that the caller sees, the newest first. Ids are in the order of their time.
+// listWebhooks reads webhooks that the caller may see, the newest first. Ids are in the order of their creation.
 func listWebhooks(ctx context.Context, db *sqlx.DB, by whose, before uuid.UUID, limit int) ([]*webhook, error) {
 	var list []*webhook
 	err := db.SelectContext(ctx, &list, `
@@ -106,18 +106,21 @@ func listWebhooks(ctx context.Context, db *sqlx.DB, by whose, before uuid.UUID, 
 
 func insertWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook) error {
 	return tx.GetContext(ctx, w, `
-		INSERT INTO webhook (id, owner, url, event_types, format, description, state, secret) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		INSERT INTO webhook (id, owner, url, event_types, format, description, state, secret, since)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, (SELECT position FROM log_position))
 		RETURNING `+webhookColumns, w.ID, w.Owner, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, w.Secret)
 }
 
-// updateWebhook writes what can be changed of a webhook. One that is enabled begins anew.
+// updateWebhook writes the fields of a webhook that can be changed. If it was enabled by this, its count of failures begins
+// anew.
 func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, enabled bool) error {
 	return tx.GetContext(ctx, w, `
 		UPDATE webhook SET url = $2, event_types = $3, format = $4, description = $5, state = $6, updated_at = now(),
 			disabled_reason = CASE WHEN $6 = 'DISABLED' THEN disabled_reason ELSE '' END,
 			failures = CASE WHEN $7 THEN 0 ELSE failures END,
 			failing_since = CASE WHEN $7 THEN NULL ELSE failing_since END,
-			retry_at = CASE WHEN $7 THEN now() ELSE retry_at END
+			retry_at = CASE WHEN $7 THEN now() ELSE retry_at END,
+			since = CASE WHEN event_types <> $3 OR state = 'DISABLED' THEN (SELECT position FROM log_position) ELSE since END
 		WHERE id = $1 RETURNING `+webhookColumns,
 		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, enabled)
 }
@@ -131,8 +134,8 @@ func rotateSecret(ctx context.Context, tx *sqlx.Tx, w *webhook, secret []byte) e
 // deleteSlice is how many deliveries are deleted at once.
 const deleteSlice = 5000
 
-// deleteDeliveries deletes the deliveries of a webhook, some at a time: a webhook with many of them could not be deleted
-// within one statement's time. A replica that sends to it at this moment finds nothing left.
+// deleteDeliveries deletes the deliveries of a webhook, in slices: many could not be deleted within one statement's time
+// limit. A replica that is sending to the webhook at this moment finds nothing left.
 func deleteDeliveries(ctx context.Context, db *sqlx.DB, id uuid.UUID) error {
 	for {
 		result, err := db.ExecContext(ctx, `
@@ -191,7 +194,7 @@ func listDeliveries(ctx context.Context, db *sqlx.DB, id uuid.UUID, state string
 	return list, nil
 }
 
-// redeliver has a delivery tried now.
+// redeliver makes a delivery due now.
 func redeliver(ctx context.Context, tx *sqlx.Tx, w *webhook, id int64) (*delivery, error) {
 	if w.State != stateEnabled {
 		return nil, apierror.New(codes.FailedPrecondition, "WEBHOOK_NOT_ENABLED", "webhook %s is %s: enable it first", w.ID, w.State)

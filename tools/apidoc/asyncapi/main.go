@@ -16,7 +16,7 @@ import (
 	"shop.example/tools/apidoc/contract"
 )
 
-// fileName is where the document goes, in the plugin's folder.
+// fileName is the name of the document in the plugin's output folder.
 const fileName = "shop.asyncapi.yaml"
 
 func main() {

@@ -60,7 +60,7 @@ func inVersion3(swagger []byte, contracts *contract.Contracts, table errorTable)
 
 func (d *document) finish() error {
 	d.root["openapi"] = "3.1.0"
-	// Where the document is, the API is.
+	// The API is served at the address that serves the document.
 	d.root["servers"] = []any{object{"url": "/", "description": "The gateway that serves this document."}}
 	components := d.root["components"].(object)
 	components["securitySchemes"] = object{bearer: object{
@@ -74,7 +74,7 @@ func (d *document) finish() error {
 	for _, md := range d.contracts.Methods() {
 		for _, c := range d.callsOf(md) {
 			d.sayBody(c)
-			c.sayHeaders()
+			c.sayETag()
 			if err := d.sayAnswers(c); err != nil {
 				return err
 			}
@@ -191,32 +191,27 @@ func (d *document) sayBody(c call) {
 	content["schema"] = object{"$ref": refTo(name)}
 }
 
-// withETag are the methods that are about one resource with an ETag.
-var withETag = []protoreflect.Name{"GetOrder", "CancelOrder", "GetItem", "UpdateItem", "DeleteItem"}
+// The headers with which a contract says that a call is about one resource with an ETag.
+const (
+	ifNoneMatch = "If-None-Match"
+	ifMatch     = "If-Match"
+)
 
-func (c call) hasETag() bool { return slices.Contains(withETag, c.method.Name()) }
-
-// sayHeaders says what is asked and answered in headers that belong to no field.
-func (c call) sayHeaders() {
+// takes says whether the contract has a header of that name.
+func (c call) takes(header string) bool {
 	parameters, _ := c.object["parameters"].([]any)
-	header := func(name, description string) {
-		if slices.ContainsFunc(parameters, func(p any) bool { given, _ := p.(object); return given["name"] == name }) {
-			return // the contract has it
-		}
-		parameters = append(parameters, object{"in": "header", "name": name, "description": description, "schema": object{"type": "string"}})
-		c.object["parameters"] = parameters
+	return slices.ContainsFunc(parameters, func(p any) bool { o, _ := p.(object); return o["in"] == "header" && o["name"] == header })
+}
+
+// sayETag says what is answered to a client that has the resource.
+func (c call) sayETag() {
+	if !c.takes(ifNoneMatch) {
+		return
 	}
 	responses := c.object["responses"].(object)
-	switch {
-	case !c.hasETag():
-	case c.safe:
-		header("If-None-Match", "The ETag that the client has: answered with 304 if it is still the resource's.")
-		etag := object{"ETag": object{"description": "Changes with each change.", "schema": object{"type": "string"}}}
-		responses["200"].(object)["headers"] = etag
-		responses["304"] = object{"description": "The client has it as it is.", "headers": etag}
-	default:
-		header("If-Match", "The ETag that was read: refused with 412 if the resource has changed since.")
-	}
+	etag := object{"ETag": object{"description": "Changes with each change.", "schema": object{"type": "string"}}}
+	responses["200"].(object)["headers"] = etag
+	responses["304"] = object{"description": "The client has it as it is.", "headers": etag}
 }
 
 // sayAnswers says who may make a call, and what it answers.

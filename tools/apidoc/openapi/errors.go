@@ -70,7 +70,7 @@ func (c call) reasons() []string {
 	add(!c.public, ofOperators)
 	add(c.public || access.Enum() == operatorOrOwner, ofCustomers)
 	add(c.method.IsStreamingServer(), ofEventStream)
-	add(c.hasETag(), withCondition)
+	add(c.takes(ifNoneMatch) || c.takes(ifMatch), withCondition)
 	if own, said := c.contracts.Option(c.method, "reasons"); said {
 		for i := range own.List().Len() {
 			all = append(all, own.List().Get(i).String())

@@ -3,6 +3,7 @@ import * as shop from "./shop";
 import { client } from "./shop/client.gen";
 
 const product = Number(process.env.PRODUCT);
+const unsold = Number(process.env.UNSOLD_PRODUCT);
 client.setConfig({ baseUrl: process.env.SHOP_URL, auth: () => process.env.SHOP_TOKEN });
 
 const placed = await shop.checkoutServicePlaceOrder({
@@ -18,8 +19,8 @@ const listed = await shop.orderServiceListOrders({ query: { state: "CONFIRMED" }
 assert(listed.data!.orders.some((o) => o.id === order.id));
 assert.equal((await shop.orderServiceCancelOrder({ path, body: {} })).data!.state, "CANCELLED");
 
-const item = (await shop.inventoryServiceGetItem({ path: { id: product } })).data!;
-const changed = await shop.inventoryServiceUpdateItem({ path: { id: product }, body: { ...item, on_hand: item.on_hand + 1 } });
+const item = (await shop.inventoryServiceGetItem({ path: { id: unsold } })).data!;
+const changed = await shop.inventoryServiceUpdateItem({ path: { id: unsold }, body: { ...item, on_hand: item.on_hand + 1 } });
 assert.equal(changed.error, undefined);
 assert.equal(changed.data!.on_hand, item.on_hand + 1);
 

@@ -23,7 +23,7 @@ assert(listed.data!.orders.some((o) => o.id === order.id));
 const cancelled = await shop.POST("/v1/orders/{order_id}:cancel", { params: { path }, body: {} });
 assert.equal(cancelled.data!.state, "CANCELLED");
 
-const onePath = { params: { path: { id: product } } };
+const onePath = { params: { path: { id: Number(process.env.UNSOLD_PRODUCT) } } };
 const item = (await shop.GET("/v1/inventory/{id}", onePath)).data!;
 const changed = await shop.PATCH("/v1/inventory/{id}", { ...onePath, body: { ...item, on_hand: item.on_hand + 1 } });
 assert.equal(changed.error, undefined);

@@ -10,6 +10,7 @@ from shop_client.api.order_service import order_service_list_orders as list_orde
 from shop_client.models import CancelOrderBody, OrderServiceListOrdersState, PlaceOrderRequest, PlaceOrderRequestItem, UpdateItemBody
 
 product = int(os.environ["PRODUCT"])
+unsold = int(os.environ["UNSOLD_PRODUCT"])
 shop = AuthenticatedClient(base_url=os.environ["SHOP_URL"], token=os.environ["SHOP_TOKEN"])
 
 request = PlaceOrderRequest(
@@ -23,9 +24,9 @@ assert get_order.sync(order.id, client=shop).total_items == 2
 assert any(o.id == order.id for o in list_orders.sync(client=shop, state=OrderServiceListOrdersState.CONFIRMED).orders)
 assert cancel_order.sync(order.id, client=shop, body=CancelOrderBody()).state == "CANCELLED"
 
-item = get_item.sync(product, client=shop)
+item = get_item.sync(unsold, client=shop)
 item.on_hand += 1
-changed = update_item.sync(product, client=shop, body=UpdateItemBody.from_dict(item.to_dict()))
+changed = update_item.sync(unsold, client=shop, body=UpdateItemBody.from_dict(item.to_dict()))
 assert changed.on_hand == item.on_hand, changed
 
 missing = get_item.sync(999999, client=shop)

@@ -411,7 +411,9 @@ type ListOrdersRequest struct {
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only orders in this state, where it is set.
-	State         Order_State `protobuf:"varint,3,opt,name=state,proto3,enum=shop.order.v1.Order_State" json:"state,omitempty"`
+	State Order_State `protobuf:"varint,3,opt,name=state,proto3,enum=shop.order.v1.Order_State" json:"state,omitempty"`
+	// Only orders accepted at this time or later.
+	PlacedAfter   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=placed_after,json=placedAfter,proto3" json:"placed_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -465,6 +467,13 @@ func (x *ListOrdersRequest) GetState() Order_State {
 		return x.State
 	}
 	return Order_STATE_UNSPECIFIED
+}
+
+func (x *ListOrdersRequest) GetPlacedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PlacedAfter
+	}
+	return nil
 }
 
 // ListOrdersResponse is what ListOrders returns.
@@ -656,12 +665,13 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\x0fGetOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\">\n" +
 	"\x10GetOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xa2\x01\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xe1\x01\n" +
 	"\x11ListOrdersRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12:\n" +
-	"\x05state\x18\x03 \x01(\x0e2\x1a.shop.order.v1.Order.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\"j\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.shop.order.v1.Order.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12=\n" +
+	"\fplaced_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vplacedAfter\"j\n" +
 	"\x12ListOrdersResponse\x12,\n" +
 	"\x06orders\x18\x01 \x03(\v2\x14.shop.order.v1.OrderR\x06orders\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"9\n" +
@@ -719,19 +729,20 @@ var file_shop_order_v1_order_proto_depIdxs = []int32{
 	10, // 6: shop.order.v1.OrderItem.unit_price:type_name -> shop.money.v1.Money
 	1,  // 7: shop.order.v1.GetOrderResponse.order:type_name -> shop.order.v1.Order
 	0,  // 8: shop.order.v1.ListOrdersRequest.state:type_name -> shop.order.v1.Order.State
-	1,  // 9: shop.order.v1.ListOrdersResponse.orders:type_name -> shop.order.v1.Order
-	1,  // 10: shop.order.v1.CancelOrderResponse.order:type_name -> shop.order.v1.Order
-	3,  // 11: shop.order.v1.OrderService.GetOrder:input_type -> shop.order.v1.GetOrderRequest
-	5,  // 12: shop.order.v1.OrderService.ListOrders:input_type -> shop.order.v1.ListOrdersRequest
-	7,  // 13: shop.order.v1.OrderService.CancelOrder:input_type -> shop.order.v1.CancelOrderRequest
-	4,  // 14: shop.order.v1.OrderService.GetOrder:output_type -> shop.order.v1.GetOrderResponse
-	6,  // 15: shop.order.v1.OrderService.ListOrders:output_type -> shop.order.v1.ListOrdersResponse
-	8,  // 16: shop.order.v1.OrderService.CancelOrder:output_type -> shop.order.v1.CancelOrderResponse
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 9: shop.order.v1.ListOrdersRequest.placed_after:type_name -> google.protobuf.Timestamp
+	1,  // 10: shop.order.v1.ListOrdersResponse.orders:type_name -> shop.order.v1.Order
+	1,  // 11: shop.order.v1.CancelOrderResponse.order:type_name -> shop.order.v1.Order
+	3,  // 12: shop.order.v1.OrderService.GetOrder:input_type -> shop.order.v1.GetOrderRequest
+	5,  // 13: shop.order.v1.OrderService.ListOrders:input_type -> shop.order.v1.ListOrdersRequest
+	7,  // 14: shop.order.v1.OrderService.CancelOrder:input_type -> shop.order.v1.CancelOrderRequest
+	4,  // 15: shop.order.v1.OrderService.GetOrder:output_type -> shop.order.v1.GetOrderResponse
+	6,  // 16: shop.order.v1.OrderService.ListOrders:output_type -> shop.order.v1.ListOrdersResponse
+	8,  // 17: shop.order.v1.OrderService.CancelOrder:output_type -> shop.order.v1.CancelOrderResponse
+	15, // [15:18] is the sub-list for method output_type
+	12, // [12:15] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_shop_order_v1_order_proto_init() }

@@ -27,7 +27,7 @@ import (
 	"shop.example/platform/service"
 )
 
-// sample is the body of the demo that the shop grew out of, to the letter.
+// sample is exactly the request body of the demo that the shop grew out of.
 const sample = `{
 "customer_name": "Adrian",
 "customer_email": "[email protected]",
@@ -47,7 +47,7 @@ const sample = `{
 ]
 }`
 
-func TestSampleOrder_GoesTheWholeWay(t *testing.T) {
+func TestSampleOrder_PassesThroughAllServices(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	a := s.call(t, http.MethodPost, "/intermediary/order", sample)
@@ -311,7 +311,7 @@ func TestOperatorCalls_NeedTheToken(t *testing.T) {
 	}
 }
 
-// Anyone who may publish can maintain the catalogue over AMQP, with nothing but the contract.
+// Everybody with the right to publish can maintain the catalogue over AMQP, using only the contract.
 func TestAMQP_AClientOfItsOwnCreatesProducts(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -353,7 +353,7 @@ func TestAMQP_AClientOfItsOwnCreatesProducts(t *testing.T) {
 	}
 }
 
-// gatewayAlone runs a gateway over the broker of s whose other services are not there.
+// gatewayAlone runs a gateway on the broker of s, with none of the other services available.
 func gatewayAlone(t *testing.T, s *shop) *shop {
 	t.Helper()
 	alone := open(t, s.database, s.broker)
@@ -366,7 +366,7 @@ func gatewayAlone(t *testing.T, s *shop) *shop {
 			t.Errorf("the lone gateway ended with: %v", err)
 		}
 	})
-	ready, cancel := context.WithTimeout(t.Context(), patience)
+	ready, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	eventually(t, func() error { return service.Probe(ready, alone.Gateway.AdminAddr()) })
 	return alone

@@ -33,8 +33,8 @@ const stopLimit = 10 * time.Second
 
 var services = topology.Names()
 
-// binaries builds the services, shop and shopdev once for all tests. Without the race detector, which would halve the speed of the suite
-// and is on in the tests of the services; with the crash points, which are idle unless SHOP_CRASH_AT is set.
+// binaries builds the services, shop and shopdev once for all tests: without the race detector, which would halve the speed
+// of the suite and is used in the services' own tests, and with crash points, which do nothing unless SHOP_CRASH_AT is set.
 var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "shop-e2e-")
 	if err != nil {
@@ -65,9 +65,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// fleet is the shop as it is deployed: each service as processes, with a database and a virtual host of the test's own.
-// The calls of shop go to the first gateway.
-type fleet struct {
+// deployment is the shop as it is deployed: each service in processes of its own, with a database and a virtual host of the
+// test's own. The calls of the embedded shop go to the first gateway.
+type deployment struct {
 	shop
 	replicas map[string][]*replica // by service
 	amqp     map[string]string     // the broker's URL with the user of each service; nil if they share one
@@ -75,20 +75,27 @@ type fleet struct {
 	client   *http.Client          // keeps the connections that it has made
 }
 
-// fleetOptions say how a fleet differs from one replica of each service on an undisturbed line.
-type fleetOptions struct {
+// deploymentOptions change what a deployment has by default: one replica of each service, and direct connections to the
+// servers.
+type deploymentOptions struct {
 	replicas          map[string]int // by service
 	amqpURL, database string         // how the services get to broker and database, a line that can be cut for example
 	host              string         // where the services listen; loopback if it is empty
+	own               *servers       // of the test, instead of those of all tests
 }
 
-// newFleet prepares a fleet of which nothing runs yet. The i-th replica of a service calls the i-th of another.
-func newFleet(t *testing.T, o fleetOptions) *fleet {
+// newDeployment prepares a deployment of which nothing runs yet. The i-th replica of a service calls the i-th replica of
+// another.
+func newDeployment(t *testing.T, o deploymentOptions) *deployment {
 	t.Helper()
 	dir := mustBinaries(t)
-	f := &fleet{shop: shop{broker: brokertest.New(t), database: dbtest.New(t)}, replicas: map[string][]*replica{},
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	f.amqp = f.broker.Services(t, topology.Broker())
+	f := &deployment{replicas: map[string][]*replica{}, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	if o.own != nil {
+		f.shop = shop{broker: &brokertest.Broker{URL: o.own.amqp}, database: o.own.makeDatabase(t)}
+	} else {
+		f.shop = shop{broker: brokertest.New(t), database: dbtest.New(t)}
+		f.amqp = f.broker.Services(t, topology.Broker())
+	}
 	env := append(os.Environ(), "DATABASE_URL="+cmp.Or(o.database, f.database), "LOG_LEVEL=warn", "LOG_FORMAT=text",
 		"SHOP_OPERATOR_TOKEN="+operatorToken, "SHOP_ID_SECRET=id-secret-of-the-tests",
 		"WEBHOOK_ALLOWED_NETWORKS=127.0.0.0/8", "WEBHOOK_TIMEOUT=2s")
@@ -110,8 +117,8 @@ func newFleet(t *testing.T, o fleetOptions) *fleet {
 	return f
 }
 
-// login returns amqp, a way to the fleet's broker, with the user of the service.
-func (f *fleet) login(t *testing.T, service, amqp string) string {
+// login returns amqp, a URL of the deployment's broker, with the user of the service.
+func (f *deployment) login(t *testing.T, service, amqp string) string {
 	t.Helper()
 	if f.amqp == nil {
 		return amqp
@@ -133,7 +140,8 @@ var (
 	given   = map[int]bool{}
 )
 
-// loopback is an address of this machine that no other run of the tests uses: on Linux all of 127.0.0.0/8 is at hand.
+// loopback is an address of this machine that no concurrent run of the tests uses: on Linux all of 127.0.0.0/8 is
+// available.
 var loopback = func() string {
 	if runtime.GOOS != "linux" {
 		return "127.0.0.1"
@@ -142,14 +150,14 @@ var loopback = func() string {
 	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>16%250, pid>>8%256, 1+pid%250)
 }()
 
-// freeAddr returns an address that nobody listens on and that stays the same over restarts: its port is below those
-// that the system gives to connections, and given once.
+// freeAddr returns a loopback address on whose port nothing listens, and which a replica can use again after a restart: the
+// port is below the range that the system assigns to connections, and is returned only once.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	return freeAddrOf(t, loopback)
 }
 
-// freeAddrOf is freeAddr of a host.
+// freeAddrOf is freeAddr for another host.
 func freeAddrOf(t *testing.T, host string) string {
 	t.Helper()
 	givenMu.Lock()
@@ -172,8 +180,8 @@ func freeAddrOf(t *testing.T, host string) string {
 	return ""
 }
 
-// up starts what does not run and returns when all of it is ready.
-func (f *fleet) up(t *testing.T) {
+// up starts the replicas that do not run, and returns when all are ready.
+func (f *deployment) up(t *testing.T) {
 	t.Helper()
 	for _, name := range services {
 		for _, r := range f.replicas[name] {
@@ -189,8 +197,8 @@ func (f *fleet) up(t *testing.T) {
 	}
 }
 
-// gateways are the URLs of all gateways.
-func (f *fleet) gateways() []string {
+// gateways returns the URLs of all gateways.
+func (f *deployment) gateways() []string {
 	var urls []string
 	for _, r := range f.replicas["gateway"] {
 		urls = append(urls, "http://"+r.addr)
@@ -198,8 +206,7 @@ func (f *fleet) gateways() []string {
 	return urls
 }
 
-// replica is one process of a service, which may be started again and again. Its methods are called by one goroutine at
-// a time.
+// replica is one process of a service, which can be started repeatedly. It is not safe for concurrent use.
 type replica struct {
 	name   string
 	binary string
@@ -211,7 +218,7 @@ type replica struct {
 	log    *logBuffer    // of all its lives
 }
 
-// start starts the process with env added to its environment. It ends with the test at the latest.
+// start starts the process with env added to its environment. It is ended with the test at the latest.
 func (r *replica) start(t *testing.T, env ...string) {
 	t.Helper()
 	if r.log == nil {
@@ -246,10 +253,10 @@ func (r *replica) running() bool {
 	}
 }
 
-// kill ends the process as a crash does.
+// kill ends the process with SIGKILL, as a crash does.
 func (r *replica) kill() { r.end(syscall.SIGKILL) }
 
-// term asks the process to end, which it must do in time and without an error.
+// term sends SIGTERM. The process must end in time and without an error.
 func (r *replica) term(t *testing.T) {
 	t.Helper()
 	if !r.end(syscall.SIGTERM) {
@@ -259,7 +266,7 @@ func (r *replica) term(t *testing.T) {
 	}
 }
 
-// end sends the signal and waits for the process, which is killed if it takes too long. False if it did.
+// end sends the signal and waits for the process. If it takes too long it is killed, and end returns false.
 func (r *replica) end(signal syscall.Signal) bool {
 	if !r.running() {
 		return true
@@ -275,7 +282,7 @@ func (r *replica) end(signal syscall.Signal) bool {
 	}
 }
 
-// waitReady returns when the service says that it is ready.
+// waitReady waits until the service is ready.
 func (r *replica) waitReady(t *testing.T) {
 	t.Helper()
 	eventually(t, func() error {
@@ -295,8 +302,8 @@ func (r *replica) waitReady(t *testing.T) {
 func (r *replica) killedItself(point string) error {
 	select {
 	case <-r.exited:
-	case <-time.After(patience):
-		return fmt.Errorf("%s did not come to crash point %s within %s", r.name, point, patience)
+	case <-time.After(testTimeout):
+		return fmt.Errorf("%s did not come to crash point %s within %s", r.name, point, testTimeout)
 	}
 	status, ok := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL || !r.log.contains("crash point "+point+"\n") {
@@ -305,7 +312,7 @@ func (r *replica) killedItself(point string) error {
 	return nil
 }
 
-// logBuffer keeps what a process wrote.
+// logBuffer keeps what a process writes.
 type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer

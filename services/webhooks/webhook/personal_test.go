@@ -1,0 +1,240 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"shop.example/domain/customer"
+	"shop.example/domain/enduser"
+	customerv1 "shop.example/gen/shop/customer/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	webhooksv1 "shop.example/gen/shop/webhooks/v1"
+	"shop.example/platform/contract"
+)
+
+// markedIn are the fields of a message, and of those in it, that the contract marks as personal data.
+func markedIn(md protoreflect.MessageDescriptor, path string, in []protoreflect.FullName) (paths []string) {
+	if slices.Contains(in, md.FullName()) {
+		return nil
+	}
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		if options, ok := fd.Options().(*descriptorpb.FieldOptions); ok && options.GetDebugRedact() {
+			paths = append(paths, path+string(fd.Name()))
+		} else if fd.Message() != nil {
+			paths = append(paths, markedIn(fd.Message(), path+string(fd.Name())+".", append(in, md.FullName()))...)
+		}
+	}
+	return paths
+}
+
+// An event that gets a field with personal data is delivered with it. Whoever adds one has to say here who gets it, and in
+// personal.go how it is erased.
+func TestPersonalData_EventsThatMayCarryIt(t *testing.T) {
+	t.Parallel()
+	want := map[protoreflect.Name][]string{
+		// To operators, and to the customer whose order it is.
+		"OrderPlaced": {"customer_email", "customer_name", "owner"},
+		// To operators alone: it belongs to no order. Their names are kept as records are, and not erased.
+		"OperatorActed": {"operator"},
+	}
+	got := map[protoreflect.Name][]string{}
+	protoregistry.GlobalTypes.RangeMessages(func(mt protoreflect.MessageType) bool {
+		event, ok := contract.EventOf(mt.Zero().Interface())
+		if marked := markedIn(mt.Descriptor(), "", nil); ok && !event.IsRequest() && len(marked) > 0 {
+			got[mt.Descriptor().Name()] = slices.Sorted(slices.Values(marked))
+		}
+		return true
+	})
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("marked as personal data are %v, want %v", got, want)
+	}
+}
+
+// placedBy is an OrderPlaced in which each field that is marked has a value of its own.
+func placedBy(who string) (placed *eventsv1.OrderPlaced, marks []string) {
+	placed = newOrder("").events[0].(*eventsv1.OrderPlaced)
+	for _, field := range customer.PersonalFields(placed) {
+		mark := fmt.Sprintf("%s.%s@example.org", who, field.Name())
+		if field.Name() == "owner" {
+			mark = enduser.Owner(issuer, who)
+		}
+		placed.ProtoReflect().Set(field, protoreflect.ValueOfString(mark))
+		marks = append(marks, mark)
+	}
+	return placed, marks
+}
+
+// dump is all that the service has stored.
+func (r *rig) dump(t *testing.T) string {
+	t.Helper()
+	var all []string
+	for _, table := range []string{"webhook", "event", "delivery", "log_position"} {
+		var rows []string
+		if err := r.db.Select(&rows, `SELECT t::text FROM `+table+` t`); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, rows...)
+	}
+	return strings.Join(all, "\n")
+}
+
+// createFor makes a webhook of somebody for all events.
+func (r *rig) createFor(t *testing.T, who, url string) string {
+	t.Helper()
+	created, err := r.hooks.CreateWebhook(as(t, who), &webhooksv1.CreateWebhookRequest{Webhook: &webhooksv1.Webhook{Url: url, EventTypes: []string{"#"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return created.GetWebhook().GetId()
+}
+
+func (r *rig) erase(t *testing.T, person *customerv1.Person) {
+	t.Helper()
+	if _, err := r.personal.ErasePersonalData(as(t, "operator"), &customerv1.ErasePersonalDataRequest{Person: person}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A field that is marked as personal data in the contract and forgotten here would stay in what is kept to be delivered, and so
+// would what receivers have answered: it may repeat what they got, for a later event of the order too.
+func TestPersonalData_EachMarkedFieldReachesWhoMaySeeItAndIsErased(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	placed, marks := placedBy("ada")
+	later := &eventsv1.OrderRejected{OrderId: placed.GetOrderId(), Reason: eventsv1.OrderRejected_OUT_OF_STOCK, RejectedAt: placed.GetPlacedAt()}
+	echo := func(w http.ResponseWriter, req request, _ int) {
+		if strings.Contains(string(req.body), placed.GetOrderId()) {
+			_, _ = fmt.Fprintf(w, "an order of %s", strings.Join(marks, ", "))
+		}
+	}
+	operators, adas, eves := newReceiver(t, echo), newReceiver(t, echo), newReceiver(t, echo)
+	hooks := map[string]int{r.createFor(t, "operator", operators.URL): 3, r.createFor(t, "ada", adas.URL): 2, r.createFor(t, "eve", eves.URL): 0}
+	acted := enduser.Acted("olive", "/shop.inventory.v1.InventoryService/DeleteItem", "item 1", "deleted")
+	r.log.add(t, placed, later, acted)
+	for hook, n := range hooks {
+		eventually(t, func() error { return r.allDelivered(hook, n) })
+	}
+	for who, v := range map[string]*receiver{"an operator": operators, "Ada": adas} {
+		var got strings.Builder
+		for _, req := range v.requests() {
+			got.Write(req.body)
+		}
+		for _, mark := range marks {
+			if !strings.Contains(got.String(), mark) {
+				t.Errorf("%s did not get %q: %s", who, mark, &got)
+			}
+		}
+		if strings.Contains(got.String(), "olive") != (v == operators) {
+			t.Errorf("%s got what an operator did: %s", who, &got)
+		}
+	}
+	if got := eves.requests(); len(got) > 0 {
+		t.Errorf("Eve got %s", got[0].body)
+	}
+	before := r.dump(t)
+	for _, mark := range marks {
+		if strings.Count(before, mark) < 3 { // the event, and the answers to both events
+			t.Errorf("%q is not stored: %s", mark, before)
+		}
+	}
+	r.erase(t, &customerv1.Person{Email: placed.GetCustomerEmail()})
+	left := r.dump(t)
+	for i, field := range customer.PersonalFields(placed) {
+		// Ada's webhook is hers until her owner is erased.
+		if strings.Count(left, marks[i]) > 0 && field.Name() != "owner" || strings.Count(left, marks[i]) > 1 {
+			t.Errorf("OrderPlaced.%s is personal data and not erased: %s", field.Name(), left)
+		}
+	}
+	r.erase(t, &customerv1.Person{Owner: placed.GetOwner()})
+	if left := r.dump(t); strings.Contains(left, placed.GetOwner()) {
+		t.Errorf("the owner is left: %s", left)
+	}
+}
+
+// What the follower had read of the log when a person was erased there was written afterwards, and delivered.
+func TestPersonalData_WhatWasReadOfTheLogBeforeIsReadAgain(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, _ := r.create(t, v.URL)
+	r.log.add(t, newOrder("").events[1])
+	v.await(t, 1) // so it follows the log
+	placed, marks := placedBy("ada")
+	tx, err := r.db.Beginx()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.Exec(`UPDATE log_position SET generation = generation + 1`); err != nil { // as an erasure begins
+		t.Fatal(err)
+	}
+	logged := r.log.add(t, placed)[0]
+	eventually(t, func() error {
+		var waiting bool
+		err := r.db.Get(&waiting, `
+			SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE log_position%')`)
+		if err == nil && !waiting {
+			err = errors.New("the follower does not write")
+		}
+		return err
+	})
+	customer.Erase(placed)
+	r.log.replace(t, logged.GetId(), placed)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	next := newOrder("").events[1]
+	r.log.add(t, next)
+	if got := v.await(t, 2)[1].envelope(t); got.Type != "shop.order.rejected" {
+		t.Errorf("the next event is %+v", got)
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+	if left := r.dump(t); strings.Contains(left, marks[0]) {
+		t.Errorf("stored is %s", left)
+	}
+}
+
+// What a replica had read to be sent when a person was erased was sent afterwards.
+func TestPersonalData_WhatWaitsToBeSentIsReadAgain(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hold := make(chan struct{})
+	v := newReceiver(t, func(_ http.ResponseWriter, _ request, n int) {
+		if n == 1 {
+			<-hold
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	hook.State = webhooksv1.Webhook_PAUSED
+	update(t, r, hook, "state")
+	bobs, _ := placedBy("bob")
+	adas, marks := placedBy("ada")
+	r.log.add(t, bobs, adas)
+	eventually(t, func() error {
+		if n := len(r.deliveries(t, hook.GetId())); n != 2 {
+			return fmt.Errorf("%d deliveries", n)
+		}
+		return nil
+	})
+	hook.State = webhooksv1.Webhook_ENABLED
+	update(t, r, hook, "state")
+	v.await(t, 1) // the other one was read with it
+	r.erase(t, &customerv1.Person{Email: adas.GetCustomerEmail()})
+	close(hold)
+	r.log.add(t, newOrder("").events[1])
+	for _, req := range v.await(t, 2) {
+		if strings.Contains(string(req.body), marks[0]) {
+			t.Errorf("sent is %s", req.body)
+		}
+	}
+}
