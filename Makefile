@@ -184,10 +184,6 @@ dashboards: .bin/shopdev .bin/prometheus ## Ask a real Prometheus, which watches
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
-.PHONY: clocks
-clocks: .bin/shopdev ## Place orders while the clock of the database jumps, about ten minutes (Debian: apt-get install faketime)
-	@.bin/shopdev exec --fast -- go test -tags clocks -v -run '^TestClocks_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
-
 .PHONY: guides
 guides: .bin/shopdev .bin/buf ## Follow the guides of docs/extending.md in copies of the project, build and test the results
 	@.bin/shopdev exec --fast -- go test -tags guides -v -run '^TestGuides_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e
