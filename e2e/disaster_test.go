@@ -122,11 +122,14 @@ func TestDisaster_OrdersThatTheLogStillHasAreDecidedAgainOnce(t *testing.T) {
 // state is what the shop says about an order.
 func (s *shop) state(t *testing.T, location string) (o order) {
 	t.Helper()
-	a := s.call(t, http.MethodGet, location, "")
-	if a.code != http.StatusOK {
-		t.Fatalf("GET %s: %d %s", location, a.code, a.body)
-	}
-	a.json(t, &o)
+	eventually(t, func() error { // a gateway finds a service that was restarted again
+		a := s.call(t, http.MethodGet, location, "")
+		if a.code != http.StatusOK {
+			return fmt.Errorf("GET %s: %d %s", location, a.code, a.body)
+		}
+		a.json(t, &o)
+		return nil
+	})
 	return o
 }
 

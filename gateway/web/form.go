@@ -342,6 +342,7 @@ func (p *page) serveShared(w http.ResponseWriter, r *http.Request, inPath map[st
 	case codes.OK:
 		view.Short = got.GetOrder().GetReference()
 		view.show(got.GetOrder())
+		view.Message = strings.Replace(view.Message, "Your order", "The order", 1) // whoever sees it need not have placed it
 	case codes.NotFound, codes.InvalidArgument:
 		view.State, view.Unknown = "NOT FOUND", true
 		view.Message = "This link shows no order, or not any more. Ask whoever shared it for a new one."

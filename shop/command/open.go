@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/health/grpc_health_v1"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"shop.example/shop/cli"
 )
@@ -31,7 +31,7 @@ the list of processes.`,
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := shop.with(func(conn *grpc.ClientConn) error {
-				_, err := grpc_health_v1.NewHealthClient(conn).Check(cmd.Context(), &grpc_health_v1.HealthCheckRequest{})
+				_, err := healthv1.NewHealthClient(conn).Check(cmd.Context(), &healthv1.HealthCheckRequest{})
 				return err
 			})
 			if err != nil {

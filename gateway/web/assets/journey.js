@@ -106,6 +106,8 @@ export class Journey {
   // begin forgets the order before.
   begin() {
     this.stop();
+    $('explained').hidden = true;
+    list.hidden = false;
     this.#deliveries = [];
     this.show([]);
     this.#say(null);

@@ -22,7 +22,7 @@ const nodes = {
 // What is drawn once it has held something, or done something. Retry queues are one node: they are told apart by their names.
 const extras = {
   retry: {stage: 2, lane: 3, name: 'retry', kind: 'queue'},
-  'dead-letter': {stage: 3, lane: 3, name: 'dead letters', kind: 'dead letters'},
+  letters: {stage: 3, lane: 3, name: 'dead letters', kind: 'dead letters'},
   webhooks: {stage: 4, lane: 3, name: 'webhooks', kind: 'service'},
 };
 
@@ -39,7 +39,7 @@ const edges = [
 ];
 
 const layouts = {
-  wide: {stages: [58, 190, 341, 504, 650], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], queue: [148, 52], swap: false},
+  wide: {stages: [58, 190, 341, 504, 650], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], queue: [148, 60], swap: false},
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], queue: [92, 42], swap: true},
 };
 const arrow = 7; // pixels
@@ -113,9 +113,9 @@ export class Picture {
       const sources = Object.keys(this.#known.queues).filter((name) => this.#known.queues[name].messages > 0).map(retryOf).filter((name) => nodes[`${name}.queue`]);
       for (const name of new Set(sources)) lines.push({ends: [`${name}.queue`, 'retry'], kind: 'relay', via: [[2.5, nodes[name].lane], [2.5, 3]], both: true});
     }
-    if (this.#appeared.has('dead-letter')) {
+    if (this.#appeared.has('letters')) {
       for (const name of this.#known.letters.sources.filter((source) => nodes[source])) {
-        lines.push({ends: [name, 'dead-letter'], via: nodes[name].lane === 2 ? [] : [[3.5, nodes[name].lane], [3.5, 3]]});
+        lines.push({ends: [name, 'letters'], via: nodes[name].lane === 2 ? [] : [[3.5, nodes[name].lane], [3.5, 3]]});
       }
     }
     if (this.#appeared.has('webhooks')) lines.push({ends: ['logging.db', 'webhooks']});
@@ -227,14 +227,14 @@ export class Picture {
   setDeadLetters(open, sources) {
     const changed = sources.join() !== this.#known.letters.sources.join();
     this.#known.letters = {open, sources};
-    if (open > 0) this.#appeared.add('dead-letter');
+    if (open > 0) this.#appeared.add('letters');
     if (changed) this.#draw();
     this.#showExtras();
   }
 
   #showExtras() {
     const retrying = Object.entries(this.#known.queues).reduce((sum, [name, {messages}]) => sum + (retryOf(name) ? messages : 0), 0);
-    for (const [id, n, text] of [['retry', retrying, `${retrying} waiting`], ['dead-letter', this.#known.letters.open, `${plural(this.#known.letters.open, 'waits', 'wait')}`]]) {
+    for (const [id, n, text] of [['retry', retrying, `${retrying} waiting`], ['letters', this.#known.letters.open, `${plural(this.#known.letters.open, 'waits', 'wait')}`]]) {
       const node = this.#nodes.get(id);
       if (!node) continue;
       node.second.textContent = n > 0 ? text : 'empty';
