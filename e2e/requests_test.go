@@ -207,7 +207,7 @@ func TestGRPCurlSheet_IsWhatTheContractsSay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	commands := strings.NewReplacer("\\\n  ", "", "'$ORDER'", uuid.NewString(), "'$WEBHOOK'", uuid.NewString()).Replace(string(text))
+	commands := strings.NewReplacer("\\\n  ", "", "'$ORDER'", uuid.NewString(), "'$WEBHOOK'", uuid.NewString(), "'$SHARE'", strings.Repeat("a", 59)).Replace(string(text))
 	shown := map[protoreflect.FullName]bool{}
 	for line := range strings.Lines(commands) {
 		m := grpcurlCall.FindStringSubmatch(strings.TrimSpace(line))

@@ -80,7 +80,7 @@ func newRotation(t *testing.T) *rotation {
 	r.run(t, "shop certs --dir certs gateway order inventory logging webhooks db rabbitmq")
 
 	// The broker reads its TLS from a file that is not the stack's own.
-	advanced := filepath.Join(own.dir, "rabbitmq", "no-advanced.config")
+	advanced := filepath.Join(own.dir, "rabbitmq", "advanced.config")
 	if err := os.MkdirAll(filepath.Dir(advanced), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func startWithTLS(t *testing.T, certs string) (s *Stack, amqpsPort int) {
 	}
 	server := mtls.CertPaths(certs, "server")
 	// The file is not ours to write otherwise; see environment.
-	advanced := filepath.Join(dir, rabbitKind.folder, "no-advanced.config")
+	advanced := filepath.Join(dir, rabbitKind.folder, advancedConfig)
 	if err := os.MkdirAll(filepath.Dir(advanced), 0o700); err != nil {
 		t.Fatal(err)
 	}

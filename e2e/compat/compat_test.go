@@ -205,7 +205,7 @@ func TestBreaks_WhatOnlyOpensIsNone(t *testing.T) {
 		},
 		"a message that is new, with rules": func(f finder) {
 			for _, file := range f.set.GetFile() {
-				if file.GetPackage() == "shop.checkout.v1" {
+				if file.GetName() == "shop/checkout/v1/checkout.proto" {
 					file.MessageType = append(file.MessageType, &descriptorpb.DescriptorProto{Name: proto.String("Voucher")})
 				}
 			}
