@@ -83,6 +83,14 @@ func start(t *testing.T) *fixture {
 	f.pub = messaging.NewPublisher(dial("publish"))
 	runUntilDone(t, f.pub.Run)
 	f.events, f.letters = f.replica(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			queues, err := f.consume.Queues(ctx)
+			t.Logf("queues %+v, %v; what the service logged:\n%s", queues, err, f.log)
+		}
+	})
 	eventually(t, "the service to be ready", func() bool {
 		reply, err := http.Get("http://" + f.admin + "/readyz")
 		if err != nil {
