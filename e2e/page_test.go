@@ -306,7 +306,7 @@ func TestPage_GoesOnWhereItWasAfterTheGatewayRestarts(t *testing.T) {
 	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	b := browse(t, f.operatorLink())
-	b.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "status of 503")
+	b.mayComplain("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_SOCKET_NOT_CONNECTED", "status of 503")
 	b.order("1", "1")
 	b.timeline(confirmedTimeline...)
 	gateway := f.replicas["gateway"][0]

@@ -165,10 +165,9 @@ func TestStart_AfterTheStarterWasKilledTheServersAreAdopted(t *testing.T) {
 
 	// Now the servers die too, without warning. RabbitMQ writes the names of its queues up to 3 s late.
 	names := filepath.Join(dir, rabbitKind.folder, "data", "shop@localhost", "quorum", "shop@localhost", "names.dets")
-	created := time.Now()
 	waitUntil(t, "the queue's name is on disk", func() bool {
-		info, err := os.Stat(names)
-		return err == nil && info.ModTime().After(created)
+		written, err := os.ReadFile(names)
+		return err == nil && bytes.Contains(written, []byte("%2F_order")) // by that name of its process
 	})
 	for _, pid := range []int{s.PostgresPID, s.RabbitMQPID} {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
