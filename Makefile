@@ -170,7 +170,7 @@ webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while t
 
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
-	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+	@.bin/shopdev exec --fast -- go test -tags upgrade -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: alerts
 alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with a real Prometheus, about half an hour (ALERTS_QUIET=10m)
