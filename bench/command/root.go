@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"shop.example/bench/gate"
 	"shop.example/bench/measure"
 	"shop.example/dev/stack"
 	"shop.example/shop/cli"
@@ -118,9 +119,36 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 	cmd.MarkFlagsMutuallyExclusive("rate", "orders")
 	cmd.MarkFlagsMutuallyExclusive("backlog", "orders")
 	cmd.MarkFlagsMutuallyExclusive("compare", "json")
-	cmd.AddCommand(serveCommand())
+	cmd.AddCommand(gateCommand(), serveCommand())
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cli.Strict(cmd)
+	return cmd
+}
+
+// gateCommand compares the benchmarks of two trees.
+func gateCommand() *cobra.Command {
+	o := gate.Options{Benchmarks: gate.HotParts()}
+	cmd := &cobra.Command{
+		Use:   "gate",
+		Short: "Fail if the hot parts cost more than in another tree of the project",
+		Long: `Runs the benchmarks of an order's way that need no server, of another tree and of the current one, in turns. Prints
+the median of the rounds' ratios, and fails if allocations or time of one are above --limit. A time above it is measured
+again with twice the rounds first. For what fails it prints the difference of the profiles.`,
+		Example: "  shopbench gate --base ../shop-main",
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.This, err = os.Getwd(); err != nil {
+				return fmt.Errorf("finding the current folder: %w", err)
+			}
+			o.Out = cmd.OutOrStdout()
+			return gate.Run(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.Base, "base", "", "the root of the tree to compare with")
+	cmd.Flags().IntVar(&o.Rounds, "rounds", 5, "how often each benchmark runs in each tree")
+	cmd.Flags().DurationVar(&o.Time, "time", 200*time.Millisecond, "how long a benchmark runs in one round")
+	cmd.Flags().Float64Var(&o.Limit, "limit", 1.1, "the ratio above which a benchmark fails")
+	_ = cmd.MarkFlagRequired("base") // it is there
 	return cmd
 }
 
