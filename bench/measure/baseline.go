@@ -48,6 +48,8 @@ const (
 // baseline is the pipeline in one process.
 type baseline struct {
 	db *sql.DB
+	// The statements of batches, prepared: each connection plans them once.
+	holding, settling, storing, logged *sql.Stmt
 	// products is the catalogue by id, read when the first order needs it: nobody changes it afterwards.
 	products func() (map[int64]product, error)
 
@@ -72,6 +74,14 @@ func serveBaseline(ctx context.Context, released <-chan struct{}, ready func(add
 		return err
 	}
 	defer f.db.Close()
+	for text, to := range map[string]**sql.Stmt{
+		holdBaselineStock: &f.holding, settleBaselineStock: &f.settling, insertBaselineOrders: &f.storing, insertBaselineEvents: &f.logged,
+	} {
+		if *to, err = f.db.PrepareContext(ctx, text); err != nil {
+			return fmt.Errorf("preparing a statement: %w", err)
+		}
+		defer (*to).Close()
+	}
 	f.products = sync.OnceValues(func() (map[int64]product, error) { return readProducts(ctx, f.db) })
 	for _, conn := range []**amqp.Connection{&f.publish, &f.consume} {
 		if *conn, err = amqp.DialConfig(os.Getenv("AMQP_URL"), amqp.Config{Heartbeat: 10 * time.Second, Dial: dialCoalescing}); err != nil {
@@ -135,6 +145,8 @@ func openBaselineDatabase(ctx context.Context, url string) (*sql.DB, error) {
 		return nil, err
 	}
 	config.ApplicationName, config.BinaryParameters = "baseline", true
+	// The one plan of a prepared statement is made when the tables are empty, and has to suit full ones (docs/adr/0010).
+	config.Runtime["enable_seqscan"], config.Runtime["jit"] = "off", "off"
 	connector, err := pq.NewConnectorConfig(config)
 	if err != nil {
 		return nil, err
@@ -289,11 +301,10 @@ const insertBaselineOrders = `
 WITH stored AS (
     INSERT INTO orders.orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
     SELECT id, name, email, 'CONFIRMED', items, value, 'USD', placed, now()
-    FROM ROWS FROM (unnest($1::uuid[]), string_to_table($2, E'\n'), string_to_table($3, E'\n'), unnest($4::int[]), unnest($5::bigint[]),
-                    unnest($6::timestamptz[])) AS o (id, name, email, items, value, placed)
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::timestamptz[]) AS o (id, name, email, items, value, placed)
 )
 INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity, unit_price)
-SELECT * FROM ROWS FROM (unnest($7::uuid[]), unnest($8::int[]), unnest($9::int[]), string_to_table($10, E'\n'), unnest($11::int[]), unnest($12::bigint[]))`
+SELECT * FROM unnest($7::uuid[], $8::int[], $9::int[], $10::text[], $11::int[], $12::bigint[])`
 
 // orderBatch asks for stock, stores the orders and publishes their events.
 func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
@@ -313,14 +324,23 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 	if err != nil {
 		return err
 	}
-	var ids, items, values, placed, orders, lines, products, quantities, prices array
-	var names, emails, productNames bytes.Buffer
+	all := arrays(typeUUID, typeText, typeText, typeInt, typeBigint, typeTime, typeUUID, typeInt, typeInt, typeText, typeInt, typeBigint)
+	ids, names, emails, items, values, placed := &all[0], &all[1], &all[2], &all[3], &all[4], &all[5]
+	orders, lines, products, productNames, quantities, prices := &all[6], &all[7], &all[8], &all[9], &all[10], &all[11]
 	events := make([][2][]byte, len(batch))
 	for i, d := range batch {
-		ids.addText(d.CorrelationId)
-		writeLine(&names, text(d.Body, `"customer_name":"`))
-		writeLine(&emails, text(d.Body, `"customer_email":"`))
-		placed.addBytes(text(d.Body, `"placed_at":"`))
+		id, err := uuid.Parse(d.CorrelationId)
+		if err != nil {
+			return err
+		}
+		at, err := time.Parse(time.RFC3339Nano, string(text(d.Body, `"placed_at":"`)))
+		if err != nil {
+			return err
+		}
+		ids.bytes(id[:])
+		names.bytes(text(d.Body, `"customer_name":"`))
+		emails.bytes(text(d.Body, `"customer_email":"`))
+		placed.time(at)
 		var total, value int64
 		n := int64(0)
 		decrement := append(append([]byte(`{"order_id":"`), d.CorrelationId...), `","lines":[`...)
@@ -329,12 +349,12 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 			l, rest = nextLine(rest)
 			p := catalogue[l.product]
 			n++
-			orders.addText(d.CorrelationId)
-			lines.add(n)
-			products.add(l.product)
-			quantities.add(l.quantity)
-			prices.add(p.price)
-			writeLine(&productNames, []byte(p.name))
+			orders.bytes(id[:])
+			lines.int(n)
+			products.int(l.product)
+			quantities.int(l.quantity)
+			prices.bigint(p.price)
+			productNames.bytes([]byte(p.name))
 			total += l.quantity
 			value += l.quantity * p.price
 			if n > 1 {
@@ -343,17 +363,15 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 			decrement = appendLine(decrement, n, l, p)
 		}
 		decrement = append(decrement, ']')
-		items.add(total)
-		values.add(value)
+		items.int(total)
+		values.bigint(value)
 		confirmed := append([]byte(nil), decrement...)
 		confirmed = strconv.AppendInt(append(confirmed, `,"total_items":`...), total, 10)
 		confirmed = strconv.AppendInt(append(confirmed, `,"total_value":{"currency_code":"USD","units":"`...), value/100, 10)
 		confirmed = append(time.Now().UTC().AppendFormat(append(confirmed, `"},"confirmed_at":"`...), time.RFC3339Nano), `"}`...)
 		events[i] = [2][]byte{confirmed, append(decrement, '}')}
 	}
-	_, err = f.db.ExecContext(ctx, insertBaselineOrders, ids.end(), names.String(), emails.String(), items.end(), values.end(), placed.end(),
-		orders.end(), lines.end(), products.end(), productNames.String(), quantities.end(), prices.end())
-	if err != nil {
+	if _, err := f.storing.ExecContext(ctx, ends(all)...); err != nil {
 		return fmt.Errorf("storing orders: %w", err)
 	}
 	confirms := make([]*amqp.DeferredConfirmation, 0, 2*len(batch))
@@ -380,27 +398,21 @@ func appendLine(to []byte, n int64, l line, p product) []byte {
 
 const insertBaselineEvents = `
 INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, source, published_at)
-SELECT key, 'shop.topic', payload::jsonb, 'success', message, order_id, 'baseline', 'epoch'::timestamptz + at * interval '1 second'
-FROM ROWS FROM (unnest($1::text[]), string_to_table($2, E'\n'), unnest($3::uuid[]), unnest($4::uuid[]), unnest($5::bigint[]))
-    AS e (key, payload, message, order_id, at)`
+SELECT key, 'shop.topic', payload, 'success', message, order_id, 'baseline', at
+FROM unnest($1::text[], $2::jsonb[], $3::uuid[], $4::uuid[], $5::timestamptz[]) AS e (key, payload, message, order_id, at)`
 
 // logBatch writes events to the event log.
 func (f *baseline) logBatch(ctx context.Context, _ *amqp.Channel, batch []amqp.Delivery) error {
-	var keys, messages, orders, times array
-	var payloads bytes.Buffer
+	all := arrays(typeText, typeJSON, typeUUID, typeUUID, typeTime)
 	for _, d := range batch {
-		keys.addText(d.RoutingKey)
-		writeLine(&payloads, d.Body)
-		messages.addText(d.MessageId)
-		times.add(d.Timestamp.Unix())
-		if d.CorrelationId == "" {
-			orders.addText("NULL")
-		} else {
-			orders.addText(d.CorrelationId)
+		all[0].bytes([]byte(d.RoutingKey))
+		all[1].json(d.Body)
+		if err := errors.Join(all[2].uuid([]byte(d.MessageId)), all[3].uuid([]byte(d.CorrelationId))); err != nil {
+			return err
 		}
+		all[4].time(d.Timestamp)
 	}
-	_, err := f.db.ExecContext(ctx, insertBaselineEvents, keys.end(), payloads.String(), messages.end(), orders.end(), times.end())
-	if err != nil {
+	if _, err := f.logged.ExecContext(ctx, ends(all)...); err != nil {
 		return fmt.Errorf("writing events: %w", err)
 	}
 	return nil

@@ -135,22 +135,52 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		}
 	}
 	s.Order, s.Inventory, s.Logging = s.Services()[topology.Order], s.Services()[topology.Inventory], s.Services()[topology.Logging]
-	report := cfg.Telemetry
-	report.Service = topology.Gateway
-	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
+	if s.telemetry, err = cfg.gatewayTelemetry(ctx); err != nil {
 		return nil, err
 	}
-	front := server.Config{
-		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
-		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
-		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
-	}
+	front := cfg.gateway(admin[0])
 	if cfg.Controls != nil {
 		front.DemoHandlers = cfg.Controls(s)
 	}
 	s.Gateway, err = server.New(ctx, front, s.telemetry)
 	return s, err
+}
+
+// NewService opens the listeners of one service other than the gateway, which is to run alone: the others, whose addresses
+// cfg has, run in other processes. It must be run or closed.
+func NewService(ctx context.Context, name string, cfg Config) (*Service, error) {
+	cfg.TLS.OfAllServices = true
+	at := addresses{admin: cfg.AdminAddr}
+	if addr := cfg.grpcAddr(name); addr != nil {
+		at.grpc = *addr
+	}
+	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+		return builders[name](cfg, ctx, at, t)
+	})
+}
+
+// NewGateway is NewService for the gateway.
+func NewGateway(ctx context.Context, cfg Config) (*server.Service, error) {
+	cfg.TLS.OfAllServices = true
+	t, err := cfg.gatewayTelemetry(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return server.New(ctx, cfg.gateway(cfg.AdminAddr), t)
+}
+
+func (cfg Config) gatewayTelemetry(ctx context.Context) (*telemetry.Telemetry, error) {
+	cfg.Telemetry.Service = topology.Gateway
+	return telemetry.New(ctx, cfg.Telemetry)
+}
+
+func (cfg Config) gateway(admin string) server.Config {
+	return server.Config{
+		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin, PprofAddr: cfg.PprofAddr,
+		OrderAddr: cfg.OrderAddr, InventoryAddr: cfg.InventoryAddr, LoggingAddr: cfg.LoggingAddr, WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
+		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
+	}
 }
 
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
