@@ -163,7 +163,7 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 	}
 	for file, want := range map[string][]string{
 		"../.github/workflows/ci.yaml": {"unit", "test", "long", "upgrade", "sbom", "chaos"},
-		"../.gitlab-ci.yml": {"unit", "test", "long", "upgrade", "sbom", "chaos"}, "../.ci/run": {"test", "long", "upgrade", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
+		"../.gitlab-ci.yml":            {"unit", "test", "long", "upgrade", "sbom", "chaos"}, "../.ci/run": {"test", "long", "upgrade", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
 	} {
 		text, err := os.ReadFile(file)
 		if err != nil {
