@@ -162,8 +162,8 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, want := range map[string][]string{
-		"../.github/workflows/ci.yaml": {"unit", "test", "sbom", "chaos"}, "../.gitlab-ci.yml": {"unit", "test", "sbom", "chaos"},
-		"../.ci/run": {"test", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
+		"../.github/workflows/ci.yaml": {"unit", "test", "long", "upgrade", "sbom", "chaos"},
+		"../.gitlab-ci.yml":            {"unit", "test", "long", "upgrade", "sbom", "chaos"}, "../.ci/run": {"test", "long", "upgrade", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
 	} {
 		text, err := os.ReadFile(file)
 		if err != nil {
