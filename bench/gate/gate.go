@@ -65,7 +65,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // of the temporary folder, which the system empties too
 	var worse []error
 	for _, folder := range sorted(o.Benchmarks) {
 		c := comparison{Options: o, folder: folder, programs: [2]string{filepath.Join(dir, "base.test"), filepath.Join(dir, "this.test")}}
