@@ -220,8 +220,8 @@ benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in 
 	done; \
 	cd .bin; ./benchstat base.txt this.txt
 
-.PHONY: bench-gate
-bench-gate: .bin/shopbench ## Fail if the hot parts allocate or take 10 % more than in main, and show where (BASE=commit, GATE='--rounds 9')
+.PHONY: gate
+gate: .bin/shopbench ## Fail if the hot parts allocate or take 10 % more than in main, and show where (BASE=commit, GATE='--rounds 9')
 	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \
 	.bin/shopbench gate --base "$$base" $(GATE)
 
