@@ -4,11 +4,16 @@ import * as deadLetters from './deadletters.js';
 import * as health from './health.js';
 import * as log from './log.js';
 import * as flow from './flow.js';
+import {showPanel} from './panel.js';
+import * as storefront from './storefront.js';
 
 // start shows all of it. report(what, state) is called with the state of its streams.
 export function start(report) {
   log.start({onState: (state) => report('log', state), onEvent: flow.seen});
   deadLetters.start();
   health.start({onDeadLetters: deadLetters.refreshSoon, onState: (state) => report('health', state)});
-  if (document.body.hasAttribute('data-demo')) breaking.start({onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon});
+  if (document.body.hasAttribute('data-demo')) breaking.start({
+    onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon, onRunning: storefront.hold,
+    show: (title, ...children) => { flow.inSight(); showPanel(title, children); },
+  });
 }
