@@ -132,7 +132,7 @@ async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, 
   onRunning(true);
   delete result.dataset.passed;
   setText(result, 'Running …');
-  const steps = h('ol', {class: 'steps', role: 'log', 'aria-label': 'What happens'});
+  const steps = h('ol', {class: 'steps', 'aria-live': 'polite', 'aria-label': 'What happens'});
   const verdict = h('p', {class: 'result', role: 'status'}, 'Running …');
   const beside = h('div', {});
   show(name, h('p', {}, h('strong', {}, 'Hypothesis: '), guarantee), steps, verdict, beside,
