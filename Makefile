@@ -111,10 +111,18 @@ manifests: ## Check deploy/kubernetes by the libraries of Kubernetes itself
 # Ends a test program that hangs. It is no measure of how fast a machine is: waits inside tests have bounds of their own.
 TEST_TIMEOUT ?= 2h
 
+# Tests that take the longest: they restart servers, fill queues with the largest messages, replace every secret. CI runs them, too.
+LONG = ^Test(Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Down_AsksBefore|Database_AStandby)
+RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
+    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
+
 .PHONY: race
 race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk to are no part of its key.
-	CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
-	    -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT) $(MODULES:%=%/...)
+	$(RACE) -skip '$(LONG)' $(MODULES:%=%/...)
+
+.PHONY: long
+long: .bin/shopdev .bin/gotestsum ## The tests that make test leaves out because each takes half a minute or more
+	$(RACE) -run '$(LONG)' ./e2e
 
 # A folder, and the file with its line of wiring.
 FEATURES = gateway/intermediary:gateway/server/features.go gateway/web:gateway/server/features.go dev/controls:dev/command/features.go
@@ -170,7 +178,7 @@ webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while t
 
 .PHONY: upgrade
 upgrade: .bin/shopdev ## Upgrade the release before this one under load, replica by replica (UPGRADE_FROM=commit)
-	@.bin/shopdev exec --fast -- go test -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+	@.bin/shopdev exec --fast -- go test -tags upgrade -v -run '^TestUpgrade_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 .PHONY: alerts
 alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with a real Prometheus, about half an hour (ALERTS_QUIET=10m)

@@ -84,6 +84,19 @@ type deploymentOptions struct {
 	own               *servers       // of the test, instead of those of all tests
 }
 
+// mustBinaries returns the folder of the services. Whoever needs it starts processes, and so is skipped in short mode.
+func mustBinaries(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts the services")
+	}
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // newDeployment prepares a deployment of which nothing runs yet. The i-th replica of a service calls the i-th replica of
 // another.
 func newDeployment(t *testing.T, o deploymentOptions) *deployment {

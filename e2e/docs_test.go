@@ -162,8 +162,8 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, want := range map[string][]string{
-		"../.github/workflows/ci.yaml": {"unit", "test", "sbom", "chaos"}, "../.gitlab-ci.yml": {"unit", "test", "sbom", "chaos"},
-		"../.ci/run": {"test", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
+		"../.github/workflows/ci.yaml": {"unit", "test", "long", "upgrade", "sbom", "chaos"},
+		"../.gitlab-ci.yml":            {"unit", "test", "long", "upgrade", "sbom", "chaos"}, "../.ci/run": {"test", "long", "upgrade", "sbom"}, "../.devcontainer/devcontainer.json": {"setup", "up"},
 	} {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -193,6 +193,38 @@ func TestCI_CallsTargetsThatExist(t *testing.T) {
 }
 
 // CI tests with the Go version that the images are built with.
+// What the Makefile leaves out of make test, make long has to run: a test that has another name now is in make test again.
+func TestCI_LongTestsExist(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^LONG = \^Test\(([\w|]+)\)$`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("the Makefile does not say which tests are LONG")
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests []string
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range declaration.FindAllSubmatch(b, -1) {
+			tests = append(tests, string(found[1]))
+		}
+	}
+	for long := range strings.SplitSeq(string(m[1]), "|") {
+		if !slices.ContainsFunc(tests, func(test string) bool { return strings.HasPrefix(test, "Test"+long) }) {
+			t.Errorf("no test begins with Test%s, which is LONG in the Makefile", long)
+		}
+	}
+}
+
 func TestCI_HasTheGoOfTheImages(t *testing.T) {
 	t.Parallel()
 	dockerfile, err := os.ReadFile("../Dockerfile")

@@ -23,6 +23,7 @@ func TestPage_Faults(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"widths": s.productNamesHaveRoomAtEveryWidth, "no id": s.whatIsNoIDIsNotAnOrderThatWaits, "filled in": s.whatWasFilledInIsKept,
 			"expired token": s.aTokenThatExpiresIsNoticed, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
+			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
 		} {
 			t.Run(name, func(t *testing.T) {

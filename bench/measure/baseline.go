@@ -3,7 +3,6 @@ package measure
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/lib/pq"
+	"github.com/jmoiron/sqlx"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"golang.org/x/sync/errgroup"
 
@@ -25,8 +24,8 @@ import (
 )
 
 // The baseline is the minimum that an order costs: the same queues with the same policies, the same number of persistent
-// messages, each confirmed, the same rows in the same tables, committed as durably, orders over HTTP, one RPC over the
-// broker and one statement a batch. It leaves out what makes the shop trustworthy: it checks nothing but that the stock
+// messages, each confirmed, the same rows in the same tables, committed as durably, orders over HTTP from the same clients, one
+// RPC over the broker and one statement a batch, prepared and with arrays in binary form, as the shop's. It leaves out what makes the shop trustworthy: it checks nothing but that the stock
 // does not fall below zero, it fails on a redelivered message, it has no outbox, so events are lost if the process dies
 // between commit and publishing, and it ends at the first failure. Messages are JSON, encoded and decoded by hand, in the form
 // in which the event log stores them.
@@ -47,7 +46,7 @@ const (
 
 // baseline is the pipeline in one process.
 type baseline struct {
-	db *sql.DB
+	db *sqlx.DB
 	// products is the catalogue by id, read when the first order needs it: nobody changes it afterwards.
 	products func() (map[int64]product, error)
 
@@ -124,24 +123,13 @@ func serveBaseline(ctx context.Context, released <-chan struct{}, ready func(add
 }
 
 // openBaselineDatabase makes the shop's own tables.
-func openBaselineDatabase(ctx context.Context, url string) (*sql.DB, error) {
+func openBaselineDatabase(ctx context.Context, url string) (*sqlx.DB, error) {
 	for _, schema := range db.Schemas() {
 		if _, err := db.Migrate(ctx, url, schema); err != nil {
 			return nil, err
 		}
 	}
-	config, err := postgres.Config(url, "")
-	if err != nil {
-		return nil, err
-	}
-	config.ApplicationName, config.BinaryParameters = "baseline", true
-	connector, err := pq.NewConnectorConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	pool := sql.OpenDB(connector)
-	pool.SetMaxIdleConns(8)
-	return pool, nil
+	return postgres.Open(ctx, url, "", postgres.Options{Application: "baseline"})
 }
 
 // declareBaseline declares what orders go through, as the shop does.
@@ -285,15 +273,14 @@ func gather(ctx context.Context, waiting <-chan amqp.Delivery, limit int) ([]amq
 	return batch, nil
 }
 
-const insertBaselineOrders = `
+const insertBaselineOrders = postgres.Prepared + `
 WITH stored AS (
     INSERT INTO orders.orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
     SELECT id, name, email, 'CONFIRMED', items, value, 'USD', placed, now()
-    FROM ROWS FROM (unnest($1::uuid[]), string_to_table($2, E'\n'), string_to_table($3, E'\n'), unnest($4::int[]), unnest($5::bigint[]),
-                    unnest($6::timestamptz[])) AS o (id, name, email, items, value, placed)
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::timestamptz[]) AS o (id, name, email, items, value, placed)
 )
 INSERT INTO orders.order_item (order_id, line, product_id, product_name, quantity, unit_price)
-SELECT * FROM ROWS FROM (unnest($7::uuid[]), unnest($8::int[]), unnest($9::int[]), string_to_table($10, E'\n'), unnest($11::int[]), unnest($12::bigint[]))`
+SELECT * FROM unnest($7::uuid[], $8::int[], $9::int[], $10::text[], $11::int[], $12::bigint[])`
 
 // orderBatch asks for stock, stores the orders and publishes their events.
 func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
@@ -313,14 +300,26 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 	if err != nil {
 		return err
 	}
-	var ids, items, values, placed, orders, lines, products, quantities, prices array
-	var names, emails, productNames bytes.Buffer
+	var (
+		ids, orders                        []uuid.UUID
+		names, emails, productNames        []string
+		items, lines, products, quantities []int32
+		values, prices                     []int64
+		placed                             []time.Time
+	)
 	events := make([][2][]byte, len(batch))
 	for i, d := range batch {
-		ids.addText(d.CorrelationId)
-		writeLine(&names, text(d.Body, `"customer_name":"`))
-		writeLine(&emails, text(d.Body, `"customer_email":"`))
-		placed.addBytes(text(d.Body, `"placed_at":"`))
+		id, err := uuid.Parse(d.CorrelationId)
+		if err != nil {
+			return err
+		}
+		at, err := time.Parse(time.RFC3339Nano, string(text(d.Body, `"placed_at":"`)))
+		if err != nil {
+			return err
+		}
+		ids, placed = append(ids, id), append(placed, at)
+		names = append(names, string(text(d.Body, `"customer_name":"`)))
+		emails = append(emails, string(text(d.Body, `"customer_email":"`)))
 		var total, value int64
 		n := int64(0)
 		decrement := append(append([]byte(`{"order_id":"`), d.CorrelationId...), `","lines":[`...)
@@ -329,12 +328,9 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 			l, rest = nextLine(rest)
 			p := catalogue[l.product]
 			n++
-			orders.addText(d.CorrelationId)
-			lines.add(n)
-			products.add(l.product)
-			quantities.add(l.quantity)
-			prices.add(p.price)
-			writeLine(&productNames, []byte(p.name))
+			orders, lines = append(orders, id), append(lines, int32(n))
+			products, quantities = append(products, int32(l.product)), append(quantities, int32(l.quantity))
+			productNames, prices = append(productNames, p.name), append(prices, p.price)
 			total += l.quantity
 			value += l.quantity * p.price
 			if n > 1 {
@@ -343,16 +339,16 @@ func (f *baseline) orderBatch(ctx context.Context, out *amqp.Channel, batch []am
 			decrement = appendLine(decrement, n, l, p)
 		}
 		decrement = append(decrement, ']')
-		items.add(total)
-		values.add(value)
+		items, values = append(items, int32(total)), append(values, value)
 		confirmed := append([]byte(nil), decrement...)
 		confirmed = strconv.AppendInt(append(confirmed, `,"total_items":`...), total, 10)
 		confirmed = strconv.AppendInt(append(confirmed, `,"total_value":{"currency_code":"USD","units":"`...), value/100, 10)
 		confirmed = append(time.Now().UTC().AppendFormat(append(confirmed, `"},"confirmed_at":"`...), time.RFC3339Nano), `"}`...)
 		events[i] = [2][]byte{confirmed, append(decrement, '}')}
 	}
-	_, err = f.db.ExecContext(ctx, insertBaselineOrders, ids.end(), names.String(), emails.String(), items.end(), values.end(), placed.end(),
-		orders.end(), lines.end(), products.end(), productNames.String(), quantities.end(), prices.end())
+	_, err = f.db.ExecContext(ctx, insertBaselineOrders, postgres.ArrayOf(ids), postgres.ArrayOf(names), postgres.ArrayOf(emails),
+		postgres.ArrayOf(items), postgres.ArrayOf(values), postgres.ArrayOf(placed), postgres.ArrayOf(orders), postgres.ArrayOf(lines),
+		postgres.ArrayOf(products), postgres.ArrayOf(productNames), postgres.ArrayOf(quantities), postgres.ArrayOf(prices))
 	if err != nil {
 		return fmt.Errorf("storing orders: %w", err)
 	}
@@ -378,28 +374,32 @@ func appendLine(to []byte, n int64, l line, p product) []byte {
 	return append(to, `"}}`...)
 }
 
-const insertBaselineEvents = `
+const insertBaselineEvents = postgres.Prepared + `
 INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, order_id, source, published_at)
-SELECT key, 'shop.topic', payload::jsonb, 'success', message, order_id, 'baseline', 'epoch'::timestamptz + at * interval '1 second'
-FROM ROWS FROM (unnest($1::text[]), string_to_table($2, E'\n'), unnest($3::uuid[]), unnest($4::uuid[]), unnest($5::bigint[]))
-    AS e (key, payload, message, order_id, at)`
+SELECT key, 'shop.topic', payload, 'success', message, order_id, 'baseline', at
+FROM unnest($1::text[], $2::jsonb[], $3::uuid[], $4::uuid[], $5::timestamptz[]) AS e (key, payload, message, order_id, at)`
 
 // logBatch writes events to the event log.
 func (f *baseline) logBatch(ctx context.Context, _ *amqp.Channel, batch []amqp.Delivery) error {
-	var keys, messages, orders, times array
-	var payloads bytes.Buffer
-	for _, d := range batch {
-		keys.addText(d.RoutingKey)
-		writeLine(&payloads, d.Body)
-		messages.addText(d.MessageId)
-		times.add(d.Timestamp.Unix())
-		if d.CorrelationId == "" {
-			orders.addText("NULL")
-		} else {
-			orders.addText(d.CorrelationId)
+	messages, orders := make([]uuid.UUID, len(batch)), make([]uuid.NullUUID, len(batch))
+	for i, d := range batch {
+		var err error
+		if messages[i], err = uuid.Parse(d.MessageId); err != nil {
+			return err
 		}
+		if d.CorrelationId == "" {
+			continue
+		}
+		if orders[i].UUID, err = uuid.Parse(d.CorrelationId); err != nil {
+			return err
+		}
+		orders[i].Valid = true
 	}
-	_, err := f.db.ExecContext(ctx, insertBaselineEvents, keys.end(), payloads.String(), messages.end(), orders.end(), times.end())
+	_, err := f.db.ExecContext(ctx, insertBaselineEvents,
+		postgres.Array(batch, func(d amqp.Delivery) string { return d.RoutingKey }),
+		postgres.Array(batch, func(d amqp.Delivery) postgres.JSON { return d.Body }),
+		postgres.ArrayOf(messages), postgres.ArrayOf(orders),
+		postgres.Array(batch, func(d amqp.Delivery) time.Time { return d.Timestamp }))
 	if err != nil {
 		return fmt.Errorf("writing events: %w", err)
 	}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,24 +11,27 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"shop.example/platform/postgres"
 )
 
-const holdBaselineStock = `
+const holdBaselineStock = postgres.Prepared + `
 WITH taken AS (
     UPDATE inventory.product p SET reserved = p.reserved + d.quantity, version = p.version + 1, updated_at = now()
     FROM unnest($1::int[], $2::int[]) AS d (id, quantity) WHERE p.id = d.id
     RETURNING p.id, p.name, p.version, p.on_hand, p.reserved
 ), decided AS (
     INSERT INTO inventory.decision (order_id, lines_hash, answer)
-    SELECT order_id, decode(hash, 'hex'), convert_to(answer, 'UTF8')
-    FROM ROWS FROM (unnest($3::uuid[]), unnest($4::text[]), string_to_table($5, E'\n')) AS d (order_id, hash, answer)
+    SELECT * FROM unnest($3::uuid[], $4::bytea[], $5::bytea[])
 ), held AS (
     INSERT INTO inventory.hold (order_id, product_id, quantity) SELECT * FROM unnest($6::uuid[], $7::int[], $8::int[])
 )
 SELECT * FROM taken`
 
-const settleBaselineStock = `
+const settleBaselineStock = postgres.Prepared + `
 WITH moved AS (
     UPDATE inventory.hold SET state = 'SETTLED', updated_at = now() WHERE order_id = ANY ($1::uuid[]) AND state = 'HELD'
     RETURNING order_id, product_id, quantity
@@ -84,44 +85,48 @@ func (f *baseline) serveChecks(ctx context.Context) error {
 
 // hold takes the stock of a batch of orders. The database refuses what is not there, and then the baseline ends.
 func (f *baseline) hold(ctx context.Context, bodies [][]byte) (reply []byte, changes []change, err error) {
-	var decided, hashes, orders, products, quantities array
-	var answers bytes.Buffer
+	var (
+		decided, orders                   []uuid.UUID
+		hashes, answers                   [][]byte
+		products, quantities, changed, by []int32
+	)
 	total := map[int64]int64{}
 	for _, body := range bodies {
-		id := text(body, `"order_id":"`)
+		id, err := uuid.ParseBytes(text(body, `"order_id":"`))
+		if err != nil {
+			return nil, nil, err
+		}
 		_, lines, _ := bytes.Cut(body, []byte(`"lines":`))
 		held, answer := linesOf(lines)
 		for _, product := range slices.Sorted(maps.Keys(held)) {
-			orders.addBytes(id)
-			products.add(product)
-			quantities.add(held[product])
+			orders = append(orders, id)
+			products, quantities = append(products, int32(product)), append(quantities, int32(held[product]))
 			total[product] += held[product]
 		}
 		hash := sha256.Sum256(lines)
-		decided.addBytes(id)
-		hashes.addText(hex.EncodeToString(hash[:]))
-		writeLine(&answers, answer)
+		decided, hashes, answers = append(decided, id), append(hashes, hash[:]), append(answers, answer)
 	}
-	var changed, by array
 	for product, quantity := range total {
-		changed.add(product)
-		by.add(quantity)
+		changed, by = append(changed, int32(product)), append(by, int32(quantity))
 	}
-	changes, err = f.change(ctx, holdBaselineStock, changed.end(), by.end(), decided.end(), hashes.end(), answers.String(),
-		orders.end(), products.end(), quantities.end())
+	changes, err = f.change(ctx, holdBaselineStock, postgres.ArrayOf(changed), postgres.ArrayOf(by), postgres.ArrayOf(decided),
+		postgres.ArrayOf(hashes), postgres.ArrayOf(answers), postgres.ArrayOf(orders), postgres.ArrayOf(products), postgres.ArrayOf(quantities))
 	if err != nil {
 		return nil, nil, fmt.Errorf("holding stock: %w", err)
 	}
-	return answers.Bytes(), changes, nil
+	return bytes.Join(answers, newline), changes, nil
 }
 
 // settleBatch takes what is held out of the stock.
 func (f *baseline) settleBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
-	var ids array
-	for _, d := range batch {
-		ids.addText(d.CorrelationId)
+	ids := make([]uuid.UUID, len(batch))
+	for i, d := range batch {
+		var err error
+		if ids[i], err = uuid.Parse(d.CorrelationId); err != nil {
+			return err
+		}
 	}
-	changes, err := f.change(ctx, settleBaselineStock, ids.end())
+	changes, err := f.change(ctx, settleBaselineStock, postgres.ArrayOf(ids))
 	if err != nil {
 		return fmt.Errorf("settling holds: %w", err)
 	}
@@ -166,7 +171,7 @@ func publishChanges(out *amqp.Channel, changes []change) error {
 	return confirmed(confirms...)
 }
 
-func readProducts(ctx context.Context, db *sql.DB) (map[int64]product, error) {
+func readProducts(ctx context.Context, db *sqlx.DB) (map[int64]product, error) {
 	rows, err := db.QueryContext(ctx, "SELECT id, name, unit_price FROM inventory.product")
 	if err != nil {
 		return nil, fmt.Errorf("reading the products: %w", err)
@@ -227,44 +232,3 @@ func text(body []byte, key string) []byte {
 }
 
 var newline = []byte{'\n'}
-
-// writeLine adds a line to lines, which are separated, not ended, by line breaks.
-func writeLine(to *bytes.Buffer, line []byte) {
-	if to.Len() > 0 {
-		to.WriteByte('\n')
-	}
-	to.Write(line)
-}
-
-// array is a PostgreSQL array of values that need no quotes.
-type array []byte
-
-func (a *array) next() {
-	if len(*a) == 0 {
-		*a = append(*a, '{')
-		return
-	}
-	*a = append(*a, ',')
-}
-
-func (a *array) add(n int64) {
-	a.next()
-	*a = strconv.AppendInt(*a, n, 10)
-}
-
-func (a *array) addText(s string) {
-	a.next()
-	*a = append(*a, s...)
-}
-
-func (a *array) addBytes(s []byte) {
-	a.next()
-	*a = append(*a, s...)
-}
-
-func (a array) end() string {
-	if len(a) == 0 {
-		return "{}"
-	}
-	return string(append(a, '}'))
-}

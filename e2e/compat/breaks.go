@@ -3,6 +3,7 @@ package compat
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -151,6 +152,9 @@ func takesZero(path, rule, now string) bool {
 	case "gte":
 		least, err := strconv.ParseFloat(now, 64)
 		return err == nil && least <= 0
+	case "pattern":
+		pattern, err := regexp.Compile(now)
+		return err == nil && pattern.MatchString("")
 	}
 	return strings.HasPrefix(path, "repeated.items.") || strings.HasPrefix(path, "map.")
 }

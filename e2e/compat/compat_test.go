@@ -166,6 +166,9 @@ func TestBreaks_WhatBufDoesNotSeeIsFound(t *testing.T) {
 		"a field that is new and may not be empty": {func(f finder) {
 			f.newField("shop.checkout.v1", "PlaceOrderRequest", `string: {min_len: 1}`)
 		}, []string{"rule shop.checkout.v1.PlaceOrderRequest.note string.min_len"}},
+		"a field that is new and must be a number": {func(f finder) {
+			f.newField("shop.checkout.v1", "PlaceOrderRequest", `string: {pattern: "^[0-9]+$"}`)
+		}, []string{"rule shop.checkout.v1.PlaceOrderRequest.note string.pattern"}},
 		"the call over the broker goes elsewhere": {func(f finder) {
 			proto.GetExtension(f.method("shop.inventory.v1", "StockService", "CheckStock"), optionsv1.E_Rpc).(*optionsv1.Rpc).RoutingKey = "shop.stock.check"
 		}, []string{"call /shop.inventory.v1.StockService/CheckStock"}},
@@ -187,7 +190,10 @@ func TestBreaks_WhatOnlyOpensIsNone(t *testing.T) {
 	t.Parallel()
 	before := contracts(t, func(finder) {})
 	for name, edit := range map[string]func(f finder){
-		"nothing":          func(finder) {},
+		"nothing": func(finder) {},
+		"a field that is new and may be a number": func(f finder) {
+			f.newField("shop.checkout.v1", "PlaceOrderRequest", `string: {pattern: "^[0-9]*$"}`)
+		},
 		"a longer maximum": func(f finder) { f.customerName().GetString().MaxLen = proto.Uint64(300) },
 		"a rule less":      func(f finder) { f.customerName().GetString().MinLen = nil },
 		"a caller more": func(f finder) {

@@ -246,11 +246,8 @@ func printLine(out io.Writer, m proto.Message) error {
 	return nil
 }
 
-// pageSize is how much of a list is read at once, and maxPage how much can be.
-const (
-	pageSize = 200
-	maxPage  = 1000
-)
+// pageSize is how much of a list is read at once.
+const pageSize = 200
 
 // pages reads a list page by page: up to limit entries, or all if limit is 0. more reports whether there are others.
 func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
@@ -264,9 +261,6 @@ func pages[T any](limit int, read func(size int32, token string) (page []T, next
 			return nil, false, err
 		}
 		all = append(all, page...)
-		if limit > 0 && len(all) > limit { // read leaves out what is not looked for, and may return more than size
-			return all[:limit], true, nil
-		}
 		if next == "" || limit > 0 && len(all) == limit {
 			return all, next != "", nil
 		}

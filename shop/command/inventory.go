@@ -28,7 +28,7 @@ func inventoryCommand() *cobra.Command {
 	i := &inventory{gateway: gateway{names: map[string]string{
 		"items.product_name": "NAME", "items.quantity": "--quantity", "items.price": "--price", "items.price.currency_code": "--currency",
 		"item.product_name": "--name", "item.on_hand": "--quantity", "item.price": "--price", "item.price.currency_code": "--currency",
-		"item.id": "PRODUCT", "id": "PRODUCT",
+		"item.id": "PRODUCT", "id": "PRODUCT", "item_id": "PRODUCT", "page_size": "--limit",
 	}}}
 	cmd := &cobra.Command{
 		Use:   "inventory",
@@ -39,7 +39,7 @@ named by its id or by its name.`,
 	}
 	i.gateway.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&i.asJSON, "json", false, "print the JSON of the REST API")
-	cmd.AddCommand(i.listCommand(), i.createCommand(), i.setCommand(), i.deleteCommand())
+	cmd.AddCommand(i.listCommand(), i.createCommand(), i.setCommand(), i.historyCommand(), i.deleteCommand())
 	return cmd
 }
 
@@ -226,6 +226,56 @@ that etag was read, so that no other change is overwritten.`,
 	cmd.Flags().StringVar(&etag, "etag", "", "the product's etag as it was read")
 	cmd.MarkFlagsOneRequired("name", "quantity", "price")
 	return cmd
+}
+
+func (i *inventory) historyCommand() *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "history PRODUCT",
+		Short: "List what has changed the stock of a product, the newest first (for operators)",
+		Long: `Lists each change of the pieces in the warehouse, the newest first: the first stock, what operators have set,
+what orders have taken, and what cancelled orders have given back. A product that has been deleted is named by its id.`,
+		Example:           "  shop inventory history Webcam\n  shop inventory history 7 --limit 0 --json | jq -r '.movements[] | select(.reason == \"SOLD\") | .order_id'",
+		Args:              cli.Args("PRODUCT"),
+		ValidArgsFunction: first(i.gateway.complete(productNames)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 0 {
+				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
+			}
+			return i.with(func(c inventoryv1.InventoryServiceClient) error {
+				id, err := productID(cmd.Context(), c, args[0])
+				if err != nil {
+					return err
+				}
+				list, more, err := pages(limit, func(size int32, token string) ([]*inventoryv1.StockMovement, string, error) {
+					page, err := c.ListStockMovements(cmd.Context(), &inventoryv1.ListStockMovementsRequest{ItemId: id, PageSize: size, PageToken: token})
+					return page.GetMovements(), page.GetNextPageToken(), err
+				})
+				if err != nil {
+					return err
+				}
+				if i.asJSON {
+					return printMessage(cmd.OutOrStdout(), &inventoryv1.ListStockMovementsResponse{Movements: list})
+				}
+				screenOf(cmd.OutOrStdout()).print(movementsTable(list))
+				if more {
+					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
+	return cmd
+}
+
+func movementsTable(list []*inventoryv1.StockMovement) *table {
+	t := &table{header: []string{"WHEN", "PIECES", "WHY", "ORDER"}, flexible: 3, minWidth: 8}
+	for _, m := range list {
+		t.add(text(localTime(m.GetMovedAt().AsTime())), number(fmt.Sprintf("%+d", m.GetQuantity())), text(strings.ToLower(m.GetReason().String())),
+			text(or(m.GetOrderId(), "-")))
+	}
+	return t
 }
 
 func (i *inventory) deleteCommand() *cobra.Command {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +18,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"shop.example/domain/email"
 	"shop.example/domain/money"
 	"shop.example/domain/orderstate"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
@@ -39,6 +37,7 @@ func orderCommand() *cobra.Command {
 	o := &orders{gateway: gateway{names: map[string]string{
 		"customer_name": "--name", "customer_email": "--email", "order_items": "--item", "Idempotency-Key": "--idempotency-key",
 		"order_id": "ORDER_ID", "state": "--state", "page_size": "--limit", "placed_after": "--since",
+		"id_suffix": "--id", "product_id": "--product",
 	}}}
 	cmd := &cobra.Command{
 		Use:   "order",
@@ -299,18 +298,18 @@ var orderStates = orderstate.Stored()
 
 func (o *orders) listCommand() *cobra.Command {
 	var (
-		state  string
-		limit  int
-		since  time.Duration
-		search orderSearch
+		state, product string
+		limit          int
+		since          time.Duration
+		req            orderv1.ListOrdersRequest
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List orders, the newest first (for operators)",
 		Long: `Lists the orders that have been decided, the newest first. It is for operators.
 
---id, --email and --product are looked for in the list itself, from the newest order on: with --since it is
-not read to its end.`,
+--id, --email and --product are looked for order by order, from the newest on: with --since not to the end of
+the list. The last eight characters of an id are what pages and logs show.`,
 		Example: `  shop order list --since 24h --email ada@example.org
   shop order list --product "Mouse Pad" --id 8f7ebae1
   shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c`,
@@ -326,18 +325,21 @@ not read to its end.`,
 			if since < 0 {
 				return cli.WrongUsage("--since %s: give how far to look back, 24h for example", since)
 			}
-			var after *timestamppb.Timestamp
+			req.State = wanted
 			if since > 0 {
-				after = timestamppb.New(time.Now().Add(-since))
+				req.PlacedAfter = timestamppb.New(time.Now().Add(-since))
 			}
 			return o.gateway.with(func(conn *grpc.ClientConn) error {
+				if product != "" {
+					if req.ProductId, err = productID(cmd.Context(), inventoryv1.NewInventoryServiceClient(conn), product); err != nil {
+						return err
+					}
+				}
 				client := orderv1.NewOrderServiceClient(conn)
 				list, more, err := pages(limit, func(size int32, token string) ([]*orderv1.Order, string, error) {
-					if search != (orderSearch{}) {
-						size = maxPage // most are not what is looked for
-					}
-					page, err := client.ListOrders(cmd.Context(), &orderv1.ListOrdersRequest{State: wanted, PageSize: size, PageToken: token, PlacedAfter: after})
-					return slices.DeleteFunc(page.GetOrders(), func(order *orderv1.Order) bool { return !search.finds(order) }), page.GetNextPageToken(), err
+					req.PageSize, req.PageToken = size, token
+					page, err := client.ListOrders(cmd.Context(), &req)
+					return page.GetOrders(), page.GetNextPageToken(), err
 				})
 				if err != nil {
 					return err
@@ -359,9 +361,9 @@ not read to its end.`,
 	cmd.Flags().StringVar(&state, "state", "all", "which ones: "+strings.Join(orderStateNames(), ", ")+" or all")
 	cmd.Flags().IntVar(&limit, "limit", 50, "list at most so many; 0 lists all")
 	cmd.Flags().DurationVar(&since, "since", 0, "only orders of so long ago, 24h for example")
-	cmd.Flags().StringVar(&search.id, "id", "", "only orders whose id ends like this")
-	cmd.Flags().StringVar(&search.email, "email", "", "only orders of this email address")
-	cmd.Flags().StringVar(&search.product, "product", "", "only orders of this product, by its id or its name")
+	cmd.Flags().StringVar(&req.IdSuffix, "id", "", "only orders whose id ends like this")
+	cmd.Flags().StringVar(&req.CustomerEmail, "email", "", "only orders of this email address")
+	cmd.Flags().StringVar(&product, "product", "", "only orders of this product, by its id or its name")
 	completeFlag(cmd, "product", o.gateway.complete(productNames))
 	states := append([]cobra.Completion{"all"}, orderStateNames()...)
 	completeFlag(cmd, "state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
@@ -386,18 +388,6 @@ func orderStateNames() (names []string) {
 		names = append(names, strings.ToLower(state.String()))
 	}
 	return names
-}
-
-// orderSearch is what is looked for in a list of orders; "" is anything.
-type orderSearch struct{ id, email, product string }
-
-func (s orderSearch) finds(order *orderv1.Order) bool {
-	if !strings.HasSuffix(order.GetId(), strings.ToLower(s.id)) || s.email != "" && email.Fold(order.GetCustomerEmail()) != email.Fold(s.email) {
-		return false
-	}
-	return s.product == "" || slices.ContainsFunc(order.GetOrderItems(), func(item *orderv1.OrderItem) bool {
-		return strings.EqualFold(item.GetProductName(), s.product) || strconv.Itoa(int(item.GetProductId())) == s.product
-	})
 }
 
 func ordersTable(list []*orderv1.Order) *table {

@@ -2,6 +2,7 @@ package stock
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -19,6 +21,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/messaging"
 )
 
@@ -454,5 +457,69 @@ func TestDeleteItem_OfAnotherVersionIsRefused(t *testing.T) {
 	}
 	if _, err := c.DeleteItem(t.Context(), &inventoryv1.DeleteItemRequest{Id: phone, Etag: "1"}); err != nil {
 		t.Errorf("with its etag: %v", err)
+	}
+}
+
+func TestListStockMovements_SaysWhatChangedTheStockPageByPage(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t)
+	c := inventoryServer{store: st}
+	o := orderFor(byName("Laptop", 2))
+	st.mustCheck(t, o, orderFor(byName("Phone", 1)))
+	st.settleNow(t, o)
+	st.cancelNow(t, o)
+	if _, err := c.UpdateItem(t.Context(), &inventoryv1.UpdateItemRequest{Item: &inventoryv1.Item{Id: laptop, OnHand: 60}}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for req := (&inventoryv1.ListStockMovementsRequest{ItemId: laptop, PageSize: 1}); ; {
+		page, err := c.ListStockMovements(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range page.GetMovements() {
+			if ofOrder := m.GetOrderId() == o.id.String(); ofOrder != (m.GetQuantity() == -2 || m.GetQuantity() == 2) || m.GetMovedAt() == nil {
+				t.Errorf("%v", m)
+			}
+			got = append(got, fmt.Sprintf("%s %d", m.GetReason(), m.GetQuantity()))
+		}
+		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
+			break
+		}
+	}
+	if want := []string{"ADJUSTED 10", "RESTOCKED 2", "SOLD -2", "CREATED 50"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	_, err := c.ListStockMovements(t.Context(), &inventoryv1.ListStockMovementsRequest{ItemId: 1 << 30})
+	if reasonOf(err) != "ITEM_NOT_FOUND" {
+		t.Errorf("of an item that is none: %v", err)
+	}
+	other, err := c.ListStockMovements(t.Context(), &inventoryv1.ListStockMovementsRequest{ItemId: laptop, PageSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.ListStockMovements(t.Context(), &inventoryv1.ListStockMovementsRequest{ItemId: phone, PageToken: other.GetNextPageToken()})
+	if apierror.Status(err).Code() != codes.InvalidArgument {
+		t.Errorf("with the token of another product: %v", err)
+	}
+}
+
+// A search that reads on until it has found a page takes as long as there are movements.
+func TestListStockMovements_ACallReadsSoManyAndNoMore(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t)
+	if _, err := st.db.Exec(`INSERT INTO stock_movement (product_id, quantity, reason) SELECT $1, (-1)^i, 'ADJUSTED' FROM generate_series(1, $2) i`,
+		phone, movementsRead); err != nil {
+		t.Fatal(err)
+	}
+	c, req := inventoryServer{store: st}, &inventoryv1.ListStockMovementsRequest{ItemId: laptop}
+	first, err := c.ListStockMovements(t.Context(), req)
+	if err != nil || len(first.GetMovements()) != 0 || first.GetNextPageToken() == "" {
+		t.Fatalf("the first page is %v, %v; want none, and another page", first, err)
+	}
+	req.PageToken = first.GetNextPageToken()
+	second, err := c.ListStockMovements(t.Context(), req)
+	if err != nil || len(second.GetMovements()) != 1 || second.GetNextPageToken() != "" {
+		t.Errorf("the second page is %v, %v; want the product's first stock, and no other page", second, err)
 	}
 }

@@ -3,6 +3,7 @@ package ordering
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -13,8 +14,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/customer"
 	"shop.example/domain/enduser"
 	"shop.example/domain/orderid"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
@@ -43,40 +46,77 @@ func (s *Service) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*
 // ListOrders implements orderv1.OrderServiceServer. A page begins after the last order of the page before, so orders that
 // are placed meanwhile neither shift pages nor appear in them.
 func (s *Service) ListOrders(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
-	var state State
-	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
-		state = State(req.GetState().String())
-	}
-	var owner string
-	if c, external := enduser.Of(ctx); external && !c.GetOperator() {
-		if owner = enduser.Owner(c.GetIssuer(), c.GetSubject()); owner == "" {
-			return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "a list of orders is for operators, and for whom they belong to")
-		}
-	}
-	filter, since := string(state)+" "+owner, listEnd
-	if at := req.GetPlacedAfter(); at != nil {
-		if at.CheckValid() != nil {
-			return nil, apierror.InvalidArgument(apierror.Violation{Field: "placed_after", Description: "must be a time between the years 1 and 9999"})
-		}
-		since = position{micros: at.AsTime().UnixMicro()}
-		filter += " " + since.sqlTime()
-	}
-	after, err := parsePosition(req.GetPageToken(), filter)
+	f, err := filterOf(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	orders, more, err := listOrders(ctx, s.db, state, owner, after, since, pagetoken.Size(req.GetPageSize()))
+	list := f.list()
+	after, err := parsePosition(req.GetPageToken(), list)
+	if err != nil {
+		return nil, err
+	}
+	orders, next, err := listOrders(ctx, s.db, f, after, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
 	resp := &orderv1.ListOrdersResponse{}
-	if more {
-		resp.NextPageToken = positionAfter(orders[len(orders)-1]).token(filter)
+	if next != listEnd {
+		resp.NextPageToken = next.token(list)
 	}
 	for _, o := range orders {
 		resp.Orders = append(resp.Orders, o.message())
 	}
 	return resp, nil
+}
+
+// filterOf returns which orders a request asks for: of what the caller may see.
+func filterOf(ctx context.Context, req *orderv1.ListOrdersRequest) (*orderFilter, error) {
+	f := &orderFilter{since: listEnd, before: listEnd, idSuffix: strings.ToLower(req.GetIdSuffix()), product: req.GetProductId()}
+	if req.GetState() != orderv1.Order_STATE_UNSPECIFIED {
+		f.state = State(req.GetState().String())
+	}
+	if c, external := enduser.Of(ctx); external && !c.GetOperator() {
+		if f.owner = enduser.Owner(c.GetIssuer(), c.GetSubject()); f.owner == "" {
+			return nil, apierror.New(codes.PermissionDenied, "ROLE_REQUIRED", "a list of orders is for operators, and for whom they belong to")
+		}
+	}
+	if address := req.GetCustomerEmail(); address != "" {
+		person := customer.Of(&customerv1.Person{Email: address})
+		f.customer = &person
+	}
+	var wrong []apierror.Violation
+	for field, bound := range map[string]struct {
+		at *timestamppb.Timestamp
+		to *position
+	}{"placed_after": {req.GetPlacedAfter(), &f.since}, "placed_before": {req.GetPlacedBefore(), &f.before}} {
+		switch {
+		case bound.at == nil:
+		case bound.at.CheckValid() != nil:
+			wrong = append(wrong, apierror.Violation{Field: field, Description: "must be a time between the years 1 and 9999"})
+		default:
+			*bound.to = position{micros: bound.at.AsTime().UnixMicro()}
+		}
+	}
+	if wrong != nil {
+		return nil, apierror.InvalidArgument(wrong...)
+	}
+	return f, nil
+}
+
+// list identifies the list in its page tokens.
+func (f *orderFilter) list() string {
+	list := string(f.state) + " " + f.owner
+	if f.since != listEnd {
+		list += " " + f.since.sqlTime()
+	}
+	if f.before != listEnd || f.searches() {
+		var address []string
+		if f.customer != nil {
+			address = f.customer.Patterns()
+		}
+		list += fmt.Sprintf(" before %s: %q %q %d", f.before.sqlTime(), f.idSuffix, address, f.product)
+	}
+	return list
 }
 
 // CancelOrder implements orderv1.OrderServiceServer.

@@ -2,8 +2,6 @@ package ordering
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -130,17 +128,8 @@ func tokenFilter(p *customerv1.Person) string {
 // findOrdersOf reads the next scanLimit orders after a position, the newest first, and returns those of the person, without
 // their lines, and the position to continue at; listEnd if there are no more.
 func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after position) (found []*Order, next position, err error) {
-	var end Order
-	err = sqlx.GetContext(ctx, q, &end, `
-		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
-		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, scanLimit-1)
-	switch {
-	case err == nil:
-		next = positionAfter(&end)
-	case errors.Is(err, sql.ErrNoRows):
-		next = listEnd
-	default:
-		return nil, next, fmt.Errorf("looking for the end of the next orders to read: %w", postgres.Classify(err))
+	if next, err = endOfScan(ctx, q, after, scanLimit); err != nil {
+		return nil, next, err
 	}
 	var rows []*Order
 	err = sqlx.SelectContext(ctx, q, &rows, selectOrders+`

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/customer"
 	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -211,31 +213,93 @@ func getOrder(ctx context.Context, q sqlx.QueryerContext, id uuid.UUID, lock boo
 	return &o, nil
 }
 
+// searchLimit is how many orders one call of a search reads: some 50 ms on a machine that does nothing else.
+const searchLimit = 20_000
+
 // maxPageBytes bounds the lines of a page of orders, in bytes: 1,000 of the largest have 90 MB.
 const maxPageBytes = 1 << 20
 
-// listOrders reads up to most orders with their lines that follow after, the newest first, and fewer if they are large; of all
-// states if state is "", and of all owners if owner is "". None is older than since. more says whether others follow.
-func listOrders(
-	ctx context.Context, q sqlx.QueryerContext, state State, owner string, after, since position, limit int,
-) (orders []*Order, more bool, err error) {
-	err = sqlx.SelectContext(ctx, q, &orders, selectOrders+`
-		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
-			AND created_at >= $6::timestamptz
-		ORDER BY created_at DESC, id DESC
-		LIMIT $5`, string(state), owner, after.sqlTime(), after.id, limit+1, since.sqlTime()) // one more tells whether another page follows
-	if err != nil {
-		return nil, false, fmt.Errorf("listing orders: %w", postgres.Classify(err))
-	}
-	fit, err := countFitting(ctx, q, orders, limit)
-	if err != nil {
-		return nil, false, err
-	}
-	return orders[:fit], fit < len(orders), addLines(ctx, q, orders[:fit])
+// orderFilter says which orders a list has.
+type orderFilter struct {
+	state State  // "" for any
+	owner string // "" for any
+	// All are placed at since or later, and before the other time; listEnd is no bound.
+	since, before position
+	// What follows is searched for, order by order: there is no index on it, because it would slow down storing every order.
+	idSuffix string           // "" for any
+	customer *customer.Person // nil for any
+	product  int32            // 0 for any
 }
 
-// countFitting returns how many of the orders, at least one and at most limit, have lines of at most maxPageBytes bytes.
-func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, limit int) (n int, err error) {
+func (f *orderFilter) searches() bool { return f.idSuffix != "" || f.customer != nil || f.product != 0 }
+
+// listOrders reads up to limit orders with their lines that follow after, the newest first, and fewer if they are large. A search
+// reads no more than searchLimit orders. next is where the next page begins, or listEnd.
+func listOrders(ctx context.Context, q sqlx.QueryerContext, f *orderFilter, after position, limit int) (orders []*Order, next position, err error) {
+	if after == listStart && f.before != listEnd {
+		after = f.before
+	}
+	next = listEnd
+	var patterns any // of addresses; NULL for any
+	if f.searches() {
+		if next, err = endOfScan(ctx, q, after, searchLimit); err != nil {
+			return nil, next, err
+		}
+		if f.customer != nil {
+			patterns = postgres.ArrayOf(f.customer.Patterns())
+		}
+	}
+	var rows []*Order
+	err = sqlx.SelectContext(ctx, q, &rows, selectOrders+`
+		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
+			AND created_at >= $6::timestamptz AND (created_at, id) >= ($7::timestamptz, $8::uuid)
+			AND ($9 = '' OR id::text LIKE '%' || $9)
+			AND ($10::text[] IS NULL OR customer_email ILIKE ANY ($10))
+			AND ($11 = 0 OR EXISTS (SELECT FROM order_item WHERE order_id = orders.id AND product_id = $11))
+		ORDER BY created_at DESC, id DESC
+		LIMIT $5`, string(f.state), f.owner, after.sqlTime(), after.id, limit+1, // one more tells whether another page follows
+		f.since.sqlTime(), next.sqlTime(), next.id, f.idSuffix, patterns, f.product)
+	if err != nil {
+		return nil, next, fmt.Errorf("listing orders: %w", postgres.Classify(err))
+	}
+	if len(rows) > limit {
+		next = positionAfter(rows[limit-1])
+		rows = rows[:limit]
+	}
+	if f.customer != nil {
+		rows = slices.DeleteFunc(rows, func(o *Order) bool { return !f.customer.Matches(o.CustomerEmail, o.Owner) })
+	}
+	if next.micros < f.since.micros { // whatever follows is older
+		next = listEnd
+	}
+	fit, err := countFitting(ctx, q, rows)
+	if err != nil {
+		return nil, next, err
+	}
+	if fit < len(rows) {
+		next = positionAfter(rows[fit-1])
+	}
+	return rows[:fit], next, addLines(ctx, q, rows[:fit])
+}
+
+// endOfScan returns the position of the limit-th order that follows after, the newest first; listEnd if there are fewer.
+func endOfScan(ctx context.Context, q sqlx.QueryerContext, after position, limit int) (position, error) {
+	var end Order
+	err := sqlx.GetContext(ctx, q, &end, `
+		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
+		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, limit-1)
+	switch {
+	case err == nil:
+		return positionAfter(&end), nil
+	case errors.Is(err, sql.ErrNoRows):
+		return listEnd, nil
+	default:
+		return listEnd, fmt.Errorf("looking for the end of the next orders to read: %w", postgres.Classify(err))
+	}
+}
+
+// countFitting returns how many of the orders, at least one if there are any, have lines of at most maxPageBytes bytes.
+func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order) (n int, err error) {
 	var sizes []struct {
 		OrderID uuid.UUID `db:"order_id"`
 		Size    int       `db:"size"`
@@ -251,7 +315,7 @@ func countFitting(ctx context.Context, q sqlx.QueryerContext, orders []*Order, l
 	for _, s := range sizes {
 		size[s.OrderID] = s.Size
 	}
-	for page := 0; n < min(limit, len(orders)); n++ {
+	for page := 0; n < len(orders); n++ {
 		if page += size[orders[n].ID]; n > 0 && page > maxPageBytes {
 			break
 		}

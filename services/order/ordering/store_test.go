@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -372,6 +373,80 @@ func TestListOrders_LeavesOutOlderOrders(t *testing.T) {
 	_, err = s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PlacedAfter: &timestamppb.Timestamp{Seconds: 1 << 60}})
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a time that is none: %v", err)
+	}
+}
+
+func TestListOrders_FindsByEndOfIDAddressProductAndTime(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	start := time.Now().Add(-time.Hour).Truncate(time.Microsecond)
+	var ids []string
+	for i, address := range []string{"ada@example.org", "Ada@EXAMPLE.org", "ada_@example.org", "bob@example.org"} {
+		p := newPlaced()
+		p.CustomerEmail, p.PlacedAt = address, timestamppb.New(start.Add(time.Duration(i)*time.Minute))
+		mustStore(t, s, decidedOrders(t, func(m *eventsv1.OrderPlaced) *inventoryv1.StockDecision {
+			d := held(m)
+			d.Lines[1].ProductId = int32(107 + i/2) //nolint:gosec // of four
+			return d
+		}, p))
+		ids = append(ids, p.GetOrderId())
+	}
+	for name, search := range map[string]struct {
+		req  *orderv1.ListOrdersRequest
+		want []string
+	}{
+		"the end of an id":           {&orderv1.ListOrdersRequest{IdSuffix: ids[2][28:]}, ids[2:3]},
+		"an id in upper case":        {&orderv1.ListOrdersRequest{IdSuffix: strings.ToUpper(ids[1])}, ids[1:2]},
+		"an address in any spelling": {&orderv1.ListOrdersRequest{CustomerEmail: "ADA@example.ORG"}, []string{ids[1], ids[0]}},
+		"no wildcard":                {&orderv1.ListOrdersRequest{CustomerEmail: "%@example.org"}, nil},
+		"a product":                  {&orderv1.ListOrdersRequest{ProductId: 108}, []string{ids[3], ids[2]}},
+		"a product and an address":   {&orderv1.ListOrdersRequest{ProductId: 108, CustomerEmail: "bob@example.org"}, ids[3:]},
+		"a time":                     {&orderv1.ListOrdersRequest{PlacedBefore: timestamppb.New(start.Add(time.Minute))}, ids[:1]},
+		"between two times": {&orderv1.ListOrdersRequest{
+			PlacedAfter: timestamppb.New(start.Add(time.Minute)), PlacedBefore: timestamppb.New(start.Add(3 * time.Minute)), ProductId: 107,
+		}, ids[1:2]},
+		"an address and another state": {&orderv1.ListOrdersRequest{CustomerEmail: "ada@example.org", State: orderv1.Order_REJECTED}, nil},
+	} {
+		search.req.PageSize = 1
+		if got := pages(t, s, search.req, func() {}); !slices.Equal(got, search.want) {
+			t.Errorf("%s: %v, want %v", name, got, search.want)
+		}
+	}
+	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, ProductId: 108})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PageSize: 1, ProductId: 107, PageToken: page.GetNextPageToken()})
+	assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
+	_, err = s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{PlacedBefore: &timestamppb.Timestamp{Seconds: 1 << 60}})
+	assertError(t, err, codes.InvalidArgument, "INVALID_ARGUMENT")
+}
+
+// A search that reads on until it has found a page takes as long as there are orders.
+func TestListOrders_ASearchReadsSoManyOrdersACall(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	oldest := newPlaced()
+	oldest.PlacedAt = timestamppb.New(time.Now().Add(-48 * time.Hour))
+	mustStore(t, s, decidedOrders(t, held, oldest))
+	if _, err := s.db.Exec(`
+		INSERT INTO orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
+		SELECT gen_random_uuid(), 'Ada', 'ada@example.org', 'CONFIRMED', 1, 1, 'USD', now() - i * interval '1 s', now() FROM generate_series(1, $1) i`, searchLimit); err != nil {
+		t.Fatal(err)
+	}
+	req := &orderv1.ListOrdersRequest{IdSuffix: oldest.GetOrderId()}
+	first, err := s.ListOrders(t.Context(), req)
+	if err != nil || len(first.GetOrders()) != 0 || first.GetNextPageToken() == "" {
+		t.Fatalf("the first page is %v, %v; want none, and another page", first, err)
+	}
+	req.PageToken = first.GetNextPageToken()
+	second, err := s.ListOrders(t.Context(), req)
+	if err != nil || len(second.GetOrders()) != 1 || second.GetNextPageToken() != "" {
+		t.Errorf("the second page is %v, %v; want the order, and no other page", second, err)
+	}
+	req.PageToken, req.PlacedAfter = "", timestamppb.New(time.Now().Add(-time.Hour))
+	if page, err := s.ListOrders(t.Context(), req); err != nil || page.GetNextPageToken() != "" {
+		t.Errorf("of an hour: %v, %v; want no other page: all that follows is older", page, err)
 	}
 }
 

@@ -28,6 +28,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Reason is why stock has changed.
+type StockMovement_Reason int32
+
+const (
+	// A reason of a newer release.
+	StockMovement_REASON_UNSPECIFIED StockMovement_Reason = 0
+	// The product was added with so many pieces.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	StockMovement_CREATED StockMovement_Reason = 1
+	// An operator set the stock.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	StockMovement_ADJUSTED StockMovement_Reason = 2
+	// An order was confirmed.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	StockMovement_SOLD StockMovement_Reason = 3
+	// An order was cancelled.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	StockMovement_RESTOCKED StockMovement_Reason = 4
+)
+
+// Enum value maps for StockMovement_Reason.
+var (
+	StockMovement_Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "CREATED",
+		2: "ADJUSTED",
+		3: "SOLD",
+		4: "RESTOCKED",
+	}
+	StockMovement_Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"CREATED":            1,
+		"ADJUSTED":           2,
+		"SOLD":               3,
+		"RESTOCKED":          4,
+	}
+)
+
+func (x StockMovement_Reason) Enum() *StockMovement_Reason {
+	p := new(StockMovement_Reason)
+	*p = x
+	return p
+}
+
+func (x StockMovement_Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StockMovement_Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_shop_inventory_v1_inventory_proto_enumTypes[0].Descriptor()
+}
+
+func (StockMovement_Reason) Type() protoreflect.EnumType {
+	return &file_shop_inventory_v1_inventory_proto_enumTypes[0]
+}
+
+func (x StockMovement_Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StockMovement_Reason.Descriptor instead.
+func (StockMovement_Reason) EnumDescriptor() ([]byte, []int) {
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{1, 0}
+}
+
 // Item is a product and its stock.
 type Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -146,6 +211,207 @@ func (x *Item) GetEtag() string {
 	return ""
 }
 
+// StockMovement is one change of the pieces on hand of a product.
+type StockMovement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The place among the movements of all products.
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The pieces that came, or, negative, that went.
+	Quantity int32 `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	// Why.
+	Reason StockMovement_Reason `protobuf:"varint,3,opt,name=reason,proto3,enum=shop.inventory.v1.StockMovement_Reason" json:"reason,omitempty"`
+	// The order that was the cause; absent if none was.
+	OrderId *string `protobuf:"bytes,4,opt,name=order_id,json=orderId,proto3,oneof" json:"order_id,omitempty"`
+	// When it was stored.
+	MovedAt       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=moved_at,json=movedAt,proto3" json:"moved_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StockMovement) Reset() {
+	*x = StockMovement{}
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StockMovement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StockMovement) ProtoMessage() {}
+
+func (x *StockMovement) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StockMovement.ProtoReflect.Descriptor instead.
+func (*StockMovement) Descriptor() ([]byte, []int) {
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *StockMovement) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *StockMovement) GetQuantity() int32 {
+	if x != nil {
+		return x.Quantity
+	}
+	return 0
+}
+
+func (x *StockMovement) GetReason() StockMovement_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return StockMovement_REASON_UNSPECIFIED
+}
+
+func (x *StockMovement) GetOrderId() string {
+	if x != nil && x.OrderId != nil {
+		return *x.OrderId
+	}
+	return ""
+}
+
+func (x *StockMovement) GetMovedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MovedAt
+	}
+	return nil
+}
+
+// ListStockMovementsRequest is what ListStockMovements takes.
+type ListStockMovementsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product, which may have been deleted since.
+	ItemId int32 `protobuf:"varint,1,opt,name=item_id,json=itemId,proto3" json:"item_id,omitempty"`
+	// At most so many: 50 if it is 0, and never more than 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStockMovementsRequest) Reset() {
+	*x = ListStockMovementsRequest{}
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStockMovementsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStockMovementsRequest) ProtoMessage() {}
+
+func (x *ListStockMovementsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStockMovementsRequest.ProtoReflect.Descriptor instead.
+func (*ListStockMovementsRequest) Descriptor() ([]byte, []int) {
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListStockMovementsRequest) GetItemId() int32 {
+	if x != nil {
+		return x.ItemId
+	}
+	return 0
+}
+
+func (x *ListStockMovementsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListStockMovementsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListStockMovementsResponse is what ListStockMovements returns.
+type ListStockMovementsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The movements, the newest first.
+	Movements []*StockMovement `protobuf:"bytes,1,rep,name=movements,proto3" json:"movements,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStockMovementsResponse) Reset() {
+	*x = ListStockMovementsResponse{}
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStockMovementsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStockMovementsResponse) ProtoMessage() {}
+
+func (x *ListStockMovementsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStockMovementsResponse.ProtoReflect.Descriptor instead.
+func (*ListStockMovementsResponse) Descriptor() ([]byte, []int) {
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListStockMovementsResponse) GetMovements() []*StockMovement {
+	if x != nil {
+		return x.Movements
+	}
+	return nil
+}
+
+func (x *ListStockMovementsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // ListItemsRequest is what ListItems takes.
 type ListItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -159,7 +425,7 @@ type ListItemsRequest struct {
 
 func (x *ListItemsRequest) Reset() {
 	*x = ListItemsRequest{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[1]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +437,7 @@ func (x *ListItemsRequest) String() string {
 func (*ListItemsRequest) ProtoMessage() {}
 
 func (x *ListItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[1]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +450,7 @@ func (x *ListItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListItemsRequest.ProtoReflect.Descriptor instead.
 func (*ListItemsRequest) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{1}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListItemsRequest) GetPageSize() int32 {
@@ -214,7 +480,7 @@ type ListItemsResponse struct {
 
 func (x *ListItemsResponse) Reset() {
 	*x = ListItemsResponse{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[2]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +492,7 @@ func (x *ListItemsResponse) String() string {
 func (*ListItemsResponse) ProtoMessage() {}
 
 func (x *ListItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[2]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +505,7 @@ func (x *ListItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListItemsResponse.ProtoReflect.Descriptor instead.
 func (*ListItemsResponse) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{2}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListItemsResponse) GetItems() []*Item {
@@ -267,7 +533,7 @@ type GetItemRequest struct {
 
 func (x *GetItemRequest) Reset() {
 	*x = GetItemRequest{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[3]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +545,7 @@ func (x *GetItemRequest) String() string {
 func (*GetItemRequest) ProtoMessage() {}
 
 func (x *GetItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[3]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +558,7 @@ func (x *GetItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetItemRequest.ProtoReflect.Descriptor instead.
 func (*GetItemRequest) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{3}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetItemRequest) GetId() int32 {
@@ -313,7 +579,7 @@ type GetItemResponse struct {
 
 func (x *GetItemResponse) Reset() {
 	*x = GetItemResponse{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[4]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +591,7 @@ func (x *GetItemResponse) String() string {
 func (*GetItemResponse) ProtoMessage() {}
 
 func (x *GetItemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[4]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +604,7 @@ func (x *GetItemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetItemResponse.ProtoReflect.Descriptor instead.
 func (*GetItemResponse) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{4}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetItemResponse) GetItem() *Item {
@@ -359,7 +625,7 @@ type CreateItemsRequest struct {
 
 func (x *CreateItemsRequest) Reset() {
 	*x = CreateItemsRequest{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[5]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +637,7 @@ func (x *CreateItemsRequest) String() string {
 func (*CreateItemsRequest) ProtoMessage() {}
 
 func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[5]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +650,7 @@ func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsRequest.ProtoReflect.Descriptor instead.
 func (*CreateItemsRequest) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{5}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateItemsRequest) GetItems() []*CreateItemsRequest_NewItem {
@@ -405,7 +671,7 @@ type CreateItemsResponse struct {
 
 func (x *CreateItemsResponse) Reset() {
 	*x = CreateItemsResponse{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[6]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +683,7 @@ func (x *CreateItemsResponse) String() string {
 func (*CreateItemsResponse) ProtoMessage() {}
 
 func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[6]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +696,7 @@ func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsResponse.ProtoReflect.Descriptor instead.
 func (*CreateItemsResponse) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{6}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateItemsResponse) GetItems() []*Item {
@@ -454,7 +720,7 @@ type UpdateItemRequest struct {
 
 func (x *UpdateItemRequest) Reset() {
 	*x = UpdateItemRequest{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[7]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +732,7 @@ func (x *UpdateItemRequest) String() string {
 func (*UpdateItemRequest) ProtoMessage() {}
 
 func (x *UpdateItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[7]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +745,7 @@ func (x *UpdateItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateItemRequest.ProtoReflect.Descriptor instead.
 func (*UpdateItemRequest) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{7}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateItemRequest) GetItem() *Item {
@@ -507,7 +773,7 @@ type UpdateItemResponse struct {
 
 func (x *UpdateItemResponse) Reset() {
 	*x = UpdateItemResponse{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[8]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +785,7 @@ func (x *UpdateItemResponse) String() string {
 func (*UpdateItemResponse) ProtoMessage() {}
 
 func (x *UpdateItemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[8]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +798,7 @@ func (x *UpdateItemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateItemResponse.ProtoReflect.Descriptor instead.
 func (*UpdateItemResponse) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{8}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateItemResponse) GetItem() *Item {
@@ -555,7 +821,7 @@ type DeleteItemRequest struct {
 
 func (x *DeleteItemRequest) Reset() {
 	*x = DeleteItemRequest{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[9]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +833,7 @@ func (x *DeleteItemRequest) String() string {
 func (*DeleteItemRequest) ProtoMessage() {}
 
 func (x *DeleteItemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[9]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +846,7 @@ func (x *DeleteItemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemRequest) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{9}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteItemRequest) GetId() int32 {
@@ -606,7 +872,7 @@ type DeleteItemResponse struct {
 
 func (x *DeleteItemResponse) Reset() {
 	*x = DeleteItemResponse{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[10]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +884,7 @@ func (x *DeleteItemResponse) String() string {
 func (*DeleteItemResponse) ProtoMessage() {}
 
 func (x *DeleteItemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[10]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +897,7 @@ func (x *DeleteItemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemResponse) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{10}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{13}
 }
 
 // NewItem is a product to add.
@@ -649,7 +915,7 @@ type CreateItemsRequest_NewItem struct {
 
 func (x *CreateItemsRequest_NewItem) Reset() {
 	*x = CreateItemsRequest_NewItem{}
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[11]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +927,7 @@ func (x *CreateItemsRequest_NewItem) String() string {
 func (*CreateItemsRequest_NewItem) ProtoMessage() {}
 
 func (x *CreateItemsRequest_NewItem) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[11]
+	mi := &file_shop_inventory_v1_inventory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +940,7 @@ func (x *CreateItemsRequest_NewItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsRequest_NewItem.ProtoReflect.Descriptor instead.
 func (*CreateItemsRequest_NewItem) Descriptor() ([]byte, []int) {
-	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{5, 0}
+	return file_shop_inventory_v1_inventory_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *CreateItemsRequest_NewItem) GetProductName() string {
@@ -717,7 +983,29 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x04etag\x18\t \x01(\tB\a\x92A\x04J\x02\"\"R\x04etag:'\x92A$\n" +
 	"\"\xd2\x01\x05price\xd2\x01\n" +
 	"created_at\xd2\x01\n" +
-	"updated_at\"e\n" +
+	"updated_at\"\xc8\x02\n" +
+	"\rStockMovement\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1a\n" +
+	"\bquantity\x18\x02 \x01(\x05R\bquantity\x12?\n" +
+	"\x06reason\x18\x03 \x01(\x0e2'.shop.inventory.v1.StockMovement.ReasonR\x06reason\x12\x1e\n" +
+	"\border_id\x18\x04 \x01(\tH\x00R\aorderId\x88\x01\x01\x125\n" +
+	"\bmoved_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\amovedAt\"T\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\v\n" +
+	"\aCREATED\x10\x01\x12\f\n" +
+	"\bADJUSTED\x10\x02\x12\b\n" +
+	"\x04SOLD\x10\x03\x12\r\n" +
+	"\tRESTOCKED\x10\x04:\x10\x92A\r\n" +
+	"\v\xd2\x01\bmoved_atB\v\n" +
+	"\t_order_id\"\x90\x01\n" +
+	"\x19ListStockMovementsRequest\x12 \n" +
+	"\aitem_id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x06itemId\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\"\x84\x01\n" +
+	"\x1aListStockMovementsResponse\x12>\n" +
+	"\tmovements\x18\x01 \x03(\v2 .shop.inventory.v1.StockMovementR\tmovements\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"e\n" +
 	"\x10ListItemsRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
@@ -747,8 +1035,7 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x11DeleteItemRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\x02id\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x14\n" +
-	"\x12DeleteItemResponse2\x9d\n" +
-	"\n" +
+	"\x12DeleteItemResponse2\xdd\v\n" +
 	"\x10InventoryService\x12|\n" +
 	"\tListItems\x12#.shop.inventory.v1.ListItemsRequest\x1a$.shop.inventory.v1.ListItemsResponse\"$ص\x18\x03\xe2\xb5\x18\agateway\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/inventory\x12\xf3\x01\n" +
 	"\aGetItem\x12!.shop.inventory.v1.GetItemRequest\x1a\".shop.inventory.v1.GetItemResponse\"\xa0\x01\x92A\\rZ\n" +
@@ -764,7 +1051,8 @@ const file_shop_inventory_v1_inventory_proto_rawDesc = "" +
 	"\n" +
 	"DeleteItem\x12$.shop.inventory.v1.DeleteItemRequest\x1a%.shop.inventory.v1.DeleteItemResponse\"\xc7\x01\x92Akri\n" +
 	"g\n" +
-	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}Ba\n" +
+	"\bIf-Match\x12YThe ETag as it was read: if it has changed since, nothing is done, and the answer is 412.\x18\x01ص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\xea\xb5\x18\tITEM_HELD\xea\xb5\x18\rETAG_MISMATCH\x82\xd3\xe4\x93\x02\x14*\x12/v1/inventory/{id}\x12\xbd\x01\n" +
+	"\x12ListStockMovements\x12,.shop.inventory.v1.ListStockMovementsRequest\x1a-.shop.inventory.v1.ListStockMovementsResponse\"Jص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x0eITEM_NOT_FOUND\x82\xd3\xe4\x93\x02#\x12!/v1/inventory/{item_id}/movementsBa\n" +
 	"\x19example.shop.inventory.v1P\x01Z.shop.example/gen/shop/inventory/v1;inventoryv1\xaa\x02\x11Shop.Inventory.V1b\x06proto3"
 
 var (
@@ -779,51 +1067,61 @@ func file_shop_inventory_v1_inventory_proto_rawDescGZIP() []byte {
 	return file_shop_inventory_v1_inventory_proto_rawDescData
 }
 
-var file_shop_inventory_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_shop_inventory_v1_inventory_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_shop_inventory_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_shop_inventory_v1_inventory_proto_goTypes = []any{
-	(*Item)(nil),                       // 0: shop.inventory.v1.Item
-	(*ListItemsRequest)(nil),           // 1: shop.inventory.v1.ListItemsRequest
-	(*ListItemsResponse)(nil),          // 2: shop.inventory.v1.ListItemsResponse
-	(*GetItemRequest)(nil),             // 3: shop.inventory.v1.GetItemRequest
-	(*GetItemResponse)(nil),            // 4: shop.inventory.v1.GetItemResponse
-	(*CreateItemsRequest)(nil),         // 5: shop.inventory.v1.CreateItemsRequest
-	(*CreateItemsResponse)(nil),        // 6: shop.inventory.v1.CreateItemsResponse
-	(*UpdateItemRequest)(nil),          // 7: shop.inventory.v1.UpdateItemRequest
-	(*UpdateItemResponse)(nil),         // 8: shop.inventory.v1.UpdateItemResponse
-	(*DeleteItemRequest)(nil),          // 9: shop.inventory.v1.DeleteItemRequest
-	(*DeleteItemResponse)(nil),         // 10: shop.inventory.v1.DeleteItemResponse
-	(*CreateItemsRequest_NewItem)(nil), // 11: shop.inventory.v1.CreateItemsRequest.NewItem
-	(*v1.Money)(nil),                   // 12: shop.money.v1.Money
-	(*timestamppb.Timestamp)(nil),      // 13: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 14: google.protobuf.FieldMask
+	(StockMovement_Reason)(0),          // 0: shop.inventory.v1.StockMovement.Reason
+	(*Item)(nil),                       // 1: shop.inventory.v1.Item
+	(*StockMovement)(nil),              // 2: shop.inventory.v1.StockMovement
+	(*ListStockMovementsRequest)(nil),  // 3: shop.inventory.v1.ListStockMovementsRequest
+	(*ListStockMovementsResponse)(nil), // 4: shop.inventory.v1.ListStockMovementsResponse
+	(*ListItemsRequest)(nil),           // 5: shop.inventory.v1.ListItemsRequest
+	(*ListItemsResponse)(nil),          // 6: shop.inventory.v1.ListItemsResponse
+	(*GetItemRequest)(nil),             // 7: shop.inventory.v1.GetItemRequest
+	(*GetItemResponse)(nil),            // 8: shop.inventory.v1.GetItemResponse
+	(*CreateItemsRequest)(nil),         // 9: shop.inventory.v1.CreateItemsRequest
+	(*CreateItemsResponse)(nil),        // 10: shop.inventory.v1.CreateItemsResponse
+	(*UpdateItemRequest)(nil),          // 11: shop.inventory.v1.UpdateItemRequest
+	(*UpdateItemResponse)(nil),         // 12: shop.inventory.v1.UpdateItemResponse
+	(*DeleteItemRequest)(nil),          // 13: shop.inventory.v1.DeleteItemRequest
+	(*DeleteItemResponse)(nil),         // 14: shop.inventory.v1.DeleteItemResponse
+	(*CreateItemsRequest_NewItem)(nil), // 15: shop.inventory.v1.CreateItemsRequest.NewItem
+	(*v1.Money)(nil),                   // 16: shop.money.v1.Money
+	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 18: google.protobuf.FieldMask
 }
 var file_shop_inventory_v1_inventory_proto_depIdxs = []int32{
-	12, // 0: shop.inventory.v1.Item.price:type_name -> shop.money.v1.Money
-	13, // 1: shop.inventory.v1.Item.created_at:type_name -> google.protobuf.Timestamp
-	13, // 2: shop.inventory.v1.Item.updated_at:type_name -> google.protobuf.Timestamp
-	0,  // 3: shop.inventory.v1.ListItemsResponse.items:type_name -> shop.inventory.v1.Item
-	0,  // 4: shop.inventory.v1.GetItemResponse.item:type_name -> shop.inventory.v1.Item
-	11, // 5: shop.inventory.v1.CreateItemsRequest.items:type_name -> shop.inventory.v1.CreateItemsRequest.NewItem
-	0,  // 6: shop.inventory.v1.CreateItemsResponse.items:type_name -> shop.inventory.v1.Item
-	0,  // 7: shop.inventory.v1.UpdateItemRequest.item:type_name -> shop.inventory.v1.Item
-	14, // 8: shop.inventory.v1.UpdateItemRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 9: shop.inventory.v1.UpdateItemResponse.item:type_name -> shop.inventory.v1.Item
-	12, // 10: shop.inventory.v1.CreateItemsRequest.NewItem.price:type_name -> shop.money.v1.Money
-	1,  // 11: shop.inventory.v1.InventoryService.ListItems:input_type -> shop.inventory.v1.ListItemsRequest
-	3,  // 12: shop.inventory.v1.InventoryService.GetItem:input_type -> shop.inventory.v1.GetItemRequest
-	5,  // 13: shop.inventory.v1.InventoryService.CreateItems:input_type -> shop.inventory.v1.CreateItemsRequest
-	7,  // 14: shop.inventory.v1.InventoryService.UpdateItem:input_type -> shop.inventory.v1.UpdateItemRequest
-	9,  // 15: shop.inventory.v1.InventoryService.DeleteItem:input_type -> shop.inventory.v1.DeleteItemRequest
-	2,  // 16: shop.inventory.v1.InventoryService.ListItems:output_type -> shop.inventory.v1.ListItemsResponse
-	4,  // 17: shop.inventory.v1.InventoryService.GetItem:output_type -> shop.inventory.v1.GetItemResponse
-	6,  // 18: shop.inventory.v1.InventoryService.CreateItems:output_type -> shop.inventory.v1.CreateItemsResponse
-	8,  // 19: shop.inventory.v1.InventoryService.UpdateItem:output_type -> shop.inventory.v1.UpdateItemResponse
-	10, // 20: shop.inventory.v1.InventoryService.DeleteItem:output_type -> shop.inventory.v1.DeleteItemResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	16, // 0: shop.inventory.v1.Item.price:type_name -> shop.money.v1.Money
+	17, // 1: shop.inventory.v1.Item.created_at:type_name -> google.protobuf.Timestamp
+	17, // 2: shop.inventory.v1.Item.updated_at:type_name -> google.protobuf.Timestamp
+	0,  // 3: shop.inventory.v1.StockMovement.reason:type_name -> shop.inventory.v1.StockMovement.Reason
+	17, // 4: shop.inventory.v1.StockMovement.moved_at:type_name -> google.protobuf.Timestamp
+	2,  // 5: shop.inventory.v1.ListStockMovementsResponse.movements:type_name -> shop.inventory.v1.StockMovement
+	1,  // 6: shop.inventory.v1.ListItemsResponse.items:type_name -> shop.inventory.v1.Item
+	1,  // 7: shop.inventory.v1.GetItemResponse.item:type_name -> shop.inventory.v1.Item
+	15, // 8: shop.inventory.v1.CreateItemsRequest.items:type_name -> shop.inventory.v1.CreateItemsRequest.NewItem
+	1,  // 9: shop.inventory.v1.CreateItemsResponse.items:type_name -> shop.inventory.v1.Item
+	1,  // 10: shop.inventory.v1.UpdateItemRequest.item:type_name -> shop.inventory.v1.Item
+	18, // 11: shop.inventory.v1.UpdateItemRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 12: shop.inventory.v1.UpdateItemResponse.item:type_name -> shop.inventory.v1.Item
+	16, // 13: shop.inventory.v1.CreateItemsRequest.NewItem.price:type_name -> shop.money.v1.Money
+	5,  // 14: shop.inventory.v1.InventoryService.ListItems:input_type -> shop.inventory.v1.ListItemsRequest
+	7,  // 15: shop.inventory.v1.InventoryService.GetItem:input_type -> shop.inventory.v1.GetItemRequest
+	9,  // 16: shop.inventory.v1.InventoryService.CreateItems:input_type -> shop.inventory.v1.CreateItemsRequest
+	11, // 17: shop.inventory.v1.InventoryService.UpdateItem:input_type -> shop.inventory.v1.UpdateItemRequest
+	13, // 18: shop.inventory.v1.InventoryService.DeleteItem:input_type -> shop.inventory.v1.DeleteItemRequest
+	3,  // 19: shop.inventory.v1.InventoryService.ListStockMovements:input_type -> shop.inventory.v1.ListStockMovementsRequest
+	6,  // 20: shop.inventory.v1.InventoryService.ListItems:output_type -> shop.inventory.v1.ListItemsResponse
+	8,  // 21: shop.inventory.v1.InventoryService.GetItem:output_type -> shop.inventory.v1.GetItemResponse
+	10, // 22: shop.inventory.v1.InventoryService.CreateItems:output_type -> shop.inventory.v1.CreateItemsResponse
+	12, // 23: shop.inventory.v1.InventoryService.UpdateItem:output_type -> shop.inventory.v1.UpdateItemResponse
+	14, // 24: shop.inventory.v1.InventoryService.DeleteItem:output_type -> shop.inventory.v1.DeleteItemResponse
+	4,  // 25: shop.inventory.v1.InventoryService.ListStockMovements:output_type -> shop.inventory.v1.ListStockMovementsResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_shop_inventory_v1_inventory_proto_init() }
@@ -831,18 +1129,20 @@ func file_shop_inventory_v1_inventory_proto_init() {
 	if File_shop_inventory_v1_inventory_proto != nil {
 		return
 	}
+	file_shop_inventory_v1_inventory_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_inventory_v1_inventory_proto_rawDesc), len(file_shop_inventory_v1_inventory_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_shop_inventory_v1_inventory_proto_goTypes,
 		DependencyIndexes: file_shop_inventory_v1_inventory_proto_depIdxs,
+		EnumInfos:         file_shop_inventory_v1_inventory_proto_enumTypes,
 		MessageInfos:      file_shop_inventory_v1_inventory_proto_msgTypes,
 	}.Build()
 	File_shop_inventory_v1_inventory_proto = out.File

@@ -19,11 +19,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	InventoryService_ListItems_FullMethodName   = "/shop.inventory.v1.InventoryService/ListItems"
-	InventoryService_GetItem_FullMethodName     = "/shop.inventory.v1.InventoryService/GetItem"
-	InventoryService_CreateItems_FullMethodName = "/shop.inventory.v1.InventoryService/CreateItems"
-	InventoryService_UpdateItem_FullMethodName  = "/shop.inventory.v1.InventoryService/UpdateItem"
-	InventoryService_DeleteItem_FullMethodName  = "/shop.inventory.v1.InventoryService/DeleteItem"
+	InventoryService_ListItems_FullMethodName          = "/shop.inventory.v1.InventoryService/ListItems"
+	InventoryService_GetItem_FullMethodName            = "/shop.inventory.v1.InventoryService/GetItem"
+	InventoryService_CreateItems_FullMethodName        = "/shop.inventory.v1.InventoryService/CreateItems"
+	InventoryService_UpdateItem_FullMethodName         = "/shop.inventory.v1.InventoryService/UpdateItem"
+	InventoryService_DeleteItem_FullMethodName         = "/shop.inventory.v1.InventoryService/DeleteItem"
+	InventoryService_ListStockMovements_FullMethodName = "/shop.inventory.v1.InventoryService/ListStockMovements"
 )
 
 // InventoryServiceClient is the client API for InventoryService service.
@@ -44,6 +45,9 @@ type InventoryServiceClient interface {
 	UpdateItem(ctx context.Context, in *UpdateItemRequest, opts ...grpc.CallOption) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(ctx context.Context, in *DeleteItemRequest, opts ...grpc.CallOption) (*DeleteItemResponse, error)
+	// ListStockMovements lists what has changed the stock of a product, the newest first. One call reads the next 20,000
+	// movements of all products: a page may be short, or empty, while another one follows.
+	ListStockMovements(ctx context.Context, in *ListStockMovementsRequest, opts ...grpc.CallOption) (*ListStockMovementsResponse, error)
 }
 
 type inventoryServiceClient struct {
@@ -104,6 +108,16 @@ func (c *inventoryServiceClient) DeleteItem(ctx context.Context, in *DeleteItemR
 	return out, nil
 }
 
+func (c *inventoryServiceClient) ListStockMovements(ctx context.Context, in *ListStockMovementsRequest, opts ...grpc.CallOption) (*ListStockMovementsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListStockMovementsResponse)
+	err := c.cc.Invoke(ctx, InventoryService_ListStockMovements_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InventoryServiceServer is the server API for InventoryService service.
 // All implementations must embed UnimplementedInventoryServiceServer
 // for forward compatibility.
@@ -122,6 +136,9 @@ type InventoryServiceServer interface {
 	UpdateItem(context.Context, *UpdateItemRequest) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(context.Context, *DeleteItemRequest) (*DeleteItemResponse, error)
+	// ListStockMovements lists what has changed the stock of a product, the newest first. One call reads the next 20,000
+	// movements of all products: a page may be short, or empty, while another one follows.
+	ListStockMovements(context.Context, *ListStockMovementsRequest) (*ListStockMovementsResponse, error)
 	mustEmbedUnimplementedInventoryServiceServer()
 }
 
@@ -146,6 +163,9 @@ func (UnimplementedInventoryServiceServer) UpdateItem(context.Context, *UpdateIt
 }
 func (UnimplementedInventoryServiceServer) DeleteItem(context.Context, *DeleteItemRequest) (*DeleteItemResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteItem not implemented")
+}
+func (UnimplementedInventoryServiceServer) ListStockMovements(context.Context, *ListStockMovementsRequest) (*ListStockMovementsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStockMovements not implemented")
 }
 func (UnimplementedInventoryServiceServer) mustEmbedUnimplementedInventoryServiceServer() {}
 func (UnimplementedInventoryServiceServer) testEmbeddedByValue()                          {}
@@ -258,6 +278,24 @@ func _InventoryService_DeleteItem_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InventoryService_ListStockMovements_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListStockMovementsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InventoryServiceServer).ListStockMovements(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InventoryService_ListStockMovements_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InventoryServiceServer).ListStockMovements(ctx, req.(*ListStockMovementsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // InventoryService_ServiceDesc is the grpc.ServiceDesc for InventoryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +322,10 @@ var InventoryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteItem",
 			Handler:    _InventoryService_DeleteItem_Handler,
+		},
+		{
+			MethodName: "ListStockMovements",
+			Handler:    _InventoryService_ListStockMovements_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -410,10 +410,18 @@ type ListOrdersRequest struct {
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only orders in this state, where it is set.
+	// Only orders in this state, if it is set.
 	State Order_State `protobuf:"varint,3,opt,name=state,proto3,enum=shop.order.v1.Order_State" json:"state,omitempty"`
 	// Only orders accepted at this time or later.
-	PlacedAfter   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=placed_after,json=placedAfter,proto3" json:"placed_after,omitempty"`
+	PlacedAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=placed_after,json=placedAfter,proto3" json:"placed_after,omitempty"`
+	// Only orders accepted before this time.
+	PlacedBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=placed_before,json=placedBefore,proto3" json:"placed_before,omitempty"`
+	// Only orders whose id ends like this; pages and logs show the last eight characters.
+	IdSuffix string `protobuf:"bytes,6,opt,name=id_suffix,json=idSuffix,proto3" json:"id_suffix,omitempty"`
+	// Only orders of this e-mail address, in any spelling: of upper and lower case, of its domain.
+	CustomerEmail string `protobuf:"bytes,7,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
+	// Only orders with a line of this product.
+	ProductId     int32 `protobuf:"varint,8,opt,name=product_id,json=productId,proto3" json:"product_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,6 +482,34 @@ func (x *ListOrdersRequest) GetPlacedAfter() *timestamppb.Timestamp {
 		return x.PlacedAfter
 	}
 	return nil
+}
+
+func (x *ListOrdersRequest) GetPlacedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PlacedBefore
+	}
+	return nil
+}
+
+func (x *ListOrdersRequest) GetIdSuffix() string {
+	if x != nil {
+		return x.IdSuffix
+	}
+	return ""
+}
+
+func (x *ListOrdersRequest) GetCustomerEmail() string {
+	if x != nil {
+		return x.CustomerEmail
+	}
+	return ""
+}
+
+func (x *ListOrdersRequest) GetProductId() int32 {
+	if x != nil {
+		return x.ProductId
+	}
+	return 0
 }
 
 // ListOrdersResponse is what ListOrders returns.
@@ -665,13 +701,18 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\x0fGetOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\">\n" +
 	"\x10GetOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xe1\x01\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order\"\xbc\x03\n" +
 	"\x11ListOrdersRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\f\xbaH\tr\a\x18\xc8\x01\xba\x01\x01\x00R\tpageToken\x12:\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.shop.order.v1.Order.StateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12=\n" +
-	"\fplaced_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vplacedAfter\"j\n" +
+	"\fplaced_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vplacedAfter\x12?\n" +
+	"\rplaced_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fplacedBefore\x128\n" +
+	"\tid_suffix\x18\x06 \x01(\tB\x1b\xbaH\x18r\x162\x14^[0-9A-Fa-f-]{0,36}$R\bidSuffix\x126\n" +
+	"\x0ecustomer_email\x18\a \x01(\tB\x0f\xbaH\tr\a\x18\xfe\x01\xba\x01\x01\x00\x80\x01\x01R\rcustomerEmail\x12&\n" +
+	"\n" +
+	"product_id\x18\b \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tproductId\"j\n" +
 	"\x12ListOrdersResponse\x12,\n" +
 	"\x06orders\x18\x01 \x03(\v2\x14.shop.order.v1.OrderR\x06orders\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"9\n" +
@@ -730,19 +771,20 @@ var file_shop_order_v1_order_proto_depIdxs = []int32{
 	1,  // 7: shop.order.v1.GetOrderResponse.order:type_name -> shop.order.v1.Order
 	0,  // 8: shop.order.v1.ListOrdersRequest.state:type_name -> shop.order.v1.Order.State
 	11, // 9: shop.order.v1.ListOrdersRequest.placed_after:type_name -> google.protobuf.Timestamp
-	1,  // 10: shop.order.v1.ListOrdersResponse.orders:type_name -> shop.order.v1.Order
-	1,  // 11: shop.order.v1.CancelOrderResponse.order:type_name -> shop.order.v1.Order
-	3,  // 12: shop.order.v1.OrderService.GetOrder:input_type -> shop.order.v1.GetOrderRequest
-	5,  // 13: shop.order.v1.OrderService.ListOrders:input_type -> shop.order.v1.ListOrdersRequest
-	7,  // 14: shop.order.v1.OrderService.CancelOrder:input_type -> shop.order.v1.CancelOrderRequest
-	4,  // 15: shop.order.v1.OrderService.GetOrder:output_type -> shop.order.v1.GetOrderResponse
-	6,  // 16: shop.order.v1.OrderService.ListOrders:output_type -> shop.order.v1.ListOrdersResponse
-	8,  // 17: shop.order.v1.OrderService.CancelOrder:output_type -> shop.order.v1.CancelOrderResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 10: shop.order.v1.ListOrdersRequest.placed_before:type_name -> google.protobuf.Timestamp
+	1,  // 11: shop.order.v1.ListOrdersResponse.orders:type_name -> shop.order.v1.Order
+	1,  // 12: shop.order.v1.CancelOrderResponse.order:type_name -> shop.order.v1.Order
+	3,  // 13: shop.order.v1.OrderService.GetOrder:input_type -> shop.order.v1.GetOrderRequest
+	5,  // 14: shop.order.v1.OrderService.ListOrders:input_type -> shop.order.v1.ListOrdersRequest
+	7,  // 15: shop.order.v1.OrderService.CancelOrder:input_type -> shop.order.v1.CancelOrderRequest
+	4,  // 16: shop.order.v1.OrderService.GetOrder:output_type -> shop.order.v1.GetOrderResponse
+	6,  // 17: shop.order.v1.OrderService.ListOrders:output_type -> shop.order.v1.ListOrdersResponse
+	8,  // 18: shop.order.v1.OrderService.CancelOrder:output_type -> shop.order.v1.CancelOrderResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_shop_order_v1_order_proto_init() }

@@ -1,3 +1,5 @@
+//go:build upgrade
+
 package e2e
 
 import (
@@ -164,19 +166,6 @@ func (f *deployment) each(do func(r *replica, service string)) {
 			do(r, name)
 		}
 	}
-}
-
-// mustBinaries returns the folder of the services. Whoever needs it starts processes, and so is skipped in short mode.
-func mustBinaries(t *testing.T) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("starts the services")
-	}
-	dir, err := binaries()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
 }
 
 // olderBinaries builds the services of the release before this one and returns the folder that they are in.
