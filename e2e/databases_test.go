@@ -3,7 +3,7 @@ package e2e
 import (
 	"testing"
 
-	"shop.example/platform/testkit/dbtest"
+	"shop.example/db/dbtest"
 )
 
 // Each service may have a database of its own, on another server for example.
