@@ -137,9 +137,7 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		}
 	}
 	s.Order, s.Inventory, s.Logging = s.Services()[topology.Order], s.Services()[topology.Inventory], s.Services()[topology.Logging]
-	report := cfg.Telemetry
-	report.Service = topology.Gateway
-	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
+	if s.telemetry, err = cfg.gatewayTelemetry(ctx); err != nil {
 		return nil, err
 	}
 	s.cfg = cfg
@@ -170,6 +168,34 @@ func (s *Shop) Replica(ctx context.Context, name string, change func(*Config)) (
 	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
 		return build(cfg, ctx, at, t)
 	})
+}
+
+// NewService opens the listeners of one service other than the gateway, which is to run alone: the others, whose addresses
+// cfg has, run in other processes. It must be run or closed.
+func NewService(ctx context.Context, name string, cfg Config) (*Service, error) {
+	cfg.TLS.OfAllServices = true
+	at := addresses{admin: cfg.AdminAddr}
+	if addr := cfg.grpcAddr(name); addr != nil {
+		at.grpc = *addr
+	}
+	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+		return builders[name](cfg, ctx, at, t)
+	})
+}
+
+// NewGateway is NewService for the gateway.
+func NewGateway(ctx context.Context, cfg Config) (*server.Service, error) {
+	cfg.TLS.OfAllServices = true
+	t, err := cfg.gatewayTelemetry(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return server.New(ctx, cfg.gateway(cfg.AdminAddr), t)
+}
+
+func (cfg Config) gatewayTelemetry(ctx context.Context) (*telemetry.Telemetry, error) {
+	cfg.Telemetry.Service = topology.Gateway
+	return telemetry.New(ctx, cfg.Telemetry)
 }
 
 // gateway is the configuration of the gateway.
