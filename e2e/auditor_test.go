@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ func auditor(t *testing.T, s *shop) *audit.Auditor {
 	t.Helper()
 	urls := map[string]string{}
 	for _, schema := range db.Schemas() {
-		urls[schema] = s.database
+		urls[schema] = cmp.Or(s.apart[schema], s.database)
 	}
 	a, err := audit.Open(t.Context(), audit.Config{DatabaseURLs: urls, Pause: 200 * time.Millisecond})
 	if err != nil {

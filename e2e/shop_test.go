@@ -33,6 +33,7 @@ type shop struct {
 	*local.Shop
 	url      string // of the gateway
 	database string
+	apart    map[string]string // databases of single schemas, if they have their own
 	broker   *brokertest.Broker
 }
 

@@ -136,7 +136,7 @@ func TestDefinitions_GrantWhatWasGrantedAndNoMore(t *testing.T) {
 	permissions, topics := rights(t, "definitions.json")
 	things := []string{
 		"shop.topic", "shop.direct", "shop.dlx", "amq.default", "amq.topic", "amq.gen-", "amq.gen-abc", "amq.genabc", "dead-letter", "dead-letters",
-		"inventory-rpc-queue", "mine", "", "shopXtopic",
+		"inventory-rpc-queue", "inventory-rpc-queue.2", "inventory-rpc-queue.3", "inventory-rpc-queue.4", "mine", "", "shopXtopic",
 	}
 	for service := range oldPermissions {
 		things = append(things, service, service+".retry.1s", service+".retry.10s", service+".retry.60s", service+".retry.s", service+".copy", "x"+service)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -87,6 +88,7 @@ type Shop struct {
 	Inventory *Service
 	Logging   *Service
 
+	cfg       Config               // with the addresses of the services
 	services  []*Service           // all but the gateway, in the order of package topology
 	telemetry *telemetry.Telemetry // the gateway's
 }
@@ -138,12 +140,34 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 	if s.telemetry, err = cfg.gatewayTelemetry(ctx); err != nil {
 		return nil, err
 	}
+	s.cfg = cfg
 	front := cfg.gateway(admin[0])
 	if cfg.Controls != nil {
 		front.DemoHandlers = cfg.Controls(s)
 	}
 	s.Gateway, err = server.New(ctx, front, s.telemetry)
 	return s, err
+}
+
+// Replica builds another replica of a service, the gateway's too, on free ports of this machine. change may give it other
+// servers, or other limits. Run it; it is stopped for good when the context of that ends.
+func (s *Shop) Replica(ctx context.Context, name string, change func(*Config)) (*Service, error) {
+	cfg := s.cfg
+	cfg.AMQPURLs, cfg.DatabaseURLs = maps.Clone(cfg.AMQPURLs), maps.Clone(cfg.DatabaseURLs)
+	change(&cfg)
+	const anyPort = "127.0.0.1:0"
+	at := addresses{grpc: anyPort, admin: anyPort}
+	if cfg.grpcAddr(name) == nil { // what has no gRPC of its own
+		at.grpc = ""
+	}
+	build := builders[name]
+	if name == topology.Gateway {
+		cfg.HTTPAddr = anyPort
+		build = Config.anotherGateway
+	}
+	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+		return build(cfg, ctx, at, t)
+	})
 }
 
 // NewService opens the listeners of one service other than the gateway, which is to run alone: the others, whose addresses
@@ -174,6 +198,7 @@ func (cfg Config) gatewayTelemetry(ctx context.Context) (*telemetry.Telemetry, e
 	return telemetry.New(ctx, cfg.Telemetry)
 }
 
+// gateway is the configuration of the gateway.
 func (cfg Config) gateway(admin string) server.Config {
 	return server.Config{
 		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin, PprofAddr: cfg.PprofAddr,
@@ -181,6 +206,16 @@ func (cfg Config) gateway(admin string) server.Config {
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
 		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
 	}
+}
+
+// gatewayInstance is a gateway as another service is: its REST and gRPC share an address.
+type gatewayInstance struct{ *server.Service }
+
+func (g gatewayInstance) GRPCAddr() string { return g.HTTPAddr() }
+
+func (cfg Config) anotherGateway(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	s, err := server.New(ctx, cfg.gateway(at.admin), t)
+	return gatewayInstance{s}, err
 }
 
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
@@ -69,8 +70,7 @@ func (u *Service) Forward(to grpc.ServiceRegistrar, streams *ingress.Limiter, fi
 }
 
 func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
-	return grpc.NewClient(addr, append(service.DialOptions(),
-		grpc.WithTransportCredentials(creds),
+	return service.Dial(addr, creds, t.Logger,
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		// What a client of a stream leaves unread stays with the service. The default windows grow to 16 MiB each.
 		grpc.WithStaticStreamWindowSize(streamWindow),
@@ -79,6 +79,7 @@ func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Tele
 			otelgrpc.WithTracerProvider(t.Tracer),
 			otelgrpc.WithMeterProvider(t.Meter),
 			otelgrpc.WithPropagators(t.Propagator),
+			otelgrpc.WithFilter(filters.Not(filters.ServicePrefix("grpc."))), // whether a replica is alive
 		)),
-	)...)
+	)
 }

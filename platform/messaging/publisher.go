@@ -101,12 +101,22 @@ func (p *Publisher) Ready(ctx context.Context) error {
 func (p *Publisher) Run(ctx context.Context) error {
 	stall := confirmStall
 	return p.conn.runSessions(ctx, "publisher", func(ctx context.Context, conn *amqp.Connection) error {
-		s, err := openPublishSession(conn)
+		// A node that waits for another one, which is frozen, answers nothing about channels either, for up to 15 s.
+		limit := declareTimeout
+		if p.conn.hasAlternatives() {
+			limit = tryTimeout
+		}
+		var s *publishSession
+		err := bounded(ctx, conn, limit, func() (err error) {
+			s, err = openPublishSession(conn)
+			return err
+		})
 		if err != nil {
 			return err
 		}
 		p.set(s)
 		defer p.set(nil)
+		defer func() { _ = bounded(context.WithoutCancel(ctx), conn, limit, s.close) }()
 		cause := s.wait(ctx, p.conn.log, func() bool { return p.moveOn(conn, s, stall) })
 		switch {
 		case s.progress.Load() > 0:
@@ -463,10 +473,9 @@ func openPublishSession(conn *amqp.Connection) (*publishSession, error) {
 
 var errNoConfirms = errors.New("the broker's node confirms nothing")
 
-// wait serves the session until one of its channels closes, moveOn has closed the connection, or ctx ends, and closes the
-// channels.
+// wait serves the session until one of its channels closes, moveOn has closed the connection, ctx ends, or the session has to be
+// replaced.
 func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func() bool) error {
-	defer func() { _ = s.confirmed.Close(); _ = s.plain.Close(); s.end() }()
 	look := time.NewTicker(confirmStall / 8)
 	defer look.Stop()
 	begun := time.Now()
@@ -504,6 +513,12 @@ func (s *publishSession) wait(ctx context.Context, log *slog.Logger, moveOn func
 			}
 		}
 	}
+}
+
+// close closes the channels and ends the wait for their confirms.
+func (s *publishSession) close() error {
+	defer s.end()
+	return errors.Join(s.confirmed.Close(), s.plain.Close())
 }
 
 // unconfirmedFor returns how long the broker has owed confirms without sending any. Only one goroutine calls it.

@@ -43,8 +43,17 @@ const (
 // broker.
 const repliesQueue = "replies"
 
-// rpcTimeout bounds a call whose context has no deadline.
-const rpcTimeout = 10 * time.Second
+const (
+	// rpcTimeout bounds a call whose context has no deadline.
+	rpcTimeout = 10 * time.Second
+	// resendInterval is after how long the request of a method is sent again while no answer comes, and then after twice as long each
+	// time, so that a server that is slow is not given much more to do. If the node goes that keeps the
+	// queue, or the server that has the request freezes, nobody says so. Methods are idempotent.
+	resendInterval = 2 * time.Second
+	// homeInterval is how often a server on a substitute of its queue looks whether the queue itself is back. Each look that
+	// finds it away is an error in the broker's log.
+	homeInterval = 2 * time.Second
+)
 
 // RPCClient calls gRPC methods over the broker: it is a grpc.ClientConnInterface for generated clients whose methods have
 // the option shop.options.v1.rpc. It has a reply queue of its own. Calls may be made concurrently.
@@ -245,38 +254,61 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	if !expires {
 		request.MessageId = contract.MessageID(args).String()
 	}
+	if parent := TraceParent(ctx); parent != "" {
+		request.Headers[headerTraceParent] = parent
+	}
+	if err := c.send(ctx, exchange, key, request, expires); err != nil {
+		return err
+	}
+	failpoint.Hit("rpc.called")
+	wait := resendInterval
+	again := time.NewTimer(wait)
+	defer again.Stop()
+	if !expires { // an event that asks for an answer is in queues that survive, and is no method
+		again.Stop()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case r := <-replies:
+			if r.err != nil {
+				return r.err
+			}
+			if err := proto.Unmarshal(r.body, out); err != nil {
+				return status.Errorf(codes.Internal, "decoding the reply to %s: %v", name, err)
+			}
+			return nil
+		case <-again.C:
+			c.conn.log.Warn("a call over the broker is not answered, sending it again", "method", name, "after", time.Since(start).Round(time.Millisecond))
+			if err := c.send(ctx, exchange, key, request, expires); err != nil {
+				return err
+			}
+			wait *= 2
+			again.Reset(wait)
+		}
+	}
+}
+
+// send publishes the request of a call that waits for its reply. If no queue takes it, it completes the call.
+func (c *RPCClient) send(ctx context.Context, exchange, key string, request amqp.Publishing, expires bool) error {
 	deadline, _ := ctx.Deadline()
 	left := max(1, time.Until(deadline).Milliseconds())
 	request.Headers[headerTimeout] = left
 	if expires {
 		request.Expiration = strconv.FormatInt(left, 10)
 	}
-	if parent := TraceParent(ctx); parent != "" {
-		request.Headers[headerTraceParent] = parent
-	}
 	onUnroutable := func() {
-		c.completeCall(call, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
+		c.completeCall(request.CorrelationId, reply{err: status.Errorf(codes.Unavailable, "nobody answers %s: the service is not running", key)})
 	}
-	if err := c.pub.publishTransient(ctx, exchange, key, request, onUnroutable); err != nil {
-		code := codes.Unavailable
-		if errors.Is(err, ErrTooLarge) {
-			code = codes.ResourceExhausted
-		}
-		return status.Errorf(code, "sending the request: %v", err)
+	err := c.pub.publishTransient(ctx, exchange, key, request, onUnroutable)
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return status.Errorf(codes.ResourceExhausted, "sending the request: %v", err)
+	case err != nil:
+		return status.Errorf(codes.Unavailable, "sending the request: %v", err)
 	}
-	failpoint.Hit("rpc.called")
-	select {
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
-	case r := <-replies:
-		if r.err != nil {
-			return r.err
-		}
-		if err := proto.Unmarshal(r.body, out); err != nil {
-			return status.Errorf(codes.Internal, "decoding the reply to %s: %v", name, err)
-		}
-		return nil
-	}
+	return nil
 }
 
 // Reply sends the answer to the request that m describes, or failure if that is not nil. An answer that is too large is
@@ -459,24 +491,38 @@ func (s *RPCServer) Run(ctx context.Context) error {
 }
 
 func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, route contract.Method, held *heldCalls) error {
+	queue, err := declareRPCQueue(ctx, conn, route)
+	if err != nil {
+		return err
+	}
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("opening a channel: %w", err)
 	}
 	defer func() { _ = ch.Close() }()
-	if err := declareRPCQueue(ctx, conn, ch, route.Queue, route.Exchange, route.RoutingKey); err != nil {
-		return err
-	}
 	if err := ch.Qos(s.workers, 0, false); err != nil {
 		return fmt.Errorf("setting the prefetch: %w", err)
 	}
-	requests, err := ch.Consume(route.Queue, "", false, false, false, false, nil)
+	requests, err := ch.Consume(queue, "", false, false, false, false, nil)
 	if err != nil {
-		return fmt.Errorf("consuming %s: %w", route.Queue, err)
+		return fmt.Errorf("consuming %s: %w", queue, err)
 	}
 	s.attached.Add(1)
 	defer s.attached.Add(-1)
-	defer s.conn.keepBound(route.Queue, route.RoutingKey, route.Exchange)()
+	defer s.conn.keepBound(queue, route.RoutingKey, route.Exchange)()
+	home := make(chan struct{}) // closed when a server on a substitute has to go back to the queue itself
+	if queue != route.Queue {
+		s.conn.log.Warn("the queue of calls is on a node that is down, serving a substitute", "queue", route.Queue, "substitute", queue)
+		looking, stop := context.WithCancel(ctx)
+		var looks sync.WaitGroup
+		looks.Go(func() {
+			if awaitRPCQueue(looking, conn, route) {
+				close(home)
+			}
+		})
+		defer looks.Wait()
+		defer stop()
+	}
 
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -487,6 +533,9 @@ func (s *RPCServer) serve(ctx context.Context, conn *amqp.Connection, m method, 
 	for {
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-home:
+			s.conn.log.Info("the queue of calls is back", "queue", route.Queue, "substitute", queue)
 			return nil
 		case d, ok := <-requests:
 			if !ok {

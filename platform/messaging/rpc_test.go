@@ -2,6 +2,7 @@ package messaging_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -216,5 +217,28 @@ func TestRequest_TopicRequestIsAnsweredToTheAskerAlone(t *testing.T) {
 	}
 	if len(listed.GetItems()) != 1 || listed.GetItems()[0].GetProductName() != "Laptop" {
 		t.Errorf("answer %v", &listed)
+	}
+}
+
+// The first server freezes with the request in its hands, or the node goes on which it lay in the queue.
+func TestRPC_ACallThatIsNotAnsweredIsSentAgain(t *testing.T) {
+	t.Parallel()
+	frozen := make(chan struct{})
+	defer close(frozen)
+	var calls atomic.Int32
+	client := call(t, brokertest.New(t).URL, func(_ context.Context, r *inventoryv1.CheckStockRequest) (*inventoryv1.CheckStockResponse, error) {
+		if calls.Add(1) == 1 {
+			<-frozen
+		}
+		return &inventoryv1.CheckStockResponse{Decisions: []*inventoryv1.StockDecision{{OrderId: r.GetOrders()[0].GetOrderId()}}}, nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+	defer cancel()
+	r, err := client.CheckStock(ctx, check("a"))
+	if err != nil || r.GetDecisions()[0].GetOrderId() != "a" {
+		t.Errorf("got %v, %v", r, err)
+	}
+	if calls.Load() != 2 {
+		t.Errorf("%d calls, want 2", calls.Load())
 	}
 }

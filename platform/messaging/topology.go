@@ -370,17 +370,77 @@ func (q Queue) bind(ch *amqp.Channel) error {
 	return nil
 }
 
-// declareRPCQueue declares the queue of an RPC. It is deleted with its last server, so that calls fail at once if no server
-// is there. Its requests live no longer than their callers wait, so it is not replicated.
-func declareRPCQueue(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue, exchange, key string) error {
+// RPCSubstitutes is how many queues may take the place of the queue of an RPC, one after the other.
+const RPCSubstitutes = 2
+
+// substituteExpiry is how long a substitute stays that nobody serves: its node may come back with it when all servers have
+// gone elsewhere, and it is bound still.
+const substituteExpiry = 10 * time.Second
+
+// rpcQueues returns the queue of an RPC and its substitutes. A classic queue is on one node, and cannot be declared on another
+// one while that is down. Then all servers go to the first substitute that can be declared. It has the same binding, so
+// callers notice nothing.
+func rpcQueues(queue string) []string {
+	names := []string{queue}
+	for i := range RPCSubstitutes {
+		names = append(names, fmt.Sprintf("%s.%d", queue, i+2))
+	}
+	return names
+}
+
+// declareRPCQueue declares and binds the queue of an RPC, or if its node is down a substitute, and returns its name. It is
+// deleted with its last server, so that calls fail at once if no server is there. Its requests live no longer than their
+// callers wait, so it is not replicated.
+func declareRPCQueue(ctx context.Context, conn *amqp.Connection, route contract.Method) (name string, err error) {
+	for _, name = range rpcQueues(route.Queue) {
+		if err = declareRPCQueueAs(ctx, conn, route, name); !errors.Is(err, errNodeDown) {
+			break
+		}
+	}
+	return name, err
+}
+
+// awaitRPCQueue tries to declare and bind the queue of an RPC itself until it is there or ctx ends. It reports which.
+func awaitRPCQueue(ctx context.Context, conn *amqp.Connection, route contract.Method) bool {
+	tick := time.NewTicker(homeInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+		// Not bounded by ctx, which would close the connection.
+		if declareRPCQueueAs(context.WithoutCancel(ctx), conn, route, route.Queue) == nil {
+			return true
+		}
+	}
+}
+
+// errNodeDown means that a queue exists on a node of the cluster that is down.
+var errNodeDown = errors.New("the queue's node is down")
+
+func declareRPCQueueAs(ctx context.Context, conn *amqp.Connection, route contract.Method, name string) error {
+	args := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic}
+	if name != route.Queue {
+		args["x-expires"] = substituteExpiry.Milliseconds()
+	}
 	return bounded(ctx, conn, declareTimeout, func() error {
-		if _, err := ch.QueueDeclare(queue, true, true, false, false, amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeClassic}); err != nil {
-			return declareError("queue", queue, err)
+		ch, err := conn.Channel()
+		if err != nil {
+			return fmt.Errorf("opening a channel to declare queue %s: %w", name, err)
 		}
-		if err := ch.QueueBind(queue, key, exchange, false, nil); err != nil {
-			return fmt.Errorf("binding queue %s to %s: %w", queue, key, err)
+		_, err = ch.QueueDeclare(name, true, true, false, false, args)
+		if isNotFound(err) { // there is no other reason for this answer
+			return fmt.Errorf("%w: %w", errNodeDown, err)
 		}
-		return nil
+		if err != nil {
+			return declareError("queue", name, err)
+		}
+		if err := ch.QueueBind(name, route.RoutingKey, route.Exchange, false, nil); err != nil {
+			return fmt.Errorf("binding queue %s to %s: %w", name, route.RoutingKey, err)
+		}
+		return ch.Close()
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -15,9 +16,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
 
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/service"
@@ -217,7 +221,7 @@ func (n named) GetOrder(context.Context, *orderv1.GetOrderRequest) (*orderv1.Get
 	return &orderv1.GetOrderResponse{Order: &orderv1.Order{Id: n.name}}, nil
 }
 
-func TestDialOptions_CallsGoToAllReplicasAndNoLongerToOneThatDoesNotAnswer(t *testing.T) {
+func TestDial_CallsGoToAllReplicasAndNoLongerToOneThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	var proxies []*netproxy.Proxy
 	var addresses []resolver.Address
@@ -230,7 +234,7 @@ func TestDialOptions_CallsGoToAllReplicasAndNoLongerToOneThatDoesNotAnswer(t *te
 	}
 	names := manual.NewBuilderWithScheme("replicas")
 	names.InitialState(resolver.State{Addresses: addresses})
-	conn, err := grpc.NewClient("replicas:///order", append(service.DialOptions(), grpc.WithResolvers(names), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := service.Dial("replicas:///order", insecure.NewCredentials(), slog.New(slog.DiscardHandler), grpc.WithResolvers(names))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,4 +269,41 @@ func TestDialOptions_CallsGoToAllReplicasAndNoLongerToOneThatDoesNotAnswer(t *te
 		t.Fatalf("%s after a replica was frozen it is still called", time.Since(frozen))
 	}
 	t.Logf("no call to the frozen replica %s after it was frozen", time.Since(frozen).Round(time.Millisecond))
+}
+
+func TestDial_AStreamOfAReplicaThatFreezesEndsWithinSeconds(t *testing.T) {
+	t.Parallel()
+	replica := run(t, service.Config{}, func(*service.Service) {})
+	proxy := netproxy.New(t, "tcp://"+replica.GRPCAddr())
+	conn, err := service.Dial(strings.TrimPrefix(proxy.URL, "tcp://"), insecure.NewCredentials(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	stream, err := healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := stream.Recv() // says nothing while the status is the same
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		t.Fatalf("a replica that is well was left: %v", err)
+	case <-time.After(2 * time.Second):
+	}
+	proxy.DropResponses()
+	select {
+	case err := <-ended:
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("the stream ended with %v", err)
+		}
+	case <-time.After(9 * time.Second): // 3 s on a machine that is not busy, 12 s by gRPC's own pings
+		t.Error("the stream of a frozen replica goes on")
+	}
 }

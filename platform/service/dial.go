@@ -2,12 +2,13 @@ package service
 
 import (
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/resolver/dns"
 
 	"shop.example/platform/mtls"
@@ -21,7 +22,7 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(addr, append(DialOptions(), grpc.WithTransportCredentials(creds))...)
+	conn, err := Dial(addr, creds, s.logger)
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", variable, addr, err)
 	}
@@ -33,19 +34,24 @@ func (s *Service) DialService(variable, addr string, tls mtls.Config) (*grpc.Cli
 // go, none that is known may be left.
 var resolveOften = sync.OnceFunc(func() { dns.SetMinResolutionInterval(time.Second) })
 
-// DialOptions are the options for connections between services: calls are spread over all replicas in turn, and dead
-// replicas are noticed within seconds.
-func DialOptions() []grpc.DialOption {
+// Dial returns a connection to all replicas of a service at addr: calls are spread over them in turn, and a replica that dies or
+// freezes is noticed within seconds. It connects with the first call. The caller closes it.
+func Dial(addr string, creds credentials.TransportCredentials, log *slog.Logger, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	resolveOften()
-	return []grpc.DialOption{
+	silent := &silentReplicas{log: log, open: map[*replicaConn]struct{}{}}
+	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithContextDialer(silent.dial),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: 2 * time.Second,
 		}),
-		// A replica that is frozen, or gone without a word, is noticed by the pings and gets no more calls; also one that is
-		// idle, before it is given a call. 10 s is the shortest time that gRPC allows.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}),
+	}, more...)...)
+	if err != nil {
+		return nil, err
 	}
+	go silent.watch(conn) // ends when conn is closed
+	return conn, nil
 }

@@ -200,8 +200,8 @@ func (d *definitions) grant(t messaging.Topology, service string, login Login) {
 			write = append(write, quote(method.Exchange))
 		}
 		if method.AnsweredBy == service {
-			owns(quote(method.Queue))
-			write = append(write, `amq\.default`) // to the caller's queue
+			owns(quote(method.Queue) + fmt.Sprintf(`(\.[2-%d])?`, messaging.RPCSubstitutes+1)) // and its substitutes
+			write = append(write, `amq\.default`)                                              // to the caller's queue
 			read = append(read, quote(method.Exchange))
 		}
 	}
