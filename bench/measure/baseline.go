@@ -77,7 +77,7 @@ func serveBaseline(ctx context.Context, released <-chan struct{}, ready func(add
 	for text, to := range map[string]**sql.Stmt{
 		holdBaselineStock: &f.holding, settleBaselineStock: &f.settling, insertBaselineOrders: &f.storing, insertBaselineEvents: &f.logged,
 	} {
-		if *to, err = f.db.PrepareContext(ctx, text); err != nil {
+		if *to, err = f.db.PrepareContext(ctx, text); err != nil { //nolint:sqlclosecheck // it is closed below
 			return fmt.Errorf("preparing a statement: %w", err)
 		}
 		defer (*to).Close()
