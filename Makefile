@@ -220,6 +220,11 @@ benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in 
 	done; \
 	cd .bin; ./benchstat base.txt this.txt
 
+.PHONY: bench-gate
+bench-gate: .bin/shopbench ## Fail if the hot parts allocate or take 10 % more than in main, and show where (BASE=commit, GATE='--rounds 9')
+	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \
+	.bin/shopbench gate --base "$$base" $(GATE)
+
 .PHONY: fuzz
 fuzz: .bin/shopdev ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
 	@for target in $$(grep -rhoE '^func Fuzz\w+' --include=fuzz_test.go gateway platform services | sed 's/func //'); do \

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -49,7 +50,8 @@ func (s *shop) control(t *testing.T, path, body string, answer any) {
 
 var allControls = []string{
 	"GET /demo", "POST /demo/services/order/stop", "POST /demo/services/order/start", "POST /demo/race", "POST /demo/twice",
-	"POST /demo/poison", "POST /demo/audit",
+	"POST /demo/poison", "POST /demo/audit", "POST /demo/overload", "POST /demo/price", "POST /demo/crash", "POST /demo/disorder",
+	"POST /demo/replicas", "POST /demo/compare",
 }
 
 func TestControls_AreNotThereUnlessAskedFor(t *testing.T) {
@@ -187,6 +189,66 @@ func TestControls_PoisonEndsAsADeadLetterThatIsNoViolation(t *testing.T) {
 	s.control(t, "/demo/audit", ``, &got)
 	if got.Violations != 0 || got.DeadLetters != 0 || got.Sent != 0 {
 		t.Errorf("the audit: %+v", got)
+	}
+}
+
+// verdict is what the experiments report, each the part that it has.
+type verdict struct {
+	Orders, Room, Attempts, Refused, Accepted, Unpublished, Lost, Doubled, Before, Expected, Price int
+
+	RetryAfter    int `json:"retry_after"`
+	StockBefore   int `json:"stock_before"`
+	StockAfter    int `json:"stock_after"`
+	Seconds       float64
+	State, Reason string
+	Usual, Waited string
+	Audit         struct{ Orders, Violations int }
+}
+
+// Each experiment breaks something, and puts it right again.
+func TestControls_WhatBreaksLosesAndDoublesNothing(t *testing.T) {
+	t.Parallel()
+	s := startDemo(t)
+	before := s.stock(t)
+	for _, experiment := range []struct {
+		name  string
+		holds func(v verdict) bool
+	}{
+		{"crash", func(v verdict) bool { return v.Orders == 20 && v.Unpublished == 40 && v.StockAfter == v.StockBefore-20 }},
+		{"disorder", func(v verdict) bool { return v.State == "CANCELLED" && v.StockBefore == 10 && v.StockAfter == 10 }},
+		{"price", func(v verdict) bool {
+			return v.State == "REJECTED" && v.Reason == "PRICE_CHANGED" && v.Expected == 10 && v.Price == 12 && v.StockAfter == v.StockBefore
+		}},
+		{"overload", func(v verdict) bool {
+			return v.Orders == 120 && v.Accepted == 120 && v.Refused > 0 && v.Attempts == 120+v.Refused && v.RetryAfter > 0 && v.StockAfter == v.StockBefore-120
+		}},
+		{"replicas", func(v verdict) bool {
+			return v.Orders == 120 && v.Before > 0 && v.Before < 120 && v.StockAfter == v.StockBefore-120
+		}},
+		{"compare", func(v verdict) bool { return v.Usual != v.Waited && v.Seconds > 2 && v.StockAfter == v.StockBefore-2 }},
+	} {
+		var v verdict
+		begin := time.Now()
+		s.control(t, "/demo/"+experiment.name, "", &v)
+		t.Logf("%s, in %.1f s: %+v", experiment.name, time.Since(begin).Seconds(), v)
+		if !experiment.holds(v) || v.Lost != 0 || v.Doubled != 0 || v.Audit.Violations != 0 {
+			t.Errorf("%s: %+v", experiment.name, v)
+		}
+		var demo struct{ Steps []struct{ Text string } }
+		if a := s.get(t, "/demo"); a.code != http.StatusOK {
+			t.Errorf("GET /demo: %d %s", a.code, a.body)
+		} else if a.json(t, &demo); len(demo.Steps) < 3 {
+			t.Errorf("%s has told of %v", experiment.name, demo.Steps)
+		}
+	}
+	if after := s.settled(t); !maps.Equal(before, after) {
+		t.Errorf("the catalogue was %+v\nand is        %+v", before, after)
+	}
+	if names := s.demo(t); strings.Contains(names, `"running":false`) {
+		t.Errorf("the experiments have left a service stopped: %s", names)
+	}
+	if r, err := auditor(t, s).RunWhenQuiet(t.Context(), testTimeout); err != nil || r.Count() != 0 || r.InFlight() != 0 {
+		t.Errorf("the audit: %+v, %v", r, err)
 	}
 }
 

@@ -25,6 +25,7 @@ func TestPage_Faults(t *testing.T) {
 			"expired token": s.aTokenThatExpiresIsNoticed, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
+			"tour": s.theTourIsTakenByKeyboard, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -34,6 +35,7 @@ func TestPage_Faults(t *testing.T) {
 	})
 	// These change what every page shows, and a service that was down may not be reached at once.
 	t.Run("picture in sight", s.thePictureIsInSightWhileSomethingHappens)
+	t.Run("experiments", s.experimentsAreSeenBesideThePicture)
 	t.Run("all products", s.allProductsAreReached)
 	t.Run("service that is down", s.aServiceThatIsDownIsSaidToBe)
 }

@@ -375,7 +375,7 @@ func TestPage_ARaceSellsTheLastPiecesOnceEach(t *testing.T) {
 	b.click("[data-experiment=race] button")
 	b.text("[data-experiment=race] .result", "Passed. 50 tried, 10 sold, 40 refused, 0 oversold; audit of 50 orders: 0 violations.")
 	b.click("[data-experiment=twice] button")
-	b.text("[data-experiment=twice] .result", "Passed. 2 deliveries of each event, 1 effect.")
+	b.text("[data-experiment=twice] .result", "Passed. 2 deliveries of each event, 1 effect; stock 10 → 9.")
 }
 
 func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {

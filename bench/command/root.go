@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"shop.example/bench/gate"
 	"shop.example/bench/measure"
 	"shop.example/dev/stack"
 	"shop.example/shop/cli"
@@ -50,13 +51,16 @@ order was due, so that a pause of the shop shows in the figures.
              order
   CPU        of all orders, from the first request until everything is done; PostgreSQL and RabbitMQ with all
              their processes
-  memory     the peak of the shop's process; of the servers the maximum of one sample a second
+  memory     the peak of the shop's processes, added up; of the servers the maximum of one sample a second
+
+The load comes from this process, the shop and the baseline are processes of their own. "Everything else" is what other
+programs and the kernel used meanwhile: if it is not small, compare ratios of runs in turns only.
 
 Up to a thousand orders are placed before each run to warm up, except with --backlog. At the end the command
 checks that every order is confirmed, settled and logged exactly once, and fails otherwise.
 
 --baseline compares with a bare-minimum pipeline in each run: same queues, messages, tables and durability, one
-call and one statement a batch, over HTTP, but no framework, protobuf, tracing, validation, outbox or inbox.`,
+call and one prepared statement a batch, its orders over HTTP from the same clients, but no framework, protobuf, tracing, validation, outbox or inbox.`,
 		Example: `  shopbench --baseline --runs 5 --json >before.json
   shopbench --baseline --runs 5 --compare before.json
   shopbench --rate 1000 --duration 30s
@@ -105,7 +109,8 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 	flags.IntVar(&o.Preload, "preload", 0, "how many orders of the past are stored before each run")
 	flags.IntVar(&backlog, "backlog", 0, "accept so many orders before the order service starts, and measure from its start")
 	flags.IntVar(&o.Replicas, "replicas", 1, "how many processes the shop has on the same servers")
-	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the baseline's to FILE.baseline)")
+	flags.BoolVar(&o.Separate, "separate", false, "run each service of the shop in a process of its own, as compose does (else one process, as make up)")
+	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the baseline's to FILE.baseline, of --separate to FILE.SERVICE)")
 	flags.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "the shop's LOG_LEVEL; its log goes to .shop/bench.log")
 	flags.BoolVar(&asJSON, "json", false, "print all figures as JSON")
 	flags.StringVar(&compare, "compare", "", "print the ratios to an earlier report, a file that --json has written")
@@ -118,27 +123,55 @@ call and one statement a batch, over HTTP, but no framework, protobuf, tracing, 
 	cmd.MarkFlagsMutuallyExclusive("rate", "orders")
 	cmd.MarkFlagsMutuallyExclusive("backlog", "orders")
 	cmd.MarkFlagsMutuallyExclusive("compare", "json")
-	cmd.AddCommand(serveCommand())
+	cmd.AddCommand(gateCommand(), serveCommand())
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cli.Strict(cmd)
+	return cmd
+}
+
+// gateCommand compares the benchmarks of two trees.
+func gateCommand() *cobra.Command {
+	o := gate.Options{Benchmarks: gate.HotParts()}
+	cmd := &cobra.Command{
+		Use:   "gate",
+		Short: "Fail if the hot parts cost more than in another tree of the project",
+		Long: `Runs the benchmarks of an order's way that need no server, of another tree and of the current one, in turns. Prints
+the median of the rounds' ratios, and fails if allocations or time of one are above --limit. A time above it is measured
+again with twice the rounds first. For what fails it prints the difference of the profiles.`,
+		Example: "  shopbench gate --base ../shop-main",
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.This, err = os.Getwd(); err != nil {
+				return fmt.Errorf("finding the current folder: %w", err)
+			}
+			o.Out = cmd.OutOrStdout()
+			return gate.Run(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.Base, "base", "", "the root of the tree to compare with")
+	cmd.Flags().IntVar(&o.Rounds, "rounds", 5, "how often each benchmark runs in each tree")
+	cmd.Flags().DurationVar(&o.Time, "time", 200*time.Millisecond, "how long a benchmark runs in one round")
+	cmd.Flags().Float64Var(&o.Limit, "limit", 1.1, "the ratio above which a benchmark fails")
+	_ = cmd.MarkFlagRequired("base") // it is there
 	return cmd
 }
 
 // serveCommand is how shopbench starts what it measures.
 func serveCommand() *cobra.Command {
 	var (
-		pipeline, profile string
-		held              bool
+		pipeline, service, profile string
+		held                       bool
 	)
 	cmd := &cobra.Command{
 		Use:    "serve",
 		Hidden: true,
 		Args:   cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return measure.Serve(cmd.Context(), measure.Pipeline(pipeline), held, profile, cmd.InOrStdin(), cmd.OutOrStdout())
+			return measure.Serve(cmd.Context(), measure.Pipeline(pipeline), service, held, profile, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringVar(&pipeline, "pipeline", "", "shop or baseline")
+	cmd.Flags().StringVar(&service, "service", "", "one service of the shop, \"\" for all")
 	cmd.Flags().StringVar(&profile, "profile", "", "file for the CPU profile")
 	cmd.Flags().BoolVar(&held, "held", false, "decide no order before a byte is read")
 	return cmd

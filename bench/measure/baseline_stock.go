@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,26 +14,24 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jmoiron/sqlx"
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"shop.example/platform/postgres"
 )
 
-const holdBaselineStock = postgres.Prepared + `
+const holdBaselineStock = `
 WITH taken AS (
     UPDATE inventory.product p SET reserved = p.reserved + d.quantity, version = p.version + 1, updated_at = now()
     FROM unnest($1::int[], $2::int[]) AS d (id, quantity) WHERE p.id = d.id
     RETURNING p.id, p.name, p.version, p.on_hand, p.reserved
 ), decided AS (
     INSERT INTO inventory.decision (order_id, lines_hash, answer)
-    SELECT * FROM unnest($3::uuid[], $4::bytea[], $5::bytea[])
+    SELECT order_id, hash, answer
+    FROM unnest($3::uuid[], $4::bytea[], $5::bytea[]) AS d (order_id, hash, answer)
 ), held AS (
     INSERT INTO inventory.hold (order_id, product_id, quantity) SELECT * FROM unnest($6::uuid[], $7::int[], $8::int[])
 )
 SELECT * FROM taken`
 
-const settleBaselineStock = postgres.Prepared + `
+const settleBaselineStock = `
 WITH moved AS (
     UPDATE inventory.hold SET state = 'SETTLED', updated_at = now() WHERE order_id = ANY ($1::uuid[]) AND state = 'HELD'
     RETURNING order_id, product_id, quantity
@@ -85,48 +85,50 @@ func (f *baseline) serveChecks(ctx context.Context) error {
 
 // hold takes the stock of a batch of orders. The database refuses what is not there, and then the baseline ends.
 func (f *baseline) hold(ctx context.Context, bodies [][]byte) (reply []byte, changes []change, err error) {
-	var (
-		decided, orders                   []uuid.UUID
-		hashes, answers                   [][]byte
-		products, quantities, changed, by []int32
-	)
+	all := arrays(typeInt, typeInt, typeUUID, typeBytes, typeBytes, typeUUID, typeInt, typeInt)
+	changed, by, decided, hashes, stored, orders, products, quantities := &all[0], &all[1], &all[2], &all[3], &all[4], &all[5], &all[6], &all[7]
+	var answers bytes.Buffer
 	total := map[int64]int64{}
 	for _, body := range bodies {
-		id, err := uuid.ParseBytes(text(body, `"order_id":"`))
-		if err != nil {
-			return nil, nil, err
-		}
+		id := text(body, `"order_id":"`)
 		_, lines, _ := bytes.Cut(body, []byte(`"lines":`))
 		held, answer := linesOf(lines)
 		for _, product := range slices.Sorted(maps.Keys(held)) {
-			orders = append(orders, id)
-			products, quantities = append(products, int32(product)), append(quantities, int32(held[product]))
+			if err := orders.uuid(id); err != nil {
+				return nil, nil, err
+			}
+			products.int(product)
+			quantities.int(held[product])
 			total[product] += held[product]
 		}
 		hash := sha256.Sum256(lines)
-		decided, hashes, answers = append(decided, id), append(hashes, hash[:]), append(answers, answer)
+		if err := decided.uuid(id); err != nil {
+			return nil, nil, err
+		}
+		hashes.bytes(hash[:])
+		stored.bytes(answer)
+		writeLine(&answers, answer)
 	}
 	for product, quantity := range total {
-		changed, by = append(changed, int32(product)), append(by, int32(quantity))
+		changed.int(product)
+		by.int(quantity)
 	}
-	changes, err = f.change(ctx, holdBaselineStock, postgres.ArrayOf(changed), postgres.ArrayOf(by), postgres.ArrayOf(decided),
-		postgres.ArrayOf(hashes), postgres.ArrayOf(answers), postgres.ArrayOf(orders), postgres.ArrayOf(products), postgres.ArrayOf(quantities))
+	changes, err = f.change(ctx, f.holding, ends(all)...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("holding stock: %w", err)
 	}
-	return bytes.Join(answers, newline), changes, nil
+	return answers.Bytes(), changes, nil
 }
 
 // settleBatch takes what is held out of the stock.
 func (f *baseline) settleBatch(ctx context.Context, out *amqp.Channel, batch []amqp.Delivery) error {
-	ids := make([]uuid.UUID, len(batch))
-	for i, d := range batch {
-		var err error
-		if ids[i], err = uuid.Parse(d.CorrelationId); err != nil {
+	ids := arrays(typeUUID)
+	for _, d := range batch {
+		if err := ids[0].uuid([]byte(d.CorrelationId)); err != nil {
 			return err
 		}
 	}
-	changes, err := f.change(ctx, settleBaselineStock, postgres.ArrayOf(ids))
+	changes, err := f.change(ctx, f.settling, ends(ids)...)
 	if err != nil {
 		return fmt.Errorf("settling holds: %w", err)
 	}
@@ -139,10 +141,10 @@ type change struct {
 	name                          string
 }
 
-func (f *baseline) change(ctx context.Context, statement string, args ...any) (changes []change, err error) {
+func (f *baseline) change(ctx context.Context, statement *sql.Stmt, args ...any) (changes []change, err error) {
 	f.stock.Lock()
 	defer f.stock.Unlock()
-	rows, err := f.db.QueryContext(ctx, statement, args...)
+	rows, err := statement.QueryContext(ctx, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +173,7 @@ func publishChanges(out *amqp.Channel, changes []change) error {
 	return confirmed(confirms...)
 }
 
-func readProducts(ctx context.Context, db *sqlx.DB) (map[int64]product, error) {
+func readProducts(ctx context.Context, db *sql.DB) (map[int64]product, error) {
 	rows, err := db.QueryContext(ctx, "SELECT id, name, unit_price FROM inventory.product")
 	if err != nil {
 		return nil, fmt.Errorf("reading the products: %w", err)
@@ -232,3 +234,101 @@ func text(body []byte, key string) []byte {
 }
 
 var newline = []byte{'\n'}
+
+// writeLine adds a line to lines, which are separated, not ended, by line breaks.
+func writeLine(to *bytes.Buffer, line []byte) {
+	if to.Len() > 0 {
+		to.WriteByte('\n')
+	}
+	to.Write(line)
+}
+
+// array is a one-dimensional PostgreSQL array in its binary form (array_recv in the server's source), which the server reads
+// faster than text. The zero value has no elements and no type; init sets the type by its number in pg_type.
+type array struct {
+	b   []byte
+	n   uint32
+	oid uint32
+}
+
+const (
+	typeText, typeUUID, typeInt, typeBigint, typeTime, typeJSON, typeBytes = 25, 2950, 23, 20, 1184, 3802, 17
+
+	arrayHeader = 20 // dimensions, whether there are NULLs, type, length, first index
+)
+
+// arrays returns an array for each of the types.
+func arrays(oids ...uint32) []array {
+	all := make([]array, len(oids))
+	for i, oid := range oids {
+		all[i] = array{b: make([]byte, arrayHeader, 16<<10), oid: oid}
+	}
+	return all
+}
+
+func (a *array) begin(length int) {
+	a.n++
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(length)) //nolint:gosec // a message is smaller
+}
+
+func (a *array) int(n int64) {
+	a.begin(4)
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(n)) //nolint:gosec // an integer of the database
+}
+
+func (a *array) bigint(n int64) {
+	a.begin(8)
+	a.b = binary.BigEndian.AppendUint64(a.b, uint64(n)) //nolint:gosec // in two's complement, as the server has it
+}
+
+func (a *array) time(t time.Time) { a.bigint(t.UnixMicro() - serverEpoch) }
+
+// serverEpoch is the zero of the server's times, in microseconds since 1970.
+var serverEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+
+func (a *array) bytes(v []byte) {
+	a.begin(len(v))
+	a.b = append(a.b, v...)
+}
+
+func (a *array) json(v []byte) {
+	const version = 1
+	a.begin(1 + len(v))
+	a.b = append(append(a.b, version), v...)
+}
+
+// uuid adds an id from its text; the empty text becomes NULL.
+func (a *array) uuid(id []byte) error {
+	if len(id) == 0 {
+		a.n++
+		a.b = append(a.b, 0xff, 0xff, 0xff, 0xff)
+		binary.BigEndian.PutUint32(a.b[4:], 1)
+		return nil
+	}
+	parsed, err := uuid.ParseBytes(id)
+	if err != nil {
+		return err
+	}
+	a.bytes(parsed[:])
+	return nil
+}
+
+// end returns the array as a parameter.
+func (a *array) end() []byte {
+	binary.BigEndian.PutUint32(a.b[8:], a.oid)
+	if a.n == 0 {
+		return a.b[:12] // of no dimension
+	}
+	binary.BigEndian.PutUint32(a.b, 1)
+	binary.BigEndian.PutUint32(a.b[12:], a.n)
+	binary.BigEndian.PutUint32(a.b[16:], 1)
+	return a.b
+}
+
+func ends(all []array) []any {
+	args := make([]any, len(all))
+	for i := range all {
+		args[i] = all[i].end()
+	}
+	return args
+}

@@ -42,6 +42,9 @@ type Options struct {
 	// Profile is the file to write the CPU profile of the last run to, "" for none. The baseline's profile has ".baseline"
 	// added to the name.
 	Profile string
+	// Separate runs each service of the shop in a process of its own, as compose does. Otherwise the shop is one process, as
+	// with make up.
+	Separate bool
 
 	// Program is the command line of a program that calls Serve; the flags of a run are appended.
 	Program []string
@@ -89,6 +92,8 @@ func (o *Options) Check() error {
 		return errors.New("rate and preload must not be negative")
 	case o.Backlog && o.Rate > 0:
 		return errors.New("a backlog is accepted in closed loop: leave out --rate or --backlog")
+	case o.Separate && o.Replicas > 1:
+		return errors.New("replicas are processes with all services: leave out --replicas or --separate")
 	case o.Backlog && o.Replicas > 1:
 		return errors.New("a backlog is measured with one process: leave out --replicas or --backlog")
 	}
@@ -164,27 +169,44 @@ func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f 
 	return r.measure(ctx)
 }
 
-// start starts the processes; the baseline has only one.
-func (r *run) start(ctx context.Context) error {
+// start starts the processes, and returns when they are ready. The baseline has only one.
+func (r *run) start(ctx context.Context) (err error) {
+	profile := ""
+	if r.number == r.Runs && r.Profile != "" {
+		profile = r.Profile
+		if r.pipeline == Baseline {
+			profile += ".baseline"
+		}
+	}
+	if r.pipeline == Shop && r.Separate {
+		if r.processes, err = startServices(ctx, r.Options, r.env, profile); err != nil {
+			return err
+		}
+		return waitReady(ctx, r.processes)
+	}
 	n := r.Replicas
 	if r.pipeline == Baseline {
 		n = 1
 	}
-	for i := range n {
-		profile := ""
-		if i == 0 && r.number == r.Runs && r.Profile != "" {
-			profile = r.Profile
-			if r.pipeline == Baseline {
-				profile += ".baseline"
-			}
-		}
-		p, err := startProcess(ctx, r.Options, r.pipeline, r.env, profile)
+	for range n {
+		p, err := startProcess(ctx, r.Options, r.pipeline, "", r.env, profile, nil)
 		if err != nil {
 			return err
 		}
 		r.processes = append(r.processes, p)
+		profile = "" // of the first alone
 	}
-	return nil
+	return waitReady(ctx, r.processes)
+}
+
+// front returns the addresses that take orders.
+func (r *run) front() (addrs []string) {
+	for _, p := range r.processes {
+		if p.addrs.HTTP != "" {
+			addrs = append(addrs, p.addrs.HTTP)
+		}
+	}
+	return addrs
 }
 
 func (r *run) stop() (err error) {
@@ -269,8 +291,10 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 			return nil, err
 		}
 		start = time.Now()
-		if err := r.processes[0].release(); err != nil {
-			return nil, err
+		for _, p := range r.processes {
+			if err := p.release(); err != nil {
+				return nil, err
+			}
 		}
 		failed <- nil
 	} else {

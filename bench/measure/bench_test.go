@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"shop.example/platform/testkit/postgrestest"
+	"shop.example/topology"
 )
 
 // TestMain makes the test's program the one that serves pipelines too.
@@ -27,14 +28,14 @@ func TestMain(m *testing.M) {
 
 func serve(args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
-	pipeline, profile := flags.String("pipeline", "", ""), flags.String("profile", "", "")
+	pipeline, service, profile := flags.String("pipeline", "", ""), flags.String("service", "", ""), flags.String("profile", "", "")
 	held := flags.Bool("held", false, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return Serve(ctx, Pipeline(*pipeline), *held, *profile, os.Stdin, os.Stdout)
+	return Serve(ctx, Pipeline(*pipeline), *service, *held, *profile, os.Stdin, os.Stdout)
 }
 
 // small is a measurement that takes a second or two.
@@ -103,6 +104,26 @@ func TestRun_OpenLoopSeesEachConfirmation(t *testing.T) {
 	}
 }
 
+func TestRun_EachServiceInAProcessOfItsOwn(t *testing.T) {
+	t.Parallel()
+	for _, backlog := range []bool{false, true} {
+		o := small(t)
+		o.Separate, o.Backlog = true, backlog
+		f := mustRun(t, o).Results[Shop].Median
+		wantFigures(t, f, always...)
+		var memory float64
+		for _, name := range topology.Names() {
+			memory += f["memory_"+alone+name]
+			if name != topology.Webhooks { // which has next to nothing to do
+				wantFigures(t, f, "cpu_"+alone+name)
+			}
+		}
+		if int(memory) != int(f["memory_process"]) {
+			t.Errorf("services use %f MiB, and all together %f", memory, f["memory_process"])
+		}
+	}
+}
+
 func TestRun_BacklogIsAcceptedBeforeAnybodyDecides(t *testing.T) {
 	t.Parallel()
 	o := small(t)
@@ -125,6 +146,7 @@ func TestRun_WhatCannotBeMeasuredIsRefused(t *testing.T) {
 		"at most 100 lines":     func(o *Options) { o.Lines = 101 },
 		"leave out --rate":      func(o *Options) { o.Backlog, o.Rate = true, 10 },
 		"leave out --replicas":  func(o *Options) { o.Backlog, o.Replicas = true, 2 },
+		"or --separate":         func(o *Options) { o.Separate, o.Replicas = true, 2 },
 		"must not be negative":  func(o *Options) { o.Preload = -1 },
 		"AMQP_MANAGEMENT_URL":   func(o *Options) { o.Servers.ManagementURL = "" },
 		"starting the shop: it": func(o *Options) { o.Program = []string{"false"} },

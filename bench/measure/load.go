@@ -35,9 +35,10 @@ type load struct {
 
 func dial(ctx context.Context, r *run) (*load, error) {
 	l := &load{}
+	front := r.front()
 	orders := ordersOf(r.env.products, r.Lines)
 	for n := range r.Clients {
-		addr := r.processes[n%len(r.processes)].addr
+		addr := front[n%len(front)]
 		var c client
 		var err error
 		if r.GRPC && r.pipeline == Shop {

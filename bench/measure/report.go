@@ -1,12 +1,14 @@
 package measure
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -14,6 +16,10 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/prometheus/procfs"
+
+	"shop.example/platform/messaging/provision"
+	"shop.example/topology"
 )
 
 // Figures are the results of one run, by name; the name tells the unit (orders per second, milliseconds, microseconds of CPU
@@ -31,8 +37,11 @@ const (
 	confirmP99   = "confirmed_p99_ms"
 )
 
+// row is a figure as it is printed.
+type row struct{ name, about string }
+
 // rows are the figures in the order in which they are printed.
-var rows = []struct{ name, about string }{
+var rows = append([]row{
 	{acceptedRate, "accepted, orders/s"},
 	{settledRate, "settled, orders/s"},
 	{loggedRate, "logged, orders/s"},
@@ -48,6 +57,15 @@ var rows = []struct{ name, about string }{
 	{"memory_process", "peak memory of the process, MiB"},
 	{"memory_rabbitmq", "peak memory of RabbitMQ, MiB"},
 	{"memory_postgres", "peak memory of PostgreSQL, MiB"},
+	{othersCPU, "CPU of everything else, cores"},
+}, serviceRows()...)
+
+// serviceRows are the figures of services that have a process of their own.
+func serviceRows() (rows []row) {
+	for _, name := range topology.Names() {
+		rows = append(rows, row{"cpu_" + alone + name, "CPU of " + name + ", µs/order"}, row{"memory_" + alone + name, "peak memory of " + name + ", MiB"})
+	}
+	return rows
 }
 
 func (f Figures) addLoad(l *loadResult) {
@@ -85,6 +103,7 @@ type Settings struct {
 	Preload  int  `json:"preload,omitempty"`
 	Backlog  bool `json:"backlog,omitempty"`
 	Replicas int  `json:"replicas"`
+	Separate bool `json:"separate,omitempty"`
 	// LogLevel is the shop's. Reports from before it was measured at the default level have none; they are at warn.
 	LogLevel slog.Level `json:"log_level"`
 }
@@ -94,6 +113,9 @@ type Machine struct {
 	CPUs     int    `json:"cpus"`
 	Go       string `json:"go"`
 	Postgres string `json:"postgres,omitempty"`
+	RabbitMQ string `json:"rabbitmq,omitempty"`
+	// LoadAverage is how many processes wanted a core in the minute before the runs.
+	LoadAverage float64 `json:"load_average,omitempty"`
 }
 
 // Result is the outcome of all runs of one pipeline.
@@ -109,7 +131,7 @@ func newReport(ctx context.Context, o *Options) *Report {
 		At: time.Now().UTC().Truncate(time.Second),
 		Settings: Settings{
 			Orders: o.Orders, Clients: o.Clients, Rate: o.Rate, Lines: o.Lines, Products: o.Products, GRPC: o.GRPC,
-			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, LogLevel: o.LogLevel,
+			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, Separate: o.Separate, LogLevel: o.LogLevel,
 		},
 		Machine: Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()},
 		Results: map[Pipeline]*Result{},
@@ -118,7 +140,25 @@ func newReport(ctx context.Context, o *Options) *Report {
 		_ = db.QueryRowContext(ctx, "SHOW server_version").Scan(&r.Machine.Postgres) // the runs meet the same error
 		_ = db.Close()
 	}
+	if answer, err := provision.Call(ctx, http.MethodGet, o.Servers.ManagementURL+"/api/overview", nil); err == nil {
+		var overview struct {
+			Version string `json:"rabbitmq_version"`
+		}
+		_ = json.Unmarshal(answer, &overview)
+		r.Machine.RabbitMQ = overview.Version
+	}
+	if fs, err := procfs.NewDefaultFS(); err == nil {
+		if load, err := fs.LoadAvg(); err == nil {
+			r.Machine.LoadAverage = load.Load1
+		}
+	}
 	return r
+}
+
+// String is the machine and its servers, on one line.
+func (m Machine) String() string {
+	return fmt.Sprintf("%d cores, %s, PostgreSQL %s, RabbitMQ %s, load average before %.1f",
+		m.CPUs, m.Go, cmp.Or(m.Postgres, "?"), cmp.Or(m.RabbitMQ, "?"), m.LoadAverage)
 }
 
 func (r *Report) add(p Pipeline, f Figures) {
@@ -190,7 +230,7 @@ func (r *Report) WriteJSON(out io.Writer) error {
 // Write prints the report as a table: medians, with minimum and maximum if there were several runs. earlier is a
 // report to compare with, or nil.
 func (r *Report) Write(out io.Writer, earlier *Report) error {
-	fmt.Fprintf(out, "%s\n", r.Settings)
+	fmt.Fprintf(out, "%s\n%s\n", r.Settings, r.Machine)
 	if earlier != nil && earlier.Settings != r.Settings {
 		fmt.Fprintf(out, "earlier: %s\n", earlier.Settings)
 	}
@@ -201,6 +241,9 @@ func (r *Report) Write(out io.Writer, earlier *Report) error {
 	}
 	fmt.Fprintln(w)
 	for _, row := range rows {
+		if strings.Contains(row.name, alone) && !r.Settings.Separate {
+			continue
+		}
 		fmt.Fprint(w, row.about)
 		for _, c := range columns {
 			fmt.Fprintf(w, "\t%s", c.cell(row.name))
@@ -279,6 +322,9 @@ func (s Settings) String() string {
 	}
 	if s.Replicas > 1 {
 		text += fmt.Sprintf(", %d processes", s.Replicas)
+	}
+	if s.Separate {
+		text += ", a process for each service"
 	}
 	return text + ", log level " + strings.ToLower(s.LogLevel.String())
 }

@@ -9,6 +9,7 @@ import (
 func reportOf(shop, baseline []float64) *Report {
 	r := &Report{
 		Settings: Settings{Orders: 30000, Clients: 64, Lines: 2, Products: 8, Replicas: 1},
+		Machine:  Machine{CPUs: 2, Go: "go1.26", Postgres: "15", RabbitMQ: "3.10", LoadAverage: 0.5},
 		Results:  map[Pipeline]*Result{},
 	}
 	for _, v := range shop {
@@ -55,7 +56,7 @@ func TestReport_TableComparesWithAnEarlierReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"30000 orders of 2 lines over 8 products, 64 clients, log level info\n",
+		"30000 orders of 2 lines over 8 products, 64 clients, log level info\n2 cores, go1.26, PostgreSQL 15, RabbitMQ 3.10, load average before 0.5\n",
 		"earlier: 30000 orders of 2 lines over 8 products, 16 clients, log level info\n",
 		"shop                  baseline   shop/baseline   earlier   shop/earlier   earlier shop/baseline\n",
 		"settled, orders/s                 3300 (3200 to 3500)   4000       0.825           3000      1.100          0.750\n",

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,13 +17,20 @@ const (
 	tick = 10 * time.Millisecond
 	// memoryInterval is how often memory is looked at.
 	memoryInterval = time.Second
+	// alone is what begins the names of the figures of a service that has a process of its own.
+	alone = "service_"
+	// othersCPU is how many cores were busy with what is neither ours nor the servers': the kernel and other programs, and
+	// what the host took for other machines. It belongs beside figures that are compared.
+	othersCPU = "others_cores"
 )
 
 // meter measures the CPU time and memory that processes use, from its creation on.
 type meter struct {
-	ours     []int
+	ours     []*process
 	groups   map[string]int // the servers, by what the figures call them: the root of their processes
 	cpu      map[string]time.Duration
+	begin    time.Time
+	busy     time.Duration // of the whole machine so far
 	stop     chan struct{}
 	sampling sync.WaitGroup
 	peak     map[string]int64 // bytes
@@ -30,10 +38,7 @@ type meter struct {
 }
 
 func newMeter(servers Servers, processes []*process) (*meter, error) {
-	m := &meter{groups: map[string]int{}, stop: make(chan struct{}), peak: map[string]int64{}}
-	for _, p := range processes {
-		m.ours = append(m.ours, p.cmd.Process.Pid)
-	}
+	m := &meter{ours: processes, groups: map[string]int{}, stop: make(chan struct{}), peak: map[string]int64{}}
 	for name, pid := range map[string]int{"rabbitmq": servers.RabbitMQPID, "postgres": servers.PostgresPID} {
 		if pid != 0 {
 			m.groups[name] = pid
@@ -43,6 +48,10 @@ func newMeter(servers Servers, processes []*process) (*meter, error) {
 	if m.cpu, err = m.processorTime(); err != nil {
 		return nil, err
 	}
+	if m.busy, err = machineTime(); err != nil {
+		return nil, err
+	}
+	m.begin = time.Now()
 	stop := m.stop
 	m.sampling.Go(func() { m.sample(stop) })
 	return m, nil
@@ -62,26 +71,53 @@ func (m *meter) read(f Figures, orders int) error {
 	if err != nil {
 		return err
 	}
+	busy, err := machineTime()
+	if err != nil {
+		return err
+	}
+	others, took := busy-m.busy, time.Since(m.begin)
 	m.close()
 	if m.err != nil {
 		return m.err
 	}
 	for name, used := range now {
 		f["cpu_"+name] = float64((used - m.cpu[name]).Microseconds()) / float64(orders)
+		if !strings.HasPrefix(name, alone) { // its processes are counted as the whole already
+			others -= used - m.cpu[name]
+		}
+	}
+	if len(m.groups) == 2 { // else a server's work would be taken for somebody else's
+		f[othersCPU] = max(others.Seconds(), 0) / took.Seconds()
 	}
 	for name, bytes := range m.peak {
 		f["memory_"+name] = float64(bytes) / (1 << 20)
 	}
-	var ours int64
-	for _, pid := range m.ours {
-		s, err := status(pid)
+	for _, p := range m.ours {
+		s, err := status(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		ours += int64(s.VmHWM)
+		used := float64(s.VmHWM) / (1 << 20)
+		f["memory_process"] += used
+		if p.service != "" {
+			f["memory_"+alone+p.service] = used
+		}
 	}
-	f["memory_process"] = float64(ours) / (1 << 20)
 	return nil
+}
+
+// machineTime is the CPU time that all processes of the machine, and the kernel, have used so far.
+func machineTime() (time.Duration, error) {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return 0, fmt.Errorf("reading the machine's processor time: %w", err)
+	}
+	s, err := fs.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("reading the machine's processor time: %w", err)
+	}
+	c := s.CPUTotal
+	return time.Duration((c.User + c.Nice + c.System + c.IRQ + c.SoftIRQ + c.Steal) * float64(time.Second)), nil
 }
 
 // processorTime is what each group has used so far, and this process.
@@ -95,12 +131,15 @@ func (m *meter) processorTime() (map[string]time.Duration, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, pid := range m.ours {
-		p, ok := processes[pid]
+	for _, p := range m.ours {
+		stat, ok := processes[p.cmd.Process.Pid]
 		if !ok {
-			return nil, fmt.Errorf("process %d has ended", pid)
+			return nil, fmt.Errorf("process %d (%s) has ended", p.cmd.Process.Pid, p.name)
 		}
-		used["process"] += selfTime(p)
+		used["process"] += selfTime(stat)
+		if p.service != "" {
+			used[alone+p.service] = selfTime(stat)
+		}
 	}
 	for name, root := range m.groups {
 		for _, pid := range processes.tree(root) {

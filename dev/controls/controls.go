@@ -1,9 +1,10 @@
 // Package controls serves the calls under /demo, with which an operator injects faults into a running shop to see that its
 // guarantees hold. A shop has them only if it runs in one process and was started with them.
 //
-// Services can be stopped and started (controls.go). An experiment injects one fault and reports in figures what happened
-// (race.go, duplicate.go). One experiment runs at a time; each ends within 20 s, with an error if the shop is not done by
-// then.
+// Services can be stopped and started (controls.go). An experiment injects one fault and reports in figures what happened:
+// many orders at once (race.go, overload.go), messages that come twice, in another order or broken (duplicate.go, disorder.go), services
+// that die (crash.go), and what changes while an order waits (meanwhile.go). One experiment runs at a time; each ends within
+// 20 s, with an error if the shop is not done by then. It deletes its products; its orders stay in the log.
 package controls
 
 import (
@@ -65,6 +66,12 @@ func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 			{Method: http.MethodPost, Path: "/demo/race", Call: c.experiment((*experiment).race)},
 			{Method: http.MethodPost, Path: "/demo/twice", Call: c.experiment((*experiment).duplicate)},
 			{Method: http.MethodPost, Path: "/demo/poison", Call: c.experiment((*experiment).poison)},
+			{Method: http.MethodPost, Path: "/demo/overload", Call: c.experiment((*experiment).overload)},
+			{Method: http.MethodPost, Path: "/demo/price", Call: c.experiment((*experiment).price)},
+			{Method: http.MethodPost, Path: "/demo/crash", Call: c.experiment((*experiment).crash)},
+			{Method: http.MethodPost, Path: "/demo/disorder", Call: c.experiment((*experiment).disorder)},
+			{Method: http.MethodPost, Path: "/demo/replicas", Call: c.experiment((*experiment).replicas)},
+			{Method: http.MethodPost, Path: "/demo/compare", Call: c.experiment((*experiment).compare)},
 			{Method: http.MethodPost, Path: "/demo/audit", Call: c.experiment((*experiment).audit)},
 		}
 	}
@@ -75,6 +82,23 @@ type controls struct {
 	shop *local.Shop
 	busy sync.Mutex // held by the experiment that runs
 	sent []string   // the message ids of poison messages; an experiment has them while it runs
+
+	stepsMu sync.Mutex
+	begin   time.Time
+	steps   []step // of the experiment that runs, or of the last one
+}
+
+// step is what has happened in an experiment, in words.
+type step struct {
+	After int64  `json:"after_ms"` // since its beginning
+	Text  string `json:"text"`
+}
+
+// say tells those who watch what happens.
+func (c *controls) say(format string, args ...any) {
+	c.stepsMu.Lock()
+	defer c.stepsMu.Unlock()
+	c.steps = append(c.steps, step{time.Since(c.begin).Milliseconds(), fmt.Sprintf(format, args...)})
 }
 
 // state is the state of a service in a response.
@@ -88,7 +112,11 @@ var names = topology.Names()[1:] // all but the gateway, whose page the controls
 func (c *controls) list(context.Context, map[string]string, []byte) (any, error) {
 	var answer struct {
 		Services []state `json:"services"`
+		Steps    []step  `json:"steps,omitempty"`
 	}
+	c.stepsMu.Lock()
+	answer.Steps = slices.Clone(c.steps)
+	c.stepsMu.Unlock()
 	for _, name := range names {
 		answer.Services = append(answer.Services, state{name, c.shop.Services()[name].Running()})
 	}
@@ -135,6 +163,7 @@ type experiment struct {
 	*controls
 	gateway  *grpc.ClientConn // of an operator
 	products []int32          // that it has made
+	undo     []func()         // what is to be put right in the end, the last first
 }
 
 func (c *controls) experiment(run func(*experiment, context.Context, []byte) (any, error)) func(context.Context, map[string]string, []byte) (any, error) {
@@ -143,6 +172,9 @@ func (c *controls) experiment(run func(*experiment, context.Context, []byte) (an
 			return nil, apierror.New(codes.Aborted, "EXPERIMENT_RUNNING", "another experiment is running; try again when it has ended")
 		}
 		defer c.busy.Unlock()
+		c.stepsMu.Lock()
+		c.begin, c.steps = time.Now(), nil
+		c.stepsMu.Unlock()
 		conn, err := grpc.NewClient(c.shop.Gateway.HTTPAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			return nil, fmt.Errorf("calling the gateway: %w", err)
@@ -157,8 +189,12 @@ func (c *controls) experiment(run func(*experiment, context.Context, []byte) (an
 	}
 }
 
-// cleanUp deletes the products of the experiment. One that cannot be deleted stays in the catalogue, which does no harm.
+// cleanUp puts right what the experiment has changed, and deletes its products. One that cannot be deleted stays in the
+// catalogue, which does no harm.
 func (e *experiment) cleanUp(ctx context.Context) {
+	for _, undo := range slices.Backward(e.undo) {
+		undo()
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
 	for _, id := range e.products {

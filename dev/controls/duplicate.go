@@ -48,6 +48,7 @@ func (e *experiment) duplicate(ctx context.Context, body []byte) (any, error) {
 	if err := e.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {
 		return nil, err
 	}
+	e.say("An order of one piece is confirmed and settled: of %d pieces %d are left.", product.GetOnHand(), product.GetOnHand()-1)
 	events, err := e.events(ctx, order.GetId(), &eventsv1.OrderPlaced{}, &eventsv1.DecrementQuantity{})
 	if err != nil {
 		return nil, err
@@ -59,6 +60,7 @@ func (e *experiment) duplicate(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.say("An order that was placed behind them is done, so they have been handled: the order service and inventory found their ids in their inboxes.")
 	return duplicateAnswer{
 		OrderID: order.GetId(), Deliveries: 2, Effects: int(product.GetOnHand() - after.GetQuantity()), // of one piece each
 		StockBefore: product.GetOnHand(), StockAfter: after.GetOnHand(),
@@ -133,6 +135,7 @@ func (e *experiment) deliverAgain(ctx context.Context, events []messaging.Outgoi
 	if err := e.publish(ctx, events); err != nil {
 		return err
 	}
+	e.say("The same messages, OrderPlaced and DecrementQuantity, are published again, under the same ids.")
 	behind, err := e.newProduct(ctx, "Ordered behind", 1)
 	if err != nil {
 		return err
@@ -163,6 +166,7 @@ func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	e.sent = append(e.sent, answer.MessageID)
+	e.say("Bytes that are no order are published as shop.order.placed. The exchange does not look into messages: it copies them to the queues.")
 	err = e.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
 		reply, err := loggingv1.NewDeadLetterServiceClient(e.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
 		if err != nil {

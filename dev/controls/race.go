@@ -40,15 +40,9 @@ func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	orders := make([]*orderv1.Order, buyers)
-	var race errgroup.Group
-	for i := range orders {
-		race.Go(func() (err error) {
-			orders[i], err = e.order(ctx, product.GetId())
-			return err
-		})
-	}
-	if err := race.Wait(); err != nil {
+	e.say("%d orders are sent at the same time, of one piece each; there are %d.", buyers, stock)
+	orders, err := e.orders(ctx, product.GetId(), buyers, 0)
+	if err != nil {
 		return nil, err
 	}
 	answer := raceAnswer{ProductID: product.GetId(), Tried: buyers, Seconds: time.Since(begin).Seconds()}
@@ -63,10 +57,28 @@ func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 		}
 	}
 	answer.Oversold = max(0, answer.Sold-stock)
+	e.say("All are decided: %d confirmed, %d rejected. Now the audit compares orders, holds, movements and stock.", answer.Sold, answer.Refused)
 	if answer.Audit, err = e.verdict(ctx, time.Since(begin)); err != nil {
 		return nil, err
 	}
 	return answer, nil
+}
+
+// orders places n orders of one piece each, one every pause, and waits for the outcome of all.
+func (e *experiment) orders(ctx context.Context, product int32, n int, pause time.Duration) ([]*orderv1.Order, error) {
+	orders := make([]*orderv1.Order, n)
+	var placing errgroup.Group
+	for i := range orders {
+		placing.Go(func() (err error) {
+			orders[i], err = e.order(ctx, product)
+			return err
+		})
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+	return orders, placing.Wait()
 }
 
 // verdict audits the orders of this experiment. It does not count open dead letters, which are about something else.
@@ -94,10 +106,14 @@ func (e *experiment) newProduct(ctx context.Context, name string, stock int) (*i
 
 // order orders one piece, as any client would, and waits some time for the outcome.
 func (e *experiment) order(ctx context.Context, product int32) (*orderv1.Order, error) {
-	ctx = metadata.AppendToOutgoingContext(ctx, "prefer", outcomeWait)
+	return e.place(metadata.AppendToOutgoingContext(ctx, "prefer", outcomeWait), product, nil)
+}
+
+// place orders one piece, at the expected price if there is one, and returns when the order is accepted.
+func (e *experiment) place(ctx context.Context, product int32, expected *moneyv1.Money) (*orderv1.Order, error) {
 	reply, err := checkoutv1.NewCheckoutServiceClient(e.gateway).PlaceOrder(ctx, &checkoutv1.PlaceOrderRequest{
 		CustomerName: "Demo", CustomerEmail: "demo@example.org",
-		OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: product, Quantity: 1}},
+		OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: product, Quantity: 1, ExpectedUnitPrice: expected}},
 	})
 	return reply.GetOrder(), err
 }

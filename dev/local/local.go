@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -87,6 +88,7 @@ type Shop struct {
 	Inventory *Service
 	Logging   *Service
 
+	cfg       Config               // with the addresses of the services
 	services  []*Service           // all but the gateway, in the order of package topology
 	telemetry *telemetry.Telemetry // the gateway's
 }
@@ -135,22 +137,85 @@ func New(ctx context.Context, cfg Config) (_ *Shop, err error) {
 		}
 	}
 	s.Order, s.Inventory, s.Logging = s.Services()[topology.Order], s.Services()[topology.Inventory], s.Services()[topology.Logging]
-	report := cfg.Telemetry
-	report.Service = topology.Gateway
-	if s.telemetry, err = telemetry.New(ctx, report); err != nil {
+	if s.telemetry, err = cfg.gatewayTelemetry(ctx); err != nil {
 		return nil, err
 	}
-	front := server.Config{
-		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin[0], PprofAddr: cfg.PprofAddr,
-		OrderAddr: s.Order.GRPCAddr(), InventoryAddr: s.Inventory.GRPCAddr(), LoggingAddr: s.Logging.GRPCAddr(), WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
-		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
-		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
-	}
+	s.cfg = cfg
+	front := cfg.gateway(admin[0])
 	if cfg.Controls != nil {
 		front.DemoHandlers = cfg.Controls(s)
 	}
 	s.Gateway, err = server.New(ctx, front, s.telemetry)
 	return s, err
+}
+
+// Replica builds another replica of a service, the gateway's too, on free ports of this machine. change may give it other
+// servers, or other limits. Run it; it is stopped for good when the context of that ends.
+func (s *Shop) Replica(ctx context.Context, name string, change func(*Config)) (*Service, error) {
+	cfg := s.cfg
+	cfg.AMQPURLs, cfg.DatabaseURLs = maps.Clone(cfg.AMQPURLs), maps.Clone(cfg.DatabaseURLs)
+	change(&cfg)
+	const anyPort = "127.0.0.1:0"
+	at := addresses{grpc: anyPort, admin: anyPort}
+	if cfg.grpcAddr(name) == nil { // what has no gRPC of its own
+		at.grpc = ""
+	}
+	build := builders[name]
+	if name == topology.Gateway {
+		cfg.HTTPAddr = anyPort
+		build = Config.anotherGateway
+	}
+	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+		return build(cfg, ctx, at, t)
+	})
+}
+
+// NewService opens the listeners of one service other than the gateway, which is to run alone: the others, whose addresses
+// cfg has, run in other processes. It must be run or closed.
+func NewService(ctx context.Context, name string, cfg Config) (*Service, error) {
+	cfg.TLS.OfAllServices = true
+	at := addresses{admin: cfg.AdminAddr}
+	if addr := cfg.grpcAddr(name); addr != nil {
+		at.grpc = *addr
+	}
+	return newService(ctx, name, cfg.Telemetry, at, func(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+		return builders[name](cfg, ctx, at, t)
+	})
+}
+
+// NewGateway is NewService for the gateway.
+func NewGateway(ctx context.Context, cfg Config) (*server.Service, error) {
+	cfg.TLS.OfAllServices = true
+	t, err := cfg.gatewayTelemetry(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return server.New(ctx, cfg.gateway(cfg.AdminAddr), t)
+}
+
+func (cfg Config) gatewayTelemetry(ctx context.Context) (*telemetry.Telemetry, error) {
+	cfg.Telemetry.Service = topology.Gateway
+	return telemetry.New(ctx, cfg.Telemetry)
+}
+
+// gateway is the configuration of the gateway.
+func (cfg Config) gateway(admin string) server.Config {
+	return server.Config{
+		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin, PprofAddr: cfg.PprofAddr,
+		OrderAddr: cfg.OrderAddr, InventoryAddr: cfg.InventoryAddr, LoggingAddr: cfg.LoggingAddr, WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
+		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
+	}
+}
+
+// gatewayInstance is a gateway as another service is: its REST and gRPC share an address.
+type gatewayInstance struct{ *server.Service }
+
+func (g gatewayInstance) GRPCAddr() string { return g.HTTPAddr() }
+
+func (cfg Config) anotherGateway(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {
+	s, err := server.New(ctx, cfg.gateway(at.admin), t)
+	return gatewayInstance{s}, err
 }
 
 func (cfg Config) order(ctx context.Context, at addresses, t *telemetry.Telemetry) (instance, error) {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/gateway/ingress"
@@ -17,6 +19,52 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	"shop.example/platform/telemetry"
 )
+
+// BenchmarkPlaceOrder_GRPC is what an order costs client and gateway over gRPC, one call at a time on one connection of this
+// machine.
+func BenchmarkPlaceOrder_GRPC(b *testing.B) {
+	tel, err := telemetry.New(b.Context(), telemetry.Config{Service: "gateway", LogLevel: slog.LevelInfo, Output: io.Discard})
+	if err != nil {
+		b.Fatal(err)
+	}
+	server := grpc.NewServer()
+	a := newAPI(server, testOperators, tel)
+	publish := func(context.Context, proto.Message) error { return nil }
+	orders, err := intake.NewOrders(intake.Config{Secrets: []*intake.Secret{intake.NewSecret("a secret of the tests")}, Publish: publish, MaxInFlight: 1, Log: tel.Logger})
+	if err != nil {
+		b.Fatal(err)
+	}
+	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, nil))
+	meter := tel.Meter.Meter("test")
+	limits, err := ingress.NewLimits(0, 0, 0, false, meter)
+	if err != nil {
+		b.Fatal(err)
+	}
+	handler, err := ingress.New(ingress.Config{}, server, nil, ingress.ClientIdentifier{Authorizer: a.access}, limits, nil, tel.Logger, meter)
+	if err != nil {
+		b.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	front := ingress.NewServer(handler, tel.Logger)
+	go func() { _ = front.Serve(lis) }() // until it is closed
+	defer front.Close()
+	conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	client := checkoutv1.NewCheckoutServiceClient(conn)
+	request := &checkoutv1.PlaceOrderRequest{CustomerName: "Ada Lovelace", CustomerEmail: "ada@example.org", OrderItems: []*checkoutv1.PlaceOrderRequest_Item{{ProductId: 1, Quantity: 1}}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := client.PlaceOrder(b.Context(), request); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
 
 // BenchmarkPlaceOrder_REST is what the gateway itself costs an order over REST, from the parsed HTTP request to the
 // written answer: the broker, whose part is messaging's, confirms at once, and the network is left out.

@@ -46,7 +46,8 @@ const repliesQueue = "replies"
 const (
 	// rpcTimeout bounds a call whose context has no deadline.
 	rpcTimeout = 10 * time.Second
-	// resendInterval is how often the request of a method is sent again while no answer comes. If the node goes that keeps the
+	// resendInterval is after how long the request of a method is sent again while no answer comes, and then after twice as long each
+	// time, so that a server that is slow is not given much more to do. If the node goes that keeps the
 	// queue, or the server that has the request freezes, nobody says so. Methods are idempotent.
 	resendInterval = 2 * time.Second
 	// homeInterval is how often a server on a substitute of its queue looks whether the queue itself is back. Each look that
@@ -260,11 +261,11 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 		return err
 	}
 	failpoint.Hit("rpc.called")
-	var again <-chan time.Time
-	if expires { // an event that asks for an answer is in queues that survive, and is no method
-		tick := time.NewTicker(resendInterval)
-		defer tick.Stop()
-		again = tick.C
+	wait := resendInterval
+	again := time.NewTimer(wait)
+	defer again.Stop()
+	if !expires { // an event that asks for an answer is in queues that survive, and is no method
+		again.Stop()
 	}
 	for {
 		select {
@@ -278,11 +279,13 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 				return status.Errorf(codes.Internal, "decoding the reply to %s: %v", name, err)
 			}
 			return nil
-		case <-again:
+		case <-again.C:
 			c.conn.log.Warn("a call over the broker is not answered, sending it again", "method", name, "after", time.Since(start).Round(time.Millisecond))
 			if err := c.send(ctx, exchange, key, request, expires); err != nil {
 				return err
 			}
+			wait *= 2
+			again.Reset(wait)
 		}
 	}
 }

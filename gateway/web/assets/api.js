@@ -44,8 +44,8 @@ export class Refusal extends Error {
   get transient() { return this.status === 0 || this.status === 429 || this.status >= 500; }
 }
 
-// call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after 10 s.
-export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store'} = {}) {
+// call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after timeout, in ms.
+export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store', timeout = 10_000} = {}) {
   let response;
   let answer;
   try {
@@ -58,7 +58,7 @@ export async function call(method, path, {body, headers = {}, operator = false, 
       },
       body: body === undefined ? undefined : JSON.stringify(body),
       cache,
-      signal: AbortSignal.timeout(10_000),
+      signal: AbortSignal.timeout(timeout),
     });
     answer = await response.json().catch(() => null);
   } catch {

@@ -49,8 +49,7 @@ flow.start({onChange: storefront.refreshSoon, onRejected: storefront.refill, onC
 storefront.start({
   onPlaced(order, ms) {
     flow.follow(order.id, order, ms);
-    const {top, bottom} = $('picture').getBoundingClientRect();
-    if (top < 0 || bottom > innerHeight) $('picture').scrollIntoView({block: 'center', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
+    flow.inSight();
   },
   onReached: (state) => report('shop', state),
 });

@@ -1,9 +1,20 @@
-// Try to break it: experiments that inject a fault, the guarantee that each one tests, and whether it passed, in figures.
-import {asOperator, Refusal} from './api.js';
-import {$, h, plural, setText} from './dom.js';
+// Try to break it: experiments that inject a fault. Each begins with a hypothesis, tells beside the picture what happens
+// while it happens, and ends with a verdict in figures, which the shop has measured.
+import {asOperator, call, Refusal} from './api.js';
+import {keys} from './contracts.js';
+import {$, duration, h, plural, setText} from './dom.js';
+import {hopsOf, rowOf} from './journey.js';
+import {closePanel} from './panel.js';
+
+const watchEvery = 250; // ms
+const timeout = 30_000; // ms; an experiment ends within 20 s, and then cleans up
 
 const passed = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
+const stock = ({stock_before: before, stock_after: after}) => `stock ${before} → ${after}`;
+const seconds = (s) => duration(s * 1000);
+const taken = ({stock_before: before, stock_after: after}) => before - after;
+const sound = ({lost = 0, doubled = 0, audit = {violations: 0}}) => lost === 0 && doubled === 0 && audit.violations === 0;
 
 // waiting says how many dead letters wait for a person, and how many of them are poison that was sent from here.
 const waiting = (letters, sent) => {
@@ -12,26 +23,78 @@ const waiting = (letters, sent) => {
   return `${plural(letters, 'dead letter waits', 'dead letters wait')} for a person${whose}. `;
 };
 
+const race = ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
+  `${tried} tried, ${sold} sold, ${refused} refused, ${oversold} oversold; ${audited(audit)}.`];
+
+// The experiments: evaluate returns of an answer whether the shop passed, and the figures. test is the test that proves the
+// guarantee, with more orders and at more moments than a page can show.
 const experiments = [
   {
-    path: '/demo/race', body: {buyers: 50, stock: 10}, name: '50 buyers for the last 10',
+    id: 'race', body: {buyers: 50, stock: 10}, name: '50 buyers for the last 10',
     guarantee: 'Stock is never oversold, however many customers order at once.',
-    evaluate: ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
-      `${tried} tried, ${sold} sold, ${refused} refused, ${oversold} oversold; ${audited(audit)}.`],
+    test: 'TestRace_TheLastPiecesAreSoldOnceEach', evaluate: race,
   },
   {
-    path: '/demo/twice', name: 'Deliver an event twice',
+    id: 'last', path: '/demo/race', body: {buyers: 5, stock: 1}, name: 'Five buyers, one piece',
+    guarantee: 'Of all who order the last piece at the same time, exactly one gets it.',
+    test: 'TestRace_TheLastPiecesAreSoldOnceEach', evaluate: (answer) => [race(answer)[0] && answer.sold === 1, race(answer)[1]],
+  },
+  {
+    id: 'crash', name: 'Crash between commit and publish',
+    guarantee: 'A service that dies after it has stored orders, and before it has told anybody, loses none: their events stand in the outbox.',
+    test: 'TestCrash_NothingIsLostOrDoubledAtAnyPoint',
+    evaluate: (a) => [sound(a) && taken(a) === a.orders,
+      `${a.orders} orders, ${a.unpublished} events unpublished at the crash; ${a.lost} lost, ${a.doubled} doubled, settled ${seconds(a.seconds)} after the restart; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'replicas', name: 'Two replicas, and one dies',
+    guarantee: 'When a replica dies in the middle of its work, the queue gives its messages to the other.',
+    test: 'TestChaos_NoAcceptedOrderIsLost',
+    evaluate: (a) => [sound(a) && taken(a) === a.orders,
+      `${a.orders} orders, ${a.before} with stock when it died; ${a.lost} lost, ${a.doubled} doubled, all settled ${seconds(a.seconds)} later; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'overload', name: 'Overload a gateway',
+    guarantee: 'A gateway takes what it has room for, refuses the rest at once with 503 and Retry-After, and whoever tries again orders once.',
+    test: 'TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce',
+    evaluate: (a) => [sound(a) && a.accepted === a.orders && taken(a) === a.orders,
+      `${a.attempts} attempts to place ${a.orders} orders: ${a.accepted} × 202, ${a.refused} × 503 with Retry-After: ${a.retry_after}; settled after ${seconds(a.seconds)}; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'compare', name: 'The same order, inventory stopped',
+    guarantee: 'An order that is placed while a service is stopped is accepted, waits in the queue, and is decided when the service is back.',
+    test: 'TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder',
+    evaluate: (a) => [taken(a) === 2, `2 orders, 2 confirmed; inventory was stopped for ${seconds(a.seconds)}; ${stock(a)}.`], more: waterfalls,
+  },
+  {
+    id: 'price', name: 'The price changes meanwhile',
+    guarantee: 'Nobody pays a price that they have not seen: if it changed while the order waited, the order is rejected.',
+    test: 'TestOrders_RefusedForAReasonHoldNothing',
+    evaluate: (a) => [a.state === 'REJECTED' && a.reason === 'PRICE_CHANGED' && taken(a) === 0,
+      `Seen ${a.expected} ${a.currency}, now ${a.price} ${a.currency}: ${a.state}, ${a.reason}; ${stock(a)}.`],
+  },
+  {
+    id: 'disorder', name: 'Events out of order',
+    guarantee: 'A cancellation that arrives before the event that it cancels leaves the stock as it was.',
+    test: 'TestCancel_HasTheSameResultBeforeAndAfterSettling',
+    evaluate: (a) => [sound(a) && a.state === 'CANCELLED' && taken(a) === 0, `The order is ${a.state}; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'twice', name: 'Deliver an event twice',
     guarantee: 'An event that is delivered twice has one effect.',
-    evaluate: ({deliveries, effects}) => [effects === 1, `${plural(deliveries, 'delivery', 'deliveries')} of each event, ${plural(effects, 'effect')}.`],
+    test: 'TestOrderPlaced_DeliveredTwiceHasOneEffect',
+    evaluate: (a) => [a.effects === 1, `${plural(a.deliveries, 'delivery', 'deliveries')} of each event, ${plural(a.effects, 'effect')}; ${stock(a)}.`],
   },
   {
-    path: '/demo/poison', name: 'Send a poison message',
+    id: 'poison', name: 'Send a poison message',
     guarantee: 'A message that cannot be handled becomes a dead letter, and other orders are not delayed.',
+    test: 'TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled',
     evaluate: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
   },
   {
-    path: '/demo/audit', name: 'Audit everything',
+    id: 'audit', name: 'Audit everything',
     guarantee: 'Orders, holds, movements, stock and log agree.',
+    test: 'TestAudit_ABusyShopGivesNoFalseAlarm',
     evaluate: ({orders, violations, findings, dead_letters: letters, sent}) => [violations === 0,
       `${plural(orders, 'order')} checked, ${plural(violations, 'violation')}. ${waiting(letters, sent)}${(findings ?? []).slice(0, 3).map(({check, detail}) => `${check}: ${detail}`).join('; ')}`],
   },
@@ -39,11 +102,16 @@ const experiments = [
 
 let onLetter = () => {};
 let onChange = () => {};
+let onRunning = () => {};
+let show = () => {};
 const buttons = [];
 const services = h('ul', {class: 'services'});
 
+// start shows the experiments. onLetter() is called when there may be another dead letter, onChange() when queues and
+// services may have changed, onRunning(is) when an experiment begins and ends, show(title, …children) shows something
+// beside the picture.
 export function start(options) {
-  ({onLetter, onChange} = options);
+  ({onLetter, onChange, onRunning, show} = options);
   for (const element of document.querySelectorAll('[data-demo-part]')) element.hidden = false;
   $('breaking-body').append(h('ul', {class: 'experiments'}, ...experiments.map(newExperiment)),
     h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services,
@@ -52,29 +120,73 @@ export function start(options) {
 }
 
 function newExperiment(experiment) {
-  const result = h('p', {class: 'result', role: 'status'});
+  const result = h('p', {class: 'result'});
   const button = h('button', {type: 'button', onclick: () => run(experiment, result)}, experiment.name);
   buttons.push(button);
-  return h('li', {'data-experiment': experiment.path.split('/').at(-1)}, button, h('p', {class: 'guarantee'}, experiment.guarantee), result);
+  return h('li', {'data-experiment': experiment.id}, button, h('p', {class: 'guarantee'}, experiment.guarantee), result);
 }
 
 // run runs one experiment. The others are disabled meanwhile: they would disturb each other.
-async function run({path, body = {}, evaluate}, result) {
+async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, evaluate, more}, result) {
   for (const button of buttons) button.disabled = true;
+  onRunning(true);
   delete result.dataset.passed;
   setText(result, 'Running …');
+  const steps = h('ol', {class: 'steps', 'aria-live': 'polite', 'aria-label': 'What happens'});
+  const verdict = h('p', {class: 'result', role: 'status'}, 'Running …');
+  const beside = h('div', {});
+  show(name, h('p', {}, h('strong', {}, 'Hypothesis: '), guarantee), steps, verdict, beside,
+    h('p', {class: 'proof'}, 'The test that proves it: ', h('code', {}, test)),
+    h('p', {class: 'actions'}, h('button', {type: 'button', onclick: () => { closePanel(); $('flow').focus(); }}, 'Back to the order')));
+  const watch = setInterval(() => { tell(steps); onChange(); }, watchEvery);
   try {
-    const [ok, figures] = evaluate(await asOperator('POST', path, body));
-    result.dataset.passed = ok;
-    setText(result, `${passed(ok)} ${figures}`);
+    const answer = await call('POST', path, {body, operator: true, timeout});
+    const [ok, figures] = evaluate(answer);
+    for (const each of [result, verdict]) {
+      each.dataset.passed = ok;
+      setText(each, `${passed(ok)} ${figures}`);
+    }
+    await more?.(answer, beside);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText(result, `Not run: ${error.message}.`);
+    for (const each of [result, verdict]) setText(each, `Not run: ${error.message}.`);
   } finally {
+    clearInterval(watch);
     for (const button of buttons) button.disabled = false;
+    onRunning(false);
   }
+  tell(steps);
+  refresh();
   onLetter();
   onChange();
+}
+
+// tell adds the steps that the experiment has told of since.
+async function tell(list) {
+  try {
+    const {steps = []} = await asOperator('GET', '/demo');
+    for (const {after_ms: after, text} of steps.slice(list.childElementCount)) {
+      list.append(h('li', {}, h('span', {class: 'code'}, `+ ${duration(after)}`), h('span', {}, text)));
+    }
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error; // the next call may get through
+  }
+}
+
+// waterfalls draws the journeys of two orders on one scale.
+async function waterfalls({usual, waited}, frame) {
+  const {events: changes} = await asOperator('GET', `/v1/events?${new URLSearchParams({routing_key: keys.StockChanged, page_size: 50})}`);
+  const journeys = await Promise.all([usual, waited].map(async (id) => {
+    const {events} = await call('GET', `/v1/orders/${id}/events`);
+    const traces = new Set(events.map((event) => event.trace_id).filter(Boolean));
+    return hopsOf(events, changes.filter((event) => traces.has(event.trace_id)).sort((a, b) => Number(a.id) - Number(b.id)));
+  }));
+  const length = (hops) => Math.max(...hops.map(({to}) => to)) - hops[0].from;
+  const longest = Math.max(...journeys.map(length));
+  frame.replaceChildren(...journeys.map((hops, i) => h('div', {class: 'waterfall'},
+    h('h4', {}, `${['Everything runs', 'Inventory is stopped'][i]}: ${duration(length(hops))}`),
+    h('ol', {}, ...hops.map((hop) => h('li', {class: 'hop', title: hop.text}, ...rowOf(hop, hops[0].from, longest)))))),
+  h('p', {class: 'proof'}, `Both on one scale: the whole width is ${duration(longest)}.`));
 }
 
 async function refresh() {

@@ -36,6 +36,9 @@ export const clock = (time) => clockFormat.format(new Date(time));
 const momentFormat = new Intl.DateTimeFormat('en-GB', {dateStyle: 'medium', timeStyle: 'medium'});
 export const moment = (time) => momentFormat.format(new Date(time));
 
+const monthFormat = new Intl.DateTimeFormat('en-GB', {month: 'long', year: 'numeric'});
+export const month = (time) => monthFormat.format(new Date(time));
+
 // duration is milliseconds for people.
 export function duration(ms) {
   if (ms < 1) return '<1 ms';

@@ -2,11 +2,12 @@
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
-import {$, amount, clock, copy, duration, grpcurl, h, plural, price, setText, short} from './dom.js';
+import {$, amount, clock, copy, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
 import {save} from './export.js';
 import {drawLabel} from './label.js';
 import {Picture} from './picture.js';
 import {Journey} from './journey.js';
+import {closePanel} from './panel.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
@@ -44,6 +45,12 @@ export function start({onChange, onRejected, onConnection}) {
   connection = onConnection;
   $('cancel').addEventListener('click', cancel);
   $('replay').addEventListener('click', replay);
+  $('recorded').addEventListener('click', showRecorded);
+  $('tour').addEventListener('click', async () => {
+    const tour = await import('./tour.js');
+    inSight();
+    tour.start(picture);
+  });
   $('copy-link').addEventListener('click', copyLink);
   $('copy-image').addEventListener('click', copyImage);
   $('copy-order').addEventListener('click', (event) => copy(event.target,
@@ -82,6 +89,33 @@ async function copyImage({target}) {
   setTimeout(() => { target.textContent = label; }, 1500);
 }
 
+// showRecorded shows an order that was recorded, for as long as there is none to show, and plays it.
+async function showRecorded() {
+  const {order, events, stock} = await call('GET', '/page/recorded.json', {cache: 'default'});
+  if (current && !current.recorded) return;
+  const recorded = {id: order.id, state: 'RECORDED', recorded: true, events, stream: {stop() {}}};
+  current = recorded;
+  closePanel();
+  $('timeline').replaceChildren();
+  journey.begin();
+  setText($('slip-id'), short(order.id));
+  barcode.draw($('slip-barcode'), short(order.id));
+  show({...order, state: 'RECORDED'});
+  setText($('slip-detail'), `This order was recorded, in ${month(order.created_at)}: nothing of it happens now. Place an order to see your own.`);
+  for (const button of copies) $(button).disabled = true;
+  drawTimeline(recorded);
+  for (const event of stock) journey.see(event);
+  journey.show(events);
+  inSight();
+  await replay();
+}
+
+// inSight scrolls the picture into sight.
+export function inSight() {
+  const {top, bottom} = $('picture').getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) $('picture').scrollIntoView({block: 'center', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
+}
+
 // follow shows an order from its beginning, live. taken is the response if it was placed just now.
 export function follow(id, taken, tookMs) {
   if (current?.id === id && !taken) return;
@@ -90,6 +124,7 @@ export function follow(id, taken, tookMs) {
   picture.stop();
   const order = {id, state: 'PENDING', exists: Boolean(taken), placedHere: Boolean(taken), events: [], shown: Promise.resolve(), timer: 0, stream: null};
   current = order;
+  closePanel();
   $('timeline').replaceChildren();
   journey.begin();
   if (taken) {

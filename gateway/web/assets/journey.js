@@ -82,6 +82,14 @@ export function hopsOf(events, stock = [], deliveries = []) {
   return hops.sort((a, b) => a.from - b.from);
 }
 
+// rowOf is what a row of a waterfall shows of a hop, if the waterfall begins at start and is length ms long.
+export function rowOf({title, from, to}, start, length) {
+  const bar = h('span', {class: 'hop-bar'});
+  bar.style.left = `${(from - start) / length * 100}%`;
+  bar.style.width = `${(to - from) / length * 100}%`;
+  return [h('span', {class: 'hop-title'}, title), h('span', {class: 'hop-track', 'aria-hidden': true}, bar), h('span', {class: 'hop-took code'}, duration(to - from))];
+}
+
 // Journey draws the hops of one order at a time, and joins them to the picture.
 export class Journey {
   #picture;
@@ -106,7 +114,7 @@ export class Journey {
   // begin forgets the order before.
   begin() {
     this.stop();
-    $('explained').hidden = true;
+    $('explained').hidden = $('first').hidden = true;
     list.hidden = false;
     this.#deliveries = [];
     this.show([]);
@@ -128,13 +136,10 @@ export class Journey {
   }
 
   #row(each, i, start, length) {
-    const bar = h('span', {class: 'hop-bar'});
-    bar.style.left = `${(each.from - start) / length * 100}%`;
-    bar.style.width = `${(each.to - each.from) / length * 100}%`;
     const on = () => { this.#say(each); this.#picture.mark(each.path); };
     const off = () => { this.#say(null); this.#picture.mark(null); };
     return h('li', {}, h('button', {type: 'button', class: 'hop', title: each.text, onclick: () => { this.#playHop(i); this.#pause(); }, onmouseenter: on, onmouseleave: off, onfocus: on, onblur: off},
-      h('span', {class: 'hop-title'}, each.title), h('span', {class: 'hop-track', 'aria-hidden': true}, bar), h('span', {class: 'hop-took code'}, duration(each.to - each.from))));
+      ...rowOf(each, start, length)));
   }
 
   #say(each, slowed = '') { setText(text, each ? `${each.text}${slowed}` : this.#hops.length > 0 ? hint : ''); }

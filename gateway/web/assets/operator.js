@@ -5,6 +5,8 @@ import * as health from './health.js';
 import * as log from './log.js';
 import * as lookup from './lookup.js';
 import * as flow from './flow.js';
+import {showPanel} from './panel.js';
+import * as storefront from './storefront.js';
 
 // start shows all of it. report(what, state) is called with the state of its streams.
 export function start(report) {
@@ -12,5 +14,8 @@ export function start(report) {
   deadLetters.start();
   lookup.start();
   health.start({onDeadLetters: deadLetters.refreshSoon, onState: (state) => report('health', state)});
-  if (document.body.hasAttribute('data-demo')) breaking.start({onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon});
+  if (document.body.hasAttribute('data-demo')) breaking.start({
+    onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon, onRunning: storefront.hold,
+    show: (title, ...children) => { flow.inSight(); showPanel(title, children); },
+  });
 }

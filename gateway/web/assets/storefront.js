@@ -15,6 +15,7 @@ let idempotencyKey = crypto.randomUUID(); // of the order that is being filled i
 let timer;
 let pause = minPoll;
 let again = false;
+let held = false;
 let last = '';
 let placing = false;
 let placed = () => {};
@@ -47,12 +48,19 @@ export function start({onPlaced, onReached}) {
   refresh();
 }
 
+// hold keeps the list as it is while an experiment runs: its products come and go.
+export function hold(is) {
+  held = is;
+  if (!is) refreshSoon();
+}
+
 // refresh reads the stock now, and then regularly.
 export async function refresh() {
   clearTimeout(timer);
-  if (document.hidden) return;
+  if (document.hidden || held) return;
   try {
     const products = await read();
+    if (held) return;
     const text = JSON.stringify(products);
     pause = text === last ? Math.min(pause * 1.5, maxPoll) : minPoll;
     last = text;

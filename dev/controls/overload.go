@@ -1,0 +1,150 @@
+package controls
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"shop.example/dev/local"
+	"shop.example/platform/apierror"
+	"shop.example/platform/service"
+	"shop.example/topology"
+)
+
+type overloadAnswer struct {
+	Orders      int     `json:"orders"`
+	Room        int64   `json:"room"`     // how many orders may wait for the broker at a time
+	Attempts    int64   `json:"attempts"` // to place them
+	Refused     int64   `json:"refused"`  // of them, with 503 and Retry-After
+	RetryAfter  int64   `json:"retry_after"`
+	Accepted    int64   `json:"accepted"` // with 202
+	StockBefore int32   `json:"stock_before"`
+	StockAfter  int32   `json:"stock_after"`
+	Seconds     float64 `json:"seconds"` // until all were settled
+	Audit       verdict `json:"audit"`
+}
+
+// overload sends more orders at once than a gateway has room for. Clients do as they are told: they try again after
+// Retry-After, under the same idempotency key.
+func (e *experiment) overload(ctx context.Context, body []byte) (any, error) {
+	if err := read(body); err != nil {
+		return nil, err
+	}
+	answer := overloadAnswer{Orders: 120, Room: 12}
+	begin := time.Now()
+	product, err := e.newProduct(ctx, "Ordered by many", 2*answer.Orders)
+	if err != nil {
+		return nil, err
+	}
+	// A gateway of its own: that of the page stays free for everybody else.
+	gateway, err := e.shop.Replica(ctx, topology.Gateway, func(cfg *local.Config) { cfg.Ingress.OrdersInFlight = answer.Room })
+	if err != nil {
+		return nil, err
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = gateway.Run(running) // what is wrong with it, the orders tell
+	}()
+	e.undo = append(e.undo, func() { stop(); <-ended })
+	if err := e.until(ctx, "another gateway was started, but is not ready yet", func() bool {
+		return service.Probe(ctx, gateway.AdminAddr()) == nil
+	}); err != nil {
+		return nil, err
+	}
+	e.say("A second gateway is started, with room for %d orders that wait for the broker's confirm. %d clients place an order at once.", answer.Room, answer.Orders)
+	clients := client{
+		http: &http.Client{Transport: &http.Transport{MaxConnsPerHost: answer.Orders, MaxIdleConnsPerHost: answer.Orders}},
+		url:  "http://" + gateway.GRPCAddr() + "/v1/orders",
+		order: fmt.Sprintf(`{"customer_name":"Demo","customer_email":"demo@example.org","order_items":[{"product_id":%d,"quantity":1}]}`,
+			product.GetId()),
+		answer: &answer,
+	}
+	var first sync.Once
+	clients.refused = func(after int64) {
+		first.Do(func() {
+			e.say("The first is refused: 503, Retry-After: %d. That gateway keeps no more than it has room for; each client waits as it is told.", after)
+		})
+	}
+	defer clients.http.CloseIdleConnections()
+	var placing errgroup.Group
+	for range answer.Orders {
+		placing.Go(func() error { return clients.place(ctx) })
+	}
+	if err := placing.Wait(); err != nil {
+		return nil, err
+	}
+	e.say("%d attempts: %d answers 202, %d answers 503 with Retry-After. Nobody waited in vain, and no order was sent under two ids.",
+		answer.Attempts, answer.Accepted, answer.Refused)
+	answer.StockBefore = product.GetOnHand()
+	if err := e.settled(ctx, product.GetId(), product.GetOnHand()-int32(answer.Orders)); err != nil {
+		return nil, err
+	}
+	answer.Seconds = time.Since(begin).Seconds()
+	after, err := e.item(ctx, product.GetId())
+	if err != nil {
+		return nil, err
+	}
+	answer.StockAfter = after.GetOnHand()
+	answer.Audit, err = e.verdict(ctx, time.Since(begin))
+	return answer, err
+}
+
+// client places orders over REST, and counts what it is answered.
+type client struct {
+	http       *http.Client
+	url, order string
+	answer     *overloadAnswer
+	refused    func(after int64) // called with the first Retry-After
+}
+
+// place places an order, and tries again for as long as it is told to.
+func (c client) place(ctx context.Context) error {
+	key := uuid.NewString()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewBufferString(c.order))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", key)
+		atomic.AddInt64(&c.answer.Attempts, 1)
+		res, err := c.http.Do(req)
+		if err != nil {
+			return apierror.Unavailable("GATEWAY_UNAVAILABLE", time.Second, "placing an order: %v", err)
+		}
+		var refusal struct{ Message string }
+		err = errors.Join(json.NewDecoder(res.Body).Decode(&refusal), res.Body.Close())
+		after, noDelay := strconv.ParseInt(res.Header.Get("Retry-After"), 10, 64)
+		switch {
+		case err != nil:
+			return fmt.Errorf("reading an answer: %w", err)
+		case res.StatusCode == http.StatusAccepted:
+			atomic.AddInt64(&c.answer.Accepted, 1)
+			return nil
+		case res.StatusCode != http.StatusServiceUnavailable || noDelay != nil:
+			return fmt.Errorf("placing an order: %s without Retry-After: %s", res.Status, refusal.Message)
+		}
+		atomic.AddInt64(&c.answer.Refused, 1)
+		atomic.StoreInt64(&c.answer.RetryAfter, after)
+		c.refused(after)
+		wait := time.Duration(after)*time.Second + rand.N(time.Second) //nolint:gosec // no secret: clients that come back together meet again
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
