@@ -83,11 +83,11 @@ func run(messages, rounds, size, core int) error {
 			costs[queues] = append(costs[queues], float64((after-before).Microseconds())/float64(messages))
 		}
 	}
-	fmt.Println("| queues | messages a second (min to max) | CPU of the broker, µs a message |\n| --- | --- | --- |")
+	fmt.Fprintln(os.Stdout, "| queues | messages a second (min to max) | CPU of the broker, µs a message |\n| --- | --- | --- |")
 	for _, queues := range counts {
 		slices.Sort(rates[queues])
 		slices.Sort(costs[queues])
-		fmt.Printf("| %d | %.0f (%.0f to %.0f) | %.0f |\n", queues, rates[queues][rounds/2], rates[queues][0], rates[queues][rounds-1], costs[queues][rounds/2])
+		fmt.Fprintf(os.Stdout, "| %d | %.0f (%.0f to %.0f) | %.0f |\n", queues, rates[queues][rounds/2], rates[queues][0], rates[queues][rounds-1], costs[queues][rounds/2])
 	}
 	return nil
 }
@@ -226,7 +226,7 @@ func brokerPID(management string) (pid int, err error) {
 		if pid, err = askPID(management); err == nil {
 			return pid, nil
 		}
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 	}
 	return 0, fmt.Errorf("asking AMQP_MANAGEMENT_URL for the broker's process: %w", err)
 }

@@ -113,7 +113,7 @@ func (s *silentReplicas) ask(ctx context.Context, client healthv1.HealthClient) 
 	if status.Code(err) != codes.DeadlineExceeded || replica.Addr == nil {
 		return
 	}
-	time.Sleep(askGrace)
+	<-time.After(askGrace)
 	s.mu.Lock()
 	var silent []*replicaConn
 	for c := range s.open {
