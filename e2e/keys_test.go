@@ -15,14 +15,15 @@ import (
 
 // spelledTwice are the files, other than contracts, documents and tests, that may contain a routing key, with the reason.
 var spelledTwice = map[string]string{
-	"topology/topology.go":            "the table of services has the patterns",
-	"topology/definitions.json":       "written by make generate",
-	"gateway/web/assets/contracts.js": "written by make generate",
-	"bench/measure/baseline.go":       "the bare minimum that the shop is compared with has no contracts",
-	"bench/measure/baseline_stock.go": "as above",
-	"bench/measure/preload.go":        "SQL that writes a past of the shop as it is stored",
-	"gateway/web/index.html":          "an example of a pattern, for people",
-	"examples/client/main.go":         "a client, which knows of the shop what its documents say",
+	"topology/topology.go":             "the table of services has the patterns",
+	"topology/definitions.json":        "written by make generate",
+	"gateway/web/assets/contracts.js":  "written by make generate",
+	"bench/measure/baseline.go":        "the bare minimum that the shop is compared with has no contracts",
+	"bench/measure/baseline_stock.go":  "as above",
+	"bench/measure/preload.go":         "SQL that writes a past of the shop as it is stored",
+	"gateway/web/assets/recorded.json": "an order as it was recorded, which a test compares with one of now",
+	"gateway/web/index.html":           "an example of a pattern, for people",
+	"examples/client/main.go":          "a client, which knows of the shop what its documents say",
 }
 
 // A routing key that is written in code a second time is easily forgotten when the contract changes: nothing fails, and the

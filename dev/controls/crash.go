@@ -28,11 +28,11 @@ func (e *experiment) newVictim(ctx context.Context) (*victim, error) {
 	v := &victim{}
 	var err error
 	if v.broker, err = newLine(e.AMQPURLs[topology.Order]); err != nil {
-		return nil, apierror.Unavailable("NO_LINE", time.Second, "%v", err)
+		return nil, apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "%v", err)
 	}
 	e.undo = append(e.undo, v.broker.cut)
 	if v.database, err = newLine(e.DatabaseURLs["orders"]); err != nil {
-		return nil, apierror.Unavailable("NO_LINE", time.Second, "%v", err)
+		return nil, apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "%v", err)
 	}
 	e.undo = append(e.undo, v.database.cut)
 	if v.Service, err = e.shop.Replica(ctx, topology.Order, func(cfg *local.Config) {
@@ -93,7 +93,7 @@ func (e *experiment) holdOutbox(ctx context.Context) (*outbox, error) {
 		_, err = o.tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock(hashtext('outbox'), hashtext('orders'))`)
 	}
 	if err != nil {
-		return nil, apierror.Unavailable("DATABASE_UNAVAILABLE", time.Second, "the outbox cannot be held: %v", err).WithCause(err)
+		return nil, apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "the outbox cannot be held: %v", err).WithCause(err)
 	}
 	return o, nil
 }

@@ -123,7 +123,7 @@ func (c client) place(ctx context.Context) error {
 		atomic.AddInt64(&c.answer.Attempts, 1)
 		res, err := c.http.Do(req)
 		if err != nil {
-			return apierror.Unavailable("GATEWAY_UNAVAILABLE", time.Second, "placing an order: %v", err)
+			return apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "placing an order: %v", err)
 		}
 		var refusal struct{ Message string }
 		err = errors.Join(json.NewDecoder(res.Body).Decode(&refusal), res.Body.Close())

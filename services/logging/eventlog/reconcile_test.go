@@ -513,6 +513,10 @@ func TestResendEvents_SendsAtOnceWhatAnOperatorNames(t *testing.T) {
 	f.publish(t, dead)
 	o.next(t)
 	f.openLetters(t, 1)
+	eventually(t, "the event in the log", func() bool { // which is written beside the letter
+		var logged bool
+		return f.db.Get(&logged, `SELECT EXISTS (SELECT FROM event_log WHERE order_id = $1)`, dead.GetOrderId()) == nil && logged
+	})
 	o.decide(nil)
 	lost, known, erased := placed(newOrderID()), placed(newOrderID()), placed(newOrderID())
 	write(t, f.db, deliveryOf(t, lost), deliveryOf(t, known), deliveryOf(t, erased))
