@@ -373,6 +373,17 @@ func (c *Connection) Ready(context.Context) error {
 	return nil
 }
 
+// missing returns what kept the last attempt from connecting if that is an exchange or queue which somebody else has to
+// declare, otherwise nil.
+func (c *Connection) missing() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if missing, ok := errors.AsType[*missingError](c.lastErr); ok {
+		return missing
+	}
+	return nil
+}
+
 // InHand returns how many messages the consumers and RPC servers on this connection have received and not settled yet, by
 // queue.
 func (c *Connection) InHand() map[string]int {

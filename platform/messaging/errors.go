@@ -7,7 +7,8 @@ import (
 )
 
 var (
-	// ErrNotConnected means that there was no connection to the broker before the context ended.
+	// ErrNotConnected means that there was no connection to the broker before the context ended, or that there is none
+	// because something is missing in the broker which this service may not declare.
 	ErrNotConnected = errors.New("no connection to the broker")
 	// ErrBlocked means that the broker blocks publishers because it is short of memory or disk.
 	ErrBlocked = errors.New("the broker takes no messages at present: it is short of memory or disk")

@@ -241,6 +241,24 @@ func TestPublish_WithoutItsExchangeIsAnErrorAtOnce(t *testing.T) {
 	publish(t, gateway, placed())
 }
 
+// Orders that were in the broker's hands when it failed over a queue that was deleted hung for ten seconds: a connection
+// without that queue is of no use, and the gateway may not declare it.
+func TestPublish_WhatOthersHaveToDeclareIsNotAwaited(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	urls := broker.Services(t, brokertest.Topology())
+	deletions["queue order"](t, broker)
+	gateway := join(t, urls["gateway"], "gateway")
+	begin := time.Now()
+	err := gateway.pub.Publish(within(t), placed())
+	if took := time.Since(begin); !errors.Is(err, messaging.ErrNotConnected) || !strings.Contains(err.Error(), "queue order is missing in the broker") || took > testTimeout/6 {
+		t.Errorf("after %s: %v", took, err)
+	}
+	provisioned(t, broker)
+	eventually(t, func() error { return gateway.pub.Ready(t.Context()) })
+	publish(t, gateway, placed())
+}
+
 // Somebody deletes a queue and declares it with other arguments: the service does not fight over it.
 func TestTopology_AQueueThatWasDeclaredWithOtherArgumentsIsLeftAlone(t *testing.T) {
 	t.Parallel()

@@ -156,7 +156,8 @@ func (p *Publisher) set(s *publishSession) {
 	p.changed = make(chan struct{})
 }
 
-// session returns the open channels. It waits for them until ctx ends, but not while the broker blocks publishers.
+// session returns the open channels. It waits for them until ctx ends, but not while the broker blocks publishers or lacks
+// what this service may not declare: that takes longer than a caller waits.
 func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	for {
 		if p.conn.unblocked().Err() != nil {
@@ -167,6 +168,9 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 		p.mu.Unlock()
 		if s != nil && !s.confirmed.IsClosed() {
 			return s, nil
+		}
+		if err := p.conn.missing(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotConnected, err)
 		}
 		select {
 		case <-ctx.Done():

@@ -184,10 +184,22 @@ func ensureTopology(conn *amqp.Connection, t Topology, service string) error {
 	}
 	err = declareEverything(conn, t)
 	if refusal, ok := errors.AsType[*amqp.Error](err); ok && refusal.Code == amqp.AccessRefused {
-		return fmt.Errorf("%s is missing in the broker, and this service's user may not declare it: import the shop's definitions: %w", missing, err)
+		return &missingError{missing, err}
 	}
 	return err
 }
+
+// missingError means that the broker has no such exchange or queue, and refuses to declare it for this service.
+type missingError struct {
+	what    string
+	refusal error
+}
+
+func (e *missingError) Error() string {
+	return fmt.Sprintf("%s is missing in the broker, and this service's user may not declare it: import the shop's definitions: %s", e.what, e.refusal)
+}
+
+func (e *missingError) Unwrap() error { return e.refusal }
 
 // ownQueues returns the queues that the service's user may declare.
 func (t Topology) ownQueues(service string) []Queue {
