@@ -59,7 +59,7 @@ type benchmark struct {
 }
 
 // Run prints the ratio of each benchmark, and for what got worse the difference of the profiles. Its error then names the
-// benchmarks. One that only one tree has is left out.
+// benchmarks. One that Base does not have yet is left out.
 func Run(ctx context.Context, o Options) error {
 	dir, err := os.MkdirTemp("", "gate")
 	if err != nil {
@@ -77,7 +77,7 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 		if len(benchmarks) == 0 {
-			return fmt.Errorf("%s: there is no benchmark %s in both trees", folder, o.Benchmarks[folder])
+			fmt.Fprintf(o.Out, "%-26s %-32s is new\n", folder, o.Benchmarks[folder])
 		}
 		for _, name := range sorted(benchmarks) {
 			if err := c.judge(ctx, benchmarks[name]); err != nil {
@@ -119,8 +119,11 @@ func (c *comparison) measure(ctx context.Context, match string, rounds int) (map
 			}
 			figures[tree] = parse(out)
 		}
-		for name, base := range figures[0] {
-			this, ok := figures[1][name]
+		if len(figures[1]) == 0 {
+			return nil, fmt.Errorf("%s: there is no benchmark %s", c.folder, match)
+		}
+		for name, this := range figures[1] {
+			base, ok := figures[0][name]
 			if !ok {
 				continue
 			}

@@ -40,10 +40,15 @@ func tree(t *testing.T, loops string) string {
 
 func compare(t *testing.T, base, this string) (string, error) {
 	t.Helper()
+	return compareTrees(t, tree(t, base), tree(t, this))
+}
+
+func compareTrees(t *testing.T, base, this string) (string, error) {
+	t.Helper()
 	t.Setenv("GOWORK", "off") // the fixture is no module of the project
 	var out strings.Builder
 	err := Run(t.Context(), Options{
-		Base: tree(t, base), This: tree(t, this), Benchmarks: map[string]string{"hot": "."},
+		Base: base, This: this, Benchmarks: map[string]string{"hot": "."},
 		Rounds: 3, Time: 5 * time.Millisecond, Limit: 1.1, Out: &out,
 	})
 	return out.String(), err
@@ -69,6 +74,20 @@ func TestGate_TheSameAllocationsPass(t *testing.T) {
 	}
 	if !strings.Contains(out, "allocs/op  1.000") {
 		t.Errorf("no ratio of 1:\n%s", out)
+	}
+}
+
+// The change that brings a benchmark once failed for it.
+func TestGate_ABenchmarkThatIsNewPassesAndOneThatIsGoneFails(t *testing.T) {
+	with, without := tree(t, "5"), tree(t, "5")
+	if err := os.WriteFile(filepath.Join(without, "hot", "hot_test.go"), []byte("package hot\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := compareTrees(t, without, with); err != nil || !strings.Contains(out, "is new") {
+		t.Errorf("a new one: %v\n%s", err, out)
+	}
+	if _, err := compareTrees(t, with, without); err == nil || !strings.Contains(err.Error(), "hot: there is no benchmark .") {
+		t.Errorf("one that is gone: %v", err)
 	}
 }
 
