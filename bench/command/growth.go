@@ -23,7 +23,7 @@ func growthCommand() *cobra.Command {
 		Short: "Measure whether the shop stays as fast when it has many orders",
 		Long: `Starts a private PostgreSQL and RabbitMQ, and measures the shop when it is empty, with a tenth of --orders and with all of
 them: orders per second and latency, memory, sizes of tables, time to start, to migrate and to audit, and every list and search at its first,
-middle and last page. In the end a month of the event log is dropped while orders come in. The orders of the past, of 60 days,
+middle and last page. In the end a month of the event log is dropped while orders come in. The orders of the past, of 390 days,
 are stored by SQL, with everything that the services would have left behind; the audit checks that. All data is deleted at the end.
 
 Takes about 6 GB on disk and a quarter of an hour for each million orders.`,

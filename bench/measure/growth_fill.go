@@ -16,8 +16,8 @@ import (
 
 const (
 	day = 24 * time.Hour
-	// pastDays is over how many days the orders of the past were placed.
-	pastDays = 60
+	// pastDays is over how many days the orders of the past were placed: nearly all that the log keeps by default, a partition each.
+	pastDays = 390
 	// logRowsOfAnOrder are OrderPlaced, what was decided, DecrementQuantity, and two changes of the stock.
 	logRowsOfAnOrder = 5
 	// rejectedOf is which part of the orders was rejected: one in so many.
