@@ -239,7 +239,9 @@ func (g *grower) fillRest(ctx context.Context, to sizes) error {
 	}{
 		"open holds": {`
 			WITH held AS (
-			    SELECT gen_random_uuid() AS id, n FROM generate_series($1::integer, $2::integer, 2) AS n
+			    SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7' || left(md5(random()::text), 3)
+			            || '8' || left(md5(random()::text), 15))::uuid AS id, n
+			    FROM generate_series($1::integer, $2::integer, 2) AS n
 			), decided AS (
 			    INSERT INTO inventory.decision (order_id, lines_hash, answer)
 			    SELECT id, sha256(uuid_send(id)), '\x0a24'::bytea || convert_to(id::text, 'UTF8') || answer

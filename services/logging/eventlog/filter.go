@@ -36,9 +36,6 @@ func (f filter) indexed() filter {
 type conditions struct {
 	sql  []string
 	args []any
-	// prepared is for queries of few forms: to plan one for 400 partitions takes longer than to run it. Conditions on times are
-	// planned each time, for the few partitions that they leave.
-	prepared bool
 }
 
 // add adds a condition with one argument, which %s stands for.
@@ -60,7 +57,7 @@ func (c *conditions) where() string {
 }
 
 func (f filter) conditions() conditions {
-	c := conditions{prepared: f.publishedAfter.IsZero() && f.publishedBefore.IsZero()}
+	var c conditions
 	if f.orderID != "" {
 		c.add("order_id = %s", f.orderID)
 	}

@@ -279,18 +279,24 @@ func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int)
 func endOfSearch(ctx context.Context, db *sqlx.DB, f filter, id int64) (end int64, err error) {
 	c := f.indexed().conditions()
 	c.add("id < %s", id)
-	query := fmt.Sprintf("SELECT id FROM event_log%s ORDER BY id DESC OFFSET %d LIMIT 1", c.where(), searchLimit-1)
+	query := fmt.Sprintf("%sSELECT id FROM event_log%s ORDER BY id DESC OFFSET %d LIMIT 1", postgres.Prepared, c.where(), searchLimit-1)
 	if err := db.GetContext(ctx, &end, query, c.args...); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("looking for the end of the next events to read: %w", postgres.Classify(err))
 	}
 	return end, nil
 }
 
+// read is prepared: to plan a query for the 400 partitions that the log has by default takes longer than to run it.
 func read(ctx context.Context, db *sqlx.DB, c conditions, order string, limit int) (rows []*row, more bool, err error) {
-	query := selectRows + c.where() + " " + order + " LIMIT " + c.placeholder(limit+1) // one more tells whether others follow
-	if c.prepared {
-		query = postgres.Prepared + query
+	// One more than asked for tells whether others follow. The limit is written out, because a plan for any limit is one for large
+	// ones; and it is one of a few, because each has a plan of its own.
+	atMost := 1001
+	for _, enough := range []int{201, 51} {
+		if limit < enough {
+			atMost = enough
+		}
 	}
+	query := fmt.Sprintf("%s%s%s %s LIMIT %d", postgres.Prepared, selectRows, c.where(), order, max(atMost, limit+1))
 	result, err := db.QueryxContext(ctx, query, c.args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("reading events: %w", postgres.Classify(err))
