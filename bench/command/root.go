@@ -125,7 +125,7 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 	cmd.MarkFlagsMutuallyExclusive("rate", "orders")
 	cmd.MarkFlagsMutuallyExclusive("backlog", "orders")
 	cmd.MarkFlagsMutuallyExclusive("compare", "json")
-	cmd.AddCommand(gateCommand(), serveCommand())
+	cmd.AddCommand(gateCommand(), growthCommand(), serveCommand())
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cli.Strict(cmd)
 	return cmd
@@ -212,14 +212,18 @@ func runBench(cmd *cobra.Command, o measure.Options) (report *measure.Report, er
 	defer endProgress()
 	o.Progress = progress
 	err = stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
-		o.Servers = measure.Servers{
-			DatabaseURL: servers.DatabaseURL, AMQPURL: servers.AMQPURL, ManagementURL: servers.ManagementURL,
-			PostgresPID: servers.PostgresPID, RabbitMQPID: servers.RabbitMQPID,
-		}
+		o.Servers = serversOf(servers)
 		report, err = measure.Run(cmd.Context(), o)
 		return err
 	})
 	return report, err
+}
+
+func serversOf(s *stack.Stack) measure.Servers {
+	return measure.Servers{
+		DatabaseURL: s.DatabaseURL, AMQPURL: s.AMQPURL, ManagementURL: s.ManagementURL,
+		PostgresPID: s.PostgresPID, RabbitMQPID: s.RabbitMQPID,
+	}
 }
 
 // barWidth is how many characters the bar itself has.

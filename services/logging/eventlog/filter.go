@@ -16,6 +16,21 @@ type filter struct {
 	publishedBefore time.Time // before this time
 }
 
+// searches reports whether rows are read that do not match, because no index has all that the filter asks for.
+func (f filter) searches() bool {
+	return f.orderID == "" && (f.key.re != nil || !f.publishedAfter.IsZero() || !f.publishedBefore.IsZero())
+}
+
+// indexed is the filter without what no index has. Times are those of whole days, which are partitions.
+func (f filter) indexed() filter {
+	f.key.re = nil
+	f.publishedAfter = f.publishedAfter.Truncate(day)
+	if before := f.publishedBefore.Truncate(day); before.Before(f.publishedBefore) {
+		f.publishedBefore = before.Add(day)
+	}
+	return f
+}
+
 // conditions are the parts of a WHERE clause, with their arguments. Only the necessary conditions are in the query, so that
 // the planner sees which index to use.
 type conditions struct {
@@ -25,8 +40,13 @@ type conditions struct {
 
 // add adds a condition with one argument, which %s stands for.
 func (c *conditions) add(condition string, arg any) {
+	c.sql = append(c.sql, fmt.Sprintf(condition, c.placeholder(arg)))
+}
+
+// placeholder adds an argument and returns what stands for it.
+func (c *conditions) placeholder(arg any) string {
 	c.args = append(c.args, arg)
-	c.sql = append(c.sql, fmt.Sprintf(condition, fmt.Sprintf("$%d", len(c.args))))
+	return fmt.Sprintf("$%d", len(c.args))
 }
 
 func (c *conditions) where() string {
