@@ -65,7 +65,8 @@ func (f filter) conditions() conditions {
 	case f.key.re != nil:
 		c.add("('.' || routing_key) ~ %s", f.key.re.String())
 	case f.key.literal != "":
-		c.add("routing_key = %s", f.key.literal)
+		// Not as an equation: the planner would leave the key out of the order, and read the whole log by id for a rare one.
+		c.add("routing_key BETWEEN %[1]s AND %[1]s", f.key.literal)
 	}
 	if f.status != "" {
 		// Not an argument: an index holds the errors alone.
@@ -78,6 +79,18 @@ func (f filter) conditions() conditions {
 		c.add("published_at < %s", f.publishedBefore)
 	}
 	return c
+}
+
+// order is the ORDER BY clause of the rows by their ids, the newest first if desc.
+func (f filter) order(desc bool) string {
+	order := " ORDER BY id"
+	if f.key.literal != "" {
+		order = " ORDER BY routing_key, id" // one key: the same order, by its index
+	}
+	if desc {
+		order = strings.ReplaceAll(order, "routing_key", "routing_key DESC") + " DESC"
+	}
+	return order
 }
 
 // matches reports whether a row meets the conditions, for the fields that a stream may filter by.

@@ -247,7 +247,7 @@ const maxReadBytes = 1 << 20
 func rowsAfter(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
 	c := f.conditions()
 	c.add("id > %s", id)
-	return read(ctx, db, c, "ORDER BY id", limit)
+	return read(ctx, db, c, f.order(false), limit)
 }
 
 // searchLimit is how many events one call of a search reads: some 30 ms on a machine that does nothing else.
@@ -267,7 +267,7 @@ func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int)
 		c.add("id >= %s", next)
 	}
 	c.add("id < %s", id)
-	rows, more, err := read(ctx, db, c, "ORDER BY id DESC", limit)
+	rows, more, err := read(ctx, db, c, f.order(true), limit)
 	if more {
 		next = rows[len(rows)-1].ID
 	}
@@ -279,7 +279,7 @@ func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int)
 func endOfSearch(ctx context.Context, db *sqlx.DB, f filter, id int64) (end int64, err error) {
 	c := f.indexed().conditions()
 	c.add("id < %s", id)
-	query := fmt.Sprintf("%sSELECT id FROM event_log%s ORDER BY id DESC OFFSET %d LIMIT 1", postgres.Prepared, c.where(), searchLimit-1)
+	query := fmt.Sprintf("%sSELECT id FROM event_log%s%s OFFSET %d LIMIT 1", postgres.Prepared, c.where(), f.order(true), searchLimit-1)
 	if err := db.GetContext(ctx, &end, query, c.args...); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("looking for the end of the next events to read: %w", postgres.Classify(err))
 	}
@@ -296,7 +296,7 @@ func read(ctx context.Context, db *sqlx.DB, c conditions, order string, limit in
 			atMost = enough
 		}
 	}
-	query := fmt.Sprintf("%s%s%s %s LIMIT %d", postgres.Prepared, selectRows, c.where(), order, max(atMost, limit+1))
+	query := fmt.Sprintf("%s%s%s%s LIMIT %d", postgres.Prepared, selectRows, c.where(), order, max(atMost, limit+1))
 	result, err := db.QueryxContext(ctx, query, c.args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("reading events: %w", postgres.Classify(err))
