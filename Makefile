@@ -189,6 +189,21 @@ alerts: .bin/shopdev .bin/prometheus ## Provoke the alerts on running shops with
 dashboards: .bin/shopdev .bin/prometheus ## Ask a real Prometheus, which watches a running shop, every query of the dashboards
 	@.bin/shopdev exec --fast -- go test -tags alerts -v -run '^TestDashboards_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
+.PHONY: pages
+pages: .bin/shopdev ## Measure the page: frames while 500 events/s come, and what 200 open pages cost (needs Chromium)
+	@.bin/shopdev exec --fast -- go test -tags page -v -run '^TestPageSpeed_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+LIGHTHOUSE = .bin/lighthouse/node_modules/.bin/lighthouse
+
+.PHONY: lighthouse
+lighthouse: .bin/shopdev $(LIGHTHOUSE) ## Let Lighthouse judge the page and /docs: 100 on a desktop, at least 95 on a phone (needs Chromium, Node)
+	@LIGHTHOUSE=$(CURDIR)/$(LIGHTHOUSE) .bin/shopdev exec --fast -- go test -tags page -v -run '^TestPageLighthouse' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+
+$(LIGHTHOUSE):
+	@command -v npm >/dev/null || { echo 'npm is missing. Debian, Ubuntu: apt-get install nodejs npm' >&2; exit 1; }
+	@npm install --silent --no-fund --no-audit --prefix .bin/lighthouse lighthouse@12.8.2
+
 .PHONY: pgbouncer
 pgbouncer: .bin/shopdev ## Test the shop behind a PgBouncer (Debian: apt-get install pgbouncer)
 	@.bin/shopdev exec --fast -- go test -tags pgbouncer -v -run '^TestPgBouncer_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'

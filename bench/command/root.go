@@ -98,7 +98,9 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 	}
 	flags := cmd.Flags()
 	flags.IntVar(&o.Orders, "orders", 30000, "how many orders a run places")
-	flags.IntVar(&o.Clients, "clients", 64, "how many connections place orders")
+	flags.IntVar(&o.Clients, "clients", 64, "how many clients place orders, each with a connection of its own")
+	flags.IntVar(&o.Connections, "connections", 0, "how many connections the clients share, with --grpc (0: one each)")
+	flags.IntVar(&o.Idle, "idle", 0, "how many more connections are open and place no order")
 	flags.IntVar(&o.Rate, "rate", 0, "open loop: how many orders a second are due")
 	flags.DurationVar(&duration, "duration", 30*time.Second, "how long orders are due, with --rate")
 	flags.IntVar(&o.Lines, "lines", 2, "how many lines an order has")
