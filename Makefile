@@ -223,6 +223,10 @@ clients: .bin/shopdev contracts ## Generate clients of other languages, compile 
 bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='--runs 5 --json' for other flags of shopbench)
 	@.bin/shopbench $${BENCH:---baseline --runs 3}
 
+.PHONY: growth
+growth: .bin/shopbench ## Measure the shop with 0, 100,000 and 1,000,000 orders: rates, lists, audit, sizes (GROWTH=10000000, ARGS='--runs 5')
+	@.bin/shopbench growth --orders $${GROWTH:-1000000} --json .bin/growth.json $(ARGS)
+
 .PHONY: benchstat
 benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
 	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \

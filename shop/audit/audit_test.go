@@ -554,3 +554,22 @@ func TestOpen_ChangesNothing(t *testing.T) {
 		}
 	}
 }
+
+// The log was looked through from the day of the orders to its end: with some hundred partitions that took longer than everything
+// else. Events of a later day are found by their orders' ids.
+func TestRun_AnEventOfALaterDayIsFound(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	day := today.AddDate(0, 0, daysOfEvents+1)
+	for _, d := range []time.Time{today.AddDate(0, 0, -10), day} { // the log begins with the first
+		s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
+			d.Format("20060102"), d.Format(time.RFC3339), d.AddDate(0, 0, 1).Format(time.RFC3339)))
+	}
+	s.log(t, s.confirmed, "shop.order.rejected")
+	s.exec(t, `UPDATE logging.event_log SET published_at = $1 WHERE routing_key = 'shop.order.rejected' AND order_id = $2`, day.Add(time.Hour), s.confirmed)
+	r := s.audit(t)
+	if len(r.Violations) != 1 || !strings.Contains(r.Violations[0].String(), "it is CONFIRMED, but the log has shop.order.rejected") {
+		t.Errorf("%v; want the event of the later day", r.Violations)
+	}
+}

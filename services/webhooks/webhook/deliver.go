@@ -21,8 +21,10 @@ import (
 )
 
 const (
-	// deliverInterval is how often a replica looks for due deliveries, besides when it is told of them.
+	// deliverInterval is how often a replica looks for due deliveries while it sends, or while another replica may leave some over.
 	deliverInterval = 250 * time.Millisecond
+	// idleInterval is how often it looks while nothing is due. It is told of what its own replica writes; others may write and die.
+	idleInterval = 5 * time.Second
 	// maxWorkers is how many webhooks a replica sends to at a time.
 	maxWorkers = 1000
 	// maxWait bounds the wait between two attempts.
@@ -81,8 +83,8 @@ func (d *deliverer) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainTimeout, cancel) })()
 	var workers sync.WaitGroup
 	defer workers.Wait()
-	tick := time.NewTicker(deliverInterval)
-	defer tick.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
 	failing := false
 	for {
 		asked := time.Now()
@@ -111,14 +113,38 @@ func (d *deliverer) run(ctx context.Context) error {
 				d.mu.Unlock()
 			})
 		}
+		idle := len(d.workers) == 0
 		d.mu.Unlock()
+		wait := deliverInterval
+		if idle && !failing {
+			wait = d.untilDue(ctx)
+		}
+		look.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.wake:
-		case <-tick.C:
+		case <-look.C:
 		}
 	}
+}
+
+// untilDue returns how long nothing is due, at most idleInterval. What is due already is another replica's, as long as that has the
+// lease.
+func (d *deliverer) untilDue(ctx context.Context) time.Duration {
+	var seconds sql.NullFloat64
+	err := d.db.GetContext(ctx, &seconds, postgres.Prepared+`
+		SELECT extract(epoch FROM min(greatest(w.retry_at, due.next_attempt_at)) - now())
+		FROM webhook w CROSS JOIN LATERAL (
+			SELECT next_attempt_at FROM delivery WHERE webhook_id = w.id AND state = 'PENDING' ORDER BY next_attempt_at LIMIT 1) AS due
+		WHERE w.state = 'ENABLED'`)
+	switch {
+	case err == nil && !seconds.Valid:
+		return idleInterval
+	case err != nil || seconds.Float64 <= 0: // the next lease meets the same error, and tells of it
+		return deliverInterval
+	}
+	return min(time.Duration(seconds.Float64*float64(time.Second)), idleInterval)
 }
 
 // leaseDue leases webhooks that have due deliveries and that no replica sends to.

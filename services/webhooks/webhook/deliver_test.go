@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -516,6 +517,32 @@ func TestCommonPattern_IsAsNarrowAsItCanBe(t *testing.T) {
 	} {
 		if got := commonPattern([]subscriber{{EventTypes: types[:1]}, {EventTypes: types[1:]}}); got != want {
 			t.Errorf("%q: %s, want %s", types, got, want)
+		}
+	}
+}
+
+func TestDelivery_WhileNothingIsDueTheDatabaseIsNotAsked(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, _ := r.create(t, v.URL)
+	d := &deliverer{db: r.db, log: slog.New(slog.DiscardHandler)}
+	until := func() time.Duration { return d.untilDue(t.Context()) }
+	if wait := until(); wait != idleInterval {
+		t.Errorf("before there is anything to deliver, looks again after %s", wait)
+	}
+	r.log.add(t, newOrder("").events...)
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+	if wait := until(); wait != idleInterval {
+		t.Errorf("when all is delivered, looks again after %s", wait)
+	}
+	r.stop()
+	for due, want := range map[string]time.Duration{"-1 second": deliverInterval, "2 seconds": 2 * time.Second, "1 hour": idleInterval} {
+		if _, err := r.db.Exec(`UPDATE delivery SET state = 'PENDING', next_attempt_at = now() + $1::interval`, due); err != nil {
+			t.Fatal(err)
+		}
+		if wait := until(); wait > want || wait < max(want-time.Second, deliverInterval) {
+			t.Errorf("with a delivery due in %s, looks again after %s", due, wait)
 		}
 	}
 }
