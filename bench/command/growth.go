@@ -50,6 +50,7 @@ Takes about 6 GB on disk and a quarter of an hour for each million orders.`,
 	flags.IntVar(&o.Load, "load", 15000, "how many orders a run places, with 64 clients")
 	flags.IntVar(&o.Runs, "runs", 3, "how many runs at each size")
 	flags.IntVar(&o.Rate, "rate", 500, "how many orders a second are due in another run")
+	flags.IntVar(&o.Seconds, "seconds", 10, "how long they are due")
 	flags.IntVar(&o.Calls, "calls", 50, "how often each page is read")
 	flags.TextVar(&o.LogLevel, "log-level", o.LogLevel, "the shop's LOG_LEVEL; its log goes to .shop/bench.log")
 	flags.StringVar(&to, "json", "", "write all figures to this file as JSON")

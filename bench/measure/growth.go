@@ -22,8 +22,8 @@ type GrowthOptions struct {
 	// Orders is how many orders it has in the end. The rest grows with them, see sizesOf.
 	Orders int
 	// Load is how many orders a run places, Runs how many runs there are at each size, and Rate how many orders a second are due
-	// in another run of 10 s.
-	Load, Runs, Rate int
+	// in another run of so many Seconds.
+	Load, Runs, Rate, Seconds int
 	// Calls is how often each page of a list is read.
 	Calls int
 
@@ -40,8 +40,8 @@ func (o *GrowthOptions) Check() error {
 	if o.Orders < 1000 {
 		return errors.New("a shop grows to 1,000 orders at least: give more --orders")
 	}
-	if o.Load < 1 || o.Runs < 1 || o.Rate < 1 || o.Calls < 1 {
-		return errors.New("load, runs, rate and calls must be at least 1")
+	if o.Load < 1 || o.Runs < 1 || o.Rate < 1 || o.Seconds < 1 || o.Calls < 1 {
+		return errors.New("load, runs, rate, seconds and calls must be at least 1")
 	}
 	return nil
 }
@@ -76,9 +76,10 @@ type GrowthReport struct {
 }
 
 type growthRuns struct {
-	Load int `json:"load"`
-	Runs int `json:"runs"`
-	Rate int `json:"rate"`
+	Load    int `json:"load"`
+	Runs    int `json:"runs"`
+	Rate    int `json:"rate"`
+	Seconds int `json:"seconds"`
 }
 
 // GrowthStep is a shop of one size.
@@ -121,7 +122,7 @@ func Growth(ctx context.Context, o GrowthOptions) (_ *GrowthReport, err error) {
 		Program: o.Program, Servers: o.Servers, Logs: o.Logs, LogLevel: o.LogLevel,
 	}
 	g := &grower{growth: o, run: &run{Options: runs, pipeline: Shop}, token: rand.Text(), began: time.Now().Add(-pastDays * day)}
-	report := &GrowthReport{At: time.Now().UTC().Truncate(time.Second), Machine: newReport(ctx, runs).Machine, Options: growthRuns{o.Load, o.Runs, o.Rate}}
+	report := &GrowthReport{At: time.Now().UTC().Truncate(time.Second), Machine: newReport(ctx, runs).Machine, Options: growthRuns{o.Load, o.Runs, o.Rate, o.Seconds}}
 	if g.env, err = prepare(ctx, o.Servers); err != nil {
 		return nil, err
 	}
@@ -253,7 +254,7 @@ func (g *grower) rates(ctx context.Context, s *GrowthStep) (err error) {
 	closed.summarize()
 	s.Closed = closed.Median
 	g.tell("%d orders: %d orders/s due", s.Sizes.Orders, g.growth.Rate)
-	s.Open, err = g.measureOnce(ctx, g.growth.Rate, 10*g.growth.Rate)
+	s.Open, err = g.measureOnce(ctx, g.growth.Rate, g.growth.Seconds*g.growth.Rate)
 	return err
 }
 
@@ -338,7 +339,7 @@ func (g *grower) retention(ctx context.Context) (_ *RetentionFigures, err error)
 			err = errors.Join(err, replica.stop())
 		}
 	}()
-	g.Options.Rate, g.Options.Orders = g.growth.Rate, 10*g.growth.Rate
+	g.Options.Rate, g.Options.Orders = g.growth.Rate, g.growth.Seconds*g.growth.Rate
 	f.Open, err = g.placeWithoutCount(ctx)
 	return f, err
 }

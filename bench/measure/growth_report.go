@@ -14,7 +14,7 @@ const (
 
 // Write prints the report as tables, with a column for each size, and what is slower than it should be.
 func (r *GrowthReport) Write(out io.Writer) error {
-	fmt.Fprintf(out, "%s\n%d orders a run, medians of %d runs; %d orders/s due for 10 s\n\n", r.Machine, r.Options.Load, r.Options.Runs, r.Options.Rate)
+	fmt.Fprintf(out, "%s\n%d orders a run, medians of %d runs; %d orders/s due for %d s\n\n", r.Machine, r.Options.Load, r.Options.Runs, r.Options.Rate, r.Options.Seconds)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	line := func(about string, cell func(*GrowthStep) string) {
 		fmt.Fprint(w, about)

@@ -12,7 +12,7 @@ func TestGrowth_MeasuresAShopOfEachSize(t *testing.T) {
 	t.Parallel()
 	small := small(t)
 	report, err := Growth(t.Context(), GrowthOptions{
-		Orders: 2000, Load: 300, Runs: 1, Rate: 100, Calls: 2, Program: []string{os.Args[0], "serve"}, Servers: small.Servers, Logs: t.Output(),
+		Orders: 2000, Load: 300, Runs: 1, Rate: 100, Seconds: 2, Calls: 2, Program: []string{os.Args[0], "serve"}, Servers: small.Servers, Logs: t.Output(),
 	})
 	if err != nil {
 		t.Fatal(err)

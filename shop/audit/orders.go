@@ -444,10 +444,11 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, la
 	first, last, ever := time.Now(), time.Time{}, time.Now() // of the bounded; and from when on there can be some of the others
 	for id, f := range byID {
 		made := madeAt(id)
+		everywhere := made.IsZero() || late == nil || late[id] // the id of an order with an idempotency key has no time
 		if f.order != nil {
 			made = f.order.createdAt
 		}
-		if f.order == nil || late == nil || late[id] {
+		if f.order == nil || everywhere {
 			unbounded = append(unbounded, id)
 			ever = earlier(ever, made)
 			continue
