@@ -113,7 +113,7 @@ TEST_TIMEOUT ?= 2h
 
 # Tests that take the longest: they restart servers, fill queues with the largest messages, replace every secret, use the page in a
 # browser. CI runs them, too.
-LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Down_AsksBefore|Database_AStandby)
+LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Database_AStandby)
 RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
     -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
 
@@ -170,7 +170,7 @@ soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and
 cluster: ## Take brokers, the database and replicas away from a cluster under load, ten minutes (CLUSTER_SEED=42 CLUSTER_AWAY=30s CLUSTER_RATE=100)
 	@echo 'What the services say: .bin/cluster.log'
 	@mkdir -p .bin; go test -tags cluster -v -run '^TestCluster_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
-	    tee .bin/cluster.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
+	    tee .bin/cluster.log | grep --line-buffered -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
 
 .PHONY: webhooks
 webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
