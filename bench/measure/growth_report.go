@@ -108,13 +108,16 @@ func (r *GrowthReport) slow() (slow []string) {
 	if was, is := empty.Closed[settledRate], full.Closed[settledRate]; is*maxSlowdown < was {
 		slow = append(slow, fmt.Sprintf("settled: %s orders/s, %s when it was empty", number(is), number(was)))
 	}
-	for name, took := range map[string][2]float64{
-		"accept p99":                          {empty.Closed[acceptP99], full.Closed[acceptP99]},
-		"orders due: accept p99":              {empty.Open[acceptP99], full.Open[acceptP99]},
-		"orders due: accept to CONFIRMED p99": {empty.Open[confirmP99], full.Open[confirmP99]},
+	for _, took := range []struct {
+		about   string
+		was, is float64
+	}{
+		{"accept p99", empty.Closed[acceptP99], full.Closed[acceptP99]},
+		{"orders due: accept p99", empty.Open[acceptP99], full.Open[acceptP99]},
+		{"orders due: accept to CONFIRMED p99", empty.Open[confirmP99], full.Open[confirmP99]},
 	} {
-		if took[1] > maxSlowdown*took[0] {
-			slow = append(slow, fmt.Sprintf("%s: %s ms, %s when it was empty", name, number(took[1]), number(took[0])))
+		if took.is > maxSlowdown*took.was {
+			slow = append(slow, fmt.Sprintf("%s: %s ms, %s when it was empty", took.about, number(took.is), number(took.was)))
 		}
 	}
 	return slow
