@@ -12,8 +12,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/pagetoken"
+	"shop.example/topology"
 )
 
 // CallFigures are how long a call took, in milliseconds.
@@ -51,6 +53,7 @@ func growthCalls(orderID, product string) []growthCall {
 	}
 	request := func(m proto.Message) func([]byte) string { return plain(pagetoken.ListOf(m)) }
 	const eventLog = "logging.event_log"
+	confirmed, rejected := topology.RoutingKey(&eventsv1.OrderConfirmed{}), topology.RoutingKey(&eventsv1.OrderRejected{})
 	return []growthCall{
 		{about: "orders", path: "/v1/orders", position: orders(""), token: plain(" ")},
 		{about: "orders, 1,000 a page", path: "/v1/orders?page_size=1000", position: orders(""), token: plain(" ")},
@@ -62,10 +65,10 @@ func growthCalls(orderID, product string) []growthCall {
 		{about: "an order's events", path: "/v1/orders/" + orderID + "/events"},
 		{about: "events", path: "/v1/events", position: ids(eventLog, ""), token: request(&loggingv1.ListEventsRequest{})},
 		{about: "events, 1,000 a page", path: "/v1/events?page_size=1000", position: ids(eventLog, ""), token: request(&loggingv1.ListEventsRequest{})},
-		{about: "events of one type", path: "/v1/events?routing_key=shop.order.confirmed", position: ids(eventLog, " WHERE routing_key = 'shop.order.confirmed'"),
-			token: request(&loggingv1.ListEventsRequest{RoutingKey: "shop.order.confirmed"})},
-		{about: "events of a rare type", path: "/v1/events?routing_key=shop.order.rejected", position: ids(eventLog, " WHERE routing_key = 'shop.order.rejected'"),
-			token: request(&loggingv1.ListEventsRequest{RoutingKey: "shop.order.rejected"})},
+		{about: "events of one type", path: "/v1/events?routing_key=" + confirmed, position: ids(eventLog, " WHERE routing_key = '"+confirmed+"'"),
+			token: request(&loggingv1.ListEventsRequest{RoutingKey: confirmed})},
+		{about: "events of a rare type", path: "/v1/events?routing_key=" + rejected, position: ids(eventLog, " WHERE routing_key = '"+rejected+"'"),
+			token: request(&loggingv1.ListEventsRequest{RoutingKey: rejected})},
 		{about: "events of a type that none has", path: "/v1/events?routing_key=shop.inventory.delete"},
 		{about: "events of a pattern", path: "/v1/events?routing_key=" + url.QueryEscape("shop.stock.#"), position: ids(eventLog, " WHERE routing_key LIKE 'shop.stock.%'"),
 			token: request(&loggingv1.ListEventsRequest{RoutingKey: "shop.stock.#"})},
@@ -74,7 +77,7 @@ func growthCalls(orderID, product string) []growthCall {
 			token: request(&loggingv1.ListEventsRequest{Status: loggingv1.Event_error})},
 		{about: "events before a time", path: "/v1/events?published_before=%MIDDAY%", walk: true},
 		{about: "events after a time and before another", path: "/v1/events?published_after=%MORNING%&published_before=%MIDDAY%"},
-		{about: "events of one type before a time", path: "/v1/events?routing_key=shop.order.rejected&published_before=%MIDDAY%"},
+		{about: "events of one type before a time", path: "/v1/events?routing_key=" + rejected + "&published_before=%MIDDAY%"},
 		{about: "products", path: "/v1/inventory", position: `SELECT int8send(id) FROM inventory.product ORDER BY id`, token: plain("items")},
 		{about: "products, 1,000 a page", path: "/v1/inventory?page_size=1000", position: `SELECT int8send(id) FROM inventory.product ORDER BY id`, token: plain("items")},
 		{about: "a product's movements", path: "/v1/inventory/" + product + "/movements", position: `SELECT int8send(id) FROM inventory.stock_movement ORDER BY id DESC`, token: plain("movements of " + product)},
