@@ -86,8 +86,8 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261012220534-4341edf3f941 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
-	google.golang.org/protobuf v1.36.12 // indirect
-	shop.example/domain v0.0.0 // indirect
+	google.golang.org/protobuf v1.36.12
+	shop.example/domain v0.0.0
 	shop.example/gateway v0.0.0 // indirect
 	shop.example/services/inventory v0.0.0 // indirect
 	shop.example/services/logging v0.0.0 // indirect

@@ -94,8 +94,7 @@ func TestCluster_ABrokerThatIsAddedKeepsTheQueuesTooAndLeadersAreSpread(t *testi
 		if err == nil {
 			t.Error("shop provision says that something is left to be done, and ends with 0")
 		}
-		grow := own.controlCommand(t)
-		grow[len(grow)-3] = strings.Replace(grow[len(grow)-3], "rabbitmqctl", "rabbitmq-queues", 1)
+		grow := own.brokerTool(t, 0, "rabbitmq-queues")
 		cmd := exec.CommandContext(t.Context(), grow[0], append(append(grow[1:], strings.Fields(command[1])...), command[2])...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd.Args, err, out)

@@ -51,7 +51,7 @@ func (s *shop) control(t *testing.T, path, body string, answer any) {
 var allControls = []string{
 	"GET /demo", "POST /demo/services/order/stop", "POST /demo/services/order/start", "POST /demo/race", "POST /demo/twice",
 	"POST /demo/poison", "POST /demo/audit", "POST /demo/overload", "POST /demo/price", "POST /demo/crash", "POST /demo/disorder",
-	"POST /demo/replicas", "POST /demo/compare",
+	"POST /demo/replicas", "POST /demo/compare", "POST /demo/broker", "POST /demo/database", "POST /demo/slow", "POST /demo/repair",
 }
 
 func TestControls_AreNotThereUnlessAskedFor(t *testing.T) {
@@ -195,11 +195,14 @@ func TestControls_PoisonEndsAsADeadLetterThatIsNoViolation(t *testing.T) {
 // verdict is what the experiments report, each the part that it has.
 type verdict struct {
 	Orders, Room, Attempts, Refused, Accepted, Unpublished, Lost, Doubled, Before, Expected, Price int
+	Waiting, Effects, Stock, Open, Promised                                                        int
 
 	RetryAfter    int `json:"retry_after"`
 	StockBefore   int `json:"stock_before"`
 	StockAfter    int `json:"stock_after"`
-	Seconds       float64
+	InVain        int `json:"in_vain"`
+	Seconds, Cut  float64
+	Slowest       float64
 	State, Reason string
 	Usual, Waited string
 	Audit         struct{ Orders, Violations int }
@@ -224,6 +227,18 @@ func TestControls_WhatBreaksLosesAndDoublesNothing(t *testing.T) {
 		}},
 		{"replicas", func(v verdict) bool {
 			return v.Orders == 120 && v.Before > 0 && v.Before < 120 && v.StockAfter == v.StockBefore-120
+		}},
+		{"broker", func(v verdict) bool {
+			return v.Orders == 60 && v.Promised == 0 && v.Accepted == 60 && v.Attempts == 60+v.Refused && v.Cut >= 2 && v.Slowest > 1 && v.StockAfter == v.StockBefore-60
+		}},
+		{"database", func(v verdict) bool {
+			return v.Orders == 60 && v.Waiting > 0 && v.Waiting <= 40 && v.Slowest < 2 && v.StockAfter == v.StockBefore-60
+		}},
+		{"slow", func(v verdict) bool {
+			return v.Orders == 120 && v.Waiting > 0 && v.Slowest < 2 && v.StockAfter == v.StockBefore-120
+		}},
+		{"repair", func(v verdict) bool {
+			return v.InVain == 1 && v.Effects == 1 && v.Expected == 7 && v.Stock == 7 && v.Open == 0 && strings.Contains(v.Reason, "ITEM_EXISTS")
 		}},
 		{"compare", func(v verdict) bool { return v.Usual != v.Waited && v.Seconds > 2 && v.StockAfter == v.StockBefore-2 }},
 	} {

@@ -297,7 +297,7 @@ func (s *servers) kill(t *testing.T, name string) {
 // control runs rabbitmqctl on the broker.
 func (s *servers) control(t *testing.T, args ...string) {
 	t.Helper()
-	command := s.controlCommand(t)
+	command := s.brokerTool(t, 0, "rabbitmqctl")
 	cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("rabbitmqctl %v: %v\n%s", args, err, out)
@@ -326,15 +326,32 @@ func brokerName(node int) string {
 	return fmt.Sprintf("rabbitmq-%d", node+1)
 }
 
-// controlCommand is how rabbitmqctl is run to reach the broker.
-func (s *servers) controlCommand(t *testing.T) []string {
+// brokerTool is how a program of RabbitMQ is run for a node of the broker.
+func (s *servers) brokerTool(t *testing.T, node int, name string) []string {
 	t.Helper()
-	dir := filepath.Join(s.dir, brokerName(0))
-	program, err := exec.LookPath("rabbitmqctl")
-	if inside := "/usr/lib/rabbitmq/bin/rabbitmqctl"; err != nil || exists(inside) { // the one on the path changes to another user
+	program, err := exec.LookPath(name)
+	if inside := "/usr/lib/rabbitmq/bin/" + name; err != nil || exists(inside) { // the one on the path changes to another user
 		program = inside
 	}
-	return []string{"env", "HOME=" + dir, "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", s.brokerPorts(t, 0)[3]), program, "--node", "shop@localhost"}
+	erlang := "shop@localhost"
+	if node > 0 {
+		erlang = fmt.Sprintf("shop-%d@localhost", node+1)
+	}
+	return []string{"env", "HOME=" + filepath.Join(s.dir, brokerName(0)), "LANG=C.UTF-8", fmt.Sprintf("ERL_EPMD_PORT=%d", s.brokerPorts(t, 0)[3]),
+		program, "--node", erlang}
+}
+
+// brokerTools is a folder with the programs of RabbitMQ, for a node of the broker.
+func (s *servers) brokerTools(t *testing.T, node int) (bin string) {
+	t.Helper()
+	bin = t.TempDir()
+	for _, name := range []string{"rabbitmqctl", "rabbitmq-diagnostics", "rabbitmq-queues", "rabbitmq-upgrade"} {
+		wrapper := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(s.brokerTool(t, node, name), "' '"))
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(wrapper), 0o755); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
+	}
+	return bin
 }
 
 func exists(path string) bool {

@@ -125,6 +125,10 @@ func (s *shop) aDeadLetterThatWaitsIsNoViolation(t *testing.T) {
 	b.text("[data-experiment=poison] .result", "Passed.")
 	b.click("[data-experiment=audit] button")
 	b.text("[data-experiment=audit] .result", "Passed. 0 orders checked, 0 violations. 1 dead letter waits for a person, you sent it.")
+	// What was compared is said, beside the picture and where one looks things up.
+	b.until("document.querySelectorAll('#panel .audit tbody tr').length > 10 && document.querySelectorAll('#panel .audit .wrong').length === 1")
+	eval[any](b, "document.querySelector('#lookup-audit').open = true")
+	b.text("#audit-body .wrong", "dead letters")
 }
 
 // What is no id at all was shown as PENDING for ever.
@@ -343,7 +347,7 @@ func TestDocsPage_CanBeReadInLightAndDark(t *testing.T) {
 	}
 	b.until("document.querySelectorAll('.opblock-body').length === 4")
 	eval[any](b, string(axe)+"; null")
-	for _, fault := range eval[[]string](b, `axe.run({include: ['.info', '.scheme-container', '.opblock.is-open']}, {runOnly: ['color-contrast']}).then(({violations}) =>
+	for _, fault := range eval[[]string](b, `axe.run({include: ['.info', '.scheme-container', '.opblock.is-open']}, {runOnly: ['color-contrast', 'select-name', 'target-size']}).then(({violations}) =>
 		violations.flatMap(({nodes}) => nodes.map((node) => node.html + ' ' + node.failureSummary)))`) {
 		t.Error(fault)
 	}

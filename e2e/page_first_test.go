@@ -136,6 +136,8 @@ func (s *shop) experimentsAreSeenBesideThePicture(t *testing.T) {
 	for id, figures := range map[string]string{
 		"crash": "20 orders, 40 events unpublished at the crash; 0 lost, 0 doubled", "last": "5 tried, 1 sold, 4 refused, 0 oversold",
 		"price": "Seen 10 USD, now 12 USD: REJECTED, PRICE_CHANGED; stock 10 → 10.", "compare": "2 orders, 2 confirmed; inventory was stopped for ",
+		"broker": "Cut for 2", "database": "60 orders accepted, the slowest after ", "slow": "120 orders accepted, the slowest after ",
+		"repair": "Redriven 1 × in vain, then handled ",
 	} {
 		b.click("[data-experiment=" + id + "] button")
 		b.text("#panel", "Hypothesis:")

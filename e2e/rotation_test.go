@@ -75,7 +75,7 @@ func newRotation(t *testing.T) *rotation {
 	t.Helper()
 	own := stoppedServers(t, filepath.Join(t.TempDir(), "servers"))
 	r := &rotation{own: own, dir: t.TempDir(), amqps: freeAddrOf(t, "127.0.0.1"), base: map[*replica][]string{}, steps: rotationSteps(t)}
-	r.path = t.TempDir() + ":" + filepath.Dir(own.program) + ":" + os.Getenv("PATH")
+	r.path = filepath.Dir(own.program) + ":" + os.Getenv("PATH")
 	r.run(t, "shop secrets --operator ada")
 	r.run(t, "shop certs --dir certs gateway order inventory logging webhooks db rabbitmq")
 
@@ -92,10 +92,7 @@ func newRotation(t *testing.T) *rotation {
 		t.Fatal(err)
 	}
 	own.start(t)
-	wrapper := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(own.controlCommand(t), "' '"))
-	if err := os.WriteFile(filepath.Join(strings.Split(r.path, ":")[0], "rabbitmqctl"), []byte(wrapper), 0o755); err != nil { //nolint:gosec // a program
-		t.Fatal(err)
-	}
+	r.path = own.brokerTools(t, 0) + ":" + r.path
 	r.databaseTakesCertificate(t)
 	r.run(t, `psql "$ADMIN_DATABASE_URL" -qc "ALTER SYSTEM SET ssl_cert_file = 'cert.pem'" -c "ALTER SYSTEM SET ssl_key_file = 'key.pem'" -c "ALTER SYSTEM SET ssl = on" -c "SELECT pg_reload_conf()"`)
 	r.makeUsers(t)

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,6 +89,9 @@ func TestUpgrade_ReplicasOfTwoReleasesSideBySideLoseNothing(t *testing.T) {
 		t.Errorf("orders were refused while the database restarted: %v, before %v", refused, refusedBefore)
 	}
 	run("upgrade-broker")
+	own.stopBrokers(t, 0)
+	own.start(t)
+	run("upgrade-broker-next")
 	tr.flows(t, 50)
 
 	f.usedUpNoAttempt(t)
@@ -135,16 +137,7 @@ func usersOfRelease(t *testing.T, s *servers, dir string) map[string]string {
 // toolsOf is the environment of a shell that has the shop's programs, and RabbitMQ's for the broker of s.
 func toolsOf(t *testing.T, s *servers) []string {
 	t.Helper()
-	command, bin := s.controlCommand(t), t.TempDir()
-	control := slices.IndexFunc(command, func(arg string) bool { return filepath.Base(arg) == "rabbitmqctl" })
-	for _, name := range []string{"rabbitmqctl", "rabbitmq-upgrade"} {
-		command[control] = filepath.Join(filepath.Dir(command[control]), name)
-		wrapper := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(command, "' '"))
-		if err := os.WriteFile(filepath.Join(bin, name), []byte(wrapper), 0o755); err != nil { //nolint:gosec // a program
-			t.Fatal(err)
-		}
-	}
-	return append(os.Environ(), "PATH="+bin+":"+filepath.Dir(s.program)+":"+os.Getenv("PATH"))
+	return append(os.Environ(), "PATH="+s.brokerTools(t, 0)+":"+filepath.Dir(s.program)+":"+os.Getenv("PATH"))
 }
 
 // without takes the services out of the deployment that a release, whose binaries are in dir, does not have, and returns them.

@@ -98,7 +98,9 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 	}
 	flags := cmd.Flags()
 	flags.IntVar(&o.Orders, "orders", 30000, "how many orders a run places")
-	flags.IntVar(&o.Clients, "clients", 64, "how many connections place orders")
+	flags.IntVar(&o.Clients, "clients", 64, "how many clients place orders, each with a connection of its own")
+	flags.IntVar(&o.Connections, "connections", 0, "how many connections the clients share, with --grpc (0: one each)")
+	flags.IntVar(&o.Idle, "idle", 0, "how many more connections are open and place no order")
 	flags.IntVar(&o.Rate, "rate", 0, "open loop: how many orders a second are due")
 	flags.DurationVar(&duration, "duration", 30*time.Second, "how long orders are due, with --rate")
 	flags.IntVar(&o.Lines, "lines", 2, "how many lines an order has")
@@ -123,7 +125,7 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 	cmd.MarkFlagsMutuallyExclusive("rate", "orders")
 	cmd.MarkFlagsMutuallyExclusive("backlog", "orders")
 	cmd.MarkFlagsMutuallyExclusive("compare", "json")
-	cmd.AddCommand(gateCommand(), serveCommand())
+	cmd.AddCommand(gateCommand(), growthCommand(), serveCommand())
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cli.Strict(cmd)
 	return cmd
@@ -210,14 +212,18 @@ func runBench(cmd *cobra.Command, o measure.Options) (report *measure.Report, er
 	defer endProgress()
 	o.Progress = progress
 	err = stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
-		o.Servers = measure.Servers{
-			DatabaseURL: servers.DatabaseURL, AMQPURL: servers.AMQPURL, ManagementURL: servers.ManagementURL,
-			PostgresPID: servers.PostgresPID, RabbitMQPID: servers.RabbitMQPID,
-		}
+		o.Servers = serversOf(servers)
 		report, err = measure.Run(cmd.Context(), o)
 		return err
 	})
 	return report, err
+}
+
+func serversOf(s *stack.Stack) measure.Servers {
+	return measure.Servers{
+		DatabaseURL: s.DatabaseURL, AMQPURL: s.AMQPURL, ManagementURL: s.ManagementURL,
+		PostgresPID: s.PostgresPID, RabbitMQPID: s.RabbitMQPID,
+	}
 }
 
 // barWidth is how many characters the bar itself has.

@@ -21,7 +21,11 @@ import (
 // Options say what is measured. 0 means none for each number, unless its field says otherwise.
 type Options struct {
 	Orders  int // how many orders a run places; in open loop that is Rate times its duration
-	Clients int // how many connections place orders, one at a time each
+	Clients int // how many place orders, one at a time each
+	// Connections is how many connections the clients share over gRPC; 0 is one for each client, as over HTTP/1.1.
+	Connections int
+	// Idle is how many more connections are open and place no order.
+	Idle int
 	// Rate is how many orders a second are due in open loop. 0 is closed loop: a client places its next order when the
 	// last one is accepted.
 	Rate int
@@ -88,8 +92,10 @@ func (o *Options) Check() error {
 		return errors.New("orders, clients, lines, products, runs and replicas must be at least 1")
 	case o.Lines > 100:
 		return errors.New("an order has at most 100 lines: give --lines from 1 to 100")
-	case o.Rate < 0 || o.Preload < 0:
-		return errors.New("rate and preload must not be negative")
+	case o.Rate < 0 || o.Preload < 0 || o.Connections < 0 || o.Idle < 0:
+		return errors.New("rate, preload, connections and idle must not be negative")
+	case o.Connections > 0 && !o.GRPC:
+		return errors.New("over HTTP/1.1 each client has its own connection: leave out --connections, or give --grpc, too")
 	case o.Backlog && o.Rate > 0:
 		return errors.New("a backlog is accepted in closed loop: leave out --rate or --backlog")
 	case o.Separate && o.Replicas > 1:

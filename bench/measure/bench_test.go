@@ -94,7 +94,10 @@ func TestRun_OpenLoopSeesEachConfirmation(t *testing.T) {
 		t.Run(fmt.Sprintf("gRPC %t", overGRPC), func(t *testing.T) {
 			t.Parallel()
 			o := small(t)
-			o.Orders, o.Rate, o.GRPC, o.Replicas = 100, 200, overGRPC, 2
+			o.Orders, o.Rate, o.GRPC, o.Replicas, o.Idle = 100, 200, overGRPC, 2, 5
+			if overGRPC {
+				o.Connections = 2
+			}
 			f := mustRun(t, o).Results[Shop].Median
 			wantFigures(t, f, always...)
 			if f[acceptedRate] > 210 {

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,6 +30,7 @@ type client interface {
 // load is the clients of a run, connected.
 type load struct {
 	clients  []client
+	idle     []net.Conn
 	accepted atomic.Int64
 	// onAccept is called with the id of an order that was accepted, from many goroutines. It may be nil.
 	onAccept func(id string, at time.Time)
@@ -41,9 +44,12 @@ func dial(ctx context.Context, r *run) (*load, error) {
 		addr := front[n%len(front)]
 		var c client
 		var err error
-		if r.GRPC && r.pipeline == Shop {
+		switch overGRPC := r.GRPC && r.pipeline == Shop; {
+		case overGRPC && r.Connections > 0 && n >= r.Connections:
+			c = l.clients[n%r.Connections]
+		case overGRPC:
 			c, err = dialGRPC(addr, orders)
-		} else {
+		default:
 			c, err = dialREST(ctx, addr, orders)
 		}
 		if err != nil {
@@ -52,10 +58,42 @@ func dial(ctx context.Context, r *run) (*load, error) {
 		}
 		l.clients = append(l.clients, c)
 	}
+	for n := range r.Idle {
+		conn, err := dialIdle(ctx, front[n%len(front)])
+		if err != nil {
+			l.close()
+			return nil, fmt.Errorf("idle connection %d: %w", n+1, err)
+		}
+		l.idle = append(l.idle, conn)
+	}
 	return l, nil
 }
 
+// dialIdle returns a connection that has had an answer, as one of a browser that is kept for the next page has.
+func dialIdle(ctx context.Context, addr string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	_, err = fmt.Fprintf(conn, "GET /v1/inventory HTTP/1.1\r\nHost: %s\r\n\r\n", addr)
+	if err == nil {
+		var res *http.Response
+		if res, err = http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+			_, err = io.Copy(io.Discard, res.Body)
+			err = errors.Join(err, res.Body.Close())
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
 func (l *load) close() {
+	for _, conn := range l.idle {
+		_ = conn.Close()
+	}
 	for _, c := range l.clients {
 		c.close()
 	}

@@ -192,7 +192,7 @@ func configure() (cfg local.Config, err error) {
 	if err := env.Parse(&cfg); err != nil {
 		return cfg, fmt.Errorf("reading the environment: %w", err)
 	}
-	cfg.OperatorToken, cfg.IDSecret = rand.Text(), rand.Text()
+	cfg.OperatorToken, cfg.IDSecret = cmp.Or(cfg.OperatorToken, rand.Text()), rand.Text()
 	cfg.AMQPURLs, cfg.DatabaseURLs = local.OneBroker(os.Getenv("AMQP_URL")), map[string]string{}
 	for _, schema := range db.Schemas() {
 		cfg.DatabaseURLs[schema] = os.Getenv("DATABASE_URL")

@@ -100,10 +100,13 @@ type Settings struct {
 	Lines    int  `json:"lines"`
 	Products int  `json:"products"`
 	GRPC     bool `json:"grpc,omitempty"`
-	Preload  int  `json:"preload,omitempty"`
-	Backlog  bool `json:"backlog,omitempty"`
-	Replicas int  `json:"replicas"`
-	Separate bool `json:"separate,omitempty"`
+	// Connections is how many the clients share over gRPC, 0 for one each.
+	Connections int  `json:"connections,omitempty"`
+	Idle        int  `json:"idle,omitempty"`
+	Preload     int  `json:"preload,omitempty"`
+	Backlog     bool `json:"backlog,omitempty"`
+	Replicas    int  `json:"replicas"`
+	Separate    bool `json:"separate,omitempty"`
 	// LogLevel is the shop's. Reports from before it was measured at the default level have none; they are at warn.
 	LogLevel slog.Level `json:"log_level"`
 }
@@ -130,7 +133,7 @@ func newReport(ctx context.Context, o *Options) *Report {
 	r := &Report{
 		At: time.Now().UTC().Truncate(time.Second),
 		Settings: Settings{
-			Orders: o.Orders, Clients: o.Clients, Rate: o.Rate, Lines: o.Lines, Products: o.Products, GRPC: o.GRPC,
+			Orders: o.Orders, Clients: o.Clients, Rate: o.Rate, Lines: o.Lines, Products: o.Products, GRPC: o.GRPC, Connections: o.Connections, Idle: o.Idle,
 			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, Separate: o.Separate, LogLevel: o.LogLevel,
 		},
 		Machine: Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()},
@@ -312,6 +315,12 @@ func (s Settings) String() string {
 	}
 	if s.GRPC {
 		how += " over gRPC"
+		if s.Connections > 0 {
+			how += fmt.Sprintf(" and %d connections", s.Connections)
+		}
+	}
+	if s.Idle > 0 {
+		how += fmt.Sprintf(" and %d idle connections", s.Idle)
 	}
 	text := fmt.Sprintf("%d orders of %d lines over %d products, %s", s.Orders, s.Lines, s.Products, how)
 	if s.Preload > 0 {

@@ -4,6 +4,8 @@
 // taskset. It wants a broker of its own:
 //
 //	.bin/shopdev exec --fast -- go run ./bench/queues -core 0
+//
+// With -ways it measures instead what an order's messages cost the broker if they travelled in another way: see ways.
 package main
 
 import (
@@ -47,7 +49,22 @@ func main() {
 	rounds := flag.Int("rounds", 3, "so many runs of each number of queues, in turns")
 	size := flag.Int("size", 300, "bytes of a message")
 	core := flag.Int("core", -1, "bind the broker to this core, and this program to the others")
+	other := flag.Bool("ways", false, "measure the ways in which an order's messages could travel")
+	pid := flag.Int("pid", 0, "the broker's process, if it is not on this machine under the number that it says (in a container)")
 	flag.Parse()
+	if *other {
+		err := error(nil)
+		if *pid == 0 {
+			*pid, err = brokerPID(os.Getenv("AMQP_MANAGEMENT_URL"))
+		}
+		if err == nil {
+			err = runWays(*messages/3/240*240, *rounds, *pid) // three messages an order, in whole batches
+		}
+		if err != nil {
+			log.Fatal("queues: ", err)
+		}
+		return
+	}
 	if err := run(*messages, *rounds, *size, *core); err != nil {
 		log.Fatal("queues: ", err)
 	}

@@ -2,8 +2,9 @@
 // guarantees hold. A shop has them only if it runs in one process and was started with them.
 //
 // Services can be stopped and started (controls.go). An experiment injects one fault and reports in figures what happened:
-// many orders at once (race.go, overload.go), messages that come twice, in another order or broken (duplicate.go, disorder.go), services
-// that die (crash.go), and what changes while an order waits (meanwhile.go). One experiment runs at a time; each ends within
+// many orders at once (race.go, overload.go), messages that come twice, in another order or broken (duplicate.go, disorder.go,
+// repair.go), services that die (crash.go), servers that are out of reach or slow (away.go), and what changes while an order
+// waits (meanwhile.go). One experiment runs at a time; each ends within
 // 20 s, with an error if the shop is not done by then. It deletes its products; its orders stay in the log.
 package controls
 
@@ -72,6 +73,10 @@ func New(cfg Config) func(*local.Shop) []rest.DemoHandler {
 			{Method: http.MethodPost, Path: "/demo/disorder", Call: c.experiment((*experiment).disorder)},
 			{Method: http.MethodPost, Path: "/demo/replicas", Call: c.experiment((*experiment).replicas)},
 			{Method: http.MethodPost, Path: "/demo/compare", Call: c.experiment((*experiment).compare)},
+			{Method: http.MethodPost, Path: "/demo/broker", Call: c.experiment((*experiment).broker)},
+			{Method: http.MethodPost, Path: "/demo/database", Call: c.experiment((*experiment).database)},
+			{Method: http.MethodPost, Path: "/demo/slow", Call: c.experiment((*experiment).slow)},
+			{Method: http.MethodPost, Path: "/demo/repair", Call: c.experiment((*experiment).repair)},
 			{Method: http.MethodPost, Path: "/demo/audit", Call: c.experiment((*experiment).audit)},
 		}
 	}
@@ -85,7 +90,8 @@ type controls struct {
 
 	stepsMu sync.Mutex
 	begin   time.Time
-	steps   []step // of the experiment that runs, or of the last one
+	steps   []step       // of the experiment that runs, or of the last one
+	audited *auditAnswer // the last audit; nil if there was none
 }
 
 // step is what has happened in an experiment, in words.
@@ -113,9 +119,11 @@ func (c *controls) list(context.Context, map[string]string, []byte) (any, error)
 	var answer struct {
 		Services []state `json:"services"`
 		Steps    []step  `json:"steps,omitempty"`
+		// Audit is the last one that was asked for.
+		Audit *auditAnswer `json:"audit,omitempty"`
 	}
 	c.stepsMu.Lock()
-	answer.Steps = slices.Clone(c.steps)
+	answer.Steps, answer.Audit = slices.Clone(c.steps), c.audited
 	c.stepsMu.Unlock()
 	for _, name := range names {
 		answer.Services = append(answer.Services, state{name, c.shop.Services()[name].Running()})
@@ -239,6 +247,8 @@ type verdict struct {
 
 type auditAnswer struct {
 	verdict
+	At       time.Time         `json:"at"`
+	Checks   []audit.Result    `json:"checks"`
 	Seconds  float64           `json:"seconds"`
 	Findings []audit.Violation `json:"findings"`
 	// DeadLetters are open: they wait for a person and contradict nothing. Sent of them are poison of these experiments.
@@ -255,7 +265,7 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := auditAnswer{verdict: newVerdict(r), Seconds: r.Took.Seconds(), Findings: slices.DeleteFunc(r.Violations, func(v audit.Violation) bool {
+	answer := auditAnswer{verdict: newVerdict(r), At: r.At, Checks: r.Checks, Seconds: r.Took.Seconds(), Findings: slices.DeleteFunc(r.Violations, func(v audit.Violation) bool {
 		return v.Check == audit.DeadLetters
 	})}
 	for _, c := range r.Checks {
@@ -270,6 +280,9 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 		}
 		answer.Sent += len(letters.GetDeadLetters())
 	}
+	e.stepsMu.Lock()
+	defer e.stepsMu.Unlock()
+	e.audited = &answer
 	return answer, nil
 }
 

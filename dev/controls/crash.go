@@ -30,25 +30,30 @@ func (e *experiment) newVictim(ctx context.Context) (*victim, error) {
 	if v.broker, err = newLine(e.AMQPURLs[topology.Order]); err != nil {
 		return nil, apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "%v", err)
 	}
-	e.undo = append(e.undo, v.broker.cut)
+	e.undo = append(e.undo, v.broker.end)
 	if v.database, err = newLine(e.DatabaseURLs["orders"]); err != nil {
 		return nil, apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "%v", err)
 	}
-	e.undo = append(e.undo, v.database.cut)
+	e.undo = append(e.undo, v.database.end)
 	if v.Service, err = e.shop.Replica(ctx, topology.Order, func(cfg *local.Config) {
 		cfg.AMQPURLs[topology.Order], cfg.DatabaseURLs["orders"] = v.broker.url, v.database.url
 	}); err != nil {
 		return nil, err
 	}
+	return v, e.runReplica(ctx, topology.Order, v.Service)
+}
+
+// runReplica runs a replica of a service until the experiment ends, and returns when it is ready.
+func (e *experiment) runReplica(ctx context.Context, name string, replica *local.Service) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = v.Run(running) // what it has met was done to it
+		_ = replica.Run(running) // what it has met was done to it
 	}()
 	e.undo = append(e.undo, func() { stop(); <-ended })
-	return v, e.until(ctx, "a replica of the order service was started, but is not ready yet", func() bool {
-		return service.Probe(ctx, v.AdminAddr()) == nil
+	return e.until(ctx, fmt.Sprintf("a replica of the %s service was started, but is not ready yet", name), func() bool {
+		return service.Probe(ctx, replica.AdminAddr()) == nil
 	})
 }
 

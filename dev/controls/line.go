@@ -8,13 +8,15 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
-// line forwards the connections of a service to a server. Cut, the service reaches the server no more, and the server sees
-// what it sees when the service's machine dies: connections that end in the middle of the work.
+// line forwards the connections of a service to a server. Cut, the service reaches the server no more, and both see what
+// they see when the other's machine dies: connections that end in the middle of the work, and none that is taken.
 type line struct {
-	url      string // the server's URL, but through the line
-	answered atomic.Int64
+	url      string       // the server's URL, but through the line
+	answered atomic.Int64 // bytes of the server
+	delay    atomic.Int64 // of each answer, a time.Duration
 
 	target   string
 	listener net.Listener
@@ -25,7 +27,7 @@ type line struct {
 	conns []net.Conn
 }
 
-// newLine starts a line to the server whose host and port are in serverURL. Cut it in the end.
+// newLine starts a line to the server whose host and port are in serverURL. End it.
 func newLine(serverURL string) (*line, error) {
 	u, err := url.Parse(serverURL)
 	if err != nil || u.Host == "" || u.Scheme == "amqps" {
@@ -45,7 +47,7 @@ func (l *line) accept() {
 	for {
 		client, err := l.listener.Accept()
 		if err != nil {
-			return // it is cut
+			return // it has ended
 		}
 		server, err := new(net.Dialer).DialContext(context.Background(), "tcp", l.target)
 		if err != nil {
@@ -53,39 +55,61 @@ func (l *line) accept() {
 			continue
 		}
 		l.mu.Lock()
-		l.conns = append(l.conns, client, server)
-		cut := l.isCut
-		l.mu.Unlock()
-		if cut {
-			_ = client.Close()
-			_ = server.Close()
-			return
+		if l.isCut {
+			reset(client, server)
+			l.mu.Unlock()
+			continue
 		}
+		l.conns = append(l.conns, client, server)
+		l.mu.Unlock()
 		end := func() { _ = client.Close(); _ = server.Close() }
 		l.running.Go(func() { _, _ = io.Copy(server, client); end() })
-		l.running.Go(func() { _, _ = io.Copy(io.MultiWriter(client, (*counter)(&l.answered)), server); end() })
+		l.running.Go(func() { _, _ = io.Copy(answers{client, l}, server); end() })
 	}
 }
 
-// cut closes all connections, and takes no new ones.
+// cut closes all connections, and lets no new ones live until the line is mended.
 func (l *line) cut() {
-	_ = l.listener.Close()
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.isCut = true
-	for _, c := range l.conns {
-		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // nothing that is on its way arrives
-		}
-		_ = c.Close()
-	}
-	l.mu.Unlock()
+	reset(l.conns...)
+	l.conns = nil
+}
+
+func (l *line) mend() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = false
+}
+
+// end cuts the line for good.
+func (l *line) end() {
+	_ = l.listener.Close()
+	l.cut()
 	l.running.Wait()
 }
 
-// counter counts the bytes that are written to it.
-type counter atomic.Int64
+// reset closes connections so that nothing that is on its way arrives.
+func reset(conns ...net.Conn) {
+	for _, c := range conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = c.Close()
+	}
+}
 
-func (c *counter) Write(p []byte) (int, error) {
-	(*atomic.Int64)(c).Add(int64(len(p)))
-	return len(p), nil
+// answers writes what a server answers to the client: after the delay of the line.
+type answers struct {
+	client net.Conn
+	line   *line
+}
+
+func (a answers) Write(p []byte) (int, error) {
+	a.line.answered.Add(int64(len(p)))
+	if delay := time.Duration(a.line.delay.Load()); delay > 0 {
+		<-time.After(delay)
+	}
+	return a.client.Write(p)
 }

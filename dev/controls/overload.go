@@ -17,18 +17,15 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shop.example/dev/local"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
-	"shop.example/platform/service"
 	"shop.example/topology"
 )
 
 type overloadAnswer struct {
-	Orders      int     `json:"orders"`
-	Room        int64   `json:"room"`     // how many orders may wait for the broker at a time
-	Attempts    int64   `json:"attempts"` // to place them
-	Refused     int64   `json:"refused"`  // of them, with 503 and Retry-After
-	RetryAfter  int64   `json:"retry_after"`
-	Accepted    int64   `json:"accepted"` // with 202
+	Orders int   `json:"orders"`
+	Room   int64 `json:"room"` // how many orders may wait for the broker at a time
+	attempts
 	StockBefore int32   `json:"stock_before"`
 	StockAfter  int32   `json:"stock_after"`
 	Seconds     float64 `json:"seconds"` // until all were settled
@@ -52,36 +49,17 @@ func (e *experiment) overload(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = gateway.Run(running) // what is wrong with it, the orders tell
-	}()
-	e.undo = append(e.undo, func() { stop(); <-ended })
-	if err := e.until(ctx, "another gateway was started, but is not ready yet", func() bool {
-		return service.Probe(ctx, gateway.AdminAddr()) == nil
-	}); err != nil {
+	if err := e.runReplica(ctx, topology.Gateway, gateway); err != nil {
 		return nil, err
 	}
 	e.say("A second gateway is started, with room for %d orders that wait for the broker's confirm. %d clients place an order at once.", answer.Room, answer.Orders)
-	clients := client{
-		http: &http.Client{Transport: &http.Transport{MaxConnsPerHost: answer.Orders, MaxIdleConnsPerHost: answer.Orders}},
-		url:  "http://" + gateway.GRPCAddr() + "/v1/orders",
-		order: fmt.Sprintf(`{"customer_name":"Demo","customer_email":"demo@example.org","order_items":[{"product_id":%d,"quantity":1}]}`,
-			product.GetId()),
-		answer: &answer,
-	}
-	var first sync.Once
-	clients.refused = func(after int64) {
-		first.Do(func() {
-			e.say("The first is refused: 503, Retry-After: %d. That gateway keeps no more than it has room for; each client waits as it is told.", after)
-		})
-	}
+	clients := newClient(gateway, product, answer.Orders, &answer.attempts, func(after int64) {
+		e.say("The first is refused: 503, Retry-After: %d. That gateway keeps no more than it has room for; each client waits as it is told.", after)
+	})
 	defer clients.http.CloseIdleConnections()
 	var placing errgroup.Group
 	for range answer.Orders {
-		placing.Go(func() error { return clients.place(ctx) })
+		placing.Go(func() error { _, err := clients.place(ctx); return err })
 	}
 	if err := placing.Wait(); err != nil {
 		return nil, err
@@ -102,49 +80,69 @@ func (e *experiment) overload(ctx context.Context, body []byte) (any, error) {
 	return answer, err
 }
 
-// client places orders over REST, and counts what it is answered.
+// attempts counts attempts to place orders over REST.
+type attempts struct {
+	Attempts   int64 `json:"attempts"`
+	Refused    int64 `json:"refused"` // of them, with 503 and Retry-After
+	RetryAfter int64 `json:"retry_after"`
+	Accepted   int64 `json:"accepted"` // with 202
+}
+
+// client places orders over REST, and counts what it is answered. It may be used concurrently.
 type client struct {
 	http       *http.Client
 	url, order string
-	answer     *overloadAnswer
+	counts     *attempts
+	first      sync.Once
 	refused    func(after int64) // called with the first Retry-After
 }
 
-// place places an order, and tries again for as long as it is told to.
-func (c client) place(ctx context.Context) error {
+// newClient returns a client of a gateway that orders one piece each time, and so many at a time. Close its connections.
+func newClient(gateway *local.Service, product *inventoryv1.Item, atATime int, counts *attempts, refused func(after int64)) *client {
+	return &client{
+		http: &http.Client{Transport: &http.Transport{MaxConnsPerHost: atATime, MaxIdleConnsPerHost: atATime}},
+		url:  "http://" + gateway.GRPCAddr() + "/v1/orders",
+		order: fmt.Sprintf(`{"customer_name":"Demo","customer_email":"demo@example.org","order_items":[{"product_id":%d,"quantity":1}]}`,
+			product.GetId()),
+		counts: counts, refused: refused,
+	}
+}
+
+// place places an order, tries again for as long as it is told to, and returns the order's id.
+func (c *client) place(ctx context.Context) (id string, err error) {
 	key := uuid.NewString()
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewBufferString(c.order))
 		if err != nil {
-			return err
+			return "", err
 		}
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Idempotency-Key", key)
-		atomic.AddInt64(&c.answer.Attempts, 1)
+		atomic.AddInt64(&c.counts.Attempts, 1)
 		res, err := c.http.Do(req)
 		if err != nil {
-			return apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "placing an order: %v", err)
+			return "", apierror.Unavailable("EXPERIMENT_UNAVAILABLE", time.Second, "placing an order: %v", err)
 		}
-		var refusal struct{ Message string }
-		err = errors.Join(json.NewDecoder(res.Body).Decode(&refusal), res.Body.Close())
+		var answer struct{ ID, Message string } // an order, or why there is none
+		err = errors.Join(json.NewDecoder(res.Body).Decode(&answer), res.Body.Close())
 		after, noDelay := strconv.ParseInt(res.Header.Get("Retry-After"), 10, 64)
 		switch {
 		case err != nil:
-			return fmt.Errorf("reading an answer: %w", err)
+			return "", fmt.Errorf("reading an answer: %w", err)
 		case res.StatusCode == http.StatusAccepted:
-			atomic.AddInt64(&c.answer.Accepted, 1)
-			return nil
+			atomic.AddInt64(&c.counts.Accepted, 1)
+			return answer.ID, nil
 		case res.StatusCode != http.StatusServiceUnavailable || noDelay != nil:
-			return fmt.Errorf("placing an order: %s without Retry-After: %s", res.Status, refusal.Message)
+			return "", fmt.Errorf("placing an order: %s without Retry-After: %s", res.Status, answer.Message)
 		}
-		atomic.AddInt64(&c.answer.Refused, 1)
-		atomic.StoreInt64(&c.answer.RetryAfter, after)
-		c.refused(after)
+		atomic.AddInt64(&c.counts.Refused, 1)
+		atomic.StoreInt64(&c.counts.RetryAfter, after)
+		c.first.Do(func() { c.refused(after) })
 		wait := time.Duration(after)*time.Second + rand.N(time.Second) //nolint:gosec // no secret: clients that come back together meet again
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return ctx.Err()
+			return "", ctx.Err()
 		}
 	}
 }

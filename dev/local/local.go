@@ -65,6 +65,7 @@ type Config struct {
 	Currency          string        `env:"SHOP_CURRENCY" envDefault:"USD"`
 	MaxStreams        int           `env:"SHOP_MAX_STREAMS"`
 	TraceURL          string        `env:"TRACE_URL"`
+	DashboardURL      string        `env:"DASHBOARD_URL"`
 	HoldLimit         time.Duration `env:"HOLD_LIMIT"`
 	EventLogRetention time.Duration `env:"EVENT_LOG_RETENTION" envDefault:"9600h"`
 	Retention         outbox.Retention
@@ -204,7 +205,7 @@ func (cfg Config) gateway(admin string) server.Config {
 		AMQPURL: cfg.AMQPURLs[topology.Gateway], HTTPAddr: cfg.HTTPAddr, AdminAddr: admin, PprofAddr: cfg.PprofAddr,
 		OrderAddr: cfg.OrderAddr, InventoryAddr: cfg.InventoryAddr, LoggingAddr: cfg.LoggingAddr, WebhooksAddr: cfg.WebhooksAddr, TLS: cfg.TLS,
 		OperatorToken: cfg.OperatorToken, OperatorTokens: cfg.OperatorTokens, IDSecret: cfg.IDSecret, PreviousIDSecret: cfg.PreviousIDSecret,
-		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, Ingress: cfg.Ingress,
+		Currency: cfg.Currency, MaxStreams: cfg.MaxStreams, TraceURL: cfg.TraceURL, DashboardURL: cfg.DashboardURL, Ingress: cfg.Ingress,
 	}
 }
 

@@ -70,6 +70,10 @@ func New(cfg Config, grpc *grpc.Server, rest restHandler, callers ClientIdentifi
 	if err != nil {
 		return nil, err
 	}
+	if rate != nil {
+		log.Info("each client has a limit of calls for this gateway alone; with several, set RATE_LIMIT to the calls that it may make of all, divided by their number",
+			"calls_a_second", rate.PerSecond, "burst", rate.Burst)
+	}
 	logins, err := newLogins(meter, log)
 	if err != nil {
 		return nil, err

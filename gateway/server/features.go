@@ -24,7 +24,8 @@ type parts struct {
 	request  func(ctx context.Context, request, reply proto.Message) error // asks over the broker
 	currency string                                                        // of prices without one
 	demo     bool                                                          // whether there are demo handlers
-	traceURL string                                                        // of the page of a trace, "" for none
+
+	traceURL, dashboardURL string // of the page of a trace, and of the dashboards; "" for none
 }
 
 // addFeatures adds the optional features. To remove one, delete its folder, and its line and import here; `make removable`
@@ -32,6 +33,6 @@ type parts struct {
 func addFeatures(p parts) error {
 	return errors.Join(
 		intermediary.Register(p.services, p.rest, p.paths, p.orders, p.request, p.currency),
-		web.Register(p.rest, p.conn, p.demo, p.traceURL),
+		web.Register(p.rest, p.conn, p.demo, p.traceURL, p.dashboardURL),
 	)
 }

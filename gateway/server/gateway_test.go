@@ -621,6 +621,7 @@ func TestNew_SaysWhatIsWrongWithTheConfiguration(t *testing.T) {
 		"SHOP_ID_SECRET is too short": func(c *Config) { c.IDSecret = "short" },
 		"SHOP_MAX_STREAMS":            func(c *Config) { c.MaxStreams = -1 },
 		"TRACE_URL":                   func(c *Config) { c.TraceURL = "http://localhost:16686" },
+		"DASHBOARD_URL":               func(c *Config) { c.DashboardURL = "javascript:alert(1)" },
 		"SHOP_MAX_CALLS":              func(c *Config) { c.Ingress.MaxCalls = -1 },
 		"SHOP_MAX_CONNECTIONS must":   func(c *Config) { c.Ingress.MaxConnections = -1 },
 	} {

@@ -72,6 +72,8 @@ type Config struct {
 	// TraceURL is the URL of the page that shows a trace, with {trace_id} in it, for links on the front page; empty for no
 	// links.
 	TraceURL string `env:"TRACE_URL"`
+	// DashboardURL is the URL of the dashboards, for a link that operators see on the front page; empty for none.
+	DashboardURL string `env:"DASHBOARD_URL"`
 	// HTTPTLS is the certificate for REST and gRPC.
 	HTTPTLS ingress.TLS
 	// Ingress has the limits of calls, and the issuer of customers' tokens.
@@ -190,7 +192,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	err = errors.Join(
 		addServices(restServer),
 		addFeatures(parts{
-			services: a, conn: a.local, rest: restServer, paths: paths, orders: orders, request: replies.Request, currency: cfg.Currency, demo: len(cfg.DemoHandlers) > 0, traceURL: cfg.TraceURL,
+			services: a, conn: a.local, rest: restServer, paths: paths, orders: orders, request: replies.Request, currency: cfg.Currency, demo: len(cfg.DemoHandlers) > 0, traceURL: cfg.TraceURL, dashboardURL: cfg.DashboardURL,
 		}),
 		streams.New(a.local, restServer, clients, s.Stopping()).Register(),
 		restServer.AddDemo(cfg.DemoHandlers, a.access.RequireOperator, s.Stopping()),

@@ -48,6 +48,7 @@ type form struct {
 	Modules            []string // that the page runs at once
 	Demo               bool     // whether operators can break the shop under /demo
 	TraceURL           string   // of the page of a trace
+	DashboardURL       string   // of the dashboards
 	Products           []product
 	PageToken          string // of the page of the catalogue that is shown; "" for the first
 	NextPage           string // the token of the next one; "" if there is none

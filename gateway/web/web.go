@@ -50,6 +50,7 @@ type page struct {
 	index     func() string        // what those get who do not ask for HTML
 	demo      bool                 // whether operators can break the shop under /demo
 	traceURL  string               // of the page of a trace, with {trace_id} in it; "" for none
+	dashboard string               // the URL of the dashboards; "" for none
 	orders    checkoutv1.CheckoutServiceClient
 	decided   orderv1.OrderServiceClient
 	shared    checkoutv1.ShareServiceClient
@@ -63,16 +64,17 @@ type routes interface {
 }
 
 // Register adds the page to REST. conn makes calls to the same shop. demo says whether operators can inject faults under
-// /demo. traceURL is the URL of the page that shows a trace, with {trace_id} in it; "" for no links.
-func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL string) error {
-	if err := checkTraceURL(traceURL); err != nil {
+// /demo. traceURL is the URL of the page that shows a trace, with {trace_id} in it, and dashboardURL that of the dashboards;
+// "" for no links.
+func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL, dashboardURL string) error {
+	if err := errors.Join(checkTraceURL(traceURL), checkDashboardURL(dashboardURL)); err != nil {
 		return err
 	}
 	p, err := newPage(conn)
 	if err != nil {
 		return err
 	}
-	p.index, p.demo, p.traceURL = server.Index, demo, traceURL
+	p.index, p.demo, p.traceURL, p.dashboard = server.Index, demo, traceURL, dashboardURL
 	return errors.Join(
 		server.HandlePath(http.MethodGet, "/", p.serveFront),
 		server.HandlePath(http.MethodGet, "/page/{file}", p.serveFile),
@@ -84,14 +86,23 @@ func Register(server routes, conn grpc.ClientConnInterface, demo bool, traceURL 
 }
 
 func checkTraceURL(address string) error {
-	if address == "" {
-		return nil
-	}
-	u, err := url.Parse(strings.ReplaceAll(address, "{trace_id}", "0"))
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || !strings.Contains(address, "{trace_id}") {
+	if address != "" && (!isWebAddress(strings.ReplaceAll(address, "{trace_id}", "0")) || !strings.Contains(address, "{trace_id}")) {
 		return fmt.Errorf("TRACE_URL is %q: give the address of a trace with {trace_id} in it, for example http://localhost:16686/trace/{trace_id}", address)
 	}
 	return nil
+}
+
+func checkDashboardURL(address string) error {
+	if address != "" && !isWebAddress(address) {
+		return fmt.Errorf("DASHBOARD_URL is %q: give the address of the dashboards, for example http://localhost:3200/dashboards", address)
+	}
+	return nil
+}
+
+// isWebAddress reports whether a browser can follow an address without harm: it is no script.
+func isWebAddress(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 func newPage(conn grpc.ClientConnInterface) (*page, error) {
@@ -185,7 +196,7 @@ func (p *page) showFront(ctx context.Context, w http.ResponseWriter, code int, f
 		f.PageToken = ""
 		list, _, err = p.catalogue.read(ctx, "")
 	}
-	f.Demo, f.TraceURL, f.Modules = p.demo, p.traceURL, p.modules
+	f.Demo, f.TraceURL, f.DashboardURL, f.Modules = p.demo, p.traceURL, p.dashboard, p.modules
 	f.fill(list.GetItems(), err == nil)
 	f.NextPage = list.GetNextPageToken()
 	p.write(w, code, "index.html", f)

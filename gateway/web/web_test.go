@@ -26,6 +26,22 @@ func TestPage_LinksTracesIfTheirPageIsKnown(t *testing.T) {
 	}
 }
 
+func TestPage_LinksDashboardsForOperatorsIfThereAreAny(t *testing.T) {
+	t.Parallel()
+	p, err := newPage(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for address, want := range map[string]int{"": 0, "http://localhost:3200/dashboards?tag=shop&from=now-1h": 1} {
+		w := httptest.NewRecorder()
+		p.write(w, http.StatusOK, "index.html", &form{DashboardURL: address})
+		link := `<a href="` + strings.ReplaceAll(address, "&", "&amp;") + `" data-operator hidden target="_blank" rel="noreferrer">Dashboards</a>`
+		if n := strings.Count(w.Body.String(), link); n != want || strings.Count(w.Body.String(), "Dashboards") != want {
+			t.Errorf("with %q there are %d links, want %d: %s", address, n, want, link)
+		}
+	}
+}
+
 // A browser finds out what a module imports when it has read it: without being told it would ask three times in a row.
 func TestPage_NamesTheModulesThatItRunsAtOnce(t *testing.T) {
 	t.Parallel()
@@ -40,6 +56,16 @@ func TestPage_NamesTheModulesThatItRunsAtOnce(t *testing.T) {
 		once := strings.HasSuffix(name, ".js") && !slices.Contains([]string{"operator.js", "breaking.js", "tour.js", "lookup.js", "deadletters.js", "health.js", "log.js"}, name)
 		if named := strings.Contains(w.Body.String(), `<link rel="modulepreload" href="/page/`+name+`">`); named != once {
 			t.Errorf("%s is preloaded: %t, want %t", name, named, once)
+		}
+	}
+}
+
+// What stands there is followed by whoever clicks: it must not be a script.
+func TestDashboardURL_IsAnAddress(t *testing.T) {
+	t.Parallel()
+	for address, good := range map[string]bool{"": true, "https://grafana.example.org": true, "javascript:alert(1)": false, "/dashboards": false} {
+		if err := checkDashboardURL(address); (err == nil) != good {
+			t.Errorf("%q: %v", address, err)
 		}
 	}
 }

@@ -554,3 +554,38 @@ func TestOpen_ChangesNothing(t *testing.T) {
 		}
 	}
 }
+
+// The log was looked through from the day of the orders to its end: with some hundred partitions that took longer than everything
+// else. Events of a later day are found by their orders' ids.
+func TestRun_AnEventOfALaterDayIsFound(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	day := today.AddDate(0, 0, daysOfEvents+1)
+	for _, d := range []time.Time{today.AddDate(0, 0, -10), day} { // the log begins with the first
+		s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
+			d.Format("20060102"), d.Format(time.RFC3339), d.AddDate(0, 0, 1).Format(time.RFC3339)))
+	}
+	// One whose id begins with its time, and one whose id has none, as that of an order with an idempotency key.
+	keyed := uuid.NewString()
+	for _, table := range []string{"orders.order_item", "inventory.decision", "inventory.hold", "inventory.stock_movement", "logging.event_log"} {
+		s.exec(t, `ALTER TABLE orders.order_item DROP CONSTRAINT IF EXISTS order_item_order_id_fkey`)
+		s.exec(t, fmt.Sprintf(`UPDATE %s SET order_id = $1 WHERE order_id = $2`, table), keyed, s.cancelled)
+	}
+	s.exec(t, `UPDATE orders.orders SET id = $1 WHERE id = $2`, keyed, s.cancelled)
+	for _, id := range []string{s.confirmed, keyed} {
+		s.log(t, id, "shop.order.rejected")
+	}
+	s.exec(t, `UPDATE logging.event_log SET published_at = $1 WHERE routing_key = 'shop.order.rejected' AND order_id = ANY (ARRAY[$2, $3]::uuid[])`,
+		day.Add(time.Hour), s.confirmed, keyed)
+	r := s.audit(t)
+	var found []string
+	for _, v := range r.Violations {
+		if strings.HasSuffix(v.Detail, ", but the log has shop.order.rejected") {
+			found = append(found, v.OrderID)
+		}
+	}
+	if len(found) != 2 || len(r.Violations) != 2 {
+		t.Errorf("%v; want the events of the later day", r.Violations)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/lib/pq"
 	"google.golang.org/protobuf/proto"
 
@@ -78,10 +79,14 @@ func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, e
 	if err != nil {
 		return nil, 0, err
 	}
+	late, err := a.lateEvents(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
 	// examine reads what is known about the orders and compares it. It reads the order service first and the log last, in
 	// the direction in which events flow, so that whatever is read later is newer.
 	examine := func(ids []string) error {
-		more, err := a.examine(ctx, ids, horizon)
+		more, err := a.examine(ctx, ids, horizon, late)
 		found = append(found, more...)
 		return err
 	}
@@ -138,7 +143,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 		return nil, err
 	}
 	for begin := 0; begin < len(ids); begin += page {
-		again, err := a.examine(ctx, ids[begin:min(begin+page, len(ids))], horizon)
+		again, err := a.examine(ctx, ids[begin:min(begin+page, len(ids))], horizon, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -287,7 +292,9 @@ func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
 
 // examine reads what is known about the orders and compares it. The order service is read first and the log last, in the
 // direction in which things happen: what is read later is newer.
-func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) ([]finding, error) {
+//
+// Of orders that are not in late only the events of their days are read; if late is nil all events of all are.
+func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time, late map[string]bool) ([]finding, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -296,7 +303,13 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time) 
 		byID[id] = &orderView{id: id, events: map[string]int{}}
 	}
 	array := pq.Array(ids)
-	for _, read := range []func(context.Context, map[string]*orderView, any) error{a.readOrders, a.readLines, a.readDecisions, a.readHolds, a.readEvents, a.readDiscarded, a.readSent} {
+	for _, read := range []func(context.Context, map[string]*orderView, any) error{
+		a.readOrders, a.readLines, a.readDecisions, a.readHolds,
+		func(ctx context.Context, byID map[string]*orderView, _ any) error {
+			return a.readEvents(ctx, byID, late)
+		},
+		a.readDiscarded, a.readSent,
+	} {
 		if err := read(ctx, byID, array); err != nil {
 			return nil, err
 		}
@@ -386,19 +399,93 @@ func (a *Auditor) readHolds(ctx context.Context, byID map[string]*orderView, ids
 	})
 }
 
-// readEvents reads the events of the orders, from the day of the oldest one on, so that older partitions are not touched. A
-// client that repeats itself with its idempotency key places the same order again; after a day that is another event.
-func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, ids any) error {
-	// begin returns the time from which on orders are compared.
-	begin := time.Now()
-	for _, f := range byID {
-		if f.order == nil {
-			begin = time.Time{}
-			break
+// lateEvents returns the orders that have an event of a later day than that of their ids, which begin with the time at which they
+// were made. Each day of the log is a partition, in which an index leads to those alone.
+func (a *Auditor) lateEvents(ctx context.Context) (late map[string]bool, err error) {
+	late = map[string]bool{}
+	add := func(r *sql.Rows) error {
+		var id string
+		err := r.Scan(&id)
+		late[id] = true
+		return err
+	}
+	var days []time.Time
+	err = rows(ctx, a.logging, "the partitions of the log", `
+		SELECT to_date(substring(relname FROM '\d{8}$'), 'YYYYMMDD') FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+		WHERE inhparent = 'event_log'::regclass AND relname ~ '^event_log_\d{8}$'`, nil, func(r *sql.Rows) error {
+		var day time.Time
+		err := r.Scan(&day)
+		days = append(days, day)
+		return err
+	})
+	if err == nil {
+		err = rows(ctx, a.logging, "the log", `SELECT DISTINCT order_id FROM event_log_default WHERE order_id IS NOT NULL`, nil, add)
+	}
+	for _, day := range days {
+		if err != nil {
+			return nil, err
 		}
-		if f.order.createdAt.Before(begin) {
-			begin = f.order.createdAt
+		ms := fmt.Sprintf("%012x", day.UnixMilli())
+		err = rows(ctx, a.logging, "the log", `
+			SELECT DISTINCT order_id FROM event_log WHERE published_at >= $1 AND published_at < $2 AND order_id < $3`,
+			[]any{day, day.AddDate(0, 0, 1), ms[:8] + "-" + ms[8:] + "-0000-0000-000000000000"}, add)
+	}
+	return late, err
+}
+
+// daysOfEvents is for how many days after an order was changed last its events are looked for, if it has none of a later day.
+const daysOfEvents = 2
+
+// readEvents reads the events of the orders, from the day of the oldest one on: partitions that can have none are not touched,
+// because looking for thousands of orders in each of some hundred partitions would take longer than everything else. late
+// is that of examine.
+func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, late map[string]bool) error {
+	var bounded, unbounded []string
+	first, last, ever := time.Now(), time.Time{}, time.Now() // of the bounded; and from when on there can be some of the others
+	for id, f := range byID {
+		made := madeAt(id)
+		everywhere := made.IsZero() || late == nil || late[id] // the id of an order with an idempotency key has no time
+		if f.order != nil {
+			made = f.order.createdAt
 		}
+		if f.order == nil || everywhere {
+			unbounded = append(unbounded, id)
+			ever = earlier(ever, made)
+			continue
+		}
+		bounded = append(bounded, id)
+		first = earlier(first, made)
+		if changed := time.Now().Add(-f.order.age.duration()); changed.After(last) {
+			last = changed
+		}
+	}
+	if err := a.readEventsBetween(ctx, byID, bounded, first, last.AddDate(0, 0, daysOfEvents)); err != nil {
+		return err
+	}
+	return a.readEventsBetween(ctx, byID, unbounded, ever, time.Now().AddDate(1, 0, 0))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// madeAt returns when the id was made, or the zero time if it does not say so.
+func madeAt(id string) time.Time {
+	parsed, err := uuid.Parse(id)
+	if err != nil || parsed.Version() != 7 {
+		return time.Time{}
+	}
+	return time.Unix(parsed.Time().UnixTime())
+}
+
+// readEventsBetween reads the events of orders that were published from begin to end. A client that repeats itself with its
+// idempotency key places the same order again; after a day that is another event.
+func (a *Auditor) readEventsBetween(ctx context.Context, byID map[string]*orderView, ids []string, begin, end time.Time) error {
+	if len(ids) == 0 {
+		return nil
 	}
 	if !begin.IsZero() {
 		begin = begin.Add(-time.Hour) // clocks differ
@@ -408,8 +495,8 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, id
 		       CASE WHEN routing_key = $3 AND max(published_at) - min(published_at) >= interval '1 day' THEN 1 ELSE count(*) END,
 		       extract(epoch FROM clock_timestamp() - min(published_at)),
 		       coalesce(bool_or(routing_key = $3 AND payload ->> 'customer_name' = $4 AND NOT payload ? 'customer_email'), false)
-		FROM event_log WHERE order_id = ANY($1::uuid[]) AND published_at >= $2
-		GROUP BY order_id, routing_key`, []any{ids, begin, placed, customer.Erased}, func(r *sql.Rows) error {
+		FROM event_log WHERE order_id = ANY($1::uuid[]) AND published_at >= $2 AND published_at < $5
+		GROUP BY order_id, routing_key`, []any{pq.Array(ids), begin, placed, customer.Erased, end}, func(r *sql.Rows) error {
 		var id, key string
 		var n int
 		var age seconds

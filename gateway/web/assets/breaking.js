@@ -2,7 +2,7 @@
 // while it happens, and ends with a verdict in figures, which the shop has measured.
 import {asOperator, call, Refusal} from './api.js';
 import {keys} from './contracts.js';
-import {$, duration, h, plural, setText} from './dom.js';
+import {$, duration, h, moment, plural, setText, short} from './dom.js';
 import {hopsOf, rowOf} from './journey.js';
 import {closePanel} from './panel.js';
 
@@ -54,6 +54,27 @@ const experiments = [
       `${a.orders} orders, ${a.before} with stock when it died; ${a.lost} lost, ${a.doubled} doubled, all settled ${seconds(a.seconds)} later; ${stock(a)}; ${audited(a.audit)}.`],
   },
   {
+    id: 'broker', name: 'Cut the line to the broker',
+    guarantee: 'While the broker is out of reach the gateway promises nothing: customers wait, and after 10 s they are told to try again. What it has promised before is not lost, and nobody orders twice.',
+    test: 'TestChaos_NoAcceptedOrderIsLost',
+    evaluate: (a) => [sound(a) && a.promised === 0 && a.accepted === a.orders && taken(a) === a.orders,
+      `Cut for ${seconds(a.cut)}: ${a.promised} orders accepted meanwhile; all ${a.orders} in ${a.attempts} attempts, the slowest after ${seconds(a.slowest)}; ${a.lost} lost, ${a.doubled} doubled, settled ${seconds(a.seconds)} after the line was mended; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'database', name: 'Cut the line to the database',
+    guarantee: 'Orders are accepted while the order service cannot reach its database: they wait in the queue, and each is stored once when it can.',
+    test: 'TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown',
+    evaluate: (a) => [sound(a) && taken(a) === a.orders,
+      `${a.orders} orders accepted, the slowest after ${seconds(a.slowest)}, ${a.waiting} of them waited; ${a.lost} lost, ${a.doubled} doubled, settled ${seconds(a.seconds)} after the line was mended; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
+    id: 'slow', name: 'A slow consumer',
+    guarantee: 'A service that works slowly holds up nobody but itself: orders are accepted as fast as before, and wait in its queue.',
+    test: 'TestDatabase_SlowOrAwayDelaysOrdersAndCostsNone',
+    evaluate: (a) => [sound(a) && taken(a) === a.orders && a.waiting > 0 && a.slowest < 2,
+      `${a.orders} orders accepted, the slowest after ${seconds(a.slowest)}, ${a.waiting} of them waited; ${a.lost} lost, ${a.doubled} doubled, settled ${seconds(a.seconds)} after the database was fast again; ${stock(a)}; ${audited(a.audit)}.`],
+  },
+  {
     id: 'overload', name: 'Overload a gateway',
     guarantee: 'A gateway takes what it has room for, refuses the rest at once with 503 and Retry-After, and whoever tries again orders once.',
     test: 'TestPlaceOrder_MoreThanCanWaitForTheBrokerAreRefusedAtOnce',
@@ -92,7 +113,14 @@ const experiments = [
     evaluate: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
   },
   {
-    id: 'audit', name: 'Audit everything',
+    id: 'repair', name: 'Mend the cause, redrive',
+    guarantee: 'A dead letter is not lost: once its cause is mended it is sent to its queue again, and handled once.',
+    test: 'TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled',
+    evaluate: (a) => [a.effects === 1 && a.stock === a.expected && a.open === 0 && a.audit.violations === 0,
+      `Redriven ${a.in_vain} × in vain, then handled ${seconds(a.seconds)} after the repair: ${plural(a.effects, 'effect')}, ${a.stock} of ${a.expected} pieces; ${plural(a.open, 'dead letter waits', 'dead letters wait')}; ${audited(a.audit)}. It was dead because: ${a.reason}`],
+  },
+  {
+    id: 'audit', name: 'Audit everything', more: (answer, frame) => frame.replaceChildren(auditTable(answer)),
     guarantee: 'Orders, holds, movements, stock and log agree.',
     test: 'TestAudit_ABusyShopGivesNoFalseAlarm',
     evaluate: ({orders, violations, findings, dead_letters: letters, sent}) => [violations === 0,
@@ -116,6 +144,9 @@ export function start(options) {
   $('breaking-body').append(h('ul', {class: 'experiments'}, ...experiments.map(newExperiment)),
     h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services,
       h('p', {}, 'Guarantee: orders are still accepted, wait in the queue, and are decided when the service is back.')));
+  $('lookup-audit').addEventListener('toggle', () => $('lookup-audit').open && showAudit());
+  $('lookup-audit').append(h('div', {id: 'audit-body'}),
+    h('p', {class: 'actions'}, h('button', {type: 'button', onclick: () => document.querySelector('[data-experiment=audit] button').click()}, 'Audit now')));
   refresh();
 }
 
@@ -157,6 +188,7 @@ async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, 
   }
   tell(steps);
   refresh();
+  if ($('lookup-audit').open) showAudit();
   onLetter();
   onChange();
 }
@@ -170,6 +202,28 @@ async function tell(list) {
     }
   } catch (error) {
     if (!(error instanceof Refusal)) throw error; // the next call may get through
+  }
+}
+
+// auditTable shows what an audit has compared, and what contradicts.
+function auditTable({at, orders, checks, findings}) {
+  return h('div', {class: 'audit'}, h('table', {},
+    h('caption', {}, `Audit of ${plural(orders, 'order')}, ${moment(at)}`),
+    h('thead', {}, h('tr', {}, ...['check', 'found', 'in flight'].map((text) => h('th', {scope: 'col'}, text)))),
+    h('tbody', {}, ...checks.map(({check, about, violations, in_flight: inFlight}) => h('tr', {class: violations ? 'wrong' : null},
+      h('th', {scope: 'row'}, check.replaceAll('_', ' '), h('span', {}, about)), h('td', {class: 'code'}, violations), h('td', {class: 'code'}, inFlight))))),
+  h('ul', {}, ...(findings ?? []).map(({check, order_id: id, product, detail}) => h('li', {},
+    `${check.replaceAll('_', ' ')}: ${product ? `${product}: ` : ''}${detail} `, id ? h('a', {href: `#order=${id}`, class: 'code'}, short(id)) : null))));
+}
+
+// showAudit shows the last audit in Look up.
+async function showAudit() {
+  try {
+    const {audit} = await asOperator('GET', '/demo');
+    $('audit-body').replaceChildren(audit ? auditTable(audit) : h('p', {class: 'lookup-note'}, 'None has run from here since the shop was started.'));
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    $('audit-body').replaceChildren(h('p', {class: 'lookup-note'}, `Not found out: ${error.message}.`));
   }
 }
 

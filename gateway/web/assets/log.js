@@ -8,6 +8,7 @@ import {open} from './stream.js';
 const maxRows = 300;
 const beginning = '0'; // is before the first event: events that arrive before the stream begins must not be missed
 const history = 100; // events that are shown from before
+const maxCalls = 50; // to find them: a million events, a second or two
 const searched = 1000; // orders that are searched for the end of an id
 const maxExported = 10_000; // events; shop events list has no limit
 const pageSize = 1000;
@@ -126,8 +127,16 @@ async function restart() {
 // past shows the newest events and returns the id of the last, if there is one.
 async function past() {
   const mine = filter;
-  const {events} = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: history, ...filled(filter)})}`);
-  if (mine !== filter || events.length === 0) return undefined;
+  const events = [];
+  // A search for what is rare reads a part of the log a call, in which there may be none.
+  for (let token = '', calls = 0; calls < maxCalls && events.length < history; calls++) {
+    const page = await asOperator('GET', `/v1/events?${new URLSearchParams({page_size: history - events.length, page_token: token, ...filled(filter)})}`);
+    if (mine !== filter) return undefined;
+    events.push(...page.events);
+    token = page.next_page_token;
+    if (!token) break;
+  }
+  if (events.length === 0) return undefined;
   // Those of one order come the oldest first.
   events.sort((a, b) => Number(a.id) - Number(b.id));
   const known = Number(rows.querySelector('details:last-of-type')?.dataset.id ?? 0);

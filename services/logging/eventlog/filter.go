@@ -16,6 +16,21 @@ type filter struct {
 	publishedBefore time.Time // before this time
 }
 
+// searches reports whether rows are read that do not match, because no index has all that the filter asks for.
+func (f filter) searches() bool {
+	return f.orderID == "" && (f.key.re != nil || !f.publishedAfter.IsZero() || !f.publishedBefore.IsZero())
+}
+
+// indexed is the filter without what no index has. Times are those of whole days, which are partitions.
+func (f filter) indexed() filter {
+	f.key.re = nil
+	f.publishedAfter = f.publishedAfter.Truncate(day)
+	if before := f.publishedBefore.Truncate(day); before.Before(f.publishedBefore) {
+		f.publishedBefore = before.Add(day)
+	}
+	return f
+}
+
 // conditions are the parts of a WHERE clause, with their arguments. Only the necessary conditions are in the query, so that
 // the planner sees which index to use.
 type conditions struct {
@@ -25,8 +40,13 @@ type conditions struct {
 
 // add adds a condition with one argument, which %s stands for.
 func (c *conditions) add(condition string, arg any) {
+	c.sql = append(c.sql, fmt.Sprintf(condition, c.placeholder(arg)))
+}
+
+// placeholder adds an argument and returns what stands for it.
+func (c *conditions) placeholder(arg any) string {
 	c.args = append(c.args, arg)
-	c.sql = append(c.sql, fmt.Sprintf(condition, fmt.Sprintf("$%d", len(c.args))))
+	return fmt.Sprintf("$%d", len(c.args))
 }
 
 func (c *conditions) where() string {
@@ -45,7 +65,8 @@ func (f filter) conditions() conditions {
 	case f.key.re != nil:
 		c.add("('.' || routing_key) ~ %s", f.key.re.String())
 	case f.key.literal != "":
-		c.add("routing_key = %s", f.key.literal)
+		// Not as an equation: the planner would leave the key out of the order, and read the whole log by id for a rare one.
+		c.add("routing_key BETWEEN %[1]s AND %[1]s", f.key.literal)
 	}
 	if f.status != "" {
 		// Not an argument: an index holds the errors alone.
@@ -58,6 +79,18 @@ func (f filter) conditions() conditions {
 		c.add("published_at < %s", f.publishedBefore)
 	}
 	return c
+}
+
+// order is the ORDER BY clause of the rows by their ids, the newest first if desc.
+func (f filter) order(desc bool) string {
+	order := " ORDER BY id"
+	if f.key.literal != "" {
+		order = " ORDER BY routing_key, id" // one key: the same order, by its index
+	}
+	if desc {
+		order = strings.ReplaceAll(order, "routing_key", "routing_key DESC") + " DESC"
+	}
+	return order
 }
 
 // matches reports whether a row meets the conditions, for the fields that a stream may filter by.

@@ -47,11 +47,7 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 	if req.GetPublishedBefore() != nil {
 		f.publishedBefore = req.GetPublishedBefore().AsTime()
 	}
-	page := rowsBefore
-	if f.orderID != "" {
-		page = rowsAfter
-	}
-	rows, more, err := page(ctx, s.db, f, from, pagetoken.Size(req.GetPageSize()))
+	rows, next, err := s.page(ctx, f, from, pagetoken.Size(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -61,10 +57,23 @@ func (s eventLogServer) ListEvents(ctx context.Context, req *loggingv1.ListEvent
 			return nil, err
 		}
 	}
-	if more {
-		reply.NextPageToken = pagetoken.NewID(rows[len(rows)-1].ID, list)
+	if next != 0 {
+		reply.NextPageToken = pagetoken.NewID(next, list)
 	}
 	return reply, nil
+}
+
+// page reads a page of the events: those of an order in their order, all others the newest first. next is where the next page
+// begins, or 0.
+func (s eventLogServer) page(ctx context.Context, f filter, from int64, limit int) (rows []*row, next int64, err error) {
+	if f.orderID == "" {
+		return rowsBefore(ctx, s.db, f, from, limit)
+	}
+	rows, more, err := rowsAfter(ctx, s.db, f, from, limit)
+	if more {
+		next = rows[len(rows)-1].ID
+	}
+	return rows, next, err
 }
 
 // StreamEvents implements loggingv1.EventLogServiceServer. It first sends the position at which it begins: everything that

@@ -549,3 +549,16 @@ func TestResendEvents_SendsAtOnceWhatAnOperatorNames(t *testing.T) {
 		t.Errorf("without the order service: %v", err)
 	}
 }
+
+// While many orders waited to be settled, each pass looked for them in every partition of the log, every three seconds: a third of a
+// core with 390 partitions.
+func TestReconciler_OldPartitionsAreNotSearchedForNewOrders(t *testing.T) {
+	t.Parallel()
+	made := uuid.Must(uuid.NewV7())
+	if oldest := oldestOf([]uuid.UUID{made, uuid.Must(uuid.NewV7())}); time.Since(oldest) < day || time.Since(oldest) > day+time.Minute {
+		t.Errorf("orders of now are looked for from %s on, want a day ago", oldest)
+	}
+	if oldest := oldestOf([]uuid.UUID{made, uuid.New()}); !oldest.IsZero() {
+		t.Errorf("an order whose id has no time is looked for from %s on, want everywhere", oldest)
+	}
+}

@@ -451,3 +451,87 @@ func TestInsert_IDsBecomeVisibleInTheirOrder(t *testing.T) {
 		t.Errorf("the rows are %s", fmt.Sprint(all))
 	}
 }
+
+// A list by a pattern that few events match, or by a time within a day, read the whole log or the rest of that day.
+func TestListEvents_ASearchReadsABoundedPartOfTheLog(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	_, err := db.ExecContext(t.Context(), `
+		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
+		SELECT CASE WHEN n IN (10, $1 + 5) THEN 'shop.inventory.delete' ELSE 'shop.order.placed' END, 'shop.topic', '{}', 'success', gen_random_uuid(), now() - interval '10 min' + n * interval '1 ms'
+		FROM generate_series(1, 2 * $1::integer + 10) AS n`, searchLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var early time.Time
+	if err := db.GetContext(t.Context(), &early, `SELECT published_at FROM event_log WHERE id = 5`); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		filter filter
+		pages  [][]int64 // the ids of each
+	}{
+		"pattern": {filter{key: parseKeyPattern("#.delete")}, [][]int64{nil, {searchLimit + 5}, {10}}},
+		"time":    {filter{publishedBefore: early}, [][]int64{nil, nil, {4, 3}, {2, 1}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var next int64
+			for i, want := range tt.pages {
+				rows, following, err := rowsBefore(t.Context(), db, tt.filter, next, 2)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var got []int64
+				for _, r := range rows {
+					got = append(got, r.ID)
+				}
+				if !slices.Equal(got, want) || (following == 0) != (i == len(tt.pages)-1) {
+					t.Fatalf("page %d has %v, next %d; want %v", i, got, following, want)
+				}
+				next = following
+			}
+		})
+	}
+}
+
+// The plan of a list by type was one for any type: it read the log by id until it had found enough, and all of it for a rare type.
+func TestListEvents_ARareTypeIsFoundByItsIndex(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	_, err := db.ExecContext(t.Context(), `
+		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
+		SELECT CASE WHEN n % 5 = 0 THEN 'shop.order.confirmed' ELSE 'shop.order.placed' END, 'shop.topic', '{}', 'success', gen_random_uuid(), now()
+		FROM generate_series(1, 20000) AS n`)
+	if err == nil {
+		_, err = db.ExecContext(t.Context(), `ANALYZE event_log`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := filter{key: parseKeyPattern("shop.order.confirmed")}
+	c := f.conditions()
+	c.add("id < %s", int64(20000))
+	tx, err := db.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	for _, statement := range []string{
+		`SET LOCAL plan_cache_mode = force_generic_plan`, // as it is after some calls
+		`PREPARE page AS ` + selectRows + c.where() + f.order(true) + ` LIMIT 51`,
+	} {
+		if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var plan []string
+	if err := tx.SelectContext(t.Context(), &plan, `EXPLAIN EXECUTE page ('shop.order.confirmed', 20000)`); err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.Join(plan, "\n"); !strings.Contains(text, "event_log_default_routing_key_id_idx") {
+		t.Errorf("it is not found by the index on types:\n%s", text)
+	}
+	if rows, next, err := rowsBefore(t.Context(), db, f, 0, 2); err != nil || len(rows) != 2 || rows[0].ID != 20000 || next != 19995 {
+		t.Errorf("%v, next %d, %v", rows, next, err)
+	}
+}

@@ -43,7 +43,7 @@ type logPosition struct {
 // readLogEnd returns the current end of the log.
 func readLogEnd(ctx context.Context, db *sqlx.DB) (h logEnd, err error) {
 	h.at = time.Now() // before: what is added meanwhile is younger
-	err = db.GetContext(ctx, &h.logPosition, `SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
+	err = db.GetContext(ctx, &h.logPosition, postgres.Prepared+`SELECT coalesce(max(id), 0) AS event_id, clock_timestamp() AS logged_at FROM event_log`)
 	if err != nil {
 		return h, fmt.Errorf("reading the end of the log: %w", postgres.Classify(err))
 	}
@@ -95,12 +95,35 @@ func entriesOf(ctx context.Context, db *sqlx.DB, key string, orders []uuid.UUID,
 	err = db.SelectContext(ctx, &entries, `
 		SELECT DISTINCT ON (message_id) id AS event_id, message_id, order_id, published_at, created_at AS since, clock_timestamp() AS now FROM event_log
 		WHERE order_id = ANY ($1::uuid[]) AND routing_key = $2 AND id > $3 AND id <= $4 AND published_at >= $5 ORDER BY message_id, id`,
-		postgres.ArrayOf(orders), key, from.EventID, upTo.EventID, from.published())
+		postgres.ArrayOf(orders), key, from.EventID, upTo.EventID, latest(from.published(), oldestOf(orders)))
 	if err != nil {
 		return nil, fmt.Errorf("reading the log of %d orders: %w", len(orders), postgres.Classify(err))
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.EventID, b.EventID) })
 	return entries, nil
+}
+
+// oldestOf returns a time before which none of the orders has an event: a day before their ids were made, so that clocks may
+// differ; the zero time if one of them does not say when that was. It keeps the log's old partitions, hundreds of them,
+// out of a search for a thousand orders.
+func oldestOf(orders []uuid.UUID) time.Time {
+	oldest := time.Now()
+	for _, id := range orders {
+		if id.Version() != 7 {
+			return time.Time{}
+		}
+		if made := time.Unix(id.Time().UnixTime()); made.Before(oldest) {
+			oldest = made
+		}
+	}
+	return oldest.Add(-day)
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // samplesAfter reads a sample of the events after an id: ten at each of ten places, the last ones among them.
