@@ -3,25 +3,16 @@
 package e2e
 
 import (
-	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
 	"shop.example/platform/service"
 )
 
-const (
-	// idleDuration is how long a shop is measured.
-	idleDuration = 30 * time.Second
-	// idleSettle is how long it is left alone before that: what it does once, it has done by then, and its statistics have reached the
-	// database.
-	idleSettle = 3 * time.Second
-)
+// idleDuration is how long a shop is measured.
+const idleDuration = 30 * time.Second
 
 // TestIdle_Table prints what `make up` and each service cost while nobody uses them, and how long they take to be ready.
 func TestIdle_Table(t *testing.T) {
@@ -71,97 +62,6 @@ func TestIdle_Table(t *testing.T) {
 	u = f.shop.idle(t, map[string]int{one: p.process.Pid}, idleDuration)
 	row(one, u.services[one], all[len(all)/2])
 	t.Logf("%.1f transactions a second in the database", u.queries)
-}
-
-// idleUsage is what a shop uses while nothing happens.
-type idleUsage struct {
-	services map[string]usage
-	queries  float64 // transactions a second of all services
-}
-
-// usage is what one process uses.
-type usage struct {
-	cpu     float64 // cores
-	wakeups float64 // how often a second one of its threads waits
-	memory  float64 // bytes
-}
-
-func (u usage) String() string {
-	return fmt.Sprintf("%.2f %% of a core, %.0f wakeups a second, %s", 100*u.cpu, u.wakeups, mebibytes(u.memory))
-}
-
-func mebibytes(bytes float64) string { return fmt.Sprintf("%.1f MiB", bytes/(1<<20)) }
-
-// idle measures the first replica of each service for so long.
-func (f *deployment) idle(t *testing.T, during time.Duration) idleUsage {
-	t.Helper()
-	pids := map[string]int{}
-	for name, replicas := range f.replicas {
-		pids[name] = replicas[0].cmd.Process.Pid
-	}
-	return f.shop.idle(t, pids, during)
-}
-
-func (s *shop) idle(t *testing.T, pids map[string]int, during time.Duration) idleUsage {
-	t.Helper()
-	db := s.openDatabase(t)
-	<-time.After(idleSettle)
-	const transactions = `SELECT (xact_commit + xact_rollback)::text FROM pg_stat_database WHERE datname = current_database()`
-	begin, queries := time.Now(), asFloat(t, texts(t, db, transactions)[0])
-	before := map[string]usage{}
-	for name, pid := range pids {
-		before[name] = readUsage(t, pid)
-	}
-	<-time.After(during)
-	u := idleUsage{services: map[string]usage{}}
-	for name, pid := range pids {
-		now, seconds := readUsage(t, pid), time.Since(begin).Seconds()
-		u.services[name] = usage{(now.cpu - before[name].cpu) / seconds, (now.wakeups - before[name].wakeups) / seconds, now.memory}
-	}
-	u.queries = (asFloat(t, texts(t, db, transactions)[0]) - queries) / time.Since(begin).Seconds()
-	return u
-}
-
-// readUsage returns what a process has used so far: seconds of processor time, and how often its threads have waited.
-func readUsage(t *testing.T, pid int) (u usage) {
-	t.Helper()
-	stat := procFile(t, pid, "stat")
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]) // from the third on, the state
-	const ticks = 100                                                   // a second, on every Linux
-	u.cpu = (asFloat(t, fields[11]) + asFloat(t, fields[12])) / ticks
-	u.memory = asFloat(t, strings.Fields(procFile(t, pid, "statm"))[1]) * float64(os.Getpagesize())
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, thread := range threads {
-		status, err := os.ReadFile(thread)
-		if err != nil {
-			continue // it has ended
-		}
-		if _, rest, found := strings.Cut(string(status), "\nvoluntary_ctxt_switches:"); found {
-			u.wakeups += asFloat(t, strings.Fields(rest)[0])
-		}
-	}
-	return u
-}
-
-func procFile(t *testing.T, pid int, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-func asFloat(t *testing.T, text string) float64 {
-	t.Helper()
-	n, err := strconv.ParseFloat(text, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // startsWithin starts the replica and returns how long it takes to be ready.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,33 +20,79 @@ import (
 // pairs is two replicas of each service that decides something.
 var pairs = deploymentOptions{replicas: map[string]int{"order": 2, "inventory": 2}}
 
-// racers is how many orders are sent at the same time.
+// racers is how many orders of a few lines are sent at the same time.
 const racers = 500
 
 func TestRace_TheLastPiecesAreSoldOnceEach(t *testing.T) {
 	t.Parallel()
-	const keyboard, pieces = 3, 100
+	const orders, pieces = 1000, 10
 	f := newDeployment(t, pairs)
 	f.up(t)
-	f.race(t, func(int) string { return fmt.Sprintf(`{"product_id":%d,"quantity":1}`, keyboard) })
-	f.comesToRest(t, racers)
+	product := f.stockUp(t, 1, pieces)[0]
+	f.race(t, orders, func(int) string { return fmt.Sprintf(`{"product_id":%d,"quantity":1}`, product) })
+	f.comesToRest(t, orders)
 
 	db := f.openDatabase(t)
 	outcome := texts(t, db, `SELECT concat_ws(' ', state, reason, count(*)) FROM orders.orders GROUP BY state, reason ORDER BY state`)
-	if want := []string{fmt.Sprintf("CONFIRMED %d", pieces), fmt.Sprintf("REJECTED OUT_OF_STOCK %d", racers-pieces)}; !slices.Equal(outcome, want) {
+	if want := []string{fmt.Sprintf("CONFIRMED %d", pieces), fmt.Sprintf("REJECTED OUT_OF_STOCK %d", orders-pieces)}; !slices.Equal(outcome, want) {
 		t.Errorf("the orders are %q, want %q", outcome, want)
 	}
-	stock := texts(t, db, `SELECT concat_ws(' ', on_hand, reserved) FROM inventory.product WHERE id = $1`, keyboard)
+	stock := texts(t, db, `SELECT concat_ws(' ', on_hand, reserved) FROM inventory.product WHERE id = $1`, product)
 	if stock[0] != "0 0" {
 		t.Errorf("on hand and reserved are %s, want nothing", stock[0])
 	}
+}
+
+// Each order locks all products, and asks for them in another order. None of them waits for one that waits for it.
+func TestRace_OrdersOfAHundredLinesInAnyOrderTakeAllOrNothing(t *testing.T) {
+	t.Parallel()
+	const orders, lines, pieces = 100, 100, 40
+	f := newDeployment(t, pairs)
+	f.up(t)
+	products := f.stockUp(t, lines, pieces)
+	f.race(t, orders, func(int) string {
+		var list []string
+		for _, i := range rand.Perm(lines) { //nolint:gosec // no secret
+			list = append(list, fmt.Sprintf(`{"product_id":%d,"quantity":1}`, products[i]))
+		}
+		return strings.Join(list, ",")
+	})
+	f.comesToRest(t, orders) // it counts deadlocks, too
+
+	db := f.openDatabase(t)
+	outcome := texts(t, db, `SELECT concat_ws(' ', state, reason, count(*)) FROM orders.orders GROUP BY state, reason ORDER BY state`)
+	if want := []string{fmt.Sprintf("CONFIRMED %d", pieces), fmt.Sprintf("REJECTED OUT_OF_STOCK %d", orders-pieces)}; !slices.Equal(outcome, want) {
+		t.Errorf("the orders are %q, want %q", outcome, want)
+	}
+	if left := texts(t, db, `SELECT id::text FROM inventory.product WHERE name LIKE 'Contended %' AND (on_hand, reserved) <> (0, 0)`); len(left) > 0 {
+		t.Errorf("%d of %d products are not sold out", len(left), lines)
+	}
+}
+
+// stockUp creates products of so many pieces each and returns their ids.
+func (f *deployment) stockUp(t *testing.T, products, pieces int) (ids []int) {
+	t.Helper()
+	var items []string
+	for i := range products {
+		items = append(items, fmt.Sprintf(`{"product_name":"Contended %d","quantity":%d,"price":{"currency_code":"USD","units":"5"}}`, i, pieces))
+	}
+	a := f.call(t, http.MethodPost, "/v1/inventory", `{"items":[`+strings.Join(items, ",")+`]}`, "Authorization", "Bearer "+operatorToken)
+	if a.code != http.StatusOK {
+		t.Fatalf("making products: %d %s", a.code, a.body)
+	}
+	var made struct{ Items []item }
+	a.json(t, &made)
+	for _, i := range made.Items {
+		ids = append(ids, i.ID)
+	}
+	return ids
 }
 
 func TestRace_OrdersOfSeveralProductsInAnyOrderOfLinesNeverOversellNorDeadlock(t *testing.T) {
 	t.Parallel()
 	f := newDeployment(t, pairs)
 	f.up(t)
-	f.race(t, func(int) string {
+	f.race(t, racers, func(int) string {
 		var lines []string
 		for _, product := range rand.Perm(8)[:2+rand.IntN(5)] { //nolint:gosec // no secret
 			lines = append(lines, fmt.Sprintf(`{"product_id":%d,"quantity":%d}`, product+1, 1+rand.IntN(3))) //nolint:gosec // no secret
@@ -75,11 +122,11 @@ func TestRace_OrdersOfSeveralProductsInAnyOrderOfLinesNeverOversellNorDeadlock(t
 }
 
 // race sends all orders at the same time, each on a connection of its own.
-func (f *deployment) race(t *testing.T, lines func(i int) string) {
+func (f *deployment) race(t *testing.T, orders int, lines func(i int) string) {
 	t.Helper()
-	errs := make(chan error, racers)
+	errs := make(chan error, orders)
 	begin := make(chan struct{})
-	for i := range racers {
+	for i := range orders {
 		body := lines(i)
 		go func() {
 			<-begin
@@ -88,7 +135,7 @@ func (f *deployment) race(t *testing.T, lines func(i int) string) {
 		}()
 	}
 	close(begin)
-	for range racers {
+	for range orders {
 		if err := <-errs; err != nil {
 			t.Error(err)
 		}
