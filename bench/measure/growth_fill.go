@@ -20,8 +20,6 @@ const (
 	pastDays = 390
 	// logRowsOfAnOrder are OrderPlaced, what was decided, DecrementQuantity, and two changes of the stock.
 	logRowsOfAnOrder = 5
-	// rejectedOf is which part of the orders was rejected: one in so many.
-	rejectedOf = 100
 )
 
 // An order of the past has one of as many forms as there are products: two lines, of a product and the next one. What an order's form
@@ -213,7 +211,7 @@ func (g *grower) fillDay(ctx context.Context, first, last int, perDay float64, f
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() //nolint:errcheck // it has been committed, or another error is returned
+	defer tx.Rollback()
 	for d := at(first).UTC().Truncate(day); !d.After(at(last + 1).Add(time.Second)); d = d.Add(day) {
 		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
 			d.Format("20060102"), d.Format(time.RFC3339), d.Add(day).Format(time.RFC3339))); err != nil {

@@ -515,7 +515,7 @@ func TestListEvents_ARareTypeIsFoundByItsIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // it only reads
+	defer tx.Rollback()
 	for _, statement := range []string{
 		`SET LOCAL plan_cache_mode = force_generic_plan`, // as it is after some calls
 		`PREPARE page AS ` + selectRows + c.where() + f.order(true) + ` LIMIT 51`,
