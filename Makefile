@@ -113,7 +113,7 @@ TEST_TIMEOUT ?= 2h
 
 # Tests that take the longest: they restart servers, fill queues with the largest messages, replace every secret, use the page in a
 # browser. CI runs them, too.
-LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Down_AsksBefore|Database_AStandby)
+LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Database_AStandby)
 RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
     -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
 
@@ -170,7 +170,7 @@ soak: .bin/shopdev ## Place orders in waves for eight hours, with faults now and
 cluster: ## Take brokers, the database and replicas away from a cluster under load, ten minutes (CLUSTER_SEED=42 CLUSTER_AWAY=30s CLUSTER_RATE=100)
 	@echo 'What the services say: .bin/cluster.log'
 	@mkdir -p .bin; go test -tags cluster -v -run '^TestCluster_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
-	    tee .bin/cluster.log | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
+	    tee .bin/cluster.log | grep --line-buffered -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
 
 .PHONY: webhooks
 webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
@@ -226,6 +226,11 @@ bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='
 .PHONY: growth
 growth: .bin/shopbench ## Measure the shop with 0, 100,000 and 1,000,000 orders: rates, lists, audit, sizes (GROWTH=10000000, ARGS='--runs 5')
 	@.bin/shopbench growth --orders $${GROWTH:-1000000} --json .bin/growth.json $(ARGS)
+
+.PHONY: idle
+idle: .bin/shopdev ## What make up and each service cost while nobody uses them, how long they take to be ready, and what is in the programs
+	@.bin/shopdev exec -- go test -tags idle -v -run '^TestIdle_Table' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
+	@tools/programs.sh $(PROGRAMS)
 
 .PHONY: benchstat
 benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)

@@ -46,7 +46,8 @@ const (
 )
 
 // scenes are the names of blocks that a test of their own executes.
-var scenes = []string{"guide", "install", "backup", "restore", "restore-broker", "audit", "repair", "rotation", "upgrade", "upgrade-check", "upgrade-broker"}
+var scenes = []string{"guide", "install", "backup", "restore", "restore-broker", "audit", "repair", "archive", "base-backup", "close-log", "restore-moment", "rotation",
+	"upgrade", "upgrade-check", "upgrade-broker", "upgrade-broker-next", "partition"}
 
 // block is a block of code in a document.
 type block struct {

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -293,27 +292,6 @@ func (s *servers) kill(t *testing.T, name string) {
 	if err := syscall.Kill(s.pid(t, name), syscall.SIGKILL); err != nil {
 		t.Fatalf("killing %s: %v", name, err)
 	}
-}
-
-// stopBrokers stops nodes of the broker cleanly, all at once.
-func (s *servers) stopBrokers(t *testing.T, nodes ...int) {
-	t.Helper()
-	pids := make([]int, len(nodes))
-	for i, node := range nodes {
-		pids[i] = s.pid(t, brokerName(node))
-	}
-	s.release(t, syscall.SIGKILL)
-	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-			t.Fatalf("stopping the broker: %v", err)
-		}
-	}
-	eventuallyWithin(t, time.Minute, func() error {
-		if slices.ContainsFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) == nil }) {
-			return fmt.Errorf("brokers, processes %v, have not ended", pids)
-		}
-		return nil
-	})
 }
 
 // control runs rabbitmqctl on the broker.

@@ -22,6 +22,7 @@ var spelledTwice = map[string]string{
 	"bench/measure/baseline_stock.go":  "as above",
 	"bench/measure/growth_fill.go":     "SQL that writes a past of the shop as it is stored",
 	"bench/measure/preload.go":         "SQL that writes a past of the shop as it is stored",
+	"bench/measure/growth_fill.go":     "as above",
 	"gateway/web/assets/recorded.json": "an order as it was recorded, which a test compares with one of now",
 	"gateway/web/index.html":           "an example of a pattern, for people",
 	"examples/client/main.go":          "a client, which knows of the shop what its documents say",

@@ -209,9 +209,9 @@ async function tell(list) {
 function auditTable({at, orders, checks, findings}) {
   return h('div', {class: 'audit'}, h('table', {},
     h('caption', {}, `Audit of ${plural(orders, 'order')}, ${moment(at)}`),
-    h('thead', {}, h('tr', {}, ...['check', 'what is true', 'found', 'in flight'].map((text) => h('th', {scope: 'col'}, text)))),
+    h('thead', {}, h('tr', {}, ...['check', 'found', 'in flight'].map((text) => h('th', {scope: 'col'}, text)))),
     h('tbody', {}, ...checks.map(({check, about, violations, in_flight: inFlight}) => h('tr', {class: violations ? 'wrong' : null},
-      h('th', {scope: 'row'}, check.replaceAll('_', ' ')), h('td', {}, about), h('td', {class: 'code'}, violations), h('td', {class: 'code'}, inFlight))))),
+      h('th', {scope: 'row'}, check.replaceAll('_', ' '), h('span', {}, about)), h('td', {class: 'code'}, violations), h('td', {class: 'code'}, inFlight))))),
   h('ul', {}, ...(findings ?? []).map(({check, order_id: id, product, detail}) => h('li', {},
     `${check.replaceAll('_', ' ')}: ${product ? `${product}: ` : ''}${detail} `, id ? h('a', {href: `#order=${id}`, class: 'code'}, short(id)) : null))));
 }
