@@ -227,6 +227,10 @@ bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='
 growth: .bin/shopbench ## Measure the shop with 0, 100,000 and 1,000,000 orders: rates, lists, audit, sizes (GROWTH=10000000, ARGS='--runs 5')
 	@.bin/shopbench growth --orders $${GROWTH:-1000000} --json .bin/growth.json $(ARGS)
 
+.PHONY: contention
+contention: .bin/shopbench ## 10,000 orders for one product within a second, two replicas of everything: who waits, and for what (CONTENTION='--runs 3')
+	@.bin/shopbench --rate 10000 --duration 1s --clients 500 --products 1 --replicas 2 --contention $(CONTENTION)
+
 .PHONY: idle
 idle: .bin/shopdev ## What make up and each service cost while nobody uses them, how long they take to be ready, and what is in the programs
 	@.bin/shopdev exec -- go test -tags idle -v -run '^TestIdle_Table' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'

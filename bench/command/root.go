@@ -64,6 +64,7 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 		Example: `  shopbench --baseline --runs 5 --json >before.json
   shopbench --baseline --runs 5 --compare before.json
   shopbench --rate 1000 --duration 30s
+  shopbench --rate 10000 --duration 1s --clients 500 --products 1 --replicas 2 --contention
   shopbench --preload 1000000
   shopbench --backlog 50000`,
 		Args:          cli.Args(),
@@ -111,6 +112,7 @@ call and one prepared statement a batch, its orders over HTTP from the same clie
 	flags.IntVar(&o.Preload, "preload", 0, "how many orders of the past are stored before each run")
 	flags.IntVar(&backlog, "backlog", 0, "accept so many orders before the order service starts, and measure from its start")
 	flags.IntVar(&o.Replicas, "replicas", 1, "how many processes the shop has on the same servers")
+	flags.BoolVar(&o.Contention, "contention", false, "measure who waits for locks, and which orders are overtaken by later ones, too (with --rate)")
 	flags.BoolVar(&o.Separate, "separate", false, "run each service of the shop in a process of its own, as compose does (else one process, as make up)")
 	flags.StringVar(&o.Profile, "profile", "", "write a CPU profile of the shop's last run to this file (of the baseline's to FILE.baseline, of --separate to FILE.SERVICE)")
 	flags.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "the shop's LOG_LEVEL; its log goes to .shop/bench.log")

@@ -43,6 +43,8 @@ type Options struct {
 	Backlog bool
 	// Replicas is how many processes the shop has. Clients are spread over their gateways.
 	Replicas int
+	// Contention measures locks and fairness, too: with Rate.
+	Contention bool
 	// Profile is the file to write the CPU profile of the last run to, "" for none. The baseline's profile has ".baseline"
 	// added to the name.
 	Profile string
@@ -98,6 +100,8 @@ func (o *Options) Check() error {
 		return errors.New("over HTTP/1.1 each client has its own connection: leave out --connections, or give --grpc, too")
 	case o.Backlog && o.Rate > 0:
 		return errors.New("a backlog is accepted in closed loop: leave out --rate or --backlog")
+	case o.Contention && o.Rate == 0:
+		return errors.New("who overtakes whom is seen in open loop only: add --rate, or leave out --contention")
 	case o.Separate && o.Replicas > 1:
 		return errors.New("replicas are processes with all services: leave out --replicas or --separate")
 	case o.Backlog && o.Replicas > 1:
@@ -276,6 +280,13 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 		defer confirms.close()
 		r.load.onAccept = confirms.accepted
 	}
+	var locks *lockMeter
+	if r.Contention {
+		if locks, err = newLockMeter(ctx, r.env); err != nil {
+			return nil, err
+		}
+		defer locks.close()
+	}
 	f := Figures{}
 	start := time.Now()
 	var result *loadResult
@@ -328,6 +339,12 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 	f.addLoad(result)
 	if err := r.progress.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
 		return nil, err
+	}
+	if locks != nil {
+		if err := locks.read(ctx, f); err != nil {
+			return nil, err
+		}
+		f.addFairness(confirms.spans())
 	}
 	if confirms != nil {
 		return f, confirms.read(f, r.Orders)

@@ -107,6 +107,8 @@ type Settings struct {
 	Backlog     bool `json:"backlog,omitempty"`
 	Replicas    int  `json:"replicas"`
 	Separate    bool `json:"separate,omitempty"`
+	// Contention is for runs in which locks and fairness were measured.
+	Contention bool `json:"contention,omitempty"`
 	// LogLevel is the shop's. Reports from before it was measured at the default level have none; they are at warn.
 	LogLevel slog.Level `json:"log_level"`
 }
@@ -134,7 +136,7 @@ func newReport(ctx context.Context, o *Options) *Report {
 		At: time.Now().UTC().Truncate(time.Second),
 		Settings: Settings{
 			Orders: o.Orders, Clients: o.Clients, Rate: o.Rate, Lines: o.Lines, Products: o.Products, GRPC: o.GRPC, Connections: o.Connections, Idle: o.Idle,
-			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, Separate: o.Separate, LogLevel: o.LogLevel,
+			Preload: o.Preload, Backlog: o.Backlog, Replicas: o.Replicas, Separate: o.Separate, Contention: o.Contention, LogLevel: o.LogLevel,
 		},
 		Machine: Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()},
 		Results: map[Pipeline]*Result{},
@@ -243,7 +245,11 @@ func (r *Report) Write(out io.Writer, earlier *Report) error {
 		fmt.Fprintf(w, "\t%s", c.title)
 	}
 	fmt.Fprintln(w)
-	for _, row := range rows {
+	printed := rows
+	if r.Settings.Contention {
+		printed = append(slices.Clone(rows), contentionRows...)
+	}
+	for _, row := range printed {
 		if strings.Contains(row.name, alone) && !r.Settings.Separate {
 			continue
 		}
