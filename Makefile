@@ -113,7 +113,7 @@ TEST_TIMEOUT ?= 2h
 
 # Tests that take the longest: they restart servers, fill queues with the largest messages, replace every secret, use the page in a
 # browser. CI runs them, too.
-LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Database_AStandby)
+LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Database_AStandby|DeadLetters_WhatKills|Chaos_|Controls_WhatBreaks|Topology_ServicesWith|Topology_WhatIsDeleted|Idle_)
 RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
     -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
 

@@ -88,6 +88,15 @@ func Open(ctx context.Context, url, schema string, o Options) (*sqlx.DB, error) 
 	return pool, nil
 }
 
+// Close returns a function that closes a pool. It returns no error: what goes wrong when nobody uses the pool any more is that a
+// connection cannot take its leave, because the server has ended it, and nothing is lost by that.
+func Close(pool *sqlx.DB) func() error {
+	return func() error {
+		_ = pool.Close()
+		return nil
+	}
+}
+
 // Ready returns a check of readiness, which fails if the server does not answer or is a standby. In the latter case the
 // connection is dropped, so that the next call may reach another server.
 func Ready(pool *sqlx.DB) func(context.Context) error {

@@ -260,6 +260,23 @@ func TestInTx_TheContextBoundsTheWaitForAConnection(t *testing.T) {
 	}
 }
 
+// A service whose idle connections the database had ended stopped with an error: it could not take its leave of them.
+func TestClose_AConnectionThatTheServerHasEndedIsNoError(t *testing.T) {
+	t.Parallel()
+	proxy := netproxy.New(t, database.New(t))
+	pool := open(t, proxy.URL, postgres.Options{})
+	if err := pool.PingContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Cut()
+	if err := postgres.Close(pool)(); err != nil {
+		t.Errorf("closing the pool: %v", err)
+	}
+	if err := pool.PingContext(t.Context()); err == nil {
+		t.Error("the pool is open")
+	}
+}
+
 func TestInTx_ALostServerIsUnavailableAndTheNextTransactionRecovers(t *testing.T) {
 	t.Parallel()
 	databaseURL := database.New(t)

@@ -105,7 +105,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	if err != nil {
 		return err
 	}
-	s.OnStop("database", pool.Close)
+	s.OnStop("database", postgres.Close(pool))
 	s.Check("database", postgres.Ready(pool))
 	if err := checkCurrency(ctx, pool, cfg.Currency); err != nil {
 		return err

@@ -116,7 +116,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	if s.db, err = postgres.Open(ctx, cfg.DatabaseURL, schema, postgres.Options{Application: name, Tracer: t.Tracer, Meter: t.Meter}); err != nil {
 		return err
 	}
-	s.OnStop("database", s.db.Close)
+	s.OnStop("database", postgres.Close(s.db))
 	s.Check("database", postgres.Ready(s.db))
 
 	s.partitions = &partitions{db: s.db, log: t.Logger, retention: cfg.Retention, horizon: s.horizon}
