@@ -1,4 +1,4 @@
-//go:build idle
+//go:build idle && linux
 
 package e2e
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,9 +26,6 @@ const (
 // What nobody uses must cost next to nothing: a service that waits is told when there is something to do, or looks rarely.
 func TestIdle_ServicesThatHaveNothingToDoCostLittle(t *testing.T) {
 	t.Parallel()
-	if runtime.GOOS != "linux" {
-		t.Skip("what a process uses is read from /proc")
-	}
 	f := newDeployment(t, deploymentOptions{})
 	f.up(t)
 	u := f.idle(t, 5*time.Second)
