@@ -147,12 +147,17 @@ func eval[T any](b *tab, expression string) T {
 // until waits until an expression is true.
 func (b *tab) until(expression string) {
 	b.Helper()
-	deadline := time.Now().Add(testTimeout)
+	b.within(testTimeout, expression)
+}
+
+func (b *tab) within(limit time.Duration, expression string) {
+	b.Helper()
+	deadline := time.Now().Add(limit)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !eval[bool](b, "Boolean("+expression+")") {
 		if time.Now().After(deadline) {
-			b.Fatalf("after %s not true: %s\nthe page:\n%s", testTimeout, expression, eval[string](b, "document.body.innerText"))
+			b.Fatalf("after %s not true: %s\nthe page:\n%s", limit, expression, eval[string](b, "document.body.innerText"))
 		}
 		<-tick.C
 	}

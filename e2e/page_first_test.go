@@ -145,7 +145,7 @@ func (s *shop) experimentsAreSeenBesideThePicture(t *testing.T) {
 		b.click("[data-experiment=" + id + "] button")
 		b.text("#panel", "Hypothesis:")
 		b.text("#panel .result", "Running")
-		b.until(`document.querySelector('[data-experiment="` + id + `"] .result').dataset.passed`)
+		b.within(3*testTimeout, `document.querySelector('[data-experiment="`+id+`"] .result').dataset.passed`) // as long as the page waits
 		b.text("#panel .result", "Passed. "+figures)
 		b.until("document.querySelectorAll('#panel .steps li').length >= 2")
 		b.text("#panel .proof code", "Test")

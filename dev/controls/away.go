@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"shop.example/dev/local"
 	"shop.example/platform/apierror"
 	"shop.example/topology"
@@ -21,15 +19,11 @@ const answered = 100 * time.Millisecond
 type brokerAnswer struct {
 	Orders int `json:"orders"`
 	attempts
-	Promised    int64   `json:"promised"` // of the accepted, while the line was cut
-	Slowest     float64 `json:"slowest"`  // seconds until an order was accepted, at most
-	Lost        int     `json:"lost"`
-	Doubled     int     `json:"doubled"` // pieces taken beyond those ordered
-	StockBefore int32   `json:"stock_before"`
-	StockAfter  int32   `json:"stock_after"`
-	Cut         float64 `json:"cut"`     // seconds that the line was cut
-	Seconds     float64 `json:"seconds"` // from then until all was settled
-	Audit       verdict `json:"audit"`
+	Promised int64   `json:"promised"` // of the accepted, while the line was cut
+	Slowest  float64 `json:"slowest"`  // seconds until an order was accepted, at most
+	Cut      float64 `json:"cut"`      // seconds that the line was cut
+	Seconds  float64 `json:"seconds"`  // from then until all was settled
+	outcome
 }
 
 // broker cuts the line between the broker and those who publish orders and take them, while orders come in.
@@ -39,15 +33,7 @@ func (e *experiment) broker(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	product, err := e.newProduct(ctx, "Ordered without a broker", 2*orders)
-	if err != nil {
-		return nil, err
-	}
-	back, err := e.withoutOrderService(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v, err := e.newVictim(ctx)
+	product, v, back, err := e.alone(ctx, "Ordered without a broker", 2*orders)
 	if err != nil {
 		return nil, err
 	}
@@ -64,75 +50,53 @@ func (e *experiment) broker(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	e.say("A second gateway, and a replica of the order service that works alone, reach the broker over lines that can be cut. %d orders come in.", orders)
-	answer := brokerAnswer{Orders: orders, StockBefore: product.GetOnHand()}
+	answer := brokerAnswer{Orders: orders}
 	clients := newClient(gateway, product, orders, &answer.attempts, func(after int64) {
 		e.say("The gateway refuses, because it has waited long enough: 503, Retry-After: %d. Each client tries again, under the same key.", after)
 	})
 	defer clients.http.CloseIdleConnections()
-	ids := make([]string, orders)
-	var placing errgroup.Group
-	var mended time.Time
-	var slowest atomic.Int64
-	for i := range ids {
-		if i == orders/3 {
-			v.broker.cut()
-			toBroker.cut()
-			cut := time.Now()
-			<-time.After(answered)
-			before := atomic.LoadInt64(&answer.Accepted)
-			e.say("The lines are cut, as if the broker had died: %d orders are accepted so far. What was on its way does not arrive.", before)
-			placing.Go(func() error {
-				<-time.After(cutFor)
-				answer.Promised = atomic.LoadInt64(&answer.Accepted) - before
-				e.say("%d orders were accepted meanwhile: a gateway that does not reach the broker promises nothing. Customers wait, for 10 s at most.", answer.Promised)
-				v.broker.mend()
-				toBroker.mend()
-				mended = time.Now()
-				answer.Cut = mended.Sub(cut).Seconds()
-				e.say("The lines are mended after %.1f s. Gateway and order service connect again by themselves.", answer.Cut)
-				return nil
-			})
-		}
-		placing.Go(func() (err error) {
-			sent := time.Now()
-			ids[i], err = clients.place(ctx)
-			for took := int64(time.Since(sent)); ; {
-				if longest := slowest.Load(); took <= longest || slowest.CompareAndSwap(longest, took) {
-					return err
-				}
-			}
-		})
-		<-time.After(every)
-	}
-	if err := placing.Wait(); err != nil {
+	mended := make(chan time.Time, 1)
+	ids, slowest, err := placeAll(ctx, orders, every, clients.place, func() {
+		v.broker.cut()
+		toBroker.cut()
+		cut := time.Now()
+		<-time.After(answered)
+		before := atomic.LoadInt64(&answer.Accepted)
+		e.say("The lines are cut, as if the broker had died: %d orders are accepted so far. What was on its way does not arrive.", before)
+		go func() {
+			<-time.After(cutFor)
+			answer.Promised = atomic.LoadInt64(&answer.Accepted) - before
+			e.say("%d orders were accepted meanwhile: a gateway that does not reach the broker promises nothing. Customers wait, for 10 s at most.", answer.Promised)
+			v.broker.mend()
+			toBroker.mend()
+			answer.Cut = time.Since(cut).Seconds()
+			e.say("The lines are mended after %.1f s. Gateway and order service connect again by themselves.", answer.Cut)
+			mended <- time.Now()
+		}()
+	})
+	since := <-mended
+	if err != nil {
 		return nil, err
 	}
-	answer.Slowest = time.Duration(slowest.Load()).Seconds()
+	answer.Slowest = slowest.Seconds()
 	e.say("All %d orders are accepted: %d attempts, %d answers 503; who waited longest waited %.1f s.", orders, answer.Attempts, answer.Refused, answer.Slowest)
 	if err := e.settled(ctx, product.GetId(), product.GetOnHand()-orders); err != nil {
 		return nil, err
 	}
-	answer.Seconds = time.Since(mended).Seconds()
+	answer.Seconds = time.Since(since).Seconds()
 	if err := back(); err != nil { // it answers what becomes of orders
 		return nil, err
 	}
-	answer.Lost, answer.Doubled, answer.StockAfter, err = e.compareOrders(ctx, ids, product.GetId(), product.GetOnHand())
-	if err == nil {
-		answer.Audit, err = e.verdict(ctx, time.Since(begin))
-	}
+	answer.outcome, err = e.outcome(ctx, ids, product, begin)
 	return answer, err
 }
 
 type waitedAnswer struct {
-	Orders      int     `json:"orders"`
-	Waiting     int     `json:"waiting"` // accepted, and inventory not asked yet, when the last was accepted
-	Slowest     float64 `json:"slowest"` // seconds until an order was accepted, at most
-	Lost        int     `json:"lost"`
-	Doubled     int     `json:"doubled"` // pieces taken beyond those ordered
-	StockBefore int32   `json:"stock_before"`
-	StockAfter  int32   `json:"stock_after"`
-	Seconds     float64 `json:"seconds"` // from the repair until all was settled
-	Audit       verdict `json:"audit"`
+	Orders  int     `json:"orders"`
+	Waiting int     `json:"waiting"` // accepted, and inventory not asked yet, when the last was accepted
+	Slowest float64 `json:"slowest"` // seconds until an order was accepted, at most
+	Seconds float64 `json:"seconds"` // from the repair until all was settled
+	outcome
 }
 
 // database cuts the line between the order service and its database while orders come in.
@@ -183,34 +147,20 @@ type hindrance struct {
 // hinder lets orders come in while a replica of the order service, which works alone, is kept from its work.
 func (e *experiment) hinder(ctx context.Context, h hindrance) (any, error) {
 	begin := time.Now()
-	product, err := e.newProduct(ctx, h.product, 2*h.orders)
-	if err != nil {
-		return nil, err
-	}
-	back, err := e.withoutOrderService(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v, err := e.newVictim(ctx)
+	product, v, back, err := e.alone(ctx, h.product, 2*h.orders)
 	if err != nil {
 		return nil, err
 	}
 	e.say("A replica of the order service works alone, and reaches its database over a line of its own. %d orders come in.", h.orders)
-	answer := waitedAnswer{Orders: h.orders, StockBefore: product.GetOnHand()}
-	ids := make([]string, h.orders)
-	for i := range ids {
-		if i == h.orders/3 {
-			h.begin(v)
-		}
-		sent := time.Now()
+	answer := waitedAnswer{Orders: h.orders}
+	ids, slowest, err := placeAll(ctx, h.orders, h.every, func(ctx context.Context) (string, error) {
 		o, err := e.place(ctx, product.GetId(), nil)
-		if err != nil {
-			return nil, err
-		}
-		ids[i] = o.GetId()
-		answer.Slowest = max(answer.Slowest, time.Since(sent).Seconds())
-		<-time.After(h.every)
+		return o.GetId(), err
+	}, func() { h.begin(v) })
+	if err != nil {
+		return nil, err
 	}
+	answer.Slowest = slowest.Seconds()
 	item, err := e.item(ctx, product.GetId())
 	if err != nil {
 		return nil, err
@@ -232,9 +182,6 @@ func (e *experiment) hinder(ctx context.Context, h hindrance) (any, error) {
 	if err := back(); err != nil { // it answers what becomes of orders
 		return nil, err
 	}
-	answer.Lost, answer.Doubled, answer.StockAfter, err = e.compareOrders(ctx, ids, product.GetId(), product.GetOnHand())
-	if err == nil {
-		answer.Audit, err = e.verdict(ctx, time.Since(begin))
-	}
+	answer.outcome, err = e.outcome(ctx, ids, product, begin)
 	return answer, err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shop.example/dev/local"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/postgres"
@@ -75,6 +76,18 @@ func (e *experiment) withoutOrderService(ctx context.Context) (back func() error
 	return back, own.Stop()
 }
 
+// alone makes a product that nobody else orders, and lets a replica of the order service work alone until back is called.
+func (e *experiment) alone(ctx context.Context, name string, stock int) (product *inventoryv1.Item, v *victim, back func() error, err error) {
+	if product, err = e.newProduct(ctx, name, stock); err != nil {
+		return nil, nil, nil, err
+	}
+	if back, err = e.withoutOrderService(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	v, err = e.newVictim(ctx)
+	return product, v, back, err
+}
+
 // outbox is the outbox of the order service, held: its relay publishes nothing until release is called.
 type outbox struct {
 	pool *sql.DB
@@ -113,12 +126,8 @@ func (o *outbox) release() {
 type crashAnswer struct {
 	Orders      int     `json:"orders"`
 	Unpublished int     `json:"unpublished"` // events that were stored, and not published, when the service died
-	Lost        int     `json:"lost"`
-	Doubled     int     `json:"doubled"` // pieces taken beyond those ordered
-	StockBefore int32   `json:"stock_before"`
-	StockAfter  int32   `json:"stock_after"`
-	Seconds     float64 `json:"seconds"` // from the restart until all was settled
-	Audit       verdict `json:"audit"`
+	Seconds     float64 `json:"seconds"`     // from the restart until all was settled
+	outcome
 }
 
 // crash lets the order service die after it has committed orders, and before it has published their events.
@@ -128,15 +137,7 @@ func (e *experiment) crash(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	product, err := e.newProduct(ctx, "Ordered before a crash", 2*orders)
-	if err != nil {
-		return nil, err
-	}
-	back, err := e.withoutOrderService(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v, err := e.newVictim(ctx)
+	product, v, back, err := e.alone(ctx, "Ordered before a crash", 2*orders)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +154,7 @@ func (e *experiment) crash(ctx context.Context, body []byte) (any, error) {
 		}
 		placed[i] = o.GetId()
 	}
-	answer := crashAnswer{Orders: orders, StockBefore: product.GetOnHand()}
+	answer := crashAnswer{Orders: orders}
 	err = e.until(ctx, "the orders are accepted, but not stored yet; they will be", func() bool {
 		err := held.tx.QueryRowContext(ctx, `SELECT count(*) FROM orders.outbox WHERE correlation_id = ANY(string_to_array($1, ','))`,
 			strings.Join(placed, ",")).Scan(&answer.Unpublished)
@@ -176,47 +177,54 @@ func (e *experiment) crash(ctx context.Context, body []byte) (any, error) {
 	}
 	answer.Seconds = time.Since(restarted).Seconds()
 	e.say("All events are published, and inventory has settled the stock. Now the audit compares everything, each event in the log too.")
-	answer.Lost, answer.Doubled, answer.StockAfter, err = e.compareOrders(ctx, placed, product.GetId(), product.GetOnHand())
-	if err == nil {
-		answer.Audit, err = e.verdict(ctx, time.Since(begin))
-	}
+	answer.outcome, err = e.outcome(ctx, placed, product, begin)
 	return answer, err
 }
 
-// compareOrders returns how many of the orders are not confirmed, how many pieces were taken beyond those confirmed, and how
-// many are left.
-func (e *experiment) compareOrders(ctx context.Context, placed []string, product, before int32) (lost, doubled int, left int32, err error) {
-	confirmed := 0
+// outcome is what has become of orders of one piece each.
+type outcome struct {
+	Lost        int     `json:"lost"`    // not confirmed
+	Doubled     int     `json:"doubled"` // pieces taken beyond those confirmed
+	StockBefore int32   `json:"stock_before"`
+	StockAfter  int32   `json:"stock_after"`
+	Audit       verdict `json:"audit"`
+}
+
+// outcome looks what has become of orders of a product, which were placed after begin, and audits them.
+func (e *experiment) outcome(ctx context.Context, placed []string, product *inventoryv1.Item, begin time.Time) (o outcome, err error) {
+	o = outcome{Lost: len(placed), StockBefore: product.GetOnHand()}
 	orders := orderv1.NewOrderServiceClient(e.gateway)
 	err = e.until(ctx, "the orders are settled, but the order service does not answer yet", func() bool {
 		_, err := orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: placed[0]})
 		return err == nil
 	})
 	if err != nil {
-		return 0, 0, 0, err
+		return o, err
 	}
 	for _, id := range placed {
 		reply, err := orders.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id})
 		switch {
 		case err != nil:
-			return 0, 0, 0, err
+			return o, err
 		case reply.GetOrder().GetState() == orderv1.Order_CONFIRMED:
-			confirmed++
+			o.Lost--
 		}
 	}
-	item, err := e.item(ctx, product)
-	return len(placed) - confirmed, int(before-item.GetOnHand()) - confirmed, item.GetOnHand(), err
+	item, err := e.item(ctx, product.GetId())
+	if err != nil {
+		return o, err
+	}
+	o.StockAfter = item.GetOnHand()
+	o.Doubled = int(o.StockBefore-o.StockAfter) - (len(placed) - o.Lost)
+	o.Audit, err = e.verdict(ctx, time.Since(begin))
+	return o, err
 }
 
 type replicasAnswer struct {
-	Orders      int     `json:"orders"`
-	Before      int     `json:"before"` // confirmed when the replica died
-	Lost        int     `json:"lost"`
-	Doubled     int     `json:"doubled"`
-	StockBefore int32   `json:"stock_before"`
-	StockAfter  int32   `json:"stock_after"`
-	Seconds     float64 `json:"seconds"` // from the death until the last order was decided
-	Audit       verdict `json:"audit"`
+	Orders  int     `json:"orders"`
+	Before  int     `json:"before"`  // confirmed when the replica died
+	Seconds float64 `json:"seconds"` // from the death until the last order was decided
+	outcome
 }
 
 // replicas lets one of two replicas of the order service die while orders come in: the one that works.
@@ -241,7 +249,7 @@ func (e *experiment) replicas(ctx context.Context, body []byte) (any, error) {
 		}
 	}
 	e.say("Two replicas of the order service share one queue. %d orders come in, one every %d ms.", orders, every.Milliseconds())
-	answer := replicasAnswer{Orders: orders, StockBefore: product.GetOnHand()}
+	answer := replicasAnswer{Orders: orders}
 	at := [2]int64{two[0].broker.answered.Load(), two[1].broker.answered.Load()}
 	var died time.Time
 	killed := make(chan error, 1)
@@ -259,13 +267,12 @@ func (e *experiment) replicas(ctx context.Context, body []byte) (any, error) {
 		worker.die()
 		e.say("Of %d orders stock is held. The replica that works is cut off from broker and database, in the middle of its batch.", answer.Before)
 	}()
-	placed, err := e.orders(ctx, product.GetId(), orders, every)
+	ids, _, err := placeAll(ctx, orders, every, func(ctx context.Context) (string, error) {
+		o, err := e.place(ctx, product.GetId(), nil)
+		return o.GetId(), err
+	}, nil)
 	if err := errors.Join(err, <-killed); err != nil {
 		return nil, err
-	}
-	ids := make([]string, orders)
-	for i, o := range placed {
-		ids[i] = o.GetId()
 	}
 	err = e.until(ctx, "the orders are accepted, but not all of them are settled yet; they will be", func() bool {
 		item, err := e.item(ctx, product.GetId())
@@ -279,9 +286,6 @@ func (e *experiment) replicas(ctx context.Context, body []byte) (any, error) {
 		return nil, err
 	}
 	e.say("The broker has given what the dead one had in hand to the other. All are settled; now the audit compares everything.")
-	answer.Lost, answer.Doubled, answer.StockAfter, err = e.compareOrders(ctx, ids, product.GetId(), product.GetOnHand())
-	if err == nil {
-		answer.Audit, err = e.verdict(ctx, time.Since(begin))
-	}
+	answer.outcome, err = e.outcome(ctx, ids, product, begin)
 	return answer, err
 }

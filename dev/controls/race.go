@@ -2,6 +2,7 @@ package controls
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,8 +42,15 @@ func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 	}
 	begin := time.Now()
 	e.say("%d orders are sent at the same time, of one piece each; there are %d.", buyers, stock)
-	orders, err := e.orders(ctx, product.GetId(), buyers, 0)
-	if err != nil {
+	orders := make([]*orderv1.Order, buyers)
+	var placing errgroup.Group
+	for i := range orders {
+		placing.Go(func() (err error) {
+			orders[i], err = e.order(ctx, product.GetId())
+			return err
+		})
+	}
+	if err := placing.Wait(); err != nil {
 		return nil, err
 	}
 	answer := raceAnswer{ProductID: product.GetId(), Tried: buyers, Seconds: time.Since(begin).Seconds()}
@@ -64,13 +72,20 @@ func (e *experiment) race(ctx context.Context, body []byte) (any, error) {
 	return answer, nil
 }
 
-// orders places n orders of one piece each, one every pause, and waits for the outcome of all.
-func (e *experiment) orders(ctx context.Context, product int32, n int, pause time.Duration) ([]*orderv1.Order, error) {
-	orders := make([]*orderv1.Order, n)
-	var placing errgroup.Group
-	for i := range orders {
+// placeAll places n orders, one every pause, whether those before have been answered or not. If meanwhile is not nil, it is called
+// when a third has been sent. It returns the ids, and how long the slowest took.
+func placeAll(ctx context.Context, n int, pause time.Duration, place func(context.Context) (id string, err error), meanwhile func()) (ids []string, slowest time.Duration, err error) {
+	ids = make([]string, n)
+	took := make([]time.Duration, n)
+	placing, ctx := errgroup.WithContext(ctx)
+	for i := range ids {
+		if i == n/3 && meanwhile != nil {
+			meanwhile()
+		}
 		placing.Go(func() (err error) {
-			orders[i], err = e.order(ctx, product)
+			sent := time.Now()
+			ids[i], err = place(ctx)
+			took[i] = time.Since(sent)
 			return err
 		})
 		select {
@@ -78,7 +93,8 @@ func (e *experiment) orders(ctx context.Context, product int32, n int, pause tim
 		case <-ctx.Done():
 		}
 	}
-	return orders, placing.Wait()
+	err = placing.Wait()
+	return ids, slices.Max(took), err
 }
 
 // verdict audits the orders of this experiment. It does not count open dead letters, which are about something else.

@@ -7,7 +7,7 @@ import {hopsOf, rowOf} from './journey.js';
 import {closePanel} from './panel.js';
 
 const watchEvery = 250; // ms
-const timeout = 30_000; // ms; an experiment ends within 20 s, and then cleans up
+const timeout = 60_000; // ms; an experiment ends within 40 s, and then cleans up
 
 const passed = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
