@@ -73,7 +73,7 @@ func browse(t *testing.T, url string, setup ...action) *tab {
 		t.Fatalf("opening a tab: %v", err)
 	}
 	var cancel context.CancelFunc
-	b.ctx, cancel = context.WithTimeout(ctx, 4*testTimeout)
+	b.ctx, cancel = context.WithTimeout(ctx, 8*testTimeout)
 	t.Cleanup(cancel)
 	b.do(with(cdplog.Enable, cdp.Empty{}), chromedp.EmulateViewport(1440, 900))
 	b.do(setup...)
@@ -147,7 +147,7 @@ func eval[T any](b *tab, expression string) T {
 // until waits until an expression is true.
 func (b *tab) until(expression string) {
 	b.Helper()
-	b.within(testTimeout, expression)
+	b.within(2*testTimeout, expression)
 }
 
 func (b *tab) within(limit time.Duration, expression string) {

@@ -3,15 +3,14 @@ package command
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"shop.example/bench/measure"
-	"shop.example/dev/stack"
 	"shop.example/shop/cli"
-	"shop.example/shop/workspace"
 )
 
 // growthCommand measures a shop that grows.
@@ -58,31 +57,12 @@ Takes about 6 GB on disk and a quarter of an hour for each million orders.`,
 }
 
 func runGrowth(cmd *cobra.Command, o measure.GrowthOptions) (report *measure.GrowthReport, err error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("finding this program: %w", err)
-	}
-	o.Program = []string{program, "serve"}
-	base, err := workspace.Dir()
-	if err != nil {
-		return nil, err
-	}
-	logs, err := createLog(base)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err = errors.Join(err, logs.Close()); err != nil {
-			err = fmt.Errorf("%w (the shop's log is in %s)", err, logs.Name())
-		}
-	}()
-	o.Logs = logs
 	begin := time.Now()
 	o.Progress = func(now string) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "%6.0f s  %s\n", time.Since(begin).Seconds(), now)
 	}
-	err = stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
-		o.Servers = serversOf(servers)
+	err = onServers(cmd, func(program []string, servers measure.Servers, logs io.Writer) (err error) {
+		o.Program, o.Servers, o.Logs = program, servers, logs
 		report, err = measure.Growth(cmd.Context(), o)
 		return err
 	})

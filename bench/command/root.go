@@ -191,34 +191,40 @@ func readReport(path string) (*measure.Report, error) {
 }
 
 func runBench(cmd *cobra.Command, o measure.Options) (report *measure.Report, err error) {
+	progress, endProgress := progressBar(cmd.ErrOrStderr())
+	defer endProgress()
+	o.Progress = progress
+	err = onServers(cmd, func(program []string, servers measure.Servers, logs io.Writer) (err error) {
+		o.Program, o.Servers, o.Logs = program, servers, logs
+		report, err = measure.Run(cmd.Context(), o)
+		return err
+	})
+	return report, err
+}
+
+// onServers calls run with the command that serves what is measured, servers of its own and the file for what is logged, whose name
+// is in the error.
+func onServers(cmd *cobra.Command, run func(program []string, servers measure.Servers, logs io.Writer) error) (err error) {
 	program, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("finding this program: %w", err)
+		return fmt.Errorf("finding this program: %w", err)
 	}
-	o.Program = []string{program, "serve"}
 	base, err := workspace.Dir()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	logs, err := createLog(base)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err = errors.Join(err, logs.Close()); err != nil {
 			err = fmt.Errorf("%w (the shop's log is in %s)", err, logs.Name())
 		}
 	}()
-	o.Logs = logs
-	progress, endProgress := progressBar(cmd.ErrOrStderr())
-	defer endProgress()
-	o.Progress = progress
-	err = stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(servers *stack.Stack) (err error) {
-		o.Servers = serversOf(servers)
-		report, err = measure.Run(cmd.Context(), o)
-		return err
+	return stack.WithTemporary(cmd.Context(), base, stack.Options{Progress: cmd.ErrOrStderr()}, func(s *stack.Stack) error {
+		return run([]string{program, "serve"}, serversOf(s), logs)
 	})
-	return report, err
 }
 
 func serversOf(s *stack.Stack) measure.Servers {

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"golang.org/x/sync/errgroup"
 )
@@ -37,8 +38,6 @@ const (
 	prefetch = 1000
 	// ackEvery is how many messages one acknowledgement is about, as a batch of the order service is.
 	ackEvery = 100
-	// clockTicks a second are what /proc counts CPU time in.
-	clockTicks = 100
 )
 
 var counts = []int{1, 2, 4}
@@ -84,20 +83,13 @@ func run(messages, rounds, size, core int) error {
 	rates, costs := map[int][]float64{}, map[int][]float64{}
 	for range rounds {
 		for _, queues := range counts {
-			before, err := cpu(pid)
+			cost, rate, err := perUnit(pid, messages, func() (time.Duration, error) {
+				return measure(url, queues, messages/connections*connections, size)
+			})
 			if err != nil {
 				return err
 			}
-			took, err := measure(url, queues, messages/connections*connections, size)
-			if err != nil {
-				return err
-			}
-			after, err := cpu(pid)
-			if err != nil {
-				return err
-			}
-			rates[queues] = append(rates[queues], float64(messages)/took.Seconds())
-			costs[queues] = append(costs[queues], float64((after-before).Microseconds())/float64(messages))
+			rates[queues], costs[queues] = append(rates[queues], rate), append(costs[queues], cost)
 		}
 	}
 	fmt.Fprintln(os.Stdout, "| queues | messages a second (min to max) | CPU of the broker, µs a message |\n| --- | --- | --- |")
@@ -107,6 +99,20 @@ func run(messages, rounds, size, core int) error {
 		fmt.Fprintf(os.Stdout, "| %d | %.0f (%.0f to %.0f) | %.0f |\n", queues, rates[queues][rounds/2], rates[queues][0], rates[queues][rounds-1], costs[queues][rounds/2])
 	}
 	return nil
+}
+
+// perUnit measures a run that handles so many units: the broker's CPU time for each in µs, and how many there were a second.
+func perUnit(pid, units int, run func() (took time.Duration, err error)) (cost, rate float64, err error) {
+	before, err := cpu(pid)
+	if err != nil {
+		return 0, 0, err
+	}
+	took, err := run()
+	if err != nil {
+		return 0, 0, err
+	}
+	after, err := cpu(pid)
+	return float64((after - before).Microseconds()) / float64(units), float64(units) / took.Seconds(), err
 }
 
 // measure publishes messages to so many queues and consumes them, and returns how long that took.
@@ -142,7 +148,7 @@ func measure(url string, queues, messages, size int) (time.Duration, error) {
 	begun := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range queues {
-		g.Go(func() error { return consume(ctx, url, queueName(i), perQueue[i]) })
+		g.Go(func() error { return consume(ctx, url, queueName(i), nil, perQueue[i], ackEvery, nil) })
 	}
 	for c := range connections {
 		g.Go(func() error {
@@ -163,46 +169,21 @@ func queueOf(message, queues int) int {
 }
 
 func publish(ctx context.Context, url string, from, to, queues, size int) error {
-	conn, err := amqp.Dial(url)
+	out, err := open(ctx, url, window)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	if err != nil {
-		return err
-	}
-	if err := ch.Confirm(false); err != nil {
-		return err
-	}
-	body := make([]byte, size)
-	waiting := make(chan *amqp.DeferredConfirmation, window)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		for confirm := range waiting {
-			if ok, err := confirm.WaitContext(ctx); err != nil || !ok {
-				return errors.Join(err, errors.New("the broker has not taken a message"))
-			}
-		}
-		return nil
-	})
-	for i := from; i < to && err == nil; i++ {
-		var confirm *amqp.DeferredConfirmation
-		confirm, err = ch.PublishWithDeferredConfirmWithContext(ctx, exchange, strconv.Itoa(queueOf(i, queues)), true, false,
-			amqp.Publishing{DeliveryMode: amqp.Persistent, Body: body})
-		if err == nil {
-			select {
-			case waiting <- confirm:
-			case <-ctx.Done(): // a message was not taken
-				err = ctx.Err()
-			}
+	defer out.close()
+	for i := from; i < to; i++ {
+		if err := out.publish(exchange, strconv.Itoa(queueOf(i, queues)), size); err != nil {
+			return err
 		}
 	}
-	close(waiting)
-	return errors.Join(err, g.Wait())
+	return out.flush()
 }
 
-func consume(ctx context.Context, url, queue string, messages int) error {
+// consume takes messages from a queue and acknowledges a batch at a time, each time after handle, if that is not nil.
+func consume(ctx context.Context, url, queue string, args amqp.Table, messages, batch int, handle func() error) error {
 	conn, err := amqp.Dial(url)
 	if err != nil {
 		return err
@@ -215,7 +196,7 @@ func consume(ctx context.Context, url, queue string, messages int) error {
 	if err := ch.Qos(prefetch, 0, false); err != nil {
 		return err
 	}
-	deliveries, err := ch.Consume(queue, "", false, false, false, false, nil)
+	deliveries, err := ch.Consume(queue, "", false, false, false, false, args)
 	if err != nil {
 		return err
 	}
@@ -227,11 +208,73 @@ func consume(ctx context.Context, url, queue string, messages int) error {
 			if !ok {
 				return errors.New("the broker has ended a consumer")
 			}
-			if n%ackEvery == 0 || n == messages {
-				if err := d.Ack(true); err != nil {
+			if n%batch != 0 && n != messages {
+				continue
+			}
+			if handle != nil {
+				if err := handle(); err != nil {
 					return err
 				}
 			}
+			if err := d.Ack(true); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// publisher publishes on a connection of its own. It is not for concurrent use.
+type publisher struct {
+	ctx     context.Context //nolint:containedctx // a run's
+	conn    *amqp.Connection
+	ch      *amqp.Channel
+	window  int // of messages without a confirm
+	waiting []*amqp.DeferredConfirmation
+}
+
+func open(ctx context.Context, url string, window int) (*publisher, error) {
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		return nil, err
+	}
+	ch, err := conn.Channel()
+	if err == nil {
+		err = ch.Confirm(false)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &publisher{ctx: ctx, conn: conn, ch: ch, window: window}, nil
+}
+
+func (p *publisher) close() { _ = p.conn.Close() }
+
+// publish waits while the window is full.
+func (p *publisher) publish(exchange, key string, size int) error {
+	if len(p.waiting) == p.window {
+		if err := p.await(p.waiting[:1]); err != nil {
+			return err
+		}
+		p.waiting = slices.Delete(p.waiting, 0, 1)
+	}
+	confirm, err := p.ch.PublishWithDeferredConfirmWithContext(p.ctx, exchange, key, false, false,
+		amqp.Publishing{DeliveryMode: amqp.Persistent, Body: make([]byte, size)})
+	if err == nil {
+		p.waiting = append(p.waiting, confirm)
+	}
+	return err
+}
+
+func (p *publisher) flush() error {
+	defer func() { p.waiting = p.waiting[:0] }()
+	return p.await(p.waiting)
+}
+
+func (p *publisher) await(confirms []*amqp.DeferredConfirmation) error {
+	for _, c := range confirms {
+		if ok, err := c.WaitContext(p.ctx); err != nil || !ok {
+			return errors.Join(err, errors.New("the broker has not taken a message"))
 		}
 	}
 	return nil
@@ -294,12 +337,10 @@ func output(name string, args ...string) string {
 
 // cpu is the time that a process has used.
 func cpu(pid int) (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	process, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0, err
 	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * time.Second / clockTicks, nil
+	stat, err := process.Stat()
+	return time.Duration(stat.CPUTime() * float64(time.Second)), err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -52,20 +51,11 @@ func runWays(orders, rounds, pid int) error {
 	for round := range rounds {
 		for i := range ways {
 			i = (i + round) % len(ways)
-			before, err := cpu(pid)
-			if err != nil {
-				return err
-			}
-			took, err := ways[i].measure(os.Getenv("AMQP_URL"), orders)
+			cost, rate, err := perUnit(pid, orders, func() (time.Duration, error) { return ways[i].measure(os.Getenv("AMQP_URL"), orders) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", ways[i].name, err)
 			}
-			after, err := cpu(pid)
-			if err != nil {
-				return err
-			}
-			costs[i] = append(costs[i], float64((after-before).Microseconds())/float64(orders))
-			rates[i] = append(rates[i], float64(orders)/took.Seconds())
+			costs[i], rates[i] = append(costs[i], cost), append(rates[i], rate)
 		}
 	}
 	fmt.Fprintln(os.Stdout, "| way | CPU of the broker, µs an order (min to max) | ratio of pairs | orders a second |\n| --- | --- | --- | --- |")
@@ -128,14 +118,18 @@ func (w way) measure(url string, orders int) (took time.Duration, err error) {
 		}
 		logged += orders / w.batch * perBatch
 	}
+	var from amqp.Table
+	if w.logQueue == "stream" {
+		from = amqp.Table{"x-stream-offset": "first"}
+	}
 	begun := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.place(ctx, url, orders) })
 	g.Go(func() error { return w.decide(ctx, url, orders) })
 	g.Go(func() error {
-		return w.take(ctx, url, "bench.inventory", orders/w.batch*perBatch, perBatch, nil)
+		return consume(ctx, url, "bench.inventory", nil, orders/w.batch*perBatch, perBatch, nil)
 	})
-	g.Go(func() error { return w.take(ctx, url, "bench.log", logged, w.batch, nil) })
+	g.Go(func() error { return consume(ctx, url, "bench.log", from, logged, w.batch, nil) })
 	err = g.Wait()
 	return time.Since(begun), err
 }
@@ -148,7 +142,7 @@ func (w way) place(ctx context.Context, url string, orders int) error {
 	}
 	defer out.close()
 	for range orders {
-		if err := out.publish(kinds[0], eventSize); err != nil {
+		if err := out.publish(waysExchange, kinds[0], eventSize); err != nil {
 			return err
 		}
 	}
@@ -162,7 +156,7 @@ func (w way) decide(ctx context.Context, url string, orders int) error {
 		return err
 	}
 	defer out.close()
-	return w.take(ctx, url, "bench.order", orders, w.batch, func() error {
+	return consume(ctx, url, "bench.order", nil, orders, w.batch, func() error {
 		messages, size := w.batch, eventSize
 		if w.together {
 			messages, size = 1, w.batch*eventSize
@@ -172,113 +166,11 @@ func (w way) decide(ctx context.Context, url string, orders int) error {
 				size *= len(kinds)
 			}
 			for range messages {
-				if err := out.publish(kind, size); err != nil {
+				if err := out.publish(waysExchange, kind, size); err != nil {
 					return err
 				}
 			}
 		}
 		return out.flush()
 	})
-}
-
-// take consumes messages and acknowledges so many at a time, each time after handle.
-func (w way) take(ctx context.Context, url, queue string, messages, batch int, handle func() error) error {
-	conn, err := amqp.Dial(url)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ch, err := conn.Channel()
-	if err != nil {
-		return err
-	}
-	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return err
-	}
-	var from amqp.Table
-	if queue == "bench.log" && w.logQueue == "stream" {
-		from = amqp.Table{"x-stream-offset": "first"}
-	}
-	deliveries, err := ch.Consume(queue, "", false, false, false, false, from)
-	if err != nil {
-		return err
-	}
-	for n := 1; n <= messages; n++ {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case d, ok := <-deliveries:
-			if !ok {
-				return errors.New("the broker has ended a consumer")
-			}
-			if n%batch != 0 && n != messages {
-				continue
-			}
-			if handle != nil {
-				if err := handle(); err != nil {
-					return err
-				}
-			}
-			if err := d.Ack(true); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// publisher publishes on a channel of its own.
-type publisher struct {
-	ctx     context.Context //nolint:containedctx // a run's
-	conn    *amqp.Connection
-	ch      *amqp.Channel
-	window  int
-	waiting []*amqp.DeferredConfirmation
-}
-
-func open(ctx context.Context, url string, window int) (*publisher, error) {
-	conn, err := amqp.Dial(url)
-	if err != nil {
-		return nil, err
-	}
-	ch, err := conn.Channel()
-	if err == nil {
-		err = ch.Confirm(false)
-	}
-	if err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	return &publisher{ctx: ctx, conn: conn, ch: ch, window: window}, nil
-}
-
-func (p *publisher) close() { _ = p.conn.Close() }
-
-// publish waits while the window is full of unconfirmed messages.
-func (p *publisher) publish(key string, size int) error {
-	if len(p.waiting) == p.window {
-		if err := p.await(p.waiting[:1]); err != nil {
-			return err
-		}
-		p.waiting = slices.Delete(p.waiting, 0, 1)
-	}
-	confirm, err := p.ch.PublishWithDeferredConfirmWithContext(p.ctx, waysExchange, key, false, false,
-		amqp.Publishing{DeliveryMode: amqp.Persistent, Body: make([]byte, size)})
-	if err == nil {
-		p.waiting = append(p.waiting, confirm)
-	}
-	return err
-}
-
-func (p *publisher) flush() error {
-	defer func() { p.waiting = p.waiting[:0] }()
-	return p.await(p.waiting)
-}
-
-func (p *publisher) await(confirms []*amqp.DeferredConfirmation) error {
-	for _, c := range confirms {
-		if ok, err := c.WaitContext(p.ctx); err != nil || !ok {
-			return errors.Join(err, errors.New("the broker has not taken a message"))
-		}
-	}
-	return nil
 }
