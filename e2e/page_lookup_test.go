@@ -31,7 +31,7 @@ func (s *shop) operatorsLookUpOrdersStockAndActions(t *testing.T) {
 	find("No such orders.")
 	b.mayComplain("status of 400")
 	b.fill("#lookup-id", "not hexadecimal")
-	find("id_suffix")
+	find("an order’s id has only digits")
 
 	eval[any](b, "document.querySelector('#lookup-stock').open = true")
 	eval[any](b, `{ const select = document.querySelector('#lookup-history'); select.value = "2"; select.dispatchEvent(new Event('change')); }`)

@@ -166,7 +166,7 @@ async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, 
   const steps = h('ol', {class: 'steps', 'aria-live': 'polite', 'aria-label': 'What happens'});
   const verdict = h('p', {class: 'result', role: 'status'}, 'Running …');
   const beside = h('div', {});
-  show(name, h('p', {}, h('strong', {}, 'Hypothesis: '), guarantee), steps, verdict, beside,
+  show(name, verdict, h('p', {}, h('strong', {}, 'Hypothesis: '), guarantee), beside, steps,
     h('p', {class: 'proof'}, 'The test that proves it: ', h('code', {}, test)),
     h('p', {class: 'actions'}, h('button', {type: 'button', onclick: () => { closePanel(); $('flow').focus(); }}, 'Back to the order')));
   const watch = setInterval(() => { tell(steps); onChange(); }, watchEvery);

@@ -56,6 +56,9 @@ export const price = (amount, currency) => {
   return `${Math.floor(amount / 1e4)}${decimals ? `.${decimals}` : ''} ${currency}`;
 };
 
+// breakable are the words of a routing key, which may stand on lines of their own.
+export const breakable = (key) => key.split(/(?<=\.)/).flatMap((word, i) => (i > 0 ? [document.createElement('wbr'), word] : [word]));
+
 export const plural = (n, one, many = one + 's') => `${n} ${n === 1 ? one : many}`;
 
 // copy puts text on the clipboard, and shows that on the button for a moment.

@@ -2,7 +2,7 @@
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
-import {$, amount, clock, copy, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
+import {$, amount, breakable, clock, copy, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
 import {save} from './export.js';
 import {drawLabel} from './label.js';
 import {Picture} from './picture.js';
@@ -48,8 +48,8 @@ export function start({onChange, onRejected, onConnection}) {
   $('recorded').addEventListener('click', showRecorded);
   $('tour').addEventListener('click', async () => {
     const tour = await import('./tour.js');
-    inSight();
     tour.start(picture);
+    inSight();
   });
   $('copy-link').addEventListener('click', copyLink);
   $('copy-image').addEventListener('click', copyImage);
@@ -110,10 +110,14 @@ async function showRecorded() {
   await replay();
 }
 
-// inSight scrolls the picture into sight.
+// inSight scrolls the picture into sight, and with it what the panel says first.
 export function inSight() {
-  const {top, bottom} = $('picture').getBoundingClientRect();
-  if (top < 0 || bottom > innerHeight) $('picture').scrollIntoView({block: 'center', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
+  $('flow').scrollTop = 0; // beside the products it scrolls by itself
+  const said = $('panel').hidden ? null : $('panel').querySelector('.result, .tour-stop');
+  const {top} = $('picture').getBoundingClientRect();
+  const {bottom} = (said ?? $('picture')).getBoundingClientRect();
+  if (top >= 0 && bottom <= innerHeight) return;
+  (said ? $('flow') : $('picture')).scrollIntoView({block: said ? 'start' : 'center', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth'});
 }
 
 // follow shows an order from its beginning, live. taken is the response if it was placed just now.
@@ -195,7 +199,7 @@ function timelineRow(event) {
   return h('li', {class: event.status === 'error' ? 'failed' : null, 'data-key': event.routing_key},
     h('span', {class: 'since code'}),
     h('details', {},
-      h('summary', {}, h('span', {class: 'key code'}, event.routing_key)),
+      h('summary', {}, h('span', {class: 'key code'}, ...breakable(event.routing_key))),
       h('pre', {class: 'payload', tabindex: 0}, JSON.stringify(event.payload, null, 2))),
     h('span', {class: 'from'}, `from ${event.source || 'unknown'}, attempt ${event.attempt + 1}, trace `,
       traceOf(event)),

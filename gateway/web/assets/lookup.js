@@ -52,7 +52,8 @@ class List {
   }
 }
 
-const sayRefused = ({message, violations}) => `Not found out: ${violations.length ? violations.map((v) => `${v.field} ${v.description}`).join('; ') : message}.`;
+const hints = {id_suffix: 'an order’s id has only digits, letters from a to f, and dashes'};
+const sayRefused = ({message, violations}) => `Not found out: ${violations.length ? violations.map((v) => hints[v.field] ?? `${v.field} ${v.description}`).join('; ') : message}.`;
 
 const orderLink = (id) => h('a', {href: `#order=${id}`, class: 'code', title: `${id}: show its flow`}, short(id));
 

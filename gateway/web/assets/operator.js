@@ -16,6 +16,6 @@ export function start(report) {
   health.start({onDeadLetters: deadLetters.refreshSoon, onState: (state) => report('health', state)});
   if (document.body.hasAttribute('data-demo')) breaking.start({
     onLetter: deadLetters.refreshSoon, onChange: health.refreshSoon, onRunning: storefront.hold,
-    show: (title, ...children) => { flow.inSight(); showPanel(title, children); },
+    show: (title, ...children) => { showPanel(title, children); flow.inSight(); },
   });
 }

@@ -39,7 +39,7 @@ const edges = [
 ];
 
 const layouts = {
-  wide: {stages: [58, 190, 341, 504, 650], lanes: [72, 152, 232], width: 706, height: 272, node: [104, 44], queue: [148, 60], swap: false},
+  wide: {stages: [58, 190, 341, 504, 650], lanes: [58, 138, 218], width: 706, height: 258, node: [104, 44], queue: [148, 60], swap: false},
   narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], queue: [96, 42], swap: true},
 };
 const arrow = 7; // pixels

@@ -58,5 +58,5 @@ export function start(picture) {
     ($('first').hidden ? $('flow') : $('tour')).focus();
   });
   go(0);
-  next.focus();
+  next.focus({preventScroll: true});
 }
