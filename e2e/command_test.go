@@ -263,7 +263,7 @@ func TestCommands_SayInOneLineWhatIsWrong(t *testing.T) {
 		{"order list --state lost", 2, "--state lost: there are " + strings.Join(states, ", ") + " and all"},
 		{"order list --since -1h", 2, "--since -1h0m0s: give how far to look back"},
 		{"open --server localhost:1", 1, "no shop answers at localhost:1"},
-		{"order list --limit many", 2, `invalid argument "many" for "--limit" flag`},
+		{"order list --limit many", 2, "--limit many: give a whole number"},
 		{"order list --token wrong", 1, "does not know this operator token"},
 		{"order list --server localhost:1", 1, "no shop answers at localhost:1: start one with make up, or name it with --server"},
 		{"order list --server shop", 2, `"shop" is no address of a shop: give --server host:port`},

@@ -102,7 +102,11 @@ func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\nThe sample order: POST %s/intermediary/order\n%s", s.url, sampleOrder)
+	var readable bytes.Buffer
+	if err := json.Indent(&readable, sampleOrder, "", "  "); err != nil {
+		return fmt.Errorf("the sample order: %w", err)
+	}
+	fmt.Fprintf(out, "\nThe sample order: POST %s/intermediary/order\n%s\n", s.url, bytes.TrimSpace(readable.Bytes()))
 	answer, location, err := c.post(ctx, "/intermediary/order", sampleOrder)
 	if err != nil {
 		return err
@@ -133,12 +137,12 @@ func demonstrate(ctx context.Context, out io.Writer, s *running) error {
 	printEvents(out, log.Events)
 	fmt.Fprintln(out, "\nThe stock:")
 	printStock(out, before, after)
-	fmt.Fprint(out, "\nTry next: make up, and place an order at http://localhost:3000; .bin/shopdev up --demo has buttons that try to break it.\n")
+	fmt.Fprint(out, "\nTry next: make up, and place an order at http://localhost:3000.\n.bin/shopdev up --demo has buttons that try to break it.\n")
 	return nil
 }
 
-// chartWidth is the width of the events' chart, in characters.
-const chartWidth = 40
+// chartWidth is the width of the events' chart, in characters: with what stands before it, it fits into a terminal of 80.
+const chartWidth = 20
 
 // printEvents draws when each event was published and logged, between the first and the last.
 func printEvents(out io.Writer, events []event) {

@@ -299,7 +299,7 @@ func TestRun_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 		},
 		"a message that waits for a person": {
 			[]string{strings.NewReplacer("$1", "'%c'", "$2", "'OPEN'").Replace(letter)},
-			[]string{`dead_letters order %c: dead letter 1, shop.order.placed of queue "order" after 4 attempts: it is too late`},
+			[]string{`dead_letters order %c: dead letter 1, shop.order.placed of queue "order" (attempts: 4): it is too late`},
 		},
 		"messages that wait for the broker": {
 			[]string{fmt.Sprintf(outbox, "orders", 90), fmt.Sprintf(outbox, "orders", 10), fmt.Sprintf(outbox, "inventory", 90), fmt.Sprintf(outbox, "inventory", 125), fmt.Sprintf(outbox, "webhooks", 70)},

@@ -52,7 +52,7 @@ func (a *Auditor) deadLetters(ctx context.Context) (found []finding, err error) 
 				return err
 			}
 			found = append(found, finding{Violation: Violation{Check: DeadLetters, OrderID: order,
-				Detail: fmt.Sprintf("dead letter %d, %s of queue %q after %d attempts: %s", id, key, queue, attempts, reason)}, late: true})
+				Detail: fmt.Sprintf("dead letter %d, %s of queue %q (attempts: %d): %s", id, key, queue, attempts, reason)}, late: true})
 			return nil
 		})
 	return found, err

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // usageError says what is wrong with a command line.
@@ -16,7 +18,7 @@ func WrongUsage(format string, args ...any) error { return usageError{fmt.Errorf
 // Strict makes a command and its subcommands report wrong arguments and flags as wrong usage, in one line that names the
 // help. Call it when all subcommands have been added.
 func Strict(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(withUsage)
+	cmd.SetFlagErrorFunc(wrongFlag)
 	if cmd.HasSubCommands() && cmd.RunE == nil {
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -41,6 +43,18 @@ func Strict(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		Strict(sub)
 	}
+}
+
+// wanted is what a flag takes, by the name of its type.
+var wanted = map[string]string{"duration": "a time with its unit, 30s, 5m or 24h for example", "int": "a whole number"}
+
+// wrongFlag says what is wrong with a flag. Of a value, Go's own error says that it cannot be parsed, and not what to give.
+func wrongFlag(cmd *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) && wanted[invalid.GetFlag().Value.Type()] != "" {
+		err = fmt.Errorf("--%s %s: give %s", invalid.GetFlag().Name, Printable(invalid.GetValue()), wanted[invalid.GetFlag().Value.Type()])
+	}
+	return withUsage(cmd, err)
 }
 
 // withUsage adds to an error how to get help.

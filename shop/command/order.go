@@ -325,6 +325,9 @@ the list. The last eight characters of an id are what pages and logs show.`,
 			if since < 0 {
 				return cli.WrongUsage("--since %s: give how far to look back, 24h for example", since)
 			}
+			if strings.Trim(req.GetIdSuffix(), "0123456789abcdefABCDEF-") != "" {
+				return cli.WrongUsage("--id %s: give the end of an order's id, digits, letters from a to f and dashes, 8f7ebae1 for example", cli.Printable(req.GetIdSuffix()))
+			}
 			req.State = wanted
 			if since > 0 {
 				req.PlacedAfter = timestamppb.New(time.Now().Add(-since))
