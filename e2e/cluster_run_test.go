@@ -200,9 +200,10 @@ var clusterFaults = []clusterFault{
 	}},
 }
 
+// freezeReplica freezes the replica of a service that has been given the most messages: it is the one that holds some.
 func freezeReplica(name string) func(*testing.T, *clusterShop) string {
 	return func(t *testing.T, c *clusterShop) string {
-		r := c.replicas[name][c.random.IntN(2)]
+		r := busiest(t, c.replicas[name])
 		r.signal(t, syscall.SIGSTOP)
 		time.Sleep(clusterFrozen)
 		r.signal(t, syscall.SIGCONT)

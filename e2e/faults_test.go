@@ -2,15 +2,18 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +21,7 @@ import (
 	"time"
 
 	"shop.example/dev/stack"
+	"shop.example/platform/messaging"
 	"shop.example/platform/testkit/brokertest"
 )
 
@@ -94,6 +98,77 @@ func TestInventory_AbsentForLongerThanTheCallLastsOrAnsweringTooLateCostsNoOrder
 	f.usedUpNoAttempt(t)
 	f.comesToRest(t, tr.end(t))
 	tr.isDecided(t, &f.shop)
+}
+
+// A replica that freezes holds what the queue has given it, which is all that comes if it is the one that is given messages first,
+// until the broker misses its heartbeats.
+func TestReplicas_OfOrderAndLoggingThatFreezeHoldWhatTheyHaveForLessThanTenSeconds(t *testing.T) {
+	t.Parallel()
+	f := newDeployment(t, deploymentOptions{replicas: map[string]int{"order": 2, "logging": 2}})
+	f.up(t)
+	tr := f.traffic(t, f.unlimitedStock(t), answerLimit, f.gateways()...)
+	tr.flows(t, 50)
+	pool := f.openDatabase(t)
+	decided := func() int { return countRows(t, pool, `SELECT count(*) FROM orders.orders`) }
+	logged := func() int {
+		return countRows(t, pool, `SELECT count(DISTINCT order_id) FROM logging.event_log WHERE routing_key = 'shop.order.placed'`)
+	}
+
+	frozen := []*replica{busiest(t, f.replicas["order"]), busiest(t, f.replicas["logging"])}
+	for _, r := range frozen {
+		r.signal(t, syscall.SIGSTOP)
+	}
+	thaws := time.Now().Add(2 * messaging.Heartbeat)
+	tr.flows(t, 50)
+	if held, unlogged := tr.orders()-decided(), tr.orders()-logged(); held < 25 || unlogged < 25 {
+		t.Errorf("of 50 orders %d are not decided and %d are not logged: the replicas that are frozen hold nothing", held, unlogged)
+	}
+	orders := tr.orders()
+	eventuallyWithin(t, time.Until(thaws), func() error {
+		if d, l := decided(), logged(); d < orders || l < orders {
+			return fmt.Errorf("of %d orders %d are decided, and %d are logged", orders, d, l)
+		}
+		return nil
+	})
+	for _, r := range frozen {
+		r.signal(t, syscall.SIGCONT)
+	}
+	f.ready(t)
+	f.usedUpNoAttempt(t)
+	f.comesToRest(t, tr.end(t))
+	tr.isDecided(t, &f.shop)
+}
+
+// busiest is the replica of a service that has settled the most messages: the one that its queue prefers.
+func busiest(t *testing.T, replicas []*replica) *replica {
+	t.Helper()
+	settled := func(r *replica) float64 { return r.metric(t, "messaging_consumed_total") }
+	return slices.MaxFunc(replicas, func(a, b *replica) int { return cmp.Compare(settled(a), settled(b)) })
+}
+
+// Calls that inventory answers, and what gateways are told, are lost with their connection.
+func TestHeartbeats_AreShortOnConnectionsAloneWhoseMessagesGoToOthers(t *testing.T) {
+	t.Parallel()
+	f := newDeployment(t, deploymentOptions{})
+	f.up(t)
+	want := map[string]int{}
+	for _, name := range services {
+		want[name+" publish"], want[name+" consume"] = 5, 5
+	}
+	want["order consume"], want["logging consume"] = 2, 2
+	eventually(t, func() error { // the broker reports connections late
+		connections, err := f.broker.Manage.ListVhostConnections(f.broker.Vhost)
+		got := map[string]int{}
+		for _, c := range connections {
+			if name, _ := c.ClientProperties["connection_name"].(string); want[name] > 0 {
+				got[name] = c.Timeout
+			}
+		}
+		if err != nil || !maps.Equal(got, want) {
+			return fmt.Errorf("heartbeats are %v, want %v: %w", got, want, err)
+		}
+		return nil
+	})
 }
 
 func TestOrders_AreAcceptedWhileAllServicesAndTheDatabaseAreDown(t *testing.T) {

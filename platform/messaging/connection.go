@@ -29,16 +29,23 @@ const (
 	tryTimeout   = 2 * time.Second
 	loneTimeout  = 5 * time.Second
 	writeTimeout = 15 * time.Second
-	// heartbeat is short so that a peer which is frozen or cut off is noticed soon: the broker closes the connection of a
-	// silent client after two to three of them, and what it held goes to other consumers; a client leaves a silent broker
-	// after three. RabbitMQ advises against less than 5 s, with which a busy machine would be taken for a dead one.
-	heartbeat  = 5 * time.Second
-	minBackoff = 100 * time.Millisecond
-	maxBackoff = 10 * time.Second
+	minBackoff   = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
 	// maxReconnect is the longest wait before the nodes are tried again: a cluster that has its majority back is found soon.
 	maxReconnect = 2 * time.Second
 	// A session that has lasted this long was a success: the next failure starts with a short wait again.
 	sessionLasted = 5 * time.Second
+)
+
+// The broker closes the connection of a client from which nothing came for two to three heartbeats, and gives what it held to
+// other consumers; a client leaves a broker that is silent for one and a half.
+const (
+	// Heartbeat is that of a connection on which calls are answered or messages are published: RabbitMQ advises against less
+	// than 5 s, with which a busy machine is taken for a dead one, and what was on the connection is lost.
+	Heartbeat = 5 * time.Second
+	// ConsumerHeartbeat is for a connection that holds messages alone: if it is lost without need they go to another consumer,
+	// which costs nothing. Of a frozen one they are waited for for at most 6 s.
+	ConsumerHeartbeat = 2 * time.Second
 )
 
 // Options says which service a connection belongs to, what it declares, and what it reports to.
@@ -50,6 +57,7 @@ type Options struct {
 	// KeepTopology makes the connection check and repair the service's own queues every second, not only when it connects.
 	// Set it on one connection of a service.
 	KeepTopology bool
+	Heartbeat    time.Duration // Heartbeat if it is 0
 	Logger       *slog.Logger
 	Meter        metric.MeterProvider // nil: no metrics
 	Tracer       trace.TracerProvider // nil: no traces
@@ -65,6 +73,7 @@ type Connection struct {
 	topology  Topology
 	identity  identity
 	role      string
+	heartbeat time.Duration
 	log       *slog.Logger
 	tracer    trace.Tracer
 	server    atomic.Pointer[[]attribute.KeyValue] // of spans: which node it is connected to; see at
@@ -114,8 +123,8 @@ func Dial(address string, o Options) (*Connection, error) {
 		return nil, fmt.Errorf("messaging metrics: %w", err)
 	}
 	c := &Connection{
-		endpoints: endpoints, service: o.Service, topology: o.Topology, identity: who, role: o.Role, log: o.Logger.With("connection", o.Role),
-		tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
+		endpoints: endpoints, service: o.Service, topology: o.Topology, identity: who, role: o.Role, heartbeat: cmp.Or(o.Heartbeat, Heartbeat),
+		log: o.Logger.With("connection", o.Role), tracer: o.Tracer.Tracer(scope), metrics: m, changed: make(chan struct{}),
 		lastErr: errors.New("not connected yet"),
 	}
 	c.setBlocked(false)
@@ -266,7 +275,7 @@ func (c *Connection) open(ctx context.Context, n node, limit time.Duration) (*am
 	defer cancel()
 	var socket net.Conn
 	conn, err := amqp.DialConfig(n.plain, amqp.Config{
-		Heartbeat:  heartbeat,
+		Heartbeat:  c.heartbeat,
 		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
 		Dial: func(string, string) (_ net.Conn, err error) {
 			socket, err = dial(ctx, n)
