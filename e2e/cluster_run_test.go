@@ -151,6 +151,11 @@ var clusterFaults = []clusterFault{
 		}
 		return ""
 	}},
+	{name: "broker node restarted as for a partition that is over", aim: "1 s", most: time.Second, do: func(t *testing.T, c *clusterShop) string {
+		node := c.random.IntN(clusterBrokers)
+		c.onBroker(t, node, "docs/operations.md")("partition")
+		return "node " + strconv.Itoa(node+1)
+	}},
 	{name: "replica of order frozen", aim: "decided in 5 s", most: time.Second, decided: 5 * time.Second, do: freezeReplica("order")},
 	{name: "replica of inventory frozen", aim: "decided in 5 s", most: time.Second, decided: 5 * time.Second, do: freezeReplica("inventory")},
 	{name: "replica of logging frozen", aim: "stream in 5 s", most: time.Second, silent: 5 * time.Second, do: freezeReplica("logging")},
