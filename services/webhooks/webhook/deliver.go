@@ -156,7 +156,7 @@ func (d *deliverer) leaseDue(ctx context.Context) (ids []uuid.UUID, err error) {
 		UPDATE webhook SET lessee = $1, leased_until = now() + $2 * interval '1 second'
 		WHERE id = ANY (ARRAY(
 			SELECT w.id FROM webhook w
-			WHERE w.state = 'ENABLED' AND w.retry_at <= now() AND w.leased_until < now() AND EXISTS (
+			WHERE w.state = 'ENABLED' AND w.retry_at <= now() AND `+leaseOver+` AND EXISTS (
 				SELECT FROM delivery d WHERE d.webhook_id = w.id AND d.state = 'PENDING' AND d.next_attempt_at <= now())
 			ORDER BY w.retry_at LIMIT $3 FOR UPDATE OF w SKIP LOCKED))
 		RETURNING id`, d.replica, d.lease.Seconds(), room)
@@ -165,6 +165,10 @@ func (d *deliverer) leaseDue(ctx context.Context) (ids []uuid.UUID, err error) {
 	}
 	return ids, nil
 }
+
+// leaseOver says that a lease for $2 seconds has ended. One that would last for ten times as long was given while the database's clock was
+// ahead, which has gone back since; replicas with different settings have different leases.
+const leaseOver = `leased_until NOT BETWEEN now() AND now() + 10 * $2 * interval '1 second'`
 
 // worker sends to one webhook while it is leased and has due deliveries.
 type worker struct {

@@ -417,6 +417,28 @@ func TestDelivery_GoesOnAfterARestart(t *testing.T) {
 	checkOrder(t, orders, v.requests())
 }
 
+// A replica died while the database's clock was an hour ahead, which has gone back since.
+func TestDelivery_ALeaseThatWasGivenWhileTheClockWasAheadIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, _ := r.create(t, v.URL)
+	r.log.add(t, newOrder("").events...)
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+	r.stop()
+	for _, statement := range []string{
+		`UPDATE webhook SET lessee = gen_random_uuid(), leased_until = now() + interval '1 hour'`,
+		`UPDATE log_position SET lessee = gen_random_uuid(), leased_until = now() + interval '1 hour'`,
+	} {
+		if _, err := r.db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.log.add(t, newOrder("").events...)
+	r.replica(t, quick)
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 4) })
+}
+
 func update(t *testing.T, r *rig, hook *webhooksv1.Webhook, fields ...string) *webhooksv1.Webhook {
 	t.Helper()
 	got, err := r.hooks.UpdateWebhook(as(t, "operator"), updateRequest(hook, fields...))

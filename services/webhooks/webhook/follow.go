@@ -159,7 +159,7 @@ func (f *follower) takeTurn(ctx context.Context) (*turn, error) {
 	t := &turn{}
 	err := f.db.QueryRowContext(ctx, `
 		UPDATE log_position SET lessee = $1, leased_until = now() + $2 * interval '1 second'
-		WHERE active AND (lessee = $1 OR leased_until < now()) RETURNING position, generation`, f.replica, followLease.Seconds()).Scan(&t.position, &t.generation)
+		WHERE active AND (lessee = $1 OR `+leaseOver+`) RETURNING position, generation`, f.replica, followLease.Seconds()).Scan(&t.position, &t.generation)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
