@@ -33,17 +33,20 @@ type silentReplicas struct {
 	open map[*replicaConn]struct{}
 }
 
+// begun makes times comparable by the monotonic clock: the time of day may jump.
+var begun = time.Now()
+
 // replicaConn is a connection that remembers when something came last.
 type replicaConn struct {
 	net.Conn
-	lastRead atomic.Int64 // Unix time in nanoseconds
+	lastRead atomic.Int64 // when, since begun
 	closed   func()
 }
 
 func (c *replicaConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.lastRead.Store(time.Now().UnixNano())
+		c.lastRead.Store(int64(time.Since(begun)))
 	}
 	return n, err
 }
@@ -117,7 +120,7 @@ func (s *silentReplicas) ask(ctx context.Context, client healthv1.HealthClient) 
 	s.mu.Lock()
 	var silent []*replicaConn
 	for c := range s.open {
-		if c.RemoteAddr().String() == replica.Addr.String() && c.lastRead.Load() < asked.UnixNano() {
+		if c.RemoteAddr().String() == replica.Addr.String() && time.Duration(c.lastRead.Load()) < asked.Sub(begun) {
 			silent = append(silent, c)
 		}
 	}
