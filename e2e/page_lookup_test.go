@@ -3,6 +3,9 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -40,4 +43,33 @@ func (s *shop) operatorsLookUpOrdersStockAndActions(t *testing.T) {
 	b.until("[...document.querySelectorAll('#lookup-actions li')].some((row) => /UpdateItem.*item 4/.test(row.textContent))")
 	b.click("#lookup-movements li a")
 	b.text("#slip-id", end)
+}
+
+// What an audit had found was seen on the page only where experiments can be run, and only if it was run from the page.
+func TestPage_OperatorsOfAnyShopSeeTheLastAudit(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.decided(t, s.place(t, 1, 1))
+	s.settled(t)
+	b := browse(t, s.operatorLink())
+	b.text("#role", "operator")
+	look := func() {
+		eval[any](b, `{ const d = document.querySelector('#lookup-audit'); d.open = false; d.open = true; }`)
+	}
+	look()
+	b.text("#audit-body", "No audit was reported yet: run shop audit --report.")
+
+	audit := exec.CommandContext(t.Context(), filepath.Join(mustBinaries(t), "shop"), "audit", "--wait", "30s", "--report", "--server", s.url, "--token", operatorToken)
+	audit.Env = append(os.Environ(), "DATABASE_URL="+s.database)
+	if out, err := audit.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	look()
+	b.text("#audit-body caption", "Audit of 1 order, ")
+	b.text("#audit-body caption", "reported by operator token")
+	b.until("document.querySelectorAll('#audit-body tbody tr').length > 10 && !document.querySelector('#audit-body .wrong')")
+
+	if a := s.call(t, http.MethodGet, "/v1/audit", ""); a.code != http.StatusUnauthorized {
+		t.Errorf("for anybody: %d %s", a.code, a.body)
+	}
 }

@@ -91,8 +91,7 @@ type controls struct {
 
 	stepsMu sync.Mutex
 	begin   time.Time
-	steps   []step       // of the experiment that runs, or of the last one
-	audited *auditAnswer // the last audit; nil if there was none
+	steps   []step // of the experiment that runs, or of the last one
 }
 
 // step is what has happened in an experiment, in words.
@@ -120,11 +119,9 @@ func (c *controls) list(context.Context, map[string]string, []byte) (any, error)
 	var answer struct {
 		Services []state `json:"services"`
 		Steps    []step  `json:"steps,omitempty"`
-		// Audit is the last one that was asked for.
-		Audit *auditAnswer `json:"audit,omitempty"`
 	}
 	c.stepsMu.Lock()
-	answer.Steps, answer.Audit = slices.Clone(c.steps), c.audited
+	answer.Steps = slices.Clone(c.steps)
 	c.stepsMu.Unlock()
 	for _, name := range names {
 		answer.Services = append(answer.Services, state{name, c.shop.Services()[name].Running()})
@@ -248,8 +245,6 @@ type verdict struct {
 
 type auditAnswer struct {
 	verdict
-	At       time.Time         `json:"at"`
-	Checks   []audit.Result    `json:"checks"`
 	Seconds  float64           `json:"seconds"`
 	Findings []audit.Violation `json:"findings"`
 	// DeadLetters are open: they wait for a person and contradict nothing. Sent of them are poison of these experiments.
@@ -257,7 +252,8 @@ type auditAnswer struct {
 	Sent        int `json:"sent"`
 }
 
-// audit compares everything that the services have stored, once. An open dead letter is no violation here.
+// audit compares everything that the services have stored, once, and reports it, as shop audit --report does. An open dead
+// letter is no violation here.
 func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
@@ -266,7 +262,10 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := auditAnswer{verdict: newVerdict(r), At: r.At, Checks: r.Checks, Seconds: r.Took.Seconds(), Findings: slices.DeleteFunc(r.Violations, func(v audit.Violation) bool {
+	if _, err := loggingv1.NewAuditServiceClient(e.gateway).ReportAudit(ctx, &loggingv1.ReportAuditRequest{Report: r.Message()}); err != nil {
+		return nil, err
+	}
+	answer := auditAnswer{verdict: newVerdict(r), Seconds: r.Took.Seconds(), Findings: slices.DeleteFunc(r.Violations, func(v audit.Violation) bool {
 		return v.Check == audit.DeadLetters
 	})}
 	for _, c := range r.Checks {
@@ -281,9 +280,6 @@ func (e *experiment) audit(ctx context.Context, body []byte) (any, error) {
 		}
 		answer.Sent += len(letters.GetDeadLetters())
 	}
-	e.stepsMu.Lock()
-	defer e.stepsMu.Unlock()
-	e.audited = &answer
 	return answer, nil
 }
 

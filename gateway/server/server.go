@@ -264,7 +264,7 @@ func (up upstreams) forward(a *api, streams *ingress.Limiter) error {
 		up.order.Forward(a, streams, orderv1.File_shop_order_v1_order_proto),
 		up.inventory.Forward(a, streams, inventoryv1.File_shop_inventory_v1_inventory_proto),
 		up.logging.Forward(a, streams, loggingv1.File_shop_logging_v1_event_log_proto, loggingv1.File_shop_logging_v1_dead_letter_proto,
-			loggingv1.File_shop_logging_v1_operator_action_proto),
+			loggingv1.File_shop_logging_v1_operator_action_proto, loggingv1.File_shop_logging_v1_audit_proto),
 		up.webhooks.Forward(a, streams, webhooksv1.File_shop_webhooks_v1_webhook_proto),
 	)
 }
@@ -278,6 +278,7 @@ func addServices(r *rest.Server) error {
 		rest.Add(r, &loggingv1.EventLogService_ServiceDesc, loggingv1.NewEventLogServiceClient, loggingv1.RegisterEventLogServiceHandlerClient),
 		rest.Add(r, &loggingv1.DeadLetterService_ServiceDesc, loggingv1.NewDeadLetterServiceClient, loggingv1.RegisterDeadLetterServiceHandlerClient),
 		rest.Add(r, &loggingv1.OperatorActionService_ServiceDesc, loggingv1.NewOperatorActionServiceClient, loggingv1.RegisterOperatorActionServiceHandlerClient),
+		rest.Add(r, &loggingv1.AuditService_ServiceDesc, loggingv1.NewAuditServiceClient, loggingv1.RegisterAuditServiceHandlerClient),
 		rest.Add(r, &webhooksv1.WebhookService_ServiceDesc, webhooksv1.NewWebhookServiceClient, webhooksv1.RegisterWebhookServiceHandlerClient),
 		rest.Add(r, &customerv1.CustomerService_ServiceDesc, customerv1.NewCustomerServiceClient, customerv1.RegisterCustomerServiceHandlerClient),
 		rest.Add(r, &statusv1.StatusService_ServiceDesc, statusv1.NewStatusServiceClient, statusv1.RegisterStatusServiceHandlerClient),

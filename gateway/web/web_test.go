@@ -53,7 +53,7 @@ func TestPage_NamesTheModulesThatItRunsAtOnce(t *testing.T) {
 	p.write(w, http.StatusOK, "index.html", &form{Modules: p.modules})
 	for name := range p.files {
 		// What operators see is loaded when somebody is one.
-		once := strings.HasSuffix(name, ".js") && !slices.Contains([]string{"operator.js", "breaking.js", "tour.js", "lookup.js", "deadletters.js", "health.js", "log.js"}, name)
+		once := strings.HasSuffix(name, ".js") && !slices.Contains([]string{"operator.js", "audit.js", "breaking.js", "tour.js", "lookup.js", "deadletters.js", "health.js", "log.js"}, name)
 		if named := strings.Contains(w.Body.String(), `<link rel="modulepreload" href="/page/`+name+`">`); named != once {
 			t.Errorf("%s is preloaded: %t, want %t", name, named, once)
 		}

@@ -32,6 +32,7 @@ func auditCommand() *cobra.Command {
 		cfg         audit.Config
 		asJSON      bool
 		repair      bool
+		tell        bool
 		wait, every time.Duration
 		listen      string
 		shop        gateway
@@ -51,9 +52,12 @@ The databases are those of ORDERS_DATABASE_URL, INVENTORY_DATABASE_URL, LOGGING_
 WEBHOOKS_DATABASE_URL, else of DATABASE_URL, with a role that may read the schemas; else those of the shop
 that make up runs here.
 
+With --report the shop keeps what the audit has found, for operators to see on its page until the next report;
+that is a call for operators, too.
+
 With --every it repeats the audit until it is stopped, logs violations, and serves Prometheus metrics on --listen:
 shop_audit_violations and shop_audit_in_flight by check, the time and duration of the last run.`,
-		Example: "  shop audit --wait 30s\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3109",
+		Example: "  shop audit --wait 30s\n  shop audit --report\n  shop audit --repair\n  shop audit --every 1m --since 24h --listen :3109",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			for flag, d := range map[string]time.Duration{"since": cfg.Since, "late": cfg.Late, "wait": wait, "every": every} {
@@ -72,8 +76,12 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 				return err
 			}
 			defer func() { err = errors.Join(err, a.Close()) }()
+			report := func(context.Context, *audit.Report) error { return nil }
+			if tell {
+				report = shop.reportAudit
+			}
 			if every > 0 {
-				return auditEvery(cmd.Context(), a, every, listen)
+				return auditEvery(cmd.Context(), a, report, every, listen)
 			}
 			run := a.RunWhenQuiet
 			if repair {
@@ -82,7 +90,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 				}
 				wait, run = max(wait, repairTime), a.RunWhenMended
 			}
-			report, err := run(cmd.Context(), wait)
+			found, err := run(cmd.Context(), wait)
 			if err != nil {
 				return err
 			}
@@ -90,10 +98,13 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 			if asJSON {
 				print = printJSON
 			}
-			if err := print(cmd.OutOrStdout(), report); err != nil {
+			if err := print(cmd.OutOrStdout(), found); err != nil {
 				return err
 			}
-			if report.Count() > 0 || wait > 0 && report.InFlight() > 0 {
+			if err := report(cmd.Context(), found); err != nil {
+				return err
+			}
+			if found.Count() > 0 || wait > 0 && found.InFlight() > 0 {
 				return cli.ExitCode(1)
 			}
 			return nil
@@ -104,6 +115,7 @@ shop_audit_violations and shop_audit_in_flight by check, the time and duration o
 	flags.DurationVar(&cfg.Late, "late", time.Minute, "the age from which an inconsistency is a violation")
 	flags.BoolVar(&asJSON, "json", false, "print the report as JSON")
 	flags.BoolVar(&repair, "repair", false, "send lost events again, and wait at least 30 s for their effect")
+	flags.BoolVar(&tell, "report", false, "report what was found to the shop, which shows it to operators")
 	flags.DurationVar(&wait, "wait", 0, "wait until nothing is in flight, for at most this time, and fail if something still is")
 	flags.DurationVar(&every, "every", 0, "repeat the audit in this interval")
 	flags.StringVar(&listen, "listen", ":3109", "where health and metrics are served, with --every")
@@ -162,6 +174,18 @@ func resendLost(cmd *cobra.Command, a *audit.Auditor, shop *gateway) error {
 	})
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s sent again, of %s.\n", cli.Plural(sent, "event"), cli.Plural(len(lost), "order"))
 	return err
+}
+
+// reportAudit lets the shop keep what an audit has found.
+func (g *gateway) reportAudit(ctx context.Context, r *audit.Report) error {
+	err := g.with(func(conn *grpc.ClientConn) error {
+		_, err := loggingv1.NewAuditServiceClient(conn).ReportAudit(ctx, &loggingv1.ReportAuditRequest{Report: r.Message()})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reporting the audit to the shop: %w", err)
+	}
+	return nil
 }
 
 // databaseURLs returns the URL of each of the schemas: from the environment, or of the shop that runs in this workspace.
@@ -247,14 +271,15 @@ func printReport(out io.Writer, r *audit.Report) error {
 // maxResent is how many events that were sent again are listed.
 const maxResent = 10
 
-// auditEvery audits repeatedly until ctx ends. A failed audit is logged and counted; the metrics then grow old.
-func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, listen string) error {
-	report := telemetry.Config{}
-	if err := env.Parse(&report); err != nil {
+// auditEvery audits repeatedly until ctx ends, and reports each time. A failed audit is logged and counted; the metrics then
+// grow old.
+func auditEvery(ctx context.Context, a *audit.Auditor, report func(context.Context, *audit.Report) error, every time.Duration, listen string) error {
+	cfg := telemetry.Config{}
+	if err := env.Parse(&cfg); err != nil {
 		return fmt.Errorf("reading the environment: %w", err)
 	}
-	report.Service = "audit"
-	t, err := telemetry.New(ctx, report)
+	cfg.Service = "audit"
+	t, err := telemetry.New(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -283,6 +308,9 @@ func auditEvery(ctx context.Context, a *audit.Auditor, every time.Duration, list
 				m.record(ctx, r)
 				for _, v := range r.Violations {
 					t.Logger.ErrorContext(ctx, "violation", "check", v.Check, "what", v.String())
+				}
+				if err := report(ctx, r); err != nil && ctx.Err() == nil {
+					t.Logger.WarnContext(ctx, "the page shows an older audit", "error", err)
 				}
 				t.Logger.InfoContext(ctx, "audited", "orders", r.Orders, "violations", r.Count(), "in_flight", r.InFlight(), "took", r.Took)
 			}

@@ -1,8 +1,9 @@
 // Try to break it: experiments that inject a fault. Each begins with a hypothesis, tells beside the picture what happens
 // while it happens, and ends with a verdict in figures, which the shop has measured.
 import {asOperator, call, Refusal} from './api.js';
+import {showAudit} from './audit.js';
 import {keys} from './contracts.js';
-import {$, duration, h, moment, plural, setText, short} from './dom.js';
+import {$, duration, h, plural, setText} from './dom.js';
 import {hopsOf, rowOf} from './journey.js';
 import {closePanel} from './panel.js';
 
@@ -120,7 +121,7 @@ const experiments = [
       `Redriven ${a.in_vain} × in vain, then handled ${seconds(a.seconds)} after the repair: ${plural(a.effects, 'effect')}, ${a.stock} of ${a.expected} pieces; ${plural(a.open, 'dead letter waits', 'dead letters wait')}; ${audited(a.audit)}. It was dead because: ${a.reason}`],
   },
   {
-    id: 'audit', name: 'Audit everything', more: (answer, frame) => frame.replaceChildren(auditTable(answer)),
+    id: 'audit', name: 'Audit everything', more: (_, frame) => showAudit(frame),
     guarantee: 'Orders, holds, movements, stock and log agree.',
     test: 'TestAudit_ABusyShopGivesNoFalseAlarm',
     evaluate: ({orders, violations, findings, dead_letters: letters, sent}) => [violations === 0,
@@ -144,8 +145,7 @@ export function start(options) {
   $('breaking-body').append(h('ul', {class: 'experiments'}, ...experiments.map(newExperiment)),
     h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services,
       h('p', {}, 'Guarantee: orders are still accepted, wait in the queue, and are decided when the service is back.')));
-  $('lookup-audit').addEventListener('toggle', () => $('lookup-audit').open && showAudit());
-  $('lookup-audit').append(h('div', {id: 'audit-body'}),
+  $('lookup-audit').append(
     h('p', {class: 'actions'}, h('button', {type: 'button', onclick: () => document.querySelector('[data-experiment=audit] button').click()}, 'Audit now')));
   refresh();
 }
@@ -188,7 +188,7 @@ async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, 
   }
   tell(steps);
   refresh();
-  if ($('lookup-audit').open) showAudit();
+  if ($('lookup-audit').open) showAudit($('audit-body'));
   onLetter();
   onChange();
 }
@@ -202,28 +202,6 @@ async function tell(list) {
     }
   } catch (error) {
     if (!(error instanceof Refusal)) throw error; // the next call may get through
-  }
-}
-
-// auditTable shows what an audit has compared, and what contradicts.
-function auditTable({at, orders, checks, findings}) {
-  return h('div', {class: 'audit'}, h('table', {},
-    h('caption', {}, `Audit of ${plural(orders, 'order')}, ${moment(at)}`),
-    h('thead', {}, h('tr', {}, ...['check', 'found', 'in flight'].map((text) => h('th', {scope: 'col'}, text)))),
-    h('tbody', {}, ...checks.map(({check, about, violations, in_flight: inFlight}) => h('tr', {class: violations ? 'wrong' : null},
-      h('th', {scope: 'row'}, check.replaceAll('_', ' '), h('span', {}, about)), h('td', {class: 'code'}, violations), h('td', {class: 'code'}, inFlight))))),
-  h('ul', {}, ...(findings ?? []).map(({check, order_id: id, product, detail}) => h('li', {},
-    `${check.replaceAll('_', ' ')}: ${product ? `${product}: ` : ''}${detail} `, id ? h('a', {href: `#order=${id}`, class: 'code'}, short(id)) : null))));
-}
-
-// showAudit shows the last audit in Look up.
-async function showAudit() {
-  try {
-    const {audit} = await asOperator('GET', '/demo');
-    $('audit-body').replaceChildren(audit ? auditTable(audit) : h('p', {class: 'lookup-note'}, 'None has run from here since the shop was started.'));
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    $('audit-body').replaceChildren(h('p', {class: 'lookup-note'}, `Not found out: ${error.message}.`));
   }
 }
 

@@ -5,8 +5,8 @@
 // each day (partition.go). Dead letters come from a queue of their own (dead_letter.go). Clients read both over gRPC
 // (grpc.go), and the log as a stream too (stream.go). Events that were logged but never reached the service that handles
 // them are found (reconcile.go, unhandled.go) and sent again (resend.go). Operators' actions are recorded
-// (operator_action.go). All of it is deleted after its retention (retention.go), and personal data on request
-// (personal.go).
+// (operator_action.go), and what the last audit has found (audit.go). All else is deleted after its retention
+// (retention.go), and personal data on request (personal.go).
 package eventlog
 
 import (
@@ -152,6 +152,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	loggingv1.RegisterEventLogServiceServer(s.GRPC(), eventLogServer{Service: s})
 	loggingv1.RegisterDeadLetterServiceServer(s.GRPC(), deadLetterServer{Service: s})
 	loggingv1.RegisterOperatorActionServiceServer(s.GRPC(), operatorActionServer{Service: s})
+	loggingv1.RegisterAuditServiceServer(s.GRPC(), auditServer{Service: s})
 	customerv1.RegisterPersonalDataServiceServer(s.GRPC(), personalDataServer{Service: s})
 	report.Serve(s.Service)
 	return nil
