@@ -161,13 +161,14 @@ type Auditor struct {
 	orders, inventory, logging, webhooks *sql.DB
 
 	since, late, pause, holdLimit time.Duration
+	opened                        time.Time // RunWhenQuiet looks at what was not too old then
 }
 
 // Open connects to the databases, which must be available, in read-only sessions. Close the Auditor in the end.
 func Open(ctx context.Context, cfg Config) (*Auditor, error) {
 	a := &Auditor{
 		since: cfg.Since, late: cmp.Or(cfg.Late, time.Minute), pause: cmp.Or(cfg.Pause, time.Second),
-		holdLimit: cmp.Or(cfg.HoldLimit, 15*time.Minute),
+		holdLimit: cmp.Or(cfg.HoldLimit, 15*time.Minute), opened: time.Now(),
 	}
 	for schema, pool := range map[string]**sql.DB{
 		"orders": &a.orders, "inventory": &a.inventory, "logging": &a.logging, "webhooks": &a.webhooks,
@@ -278,8 +279,12 @@ func (a *Auditor) RunWhenMended(ctx context.Context, atMost time.Duration) (*Rep
 }
 
 func (a *Auditor) runUntil(ctx context.Context, atMost time.Duration, done func(*Report) bool) (*Report, error) {
-	deadline := time.Now().Add(atMost)
+	deadline, since := time.Now().Add(atMost), a.since
+	defer func() { a.since = since }()
 	for {
+		if since > 0 { // else what it is to look at becomes too old while it waits
+			a.since = since + time.Since(a.opened)
+		}
 		r, err := a.Run(ctx)
 		if err != nil || done(r) || time.Now().After(deadline) {
 			return r, err

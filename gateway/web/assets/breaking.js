@@ -15,7 +15,7 @@ const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: 
 const stock = ({stock_before: before, stock_after: after}) => `stock ${before} → ${after}`;
 const seconds = (s) => duration(s * 1000);
 const taken = ({stock_before: before, stock_after: after}) => before - after;
-const sound = ({lost = 0, doubled = 0, audit = {violations: 0}}) => lost === 0 && doubled === 0 && audit.violations === 0;
+const sound = ({lost = 0, doubled = 0, audit = {orders: 1, violations: 0}}) => lost === 0 && doubled === 0 && audit.orders > 0 && audit.violations === 0;
 
 // waiting says how many dead letters wait for a person, and how many of them are poison that was sent from here.
 const waiting = (letters, sent) => {
@@ -24,7 +24,7 @@ const waiting = (letters, sent) => {
   return `${plural(letters, 'dead letter waits', 'dead letters wait')} for a person${whose}. `;
 };
 
-const race = ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.violations === 0,
+const race = ({tried, sold, refused, oversold, audit}) => [oversold === 0 && audit.orders >= tried && audit.violations === 0,
   `${tried} tried, ${sold} sold, ${refused} refused, ${oversold} oversold; ${audited(audit)}.`];
 
 // The experiments: evaluate returns of an answer whether the shop passed, and the figures. test is the test that proves the
