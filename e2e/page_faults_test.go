@@ -22,7 +22,7 @@ func TestPage_Faults(t *testing.T) {
 	t.Run("beside each other", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"widths": s.productNamesHaveRoomAtEveryWidth, "no id": s.whatIsNoIDIsNotAnOrderThatWaits, "filled in": s.whatWasFilledInIsKept,
-			"expired token": s.aTokenThatExpiresIsNoticed, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
+			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
 			"tour": s.theTourIsTakenByKeyboard, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
@@ -192,6 +192,14 @@ func (s *shop) aTokenThatExpiresIsNoticed(t *testing.T) {
 	})()`)
 	b.text("#role", "signed out")
 	b.text("#operator-hint", "not valid here, or not any more")
+}
+
+// An answer that ended in the middle was taken for an empty one, and an exception ended what had asked for it.
+func (s *shop) anAnswerThatIsCutIsNone(t *testing.T) {
+	b := browse(t, s.operatorLink(), before(`
+		const real = window.fetch;
+		window.fetch = async (url, options) => (String(url).startsWith('/v1/dead-letters') ? new Response('{"dead_letters": [') : real(url, options));`))
+	b.text("#dead-letters", "Dead letters are unavailable")
 }
 
 // The page shows the last eight characters of an order's id, and the log's filter wanted all of it.

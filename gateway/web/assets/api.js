@@ -60,7 +60,10 @@ export async function call(method, path, {body, headers = {}, operator = false, 
       cache,
       signal: AbortSignal.timeout(timeout),
     });
-    answer = await response.json().catch(() => null);
+    answer = await response.json().catch((error) => {
+      if (response.ok) throw error; // the line was cut in the middle
+      return null;
+    });
   } catch {
     throw new Refusal(0);
   }
