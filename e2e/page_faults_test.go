@@ -22,7 +22,7 @@ func TestPage_Faults(t *testing.T) {
 	t.Run("beside each other", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"widths": s.productNamesHaveRoomAtEveryWidth, "no id": s.whatIsNoIDIsNotAnOrderThatWaits, "filled in": s.whatWasFilledInIsKept,
-			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
+			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "slow catalogue": s.whoIsFasterThanTheCatalogueOrdersWhatWasChosen, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
 			"tour": s.theTourIsTakenByKeyboard, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
@@ -192,6 +192,21 @@ func (s *shop) aTokenThatExpiresIsNoticed(t *testing.T) {
 	})()`)
 	b.text("#role", "signed out")
 	b.text("#operator-hint", "not valid here, or not any more")
+}
+
+// Who ordered before the catalogue had come was told to add a product, with one in the basket a moment later.
+func (s *shop) whoIsFasterThanTheCatalogueOrdersWhatWasChosen(t *testing.T) {
+	b := browse(t, s.url, before(`
+		const real = window.fetch;
+		const released = new Promise((resolve) => { window.release = resolve; });
+		window.fetch = async (url, options) => {
+			if (String(url).startsWith('/catalogue')) await released;
+			return real(url, options);
+		};`))
+	b.order("5", "1")
+	eval[any](b, "window.release()")
+	b.text("#slip-state", "CONFIRMED")
+	b.text("#slip-contents", "1 piece, 35.00 USD")
 }
 
 // An answer that ended in the middle was taken for an empty one, and an exception ended what had asked for it.

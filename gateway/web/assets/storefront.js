@@ -249,6 +249,11 @@ function orderSomething() {
 async function submit(event) {
   event.preventDefault();
   if (placing) return;
+  if (items.size === 0) { // on a slow line somebody is faster than the catalogue, and what they chose is not known yet
+    busy(true);
+    await refresh();
+    busy(false);
+  }
   const chosen = lines();
   clearErrors();
   const order = {
