@@ -95,6 +95,9 @@ func (p *Principal) hasRole(role string) bool {
 	return p != nil && (role == owner && p.Issuer != "" || slices.Contains(p.Roles, role) || slices.Contains(p.Roles, operator))
 }
 
+// IsOperator reports whether the principal is an operator.
+func (p *Principal) IsOperator() bool { return p.hasRole(operator) }
+
 // Owner returns what an order stores about who placed it: issuer and subject of the token; "" for anonymous callers and for
 // operators with a token of the shop.
 func (p *Principal) Owner() string {
@@ -108,7 +111,7 @@ func (p *Principal) Owner() string {
 func OnBehalfOf(ctx context.Context) context.Context {
 	c := &accessv1.EndUser{}
 	if p := PrincipalOf(ctx); p != nil {
-		c.Issuer, c.Subject, c.Operator, c.Name = p.Issuer, p.Subject, p.hasRole(operator), p.Name
+		c.Issuer, c.Subject, c.Operator, c.Name = p.Issuer, p.Subject, p.IsOperator(), p.Name
 	}
 	return enduser.With(ctx, c)
 }

@@ -174,5 +174,13 @@ func (w *Response) Write(body []byte) (int, error) {
 	return n, err
 }
 
+// WriteShared writes a part of a stream that has begun. The memory of the part belongs to many streams, and is not counted
+// for this client.
+func (w *Response) WriteShared(part []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(part)
+	w.broken = w.broken || err != nil
+	return n, err
+}
+
 // Unwrap is how http.ResponseController reaches the connection.
 func (w *Response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

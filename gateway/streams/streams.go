@@ -76,7 +76,7 @@ func (s *Server) serve(w *rest.Response, r *http.Request, inPath map[string]stri
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(inprocess.ServerContext(ingress.WithClient(ctx, s.clients.Identify(r)), streamEvents))
+	ctx, cancel := context.WithCancelCause(inprocess.ServerContext(ingress.WithClient(upstream.WithBatches(ctx), s.clients.Identify(r)), streamEvents))
 	out := &eventStream{
 		ctx: ctx, cancel: cancel, request: request, w: w, control: http.NewResponseController(w), writeTimeout: s.WriteTimeout,
 	}
@@ -172,9 +172,8 @@ func streamRequest(r *http.Request, inPath map[string]string) (*loggingv1.Stream
 	return request, nil
 }
 
-// eventStream is a grpc.ServerStream that writes the responses of StreamEvents as Server-Sent Events. It holds one event at
-// a time: while the client does not read, nothing is taken from the service. Streams do not share encoded events, because
-// nearly all are about one order each, and no two of those have an event in common.
+// eventStream is a grpc.ServerStream that writes the responses of StreamEvents as Server-Sent Events. It holds one event, or
+// one batch that it shares with other streams, at a time: while the client does not read, it takes nothing more.
 type eventStream struct {
 	ctx     context.Context //nolint:containedctx // a grpc.ServerStream has one
 	cancel  context.CancelCauseFunc
@@ -204,9 +203,12 @@ func (s *eventStream) SendHeader(metadata.MD) error { return nil }
 // SetTrailer does nothing.
 func (s *eventStream) SetTrailer(metadata.MD) {}
 
-// SendMsg writes one response. The first one opens the stream; even without an event it tells the client its position, so
+// SendMsg writes one response, or an *upstream.Batch of them. The first one opens the stream; even without an event it tells the client its position, so
 // that a client which reconnects before any event has come misses nothing.
 func (s *eventStream) SendMsg(m any) error {
+	if batch, ok := m.(*upstream.Batch); ok {
+		return s.sendBatch(batch)
+	}
 	response, ok := m.(*loggingv1.StreamEventsResponse)
 	if !ok {
 		return status.Errorf(codes.Internal, "cannot stream a %T", m)
@@ -217,18 +219,11 @@ func (s *eventStream) SendMsg(m any) error {
 	if !s.opened {
 		s.open()
 	}
-	event := response.GetEvent()
-	s.text = append(s.text, "id: "...)
-	s.text = strconv.AppendInt(s.text, cmp.Or(event.GetId(), response.GetPosition()), 10)
-	if event != nil {
-		s.text = append(s.text, "\ndata: "...)
-		var err error
-		if s.text, err = rest.JSON.MarshalAppend(s.text, event); err != nil {
-			return err
-		}
+	var err error
+	if s.text, err = appendResponse(s.text, response); err != nil {
+		return err
 	}
-	s.text = append(s.text, "\n\n"...)
-	if err := s.write(); err != nil {
+	if err := s.write(s.text, s.w.Write); err != nil {
 		return err
 	}
 	if s.w.Head {
@@ -236,6 +231,40 @@ func (s *eventStream) SendMsg(m any) error {
 		return s.ctx.Err()
 	}
 	return nil
+}
+
+// sendBatch writes what a stream that is open has in common with others.
+func (s *eventStream) sendBatch(batch *upstream.Batch) error {
+	text, err := batch.Encode(encodeResponses)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.write(text, s.w.WriteShared)
+}
+
+func encodeResponses(responses []*loggingv1.StreamEventsResponse) (text []byte, err error) {
+	for _, r := range responses {
+		if text, err = appendResponse(text, r); err != nil {
+			return nil, err
+		}
+	}
+	return text, nil
+}
+
+// appendResponse appends a response as a Server-Sent Event.
+func appendResponse(text []byte, response *loggingv1.StreamEventsResponse) (_ []byte, err error) {
+	event := response.GetEvent()
+	text = append(text, "id: "...)
+	text = strconv.AppendInt(text, cmp.Or(event.GetId(), response.GetPosition()), 10)
+	if event != nil {
+		text = append(text, "\ndata: "...)
+		if text, err = rest.JSON.MarshalAppend(text, event); err != nil {
+			return nil, err
+		}
+	}
+	return append(text, "\n\n"...), nil
 }
 
 // open begins the response.
@@ -262,13 +291,13 @@ func (s *eventStream) comment(text string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.text = append(append(append(s.text[:0], ':'), text...), "\n\n"...)
-	return s.write()
+	return s.write(s.text, s.w.Write)
 }
 
-// write sends the text at once. If the client does not read it in time the stream ends.
-func (s *eventStream) write() error {
+// write sends text at once. If the client does not read it in time the stream ends.
+func (s *eventStream) write(text []byte, to func([]byte) (int, error)) error {
 	_ = s.control.SetWriteDeadline(time.Now().Add(s.writeTimeout))
-	_, err := s.w.Write(s.text)
+	_, err := to(text)
 	if err == nil {
 		err = s.control.Flush()
 	}

@@ -64,6 +64,7 @@ type forwarding struct {
 	streams  bool
 	to       *Service
 	open     *ingress.Limiter // for streams
+	feeds    *feeds           // for streams of the whole event log
 }
 
 func newForwarding(md protoreflect.MethodDescriptor, to *Service, open *ingress.Limiter) (*forwarding, error) {
@@ -78,10 +79,12 @@ func newForwarding(md protoreflect.MethodDescriptor, to *Service, open *ingress.
 	if err != nil {
 		return nil, fmt.Errorf("reply of %s: %w", md.Name(), err)
 	}
-	return &forwarding{
+	f := &forwarding{
 		method: string(md.Name()), fullName: fullName(md), request: request, reply: reply,
 		streams: md.IsStreamingServer(), to: to, open: open,
-	}, nil
+	}
+	f.feeds = &feeds{begin: f.begin, name: to.Name, byKey: map[string]*feed{}}
+	return f, nil
 }
 
 // unary is a grpc.MethodHandler.
@@ -136,6 +139,9 @@ func (f *forwarding) stream(_ any, client grpc.ServerStream) error {
 		return ingress.TooManyStreams(e)
 	}
 	defer f.open.Release(from, 1)
+	if events, ok := isShared(client.Context(), request); ok {
+		return f.feeds.serve(client, events)
+	}
 	replies, err := f.begin(client.Context(), request)
 	if err != nil {
 		return Error(f.to.Name, err)

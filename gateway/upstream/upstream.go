@@ -1,5 +1,5 @@
-// Package upstream calls the services behind the gateway. It forwards calls of their gRPC methods (forward.go), and
-// implements the methods that need several services: the status of the shop (status.go) and the personal data of a customer
+// Package upstream calls the services behind the gateway. It forwards calls of their gRPC methods (forward.go), lets streams
+// of the whole event log share one (feed.go), and implements the methods that need several services: the status of the shop (status.go) and the personal data of a customer
 // (customer.go).
 package upstream
 
