@@ -203,7 +203,8 @@ func (g *grower) step(ctx context.Context, to sizes) (*GrowthStep, error) {
 var undoMigrations = []string{
 	`DELETE FROM orders.goose_db_version WHERE version_id IN (4, 6)`,
 	`DROP TABLE orders.outbox_parked`,
-	`DELETE FROM logging.goose_db_version WHERE version_id IN (5, 6)`,
+	`DELETE FROM logging.goose_db_version WHERE version_id >= 5`,
+	`DROP TABLE logging.audit_report`,
 	`DROP INDEX logging.dead_letter_closed`,
 	`ALTER TABLE logging.dead_letter DROP COLUMN sent_message_id`,
 	`DELETE FROM webhooks.goose_db_version WHERE version_id = 2`,
