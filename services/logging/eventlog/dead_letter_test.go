@@ -63,7 +63,8 @@ func (o *orders) next(t *testing.T) messaging.Message[*eventsv1.OrderPlaced] {
 func (f *fixture) openLetters(t *testing.T, n int) []*loggingv1.DeadLetter {
 	t.Helper()
 	var letters []*loggingv1.DeadLetter
-	eventually(t, fmt.Sprintf("%d open dead letters", n), func() bool {
+	// RabbitMQ sends a dead letter again if its own confirm has not come for three minutes, which happens on a busy machine.
+	waitFor(t, 4*time.Minute, fmt.Sprintf("%d open dead letters", n), func() bool {
 		reply, err := f.letters.ListDeadLetters(within(t), &loggingv1.ListDeadLettersRequest{State: loggingv1.DeadLetter_OPEN})
 		if err != nil {
 			t.Fatal(err)

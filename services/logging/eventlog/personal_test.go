@@ -300,10 +300,13 @@ func TestPersonalData_IsFoundAcrossScanLimits(t *testing.T) {
 	s := people(t)
 	insert := func(n int, email string) {
 		t.Helper()
-		if _, err := s.db.Exec(`
+		tx := s.db.MustBegin()
+		tx.MustExec("SET LOCAL statement_timeout = 0") // a service never stores 200,000 rows at once
+		tx.MustExec(`
 			INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
 			SELECT 'shop.order.placed', 'shop.topic', jsonb_build_object('customer_email', $1::text), 'success', gen_random_uuid(), now() FROM generate_series(1, $2)`,
-			email, n); err != nil {
+			email, n)
+		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
 	}

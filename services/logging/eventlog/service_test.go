@@ -222,9 +222,12 @@ func TestService_EveryEventIsLoggedOnce(t *testing.T) {
 		t.Fatalf("events of the order: %v, %v", reply.GetEvents(), err)
 	}
 	e := reply.GetEvents()[0]
+	if e.GetRoutingKey() != "shop.order.placed" { // the queue turned to the other consumer in between, because it had just begun
+		e = reply.GetEvents()[1]
+	}
 	if e.GetRoutingKey() != "shop.order.placed" || e.GetStatus() != loggingv1.Event_success || e.GetSource() != "test" ||
 		e.GetPayload().GetFields()["customer_name"].GetStringValue() != "Ada" || e.GetCreatedAt() == nil {
-		t.Errorf("first event is %v", e)
+		t.Errorf("the order's event is %v", e)
 	}
 	for _, want := range []string{`"msg":"log created"`, `"id":`, `"routing_key":"shop.order.placed"`, e.GetMessageId(), telemetry.ShortID(id)} {
 		if !strings.Contains(f.log.String(), want) {

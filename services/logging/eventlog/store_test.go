@@ -53,13 +53,18 @@ func count(t *testing.T, db *sqlx.DB, query string, args ...any) (n int) {
 // eventually waits for what another process is about to do, if nothing announces it.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
+	waitFor(t, testTimeout, what, holds)
+}
+
+func waitFor(t *testing.T, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(testTimeout); !holds(); {
+	for timeout := time.After(limit); !holds(); {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("waited %s for %s", testTimeout, what)
+			t.Fatalf("waited %s for %s", limit, what)
 		}
 	}
 }
