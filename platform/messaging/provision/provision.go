@@ -8,6 +8,7 @@ package provision
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -189,7 +190,7 @@ func Call(ctx context.Context, method, address string, body []byte) ([]byte, err
 		return nil, err
 	}
 	if resp.StatusCode >= 300 {
-		return nil, fmt.Errorf("RabbitMQ answered %s: %s", resp.Status, strings.TrimSpace(string(answer)))
+		return nil, fmt.Errorf("RabbitMQ answered %s: %s", resp.Status, cmp.Or(strings.TrimSpace(string(answer)), "its log says why"))
 	}
 	return answer, nil
 }

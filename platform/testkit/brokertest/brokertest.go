@@ -85,8 +85,8 @@ func plain(r rune) rune {
 }
 
 // idle waits until nobody is connected to a virtual host, but not for ever. A client that closes its connection does not wait for the
-// queues that it has asked for. If those are deleted while they come into being, twice within some seconds, RabbitMQ 3.10 loses the
-// supervisor of what moves dead letters, and can declare no such queue any more until it is started again.
+// queues that it has asked for. If one of those is deleted while it comes into being, RabbitMQ loses the supervisor of what moves dead
+// letters, and can declare no such queue any more until it is started again. The brokers of package stack survive it; others may not.
 func idle(client *rabbithole.Client, vhost string) {
 	limit, again := time.After(5*time.Second), time.NewTicker(20*time.Millisecond)
 	defer again.Stop()

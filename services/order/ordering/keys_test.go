@@ -78,6 +78,8 @@ func TestIdempotencyKey_OrdersOfOneKeyOnTwoReplicasAtOnce(t *testing.T) {
 	database := dbtest.New(t)
 	a, _, _ := start(t, broker, database)
 	b, _, _ := start(t, broker, database)
+	n.publish(t, keyed(99, 1))
+	n.until(t, "shop.order.confirmed", 1) // inventory answers now; the calls below do not wait for it
 	var orders []*eventsv1.OrderPlaced
 	for key := range byte(50) {
 		orders = append(orders, keyed(key, 1), keyed(key, 2))
