@@ -79,7 +79,7 @@ func (s *Service) readyz(w http.ResponseWriter, r *http.Request) {
 			name = s.checks[i-1].name
 		}
 		if err != nil {
-			fmt.Fprintf(&body, "%s: %v\n", name, err)
+			fmt.Fprintf(&body, "%s: %s\n", name, plain(err))
 		} else {
 			fmt.Fprintf(&body, "%s: ok\n", name)
 		}

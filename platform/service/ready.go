@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 )
 
 // Ready makes all checks, concurrently, within 2 s. It returns nil if the service is ready; otherwise the error lists what
@@ -31,12 +32,17 @@ func (e notReady) Error() string {
 		switch {
 		case err == nil:
 		case text == "":
-			text = err.Error()
+			text = plain(err)
 		default:
-			text += "; " + err.Error()
+			text += "; " + plain(err)
 		}
 	}
 	return text
 }
 
 func (e notReady) Unwrap() []error { return e }
+
+var grpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// plain returns an error's text without what gRPC puts before the message of a status: who reads it may know nothing of gRPC.
+func plain(err error) string { return grpcPrefix.ReplaceAllString(err.Error(), "") }

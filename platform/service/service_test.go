@@ -251,7 +251,7 @@ func (o *orders) GetOrder(ctx context.Context, req *orderv1.GetOrderRequest) (*o
 func TestReadiness_FollowsTheChecks(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
-	broken := errors.New("connection refused")
+	broken := fmt.Errorf("asking inventory: %w", status.Error(codes.Unavailable, "nobody answers"))
 	s := run(t, service.Config{}, func(s *service.Service) {
 		s.Check("broker", func(context.Context) error { return nil })
 		s.Check("database", func(context.Context) error {
@@ -272,10 +272,10 @@ func TestReadiness_FollowsTheChecks(t *testing.T) {
 	}
 
 	expect(healthv1.HealthCheckResponse_NOT_SERVING)
-	if status, body := s.get(t, "/readyz"); status != http.StatusServiceUnavailable || body != "service: ok\nbroker: ok\ndatabase: connection refused\n" {
+	if status, body := s.get(t, "/readyz"); status != http.StatusServiceUnavailable || body != "service: ok\nbroker: ok\ndatabase: asking inventory: nobody answers\n" {
 		t.Errorf("got %d %q", status, body)
 	}
-	if err := service.Probe(t.Context(), s.AdminAddr()); err == nil || err.Error() != "not ready: service: ok; broker: ok; database: connection refused" {
+	if err := service.Probe(t.Context(), s.AdminAddr()); err == nil || err.Error() != "not ready: service: ok; broker: ok; database: asking inventory: nobody answers" {
 		t.Errorf("the probe got %v", err)
 	}
 	if status, _ := s.get(t, "/livez"); status != http.StatusOK {

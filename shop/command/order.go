@@ -394,7 +394,7 @@ func orderStateNames() (names []string) {
 }
 
 func ordersTable(list []*orderv1.Order) *table {
-	t := &table{header: []string{"ORDER", "STATE", "PIECES", "TOTAL", "PLACED", "CUSTOMER"}, flexible: 5, minWidth: 8}
+	t := &table{header: []string{"ORDER", "STATE", "PIECES", "TOTAL", "PLACED", "CUSTOMER"}, flexible: 5, minWidth: 8, wraps: true}
 	for _, order := range list {
 		t.add(text(order.GetId()), stateCell(order), number(strconv.Itoa(int(order.GetTotalItems()))), number(amountOf(order.GetTotalValue())),
 			text(localTime(order.GetCreatedAt().AsTime())), text(order.GetCustomerName()))

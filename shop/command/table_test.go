@@ -5,9 +5,13 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	moneyv1 "shop.example/gen/shop/money/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/shop/cli"
 )
 
@@ -62,5 +66,20 @@ func TestTable_FitsTheTerminalAndHasColoursThereAlone(t *testing.T) {
 	screenOf(&file).print(tab)
 	if strings.Contains(file.String(), "\x1b") || strings.Contains(file.String(), "…") {
 		t.Errorf("what is no terminal gets\n%s", &file)
+	}
+}
+
+// On a terminal of 80 columns the list of orders showed neither when an order was placed nor by whom, and did not say so.
+func TestOrderList_OnANarrowTerminalLeavesNoColumnOut(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	placed := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
+	list := shown(t, 80, ordersTable([]*orderv1.Order{{
+		Id: "01a22682-6bec-74af-9b1d-0f6c1a2b3c4d", State: orderv1.Order_CONFIRMED, TotalItems: 3, CustomerName: "Ada Lovelace",
+		TotalValue: &moneyv1.Money{CurrencyCode: "USD", Units: 1035}, CreatedAt: timestamppb.New(placed),
+	}}))
+	for _, want := range []string{"CUSTOMER", localTime(placed), "Ada Lov"} {
+		if !strings.Contains(list, want) {
+			t.Errorf("%q is missing in\n%s", want, list)
+		}
 	}
 }

@@ -58,9 +58,9 @@ async function refresh() {
 
 function show(status) {
   fill(services, status.services.map(({name, ready, detail}) => [name, ready ? 'ready' : `not ready: ${detail || 'no response'}`]), (row, i) => {
-    row.classList.toggle('down', !status.services[i].ready);
+    row.className = stateOf(status.services[i]);
   });
-  for (const {name, ready, detail} of status.services) picture.setService(name, ready ? 'ready' : stateOf(detail));
+  for (const service of status.services) picture.setService(service.name, stateOf(service));
   onState(status.services.every(({ready}) => ready) ? 'live' : 'down');
   fill(queues, status.queues.map(({name, messages, in_hand: inHand, consumers}) => [name, messages, inHand, consumers]));
   for (const {name, messages, in_hand: inHand} of status.queues) picture.setQueue(name, messages, inHand);
@@ -72,7 +72,10 @@ function show(status) {
 }
 
 // stateOf tells a service that does not answer from one that runs, and waits for what it needs.
-const stateOf = (detail) => (/^(not reachable|no answer)/.test(detail) ? 'stopped' : 'waiting');
+function stateOf({ready, detail}) {
+  if (ready) return 'ready';
+  return /^(not reachable|no answer)/.test(detail) ? 'stopped' : 'waiting';
+}
 
 // fill puts the cells of rows into a table's body, and changes only what has changed.
 function fill(body, rows, mark = () => {}) {

@@ -55,6 +55,10 @@ class List {
 const hints = {id_suffix: 'an order’s id has only digits, letters from a to f, and dashes'};
 const sayRefused = ({message, violations}) => `Not found out: ${violations.length ? violations.map((v) => hints[v.field] ?? `${v.field} ${v.description}`).join('; ') : message}.`;
 
+const names = new Map(); // of the catalogue's products, by id: an order that was rejected has no names of its own
+
+const item = ({quantity, product_id: id, product_name: name}) => `${quantity} × ${name || names.get(String(id)) || `product ${id}`}`;
+
 const orderLink = (id) => h('a', {href: `#order=${id}`, class: 'code', title: `${id}: show its flow`}, short(id));
 
 function orderRow(order) {
@@ -63,7 +67,7 @@ function orderRow(order) {
     h('span', {class: 'stamp', 'data-state': order.state}, order.state), ' ', orderLink(order.id), ' ',
     h('span', {}, moment(order.created_at)), ' ',
     h('span', {class: 'lookup-who'}, `${order.customer_name || 'erased'}${order.customer_email ? `, ${order.customer_email}` : ''}`), ' ',
-    h('span', {}, `${order.order_items.map((item) => `${item.quantity} × ${item.product_name || `product ${item.product_id}`}`).join(', ')}${total ? `, ${total}` : ''}`));
+    h('span', {}, `${order.order_items.map(item).join(', ')}${total ? `, ${total}` : ''}`));
 }
 
 async function readOrders({id, email, product, state, since}, token) {
@@ -114,6 +118,7 @@ async function fillProducts() {
     products.push(...page.items);
     token = page.next_page_token;
   } while (token);
+  for (const {id, product_name: name} of products) names.set(String(id), name);
   products.sort((a, b) => a.product_name.localeCompare(b.product_name));
   for (const select of [$('lookup-product'), $('lookup-history')]) {
     const chosen = select.value;
