@@ -47,6 +47,27 @@ func TestOIDC_AnIssuerThatDoesNotAnswerIsWaitedForWithinBounds(t *testing.T) {
 	}
 }
 
+// The clocks of a gateway and of the issuer of its tokens never agree.
+func TestOIDC_ClocksThatDifferByMinutesRefuseNoNewToken(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t)
+	v, err := newTokenVerifier(OIDC{Issuer: i.URL, Audience: "shop", RolesClaim: "roles"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued := time.Now()
+	claims := map[string]any{"iat": issued.Unix(), "nbf": issued.Unix(), "exp": issued.Add(10 * time.Minute).Unix()}
+	for ahead, want := range map[time.Duration]string{
+		-time.Hour: "TOKEN_INVALID", -4 * time.Minute: "", 0: "", 4 * time.Minute: "", 11 * time.Minute: "TOKEN_EXPIRED", time.Hour: "TOKEN_EXPIRED",
+	} {
+		claims["jti"] = ahead.String() // each token is verified: none is known from before
+		v.now = func() time.Time { return time.Now().Add(ahead) }
+		if _, err := v.verify(t.Context(), i.Token(t, claims)); apierror.ReasonOf(err) != want {
+			t.Errorf("with a clock that is %v ahead of the issuer's: %v, want %q", ahead, err, want)
+		}
+	}
+}
+
 // openStream is the gRPC side of a stream whose client sends a request and takes all messages.
 type openStream struct {
 	grpc.ServerStream
