@@ -172,6 +172,12 @@ cluster: ## Take brokers, the database and replicas away from a cluster under lo
 	@mkdir -p .bin; go test -tags cluster -v -run '^TestCluster_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
 	    tee .bin/cluster.log | grep --line-buffered -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
 
+.PHONY: clocks
+clocks: ## Set the clocks of servers and services wrong under load, a quarter of an hour; needs libfaketime (CLOCKS_ONLY=database)
+	@echo 'What the services say: .bin/clocks.log'
+	@mkdir -p .bin; go test -tags clocks -v -run '^TestClocks_' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	    tee .bin/clocks.log | grep --line-buffered -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:|^ *\|'
+
 .PHONY: webhooks
 webhooks: .bin/shopdev ## Deliver 100,000 events to receivers that fail, while the service is killed at each step (WEBHOOK_DELIVERIES=10000)
 	@.bin/shopdev exec --fast -- go test -tags webhooks -v -run '^TestWebhooks_EveryEvent' -count=1 -timeout=24h ./e2e | \

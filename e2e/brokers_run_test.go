@@ -1,4 +1,4 @@
-//go:build cluster || upgrade
+//go:build cluster || upgrade || clocks
 
 package e2e
 

@@ -1,4 +1,4 @@
-//go:build cluster
+//go:build cluster || clocks
 
 package e2e
 
@@ -66,7 +66,7 @@ func TestCluster_WhateverLeavesItNothingAcceptedIsLost(t *testing.T) {
 	setting(t, "CLUSTER_AWAY", &away, time.ParseDuration)
 	setting(t, "CLUSTER_RATE", &rate, strconv.Atoi)
 	t.Logf("CLUSTER_SEED=%d CLUSTER_AWAY=%s CLUSTER_RATE=%d", seed, away, rate)
-	c := newClusterShop(t, seed, away, rate)
+	c := newClusterShop(t, stoppedServers(t, t.TempDir()+"/servers"), seed, away, rate, func(*deployment) {})
 	table := []string{
 		"| fault | refused for | aim | refused | accepted, p99 | decided, p99 | decided, longest | stream silent | lost | doubled | audit |",
 		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -234,10 +234,10 @@ type clusterShop struct {
 	lastLogged   int64
 }
 
-func newClusterShop(t *testing.T, seed uint64, away time.Duration, rate int) *clusterShop {
+// newClusterShop starts a cluster on own servers; prepare is called before the services start.
+func newClusterShop(t *testing.T, own *servers, seed uint64, away time.Duration, rate int, prepare func(*deployment)) *clusterShop {
 	t.Helper()
 	var err error
-	own := stoppedServers(t, t.TempDir()+"/servers")
 	own.brokers = clusterBrokers
 	own.start(t)
 	f := newDeployment(t, deploymentOptions{own: own, replicas: map[string]int{"gateway": 2, "order": 3, "inventory": 3, "logging": 3, "webhooks": 2}})
@@ -259,12 +259,13 @@ func newClusterShop(t *testing.T, seed uint64, away time.Duration, rate int) *cl
 			c.spare[name], f.replicas[name] = replicas[2:], replicas[:2:2]
 		}
 	}
+	prepare(f)
 	f.up(t)
 	f.url = c.balancer.url
 	c.products = c.unlimitedStock(t)
 	ctx, leave := context.WithCancel(t.Context())
 	var following sync.WaitGroup
-	c.stream = &follower{began: make(chan string, 1)}
+	c.stream = &follower{began: make(chan string, 1), decided: map[string]time.Time{}}
 	following.Go(func() { c.stream.follow(ctx, []string{c.balancer.url}) })
 	t.Cleanup(func() { leave(); following.Wait() })
 	if c.lastLogged, err = strconv.ParseInt(<-c.stream.began, 10, 64); err != nil {
@@ -276,41 +277,57 @@ func newClusterShop(t *testing.T, seed uint64, away time.Duration, rate int) *cl
 // broken says that what follows would only tell the same again.
 func (c *clusterShop) broken() bool { return c.load.unsent() > 0 }
 
-// row places orders while a fault happens, and says what customers have noticed of it.
+// row is that of a fault in the table.
 func (c *clusterShop) row(t *testing.T, fault clusterFault) string {
+	t.Helper()
+	o := c.suffers(t, fault)
+	name := fault.name
+	if o.note != "" {
+		name += " (" + o.note + ")"
+	}
+	decidedAfter := percentile(o.hit, 0.99, (*steadyOrder).decidedAfter)
+	aim := fault.aim
+	missed := func(most, took time.Duration) bool { return most > 0 && took > most }
+	if missed(fault.most, o.refusedFor) || missed(fault.decided, decidedAfter) || missed(fault.silent, o.silent) {
+		aim += ", missed"
+	}
+	return fmt.Sprintf("| %s | %s | %s | %d of %d | %s | %s | %s | %s | %d | %d | %s |", name, seconds(o.refusedFor), aim, o.refused, len(o.hit),
+		seconds(percentile(o.hit, 0.99, (*steadyOrder).acceptedAfter)), seconds(decidedAfter),
+		seconds(percentile(o.hit, 1, (*steadyOrder).decidedAfter)), seconds(o.silent), o.lost, o.doubled, o.audit)
+}
+
+// outcome is what customers have noticed of a fault.
+type outcome struct {
+	note               string
+	hit                []*steadyOrder // the orders that were begun since then
+	refusedFor, silent time.Duration
+	refused            int
+	lost, doubled      int
+	audit              string
+}
+
+// suffers places orders while a fault happens, and fails if one is lost or doubled, or the books or the stream are wrong.
+func (c *clusterShop) suffers(t *testing.T, fault clusterFault) (o outcome) {
 	t.Helper()
 	c.load = c.placeOrders(t)
 	time.Sleep(clusterCalm)
 	begin := time.Now()
-	note := fault.do(t, c)
+	o.note = fault.do(t, c)
 	if healed := c.recovers(t); healed != "" {
-		note = strings.TrimPrefix(note+", "+healed, ", ")
+		o.note = strings.TrimPrefix(o.note+", "+healed, ", ")
 	}
 	time.Sleep(clusterCalm)
 	end := time.Now()
 	orders := c.load.end(t)
 	c.placed += len(orders)
-	lost, doubled := c.decided(t, orders)
-	audit := c.audit(t)
-	silent := c.comparesStream(t, begin, end)
-	hit := slices.DeleteFunc(slices.Clone(orders), func(o *steadyOrder) bool { return o.begun.Before(begin) })
-	refusedFor, refused := refusals(hit)
-	if lost+doubled > 0 {
-		t.Errorf("%s: %d orders lost, %d doubled", fault.name, lost, doubled)
+	if o.lost, o.doubled = c.decided(t, orders); o.lost+o.doubled > 0 {
+		t.Errorf("%s: %d orders lost, %d doubled", fault.name, o.lost, o.doubled)
 	}
-	name := fault.name
-	if note != "" {
-		name += " (" + note + ")"
-	}
-	decidedAfter := percentile(hit, 0.99, (*steadyOrder).decidedAfter)
-	aim := fault.aim
-	missed := func(most, took time.Duration) bool { return most > 0 && took > most }
-	if missed(fault.most, refusedFor) || missed(fault.decided, decidedAfter) || missed(fault.silent, silent) {
-		aim += ", missed"
-	}
-	return fmt.Sprintf("| %s | %s | %s | %d of %d | %s | %s | %s | %s | %d | %d | %s |", name, seconds(refusedFor), aim, refused, len(hit),
-		seconds(percentile(hit, 0.99, (*steadyOrder).acceptedAfter)), seconds(decidedAfter),
-		seconds(percentile(hit, 1, (*steadyOrder).decidedAfter)), seconds(silent), lost, doubled, audit)
+	o.audit = c.audit(t)
+	o.silent = c.comparesStream(t, begin, end)
+	o.hit = slices.DeleteFunc(slices.Clone(orders), func(o *steadyOrder) bool { return o.begun.Before(begin) })
+	o.refusedFor, o.refused = refusals(o.hit)
+	return o
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
@@ -612,9 +629,10 @@ func percentile(orders []*steadyOrder, p float64, of func(*steadyOrder) time.Dur
 
 // steadyLoad begins orders at a fixed rate, whatever becomes of those before, and sends each until it is accepted.
 type steadyLoad struct {
-	client  *http.Client
-	closed  chan struct{}
-	running sync.WaitGroup
+	client   *http.Client
+	products [2]int
+	closed   chan struct{}
+	running  sync.WaitGroup
 
 	mu     sync.Mutex
 	orders []*steadyOrder
@@ -625,8 +643,8 @@ var steadyKeys atomic.Int64
 
 func (c *clusterShop) placeOrders(t *testing.T) *steadyLoad {
 	t.Helper()
-	l := &steadyLoad{closed: make(chan struct{}), client: &http.Client{Timeout: answerLimit, Transport: &http.Transport{MaxIdleConnsPerHost: 200}}}
-	url, products := c.balancer.url, c.products
+	l := &steadyLoad{products: c.products, closed: make(chan struct{}), client: &http.Client{Timeout: answerLimit, Transport: &http.Transport{MaxIdleConnsPerHost: 200}}}
+	url := c.balancer.url
 	l.running.Go(func() {
 		tick := time.NewTicker(time.Second / time.Duration(c.rate))
 		defer tick.Stop()
@@ -637,19 +655,23 @@ func (c *clusterShop) placeOrders(t *testing.T) *steadyLoad {
 			case <-tick.C:
 			}
 			o := &steadyOrder{key: fmt.Sprintf("order-%d", steadyKeys.Add(1)), begun: time.Now()}
-			l.running.Go(func() { l.send(t.Context(), url, o, products) })
+			l.running.Go(func() { l.send(t.Context(), url, o) })
 		}
 	})
 	return l
 }
 
-func (l *steadyLoad) send(ctx context.Context, url string, o *steadyOrder, products [2]int) {
+// body is the request of an order.
+func (l *steadyLoad) body(o *steadyOrder) string {
+	return fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[{"product_id":%d,"quantity":1},{"product_id":%d,"quantity":2}]}`,
+		o.key, l.products[0], l.products[1])
+}
+
+func (l *steadyLoad) send(ctx context.Context, url string, o *steadyOrder) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	body := fmt.Sprintf(`{"customer_name":%q,"customer_email":"ada@example.org","order_items":[{"product_id":%d,"quantity":1},{"product_id":%d,"quantity":2}]}`,
-		o.key, products[0], products[1])
 	for {
-		location, err := l.once(ctx, url, body, o.key)
+		location, err := l.once(ctx, url, l.body(o), o.key)
 		if err == nil {
 			o.location, o.accepted = location, time.Now()
 			break

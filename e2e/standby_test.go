@@ -90,7 +90,7 @@ func (s *servers) standby(t *testing.T) *servers {
 	if err := os.WriteFile(filepath.Join(folder, "settings.json"), settings, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return startServers(t, dir, "AMQP_URL="+s.amqp)
+	return startServers(t, dir, append(slices.Clone(s.env), "AMQP_URL="+s.amqp)...)
 }
 
 // demote restarts the database server as a standby that replicates nothing.

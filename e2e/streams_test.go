@@ -183,6 +183,8 @@ type follower struct {
 	ids   []string
 	at    []time.Time // when each of them came
 	ends  int
+	// decided is when the decision of each order came first; nobody asks if it is nil.
+	decided map[string]time.Time
 }
 
 func (f *follower) follow(ctx context.Context, gateways []string) {
@@ -212,6 +214,9 @@ func (f *follower) read(live *liveEvents) {
 			f.ends++
 		case e.ID != "":
 			f.ids, f.at = append(f.ids, e.ID), append(f.at, time.Now())
+			if _, known := f.decided[e.OrderID]; f.decided != nil && !known && (e.RoutingKey == "shop.order.confirmed" || e.RoutingKey == "shop.order.rejected") {
+				f.decided[e.OrderID] = time.Now()
+			}
 		case f.ends == 0 && !f.told: // others say that nothing has happened
 			f.told = true
 			f.began <- live.lastID

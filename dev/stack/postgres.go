@@ -295,7 +295,13 @@ func stopPostgres(dir string, atOnce bool) error {
 }
 
 // cleanEnvironment returns an environment without the user's settings (PGPORT, RABBITMQ_…, LANG) that would affect the
-// servers.
+// servers. It keeps those of libfaketime, which gives each server the time that .faketimerc in its folder says.
 func cleanEnvironment(home string) []string {
-	return []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "LANG=C.UTF-8"}
+	env := []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home, "LANG=C.UTF-8"}
+	for _, variable := range os.Environ() {
+		if strings.HasPrefix(variable, "LD_PRELOAD=") || strings.HasPrefix(variable, "FAKETIME_") {
+			env = append(env, variable)
+		}
+	}
+	return env
 }
