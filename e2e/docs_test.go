@@ -208,8 +208,12 @@ func TestCI_LongTestsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	measured, err := filepath.Glob("../bench/measure/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var tests []string
-	for _, file := range files {
+	for _, file := range append(files, measured...) {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

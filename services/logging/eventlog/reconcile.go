@@ -63,6 +63,7 @@ type reconciler struct {
 	events metric.Int64Counter
 	head   logEnd // where the log ended at the pass before
 	failed string // the error of that pass, "" if it had none
+	begun  bool   // begin has succeeded
 }
 
 // logEnd is the end of the log at some time: everything up to there was logged before that time.
@@ -75,7 +76,11 @@ type logEnd struct {
 type route struct {
 	event contract.Event
 	queue string
-	user  string // of the broker, who publishes it
+	// sent is the type of what is sent again, usually the same, and user the one of the broker who publishes it. read reads what is
+	// sent again, by the ids of the messages that were not handled.
+	sent contract.Event
+	user string
+	read func(context.Context, []entry) (map[uuid.UUID]loggedEvent, error)
 	// unhandled returns those of the orders whose event the service has not handled.
 	unhandled func(ctx context.Context, orders [][]byte) ([][]byte, error)
 	// waiting returns orders for whose event the service still waits. If it is nil, the service is asked about every event.
@@ -92,22 +97,24 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		return nil, fmt.Errorf("registering the metrics of the reconciler: %w", err)
 	}
 	r := &reconciler{db: db, pub: pub, broker: broker, log: log, events: counter}
-	add := func(queue string, m proto.Message, unhandled func(context.Context, [][]byte) ([][]byte, error)) *route {
+	add := func(queue string, m, sent proto.Message, unhandled func(context.Context, [][]byte) ([][]byte, error)) *route {
 		event, _ := contract.EventOf(m)
-		rt := &route{event: event, queue: queue, user: broker.UserOf(event.PublishedBy[0]), unhandled: unhandled}
+		rt := &route{event: event, queue: queue, read: r.logged, unhandled: unhandled}
+		rt.sent, _ = contract.EventOf(sent)
+		rt.user = broker.UserOf(rt.sent.PublishedBy[0])
 		r.routes = append(r.routes, rt)
 		for _, outcome := range []string{"sent", outcomeUnreadable} {
 			r.count(context.Background(), rt, outcome, 0)
 		}
 		return rt
 	}
-	add(topology.Order, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+	add(topology.Order, &eventsv1.OrderPlaced{}, &eventsv1.OrderPlaced{}, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 		resp, err := orders.FindUnknown(ctx, &orderv1.FindUnknownRequest{OrderIds: ids})
 		return resp.GetOrderIds(), err
 	})
 	for _, m := range []proto.Message{&eventsv1.DecrementQuantity{}, &eventsv1.OrderCancelled{}} {
 		event, _ := contract.EventOf(m)
-		rt := add(topology.Inventory, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
+		rt := add(topology.Inventory, m, m, func(ctx context.Context, ids [][]byte) ([][]byte, error) {
 			resp, err := stock.FindUnhandled(ctx, &inventoryv1.FindUnhandledRequest{RoutingKey: event.RoutingKey, OrderIds: ids})
 			return resp.GetOrderIds(), err
 		})
@@ -117,6 +124,13 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(graceTime)})
 				return resp.GetOrderIds(), err
 			}
+		}
+	}
+	// A decision whose OrderPlaced is not in the log: a broker that loses the majority of its nodes while it takes a message may
+	// keep it in one queue and lose it in another.
+	for _, m := range []proto.Message{&eventsv1.OrderConfirmed{}, &eventsv1.OrderRejected{}} {
+		add(topology.Logging, m, &eventsv1.OrderPlaced{}, r.withoutPlaced).read = func(ctx context.Context, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
+			return placedAgain(ctx, orders, decisions)
 		}
 	}
 	return r, nil
@@ -133,11 +147,31 @@ func (r *reconciler) run(ctx context.Context) error {
 			return nil
 		case <-pause.C:
 		}
-		err := r.pass(ctx)
+		err := r.begin(ctx)
+		if err == nil {
+			err = r.pass(ctx)
+		}
 		if ctx.Err() == nil {
 			r.report(ctx, err)
 		}
 	}
+}
+
+// begin has routes that a release before did not compare begin at the end of the log: what is before may be very much.
+func (r *reconciler) begin(ctx context.Context) error {
+	if r.begun {
+		return nil
+	}
+	for _, rt := range r.routes {
+		if rt.queue != topology.Logging {
+			continue
+		}
+		if err := beginChecking(ctx, r.db, rt.event.RoutingKey); err != nil {
+			return err
+		}
+	}
+	r.begun = true
+	return nil
 }
 
 // report logs when failures begin and when they end.

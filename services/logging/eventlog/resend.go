@@ -30,7 +30,7 @@ import (
 // sendBatch is how many events are read and sent together: the largest that the contracts allow have some 100 kB.
 const sendBatch = 50
 
-// errNotLogged means that an event is no longer in the log.
+// errNotLogged means that an event is no longer in the log, nor with the service that could make it again.
 var errNotLogged = errors.New("it is not in the log any more")
 
 // send sends events again that are recorded as unhandled, directly to the queue of the service that handles them, and
@@ -48,13 +48,9 @@ func (r *reconciler) send(ctx context.Context, rt *route, entries []entry) (prob
 }
 
 func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, problems map[uuid.UUID]error) error {
-	events, err := loggedEvents(ctx, r.db, entries)
+	byID, err := rt.read(ctx, entries)
 	if err != nil {
 		return err
-	}
-	byID := make(map[uuid.UUID]loggedEvent, len(events))
-	for _, e := range events {
-		byID[e.MessageID] = e
 	}
 	var messages []messaging.Outgoing
 	var sent, failed []uuid.UUID
@@ -69,7 +65,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 			}
 		}
 		problems[e.MessageID], failed = errText, append(failed, e.MessageID)
-		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.event.RoutingKey),
+		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.sent.RoutingKey),
 			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
 	}
 	r.count(ctx, rt, outcomeUnreadable, len(failed))
@@ -85,7 +81,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	}
 	r.count(ctx, rt, "sent", len(sent))
 	r.log.LogAttrs(ctx, slog.LevelWarn, "events were lost and are sent again", slog.String("queue", rt.queue),
-		telemetry.RoutingKey(rt.event.RoutingKey), slog.Int("events", len(sent)), slog.String("first", sent[0].String()))
+		telemetry.RoutingKey(rt.sent.RoutingKey), slog.Int("events", len(sent)), slog.String("first", sent[0].String()))
 	return nil
 }
 
@@ -99,7 +95,7 @@ func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
 	if e.Payload == nil {
 		return messaging.Outgoing{}, errors.New("the log could not read it")
 	}
-	m, err := rt.event.FromJSON(e.Payload)
+	m, err := rt.sent.FromJSON(e.Payload)
 	if err != nil {
 		return messaging.Outgoing{}, err
 	}
@@ -112,14 +108,14 @@ func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
 	}
 	return messaging.Outgoing{
 		RoutingKey:    rt.queue,
-		Type:          string(rt.event.Name),
+		Type:          string(rt.sent.Name),
 		MessageID:     e.MessageID.String(),
 		CorrelationID: e.OrderID.String(),
 		TraceParent:   traceParent(e.TraceID),
 		Timestamp:     e.PublishedAt,
 		AppID:         e.Source,
 		Headers: map[string]any{
-			messaging.HeaderExchange: rt.event.Exchange, messaging.HeaderRoutingKey: rt.event.RoutingKey, messaging.HeaderUser: rt.user,
+			messaging.HeaderExchange: rt.sent.Exchange, messaging.HeaderRoutingKey: rt.sent.RoutingKey, messaging.HeaderUser: rt.user,
 		},
 		Body: body,
 	}, nil
@@ -165,7 +161,7 @@ func (r *reconciler) resendRoute(ctx context.Context, e *lossCheck, orders []uui
 	var due []entry
 	for _, entry := range entries {
 		result := &loggingv1.ResentEvent{
-			OrderId: entry.OrderID.String(), RoutingKey: e.event.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
+			OrderId: entry.OrderID.String(), RoutingKey: e.sent.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
 		}
 		if state := letters[entry.MessageID]; state != "" && state != stateRedriven {
 			result.Problem = "it is a dead letter: redrive or discard that"

@@ -60,6 +60,16 @@ func checkedUpTo(ctx context.Context, db *sqlx.DB, key string) (m logPosition, e
 	return m, nil
 }
 
+// beginChecking has the comparison of the events with this routing key begin at the end of the log, if it has not begun.
+func beginChecking(ctx context.Context, db *sqlx.DB, key string) error {
+	_, err := db.ExecContext(ctx, `
+		INSERT INTO event_check SELECT $1, coalesce(max(id), 0), clock_timestamp() FROM event_log ON CONFLICT DO NOTHING`, key)
+	if err != nil {
+		return fmt.Errorf("noting where the comparison of the log begins: %w", postgres.Classify(err))
+	}
+	return nil
+}
+
 // published returns the time of publishing from which partitions are read for what was logged after m: events that were
 // published long before are not searched for. For the zero position it returns the beginning of time.
 func (m logPosition) published() time.Time {

@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -80,6 +81,33 @@ func (s intakeServer) FindUnknown(ctx context.Context, req *orderv1.FindUnknownR
 		resp.OrderIds[i] = missing[i][:]
 	}
 	return resp, nil
+}
+
+// FindPlaced implements orderv1.IntakeServiceServer.
+func (s intakeServer) FindPlaced(ctx context.Context, req *orderv1.FindPlacedRequest) (*orderv1.FindPlacedResponse, error) {
+	resp := &orderv1.FindPlacedResponse{}
+	for _, id := range req.GetOrderIds() {
+		o, err := getOrder(ctx, s.db, uuid.UUID(id), false) // 16 bytes, as the contract says
+		switch {
+		case errors.Is(err, errNotFound):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		resp.Placed = append(resp.Placed, o.placed())
+	}
+	return resp, nil
+}
+
+// placed returns the event with which the order began, as far as it is stored.
+func (o *Order) placed() *eventsv1.OrderPlaced {
+	m := &eventsv1.OrderPlaced{
+		OrderId: o.ID.String(), CustomerName: o.CustomerName, CustomerEmail: o.CustomerEmail, Owner: o.Owner, PlacedAt: timestamppb.New(o.CreatedAt),
+	}
+	for _, l := range o.Lines {
+		m.Lines = append(m.Lines, &eventsv1.RequestedLine{ProductId: l.ProductID, ProductName: l.ProductName, Quantity: l.Quantity})
+	}
+	return m
 }
 
 // RejectDiscarded implements orderv1.IntakeServiceServer.

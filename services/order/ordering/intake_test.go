@@ -35,6 +35,36 @@ func TestFindUnknown_NamesTheOrdersThatAreNotStored(t *testing.T) {
 	}
 }
 
+func TestFindPlaced_MakesTheEventAgainFromWhatIsStored(t *testing.T) {
+	t.Parallel()
+	s := intakeServer{Service: newStore(t)}
+	stored, lost := newPlaced(), newPlaced()
+	stored.Owner = "https://issuer ada"
+	mustStore(t, s.Service, decidedOrders(t, held, stored))
+	var ids [][]byte
+	for _, m := range []*eventsv1.OrderPlaced{stored, lost} {
+		id := uuid.MustParse(m.GetOrderId())
+		ids = append(ids, id[:])
+	}
+	resp, err := s.FindPlaced(t.Context(), &orderv1.FindPlacedRequest{OrderIds: ids})
+	if err != nil || len(resp.GetPlaced()) != 1 {
+		t.Fatalf("got %v, %v", resp, err)
+	}
+	got := resp.GetPlaced()[0]
+	if got.GetOrderId() != stored.GetOrderId() || got.GetCustomerName() != stored.GetCustomerName() || got.GetCustomerEmail() != stored.GetCustomerEmail() ||
+		got.GetOwner() != stored.GetOwner() || !got.GetPlacedAt().AsTime().Equal(stored.GetPlacedAt().AsTime().Truncate(time.Microsecond)) || len(got.GetLines()) != len(stored.GetLines()) {
+		t.Errorf("got %v, want %v", got, stored)
+	}
+	for i, l := range got.GetLines() {
+		if want := stored.GetLines()[i]; l.GetQuantity() != want.GetQuantity() || l.GetProductName() != want.GetProductName() {
+			t.Errorf("line %d is %v, want %v", i, l, want)
+		}
+	}
+	if err := contract.Validate(got); err != nil || contract.MessageID(got) != contract.MessageID(stored) {
+		t.Errorf("it breaks its contract: %v, or is another message: %s, want %s", err, contract.MessageID(got), contract.MessageID(stored))
+	}
+}
+
 // reject discards a letter about an order, and returns the order.
 func reject(t *testing.T, s *Service, id string, body []byte) *orderv1.Order {
 	t.Helper()

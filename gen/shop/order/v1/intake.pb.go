@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
+	v1 "shop.example/gen/shop/events/v1"
 	_ "shop.example/gen/shop/options/v1"
 	sync "sync"
 	unsafe "unsafe"
@@ -172,6 +173,98 @@ func (x *FindUnknownResponse) GetOrderIds() [][]byte {
 	return nil
 }
 
+// FindPlacedRequest is what FindPlaced takes.
+type FindPlacedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each the 16 bytes of a UUID.
+	OrderIds      [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindPlacedRequest) Reset() {
+	*x = FindPlacedRequest{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindPlacedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindPlacedRequest) ProtoMessage() {}
+
+func (x *FindPlacedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindPlacedRequest.ProtoReflect.Descriptor instead.
+func (*FindPlacedRequest) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FindPlacedRequest) GetOrderIds() [][]byte {
+	if x != nil {
+		return x.OrderIds
+	}
+	return nil
+}
+
+// FindPlacedResponse is what FindPlaced returns.
+type FindPlacedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those of the orders that are stored, in any order.
+	Placed        []*v1.OrderPlaced `protobuf:"bytes,1,rep,name=placed,proto3" json:"placed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindPlacedResponse) Reset() {
+	*x = FindPlacedResponse{}
+	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindPlacedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindPlacedResponse) ProtoMessage() {}
+
+func (x *FindPlacedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindPlacedResponse.ProtoReflect.Descriptor instead.
+func (*FindPlacedResponse) Descriptor() ([]byte, []int) {
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FindPlacedResponse) GetPlaced() []*v1.OrderPlaced {
+	if x != nil {
+		return x.Placed
+	}
+	return nil
+}
+
 // RejectDiscardedRequest is what RejectDiscarded takes.
 type RejectDiscardedRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -185,7 +278,7 @@ type RejectDiscardedRequest struct {
 
 func (x *RejectDiscardedRequest) Reset() {
 	*x = RejectDiscardedRequest{}
-	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -197,7 +290,7 @@ func (x *RejectDiscardedRequest) String() string {
 func (*RejectDiscardedRequest) ProtoMessage() {}
 
 func (x *RejectDiscardedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_order_v1_intake_proto_msgTypes[3]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -210,7 +303,7 @@ func (x *RejectDiscardedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectDiscardedRequest.ProtoReflect.Descriptor instead.
 func (*RejectDiscardedRequest) Descriptor() ([]byte, []int) {
-	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{3}
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RejectDiscardedRequest) GetOrderId() string {
@@ -236,7 +329,7 @@ type RejectDiscardedResponse struct {
 
 func (x *RejectDiscardedResponse) Reset() {
 	*x = RejectDiscardedResponse{}
-	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +341,7 @@ func (x *RejectDiscardedResponse) String() string {
 func (*RejectDiscardedResponse) ProtoMessage() {}
 
 func (x *RejectDiscardedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_order_v1_intake_proto_msgTypes[4]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +354,7 @@ func (x *RejectDiscardedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectDiscardedResponse.ProtoReflect.Descriptor instead.
 func (*RejectDiscardedResponse) Descriptor() ([]byte, []int) {
-	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{4}
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{6}
 }
 
 // FindKeyResponse is what FindKey returns.
@@ -277,7 +370,7 @@ type FindKeyResponse struct {
 
 func (x *FindKeyResponse) Reset() {
 	*x = FindKeyResponse{}
-	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +382,7 @@ func (x *FindKeyResponse) String() string {
 func (*FindKeyResponse) ProtoMessage() {}
 
 func (x *FindKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shop_order_v1_intake_proto_msgTypes[5]
+	mi := &file_shop_order_v1_intake_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +395,7 @@ func (x *FindKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindKeyResponse.ProtoReflect.Descriptor instead.
 func (*FindKeyResponse) Descriptor() ([]byte, []int) {
-	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{5}
+	return file_shop_order_v1_intake_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FindKeyResponse) GetOrderId() string {
@@ -323,7 +416,7 @@ var File_shop_order_v1_intake_proto protoreflect.FileDescriptor
 
 const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\n" +
-	"\x1ashop/order/v1/intake.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"|\n" +
+	"\x1ashop/order/v1/intake.proto\x12\rshop.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1ashop/events/v1/order.proto\x1a\x1dshop/options/v1/options.proto\x1a\x19shop/order/v1/order.proto\"|\n" +
 	"\x0eFindKeyRequest\x12/\n" +
 	"\n" +
 	"key_hashes\x18\x01 \x03(\fB\x10\xbaH\r\x92\x01\n" +
@@ -332,17 +425,23 @@ const file_shop_order_v1_intake_proto_rawDesc = "" +
 	"\x12FindUnknownRequest\x12,\n" +
 	"\torder_ids\x18\x01 \x03(\fB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04z\x02h\x10R\borderIds\"2\n" +
 	"\x13FindUnknownResponse\x12\x1b\n" +
-	"\torder_ids\x18\x01 \x03(\fR\borderIds\"`\n" +
+	"\torder_ids\x18\x01 \x03(\fR\borderIds\"@\n" +
+	"\x11FindPlacedRequest\x12+\n" +
+	"\torder_ids\x18\x01 \x03(\fB\x0e\xbaH\v\x92\x01\b\x102\"\x04z\x02h\x10R\borderIds\"I\n" +
+	"\x12FindPlacedResponse\x123\n" +
+	"\x06placed\x18\x01 \x03(\v2\x1b.shop.events.v1.OrderPlacedR\x06placed\"`\n" +
 	"\x16RejectDiscardedRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12!\n" +
 	"\forder_placed\x18\x02 \x01(\fR\vorderPlaced\"\x19\n" +
 	"\x17RejectDiscardedResponse\"X\n" +
 	"\x0fFindKeyResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12*\n" +
-	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xc4\x02\n" +
+	"\x05order\x18\x02 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xa8\x03\n" +
 	"\rIntakeService\x12Y\n" +
 	"\aFindKey\x12\x1d.shop.order.v1.FindKeyRequest\x1a\x1e.shop.order.v1.FindKeyResponse\"\x0fص\x18\x05\xe2\xb5\x18\agateway\x12e\n" +
-	"\vFindUnknown\x12!.shop.order.v1.FindUnknownRequest\x1a\".shop.order.v1.FindUnknownResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12q\n" +
+	"\vFindUnknown\x12!.shop.order.v1.FindUnknownRequest\x1a\".shop.order.v1.FindUnknownResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12b\n" +
+	"\n" +
+	"FindPlaced\x12 .shop.order.v1.FindPlacedRequest\x1a!.shop.order.v1.FindPlacedResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12q\n" +
 	"\x0fRejectDiscarded\x12%.shop.order.v1.RejectDiscardedRequest\x1a&.shop.order.v1.RejectDiscardedResponse\"\x0fص\x18\x05\xe2\xb5\x18\aloggingBQ\n" +
 	"\x15example.shop.order.v1P\x01Z&shop.example/gen/shop/order/v1;orderv1\xaa\x02\rShop.Order.V1b\x06proto3"
 
@@ -358,29 +457,35 @@ func file_shop_order_v1_intake_proto_rawDescGZIP() []byte {
 	return file_shop_order_v1_intake_proto_rawDescData
 }
 
-var file_shop_order_v1_intake_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_shop_order_v1_intake_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_shop_order_v1_intake_proto_goTypes = []any{
 	(*FindKeyRequest)(nil),          // 0: shop.order.v1.FindKeyRequest
 	(*FindUnknownRequest)(nil),      // 1: shop.order.v1.FindUnknownRequest
 	(*FindUnknownResponse)(nil),     // 2: shop.order.v1.FindUnknownResponse
-	(*RejectDiscardedRequest)(nil),  // 3: shop.order.v1.RejectDiscardedRequest
-	(*RejectDiscardedResponse)(nil), // 4: shop.order.v1.RejectDiscardedResponse
-	(*FindKeyResponse)(nil),         // 5: shop.order.v1.FindKeyResponse
-	(*Order)(nil),                   // 6: shop.order.v1.Order
+	(*FindPlacedRequest)(nil),       // 3: shop.order.v1.FindPlacedRequest
+	(*FindPlacedResponse)(nil),      // 4: shop.order.v1.FindPlacedResponse
+	(*RejectDiscardedRequest)(nil),  // 5: shop.order.v1.RejectDiscardedRequest
+	(*RejectDiscardedResponse)(nil), // 6: shop.order.v1.RejectDiscardedResponse
+	(*FindKeyResponse)(nil),         // 7: shop.order.v1.FindKeyResponse
+	(*v1.OrderPlaced)(nil),          // 8: shop.events.v1.OrderPlaced
+	(*Order)(nil),                   // 9: shop.order.v1.Order
 }
 var file_shop_order_v1_intake_proto_depIdxs = []int32{
-	6, // 0: shop.order.v1.FindKeyResponse.order:type_name -> shop.order.v1.Order
-	0, // 1: shop.order.v1.IntakeService.FindKey:input_type -> shop.order.v1.FindKeyRequest
-	1, // 2: shop.order.v1.IntakeService.FindUnknown:input_type -> shop.order.v1.FindUnknownRequest
-	3, // 3: shop.order.v1.IntakeService.RejectDiscarded:input_type -> shop.order.v1.RejectDiscardedRequest
-	5, // 4: shop.order.v1.IntakeService.FindKey:output_type -> shop.order.v1.FindKeyResponse
-	2, // 5: shop.order.v1.IntakeService.FindUnknown:output_type -> shop.order.v1.FindUnknownResponse
-	4, // 6: shop.order.v1.IntakeService.RejectDiscarded:output_type -> shop.order.v1.RejectDiscardedResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	8, // 0: shop.order.v1.FindPlacedResponse.placed:type_name -> shop.events.v1.OrderPlaced
+	9, // 1: shop.order.v1.FindKeyResponse.order:type_name -> shop.order.v1.Order
+	0, // 2: shop.order.v1.IntakeService.FindKey:input_type -> shop.order.v1.FindKeyRequest
+	1, // 3: shop.order.v1.IntakeService.FindUnknown:input_type -> shop.order.v1.FindUnknownRequest
+	3, // 4: shop.order.v1.IntakeService.FindPlaced:input_type -> shop.order.v1.FindPlacedRequest
+	5, // 5: shop.order.v1.IntakeService.RejectDiscarded:input_type -> shop.order.v1.RejectDiscardedRequest
+	7, // 6: shop.order.v1.IntakeService.FindKey:output_type -> shop.order.v1.FindKeyResponse
+	2, // 7: shop.order.v1.IntakeService.FindUnknown:output_type -> shop.order.v1.FindUnknownResponse
+	4, // 8: shop.order.v1.IntakeService.FindPlaced:output_type -> shop.order.v1.FindPlacedResponse
+	6, // 9: shop.order.v1.IntakeService.RejectDiscarded:output_type -> shop.order.v1.RejectDiscardedResponse
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_shop_order_v1_intake_proto_init() }
@@ -395,7 +500,7 @@ func file_shop_order_v1_intake_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shop_order_v1_intake_proto_rawDesc), len(file_shop_order_v1_intake_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	IntakeService_FindKey_FullMethodName         = "/shop.order.v1.IntakeService/FindKey"
 	IntakeService_FindUnknown_FullMethodName     = "/shop.order.v1.IntakeService/FindUnknown"
+	IntakeService_FindPlaced_FullMethodName      = "/shop.order.v1.IntakeService/FindPlaced"
 	IntakeService_RejectDiscarded_FullMethodName = "/shop.order.v1.IntakeService/RejectDiscarded"
 )
 
@@ -34,6 +35,9 @@ type IntakeServiceClient interface {
 	FindKey(ctx context.Context, in *FindKeyRequest, opts ...grpc.CallOption) (*FindKeyResponse, error)
 	// FindUnknown finds those of the orders that are not stored: they wait to be decided, or were lost.
 	FindUnknown(ctx context.Context, in *FindUnknownRequest, opts ...grpc.CallOption) (*FindUnknownResponse, error)
+	// FindPlaced makes the OrderPlaced of orders again, from what is stored of them: for a log that never got it. It lacks the
+	// hashes, and the prices that the customer saw. Orders that are not stored are left out.
+	FindPlaced(ctx context.Context, in *FindPlacedRequest, opts ...grpc.CallOption) (*FindPlacedResponse, error)
 	// RejectDiscarded decides an order that could not be handled and that an operator has given up: it is REJECTED with the
 	// reason DISCARDED. An order that is stored already stays as it is.
 	RejectDiscarded(ctx context.Context, in *RejectDiscardedRequest, opts ...grpc.CallOption) (*RejectDiscardedResponse, error)
@@ -67,6 +71,16 @@ func (c *intakeServiceClient) FindUnknown(ctx context.Context, in *FindUnknownRe
 	return out, nil
 }
 
+func (c *intakeServiceClient) FindPlaced(ctx context.Context, in *FindPlacedRequest, opts ...grpc.CallOption) (*FindPlacedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindPlacedResponse)
+	err := c.cc.Invoke(ctx, IntakeService_FindPlaced_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *intakeServiceClient) RejectDiscarded(ctx context.Context, in *RejectDiscardedRequest, opts ...grpc.CallOption) (*RejectDiscardedResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RejectDiscardedResponse)
@@ -87,6 +101,9 @@ type IntakeServiceServer interface {
 	FindKey(context.Context, *FindKeyRequest) (*FindKeyResponse, error)
 	// FindUnknown finds those of the orders that are not stored: they wait to be decided, or were lost.
 	FindUnknown(context.Context, *FindUnknownRequest) (*FindUnknownResponse, error)
+	// FindPlaced makes the OrderPlaced of orders again, from what is stored of them: for a log that never got it. It lacks the
+	// hashes, and the prices that the customer saw. Orders that are not stored are left out.
+	FindPlaced(context.Context, *FindPlacedRequest) (*FindPlacedResponse, error)
 	// RejectDiscarded decides an order that could not be handled and that an operator has given up: it is REJECTED with the
 	// reason DISCARDED. An order that is stored already stays as it is.
 	RejectDiscarded(context.Context, *RejectDiscardedRequest) (*RejectDiscardedResponse, error)
@@ -105,6 +122,9 @@ func (UnimplementedIntakeServiceServer) FindKey(context.Context, *FindKeyRequest
 }
 func (UnimplementedIntakeServiceServer) FindUnknown(context.Context, *FindUnknownRequest) (*FindUnknownResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindUnknown not implemented")
+}
+func (UnimplementedIntakeServiceServer) FindPlaced(context.Context, *FindPlacedRequest) (*FindPlacedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindPlaced not implemented")
 }
 func (UnimplementedIntakeServiceServer) RejectDiscarded(context.Context, *RejectDiscardedRequest) (*RejectDiscardedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RejectDiscarded not implemented")
@@ -166,6 +186,24 @@ func _IntakeService_FindUnknown_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IntakeService_FindPlaced_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindPlacedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntakeServiceServer).FindPlaced(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IntakeService_FindPlaced_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntakeServiceServer).FindPlaced(ctx, req.(*FindPlacedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _IntakeService_RejectDiscarded_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RejectDiscardedRequest)
 	if err := dec(in); err != nil {
@@ -198,6 +236,10 @@ var IntakeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FindUnknown",
 			Handler:    _IntakeService_FindUnknown_Handler,
+		},
+		{
+			MethodName: "FindPlaced",
+			Handler:    _IntakeService_FindPlaced_Handler,
 		},
 		{
 			MethodName: "RejectDiscarded",

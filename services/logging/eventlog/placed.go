@@ -1,0 +1,73 @@
+package eventlog
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/postgres"
+	"shop.example/topology"
+)
+
+// withoutPlaced returns those of the orders whose OrderPlaced is not in the log. It looks at two days first: nearly every order
+// was placed within them, and the log has hundreds of partitions.
+func (r *reconciler) withoutPlaced(ctx context.Context, orders [][]byte) (missing [][]byte, err error) {
+	key, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+	for _, since := range []string{"2 days", "1000 years"} {
+		if len(orders) == 0 {
+			return nil, nil
+		}
+		missing = nil
+		err := r.db.SelectContext(ctx, &missing, postgres.Prepared+`
+			SELECT uuid_send(asked.id) FROM unnest($1::uuid[]) AS asked (id) WHERE NOT EXISTS (
+			    SELECT FROM event_log WHERE order_id = asked.id AND routing_key = $2 AND published_at >= now() - $3::interval)`,
+			postgres.ArrayOf(parseIDs(orders)), key.RoutingKey, since)
+		if err != nil {
+			return nil, fmt.Errorf("looking for the beginning of %d orders: %w", len(orders), postgres.Classify(err))
+		}
+		orders = missing
+	}
+	return missing, nil
+}
+
+// logged reads the events of entries, as far as they are still in the log.
+func (r *reconciler) logged(ctx context.Context, entries []entry) (map[uuid.UUID]loggedEvent, error) {
+	events, err := loggedEvents(ctx, r.db, entries)
+	byID := make(map[uuid.UUID]loggedEvent, len(events))
+	for _, e := range events {
+		byID[e.MessageID] = e
+	}
+	return byID, err
+}
+
+// placedAgain asks the order service for the OrderPlaced of orders, and returns them by the message ids of their decisions.
+func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
+	req, decisionOf := &orderv1.FindPlacedRequest{}, map[string]uuid.UUID{}
+	for _, d := range decisions {
+		req.OrderIds = append(req.OrderIds, d.OrderID[:])
+		decisionOf[d.OrderID.String()] = d.MessageID
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := orders.FindPlaced(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("asking how %d orders began: %w", len(decisions), err)
+	}
+	again := map[uuid.UUID]loggedEvent{}
+	for _, m := range resp.GetPlaced() {
+		payload, err := toJSON(proto.Message(m), nil)
+		if err != nil {
+			return nil, err
+		}
+		again[decisionOf[m.GetOrderId()]] = loggedEvent{
+			MessageID: contract.MessageID(m), OrderID: uuid.MustParse(m.GetOrderId()), Payload: payload,
+			Source: topology.Gateway, PublishedAt: m.GetPlacedAt().AsTime(),
+		}
+	}
+	return again, nil
+}
