@@ -47,10 +47,10 @@ func (r *reconciler) logged(ctx context.Context, entries []entry) (map[uuid.UUID
 
 // placedAgain asks the order service for the OrderPlaced of orders, and returns them by the message ids of their decisions.
 func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
-	req, decisionOf := &orderv1.FindPlacedRequest{}, map[string]uuid.UUID{}
+	req, decided := &orderv1.FindPlacedRequest{}, map[string]entry{}
 	for _, d := range decisions {
 		req.OrderIds = append(req.OrderIds, d.OrderID[:])
-		decisionOf[d.OrderID.String()] = d.MessageID
+		decided[d.OrderID.String()] = d
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -64,9 +64,9 @@ func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisi
 		if err != nil {
 			return nil, err
 		}
-		again[decisionOf[m.GetOrderId()]] = loggedEvent{
-			MessageID: contract.MessageID(m), OrderID: uuid.MustParse(m.GetOrderId()), Payload: payload,
-			Source: topology.Gateway, PublishedAt: m.GetPlacedAt().AsTime(),
+		d := decided[m.GetOrderId()]
+		again[d.MessageID] = loggedEvent{
+			MessageID: contract.MessageID(m), OrderID: d.OrderID, Payload: payload, Source: topology.Gateway, PublishedAt: m.GetPlacedAt().AsTime(),
 		}
 	}
 	return again, nil
