@@ -272,6 +272,12 @@ func TestReadiness_FollowsTheChecks(t *testing.T) {
 	}
 
 	expect(healthv1.HealthCheckResponse_NOT_SERVING)
+	begun := time.Now()
+	for _, body := s.get(t, "/readyz"); strings.HasPrefix(body, "service: starting"); _, body = s.get(t, "/readyz") {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatalf("it is not started: %s", body)
+		}
+	}
 	if status, body := s.get(t, "/readyz"); status != http.StatusServiceUnavailable || body != "service: ok\nbroker: ok\ndatabase: asking inventory: nobody answers\n" {
 		t.Errorf("got %d %q", status, body)
 	}
