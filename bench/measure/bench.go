@@ -243,13 +243,20 @@ func (r *run) warmUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	stored, err := r.progress.count(ctx)
+	if err != nil {
+		return err
+	}
 	if _, err := r.load.closedLoop(ctx, n); err != nil {
 		return err
 	}
 	if _, err := r.progress.settled(ctx, before, n*r.Lines, func(int64) {}); err != nil {
 		return err
 	}
-	return r.progress.awaitQuiet(ctx, before, n)
+	if err := r.progress.awaitQuiet(ctx, before, n); err != nil {
+		return err
+	}
+	return r.progress.awaitEvents(ctx, stored.events+n*eventsOfAnOrder)
 }
 
 // measure is the run itself. Processor time counts from the first request until everything is done; memory is the peak.
@@ -337,6 +344,9 @@ func (r *run) measure(ctx context.Context) (Figures, error) {
 		return nil, loadErr
 	}
 	f.addLoad(result)
+	if err := r.progress.awaitEvents(ctx, stored.events+r.Orders*eventsOfAnOrder); err != nil {
+		return nil, err
+	}
 	if err := r.progress.check(ctx, stored, r.Orders, min(r.Lines, r.Products)); err != nil {
 		return nil, err
 	}

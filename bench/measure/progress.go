@@ -137,6 +137,15 @@ func (p *progressReader) count(ctx context.Context) (s stored, err error) {
 	return s, nil
 }
 
+// awaitEvents waits until so many events of orders are in the log. On a busy machine nothing may happen for quietFor although some
+// are still to come, and events of the stock count in what awaitQuiet sees.
+func (p *progressReader) awaitEvents(ctx context.Context, events int) error {
+	return poll(ctx, func() (int, bool, error) {
+		now, err := p.count(ctx)
+		return now.events, now.events >= events, err
+	})
+}
+
 // check makes sure that the run did all its work: every order confirmed, its holds settled, each with its movement, and
 // its events logged once.
 func (p *progressReader) check(ctx context.Context, before stored, orders, holds int) error {
