@@ -271,7 +271,9 @@ func (r *rabbitMQ) environment() []string {
 		"RABBITMQ_CONF_ENV_FILE="+in("no-env.conf"), "RABBITMQ_ADVANCED_CONFIG_FILE="+in(advancedConfig),
 		// Makes the script become the Erlang machine, so that its process is the server's.
 		"RABBITMQ_ALLOW_INPUT=1",
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput -kernel inet_dist_use_interface {127,0,0,1} -eval "+forgiveDeletedQueues,
+		// A dead letter of which the confirm was missed is sent again after 30 s to a minute, and not after three to six.
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-noinput -kernel inet_dist_use_interface {127,0,0,1} "+
+			"-rabbit dead_letter_worker_publisher_confirm_timeout 30000 -eval "+forgiveDeletedQueues,
 	)
 }
 
