@@ -62,23 +62,8 @@ func TestClocks_ThatJumpOrDifferDecideNothingWrong(t *testing.T) {
 		clocks["broker"] = append(clocks["broker"], brokerClock{c, node})
 	}
 	clocks["database"] = []wallClock{databaseClock{c.own}, databaseClock{c.standby}}
-
-	table := []string{
-		"| clock | refused for | refused | accepted, p99 | decided, p99 | decided, longest | stream silent | lost | doubled | audit |",
-		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-	}
-	for _, fault := range clockFaults(clocks) {
-		if only := os.Getenv("CLOCKS_ONLY"); only != "" && !strings.Contains(fault.name, only) {
-			continue
-		}
-		row := c.clockRow(t, fault)
-		t.Log(row)
-		table = append(table, row)
-		if t.Failed() && c.broken() {
-			break
-		}
-	}
-	t.Log("\n" + strings.Join(table, "\n"))
+	c.suffersAll(t, "| clock | refused for | refused | accepted, p99 | decided, p99 | decided, longest | stream silent | lost | doubled | audit |",
+		os.Getenv("CLOCKS_ONLY"), clockFaults(clocks), c.clockRow)
 	c.givesBack(t, clocks)
 	c.comesToRest(t, c.placed)
 }

@@ -67,23 +67,27 @@ func TestCluster_WhateverLeavesItNothingAcceptedIsLost(t *testing.T) {
 	setting(t, "CLUSTER_RATE", &rate, strconv.Atoi)
 	t.Logf("CLUSTER_SEED=%d CLUSTER_AWAY=%s CLUSTER_RATE=%d", seed, away, rate)
 	c := newClusterShop(t, stoppedServers(t, t.TempDir()+"/servers"), seed, away, rate, func(*deployment) {})
-	table := []string{
-		"| fault | refused for | aim | refused | accepted, p99 | decided, p99 | decided, longest | stream silent | lost | doubled | audit |",
-		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-	}
-	for _, fault := range clusterFaults {
-		if only := os.Getenv("CLUSTER_ONLY"); only != "" && !strings.Contains(fault.name, only) {
+	c.suffersAll(t, "| fault | refused for | aim | refused | accepted, p99 | decided, p99 | decided, longest | stream silent | lost | doubled | audit |",
+		os.Getenv("CLUSTER_ONLY"), clusterFaults, c.row)
+	c.comesToRest(t, c.placed)
+}
+
+// suffersAll prints a table with a row for each of the faults that has only in its name, under the names of its columns.
+func (c *clusterShop) suffersAll(t *testing.T, columns, only string, faults []clusterFault, row func(*testing.T, clusterFault) string) {
+	t.Helper()
+	table := []string{columns, strings.Repeat("| --- ", strings.Count(columns, "|")-1) + "|"}
+	for _, fault := range faults {
+		if !strings.Contains(fault.name, only) {
 			continue
 		}
-		row := c.row(t, fault)
-		t.Log(row)
-		table = append(table, row)
+		r := row(t, fault)
+		t.Log(r)
+		table = append(table, r)
 		if t.Failed() && c.broken() {
 			break
 		}
 	}
 	t.Log("\n" + strings.Join(table, "\n"))
-	c.comesToRest(t, c.placed)
 }
 
 func setting[T any](t *testing.T, name string, to *T, parse func(string) (T, error)) {

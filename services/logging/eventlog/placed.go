@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-	"google.golang.org/protobuf/proto"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -60,7 +59,7 @@ func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisi
 	}
 	again := map[uuid.UUID]loggedEvent{}
 	for _, m := range resp.GetPlaced() {
-		payload, err := toJSON(proto.Message(m), nil)
+		payload, err := toJSON(m, nil)
 		if err != nil {
 			return nil, err
 		}
