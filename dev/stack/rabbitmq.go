@@ -247,7 +247,7 @@ max_message_size = 16777216
 }
 
 // forgiveDeletedQueues is run in a node when it has started. The process that moves the dead letters of a quorum queue crashes,
-// and crashes again when it is started again, if the queue is deleted while it comes into being. RabbitMQ 3.10 to 4.0 give the
+// and crashes again when it is started again, if the queue is deleted while it comes into being. RabbitMQ 3.10 gives the
 // supervisor of all these processes up after two crashes within 5 s, and the node can then make no such queue any more until it
 // is started again. Tests delete queues at once, so here a process that has crashed is not started again. The script that starts
 // the node splits this at spaces.
