@@ -46,9 +46,10 @@ const repliesQueue = "replies"
 const (
 	// rpcTimeout bounds a call whose context has no deadline.
 	rpcTimeout = 10 * time.Second
-	// resendInterval is after how long the request of a method is sent again while no answer comes, and then after twice as long each
-	// time, so that a server that is slow is not given much more to do. If the node goes that keeps the
-	// queue, or the server that has the request freezes, nobody says so. Methods are idempotent.
+	// resendInterval is after how long a request is sent again while no answer comes, and then after twice as long each time, so
+	// that a server that is slow is not given much more to do. If the node goes that keeps the queue, or the server that has the
+	// request freezes, or the broker comes back empty and the log's queue is the first to be declared, nobody says so. What answers
+	// is idempotent.
 	resendInterval = 2 * time.Second
 	// homeInterval is how often a server on a substitute of its queue looks whether the queue itself is back. Each look that
 	// finds it away is an error in the broker's log.
@@ -220,7 +221,7 @@ func (c *RPCClient) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc
 
 // Request publishes an event that asks for an answer, and waits for the answer as Invoke does, with the same errors. The
 // request itself stays in its queues until it is handled, in that of the log for example, also after the caller has given
-// up.
+// up. A request that is sent again has the same id.
 func (c *RPCClient) Request(ctx context.Context, m, out proto.Message) error {
 	e, ok := contract.EventOf(m)
 	if !ok {
@@ -264,9 +265,6 @@ func (c *RPCClient) call(ctx context.Context, name, exchange, key string, from [
 	wait := resendInterval
 	again := time.NewTimer(wait)
 	defer again.Stop()
-	if !expires { // an event that asks for an answer is in queues that survive, and is no method
-		again.Stop()
-	}
 	for {
 		select {
 		case <-ctx.Done():

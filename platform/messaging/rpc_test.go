@@ -2,6 +2,8 @@ package messaging_test
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -217,6 +219,45 @@ func TestRequest_TopicRequestIsAnsweredToTheAskerAlone(t *testing.T) {
 	}
 	if len(listed.GetItems()) != 1 || listed.GetItems()[0].GetProductName() != "Laptop" {
 		t.Errorf("answer %v", &listed)
+	}
+}
+
+// The broker has come up empty, and the log's queue is the first to be declared.
+func TestRequest_ThatOnlyTheLogGotIsSentAgain(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	log := join(t, broker.URL, "logging")
+	logged := make(chan string, 10)
+	log.run(messaging.NewConsumer(log.consume, log.pub, "logging", messaging.ConsumerOptions{}, messaging.HandleRaw(
+		func(_ context.Context, batch []messaging.Delivery) error {
+			for _, d := range batch {
+				logged <- d.MessageID
+			}
+			return nil
+		})).Run)
+	gateway := join(t, broker.URL, "gateway")
+	client := messaging.NewRPCClient(gateway.consume, gateway.pub)
+	gateway.run(client.Run)
+	for _, p := range []*party{log, gateway} { // what is missing is declared by a connection that comes, and only then
+		eventually(t, func() error { return errors.Join(p.consume.Ready(t.Context()), p.publish.Ready(t.Context())) })
+	}
+	if res, err := broker.Manage.DeleteQueue(broker.Vhost, "inventory"); err != nil || res.StatusCode != http.StatusNoContent {
+		t.Fatalf("deleting the queue: %v, %v", res, err)
+	}
+	answered := make(chan error, 1)
+	go func() { answered <- client.Request(within(t), &eventsv1.ListInventory{}, &eventsv1.InventoryListed{}) }()
+	first := next(t, logged, "the request")
+
+	inventory := join(t, broker.URL, "inventory")
+	inventory.run(messaging.NewConsumer(inventory.consume, inventory.pub, "inventory", messaging.ConsumerOptions{}, messaging.Handle(
+		func(ctx context.Context, batch []messaging.Message[*eventsv1.ListInventory]) error {
+			return inventory.pub.Reply(ctx, batch[0].Meta, &eventsv1.InventoryListed{}, nil)
+		})).Run)
+	if err := next(t, answered, "the answer"); err != nil {
+		t.Errorf("got %v", err)
+	}
+	if again := next(t, logged, "the request that was sent again"); again != first {
+		t.Errorf("the ids differ, %s and %s: the log has the request twice", first, again)
 	}
 }
 
