@@ -66,35 +66,34 @@ func TestErrors_EachReasonHasARow(t *testing.T) {
 func reasons(t *testing.T) map[string]string {
 	t.Helper()
 	found := map[string]string{}
-	for _, dir := range []string{"../platform", "../gateway", "../services", "../shop", "../dev", "../bench", "../db"} {
-		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+	for _, root := range []string{"../platform", "../gateway", "../services", "../shop", "../dev", "../bench", "../db"} {
+		err := filepath.WalkDir(root, func(dir string, entry fs.DirEntry, err error) error {
+			if err != nil || !entry.IsDir() {
 				return err
 			}
 			files := token.NewFileSet()
-			file, err := parser.ParseFile(files, path, nil, 0)
+			sources, err := sourcesIn(files, dir)
 			if err != nil {
 				return err
 			}
-			constants, err := constantsOf(filepath.Dir(path))
-			if err != nil {
-				return err
+			constants := constantsOf(sources)
+			for _, file := range sources {
+				ast.Inspect(file, func(n ast.Node) bool {
+					codeName, reason, is := refusal(n, file.Name.Name == "apierror", constants)
+					if !is {
+						return true
+					}
+					if reason == "" || codeName == "" {
+						t.Errorf("%s: an error needs its code as codes.X and its reason as a string in the call, so that docs/errors.md can be compared with it", files.Position(n.Pos()))
+						return true
+					}
+					if other := found[reason]; other != "" && other != codeName {
+						t.Errorf("%s: %s is %s here and %s elsewhere", files.Position(n.Pos()), reason, codeName, other)
+					}
+					found[reason] = codeName
+					return true
+				})
 			}
-			ast.Inspect(file, func(n ast.Node) bool {
-				codeName, reason, is := refusal(n, file.Name.Name == "apierror", constants)
-				if !is {
-					return true
-				}
-				if reason == "" || codeName == "" {
-					t.Errorf("%s: an error needs its code as codes.X and its reason as a string in the call, so that docs/errors.md can be compared with it", files.Position(n.Pos()))
-					return true
-				}
-				if other := found[reason]; other != "" && other != codeName {
-					t.Errorf("%s: %s is %s here and %s elsewhere", files.Position(n.Pos()), reason, codeName, other)
-				}
-				found[reason] = codeName
-				return true
-			})
 			return nil
 		})
 		if err != nil {
@@ -104,18 +103,30 @@ func reasons(t *testing.T) map[string]string {
 	return found
 }
 
-// constantsOf finds the constants of a package that are strings.
-func constantsOf(dir string) (map[string]string, error) {
+// sourcesIn parses the files of a package, without its tests.
+func sourcesIn(files *token.FileSet, dir string) ([]*ast.File, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]string{}
+	var sources []*ast.File
 	for _, path := range paths {
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
 		if err != nil {
 			return nil, err
 		}
+		sources = append(sources, file)
+	}
+	return sources, nil
+}
+
+// constantsOf finds the constants of a package that are strings.
+func constantsOf(sources []*ast.File) map[string]string {
+	found := map[string]string{}
+	for _, file := range sources {
 		ast.Inspect(file, func(n ast.Node) bool {
 			if spec, ok := n.(*ast.ValueSpec); ok && len(spec.Names) == 1 && len(spec.Values) == 1 {
 				found[spec.Names[0].Name] = textOf(spec.Values[0], nil)
@@ -123,7 +134,7 @@ func constantsOf(dir string) (map[string]string, error) {
 			return true
 		})
 	}
-	return found, nil
+	return found
 }
 
 // refusal reads code and reason of an expression that makes an error for clients. inside is package apierror. The reason may be

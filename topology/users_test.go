@@ -215,12 +215,10 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			select {
-			case err := <-closed:
-				return err
-			case <-confirm.Done():
+			if confirm.Wait() {
 				return nil
 			}
+			return <-closed // a channel that is closed ends what waits for confirms
 		}
 	}
 	remove := func(queue string) func(*amqp.Channel) error {
