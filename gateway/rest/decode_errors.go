@@ -84,7 +84,7 @@ func (v *violations) object(path string, md protoreflect.MessageDescriptor, raw 
 		fd := fieldNamed(md, name)
 		switch {
 		case fd == nil:
-			v.add(at, "unknown field")
+			v.add(at, unknown("field", "this object", fieldNames(md)))
 		case seen[fd.Number()]:
 			v.add(at, "given twice")
 		default:
@@ -137,7 +137,7 @@ func parameterErrors(mt protoreflect.MessageType, parameters url.Values, bound f
 		field, fd := fieldAt(mt.Descriptor(), name)
 		switch {
 		case fd == nil || bound(field):
-			found.add(truncateName(name), "unknown parameter")
+			found.add(truncateName(name), unknown("parameter", "this call", slices.DeleteFunc(fieldNames(mt.Descriptor()), bound)))
 		case seen[field] || len(values) > 1 && !fd.IsList():
 			found.add(name, "given twice")
 		default:
@@ -155,6 +155,24 @@ func (v *violations) parameter(msg proto.Message, name, field string, fd protore
 			v.add(name, mustBe(fd, value))
 		}
 	}
+}
+
+// fieldNames are the contract's names of the fields of a message.
+func fieldNames(md protoreflect.MessageDescriptor) []string {
+	names := make([]string, md.Fields().Len())
+	for i := range names {
+		names[i] = string(md.Fields().Get(i).Name())
+	}
+	return names
+}
+
+// unknown says that there is no such thing, and what there is.
+func unknown(thing, owner string, names []string) string {
+	known := "none"
+	if len(names) > 0 {
+		known = strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("unknown %s: %s has %s", thing, owner, known)
 }
 
 // fieldNamed finds a field by either of the names that JSON may use, or returns nil.

@@ -39,10 +39,10 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 		body string
 		want []violation
 	}{
-		{"unknown field", "", `{"garbage":true}`, []violation{{"garbage", "unknown field"}}},
-		{"unknown field on the demo's route", "/intermediary/order", `{"garbage":true}`, []violation{{"garbage", "unknown field"}}},
+		{"unknown field", "", `{"garbage":true}`, []violation{{"garbage", "unknown field: this object has customer_name, customer_email, order_items"}}},
+		{"unknown field on the demo's route", "/intermediary/order", `{"garbage":true}`, []violation{{"garbage", "unknown field: this object has customer_name, customer_email, order_items"}}},
 		{"unknown field further in", "", order(`[{"product_id":1,"quantity":1},{"product_id":1,"quantity":1,"colour":"red"}]`),
-			[]violation{{"order_items[1].colour", "unknown field"}}},
+			[]violation{{"order_items[1].colour", "unknown field: this object has product_id, quantity, expected_unit_price"}}},
 		{"all that is wrong", "", `{"customer_name":7,"customer_email":true,"order_items":[{"product_id":{},"quantity":1.5}]}`,
 			[]violation{
 				{"customer_name", "must be a string"}, {"customer_email", "must be a string"},
@@ -64,8 +64,8 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 			[]violation{{"order_items[0].expected_unit_price", "must be an object"}}},
 		{"the other spelling is the client's", "", `{"customerName":1}`, []violation{{"customerName", "must be a string"}}},
 		{"a field given twice", "", `{"customer_name":"A","customerName":"B"}`, []violation{{"customerName", "given twice"}}},
-		{"a name that is no word", "", `{"a.b[0]":1}`, []violation{{`"a.b[0]"`, "unknown field"}}},
-		{"a very long name", "", `{"` + strings.Repeat("x", 1000) + `":1}`, []violation{{strings.Repeat("x", 64) + "…", "unknown field"}}},
+		{"a name that is no word", "", `{"a.b[0]":1}`, []violation{{`"a.b[0]"`, "unknown field: this object has customer_name, customer_email, order_items"}}},
+		{"a very long name", "", `{"` + strings.Repeat("x", 1000) + `":1}`, []violation{{strings.Repeat("x", 64) + "…", "unknown field: this object has customer_name, customer_email, order_items"}}},
 		{"text that is not UTF-8", "", "{\"customer_name\":\"\xff\"}", []violation{{"customer_name", "must be valid UTF-8"}}},
 		{"what is missing", "", `{"order_items":[{"product_id":1,"quantity":0}]}`, []violation{
 			{"customer_name", "must be at least 1 characters"}, {"customer_email", "must be a valid email address"},
@@ -150,7 +150,7 @@ func TestREST_WrongParametersAreNamed(t *testing.T) {
 		reason string
 		want   []violation
 	}{
-		{"GET /v1/orders?page_size=many&limit=3", "INVALID_ARGUMENT", []violation{{"limit", "unknown parameter"}, {"page_size", "must be a whole number"}}},
+		{"GET /v1/orders?page_size=many&limit=3", "INVALID_ARGUMENT", []violation{{"limit", "unknown parameter: this call has page_size, page_token, state, placed_after, placed_before, id_suffix, customer_email, product_id"}, {"page_size", "must be a whole number"}}},
 		{"GET /v1/orders?page_size=1&pageSize=2", "INVALID_ARGUMENT", []violation{{"page_size", "given twice"}}},
 		{"GET /v1/orders?page_size=1&page_size=2", "INVALID_ARGUMENT", []violation{{"page_size", "given twice"}}},
 		{"GET /v1/orders?page_size=-1", "INVALID_ARGUMENT", []violation{{"page_size", "must be greater than or equal to 0"}}},
@@ -158,13 +158,13 @@ func TestREST_WrongParametersAreNamed(t *testing.T) {
 		{"GET /v1/orders?page_token=%ff", "INVALID_ARGUMENT", []violation{{"page_token", "must be valid UTF-8"}}},
 		{"GET /v1/orders?page_token=%zz", "INVALID_QUERY", nil},
 		{"GET /v1/events?published_after=noon", "INVALID_ARGUMENT", []violation{{"published_after", "must be a time such as 2030-12-31T23:59:59Z"}}},
-		{"GET /v1/orders/" + storedOrder + "?order_id=" + missingOrder, "INVALID_ARGUMENT", []violation{{"order_id", "unknown parameter"}}},
+		{"GET /v1/orders/" + storedOrder + "?order_id=" + missingOrder, "INVALID_ARGUMENT", []violation{{"order_id", "unknown parameter: this call has none"}}},
 		{"GET /v1/orders/42", "INVALID_ARGUMENT", []violation{{"order_id", "must be a valid UUID"}}},
 		{"POST /v1/orders/42:cancel", "INVALID_ARGUMENT", []violation{{"order_id", "must be a valid UUID"}}},
 		{"GET /v1/inventory/3.5", "INVALID_ARGUMENT", []violation{{"id", "must be a whole number"}}},
 		{"GET /v1/inventory/99999999999", "INVALID_ARGUMENT", []violation{{"id", "must be between -2147483648 and 2147483647"}}},
-		{"POST /v1/orders?customer_name=A", "INVALID_ARGUMENT", []violation{{"customer_name", "unknown parameter"}}},
-		{"PATCH /v1/inventory/3?item.on_hand=4", "INVALID_ARGUMENT", []violation{{"item.on_hand", "unknown parameter"}}},
+		{"POST /v1/orders?customer_name=A", "INVALID_ARGUMENT", []violation{{"customer_name", "unknown parameter: this call has none"}}},
+		{"PATCH /v1/inventory/3?item.on_hand=4", "INVALID_ARGUMENT", []violation{{"item.on_hand", "unknown parameter: this call has update_mask"}}},
 	}
 	for _, test := range tests {
 		t.Run(test.call, func(t *testing.T) {
