@@ -408,7 +408,8 @@ func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, err
 		return "", nil
 	}
 	placed := topology.RoutingKey(&eventsv1.OrderPlaced{})
-	if owner, known := f.owners[order]; known {
+	// An OrderPlaced says itself whose the order is, which may not have been known before: one that the log had lost comes late.
+	if owner, known := f.owners[order]; known && e.GetRoutingKey() != placed {
 		return owner, nil
 	}
 	if len(f.owners) >= maxOwners {

@@ -179,6 +179,30 @@ func TestWebhooks_NothingIsMissedAfterTheCreation(t *testing.T) {
 	}
 }
 
+// The log had lost how the order began, and got it again later.
+func TestWebhooks_AnOrderThatIsKnownLateIsItsOwnersFromThenOn(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	adas := newReceiver(t, nil)
+	if _, err := r.hooks.CreateWebhook(as(t, "ada"), &webhooksv1.CreateWebhookRequest{Webhook: &webhooksv1.Webhook{Url: adas.URL, EventTypes: []string{"#"}}}); err != nil {
+		t.Fatal(err)
+	}
+	late, other := newOrder(enduser.Owner(issuer, "ada")), newOrder(enduser.Owner(issuer, "ada"))
+	r.log.add(t, late.events[1])
+	r.log.add(t, other.events...)
+	adas.await(t, 2) // those of the other order: the follower has given up waiting
+	r.log.add(t, late.events...)
+	types := map[string]int{}
+	for _, req := range adas.await(t, 4) {
+		if e := req.envelope(t); e.Data.OrderID == late.id {
+			types[e.Type]++
+		}
+	}
+	if types["shop.order.placed"] != 1 || types["shop.order.rejected"] != 1 {
+		t.Errorf("Ada got %v of the order", types)
+	}
+}
+
 func TestWebhooks_ACustomerGetsWhatIsTheirs(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)
