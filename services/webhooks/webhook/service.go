@@ -177,6 +177,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.wakeRelay = relay.Wake
 	s.Go("relay", relay.Run)
 	s.Check("outbox", relay.Ready)
+	s.Sample("outbox", relay.Sample)
 
 	logging, err := s.DialService("LOGGING_ADDR", cfg.LoggingAddr, cfg.TLS)
 	if err != nil {
