@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -181,12 +182,23 @@ func (st *store) onListInventory(ctx context.Context, pub *messaging.Publisher, 
 	if own := (*apierror.Error)(nil); failure != nil && !errors.As(failure, &own) {
 		return failure
 	}
-	for _, m := range batch {
+	for _, m := range withoutRepeats(batch) {
 		if err := pub.Reply(m.Context(ctx), m.Meta, answer, failure); err != nil {
 			st.log.WarnContext(ctx, "a list of the inventory was not answered", "message_id", m.ID, "error", err)
 		}
 	}
 	return nil
+}
+
+// withoutRepeats drops requests that were sent again because no answer came. Who gives no correlation id cannot be told apart.
+func withoutRepeats(batch []messaging.Message[*eventsv1.ListInventory]) []messaging.Message[*eventsv1.ListInventory] {
+	seen := map[[2]string]bool{}
+	return slices.DeleteFunc(slices.Clone(batch), func(m messaging.Message[*eventsv1.ListInventory]) bool {
+		call := [2]string{m.ReplyTo, m.CorrelationID}
+		repeats := m.CorrelationID != "" && seen[call]
+		seen[call] = true
+		return repeats
+	})
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -235,6 +236,23 @@ func TestService_TheCatalogueByMessagesAndCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.log.await(t, "dead letter", "ITEM_EXISTS", "Tablet")
+}
+
+// Inventory was away: who asked has asked again.
+func TestListInventory_ARequestThatWasSentAgainIsAnsweredOnce(t *testing.T) {
+	t.Parallel()
+	var batch []messaging.Message[*eventsv1.ListInventory]
+	for _, call := range []string{"x a", "x b", "x a", "y a", "x ", "x ", "x b"} {
+		replyTo, id, _ := strings.Cut(call, " ")
+		batch = append(batch, messaging.Message[*eventsv1.ListInventory]{Meta: messaging.Meta{ReplyTo: replyTo, CorrelationID: id}})
+	}
+	var answered []string
+	for _, m := range withoutRepeats(batch) {
+		answered = append(answered, m.ReplyTo+" "+m.CorrelationID)
+	}
+	if want := []string{"x a", "x b", "y a", "x ", "x "}; !slices.Equal(answered, want) {
+		t.Errorf("answered are %q, want %q", answered, want)
+	}
 }
 
 // The demo's interface has no pages. A list that is too large for one message costs its asker an error and nobody else
