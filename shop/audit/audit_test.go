@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -381,6 +382,21 @@ func TestRun_WhatIsRightTheSecondTimeIsNoViolation(t *testing.T) {
 	}
 	if len(found) != 1 || found[0].OrderID != s.rejected || found[0].Check != Decisions {
 		t.Errorf("found %+v", found)
+	}
+}
+
+func TestRun_TheBeginningOfAnOrderIsLostAndCanBeSentAgain(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `DELETE FROM logging.event_log WHERE routing_key = 'shop.order.placed' AND order_id = $1`, s.confirmed)
+	if r := s.audit(t); r.Count() != 1 || !slices.Equal(r.Lost(), []string{s.confirmed}) {
+		t.Errorf("%v, lost %v", r.Violations, r.Lost())
+	}
+	// The record of what was sent again is about the decision.
+	s.exec(t, `INSERT INTO logging.unhandled_event (message_id, routing_key, queue, order_id, event_id, published_at, sent, sent_at)
+		VALUES (gen_random_uuid(), 'shop.order.confirmed', 'logging', $1, 1, now(), 1, now())`, s.confirmed)
+	if r := s.audit(t); len(r.Resent) != 1 || r.Resent[0].RoutingKey != placed {
+		t.Errorf("sent again: %+v", r.Resent)
 	}
 }
 

@@ -214,7 +214,11 @@ func (c *comparison) compareEvents(late bool) {
 	for _, key := range expected {
 		switch n := c.events[key]; {
 		case n == 0:
-			c.add(late, Events, "it is %s for %s, but the log has no %s", c.order.state, c.order.age, key)
+			missing := c.add
+			if key == placed {
+				missing = c.addLost // it is made again; what tells of a decision is the order service's to send
+			}
+			missing(late, Events, "it is %s for %s, but the log has no %s", c.order.state, c.order.age, key)
 			c.found[len(c.found)-1].slow = true
 		case n > 1:
 			c.add(true, Duplicates, "the log has %s %d times", key, n)

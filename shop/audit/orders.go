@@ -13,6 +13,7 @@ import (
 	"shop.example/domain/customer"
 	"shop.example/domain/money"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/topology"
 )
 
 // page is how many orders are read and compared together: no statement is long, and memory is bounded.
@@ -526,12 +527,13 @@ func (a *Auditor) readSent(ctx context.Context, byID map[string]*orderView, ids 
 	})
 }
 
-// resent adds to the report the events that were lost and sent again.
+// resent adds to the report the events that were lost and sent again. What was lost in the log's queue is the OrderPlaced of an
+// order of which the log has the decision.
 func (a *Auditor) resent(ctx context.Context, r *Report) error {
 	r.Resent = []Resent{} // an empty list in JSON
 	return rows(ctx, a.logging, "events that were sent again", `
-		SELECT order_id, routing_key, sent, sent_at, coalesce(outcome, ''), count(*) OVER () FROM unhandled_event
-		WHERE sent > 0 AND sent_at >= $1 ORDER BY sent_at DESC, message_id LIMIT $2`, []any{a.begin(), MaxListed}, func(row *sql.Rows) error {
+		SELECT order_id, CASE queue WHEN $3 THEN $4 ELSE routing_key END, sent, sent_at, coalesce(outcome, ''), count(*) OVER () FROM unhandled_event
+		WHERE sent > 0 AND sent_at >= $1 ORDER BY sent_at DESC, message_id LIMIT $2`, []any{a.begin(), MaxListed, topology.Logging, placed}, func(row *sql.Rows) error {
 		var e Resent
 		if err := row.Scan(&e.OrderID, &e.RoutingKey, &e.Times, &e.At, &e.Outcome, &r.ResentCount); err != nil {
 			return err

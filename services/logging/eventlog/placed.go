@@ -3,21 +3,23 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/postgres"
 	"shop.example/topology"
 )
 
-// withoutPlaced returns those of the orders whose OrderPlaced is not in the log. It looks at two days first: nearly every order
-// was placed within them, and the log has hundreds of partitions.
+// withoutPlaced returns those of the orders whose OrderPlaced is not in the log. It looks at two days first, and then
+// at two weeks: nearly every order was placed within them, and the log has hundreds of partitions.
 func (r *reconciler) withoutPlaced(ctx context.Context, orders [][]byte) (missing [][]byte, err error) {
 	key, _ := contract.EventOf(&eventsv1.OrderPlaced{})
-	for _, since := range []string{"2 days", "1000 years"} {
+	for _, since := range []string{"2 days", "2 weeks", "1000 years"} {
 		if len(orders) == 0 {
 			return nil, nil
 		}
@@ -44,8 +46,9 @@ func (r *reconciler) logged(ctx context.Context, entries []entry) (map[uuid.UUID
 	return byID, err
 }
 
-// placedAgain asks the order service for the OrderPlaced of orders, and returns them by the message ids of their decisions.
-func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
+// placedAgain asks the order service for the OrderPlaced of orders, and returns them by the message ids of their decisions. What
+// the log has deleted because it is older than its retention is not made again, nor of whom the personal data were erased.
+func (r *reconciler) placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
 	req, decided := &orderv1.FindPlacedRequest{}, map[string]entry{}
 	for _, d := range decisions {
 		req.OrderIds = append(req.OrderIds, d.OrderID[:])
@@ -55,10 +58,13 @@ func placedAgain(ctx context.Context, orders orderv1.IntakeServiceClient, decisi
 	defer cancel()
 	resp, err := orders.FindPlaced(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("asking how %d orders began: %w", len(decisions), err)
+		return nil, apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second, "the order service does not say how %d orders began; try again", len(decisions)).WithCause(err)
 	}
 	again := map[uuid.UUID]loggedEvent{}
 	for _, m := range resp.GetPlaced() {
+		if r.retention > 0 && time.Since(m.GetPlacedAt().AsTime()) > r.retention {
+			continue
+		}
 		payload, err := toJSON(m, nil)
 		if err != nil {
 			return nil, err

@@ -60,10 +60,12 @@ type reconciler struct {
 	broker *messaging.Connection // for the state of the queues
 	log    *slog.Logger
 	routes []*route
-	events metric.Int64Counter
-	head   logEnd // where the log ended at the pass before
-	failed string // the error of that pass, "" if it had none
-	begun  bool   // begin has succeeded
+	// retention is how long the log keeps events; 0 for ever.
+	retention time.Duration
+	events    metric.Int64Counter
+	head      logEnd // where the log ended at the pass before
+	failed    string // the error of that pass, "" if it had none
+	begun     bool   // begin has succeeded
 }
 
 // logEnd is the end of the log at some time: everything up to there was logged before that time.
@@ -130,10 +132,18 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 	// keep it in one queue and lose it in another.
 	for _, m := range []proto.Message{&eventsv1.OrderConfirmed{}, &eventsv1.OrderRejected{}} {
 		add(topology.Logging, m, &eventsv1.OrderPlaced{}, r.withoutPlaced).read = func(ctx context.Context, decisions []entry) (map[uuid.UUID]loggedEvent, error) {
-			return placedAgain(ctx, orders, decisions)
+			return r.placedAgain(ctx, orders, decisions)
 		}
 	}
 	return r, nil
+}
+
+// sentID is the id of the message that is sent again for an event that was not handled.
+func (rt *route) sentID(e entry) uuid.UUID {
+	if rt.sent.Name == rt.event.Name {
+		return e.MessageID
+	}
+	return contract.MessageID(&eventsv1.OrderPlaced{OrderId: e.OrderID.String()})
 }
 
 // run compares every three seconds until ctx ends. What fails is done the next time.

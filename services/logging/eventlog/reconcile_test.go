@@ -29,6 +29,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/contract"
 	"shop.example/platform/messaging"
 	"shop.example/platform/testkit/brokertest"
 	"shop.example/topology"
@@ -561,6 +562,31 @@ func TestReconciler_ADecisionWhoseBeginningTheLogHasNotGetsIt(t *testing.T) {
 	}
 	if n := count(t, f.db, `SELECT count(*) FROM unhandled_event`); n != 3 {
 		t.Errorf("%d events are written down, want 3", n)
+	}
+	// An operator is told of the event that is missing, not of the decision.
+	results, err := f.resendOrders(within(t), []uuid.UUID{uuid.MustParse(unknown)})
+	if err != nil || len(results) != 1 {
+		t.Fatalf("sent again: %v, %v", results, err)
+	}
+	want := contract.MessageID(&eventsv1.OrderPlaced{OrderId: unknown}).String()
+	if got := results[0]; got.GetMessageId() != want || got.GetRoutingKey() != "shop.order.placed" || got.GetProblem() == "" {
+		t.Errorf("sent again: %v, want the id %s and a problem", got, want)
+	}
+}
+
+// A letter that is older than the log was discarded: the decision is new, and how the order began was deleted.
+func TestReconciler_WhatTheLogHasDeletedForItsAgeIsNotMadeAgain(t *testing.T) {
+	t.Parallel()
+	f := startResending(t)
+	f.retention = 24 * time.Hour
+	f.attach(t, topology.Logging)
+	old := placed(newOrderID())
+	old.PlacedAt = timestamppb.New(time.Now().Add(-25 * time.Hour))
+	f.stored = map[string]*eventsv1.OrderPlaced{old.GetOrderId(): old}
+	f.logs(t, rejected(old.GetOrderId()))
+	f.passesUntil(t, `SELECT EXISTS (SELECT FROM unhandled_event WHERE closed_at IS NOT NULL)`)
+	if outcome, sent := f.outcome(t, old.GetOrderId()); outcome != outcomeUnreadable || sent != 0 {
+		t.Errorf("it is %q and was sent %d times", outcome, sent)
 	}
 }
 

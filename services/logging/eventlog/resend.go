@@ -54,19 +54,23 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	}
 	var messages []messaging.Outgoing
 	var sent, failed []uuid.UUID
+	var first uuid.UUID
 	for _, e := range entries {
 		event, ok := byID[e.MessageID]
 		errText := errNotLogged
 		if ok {
 			var m messaging.Outgoing
 			if m, errText = event.outgoing(rt); errText == nil {
+				if len(sent) == 0 {
+					first = event.MessageID
+				}
 				messages, sent = append(messages, m), append(sent, e.MessageID)
 				continue
 			}
 		}
 		problems[e.MessageID], failed = errText, append(failed, e.MessageID)
 		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.sent.RoutingKey),
-			telemetry.MessageID(e.MessageID), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
+			telemetry.MessageID(rt.sentID(e)), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
 	}
 	r.count(ctx, rt, outcomeUnreadable, len(failed))
 	if err := closeUnhandled(ctx, r.db, outcomeUnreadable, failed); err != nil || len(messages) == 0 {
@@ -81,7 +85,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	}
 	r.count(ctx, rt, "sent", len(sent))
 	r.log.LogAttrs(ctx, slog.LevelWarn, "events were lost and are sent again", slog.String("queue", rt.queue),
-		telemetry.RoutingKey(rt.sent.RoutingKey), slog.Int("events", len(sent)), slog.String("first", sent[0].String()))
+		telemetry.RoutingKey(rt.sent.RoutingKey), slog.Int("events", len(sent)), slog.String("first", first.String()))
 	return nil
 }
 
@@ -161,7 +165,7 @@ func (r *reconciler) resendRoute(ctx context.Context, e *lossCheck, orders []uui
 	var due []entry
 	for _, entry := range entries {
 		result := &loggingv1.ResentEvent{
-			OrderId: entry.OrderID.String(), RoutingKey: e.sent.RoutingKey, MessageId: entry.MessageID.String(), Queue: e.queue,
+			OrderId: entry.OrderID.String(), RoutingKey: e.sent.RoutingKey, MessageId: e.sentID(entry).String(), Queue: e.queue,
 		}
 		if state := letters[entry.MessageID]; state != "" && state != stateRedriven {
 			result.Problem = "it is a dead letter: redrive or discard that"
@@ -174,12 +178,15 @@ func (r *reconciler) resendRoute(ctx context.Context, e *lossCheck, orders []uui
 		return nil, err
 	}
 	problems, err := r.send(ctx, e.route, due)
+	if apierror.ReasonOf(err) == "SERVICE_UNAVAILABLE" {
+		return nil, err
+	}
 	if err != nil {
 		return nil, apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "the broker did not take all events; try again").WithCause(err)
 	}
-	for _, result := range results {
-		if errText := problems[uuid.MustParse(result.GetMessageId())]; errText != nil {
-			result.Problem = errText.Error()
+	for i, entry := range entries {
+		if errText := problems[entry.MessageID]; errText != nil {
+			results[i].Problem = errText.Error()
 		}
 	}
 	return results, nil

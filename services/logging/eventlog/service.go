@@ -172,6 +172,7 @@ func (s *Service) buildReconciler(cfg Config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	s.reconciler.retention = cfg.Retention
 	s.Go("reconciler", s.reconciler.run)
 	s.Go("closed events", func(ctx context.Context) error {
 		return postgres.KeepDeletingOlder(ctx, s.db, "unhandled_event", "closed_at", closedRetention, t.Logger)

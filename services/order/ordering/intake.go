@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/customer"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/outbox"
@@ -93,6 +94,8 @@ func (s intakeServer) FindPlaced(ctx context.Context, req *orderv1.FindPlacedReq
 			continue
 		case err != nil:
 			return nil, err
+		case o.CustomerName == customer.Erased: // what was erased must not look like an event
+			continue
 		}
 		resp.Placed = append(resp.Placed, o.placed())
 	}

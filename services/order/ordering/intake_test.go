@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"shop.example/domain/customer"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/contract"
@@ -38,11 +39,12 @@ func TestFindUnknown_NamesTheOrdersThatAreNotStored(t *testing.T) {
 func TestFindPlaced_MakesTheEventAgainFromWhatIsStored(t *testing.T) {
 	t.Parallel()
 	s := intakeServer{Service: newStore(t)}
-	stored, lost := newPlaced(), newPlaced()
+	stored, lost, erased := newPlaced(), newPlaced(), newPlaced()
 	stored.Owner = "https://issuer ada"
-	mustStore(t, s.Service, decidedOrders(t, held, stored))
+	erased.CustomerName, erased.CustomerEmail = customer.Erased, customer.Erased
+	mustStore(t, s.Service, decidedOrders(t, held, stored, erased))
 	var ids [][]byte
-	for _, m := range []*eventsv1.OrderPlaced{stored, lost} {
+	for _, m := range []*eventsv1.OrderPlaced{stored, lost, erased} {
 		id := uuid.MustParse(m.GetOrderId())
 		ids = append(ids, id[:])
 	}
