@@ -309,7 +309,7 @@ func (o *orders) listCommand() *cobra.Command {
 		Long: `Lists the orders that have been decided, the newest first. It is for operators.
 
 --id, --email and --product are looked for order by order, from the newest on: with --since not to the end of
-the list. The last eight characters of an id are what pages and logs show.`,
+the list. The last eight characters of an id are what pages show.`,
 		Example: `  shop order list --since 24h --email ada@example.org
   shop order list --product "Mouse Pad" --id 8f7ebae1
   shop order list --state rejected --limit 0 --json | jq -r '.orders[].reason' | sort | uniq -c`,

@@ -416,7 +416,7 @@ type ListOrdersRequest struct {
 	PlacedAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=placed_after,json=placedAfter,proto3" json:"placed_after,omitempty"`
 	// Only orders accepted before this time.
 	PlacedBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=placed_before,json=placedBefore,proto3" json:"placed_before,omitempty"`
-	// Only orders whose id ends like this; pages and logs show the last eight characters.
+	// Only orders whose id ends like this; pages show the last eight characters.
 	IdSuffix string `protobuf:"bytes,6,opt,name=id_suffix,json=idSuffix,proto3" json:"id_suffix,omitempty"`
 	// Only orders of this e-mail address, in any spelling: of upper and lower case, of its domain.
 	CustomerEmail string `protobuf:"bytes,7,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
