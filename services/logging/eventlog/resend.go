@@ -54,16 +54,12 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	}
 	var messages []messaging.Outgoing
 	var sent, failed []uuid.UUID
-	var first uuid.UUID
 	for _, e := range entries {
 		event, ok := byID[e.MessageID]
 		errText := errNotLogged
 		if ok {
 			var m messaging.Outgoing
 			if m, errText = event.outgoing(rt); errText == nil {
-				if len(sent) == 0 {
-					first = event.MessageID
-				}
 				messages, sent = append(messages, m), append(sent, e.MessageID)
 				continue
 			}
@@ -85,7 +81,7 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 	}
 	r.count(ctx, rt, "sent", len(sent))
 	r.log.LogAttrs(ctx, slog.LevelWarn, "events were lost and are sent again", slog.String("queue", rt.queue),
-		telemetry.RoutingKey(rt.sent.RoutingKey), slog.Int("events", len(sent)), slog.String("first", first.String()))
+		telemetry.RoutingKey(rt.sent.RoutingKey), slog.Int("events", len(sent)), slog.String("first", messages[0].MessageID))
 	return nil
 }
 
