@@ -215,10 +215,17 @@ func TestUsers_WhatIsNotTheirsIsRefused(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if confirm.Wait() {
-				return nil
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if acked, err := confirm.WaitContext(ctx); err != nil || acked {
+				return err
 			}
-			return <-closed // a channel that is closed ends what waits for confirms
+			select { // a channel that is closed ends what waits for confirms, too
+			case err := <-closed:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	}
 	remove := func(queue string) func(*amqp.Channel) error {
