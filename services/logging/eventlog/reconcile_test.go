@@ -669,3 +669,40 @@ func TestReconciler_OldPartitionsAreNotSearchedForNewOrders(t *testing.T) {
 		t.Errorf("an order whose id has no time is looked for from %s on, want everywhere", oldest)
 	}
 }
+
+// The beginnings of a thousand orders were looked for among those of all orders of two days, or all of those for each of the thousand:
+// two seconds at 20,000 orders.
+func TestReconciler_BeginningsAreFoundByTheirOrderNotAmongAll(t *testing.T) {
+	t.Parallel()
+	const stored, asked, missing = 20_000, 100, 10
+	db := openDB(t, dbtest.New(t))
+	db.SetMaxOpenConns(1) // whose counters are read
+	var orders [][]byte
+	err := db.SelectContext(t.Context(), &orders, `
+		WITH stored AS (
+		    INSERT INTO event_log (routing_key, exchange, payload, status, message_id, order_id, published_at)
+		    SELECT 'shop.order.placed', 'shop.topic', '{}', 'success', gen_random_uuid(), gen_random_uuid(), now() FROM generate_series(1, $1) RETURNING order_id)
+		SELECT * FROM (SELECT uuid_send(order_id) FROM stored LIMIT $2) AS known
+		UNION ALL SELECT uuid_send(gen_random_uuid()) FROM generate_series(1, $3)`, stored, asked, missing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() (rows int) {
+		t.Helper()
+		db.MustExec(`SELECT pg_stat_force_next_flush()`)
+		if err := db.GetContext(t.Context(), &rows, `
+			SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)`); err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	before := read()
+	for range 8 { // a prepared statement has another plan after five
+		if lost, err := (&reconciler{db: db}).withoutPlaced(t.Context(), orders); err != nil || len(lost) != missing {
+			t.Fatalf("%d are missing, %v", len(lost), err)
+		}
+	}
+	if n := read() - before; n > 8*2*asked {
+		t.Errorf("%d rows were read for %d orders, 8 times", n, asked)
+	}
+}
