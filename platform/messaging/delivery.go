@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"mime"
 	"slices"
 	"strings"
@@ -188,22 +189,33 @@ func metaOf(d *amqp.Delivery) Meta {
 
 // firstRoute returns the exchange and routing key that d was first published with.
 func firstRoute(d *amqp.Delivery) (exchange, routingKey string) {
-	if key := stringHeader(d.Headers, HeaderRoutingKey); key != "" {
-		return stringHeader(d.Headers, HeaderExchange), key
+	if key := nameHeader(d.Headers, HeaderRoutingKey); key != "" {
+		return nameHeader(d.Headers, HeaderExchange), key
 	}
 	death := lastDeath(d.Headers)
 	if death == nil {
 		return d.Exchange, d.RoutingKey
 	}
-	exchange, routingKey = stringHeader(death, "exchange"), d.RoutingKey
+	exchange, routingKey = nameHeader(death, "exchange"), d.RoutingKey
 	if keys, _ := death["routing-keys"].([]any); len(keys) > 0 {
-		routingKey, _ = keys[0].(string)
+		key, _ := keys[0].(string)
+		routingKey = asName(key)
 	}
 	return exchange, routingKey
 }
 
 func stringHeader(t amqp.Table, key string) string {
 	s, _ := t[key].(string)
+	return s
+}
+
+func nameHeader(t amqp.Table, key string) string { return asName(stringHeader(t, key)) }
+
+// asName returns s if it can be the name of an exchange, a queue or a user, or a routing key: else it is too long, and "" is returned.
+func asName(s string) string {
+	if len(s) > math.MaxUint8 {
+		return ""
+	}
 	return s
 }
 
@@ -226,12 +238,13 @@ func attemptOf(d *amqp.Delivery) int {
 	return int(max(n, 0))
 }
 
-// republish returns the message of d, for publishing it elsewhere, without the headers that the broker has added.
+// republish returns the message of d, for publishing it elsewhere, without the headers that the broker has added, and with none that its
+// publisher made long: the broker closes the connection on which headers come that are larger than a frame.
 func republish(d *amqp.Delivery) Outgoing {
 	m := metaOf(d)
 	out := Outgoing{
 		Type: d.Type, MessageID: d.MessageId, CorrelationID: d.CorrelationId, ReplyTo: d.ReplyTo, Timestamp: m.Timestamp,
-		TraceParent: stringHeader(d.Headers, headerTraceParent), AppID: d.AppId,
+		TraceParent: TraceParent(trace.ContextWithRemoteSpanContext(context.Background(), m.Trace)), AppID: d.AppId,
 		Headers: map[string]any{HeaderExchange: m.Exchange, HeaderRoutingKey: m.RoutingKey, HeaderUser: m.User},
 		Body:    d.Body,
 	}

@@ -143,9 +143,8 @@ func stripHeaders(d *amqp.Delivery, queue string) {
 
 // publisherOf returns the user who published d first, "" if that is not known. checkPublisher has been called on d.
 func publisherOf(d *amqp.Delivery) string {
-	if user, repeated := d.Headers[HeaderUser]; repeated {
-		name, _ := user.(string)
-		return name
+	if _, repeated := d.Headers[HeaderUser]; repeated {
+		return nameHeader(d.Headers, HeaderUser)
 	}
 	return d.UserId
 }

@@ -212,6 +212,53 @@ func TestConsumer_AnEventThatIsTooLargeIsADeadLetterUnread(t *testing.T) {
 	}
 }
 
+// A message keeps its headers when it is parked, and these are one frame together: with a few words more the broker closed the connection,
+// each time anew, and with it went what others published on it.
+func TestConsumer_ADeadLetterWithLongHeadersCostsNobody(t *testing.T) {
+	t.Parallel()
+	url := brokertest.New(t).URL
+	p := join(t, url, "order")
+	before, after := placed(), placed()
+	publish(t, p, before) // all is declared then
+	nearlyAFrame := strings.Repeat("0", 130_500)
+	for _, headers := range []amqp.Table{
+		{"traceparent": nearlyAFrame},
+		{"traceparent": "01-" + strings.Repeat("1", 32) + "-" + strings.Repeat("2", 16) + "-01-" + nearlyAFrame}, // of a later version, which may have more parts
+		{"shop-user": nearlyAFrame}, {"shop-exchange": nearlyAFrame, "shop-routing-key": "x"}, {"shop-routing-key": nearlyAFrame},
+	} {
+		m := amqp.Publishing{Headers: headers, Body: []byte("garbage"), MessageId: uuid.NewString()}
+		ch := raw(t, url)
+		if err := ch.Confirm(false); err != nil {
+			t.Fatal(err)
+		}
+		confirm, err := ch.PublishWithDeferredConfirmWithContext(within(t), "shop.topic", "shop.order.placed", false, false, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if taken, err := confirm.WaitContext(within(t)); err != nil || !taken {
+			t.Fatalf("the broker did not take it: %v", err)
+		}
+	}
+	publish(t, p, after)
+	handled := make(chan string, 2)
+	p.orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			handled <- m.Body.GetOrderId()
+		}
+		return nil
+	})
+	for _, order := range []*eventsv1.OrderPlaced{before, after} {
+		if id := next(t, handled, "a good order"); id != order.GetOrderId() {
+			t.Errorf("handled %s, want %s", id, order.GetOrderId())
+		}
+	}
+	for dead, n := p.deadLetters(), 0; n < 5; n++ {
+		if d := next(t, dead, fmt.Sprintf("dead letter %d", n)); d.SourceQueue != "order" || string(d.Body) != "garbage" {
+			t.Errorf("dead letter %d: %q from %q", n, d.Body, d.SourceQueue)
+		}
+	}
+}
+
 // What a consumer has been given it holds in memory. What it does not hold is another's.
 func TestConsumer_IsGivenFewerMessagesWhileTheyAreLarge(t *testing.T) {
 	t.Parallel()
