@@ -68,7 +68,6 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, err
 	if reason == "" {
 		reason = "it does not say why it could not be handled"
 	}
-	traceParent, _ := d.Headers["traceparent"].(string)
 	body := d.Body
 	if body == nil {
 		body = []byte{} // which is not NULL
@@ -86,7 +85,7 @@ func readDeadLetter(d messaging.Delivery, now time.Time) (letter deadLetter, err
 		SentMessageID: sent,
 		OrderID:       r.orderID,
 		CorrelationID: sanitizeText(d.CorrelationID),
-		TraceParent:   sanitizeText(traceParent),
+		TraceParent:   messaging.TraceParent(trace.ContextWithRemoteSpanContext(context.Background(), r.trace)),
 		TraceID:       traceID(r.trace),
 		Type:          sanitizeText(d.Type),
 		Attempts:      d.Attempt + 1,
@@ -185,7 +184,7 @@ func markEvent(ctx context.Context, tx *sqlx.Tx, messageID uuid.UUID, errText st
 }
 
 const selectDeadLetter = `
-SELECT id, state, reason, source_queue, exchange, routing_key, message_id, coalesce(order_id::text, '') AS order_id, correlation_id,
+SELECT id, state, reason, source_queue, exchange, routing_key, message_id, sent_message_id, coalesce(order_id::text, '') AS order_id, correlation_id,
        traceparent, trace_id, type, attempts, published_at, created_at, updated_at,
        (SELECT min(created_at) FROM dead_letter AS same
         WHERE same.message_id = dead_letter.message_id AND same.source_queue = dead_letter.source_queue) AS first_at`
@@ -276,7 +275,7 @@ func (l *deadLetter) outgoing() messaging.Outgoing {
 	return messaging.Outgoing{
 		RoutingKey:    l.SourceQueue,
 		Type:          l.Type,
-		MessageID:     l.MessageID.String(),
+		MessageID:     cmp.Or(l.SentMessageID, l.MessageID.String()),
 		CorrelationID: l.CorrelationID,
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,

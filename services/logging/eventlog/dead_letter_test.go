@@ -258,6 +258,59 @@ func TestDeadLetter_DeliveredTwiceIsStoredOnce(t *testing.T) {
 	}
 }
 
+// Requests without a request_id had one id, that of a request without one, and so have messages of a program that gives all the same
+// message_id: the log kept the first one, and the dead letters the reason of the last.
+func TestDeadLetter_RefusedMessagesAreNotTakenForOneAnother(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	refused := func(m proto.Message) messaging.Delivery {
+		d := deliveryOf(t, m)
+		d.MessageID, d.SourceQueue, d.Reason, d.Attempt = "of my program", "inventory", "it breaks its contract", 3
+		return d
+	}
+	var all []messaging.Delivery
+	for name := range 3 {
+		all = append(all, refused(&eventsv1.CreateItems{Items: []*eventsv1.CreateItems_Item{{ProductName: fmt.Sprint(name)}}}))
+	}
+	garbage := refused(placed(newOrderID()))
+	for _, body := range []string{"garbage", "rubbish"} {
+		garbage.Body = []byte(body)
+		all = append(all, garbage)
+	}
+	for _, again := range []string{"", " once more"} {
+		write(t, db, all...)
+		for i := range all {
+			all[i].Reason += again
+			storeLetter(t, db, all[i])
+		}
+	}
+	letters, err := listDeadLetters(t.Context(), db, "", "of my program", 0, 10)
+	if err != nil || len(letters) != len(all) {
+		t.Fatalf("%d dead letters, want %d (%v)", len(letters), len(all), err)
+	}
+	rows := allRows(t, db, filter{})
+	if len(rows) != len(all) {
+		t.Errorf("%d events in the log, want %d", len(rows), len(all))
+	}
+	for _, row := range rows {
+		if row.ErrorMessage != "it breaks its contract once more" {
+			t.Errorf("event %d: %q", row.ID, row.ErrorMessage)
+		}
+	}
+	// What is sent again, and refused again, is the same message.
+	for _, listed := range letters {
+		l, err := getDeadLetter(t.Context(), db, listed.ID, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := garbage
+		again.Body, again.RoutingKey, again.Type, again.MessageID = l.Body, l.RoutingKey, l.Type, l.outgoing().MessageID
+		if stored, _ := readDeadLetter(again, time.Now()); stored.MessageID != l.MessageID {
+			t.Errorf("dead letter %d has the id %s, and %s when it was redriven", l.ID, l.MessageID, stored.MessageID)
+		}
+	}
+}
+
 func TestDeadLetter_StoredBeforeItsEventMakesItAnError(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))

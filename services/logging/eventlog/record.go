@@ -46,12 +46,12 @@ func readDelivery(d messaging.Delivery, now time.Time) record {
 		publishedAt: clampTime(d.Timestamp, now),
 	}
 	m, err := decode(d)
+	r.messageID = messageID(m, err, d)
 	if m != nil {
 		if r.payload, err = toJSON(m, err); err == nil {
 			r.acted, _ = m.(*eventsv1.OperatorActed)
 		}
 	}
-	r.messageID = messageID(m, d.MessageID)
 	r.orderID = orderID(m, d)
 	r.errText = errorText(err)
 	if r.payload == nil {
@@ -117,15 +117,21 @@ func decodeJSON(d messaging.Delivery) ([]byte, error) {
 	return toJSON(m, err)
 }
 
-// messageID returns the id of m. An event has an id of its own. A request, for which package contract makes up a random
-// one, and a message that could not be decoded (nil) have the id that they were published with.
-func messageID(m proto.Message, property string) uuid.UUID {
+// messageID returns the id of the message of d, which is m. An event has an id of its own. A request, for which package contract makes
+// up a random one, and a message that could not be decoded (nil) have the id that they were published with. A refused message has one
+// of its content, too: what is wrong with it may be what would tell it from others, such as a request_id, and of two with one id the
+// second is taken for the first, delivered again.
+func messageID(m proto.Message, refused error, d messaging.Delivery) uuid.UUID {
+	id := propertyID(d.MessageID)
 	if m != nil {
-		if id := contract.MessageID(m); id.Version() == 8 {
-			return id
+		if own := contract.MessageID(m); own.Version() == 8 {
+			id = own
 		}
 	}
-	return propertyID(property)
+	if refused != nil {
+		id = uuid.NewSHA1(id, d.Body)
+	}
+	return id
 }
 
 // orderID returns the order that m is about, "" for none. If m does not say or could not be decoded it is the message's
