@@ -2,7 +2,8 @@
 // row of a page, so rows that are added meanwhile shift nothing, and a hash of the request's filters, because a position in
 // one list means nothing in another.
 //
-// Tokens are opaque but not secret: a client who forged one would get a page of a list that it may read anyway.
+// Tokens are opaque but not secret: a client who forged one would get a page of a list that it may read anyway, and who reads one learns
+// the position, which must be that of a row that he may see.
 package pagetoken
 
 import (

@@ -3,12 +3,14 @@ package ordering
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/db/dbtest"
 	"shop.example/domain/enduser"
@@ -105,4 +107,25 @@ func assertHidden(t *testing.T, err error) {
 		}
 	}
 	t.Errorf("the error does not say that the order is somebody else's: %v", err)
+}
+
+// A search ends at an order of anybody's, and its id was in the token of the next page: an id is as good as a password for an order
+// that has no owner.
+func TestOwner_ASearchNamesNoOrderOfOthers(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	const issuer = "https://login.example.org"
+	adas := newPlaced()
+	adas.Owner, adas.PlacedAt = enduser.Owner(issuer, "ada"), timestamppb.New(time.Now().Add(-48*time.Hour))
+	mustStore(t, s, decidedOrders(t, held, adas))
+	if _, err := s.db.Exec(`
+		INSERT INTO orders (id, customer_name, customer_email, state, total_items, total_value, currency, created_at, updated_at)
+		SELECT gen_random_uuid(), 'Bob', 'bob@example.org', 'CONFIRMED', 1, 1, 'USD', now() - i * interval '1 s', now() FROM generate_series(1, $1) i`, searchLimit); err != nil {
+		t.Fatal(err)
+	}
+	f := &orderFilter{since: listEnd, before: listEnd, owner: adas.GetOwner(), idSuffix: adas.GetOrderId()}
+	found, next, err := listOrders(t.Context(), s.db, f, listStart, 50)
+	if err != nil || len(found) != 1 || found[0].ID.String() != adas.GetOrderId() || next != listEnd {
+		t.Errorf("the search has %d orders and goes on at %v, %v; want Ada's order alone", len(found), next, err)
+	}
 }

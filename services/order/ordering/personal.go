@@ -128,7 +128,7 @@ func tokenFilter(p *customerv1.Person) string {
 // findOrdersOf reads the next scanLimit orders after a position, the newest first, and returns those of the person, without
 // their lines, and the position to continue at; listEnd if there are no more.
 func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after position) (found []*Order, next position, err error) {
-	if next, err = endOfScan(ctx, q, after, scanLimit); err != nil {
+	if next, err = endOfScan(ctx, q, "", after, scanLimit); err != nil {
 		return nil, next, err
 	}
 	var rows []*Order

@@ -231,7 +231,11 @@ type orderFilter struct {
 	product  int32            // 0 for any
 }
 
-func (f *orderFilter) searches() bool { return f.idSuffix != "" || f.customer != nil || f.product != 0 }
+// searches reports whether many orders may be read for one that is wanted. Confirmed ones have no index, because nearly all are: if
+// nearly none of the last ones was, because a product had sold out, they are searched for, too.
+func (f *orderFilter) searches() bool {
+	return f.idSuffix != "" || f.customer != nil || f.product != 0 || f.state == Confirmed && f.owner == ""
+}
 
 // listOrders reads up to limit orders with their lines that follow after, the newest first, and fewer if they are large. A search
 // reads no more than searchLimit orders. next is where the next page begins, or listEnd.
@@ -242,7 +246,7 @@ func listOrders(ctx context.Context, q sqlx.QueryerContext, f *orderFilter, afte
 	next = listEnd
 	var patterns any // of addresses; NULL for any
 	if f.searches() {
-		if next, err = endOfScan(ctx, q, after, searchLimit); err != nil {
+		if next, err = endOfScan(ctx, q, f.owner, after, searchLimit); err != nil {
 			return nil, next, err
 		}
 		if f.customer != nil {
@@ -282,12 +286,13 @@ func listOrders(ctx context.Context, q sqlx.QueryerContext, f *orderFilter, afte
 	return rows[:fit], next, addLines(ctx, q, rows[:fit])
 }
 
-// endOfScan returns the position of the limit-th order that follows after, the newest first; listEnd if there are fewer.
-func endOfScan(ctx context.Context, q sqlx.QueryerContext, after position, limit int) (position, error) {
+// endOfScan returns the position of the limit-th order of an owner, "" for any, that follows after, the newest first; listEnd if there
+// are fewer. A page's token contains its id, so it must be one that the caller may see.
+func endOfScan(ctx context.Context, q sqlx.QueryerContext, owner string, after position, limit int) (position, error) {
 	var end Order
 	err := sqlx.GetContext(ctx, q, &end, `
-		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid)
-		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, limit-1)
+		SELECT id, created_at FROM orders WHERE (created_at, id) < ($1::timestamptz, $2::uuid) AND ($4 = '' OR owner = $4)
+		ORDER BY created_at DESC, id DESC OFFSET $3 LIMIT 1`, after.sqlTime(), after.id, limit-1, owner)
 	switch {
 	case err == nil:
 		return positionAfter(&end), nil

@@ -450,6 +450,30 @@ func TestListOrders_ASearchReadsSoManyOrdersACall(t *testing.T) {
 	}
 }
 
+// There is no index on confirmed orders, because nearly all are. When a product had sold out nearly none of the last ones was.
+func TestListOrders_ConfirmedOnesAreFoundBehindManyRejectedOnes(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	oldest := newPlaced()
+	oldest.PlacedAt = timestamppb.New(time.Now().Add(-48 * time.Hour))
+	mustStore(t, s, decidedOrders(t, held, oldest))
+	if _, err := s.db.Exec(`
+		INSERT INTO orders (id, customer_name, customer_email, state, reason, total_items, created_at, updated_at)
+		SELECT gen_random_uuid(), 'Ada', 'ada@example.org', 'REJECTED', 'OUT_OF_STOCK', 1, now() - i * interval '1 s', now() FROM generate_series(1, $1) i`, searchLimit); err != nil {
+		t.Fatal(err)
+	}
+	req := &orderv1.ListOrdersRequest{State: orderv1.Order_CONFIRMED}
+	first, err := s.ListOrders(t.Context(), req)
+	if err != nil || len(first.GetOrders()) != 0 || first.GetNextPageToken() == "" {
+		t.Fatalf("the first page is %v, %v; want none, and another page: a call reads so many orders", first, err)
+	}
+	req.PageToken = first.GetNextPageToken()
+	second, err := s.ListOrders(t.Context(), req)
+	if err != nil || len(second.GetOrders()) != 1 || second.GetNextPageToken() != "" {
+		t.Errorf("the second page is %v, %v; want the order, and no other page", second, err)
+	}
+}
+
 func TestListOrders_ForeignTokenIsInvalid(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
