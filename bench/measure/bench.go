@@ -166,7 +166,9 @@ func measure(ctx context.Context, o *Options, pipeline Pipeline, number int) (f 
 		return nil, err
 	}
 	defer r.load.close()
-	r.progress = &progressReader{db: r.env.db, products: r.env.products}
+	if r.progress, err = newProgressReader(ctx, r.env); err != nil {
+		return nil, err
+	}
 	if !o.Backlog {
 		if err := r.warmUp(ctx); err != nil {
 			return nil, fmt.Errorf("warming up: %w", err)

@@ -239,7 +239,9 @@ func (g *grower) rates(ctx context.Context, s *GrowthStep) (err error) {
 		return err
 	}
 	defer g.load.close()
-	g.progress = &progressReader{db: g.env.db, products: g.env.products}
+	if g.progress, err = newProgressReader(ctx, g.env); err != nil {
+		return err
+	}
 	if err := g.warmUp(ctx); err != nil {
 		return fmt.Errorf("warming up: %w", err)
 	}

@@ -28,7 +28,16 @@ const (
 type progressReader struct {
 	db       *sql.DB
 	products []int64
+	since    time.Time // what is older is not counted: a large shop would take longer to count than its clients stay connected
 	rested   time.Time // when the last event of the run was logged
+}
+
+func newProgressReader(ctx context.Context, e *environment) (*progressReader, error) {
+	p := &progressReader{db: e.db, products: e.products}
+	if err := p.db.QueryRowContext(ctx, `SELECT now()`).Scan(&p.since); err != nil {
+		return nil, fmt.Errorf("asking the database for the time: %w", err)
+	}
+	return p, nil
 }
 
 // state is what grows while orders are settled.
@@ -126,10 +135,10 @@ type stored struct{ confirmed, settled, movements, events int }
 
 func (p *progressReader) count(ctx context.Context) (s stored, err error) {
 	err = p.db.QueryRowContext(ctx, `
-		SELECT (SELECT count(*) FROM orders.orders WHERE state = 'CONFIRMED'),
-		       (SELECT count(*) FROM inventory.hold WHERE state = 'SETTLED'),
-		       (SELECT count(*) FROM inventory.stock_movement WHERE reason = 'SOLD'),
-		       (SELECT count(*) FROM logging.event_log WHERE order_id IS NOT NULL AND status = 'success')`).
+		SELECT (SELECT count(*) FROM orders.orders WHERE state = 'CONFIRMED' AND created_at >= $1),
+		       (SELECT count(*) FROM inventory.hold WHERE state = 'SETTLED' AND created_at >= $1),
+		       (SELECT count(*) FROM inventory.stock_movement WHERE reason = 'SOLD' AND created_at >= $1),
+		       (SELECT count(*) FROM logging.event_log WHERE order_id IS NOT NULL AND status = 'success' AND published_at >= $1)`, p.since).
 		Scan(&s.confirmed, &s.settled, &s.movements, &s.events)
 	if err != nil {
 		return s, fmt.Errorf("counting what is stored: %w", err)
