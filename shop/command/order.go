@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -24,6 +25,7 @@ import (
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 	"shop.example/shop/cli"
 )
 
@@ -74,10 +76,10 @@ func (o *orders) placeCommand() *cobra.Command {
 after "=", by default 1.
 
 It waits some seconds for the decision; --wait 0 does not, and --watch shows each event. Orders with the
-same --idempotency-key are one order.
+same --idempotency-key are one order: if it is not certain whether an order was taken, its key is printed.
 
-Exit code 0 means that the order was accepted and not rejected so far, 1 that it was rejected or could not be
-placed.`,
+Exit code 0 means that the order was accepted and not rejected so far, 1 that it was rejected, could not be
+placed, or, with --watch, was taken and cannot be watched.`,
 		Example: `  shop order place --name Ada --email ada@example.org --item Laptop=2 --item "Mouse Pad=4"
   shop order place --name Ada --email ada@example.org --item 5=3 --watch
   shop order place --name Ada --email ada@example.org --item 5 --wait 0 --json | jq -r .id`,
@@ -120,14 +122,21 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 	ctx, cancel := context.WithTimeout(cmd.Context(), p.wait+callTimeout)
 	defer cancel()
 	reply, err := checkoutv1.NewCheckoutServiceClient(conn).PlaceOrder(metadata.AppendToOutgoingContext(ctx, "idempotency-key", key, "prefer", "wait="+wait), req)
-	if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
-		return fmt.Errorf("%w; with --idempotency-key %s it is the same order, should this one have been taken", err, key)
+	if err != nil && !refused(err) {
+		again := fmt.Sprintf("with --idempotency-key %s it is the same order, should this one have been taken", cli.Printable(key))
+		if errors.Is(err, context.Canceled) { // which nobody else says a word about
+			fmt.Fprintf(cmd.ErrOrStderr(), "shop: interrupted; %s\n", again)
+			return err
+		}
+		return fmt.Errorf("%w; %s", err, again)
 	}
 	if err != nil {
 		return err
 	}
 	order := reply.GetOrder()
 	if p.watch {
+		// The events need the log, which may be away while orders are taken.
+		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s has been taken.\n", cli.Printable(order.GetId()))
 		return o.watch(cmd, conn, order.GetId(), false)
 	}
 	if err := o.print(cmd.OutOrStdout(), order); err != nil {
@@ -141,6 +150,15 @@ func (o *orders) place(cmd *cobra.Command, conn *grpc.ClientConn, p placement) e
 		fmt.Fprintf(cmd.ErrOrStderr(), "It has been taken, but not yet decided: shop order watch %s shows what becomes of it.\n", order.GetId())
 	}
 	return nil
+}
+
+// refused reports whether an order that was sent has certainly not been taken.
+func refused(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.Unauthenticated, codes.PermissionDenied, codes.ResourceExhausted:
+		return true
+	}
+	return apierror.ReasonOf(err) == "OVERLOADED"
 }
 
 // rejection says why an order was rejected, with the shop's detail, and what to do.

@@ -1,0 +1,107 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/shop/cli"
+)
+
+// fakeShop answers calls as a test wants it.
+type fakeShop struct {
+	checkoutv1.UnimplementedCheckoutServiceServer
+	loggingv1.UnimplementedEventLogServiceServer
+	orderv1.UnimplementedOrderServiceServer
+
+	place  func(context.Context) (*orderv1.Order, error)
+	get    func() (*orderv1.Order, error)
+	stream func(grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error
+}
+
+func (f *fakeShop) PlaceOrder(ctx context.Context, _ *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
+	order, err := f.place(ctx)
+	return &checkoutv1.PlaceOrderResponse{Order: order}, err
+}
+
+func (f *fakeShop) GetOrder(context.Context, *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	order, err := f.get()
+	return &orderv1.GetOrderResponse{Order: order}, err
+}
+
+func (f *fakeShop) StreamEvents(_ *loggingv1.StreamEventsRequest, s grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
+	return f.stream(s)
+}
+
+// serve starts the shop and returns its address.
+func (f *fakeShop) serve(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	checkoutv1.RegisterCheckoutServiceServer(server, f)
+	loggingv1.RegisterEventLogServiceServer(server, f)
+	orderv1.RegisterOrderServiceServer(server, f)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(lis) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return lis.Addr().String()
+}
+
+// said is the output and the end of a command.
+type said struct {
+	out, errs string
+	err       error
+	status    int
+}
+
+func (s said) String() string {
+	return fmt.Sprintf("exit status %d, error %v\n%s%s", s.status, s.err, s.out, s.errs)
+}
+
+// run runs `shop` with args against the shop.
+func (f *fakeShop) run(ctx context.Context, t *testing.T, args ...string) said {
+	t.Helper()
+	var out, errs lockedBuffer
+	root := Root()
+	root.SetIn(strings.NewReader(""))
+	root.SetOut(&out)
+	root.SetErr(&errs)
+	root.SetArgs(append(args, "--server", f.serve(t), "--token", "the operator's"))
+	err := root.ExecuteContext(ctx)
+	return said{out.String(), errs.String(), err, cli.ExitStatus(err)}
+}
+
+// lockedBuffer is written to by several goroutines, as a file is.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
