@@ -13,8 +13,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"shop.example/domain/orderstate"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
@@ -92,6 +94,10 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 	if known, err = find(cmd.Context(), client, id); err != nil {
 		return err
 	}
+	if known == nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order service does not answer; the state of order %s is what its events say\n", cli.Printable(id))
+		known = w.order(id)
+	}
 	if !o.asJSON {
 		fmt.Fprintln(w.out)
 		if err := o.print(w.out, known); err != nil {
@@ -121,12 +127,17 @@ type watcher struct {
 	asJSON bool
 	state  orderv1.Order_State // when the watch began
 	logged map[string]bool     // by routing key
-	last   time.Time
+	// rejected is the payload of the event that says why the order was rejected, nil if there is none.
+	rejected *structpb.Struct
+	last     time.Time
 }
 
 // show writes one event.
 func (w *watcher) show(event *loggingv1.Event) error {
 	w.logged[event.GetRoutingKey()] = true
+	if rejected, ok := contract.EventOf(&eventsv1.OrderRejected{}); ok && event.GetRoutingKey() == rejected.RoutingKey {
+		w.rejected = event.GetPayload()
+	}
 	if w.asJSON {
 		return printLine(w.out, event)
 	}
@@ -163,16 +174,33 @@ func problem(event *loggingv1.Event) cell {
 	return text(strings.TrimSpace(fields["reason"].GetStringValue() + " " + fields["detail"].GetStringValue()))
 }
 
-// over reports whether the order is done for now, and all its events are logged. Events may be logged in another order than
-// they happened in: the order is in the most advanced state whose event is there.
+// over reports whether the order is done for now, and all its events are logged.
 func (w *watcher) over() bool {
+	now := w.now()
+	return orderstate.IsDecided(now) && w.has(orderstate.EventsOf(now)...)
+}
+
+// now returns the state of the order as far as its events are logged. They may be logged in another order than they
+// happened in: the order is in the most advanced state whose event is there.
+func (w *watcher) now() orderv1.Order_State {
 	now := w.state
 	for _, s := range orderstate.Stored() {
 		if w.has(orderstate.EventOf(s)) && len(orderstate.EventsOf(s)) > len(orderstate.EventsOf(now)) {
 			now = s
 		}
 	}
-	return orderstate.IsDecided(now) && w.has(orderstate.EventsOf(now)...)
+	return now
+}
+
+// order returns what the events say of the order.
+func (w *watcher) order(id string) *orderv1.Order {
+	order := &orderv1.Order{Id: id, State: w.now()}
+	if order.GetState() == orderv1.Order_REJECTED {
+		fields := w.rejected.GetFields()
+		reason := eventsv1.OrderRejected_Reason(eventsv1.OrderRejected_Reason_value[fields["reason"].GetStringValue()])
+		order.Reason, order.RejectionDetail = &reason, proto.String(fields["detail"].GetStringValue())
+	}
+	return order
 }
 
 // has reports whether all of these have been logged.
