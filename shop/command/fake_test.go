@@ -26,6 +26,7 @@ type fakeShop struct {
 	place  func(context.Context) (*orderv1.Order, error)
 	get    func() (*orderv1.Order, error)
 	stream func(grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error
+	events []*loggingv1.Event // in the log
 }
 
 func (f *fakeShop) PlaceOrder(ctx context.Context, _ *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
@@ -40,6 +41,10 @@ func (f *fakeShop) GetOrder(context.Context, *orderv1.GetOrderRequest) (*orderv1
 
 func (f *fakeShop) StreamEvents(_ *loggingv1.StreamEventsRequest, s grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	return f.stream(s)
+}
+
+func (f *fakeShop) ListEvents(context.Context, *loggingv1.ListEventsRequest) (*loggingv1.ListEventsResponse, error) {
+	return &loggingv1.ListEventsResponse{Events: f.events}, nil
 }
 
 // serve starts the shop and returns its address.

@@ -30,8 +30,8 @@ func (o *orders) watchCommand() *cobra.Command {
 		Use:   "watch ORDER_ID",
 		Short: "Show each event of an order until it is settled",
 		Long: `Shows the events of an order as they are logged, each with the time since the one before, and then the
-order. It ends when the order has been decided and all events of the decision are there; with --follow
-it goes on, and shows a cancellation, too.
+order. It ends when the order has been decided and all events of the decision are there, or if the log does not
+have all of them any more; with --follow it goes on, and shows a cancellation, too.
 
 With --json each event is one line of JSON, and nothing else is printed. Exit code 1 means that the
 order was rejected.`,
@@ -51,6 +51,9 @@ order was rejected.`,
 // show some.
 const silentFor = 3 * time.Second
 
+// minKept is how long the log keeps events at least, whatever its retention is.
+const minKept = 24 * time.Hour
+
 // watch shows the events of an order as they are logged, until the order is done or, with forever, without end.
 func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, forever bool) error {
 	client := orderv1.NewOrderServiceClient(conn)
@@ -68,45 +71,82 @@ func (o *orders) watch(cmd *cobra.Command, conn *grpc.ClientConn, id string, for
 		fmt.Fprintf(cmd.ErrOrStderr(), "Order %s is in state %s, which this release of shop does not know; showing its events until Ctrl-C.\n", cli.Printable(id), w.state)
 		forever = true
 	}
+	// Of an order that is older than minKept the log may have deleted events, and none of its decision is still to come.
+	old := !forever && orderstate.IsDecided(w.state) && time.Since(known.GetCreatedAt().AsTime()) > minKept
 	ctx, cancel := context.WithCancelCause(cmd.Context())
 	defer cancel(nil)
 	silent := time.AfterFunc(silentFor, func() {
-		if missing != nil { // and it has no events either, as an order would have that an older release has taken
+		switch {
+		case missing != nil: // and it has no events either, as an order would have that an older release has taken
 			cancel(missing)
-			return
+		case old:
+			cancel(errStop)
+		case known != nil:
+			fmt.Fprintf(cmd.ErrOrStderr(), "The log shows no events of order %s; waiting for some until Ctrl-C.\n", cli.Printable(id))
+		default:
+			fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "Nothing is known of order %s yet; waiting for it until Ctrl-C.\n", cli.Printable(id))
 	})
 	defer silent.Stop()
 	err := f.run(ctx, func(event *loggingv1.Event) error {
 		silent.Stop()
 		if err := w.show(event); err != nil || forever || !w.over() {
+			if old {
+				silent.Reset(silentFor)
+			}
 			return err
 		}
 		return errStop
 	})
-	if missing != nil && errors.Is(context.Cause(ctx), missing) {
+	switch cause := context.Cause(ctx); {
+	case missing != nil && errors.Is(cause, missing):
 		return missing
+	case errors.Is(err, context.Canceled) && errors.Is(cause, errStop):
+		err = w.showRest(cmd, &f)
 	}
 	if err != nil {
 		return err
 	}
-	if known, err = find(cmd.Context(), client, id); err != nil {
+	latest, err := find(cmd.Context(), client, id)
+	if err != nil {
 		return err
 	}
-	if known == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order service does not answer; the state of order %s is what its events say\n", cli.Printable(id))
-		known = w.order(id)
+	if latest == nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order service does not answer; this is what is known of order %s\n", cli.Printable(id))
+		if latest = known; w.now() != known.GetState() {
+			latest = w.order(id)
+		}
 	}
 	if !o.asJSON {
 		fmt.Fprintln(w.out)
-		if err := o.print(w.out, known); err != nil {
+		if err := o.print(w.out, latest); err != nil {
 			return err
 		}
 	}
-	if known.GetState() == orderv1.Order_REJECTED {
-		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(known))
+	if latest.GetState() == orderv1.Order_REJECTED {
+		fmt.Fprintf(cmd.ErrOrStderr(), "shop: the order was rejected: %s\n", rejection(latest))
 		return cli.ExitCode(1)
+	}
+	return nil
+}
+
+// showRest shows the events of an old order that the stream has not sent in time, and says so if the log does not have all.
+func (w *watcher) showRest(cmd *cobra.Command, f *follower) error {
+	id := f.request.GetOrderId()
+	events, _, err := listEvents(cmd.Context(), f.client, &loggingv1.ListEventsRequest{OrderId: id}, 0)
+	if err != nil {
+		return err
+	}
+	for _, event := range events {
+		if event.GetId() <= f.request.GetAfterId() {
+			continue
+		}
+		if err := w.show(event); err != nil {
+			return err
+		}
+	}
+	if !w.over() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "The log does not have all events of order %s any more.\n", cli.Printable(id))
 	}
 	return nil
 }

@@ -1,12 +1,14 @@
 package command
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -58,6 +60,46 @@ func TestOrderWatch_WithoutTheOrderServiceTheEventsSayHowItEnded(t *testing.T) {
 			if got.status != c.status || !strings.HasSuffix(got.out, "\n\n"+anOrder+" "+c.state+"\n") ||
 				!strings.Contains(got.errs, "the order service does not answer") || !strings.Contains(got.errs, c.why) {
 				t.Errorf("watched: %+v", got)
+			}
+		})
+	}
+}
+
+// Such a watch had no end.
+func TestOrderWatch_EndsForAnOrderOfWhichTheLogHasDeletedEvents(t *testing.T) {
+	t.Parallel()
+	placed := &loggingv1.Event{Id: 1, RoutingKey: "shop.order.placed"}
+	confirmed := []*loggingv1.Event{placed, {Id: 2, RoutingKey: "shop.order.confirmed"}, {Id: 3, RoutingKey: "shop.inventory.decrement.quantity"}}
+	cancelled := []*loggingv1.Event{{Id: 9, RoutingKey: "shop.order.cancelled"}}
+	for _, c := range []struct {
+		name         string
+		state        orderv1.Order_State
+		sent, logged []*loggingv1.Event
+		complete     bool
+	}{
+		{"all", orderv1.Order_CONFIRMED, nil, nil, false},
+		{"the older ones", orderv1.Order_CANCELLED, cancelled, cancelled, false},
+		{"none, and the stream is slow", orderv1.Order_CONFIRMED, confirmed[:1], confirmed, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*silentFor)
+			defer cancel()
+			f := &fakeShop{
+				get: func() (*orderv1.Order, error) {
+					return &orderv1.Order{Id: anOrder, State: c.state, CreatedAt: timestamppb.New(time.Now().Add(-2 * minKept))}, nil
+				},
+				stream: streaming(c.sent...), events: c.logged,
+			}
+			got := f.run(ctx, t, "order", "watch", anOrder)
+			if got.status != 0 || !strings.Contains(got.out, anOrder+"  "+c.state.String()) || strings.Contains(got.errs, "Nothing is known") ||
+				strings.Contains(got.errs, "does not have all events") == c.complete {
+				t.Errorf("watched: %+v", got)
+			}
+			for _, e := range c.logged {
+				if strings.Count(got.out, e.GetRoutingKey()) != 1 {
+					t.Errorf("%s is not shown once:\n%s", e.GetRoutingKey(), got.out)
+				}
 			}
 		})
 	}
