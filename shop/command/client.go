@@ -66,7 +66,7 @@ func (g *gateway) with(f func(*grpc.ClientConn) error) error {
 	return f(conn)
 }
 
-// dial returns a connection. Unary calls have a time limit, and fail with an error of one line for people; errors of
+// dial returns a connection. Unary calls have a time limit, wait when the shop asks for it within that, and fail with an error of one line for people; errors of
 // streams need describeError. It connects with the first call.
 func (g *gateway) dial() (*grpc.ClientConn, error) {
 	target, secure, err := g.locate()
@@ -93,8 +93,39 @@ func (g *gateway) dial() (*grpc.ClientConn, error) {
 				ctx, cancel = context.WithTimeout(ctx, callTimeout)
 				defer cancel()
 			}
-			return g.describeError(invoke(ctx, method, req, reply, conn, o...))
+			return g.describeError(retryLimited(ctx, func() error { return invoke(ctx, method, req, reply, conn, o...) }))
 		}))
+}
+
+// retryLimited makes a call, and repeats it if the shop refuses it because it gets too many: after the pause that the shop asks
+// for, as long as that ends before ctx does. A command that makes a call for each of many things meets the limit of calls a
+// second.
+func retryLimited(ctx context.Context, call func() error) error {
+	for {
+		err := call()
+		if status.Code(err) != codes.ResourceExhausted {
+			return err
+		}
+		pause := retryDelay(err)
+		if deadline, set := ctx.Deadline(); pause <= 0 || set && time.Until(deadline) < pause {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// retryDelay returns how long the shop asks to wait before the call that failed with err is made again; 0 if it does not.
+func retryDelay(err error) time.Duration {
+	for _, detail := range status.Convert(err).Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			return retry.GetRetryDelay().AsDuration()
+		}
+	}
+	return 0
 }
 
 // locate finds out where the shop is, whether it speaks TLS, and the token that it gets.

@@ -326,11 +326,12 @@ func openIDs(ctx context.Context, c loggingv1.DeadLetterServiceClient) ([]int64,
 // decide goes through all ids. What is wrong with one of them does not keep the others from their end; what is wrong
 // with the shop or the token does.
 func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decision, ids []int64, asJSON bool) error {
-	failed := 0
+	done, failed := 0, 0
 	for _, id := range ids {
 		letter, err := what.call(cmd.Context(), c, id)
 		switch status.Code(err) {
 		case codes.OK:
+			done++
 			if asJSON {
 				if err := printLine(cmd.OutOrStdout(), letter); err != nil {
 					return err
@@ -342,7 +343,11 @@ func decide(cmd *cobra.Command, c loggingv1.DeadLetterServiceClient, what decisi
 			failed++
 			fmt.Fprintf(cmd.ErrOrStderr(), "shop: %v\n", err)
 		default:
-			return fmt.Errorf("dead letter %d: %w", id, err)
+			err = fmt.Errorf("dead letter %d: %w", id, err)
+			if done > 0 {
+				err = fmt.Errorf("%w; %d of %s %s", err, done, amount(len(ids)), what.did)
+			}
+			return err
 		}
 	}
 	if failed > 0 {

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
@@ -99,5 +101,48 @@ func TestExplain_IsOneLineThatSaysWhatToDo(t *testing.T) {
 	}
 	if err := g.describeError(nil); err != nil {
 		t.Errorf("nil becomes %v", err)
+	}
+}
+
+// withLetters returns a shop with three open dead letters, whose calls to redrive one fail as refuse says.
+func withLetters(refuse func(id int64) error) *fakeShop {
+	return &fakeShop{letters: []*loggingv1.DeadLetter{{Id: 3}, {Id: 2}, {Id: 1}}, redrive: refuse}
+}
+
+func limited(after time.Duration) error {
+	return apierror.New(codes.ResourceExhausted, "RATE_LIMITED", "too many calls: one client may make 100 a second").WithRetryAfter(after).GRPCStatus().Err()
+}
+
+func TestDLQ_RedrivesAllThoughTheShopLimitsCalls(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int64
+	f := withLetters(func(int64) error {
+		if calls.Add(1)%2 == 0 {
+			return limited(time.Millisecond)
+		}
+		return nil
+	})
+	got := f.run(t.Context(), t, "dlq", "redrive", "--all", "--yes")
+	if got.status != 0 || strings.Count(got.out, " redriven ") != 3 || calls.Load() != 5 {
+		t.Errorf("redriven in %d calls: %+v", calls.Load(), got)
+	}
+}
+
+func TestDLQ_SaysHowFarItCameWhenItGivesUp(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"too many calls":                   limited(time.Hour),
+		"logging service is not available": apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second, "logging service is not available").GRPCStatus().Err(),
+	} {
+		f := withLetters(func(id int64) error {
+			if id == 3 {
+				return err
+			}
+			return nil
+		})
+		got := f.run(t.Context(), t, "dlq", "redrive", "--all", "--yes")
+		if got.status != 1 || !strings.Contains(got.err.Error(), "dead letter 3: "+want) || !strings.HasSuffix(got.err.Error(), "; 2 of 3 dead letters redriven") {
+			t.Errorf("given up: %+v", got)
+		}
 	}
 }

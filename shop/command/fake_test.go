@@ -20,6 +20,7 @@ import (
 // fakeShop answers calls as a test wants it.
 type fakeShop struct {
 	checkoutv1.UnimplementedCheckoutServiceServer
+	loggingv1.UnimplementedDeadLetterServiceServer
 	loggingv1.UnimplementedEventLogServiceServer
 	orderv1.UnimplementedOrderServiceServer
 
@@ -27,6 +28,9 @@ type fakeShop struct {
 	get    func() (*orderv1.Order, error)
 	stream func(grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error
 	events []*loggingv1.Event // in the log
+
+	letters []*loggingv1.DeadLetter // the newest first
+	redrive func(id int64) error
 }
 
 func (f *fakeShop) PlaceOrder(ctx context.Context, _ *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
@@ -47,6 +51,14 @@ func (f *fakeShop) ListEvents(context.Context, *loggingv1.ListEventsRequest) (*l
 	return &loggingv1.ListEventsResponse{Events: f.events}, nil
 }
 
+func (f *fakeShop) ListDeadLetters(context.Context, *loggingv1.ListDeadLettersRequest) (*loggingv1.ListDeadLettersResponse, error) {
+	return &loggingv1.ListDeadLettersResponse{DeadLetters: f.letters}, nil
+}
+
+func (f *fakeShop) RedriveDeadLetter(_ context.Context, req *loggingv1.RedriveDeadLetterRequest) (*loggingv1.RedriveDeadLetterResponse, error) {
+	return &loggingv1.RedriveDeadLetterResponse{DeadLetter: &loggingv1.DeadLetter{Id: req.GetId()}}, f.redrive(req.GetId())
+}
+
 // serve starts the shop and returns its address.
 func (f *fakeShop) serve(t *testing.T) string {
 	t.Helper()
@@ -56,6 +68,7 @@ func (f *fakeShop) serve(t *testing.T) string {
 	}
 	server := grpc.NewServer()
 	checkoutv1.RegisterCheckoutServiceServer(server, f)
+	loggingv1.RegisterDeadLetterServiceServer(server, f)
 	loggingv1.RegisterEventLogServiceServer(server, f)
 	orderv1.RegisterOrderServiceServer(server, f)
 	ended := make(chan error, 1)
