@@ -578,6 +578,72 @@ func TestManifests_NothingIsReachableThatIsNotNamed(t *testing.T) {
 	})
 }
 
+// CloudNativePG gives the pods of its jobs labels of its own only, not those that the pods of the database inherit.
+func TestManifests_TheJobsThatCreateTheDatabaseReachWhatTheyNeed(t *testing.T) {
+	o := build(t, "production")
+	cluster := o.one(t, "Cluster")
+	inherited, _, err := unstructured.NestedStringMap(cluster.Object, "spec", "inheritedMetadata", "labels")
+	if err != nil || len(inherited) == 0 {
+		t.Fatalf("pods of the database inherit %v, %v", inherited, err)
+	}
+	database := map[string]string{"cnpg.io/cluster": cluster.GetName(), "cnpg.io/podRole": "instance"}
+	maps.Copy(database, inherited)
+	for _, role := range []string{"initdb", "join", "full-recovery"} {
+		job := map[string]string{"cnpg.io/cluster": cluster.GetName(), "cnpg.io/jobRole": role}
+		for _, port := range []int{443, 6443} {
+			if !o.sends(t, job, nil, port) {
+				t.Errorf("the job %s cannot reach the API of Kubernetes at port %d", role, port)
+			}
+		}
+		if !o.sends(t, job, database, 5432) || !o.accepts(t, database, job, 5432) {
+			t.Errorf("the job %s cannot reach the database", role)
+		}
+	}
+	service := o.services(t)[slices.IndexFunc(o.services(t), func(d *appsv1.Deployment) bool { return d.Name == "order" })].Spec.Template.Labels
+	if !o.sends(t, service, database, 5432) || !o.accepts(t, database, service, 5432) {
+		t.Error("order cannot reach the database")
+	}
+}
+
+// one is the only object of a kind that has no library.
+func (o overlay) one(t *testing.T, kind string) *unstructured.Unstructured {
+	t.Helper()
+	found := slices.DeleteFunc(slices.Clone(o.custom), func(c *unstructured.Unstructured) bool { return c.GetKind() != kind })
+	if len(found) != 1 {
+		t.Fatalf("there are %d objects of kind %s", len(found), kind)
+	}
+	return found[0]
+}
+
+// sends is whether policies let pods with these labels reach others at a port; to is nil for what has no pod.
+func (o overlay) sends(t *testing.T, from, to map[string]string, port int) bool {
+	t.Helper()
+	return slices.ContainsFunc(find[*networkingv1.NetworkPolicy](o), func(p *networkingv1.NetworkPolicy) bool {
+		return selects(t, &p.Spec.PodSelector, from) && slices.ContainsFunc(p.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
+			return admits(t, r.To, r.Ports, to, port)
+		})
+	})
+}
+
+// accepts is whether policies let others reach pods with these labels.
+func (o overlay) accepts(t *testing.T, to, from map[string]string, port int) bool {
+	t.Helper()
+	return slices.ContainsFunc(find[*networkingv1.NetworkPolicy](o), func(p *networkingv1.NetworkPolicy) bool {
+		return selects(t, &p.Spec.PodSelector, to) && slices.ContainsFunc(p.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
+			return admits(t, r.From, r.Ports, from, port)
+		})
+	})
+}
+
+func admits(t *testing.T, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, pod map[string]string, port int) bool {
+	t.Helper()
+	return (len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool {
+		return pod != nil && p.PodSelector != nil && p.NamespaceSelector == nil && selects(t, p.PodSelector, pod)
+	})) && slices.ContainsFunc(ports, func(p networkingv1.NetworkPolicyPort) bool {
+		return p.Port != nil && (p.Port.IntValue() == port || p.EndPort != nil && p.Port.IntValue() <= port && port <= int(*p.EndPort))
+	})
+}
+
 func selects(t *testing.T, selector *metav1.LabelSelector, of map[string]string) bool {
 	t.Helper()
 	s, err := metav1.LabelSelectorAsSelector(selector)
