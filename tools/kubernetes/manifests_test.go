@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -603,6 +604,61 @@ func TestManifests_TheJobsThatCreateTheDatabaseReachWhatTheyNeed(t *testing.T) {
 	if !o.sends(t, service, database, 5432) || !o.accepts(t, database, service, 5432) {
 		t.Error("order cannot reach the database")
 	}
+}
+
+var applyFirst = regexp.MustCompile(`kubectl apply -k \S+ --selector (\S+)`)
+
+// An upgrade applies the job first, by the selector that the document names, and nothing that replaces a running service.
+func TestManifests_TheSelectorOfAnUpgradeFindsTheJobAndWhatItRefersTo(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := applyFirst.FindSubmatch(page)
+	if command == nil {
+		t.Fatal("docs/kubernetes.md has no command with a selector")
+	}
+	selector, err := labels.Parse(string(command[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		applied := overlay{objects: slices.DeleteFunc(slices.Clone(o.objects), func(object metav1.Object) bool {
+			return !selector.Matches(labels.Set(object.GetLabels()))
+		})}
+		w := applied.workloads()
+		if len(w) != 1 || w[0].name != "setup" {
+			t.Fatalf("%s selects %d workloads, want the job setup alone", selector, len(w))
+		}
+		var configs, secrets []string
+		for _, c := range slices.Concat(w[0].pod.Spec.InitContainers, w[0].pod.Spec.Containers) {
+			for _, from := range c.EnvFrom {
+				if from.ConfigMapRef != nil {
+					configs = append(configs, from.ConfigMapRef.Name)
+				} else {
+					secrets = append(secrets, from.SecretRef.Name)
+				}
+			}
+			for _, v := range c.Env {
+				if v.ValueFrom != nil {
+					secrets = append(secrets, v.ValueFrom.SecretKeyRef.Name)
+				}
+			}
+		}
+		if len(configs) == 0 || len(secrets) == 0 {
+			t.Fatalf("the job refers to ConfigMaps %v and Secrets %v", configs, secrets)
+		}
+		for _, name := range configs {
+			if !slices.ContainsFunc(find[*corev1.ConfigMap](applied), func(c *corev1.ConfigMap) bool { return c.Name == name }) {
+				t.Errorf("%s does not select the ConfigMap %s", selector, name)
+			}
+		}
+		for _, s := range find[*corev1.Secret](o) { // others are made in the cluster
+			if slices.Contains(secrets, s.Name) && !slices.ContainsFunc(find[*corev1.Secret](applied), func(a *corev1.Secret) bool { return a.Name == s.Name }) {
+				t.Errorf("%s does not select the Secret %s", selector, s.Name)
+			}
+		}
+	})
 }
 
 // one is the only object of a kind that has no library.
