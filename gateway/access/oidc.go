@@ -77,6 +77,7 @@ type tokenVerifier struct {
 	OIDC
 	log    *slog.Logger
 	now    func() time.Time
+	begun  time.Time
 	client *http.Client
 
 	keys     atomic.Pointer[keySet] // nil before the first answer
@@ -107,7 +108,7 @@ func newTokenVerifier(cfg OIDC, log *slog.Logger) (*tokenVerifier, error) {
 		return nil, fmt.Errorf("verified tokens: %w", err)
 	}
 	return &tokenVerifier{
-		OIDC: cfg, log: log, now: time.Now, jwksURL: cfg.JWKSURL, verified: known,
+		OIDC: cfg, log: log, now: time.Now, begun: time.Now(), jwksURL: cfg.JWKSURL, verified: known,
 		allowed: rate.NewLimiter(rate.Every(fetchInterval), fetchBurst),
 		client: &http.Client{
 			Transport:     boundedTransport{&http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}},
@@ -119,11 +120,13 @@ func newTokenVerifier(cfg OIDC, log *slog.Logger) (*tokenVerifier, error) {
 // observe adds the metric with which one is warned before the keys become too old.
 func (v *tokenVerifier) observe(meter metric.Meter) error {
 	_, err := meter.Float64ObservableGauge("gateway.issuer.keys.age", metric.WithUnit("s"),
-		metric.WithDescription("Time since the issuer of tokens has told its keys; they are good for an hour."),
+		metric.WithDescription("Time since the issuer of tokens has told its keys, or since the start if it never has; they are good for an hour."),
 		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			since := v.begun
 			if k := v.keys.Load(); k != nil {
-				o.Observe(v.now().Sub(k.at).Seconds())
+				since = k.at
 			}
+			o.Observe(v.now().Sub(since).Seconds())
 			return nil
 		}))
 	if err != nil {

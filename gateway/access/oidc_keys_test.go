@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -114,6 +116,58 @@ func TestOIDC_KeysAreGoodForAnHourWhileTheIssuerIsSilent(t *testing.T) {
 	expect(t, v, "silent for 61 min, a token that was verified", ada, codes.Unavailable, "ISSUER_UNAVAILABLE")
 	i.SetDown(false)
 	expect(t, v, "the issuer is back", grace, codes.OK, "")
+}
+
+// observed is a meter, and what its gauge shows when it is asked.
+type observed struct {
+	noop.Meter
+	noop.Float64Observer
+	callbacks []metric.Float64Callback
+	values    []float64
+}
+
+func (o *observed) Float64ObservableGauge(_ string, options ...metric.Float64ObservableGaugeOption) (metric.Float64ObservableGauge, error) {
+	o.callbacks = metric.NewFloat64ObservableGaugeConfig(options...).Callbacks()
+	return noop.Float64ObservableGauge{}, nil
+}
+
+func (o *observed) Observe(value float64, _ ...metric.ObserveOption) {
+	o.values = append(o.values, value)
+}
+
+// The alert about the issuer had nothing to look at where a gateway had never had its keys, and refused every token.
+func TestOIDC_TheMetricShowsHowLongThereHaveBeenNoKeysFromTheStart(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t)
+	v, clock := newVerifier(t, OIDC{Issuer: i.URL})
+	o := &observed{}
+	if err := v.observe(o); err != nil {
+		t.Fatal(err)
+	}
+	shows := func(when string, least, most time.Duration) {
+		t.Helper()
+		o.values = nil
+		for _, callback := range o.callbacks {
+			if err := callback(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(o.values) != 1 || o.values[0] < least.Seconds() || o.values[0] > most.Seconds() {
+			t.Errorf("%s the metric shows %v, want %v to %v", when, o.values, least, most)
+		}
+	}
+	i.SetDown(true)
+	clock.advance(40 * time.Minute)
+	if err := v.fetch(t.Context()); err == nil {
+		t.Fatal("the issuer answers")
+	}
+	shows("40 min after a start without keys", 40*time.Minute, 50*time.Minute)
+	i.SetDown(false)
+	if err := v.fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(time.Minute)
+	shows("a minute after the keys came", time.Minute, 10*time.Minute)
 }
 
 // An answer that is not the keys, of a proxy in maintenance for example, must not take them away.
