@@ -661,6 +661,64 @@ func TestManifests_TheSelectorOfAnUpgradeFindsTheJobAndWhatItRefersTo(t *testing
 	})
 }
 
+// OTEL_EXPORTER_OTLP_ENDPOINT names a collector where metrics are looked at, too, by either protocol.
+func TestManifests_WhateverSendsTracesReachesTheCollector(t *testing.T) {
+	monitoring := map[string]string{corev1.LabelMetadataName: "monitoring"}
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		for _, d := range o.services(t) {
+			for _, port := range []int{4317, 4318} {
+				if !slices.ContainsFunc(find[*networkingv1.NetworkPolicy](o), func(p *networkingv1.NetworkPolicy) bool {
+					return selects(t, &p.Spec.PodSelector, d.Spec.Template.Labels) && slices.ContainsFunc(p.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
+						return admits(t, nil, r.Ports, nil, port) && slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool {
+							return to.PodSelector == nil && to.NamespaceSelector != nil && selects(t, to.NamespaceSelector, monitoring)
+						})
+					})
+				}) {
+					t.Errorf("%s does not reach a collector at port %d", d.Name, port)
+				}
+			}
+		}
+	})
+}
+
+var examplePolicy = regexp.MustCompile("(?ms)^```yaml\n(.*?kind: NetworkPolicy\n.*?)^```$")
+
+// Where the issuer of tokens is, only the shop's operators know: they copy the policy of the document.
+func TestManifests_ThePolicyForTheIssuerIsThatOfTheGateway(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := examplePolicy.FindSubmatch(page)
+	if example == nil {
+		t.Fatal("docs/kubernetes.md has no policy")
+	}
+	object, _, err := strict(t).Decode(example[1], nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := object.(*networkingv1.NetworkPolicy)
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		for _, d := range o.services(t) {
+			if is, want := selects(t, &issuer.Spec.PodSelector, d.Spec.Template.Labels), d.Name == "gateway"; is != want || issuer.Namespace != d.Namespace {
+				t.Errorf("in namespace %q it selects %s: %v, want %v in %q", issuer.Namespace, d.Name, is, want, d.Namespace)
+			}
+		}
+		gateway := o.services(t)[slices.IndexFunc(o.services(t), func(d *appsv1.Deployment) bool { return d.Name == "gateway" })]
+		with := overlay{objects: append(slices.Clone(o.objects), issuer)}
+		outside := func(o overlay) bool {
+			return slices.ContainsFunc(find[*networkingv1.NetworkPolicy](o), func(p *networkingv1.NetworkPolicy) bool {
+				return selects(t, &p.Spec.PodSelector, gateway.Spec.Template.Labels) && slices.ContainsFunc(p.Spec.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
+					return admits(t, nil, r.Ports, nil, 443) && slices.ContainsFunc(r.To, func(to networkingv1.NetworkPolicyPeer) bool { return to.IPBlock != nil })
+				})
+			})
+		}
+		if outside(o) || !outside(with) {
+			t.Errorf("the gateway reaches the issuer without the policy: %v, with it: %v", outside(o), outside(with))
+		}
+	})
+}
+
 // one is the only object of a kind that has no library.
 func (o overlay) one(t *testing.T, kind string) *unstructured.Unstructured {
 	t.Helper()
