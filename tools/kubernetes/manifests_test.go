@@ -719,6 +719,39 @@ func TestManifests_ThePolicyForTheIssuerIsThatOfTheGateway(t *testing.T) {
 	})
 }
 
+// What a cluster of brokers needs was measured with that of compose (docs/adr/0039-a-cluster-that-a-node-may-leave.md).
+func TestManifests_BrokersAreConfiguredAsTheClusterThatWasMeasured(t *testing.T) {
+	var measured struct {
+		Configs map[string]struct{ Content string } `json:"configs"`
+	}
+	read(t, "../../deploy/compose/cluster.yaml", &measured)
+	broker, _, err := unstructured.NestedStringMap(build(t, "production").one(t, "RabbitmqCluster").Object, "spec", "rabbitmq")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := func(text string) (lines []string) {
+		for line := range strings.Lines(text) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "cluster_formation.") { // the operator's
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	want := settings(measured.Configs["rabbitmq-cluster"].Content)
+	if len(want) < 3 {
+		t.Fatalf("the cluster of compose has %v", want)
+	}
+	has := settings(broker["additionalConfig"])
+	for _, line := range want {
+		if !slices.Contains(has, line) {
+			t.Errorf("rabbitmq.conf of the production overlay lacks %q", line)
+		}
+	}
+	if got, want := strings.TrimSpace(broker["advancedConfig"]), strings.TrimSpace(measured.Configs["rabbitmq-advanced"].Content); got != want || want == "" {
+		t.Errorf("advanced.config is %q, that of compose %q", got, want)
+	}
+}
+
 // one is the only object of a kind that has no library.
 func (o overlay) one(t *testing.T, kind string) *unstructured.Unstructured {
 	t.Helper()
