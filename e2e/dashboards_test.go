@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -71,5 +72,39 @@ func TestDashboards_AreAboutMetricsThatExist(t *testing.T) {
 	}
 	if seen < 50 {
 		t.Errorf("%d metrics were looked at", seen)
+	}
+}
+
+// A Prometheus that watches more than the shop has targets, alerts and brokers of others, which were counted, too.
+func TestDashboards_ShowWhatIsOfTheShopAlone(t *testing.T) {
+	t.Parallel()
+	alerts, _ := alertRules(t)
+	var names []string
+	for _, a := range alerts {
+		names = append(names, a.Alert)
+	}
+	var seen []string
+	selector := regexp.MustCompile(`\b(up|ALERTS|rabbitmq_\w+|http_\w+_(?:count|bucket))\b(\{[^}]*\})?`)
+	of := map[string]string{"up": `{job=~"` + strings.Join(services, "|") + `"}`, "rabbitmq": `{job="rabbitmq"}`, "http": `{job="gateway"}`}
+	for _, d := range dashboards(t) {
+		for _, p := range d.Panels {
+			for _, target := range p.Targets {
+				for _, m := range selector.FindAllStringSubmatch(target.Expr, -1) {
+					kind, _, _ := strings.Cut(m[1], "_")
+					seen = append(seen, kind)
+					want := of[kind]
+					if kind == "ALERTS" {
+						want = `{alertstate="firing",alertname=~"` + strings.Join(names, "|") + `"}`
+					}
+					if m[2] != want {
+						t.Errorf("%s, %s: %s is of others, too, want %s%s", d.Title, p.Title, m[0], m[1], want)
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(seen)
+	if kinds := slices.Compact(seen); len(kinds) != 4 {
+		t.Errorf("looked at %v only", kinds)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
@@ -25,8 +26,18 @@ func rate(counter, by, legend string) []query {
 	return []query{{fmt.Sprintf("sum by (%s) (rate(%s[$__rate_interval]))", by, counter), legend}}
 }
 
-// shop is for whoever wants to know whether customers are served.
-func shop() *dashboard.DashboardBuilder {
+// jobs are the services as Prometheus knows them. It may watch what is not of the shop.
+var jobs = []string{"gateway", "order", "inventory", "logging", "webhooks"}
+
+// notReady counts replicas that fail a check or do not answer, and services without any: their targets may be gone.
+func notReady() string {
+	up := `up{job=~"` + strings.Join(jobs, "|") + `"}`
+	return `(count(max by (instance) (service_ready == bool 0) == 1) or vector(0)) + (count(` + up + ` == 0) or vector(0))` +
+		fmt.Sprintf(` + %d - (count(count by (job) (`, len(jobs)) + up + `)) or vector(0))`
+}
+
+// shop is for whoever wants to know whether customers are served. alerts are the names of those of the shop.
+func shop(alerts []string) *dashboard.DashboardBuilder {
 	d := newDashboard("shop", "Shop", "Whether customers are served: orders that are accepted and decided, how fast, and the objectives.")
 	values(
 		d, "Now",
@@ -40,10 +51,10 @@ func shop() *dashboard.DashboardBuilder {
 			queries: []query{{`histogram_quantile(0.99, sum by (le) (rate(gateway_order_duration_seconds_bucket[5m])))`, ""}}, warn: 0.1, bad: 0.25},
 		panel{title: "Time to decide, p99", unit: units.Seconds, about: "99 % of orders are decided faster. The objective is 5 s.",
 			queries: []query{{`histogram_quantile(0.99, sum by (le) (rate(order_decision_duration_seconds_bucket[5m])))`, ""}}, warn: 1, bad: 5},
-		panel{title: "Not ready", unit: units.Short, about: "Services that fail a check of readiness, or do not answer. Normally 0.",
-			queries: []query{{`(count(max by (instance) (service_ready == bool 0) == 1) or vector(0)) + (count(up == 0) or vector(0))`, ""}}, warn: 1, bad: 2},
-		panel{title: "Alerts", unit: units.Short, about: "Alerts that fire. docs/operations.md says what to do about each.",
-			queries: []query{{`count(ALERTS{alertstate="firing"}) or vector(0)`, ""}}, warn: 1, bad: 1},
+		panel{title: "Not ready", unit: units.Short, about: "Replicas that fail a check of readiness, or do not answer, and services without any. Normally 0.",
+			queries: []query{{notReady(), ""}}, warn: 1, bad: 2},
+		panel{title: "Alerts", unit: units.Short, about: "Alerts of the shop that fire. docs/operations.md says what to do about each.",
+			queries: []query{{`count(ALERTS{alertstate="firing",alertname=~"` + strings.Join(alerts, "|") + `"}) or vector(0)`, ""}}, warn: 1, bad: 1},
 		panel{title: "Dead letters", unit: units.Short, about: "Messages that could not be handled and that nobody has decided about: shop dlq list.",
 			queries: []query{{`max(logging_dead_letters_open)`, ""}}, warn: 1},
 	)
@@ -83,9 +94,9 @@ func shop() *dashboard.DashboardBuilder {
 	row(
 		d, "Clients",
 		panel{title: "REST calls by status", unit: units.RequestsPerSecond, about: "Of all routes.",
-			queries: rate("http_server_request_duration_seconds_count", "http_response_status_code", "{{http_response_status_code}}")},
+			queries: rate(`http_server_request_duration_seconds_count{job="gateway"}`, "http_response_status_code", "{{http_response_status_code}}")},
 		panel{title: "Time of REST calls, by route", unit: units.Seconds, about: "p99 of each route.",
-			queries: []query{{`histogram_quantile(0.99, sum by (le, http_route) (rate(http_server_request_duration_seconds_bucket[$__rate_interval])))`, "{{http_route}}"}}},
+			queries: []query{{`histogram_quantile(0.99, sum by (le, http_route) (rate(http_server_request_duration_seconds_bucket{job="gateway"}[$__rate_interval])))`, "{{http_route}}"}}},
 		panel{title: "Limits of the gateway", unit: units.PercentUnit, about: "Open connections, calls, streams and memory, as a share of what there may be.",
 			queries: []query{{`max by (limit) (gateway_in_use / gateway_in_use_max)`, "{{limit}}"}}},
 		panel{title: "Refused calls", unit: units.OpsPerSecond, about: "Limits that were reached, clients that call too often, and tokens that are not valid.",
@@ -108,9 +119,9 @@ func messaging() *dashboard.DashboardBuilder {
 	row(
 		d, "Broker",
 		panel{title: "Messages that wait in queues", unit: units.Short, about: "Ready and not delivered. A queue that grows has no consumer, or a slow one.",
-			queries: []query{{`sum by (queue) (rabbitmq_queue_messages_ready)`, "{{queue}}"}}},
+			queries: []query{{`sum by (queue) (rabbitmq_queue_messages_ready{job="rabbitmq"})`, "{{queue}}"}}},
 		panel{title: "Consumers of queues", unit: units.Short, about: "0 where nobody takes messages. Retry queues have none.",
-			queries: []query{{`sum by (queue) (rabbitmq_queue_consumers)`, "{{queue}}"}}},
+			queries: []query{{`sum by (queue) (rabbitmq_queue_consumers{job="rabbitmq"})`, "{{queue}}"}}},
 		panel{title: "Lost connections and failed dials", unit: units.OpsPerSecond, about: "Normally 0.",
 			queries: rate("messaging_reconnects_total", "job, cause", "{{job}}: {{cause}}")},
 	)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
@@ -32,7 +33,11 @@ func run(args []string) error {
 	if err := os.MkdirAll(args[0], 0o755); err != nil {
 		return err
 	}
-	for name, builder := range map[string]cog.Builder[dashboard.Dashboard]{"shop": shop(), "messaging": messaging(), "service": service()} {
+	alerts, err := alertNames("../../deploy/prometheus/rules.yaml")
+	if err != nil {
+		return err
+	}
+	for name, builder := range map[string]cog.Builder[dashboard.Dashboard]{"shop": shop(alerts), "messaging": messaging(), "service": service()} {
 		built, err := builder.Build()
 		if err != nil {
 			return fmt.Errorf("building dashboard %s: %w", name, err)
@@ -46,6 +51,23 @@ func run(args []string) error {
 		}
 	}
 	return nil
+}
+
+var alertName = regexp.MustCompile(`(?m)^ *- alert: (\w+)$`)
+
+// alertNames are those of the rules of Prometheus.
+func alertNames(file string) (names []string, err error) {
+	rules, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading the alerts: %w", err)
+	}
+	for _, m := range alertName.FindAllSubmatch(rules, -1) {
+		names = append(names, string(m[1]))
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("%s has no alert", file)
+	}
+	return names, nil
 }
 
 // query is a line, or several, of a panel: what Prometheus is asked, and how Grafana names what it answers.
