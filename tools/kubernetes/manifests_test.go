@@ -499,6 +499,31 @@ func TestManifests_PrometheusWatchesEveryServiceWithTheRulesOfThere(t *testing.T
 	}
 }
 
+// Without the path metrics of all queues are added up, without the name dashboards do not find them.
+func TestManifests_BrokersAreScrapedAsDashboardsAskForThem(t *testing.T) {
+	type job struct {
+		Name string `json:"job_name"`
+		Path string `json:"metrics_path"`
+	}
+	var compose struct {
+		Jobs []job `json:"scrape_configs"`
+	}
+	read(t, "../../deploy/prometheus/compose.yaml", &compose)
+	i := slices.IndexFunc(compose.Jobs, func(j job) bool { return j.Name == "rabbitmq" })
+	if i < 0 || compose.Jobs[i].Path == "" {
+		t.Fatalf("compose scrapes %v", compose.Jobs)
+	}
+	o := build(t, "production")
+	pod := map[string]string{"app.kubernetes.io/name": o.one(t, "RabbitmqCluster").GetName(), "shop.example/role": "broker"} // the first is the operator's
+	monitors := slices.DeleteFunc(find[*monitoringv1.PodMonitor](o), func(m *monitoringv1.PodMonitor) bool { return !selects(t, &m.Spec.Selector, pod) })
+	if len(monitors) != 1 {
+		t.Fatalf("%d monitors select brokers", len(monitors))
+	}
+	if got := (job{pod[monitors[0].Spec.JobLabel], monitors[0].Spec.PodMetricsEndpoints[0].Path}); got != compose.Jobs[i] {
+		t.Errorf("brokers are scraped as %+v, want %+v", got, compose.Jobs[i])
+	}
+}
+
 // read decodes a file.
 func read(t *testing.T, file string, into any) {
 	t.Helper()
