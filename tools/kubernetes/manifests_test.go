@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -478,6 +479,54 @@ func TestManifests_WhatIsScaledIsLeftToWhatScalesIt(t *testing.T) {
 		if hasQueue := slices.Contains(queues, d.Name); hasQueue && by.Metadata["queueName"] != d.Name || !hasQueue && by.Type != "cpu" {
 			t.Errorf("%s is scaled by %v", d.Name, by)
 		}
+	}
+}
+
+var poolSize = regexp.MustCompile(`maxConns = (\d+)`)
+
+// Otherwise the replicas that come last, just when there is most to do, are refused by the database.
+func TestManifests_TheDatabaseHasAConnectionForWhateverIsScaledUp(t *testing.T) {
+	source, err := os.ReadFile("../../platform/postgres/postgres.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := poolSize.FindSubmatch(source)
+	if size == nil {
+		t.Fatal("the size of a pool is not where it was")
+	}
+	pool, err := strconv.Atoi(string(size[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reserve = 20 // for superusers, the operator, the job setup, and whoever looks
+	o, needed := build(t, "production"), reserve
+	for _, d := range find[*appsv1.Deployment](o) {
+		if !slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Env, func(v corev1.EnvVar) bool { return v.Name == "DATABASE_URL" }) {
+			continue
+		}
+		most, surge := 1, 1
+		if d.Spec.Replicas != nil {
+			most = int(*d.Spec.Replicas)
+		}
+		for _, s := range find[*kedav1alpha1.ScaledObject](o) {
+			if s.Spec.ScaleTargetRef.Name == d.Name {
+				most = int(*s.Spec.MaxReplicaCount)
+			}
+		}
+		if r := d.Spec.Strategy.RollingUpdate; r != nil && r.MaxSurge != nil {
+			surge = r.MaxSurge.IntValue()
+		}
+		needed += (most + surge) * pool
+	}
+	if needed <= reserve {
+		t.Fatal("nobody has a database")
+	}
+	text, _, err := unstructured.NestedString(o.one(t, "Cluster").Object, "spec", "postgresql", "parameters", "max_connections")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if has, err := strconv.Atoi(text); err != nil || has < needed {
+		t.Errorf("max_connections is %q, want %d at least", text, needed)
 	}
 }
 
