@@ -362,6 +362,19 @@ func TestManifests_ARolloutAndADrainedNodeLeaveAReplica(t *testing.T) {
 	})
 }
 
+// Nobody is ready while the broker is away. Who is not ready does nothing, and holds up no node that is drained.
+func TestManifests_ANodeIsDrainedWhileTheBrokerIsAway(t *testing.T) {
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		for _, d := range o.services(t) {
+			for _, b := range find[*policyv1.PodDisruptionBudget](o) {
+				if p := b.Spec.UnhealthyPodEvictionPolicy; selects(t, b.Spec.Selector, d.Spec.Template.Labels) && (p == nil || *p != policyv1.AlwaysAllow) {
+					t.Errorf("the budget of %s keeps replicas that are not ready", d.Name)
+				}
+			}
+		}
+	})
+}
+
 // The delay and the stop that follows it, which takes 10 s at most, end before Kubernetes kills.
 func TestManifests_AStopHasTheTimeThatItTakes(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
