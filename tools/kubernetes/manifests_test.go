@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	acmev1 "github.com/cert-manager/cert-manager/pkg/apis/acme/v1"
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	kedav1alpha1 "github.com/kedacore/keda/v2/apis/keda/v1alpha1"
 	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
@@ -690,6 +691,14 @@ func TestManifests_TheJobsThatCreateTheDatabaseReachWhatTheyNeed(t *testing.T) {
 	service := o.services(t)[slices.IndexFunc(o.services(t), func(d *appsv1.Deployment) bool { return d.Name == "order" })].Spec.Template.Labels
 	if !o.sends(t, service, database, 5432) || !o.accepts(t, database, service, 5432) {
 		t.Error("order cannot reach the database")
+	}
+}
+
+// An issuer with HTTP-01 asks a pod that cert-manager makes beside the certificate, at a port of its own.
+func TestManifests_TheIssuerOfThePublicCertificateReachesItsProof(t *testing.T) {
+	solver := map[string]string{acmev1.SolverIdentificationLabelKey: "true"}
+	if o := build(t, "production"); !o.accepts(t, solver, nil, 8089) {
+		t.Error("nobody reaches the pods that prove the names of the shop")
 	}
 }
 
