@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 )
 
 const (
@@ -47,6 +48,30 @@ func TestScripts(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The search stood in the form of the order: who pressed Enter to search had ordered.
+func TestScripts_EnterInTheSearchPlacesNoOrder(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(scriptPages(t))
+	t.Cleanup(server.Close)
+	b := browse(t, server.URL)
+	eval[any](b, `Promise.all([import('/page/storefront.js'), import('/tests/check.js')]).then(([storefront, {answerWith, json}]) => {
+		const items = Array.from({length: 20}, (_, i) => ({id: i + 1, product_name: 'Product ' + i, quantity: 1, on_hand: 1, reserved: 0, price: {currency_code: 'USD', units: '1'}}));
+		window.calls = answerWith(({path}) => (path === '/catalogue' ? json({items}) : new Promise(() => {})));
+		storefront.start({onPlaced() {}, onReached() {}});
+	})`)
+	const orders = "window.calls.filter(({method}) => method === 'POST').length"
+	b.fill(`[name="quantity.1"]`, "1")
+	b.fill("#find", "product 19")
+	b.press(kb.Enter)
+	b.until("document.querySelectorAll('.product:not([hidden])').length === 2") // what is in the basket stays
+	if n := eval[int](b, orders); n != 0 {
+		t.Errorf("the search has placed %d orders", n)
+	}
+	b.fill("#customer_email", "ada@example.org")
+	b.press(kb.Enter)
+	b.until(orders + " === 1")
 }
 
 // scriptPages serves the page as it is without its scripts, the scripts, and their tests.
