@@ -40,9 +40,9 @@ func TestScripts(t *testing.T) {
 		}
 		for _, name := range names {
 			t.Run(strings.TrimSuffix(file.Name(), ".js")+"/"+name, func(t *testing.T) {
-				eval[any](b, "localStorage.clear()")
 				b.do(chromedp.Navigate(server.URL + "/?test=" + name))
-				if problem := eval[string](b, "import('"+module+"').then((m) => m."+name+"()).then(() => '', (error) => error.stack)"); problem != "" {
+				eval[any](b, "localStorage.clear(), sessionStorage.clear()")
+				if problem := eval[string](b, "import('"+module+"').then((m) => m."+name+"()).then(() => '', (error) => error.stack ?? String(error))"); problem != "" {
 					t.Error(problem)
 				}
 			})

@@ -1,7 +1,8 @@
 // Calls of the shop's REST API, and who is calling.
+import {keep, kept} from './storage.js';
 
 const tokenKey = 'shop.token';
-let token = sessionStorage.getItem(tokenKey);
+let token = kept('sessionStorage', tokenKey);
 
 // takeToken moves an operator token from the address into this tab, where it stays until the tab is closed. The
 // address is cleaned at once, so that the token is neither bookmarked nor shared.
@@ -10,7 +11,7 @@ export function takeToken() {
   const given = fragment.get('token');
   if (!given) return;
   token = given;
-  sessionStorage.setItem(tokenKey, given);
+  keep('sessionStorage', tokenKey, given);
   fragment.delete('token');
   history.replaceState(null, '', location.pathname + location.search + (fragment.size ? '#' + fragment : ''));
 }
@@ -22,7 +23,7 @@ export function onTokenRefused(then) { tokenRefused = then; }
 
 export function forgetToken() {
   token = null;
-  sessionStorage.removeItem(tokenKey);
+  keep('sessionStorage', tokenKey, null);
 }
 
 export const hasToken = () => token !== null;

@@ -8,6 +8,7 @@ import {drawLabel} from './label.js';
 import {Picture} from './picture.js';
 import {Journey} from './journey.js';
 import {closePanel} from './panel.js';
+import {keep, kept} from './storage.js';
 import {open} from './stream.js';
 
 const ownKey = 'shop.orders';
@@ -303,7 +304,7 @@ async function replay() {
 // The orders that were placed in this browser. Anyone with an order's id can read and cancel it, so they stay on this device.
 function own() {
   try {
-    return JSON.parse(localStorage.getItem(ownKey)) ?? [];
+    return JSON.parse(kept('localStorage', ownKey)) ?? [];
   } catch {
     return [];
   }
@@ -311,7 +312,7 @@ function own() {
 
 function remember(order) {
   const rest = own().filter(({id}) => id !== order.id).slice(0, maxOwn - 1);
-  localStorage.setItem(ownKey, JSON.stringify([{id: order.id, at: order.created_at, pieces: order.total_items}, ...rest]));
+  keep('localStorage', ownKey, JSON.stringify([{id: order.id, at: order.created_at, pieces: order.total_items}, ...rest]));
   showOwn();
 }
 

@@ -1,6 +1,7 @@
 // The products with their stock, the basket, and placing the order.
 import {call, Refusal} from './api.js';
 import {$, amount, h, plural, price, setText} from './dom.js';
+import {keep, kept} from './storage.js';
 
 const form = $('order');
 const list = $('products');
@@ -11,7 +12,7 @@ const maxUnsearched = 12; // as many products are seen without searching
 const cacheTime = 600; // the server caches the stock for half a second
 
 const items = new Map(); // by id, as the catalogue has them
-let idempotencyKey = crypto.randomUUID(); // of the order that is being filled in; a new one once it is accepted
+let idempotencyKey = newKey(); // of the order that is being filled in; a new one once it is accepted
 let timer;
 let pause = minPoll;
 let again = false;
@@ -25,6 +26,11 @@ let pages = 1; // of the catalogue, that are shown
 let next = ''; // the token of the one after them; '' if there is none
 let sent = []; // what was ordered last: [id, quantity]
 
+// newKey names an order. crypto.randomUUID is not there on a page that came over plain HTTP.
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
 // The customer's name and address stay in this tab until it is closed.
 const customerKey = 'shop.customer';
 const customerFields = ['customer_name', 'customer_email'];
@@ -35,7 +41,7 @@ export function start({onPlaced, onReached}) {
   placed = onPlaced;
   reached = onReached;
   form.addEventListener('submit', submit);
-  form.addEventListener('input', () => { idempotencyKey = crypto.randomUUID(); basket(); keepCustomer(); });
+  form.addEventListener('input', () => { idempotencyKey = newKey(); basket(); keepCustomer(); });
   $('find').addEventListener('input', find);
   $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
   $('order-for-me').addEventListener('click', orderSomething);
@@ -144,12 +150,12 @@ function find() {
 }
 
 function keepCustomer() {
-  sessionStorage.setItem(customerKey, JSON.stringify(Object.fromEntries(customerFields.map((id) => [id, $(id).value]))));
+  keep('sessionStorage', customerKey, JSON.stringify(Object.fromEntries(customerFields.map((id) => [id, $(id).value]))));
 }
 
 function fillInCustomer() {
-  const kept = JSON.parse(sessionStorage.getItem(customerKey) ?? '{}');
-  for (const id of customerFields) $(id).value ||= kept[id] ?? '';
+  const customer = JSON.parse(kept('sessionStorage', customerKey) ?? '{}');
+  for (const id of customerFields) $(id).value ||= customer[id] ?? '';
 }
 
 // refill puts what was ordered last back into the basket, after it was rejected, unless another order has been begun.
@@ -271,7 +277,7 @@ async function submit(event) {
   const start = performance.now();
   try {
     const taken = await call('POST', '/v1/orders', {body: order, headers: {'Idempotency-Key': idempotencyKey}});
-    idempotencyKey = crypto.randomUUID();
+    idempotencyKey = newKey();
     say('');
     sent = chosen.map(({item, quantity}) => [item.id, quantity]);
     for (const {row} of chosen) quantityOf(row).value = '';
@@ -294,7 +300,7 @@ const say = (text) => setText($('outcome'), text);
 
 // describeError shows an error beside the fields that it is about.
 function describeError(refusal, chosen) {
-  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') idempotencyKey = crypto.randomUUID();
+  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') idempotencyKey = newKey();
   for (const {field, description} of refusal.violations) {
     const line = /^order_items\[(\d+)\]/.exec(field);
     if (field === 'customer_name') setFieldError($(field), $(field).value.trim() ? description : 'Enter your name');
