@@ -91,6 +91,48 @@ export async function theSameOrderHasTheSameKeyAndAnotherOneAnother() {
   equal(key(2) !== key(1), true, 'another order has another key:');
 }
 
+// unanswered sends an order that the shop has no answer to, but to the next it has. keys are those of all orders.
+async function unanswered() {
+  let up = false;
+  const page = await shop(() => (up ? json({id: 'o', state: 'PENDING'}, 202) : json({message: 'the broker is unavailable'}, 503)));
+  const keys = () => page.orders().map(({headers}) => headers['Idempotency-Key']);
+  enter(1, '1');
+  submit();
+  await until(() => text('outcome').includes('Retrying is safe'));
+  up = true;
+  return {page, keys};
+}
+
+// What was typed into the search, or typed and taken back, gave the order another key.
+export async function theOrderKeepsItsKeyWhateverIsTypedIfItIsTheSame() {
+  const {page, keys} = await unanswered();
+  for (const [id, value] of [['find', 'mouse'], ['customer_name', 'Ada'], ['customer_name', '']]) {
+    element(id).value = value;
+    element(id).dispatchEvent(new Event('input', {bubbles: true}));
+  }
+  enter(1, '2');
+  enter(1, '1');
+  submit();
+  await until(() => page.placed.length === 1);
+  equal(keys()[1], keys()[0], 'the key of the second try:');
+}
+
+// A page that was loaded anew had another key for the order whose answer it had not waited for.
+export async function theOrderKeepsItsKeyWhenThePageIsLoadedAnew() {
+  const {keys} = await unanswered();
+  element('order').replaceWith(element('order').cloneNode(true)); // without what listens to it
+  quantity(1).value = '';
+  const placed = [];
+  const anew = await import('/page/storefront.js?anew');
+  anew.start({onPlaced: (answer) => placed.push(answer), onReached() {}});
+  for (const n of [1, 2]) {
+    enter(1, '1');
+    submit();
+    await until(() => placed.length === n);
+  }
+  equal(keys().map((key) => key === keys()[0]), [true, true, false], 'the first try, the second, and another order have the first key:');
+}
+
 export async function whatIsWrongIsSaidBesideItsField() {
   const details = [{field_violations: [
     {field: 'customer_name', description: 'must not be empty'},

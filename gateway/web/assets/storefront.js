@@ -12,7 +12,6 @@ const maxUnsearched = 12; // as many products are seen without searching
 const cacheTime = 600; // the server caches the stock for half a second
 
 const items = new Map(); // by id, as the catalogue has them
-let idempotencyKey = newKey(); // of the order that is being filled in; a new one once it is accepted
 let timer;
 let pause = minPoll;
 let again = false;
@@ -25,6 +24,25 @@ const firstPage = form.elements.page_token?.value ?? ''; // the token that leads
 let pages = 1; // of the catalogue, that are shown
 let next = ''; // the token of the one after them; '' if there is none
 let sent = []; // what was ordered last: [id, quantity]
+let attempt = null; // the order that was sent last and not accepted, as text, and its key
+
+// An order that was sent and may have been accepted without the page hearing of it has its key in this tab: sent again, also
+// after the page was loaded anew, it is the same order.
+const attemptKey = 'shop.attempt';
+
+// keyOf returns the key of an order: a new one if it is another order than the one that was sent last. Prices do not make it
+// another: under the key of an order that was accepted, the same at a new price is refused.
+function keyOf({customer_name: name, customer_email: email, order_items: chosen}) {
+  const order = JSON.stringify([name, email, chosen.map(({product_id: id, quantity}) => [id, quantity])]);
+  if (attempt?.order !== order) attempt = {order, key: newKey()};
+  keep('sessionStorage', attemptKey, JSON.stringify(attempt));
+  return attempt.key;
+}
+
+function forgetAttempt() {
+  attempt = null;
+  keep('sessionStorage', attemptKey, null);
+}
 
 // newKey names an order. crypto.randomUUID is not there on a page that came over plain HTTP.
 function newKey() {
@@ -41,11 +59,12 @@ export function start({onPlaced, onReached}) {
   placed = onPlaced;
   reached = onReached;
   form.addEventListener('submit', submit);
-  form.addEventListener('input', () => { idempotencyKey = newKey(); basket(); keepCustomer(); });
+  form.addEventListener('input', () => { basket(); keepCustomer(); });
   $('find').addEventListener('input', find);
   $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
   $('order-for-me').addEventListener('click', orderSomething);
   fillInCustomer();
+  attempt = JSON.parse(kept('sessionStorage', attemptKey));
   list.addEventListener('click', (event) => {
     const step = Number(event.target.closest('[data-step]')?.dataset.step);
     if (step) add(event.target.closest('.product'), step);
@@ -276,8 +295,8 @@ async function submit(event) {
   busy(true);
   const start = performance.now();
   try {
-    const taken = await call('POST', '/v1/orders', {body: order, headers: {'Idempotency-Key': idempotencyKey}});
-    idempotencyKey = newKey();
+    const taken = await call('POST', '/v1/orders', {body: order, headers: {'Idempotency-Key': keyOf(order)}});
+    forgetAttempt();
     say('');
     sent = chosen.map(({item, quantity}) => [item.id, quantity]);
     for (const {row} of chosen) quantityOf(row).value = '';
@@ -300,7 +319,7 @@ const say = (text) => setText($('outcome'), text);
 
 // describeError shows an error beside the fields that it is about.
 function describeError(refusal, chosen) {
-  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') idempotencyKey = newKey();
+  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') forgetAttempt();
   for (const {field, description} of refusal.violations) {
     const line = /^order_items\[(\d+)\]/.exec(field);
     if (field === 'customer_name') setFieldError($(field), $(field).value.trim() ? description : 'Enter your name');
