@@ -5,15 +5,16 @@ const tokenKey = 'shop.token';
 let token = kept('sessionStorage', tokenKey);
 
 // takeToken moves an operator token from the address into this tab, where it stays until the tab is closed. The
-// address is cleaned at once, so that the token is neither bookmarked nor shared.
+// address is cleaned at once, so that the token is neither bookmarked nor shared. It says whether there was one.
 export function takeToken() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const given = fragment.get('token');
-  if (!given) return;
+  if (!given) return false;
   token = given;
   keep('sessionStorage', tokenKey, given);
   fragment.delete('token');
   history.replaceState(null, '', location.pathname + location.search + (fragment.size ? '#' + fragment : ''));
+  return true;
 }
 
 let tokenRefused = () => {};
@@ -49,6 +50,7 @@ export class Refusal extends Error {
 export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store', timeout = 10_000} = {}) {
   let response;
   let answer;
+  const shown = token;
   try {
     response = await fetch(path, {
       method,
@@ -68,7 +70,7 @@ export async function call(method, path, {body, headers = {}, operator = false, 
   } catch {
     throw new Refusal(0);
   }
-  if (operator && token && response.status === 401) tokenRefused();
+  if (operator && shown && shown === token && response.status === 401) tokenRefused(); // another may have been taken since
   if (!response.ok) throw new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
   return answer;
 }

@@ -21,6 +21,8 @@ function followAddress() {
   if (id) flow.follow(id);
 }
 
+let operating = false; // whether what operators see is shown
+
 async function startOperator() {
   if (!hasToken()) return;
   try {
@@ -30,6 +32,8 @@ async function startOperator() {
     if (error.status === 401) return;
     // The log is down: the token may be valid, and the operator wants to see what is wrong.
   }
+  if (operating) return; // two links were opened at once
+  operating = true;
   setText($('role'), 'operator');
   $('operator-hint').hidden = true;
   for (const element of document.querySelectorAll('[data-operator]')) element.hidden = false;
@@ -53,6 +57,12 @@ storefront.start({
   },
   onReached: (state) => report('shop', state),
 });
-addEventListener('hashchange', followAddress);
+addEventListener('hashchange', () => {
+  if (takeToken()) {
+    if (operating) location.reload(); // what operators see begins anew
+    else startOperator();
+  }
+  followAddress();
+});
 followAddress();
 startOperator();
