@@ -192,6 +192,12 @@ func (s *shop) aTokenThatExpiresIsNoticed(t *testing.T) {
 	})()`)
 	b.text("#role", "signed out")
 	b.text("#operator-hint", "not valid here, or not any more")
+	eval[any](b, "location.hash = '#token="+operatorToken+"'")                        // as if the link was opened in this tab
+	b.do(chromedp.WaitVisible(chromedp.CSS("body:has(#operator-hint[hidden]) #log"))) // the page begins anew
+	b.text("#log-state", "events/s")
+	if role := eval[string](b, "document.querySelector('#role').textContent"); role != "operator" {
+		t.Errorf("with a token that is valid the page is that of: %s", role)
+	}
 }
 
 // Who ordered before the catalogue had come was told to add a product, with one in the basket a moment later.

@@ -27,3 +27,29 @@ export async function anOperatorLinkIsTakenByATabThatShowsThePage() {
   await until(() => text('role') === 'operator' && !element('log').hidden);
   equal([location.hash, element('operator-hint').hidden], ['', true]);
 }
+
+// The header said for ever what it had said last, "connecting" or "a service is down", and each second another call was refused.
+export async function whoIsSignedOutIsToldWhatTheShopIsLikeAndAsksNoMore() {
+  const valid = ['Bearer good'];
+  const calls = await load(valid);
+  const operators = () => calls.filter(({path}) => path !== '/catalogue').length;
+  status.services[0].ready = false;
+  location.hash = '#token=good';
+  await until(() => text('connection') === 'a service is down' && text('log-state').includes('events/s'));
+  valid.pop();
+  await until(() => text('role') === 'operator, signed out');
+  await until(() => text('connection') === 'live');
+  const before = [operators(), calls.length];
+  document.dispatchEvent(new Event('visibilitychange')); // as if the tab had been seen again: all is read that is read at all
+  await until(() => calls.length > before[1]);
+  equal([operators(), text('connection'), element('health-body').textContent.includes('order')], [before[0], 'live', true]);
+}
+
+export async function aStreamOfTheLogThatIsRefusedIsNoConnection() {
+  const valid = ['Bearer good'];
+  await load(valid);
+  const answer = globalThis.fetch;
+  globalThis.fetch = (path, options) => (path.startsWith('/v1/events:stream') ? json({message: 'not for you'}, 403) : answer(path, options));
+  location.hash = '#token=good';
+  await until(() => text('log-state') === 'Unavailable' && text('connection') === 'live');
+}

@@ -6,11 +6,13 @@ import * as storefront from './storefront.js';
 import * as flow from './flow.js';
 
 // The page shows the worst state of its connections.
-const connections = new Map();
+const connections = new Map([['shop', 'connecting']]);
 const words = {cut: 'reconnecting', down: 'a service is down', connecting: 'connecting', idle: 'paused', live: 'live'};
 
+// report notes the state of a connection. One that is refused is none.
 function report(what, state) {
-  connections.set(what, state);
+  if (state === 'refused') connections.delete(what);
+  else connections.set(what, state);
   const worst = Object.keys(words).find((word) => [...connections.values()].includes(word)) ?? 'live';
   setText($('connection'), words[worst]);
   $('connection').dataset.state = worst;
@@ -41,12 +43,13 @@ async function startOperator() {
   operator.start(report);
 }
 
-// What operators see stays, as it was last: only what they do is refused.
+// What operators see stays, as it was last: to read it again would be refused, as is what they do.
 onTokenRefused(() => {
   forgetToken();
   setText($('role'), $('role').textContent === 'operator' ? 'operator, signed out' : 'customer');
   setText($('operator-hint'), 'This operator token is not valid here, or not any more. Open the link that the last make up printed.');
   $('operator-hint').hidden = false;
+  for (const what of ['log', 'health']) report(what, 'refused');
 });
 takeToken();
 flow.start({onChange: storefront.refreshSoon, onRejected: storefront.refill, onConnection: (state) => report('order', state)});

@@ -1,5 +1,5 @@
 // Dead letters: messages that could not be handled, why, and buttons to redrive or discard them.
-import {asOperator, Refusal} from './api.js';
+import {asOperator, hasToken, Refusal} from './api.js';
 import {picture} from './flow.js';
 import {$, h, moment, plural, setText, short} from './dom.js';
 
@@ -34,7 +34,7 @@ const readOpen = (size) => asOperator('GET', `/v1/dead-letters?state=OPEN&page_s
 
 async function refresh() {
   clearTimeout(timer);
-  if (document.hidden) return;
+  if (document.hidden || !hasToken()) return;
   try {
     let page = await readOpen(perPage);
     if (page.next_page_token) page = await readOpen(maxCounted); // there are seldom so many

@@ -1,5 +1,5 @@
 // Health: services, queues, outboxes, and the rate of orders over the last minute.
-import {asOperator, Refusal} from './api.js';
+import {asOperator, hasToken, Refusal} from './api.js';
 import {$, duration, h, s, setText} from './dom.js';
 import {picture} from './flow.js';
 
@@ -45,12 +45,12 @@ const table = (caption, head, rows) => h('div', {}, h('table', {}, h('caption', 
 
 async function refresh() {
   clearTimeout(timer);
-  if (document.hidden) return;
+  if (document.hidden || !hasToken()) return;
   try {
     show(await asOperator('GET', '/v1/status'));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    fill(services, [['gateway', error.message]]);
+    if (hasToken()) fill(services, [['gateway', error.message]]);
   }
   clearTimeout(timer);
   timer = setTimeout(refresh, interval);

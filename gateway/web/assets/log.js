@@ -102,6 +102,7 @@ async function restart() {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 400) {
       const what = error.violations.map(({field, description}) => `${field} ${description}`).join('; ') || error.message;
+      report('refused');
       setState('refused', what);
       return;
     }
@@ -112,7 +113,10 @@ async function restart() {
     operator: true,
     after,
     onEvents: arrived,
-    onState: (is, status) => setState(is, status === 429 ? 'too many streams are open' : ''),
+    onState(is, status) {
+      report(is);
+      setState(is, status === 429 ? 'too many streams are open' : '');
+    },
     // After the tab was hidden, show the newest events, and not all since then.
     onWake: async (last) => {
       try {
@@ -222,7 +226,6 @@ let why = '';
 function setState(is, reason = '') {
   state = is;
   why = reason;
-  if (is !== 'refused') report(is);
   describe();
 }
 
