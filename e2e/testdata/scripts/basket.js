@@ -49,6 +49,16 @@ export async function theButtonsChangeTheQuantityAndNotBelowZero() {
   equal([text('basket-total'), quantity(1).value], ['empty', '']);
 }
 
+// Each time the stock was read the lines were made anew, and whoever used the keyboard was back at the page's beginning.
+export async function aLineKeepsTheFocusWhenTheStockIsRead() {
+  await shop();
+  enter(1, '1');
+  const button = element('basket-lines').querySelector('button');
+  button.focus();
+  await storefront.refresh();
+  equal([document.activeElement === button, basket()], [true, ['1 × Laptop: 1000.00 USD']]);
+}
+
 export async function aLineCanBeRemoved() {
   await shop();
   enter(1, '1');

@@ -73,6 +73,21 @@ export async function anEventThatComesTwiceIsShownOnce() {
   equal(document.querySelectorAll('#timeline [data-key]').length, 2);
 }
 
+// Each event put all rows into the list again.
+export async function aRowOfTheTimelineKeepsTheFocusWhenAnEventComes() {
+  const page = await follow(() => json({id, state: 'PENDING'}));
+  const send = (n, key) => page.stream.send(`id: ${n}\ndata: ${JSON.stringify({id: String(n), routing_key: key, published_at: `2026-01-02T03:04:0${n}Z`, attempt: 0, payload: {}})}\n\n`);
+  const rows = () => [...document.querySelectorAll('#timeline [data-key]')].map((row) => row.dataset.key);
+  send(2, keys.OrderConfirmed);
+  await until(() => rows().length === 1);
+  const row = document.querySelector('#timeline summary');
+  row.focus();
+  send(3, keys.DecrementQuantity);
+  send(1, keys.OrderPlaced);
+  await until(() => rows().length === 3);
+  equal([document.activeElement === row, rows()], [true, [keys.OrderPlaced, keys.OrderConfirmed, keys.DecrementQuantity]]);
+}
+
 export async function aStreamThatIsRefusedSaysWhy() {
   const unread = () => json({code: 5, message: 'order not found'}, 400);
   await follow(unread, {refused: 400});

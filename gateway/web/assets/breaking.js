@@ -224,8 +224,10 @@ async function waterfalls({usual, waited}, frame) {
 async function refresh() {
   try {
     const {services: states} = await asOperator('GET', '/demo');
+    const focused = services.contains(document.activeElement) ? document.activeElement.dataset.service : '';
     services.replaceChildren(...states.map(({name, running}) => h('li', {},
       h('button', {type: 'button', 'aria-pressed': !running, 'data-service': name, onclick: () => turn(name, running)}, `${running ? 'Stop' : 'Start'} ${name}`))));
+    if (focused) services.querySelector(`[data-service=${focused}]`)?.focus();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     services.replaceChildren(h('li', {}, `The services cannot be stopped or started: ${error.message}.`));

@@ -179,11 +179,13 @@ function arrived(order, event) {
 
 function drawTimeline(order) {
   const list = $('timeline');
+  const first = list.querySelectorAll('.accepted').length; // the answer to the order stands before its events
   order.events.forEach((event, i) => {
     event.row ??= timelineRow(event);
     const before = order.events[i - 1];
     setText(event.row.querySelector('.since'), before ? `+ ${duration(Date.parse(event.published_at) - Date.parse(before.published_at))}` : clock(event.published_at));
-    list.append(event.row); // the order may have changed
+    const place = list.children[first + i] ?? null;
+    if (place !== event.row) list.insertBefore(event.row, place); // a row that is moved loses the focus
   });
   list.parentElement.scrollTop = list.parentElement.scrollHeight;
 }

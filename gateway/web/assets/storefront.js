@@ -17,6 +17,7 @@ let pause = minPoll;
 let again = false;
 let held = false;
 let last = '';
+let shown = '[]'; // the lines that the basket shows, as text
 let placing = false;
 let placed = () => {};
 let reached = () => {};
@@ -241,10 +242,14 @@ function lines() {
 
 function basket() {
   const chosen = lines();
-  $('basket-lines').replaceChildren(...chosen.map(({row, item, quantity}) => h('li', {},
-    h('span', {}, `${quantity} × ${item.product_name}`),
-    h('span', {class: 'code'}, price(amount(item.price) * quantity, item.price.currency_code)),
-    h('button', {type: 'button', class: 'quiet', 'aria-label': `Remove ${item.product_name}`, onclick: () => remove(row)}, 'Remove'))));
+  const content = JSON.stringify(chosen.map(({item: {id, product_name: name, price}, quantity}) => [id, name, price, quantity]));
+  if (content !== shown) { // else the button that has the focus would lose it each time the stock is read
+    shown = content;
+    $('basket-lines').replaceChildren(...chosen.map(({row, item, quantity}) => h('li', {},
+      h('span', {}, `${quantity} × ${item.product_name}`),
+      h('span', {class: 'code'}, price(amount(item.price) * quantity, item.price.currency_code)),
+      h('button', {type: 'button', class: 'quiet', 'aria-label': `Remove ${item.product_name}`, onclick: () => remove(row)}, 'Remove'))));
+  }
   const currency = chosen[0]?.item.price.currency_code;
   const pieces = chosen.reduce((sum, line) => sum + line.quantity, 0);
   const total = chosen.reduce((sum, line) => sum + amount(line.item.price) * line.quantity, 0);
