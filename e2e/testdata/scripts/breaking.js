@@ -19,3 +19,9 @@ export async function theButtonOfAServiceKeepsTheFocusWhenAnExperimentEnds() {
   await until(() => service('order') !== before);
   equal([document.activeElement === service('order'), text('breaking-body').includes('It is dead letter 7 now')], [true, true]);
 }
+
+// What is on or off was said by an attribute without a value, which says neither.
+export async function aServiceThatIsStoppedIsAButtonThatIsPressed() {
+  await start();
+  equal(['order', 'inventory'].map((name) => service(name).getAttribute('aria-pressed')), ['false', 'true']);
+}

@@ -317,7 +317,7 @@ async function submit(event) {
 
 function busy(is) {
   placing = is;
-  $('place').toggleAttribute('aria-busy', is);
+  $('place').setAttribute('aria-busy', is);
 }
 
 const say = (text) => setText($('outcome'), text);
