@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -72,6 +73,46 @@ func TestContracts_SayWhoMayMakeEachCall(t *testing.T) {
 	})
 	if said[optionsv1.Access_ACCESS_INTERNAL] == 0 || said[optionsv1.Access_ACCESS_PUBLIC] == 0 {
 		t.Errorf("only %v: not all contracts were looked at", said)
+	}
+}
+
+// Only the length of a list is checked before its elements are, so a list without a maximum, or a map, could make a request
+// of 1 MiB take hundreds of times as much.
+func TestContracts_EachListInARequestHasAMaximum(t *testing.T) {
+	t.Parallel()
+	lists := 0
+	seen := map[protoreflect.FullName]bool{}
+	var look func(protoreflect.MessageDescriptor)
+	look = func(md protoreflect.MessageDescriptor) {
+		if seen[md.FullName()] || !strings.HasPrefix(string(md.FullName()), "shop.") {
+			return
+		}
+		seen[md.FullName()] = true
+		for i := range md.Fields().Len() {
+			fd := md.Fields().Get(i)
+			rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
+			if fd.IsList() {
+				lists++
+			}
+			if fd.IsMap() || fd.IsList() && !rules.GetRepeated().HasMaxItems() {
+				t.Errorf("%s: give it max_items", fd.FullName())
+			}
+			if fd.Message() != nil {
+				look(fd.Message())
+			}
+		}
+	}
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				look(methods.Get(j).Input())
+			}
+		}
+		return true
+	})
+	if lists == 0 {
+		t.Error("there are no lists")
 	}
 }
 

@@ -67,7 +67,8 @@ func (s validatedStream) RecvMsg(m any) error {
 // RequestChecker can be implemented by a service whose requests have rules that the contract cannot express.
 type RequestChecker interface {
 	// Violations is called with every request, also one that breaks the contract's rules, so that the client is told
-	// everything that is wrong in one answer. It may be called concurrently.
+	// everything that is wrong in one answer; but not with lists that are longer than the contract allows. It may be called
+	// concurrently.
 	Violations(request proto.Message) []Violation
 }
 
@@ -77,6 +78,9 @@ func validate(server, req any) error {
 	message, ok := req.(proto.Message)
 	if !ok {
 		return nil
+	}
+	if long, ok := tooLong(message.ProtoReflect()); ok {
+		return InvalidArgument(long)
 	}
 	violations, err := violationsOf(protovalidate.Validate(message))
 	if err != nil {

@@ -8,11 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
 
+	"buf.build/go/protovalidate"
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -22,6 +24,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	eventsv1 "shop.example/gen/shop/events/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/apierror"
 )
@@ -251,5 +255,52 @@ func TestInterceptor_ProfilesTellCallsApart(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// One request of 1 MiB with half a million items without a product took half a gigabyte: each of them was said to be wrong,
+// although 100 are allowed.
+func TestInterceptor_AListThatIsTooLongIsNotLookedThrough(t *testing.T) {
+	t.Parallel()
+	errs := apierror.NewInterceptor(slog.New(slog.DiscardHandler))
+	refusal := func(request proto.Message, server any) *status.Status {
+		_, err := errs.Unary(t.Context(), request, &grpc.UnaryServerInfo{Server: server, FullMethod: "/x/Y"}, func(context.Context, any) (any, error) {
+			t.Error("the handler was called")
+			return nil, nil
+		})
+		return status.Convert(err)
+	}
+	items := make([]*checkoutv1.PlaceOrderRequest_Item, 1<<19)
+	for i := range items {
+		items[i] = &checkoutv1.PlaceOrderRequest_Item{}
+	}
+	lines := make([]*eventsv1.RequestedLine, 1<<19)
+	for i := range lines {
+		lines[i] = &eventsv1.RequestedLine{}
+	}
+	for field, request := range map[string]proto.Message{
+		"order_items":     &checkoutv1.PlaceOrderRequest{OrderItems: items},
+		"orders[1].lines": &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{{}, {Lines: lines}}},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		got := refusal(request, checking{})
+		runtime.ReadMemStats(&after)
+		checkStatus(t, got, codes.InvalidArgument, field+": must contain no more than 100 item(s)", info("INVALID_ARGUMENT"),
+			&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+				{Field: field, Description: "must contain no more than 100 item(s)"},
+			}})
+		if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 { // the other tests take some of it
+			t.Errorf("%s: refusing it took %d MiB", field, took>>20)
+		}
+	}
+
+	valid := &checkoutv1.PlaceOrderRequest{CustomerName: "Ada", CustomerEmail: "ada@example.org"}
+	for range 101 {
+		valid.OrderItems = append(valid.OrderItems, &checkoutv1.PlaceOrderRequest_Item{ProductId: 1, Quantity: 1})
+	}
+	want := apierror.Status(apierror.FromViolations(protovalidate.Validate(valid)))
+	if got := refusal(valid, nil); got.Message() != want.Message() {
+		t.Errorf("got %q, and protovalidate says %q", got.Message(), want.Message())
 	}
 }
