@@ -25,15 +25,25 @@ import (
 // The errors of protojson and grpc-gateway speak of Go and protobuf, so their parsers are run again for one field at a time,
 // and what they refuse is described here. This runs only after a request has been refused.
 
-// maxNameLength is how much of a field's name an error repeats, in bytes.
-const maxNameLength = 64
+const (
+	// maxNameLength is how much of a field's name an error repeats, in bytes.
+	maxNameLength = 64
+	// maxFound is how many fields may be wrong before the rest is not looked at: a body of 1 MiB has room for hundreds of
+	// thousands. It is more than an error names, so that most errors can say how many more there are.
+	maxFound = 100
+)
 
-// violations are the fields that are wrong.
+// violations are the fields that are wrong, maxFound at most.
 type violations []apierror.Violation
 
 func (v *violations) add(field, description string) {
-	*v = append(*v, apierror.Violation{Field: field, Description: description})
+	if !v.full() {
+		*v = append(*v, apierror.Violation{Field: field, Description: description})
+	}
 }
+
+// full reports whether nothing more is added.
+func (v *violations) full() bool { return len(*v) >= maxFound }
 
 // bodyError explains why body is not valid JSON of the message md.
 func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
@@ -73,7 +83,7 @@ func (v *violations) object(path string, md protoreflect.MessageDescriptor, raw 
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	_, _ = dec.Token() // the brace
 	seen := map[protoreflect.FieldNumber]bool{}
-	for dec.More() {
+	for dec.More() && !v.full() {
 		var value json.RawMessage
 		key, _ := dec.Token()
 		if err := dec.Decode(&value); err != nil {
@@ -102,9 +112,13 @@ func (v *violations) field(path string, fd protoreflect.FieldDescriptor, raw jso
 	case raw[0] != '[':
 		v.add(path, "must be an array")
 	default:
-		var elements []json.RawMessage
-		_ = json.Unmarshal(raw, &elements) // raw is valid JSON
-		for i, element := range elements {
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		_, _ = dec.Token() // the bracket
+		for i := 0; dec.More() && !v.full(); i++ {
+			var element json.RawMessage
+			if err := dec.Decode(&element); err != nil {
+				return // not reached: raw is valid JSON
+			}
 			v.single(fmt.Sprintf("%s[%d]", path, i), fd, element)
 		}
 	}
@@ -133,6 +147,9 @@ func parameterErrors(mt protoreflect.MessageType, parameters url.Values, bound f
 	msg := mt.New().Interface()
 	seen := map[string]bool{}
 	for _, name := range sortedKeys(parameters) {
+		if found.full() {
+			break
+		}
 		values := parameters[name]
 		field, fd := fieldAt(mt.Descriptor(), name)
 		switch {

@@ -2,6 +2,10 @@ package rest
 
 import (
 	"encoding/json"
+	"net/url"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -12,6 +16,7 @@ import (
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	loggingv1 "shop.example/gen/shop/logging/v1"
 )
 
 // Whatever protojson refuses, the answer says what is wrong in which field, never just "cannot be read".
@@ -39,4 +44,44 @@ func FuzzUnreadableBody_EveryRefusalIsExplained(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Each of the 200,000 fields that a body of 1 MiB has room for was described, with all fields that there are instead.
+func TestDecodeErrors_OfABodyWithManyWrongFieldsAreBounded(t *testing.T) {
+	t.Parallel()
+	many := func(one string) string { return one + strings.Repeat(","+one, (1<<20-100)/(len(one)+1)) }
+	order := (&checkoutv1.PlaceOrderRequest{}).ProtoReflect().Descriptor()
+	for name, test := range map[string]struct{ body, first string }{
+		"unknown fields":            {"{" + many(`"":0`) + "}", `"": unknown field: this object has customer_name, customer_email, order_items (and 99 more)`},
+		"fields given twice":        {"{" + many(`"customer_name":""`) + "}", "customer_name: given twice (and 99 more)"},
+		"elements":                  {`{"order_items":[` + many("1") + "]}", "order_items[0]: must be an object (and 99 more)"},
+		"fields of elements":        {`{"order_items":[` + many(`{"a":1,"b":2}`) + "]}", "order_items[0].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
+		"fields of another element": {`{"order_items":[{},{` + many(`"a":1`) + "}]}", "order_items[1].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := bodyError(order, []byte(test.body))
+		runtime.ReadMemStats(&after)
+		if got := err.GRPCStatus().Message(); got != test.first {
+			t.Errorf("%s: %s", name, got)
+		}
+		if named := violationsOf(err.GRPCStatus()); len(named) != 20 {
+			t.Errorf("%s: %d fields are named", name, len(named))
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 32<<20 { // the other tests take some of it
+			t.Errorf("%s: explaining it took %d MiB", name, took>>20)
+		}
+	}
+}
+
+func TestDecodeErrors_OfManyWrongParametersAreBounded(t *testing.T) {
+	t.Parallel()
+	parameters := url.Values{"page_size": slices.Repeat([]string{"x"}, 5000)}
+	for i := range 5000 {
+		parameters[strconv.Itoa(i)] = []string{""}
+	}
+	kind := (&loggingv1.ListEventsRequest{}).ProtoReflect().Type()
+	if found := parameterErrors(kind, parameters, func(string) bool { return false }); len(found) != maxFound {
+		t.Errorf("%d parameters are described", len(found))
+	}
 }
