@@ -93,11 +93,15 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := CallMemory{limiter: d.Limits.Memory, client: d.Clients.Identify(r)}
-	refusal := d.check(w.Header(), r, call.client)
+	var tried *login // nil without a token
+	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
+		tried = d.logins.of(r.Header["Authorization"], d.Clients.address(r))
+	}
+	refusal := d.check(w.Header(), r, call.client, tried)
 	if refusal == nil {
 		defer d.Limits.Calls.Release(call.client, 1)
-		if d.logins != nil && len(r.Header["Authorization"]) > 0 {
-			r = r.WithContext(withLogin(r.Context(), &login{d.logins, call.client.subject, d.Clients.address(r)}))
+		if tried != nil {
+			r = r.WithContext(withLogin(r.Context(), tried))
 		}
 	}
 	if isGRPC(r) {
@@ -113,8 +117,8 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // check returns an error if the call is to be refused. A call that is accepted counts as open from then on. header is that
-// of the response.
-func (d *Ingress) check(header http.Header, r *http.Request, from Client) error {
+// of the response; tried is nil without a token.
+func (d *Ingress) check(header http.Header, r *http.Request, from Client, tried *login) error {
 	if d.rate != nil {
 		if err := d.rate.allow(header, r, from); err != nil {
 			return err
@@ -127,8 +131,8 @@ func (d *Ingress) check(header http.Header, r *http.Request, from Client) error 
 			}
 		}
 	}
-	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
-		if err := d.logins.check(r.Context(), from.subject, d.Clients.address(r)); err != nil {
+	if tried != nil {
+		if err := tried.check(r.Context()); err != nil {
 			return err
 		}
 	}

@@ -2,11 +2,13 @@ package ingress
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net/netip"
+	"strings"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -23,13 +25,19 @@ import (
 var failedRate = RateLimit{PerSecond: 1, Burst: 20}
 
 // logins limits how often one address may send invalid tokens. After too many, valid tokens from that address are refused
-// too: otherwise guessing would go on. Operators and customers who have logged in from the same address before are
-// excepted, so that a stranger behind the same proxy cannot lock them out. It is safe for concurrent use.
+// too: otherwise guessing would go on. Tokens that were accepted from the same address before are excepted, so that a stranger
+// behind the same proxy cannot lock out who has them. It is safe for concurrent use.
 type logins struct {
 	failures *rateLimiter // a bucket an address
-	known    *lru.Cache[Client, struct{}]
+	known    *lru.Cache[knownToken, struct{}]
 	failed   metric.Int64Counter
 	log      *slog.Logger
+}
+
+// knownToken is a token that was accepted from an address. It is not kept itself.
+type knownToken struct {
+	hash [sha256.Size]byte
+	at   netip.Addr
 }
 
 // failedReasons are the reasons for refusing a token, of this package and of package access.
@@ -42,9 +50,9 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	if err != nil {
 		return nil, err
 	}
-	known, err := lru.New[Client, struct{}](maxClients)
+	known, err := lru.New[knownToken, struct{}](maxClients)
 	if err != nil {
-		return nil, fmt.Errorf("known clients: %w", err)
+		return nil, fmt.Errorf("known tokens: %w", err)
 	}
 	failed, err := meter.Int64Counter("gateway.logins.failed", metric.WithDescription("Calls whose token is not valid, or does not give the role that they need."))
 	if err != nil {
@@ -56,15 +64,24 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
 }
 
-// check returns an error if tokens from this address are refused at present. subject is the token's; "" if it is not known
-// before the token is verified. A call is checked when it comes in, and again before its token is verified: otherwise many
-// calls at once, each with a request that arrives slowly, would all pass.
-func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error {
-	client := Client{subject: subject, addr: at}
-	if subject != "" && l.known.Contains(client) {
+// login is a call with a token.
+type login struct {
+	*logins
+	token knownToken // if it is accepted
+}
+
+// of returns the login of a call from an address. given are the values of the header Authorization.
+func (l *logins) of(given []string, at netip.Addr) *login {
+	return &login{l, knownToken{sha256.Sum256([]byte(strings.Join(given, ","))), at}}
+}
+
+// check returns an error if tokens from this address are refused at present. A call is checked when it comes in, and again
+// before its token is verified: otherwise many calls at once, each with a request that arrives slowly, would all pass.
+func (l *login) check(ctx context.Context) error {
+	if l.known.Contains(l.token) {
 		return nil
 	}
-	if bucket, any := l.failures.buckets.Get(Client{addr: at}); any {
+	if bucket, any := l.failures.buckets.Get(Client{addr: l.token.at}); any {
 		if missing := 1 - bucket.TokensAt(time.Now()); missing > 0 {
 			l.failed.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", "TOO_MANY_FAILED_LOGINS")))
 			wait := time.Duration(math.Ceil(missing/l.failures.PerSecond*1000)) * time.Millisecond
@@ -72,13 +89,6 @@ func (l *logins) check(ctx context.Context, subject string, at netip.Addr) error
 		}
 	}
 	return nil
-}
-
-// login is a call with a token.
-type login struct {
-	*logins
-	subject string // whom the token is for, if that is known before it is verified
-	at      netip.Addr
 }
 
 type loginKey struct{}
@@ -93,16 +103,16 @@ func Login(ctx context.Context, check func() error) error {
 	if !ok {
 		return check()
 	}
-	if err := l.check(ctx, l.subject, l.at); err != nil {
+	if err := l.check(ctx); err != nil {
 		return err
 	}
 	err := check()
 	if err != nil {
 		l.fail(ctx, err)
-	} else if l.subject != "" {
-		l.known.Add(Client{subject: l.subject, addr: l.at}, struct{}{})
+		return err
 	}
-	return err
+	l.known.Add(l.token, struct{}{})
+	return nil
 }
 
 // fail counts and logs a refused token. It does not log the token, and for each address writes no more lines than
@@ -114,8 +124,8 @@ func (l *login) fail(ctx context.Context, err error) {
 	}
 	reason := refusal.Reason()
 	l.failed.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
-	if l.failures.bucket(Client{addr: l.at}).Allow() {
+	if l.failures.bucket(Client{addr: l.token.at}).Allow() {
 		method, _ := grpc.Method(ctx)
-		l.log.WarnContext(ctx, "login failed", "reason", reason, "address", l.at.String(), "method", method)
+		l.log.WarnContext(ctx, "login failed", "reason", reason, "address", l.token.at.String(), "method", method)
 	}
 }

@@ -124,6 +124,38 @@ func TestLogins_ThatFailAreLimitedCountedAndLoggedWithoutTheToken(t *testing.T) 
 	}
 }
 
+// Customers behind the address of somebody who sent wrong tokens were refused: until their second call, and whenever
+// their last one was a minute ago.
+func TestLogins_ACustomerIsNotLockedOutByAStrangerAtTheSameAddress(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t)
+	g := startOIDCGateway(t, access.OIDC{Issuer: i.URL})
+	list := func(from, token string) answer {
+		return send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "X-Forwarded-For: "+from, "Authorization: Bearer "+token)
+	}
+	token := i.Token(t, map[string]any{"roles": []string{"customer"}})
+	const office, elsewhere = "192.0.2.1", "192.0.2.2"
+	if got := list(office, token); got.status != http.StatusOK {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	for _, from := range []string{office, elsewhere} {
+		for n := 0; list(from, "a.wrong.token").status != http.StatusTooManyRequests; n++ {
+			if n > 1000 {
+				t.Fatal("wrong tokens are not limited")
+			}
+		}
+	}
+	if got := list(office, token); got.status != http.StatusOK {
+		t.Errorf("the customer: %d %s", got.status, got.body)
+	}
+	// The token was accepted, but not here. One more is looked at each second, so on a slow machine it takes another try.
+	for n := 0; list(elsewhere, i.Token(t, map[string]any{"sub": fmt.Sprint(n)})).status != http.StatusTooManyRequests; n++ {
+		if n > 100 {
+			t.Fatal("tokens that were not accepted before are looked at after many wrong ones")
+		}
+	}
+}
+
 // Each call was let in before any of them had failed: as many tokens could be tried at once as there may be calls.
 func TestLogins_TokensOfCallsThatComeInTogetherAreNotAllLookedAt(t *testing.T) {
 	t.Parallel()
