@@ -23,9 +23,13 @@ import (
 // gateway.
 const maxTranslated = 4 << 20
 
-// isWeb reports whether a call is Connect or gRPC-Web. REST clients send none of these headers.
+// ownServices is how the names of the shop's services begin.
+const ownServices = "shop."
+
+// isWeb reports whether a call is Connect or gRPC-Web: by its path, too, because the library takes some calls with these
+// headers for REST, which it would serve without conditions and with errors of its own.
 func isWeb(r *http.Request) bool {
-	if r.Method != http.MethodPost {
+	if r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Path, "/"+ownServices) {
 		return false
 	}
 	if len(r.Header["Connect-Protocol-Version"]) > 0 {
@@ -50,7 +54,7 @@ func newTranslator(server *grpc.Server) (http.Handler, error) {
 	})
 	var services []*vanguard.Service
 	for name := range server.GetServiceInfo() {
-		if strings.HasPrefix(name, "shop.") {
+		if strings.HasPrefix(name, ownServices) {
 			services = append(services, vanguard.NewService(name, translated,
 				vanguard.WithTargetProtocols(vanguard.ProtocolGRPC), vanguard.WithTargetCodecs(vanguard.CodecProto, vanguard.CodecJSON),
 				vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(maxTranslated)))

@@ -186,6 +186,36 @@ func TestWeb_NonsenseIsRefused(t *testing.T) {
 	}
 }
 
+// A call over REST that has a header of Connect or gRPC-Web, but not as these have it, was served by the library's own REST:
+// without If-Match, and with other errors.
+func TestWeb_RESTIsOursWhateverItsHeadersSay(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{})
+	const isJSON = "Content-Type: application/json"
+	for name, test := range map[string]struct {
+		headers []string
+		reason  string
+	}{
+		"REST":                         {[]string{isJSON}, "INVALID_ARGUMENT"},
+		"Connect":                      {[]string{isJSON, "Connect-Protocol-Version: 1"}, "INVALID_ARGUMENT"},
+		"another version of Connect":   {[]string{isJSON, "Connect-Protocol-Version: 2"}, "INVALID_ARGUMENT"},
+		"no type":                      {[]string{"Connect-Protocol-Version: 2"}, "INVALID_ARGUMENT"},
+		"something like gRPC-Web":      {[]string{"Content-Type: application/grpc-webs"}, "UNSUPPORTED_MEDIA_TYPE"},
+		"Connect with text":            {[]string{"Content-Type: text/plain", "Connect-Protocol-Version: 1"}, "UNSUPPORTED_MEDIA_TYPE"},
+		"a stream of Connect":          {[]string{"Content-Type: application/connect+json"}, "UNSUPPORTED_MEDIA_TYPE"},
+		"a stream of Connect, version": {[]string{"Content-Type: application/connect+json", "Connect-Protocol-Version: 2"}, "UNSUPPORTED_MEDIA_TYPE"},
+	} {
+		got := send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders", `{"garbage":true}`, test.headers...)
+		if f := got.failure(t); f.reason() != test.reason || test.reason == "INVALID_ARGUMENT" && !strings.HasPrefix(f.Message, "garbage: unknown field") {
+			t.Errorf("%s: %d %s", name, got.status, got.body)
+		}
+		got = send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder+":cancel", "{}", append(test.headers, "If-Match: nonsense")...)
+		if reason := got.failure(t).reason(); reason != test.reason {
+			t.Errorf("%s, with a wrong If-Match: %d %s", name, got.status, got.body)
+		}
+	}
+}
+
 func TestWeb_CountsWithAllOtherCalls(t *testing.T) {
 	t.Parallel()
 	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
