@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -94,13 +95,36 @@ func TestPage_OfAnOrderSaysHowItStands(t *testing.T) {
 		storedOrder:  {http.StatusOK, "Your order is confirmed", false},
 		pendingOrder: {http.StatusOK, "Checking stock…", true},
 		missingOrder: {http.StatusNotFound, "There is no order with this id", false},
-		lockedOrder:  {http.StatusOK, "Checking stock…", true},
+		lockedOrder:  {http.StatusServiceUnavailable, "cannot say at the moment", true},
+		brokenOrder:  {http.StatusServiceUnavailable, "cannot say at the moment", true},
 		"1":          {http.StatusNotFound, "no order with this address", false},
 	} {
 		got := send(t, http.MethodGet, "http://"+addr+"/orders/"+order, "")
 		text := strings.ReplaceAll(got.body, "'", "&#39;")
 		if got.status != want.status || !strings.Contains(text, want.text) || strings.Contains(text, `http-equiv="refresh"`) != want.again {
 			t.Errorf("%s: %d\n%s", order, got.status, got.body)
+		}
+	}
+}
+
+// A confirmed order, or one that somebody made up, was said to be accepted and queued while the order service was away.
+func TestPage_OfAnOrderThatCannotBeReadPromisesNothing(t *testing.T) {
+	t.Parallel()
+	order := backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })
+	const secret = "a secret of the tests"
+	g := startGateway(t, Config{OrderAddr: order, IDSecret: secret})
+	away := startGateway(t, Config{IDSecret: secret})
+	var shared struct {
+		Token string `json:"share_token"`
+	}
+	share := send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders/"+storedOrder+":share", "{}")
+	if err := json.Unmarshal([]byte(share.body), &shared); err != nil || shared.Token == "" {
+		t.Fatalf("%v: %d %s", err, share.status, share.body)
+	}
+	for _, path := range []string{"/orders/" + storedOrder, "/shared/" + shared.Token} {
+		got := send(t, http.MethodGet, "http://"+away.HTTPAddr()+path, "")
+		if got.status != http.StatusServiceUnavailable || strings.Contains(got.body, "PENDING") || !strings.Contains(got.body, "cannot say at the moment") {
+			t.Errorf("%s: %d\n%s", path, got.status, got.body)
 		}
 	}
 }

@@ -325,8 +325,10 @@ func (p *page) serveOrder(w http.ResponseWriter, r *http.Request, inPath map[str
 	case codes.Unauthenticated, codes.PermissionDenied:
 		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
 		return
+	default:
+		p.writeUnavailable(w, view)
+		return
 	}
-	// While the order service is away, no order is decided.
 	if view.Message == "" {
 		view.Message = messageOf(view.State)
 	}
@@ -352,11 +354,21 @@ func (p *page) serveShared(w http.ResponseWriter, r *http.Request, inPath map[st
 	case codes.Unauthenticated, codes.PermissionDenied:
 		http.Error(w, status.Convert(err).Message(), refusalStatus(err))
 		return
+	default:
+		p.writeUnavailable(w, view)
+		return
 	}
 	if view.Message == "" {
 		view.Message = messageOf(view.State)
 	}
 	p.write(w, http.StatusOK, "order.html", view)
+}
+
+// writeUnavailable writes the page of an order that cannot be read: it may be decided, or not exist.
+func (p *page) writeUnavailable(w http.ResponseWriter, view orderView) {
+	view.State = "UNKNOWN"
+	view.Message = "The shop cannot say at the moment how this order stands. If it was accepted, it is safe and will be decided. This page tries again every second."
+	p.write(w, http.StatusServiceUnavailable, "order.html", view)
 }
 
 func (v *orderView) show(o decidedOrder) {
