@@ -20,22 +20,33 @@ const (
 	// bindTimeout bounds the wait for the subscription before an order is published. Without a subscription the order is
 	// looked up.
 	bindTimeout = time.Second
-	// pollInterval is how often a waiting client's order is looked up while there is no subscription, and maxLookups how
-	// many lookups run at a time, so that waiting clients do not slow down the order service.
+	// pollInterval is how often a waiting client's order is looked up while there is no subscription, or while it is not
+	// known what was missed. maxLookups is how many lookups run at a time, so that waiting clients do not slow down the order
+	// service.
 	pollInterval = 2 * time.Second
 	maxLookups   = 4
+	// recheckInterval is how often an order is looked up although nothing seems to have been missed: the broker does not
+	// tell when somebody has deleted a binding, or when the queue was full. Nearly all orders are decided before.
+	recheckInterval = 10 * time.Second
 )
 
 // Decisions tells waiting clients how their orders were decided. It does not ask the order service: while a client waits,
 // the gateway subscribes to the order service's events. It is safe for concurrent use.
 type Decisions struct {
-	events   *messaging.Subscription
-	lookup   func(ctx context.Context, orderID string) *orderv1.Order // nil if it is not decided, or not known
+	events   subscription
+	lookup   func(ctx context.Context, orderID string) (*orderv1.Order, error) // nil if it is not decided
 	lookups  *semaphore.Weighted
 	stopping <-chan struct{} // closed when the gateway stops
 
 	mu      sync.Mutex // guards what follows
 	awaited map[string]*awaited
+}
+
+// subscription is what Decisions uses of a messaging.Subscription.
+type subscription interface {
+	Run(ctx context.Context) error
+	Want() (release func())
+	Bound() (generation uint64, changed <-chan struct{})
 }
 
 // awaited is an order whose decision some clients wait for.
@@ -46,8 +57,9 @@ type awaited struct {
 }
 
 // NewDecisions returns Decisions that work while Run runs. lookup reads an order from the order service, for when events
-// were missed; it returns nil if the order is not decided. All waits end when stopping is closed.
-func NewDecisions(conn *messaging.Connection, lookup func(context.Context, string) *orderv1.Order, stopping <-chan struct{}) *Decisions {
+// were missed; it returns nil if the order is not decided, and an error if that is not known. All waits end when stopping is
+// closed.
+func NewDecisions(conn *messaging.Connection, lookup func(context.Context, string) (*orderv1.Order, error), stopping <-chan struct{}) *Decisions {
 	d := &Decisions{lookup: lookup, lookups: semaphore.NewWeighted(maxLookups), stopping: stopping, awaited: map[string]*awaited{}}
 	d.events = messaging.NewSubscription(conn, d.isAwaited, onDecision[*eventsv1.OrderConfirmed](d), onDecision[*eventsv1.OrderRejected](d))
 	return d
@@ -137,23 +149,29 @@ func (w *wait) close() {
 func (w *wait) outcome(ctx context.Context, pending *orderv1.Order, atMost time.Duration) *orderv1.Order {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
+	look := w.generation == 0 // events may have been missed already
+	again := time.NewTimer(recheckInterval)
+	defer again.Stop()
 	for {
 		generation, changed := w.events.Bound()
-		if generation == 0 || generation != w.generation { // events may have been missed
-			if decided := w.lookUp(ctx); decided != nil {
+		if look || generation != w.generation {
+			decided, err := w.lookUpUntilHeard(ctx)
+			if decided != nil {
 				return decided
 			}
-			w.generation = generation
-		}
-		var again <-chan time.Time
-		if generation == 0 {
-			again = time.After(pollInterval)
+			w.generation, look = generation, false
+			if generation == 0 || err != nil {
+				again.Reset(pollInterval)
+			} else {
+				again.Reset(recheckInterval)
+			}
 		}
 		select {
 		case <-w.order.decided:
 			return w.decided(ctx, pending)
 		case <-changed:
-		case <-again:
+		case <-again.C:
+			look = true
 		case <-ctx.Done():
 			return pending
 		case <-w.stopping:
@@ -162,9 +180,23 @@ func (w *wait) outcome(ctx context.Context, pending *orderv1.Order, atMost time.
 	}
 }
 
-func (w *wait) lookUp(ctx context.Context) *orderv1.Order {
-	if w.lookups.Acquire(ctx, 1) != nil {
-		return nil
+// lookUpUntilHeard is lookUp, but fails once the event has come: many clients may wait for their turn to ask.
+func (w *wait) lookUpUntilHeard(ctx context.Context) (*orderv1.Order, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-w.order.decided:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return w.lookUp(ctx)
+}
+
+func (w *wait) lookUp(ctx context.Context) (*orderv1.Order, error) {
+	if err := w.lookups.Acquire(ctx, 1); err != nil {
+		return nil, err
 	}
 	defer w.lookups.Release(1)
 	return w.lookup(ctx, w.orderID)
@@ -174,7 +206,7 @@ func (w *wait) lookUp(ctx context.Context) *orderv1.Order {
 // one says; then it is read from the order service.
 func (w *wait) decided(ctx context.Context, pending *orderv1.Order) *orderv1.Order {
 	if len(metadata.ValueFromIncomingContext(ctx, idempotencyKey)) > 0 {
-		if stored := w.lookUp(ctx); stored != nil {
+		if stored, _ := w.lookUp(ctx); stored != nil {
 			return stored
 		}
 	}

@@ -271,15 +271,16 @@ func sameLine(item *orderv1.OrderItem, line *eventsv1.RequestedLine) bool {
 	return item.GetProductId() == line.GetProductId()
 }
 
-// Lookup reads an order from the order service; nil if it has not been decided, or if the service does not answer.
-func (o *Orders) Lookup(ctx context.Context, id string) *orderv1.Order {
+// Lookup reads an order from the order service; nil if it has not been decided. The error is that of a service that does not
+// answer.
+func (o *Orders) Lookup(ctx context.Context, id string) (*orderv1.Order, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	got, err := o.stored.GetOrder(access.OnBehalfOf(ctx), &orderv1.GetOrderRequest{OrderId: id})
-	if err != nil {
-		return nil
+	if apierror.ReasonOf(err) == "ORDER_NOT_FOUND" {
+		return nil, nil
 	}
-	return got.GetOrder()
+	return got.GetOrder(), err
 }
 
 // pending returns an order as far as it is known before it is decided.
