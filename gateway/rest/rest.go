@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -288,7 +289,7 @@ func fieldsIn(path string) []string {
 	return fields
 }
 
-// checkParameters returns an error if the path or the query cannot be decoded.
+// checkParameters returns an error if a header, the path or the query cannot be decoded.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
 	if t.creates {
 		for _, key := range r.Header["Idempotency-Key"] {
@@ -297,7 +298,15 @@ func (t *route) checkParameters(r *http.Request, inPath map[string]string) error
 			}
 		}
 	}
-	if t.request == nil || len(inPath) == 0 && r.URL.RawQuery == "" {
+	if t.request == nil {
+		return nil
+	}
+	if given := r.Header.Get("Grpc-Timeout"); given != "" && !isTimeout(given) {
+		return apierror.InvalidArgument(apierror.Violation{
+			Field: "Grpc-Timeout", Description: "must be a whole number with one of the units H, M, S, m, u and n: 500m for half a second",
+		})
+	}
+	if len(inPath) == 0 && r.URL.RawQuery == "" {
 		return nil
 	}
 	path := url.Values{}
@@ -314,6 +323,13 @@ func (t *route) checkParameters(r *http.Request, inPath map[string]string) error
 		return apierror.InvalidArgument(found...)
 	}
 	return nil
+}
+
+// isTimeout reports whether grpc-gateway can read a Grpc-Timeout: its own error would be taken for one about the body.
+func isTimeout(given string) bool {
+	unit := len(given) - 1
+	_, err := strconv.ParseUint(given[:unit], 10, 64)
+	return err == nil && strings.Contains("HMSmun", given[unit:])
 }
 
 // isBound reports whether a field is set by the path or the body, so that the query must not set it.

@@ -193,6 +193,27 @@ func TestREST_WrongParametersAreNamed(t *testing.T) {
 	}
 }
 
+// A body was said to be unreadable because of a header.
+func TestREST_ATimeoutThatCannotBeReadIsNamed(t *testing.T) {
+	t.Parallel()
+	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
+	for _, timeout := range []string{"soon", "5", "S", "-1S", "1.5S", "99999999999999999999S", "5s"} {
+		for call, body := range map[string]string{"POST /v1/orders": "{}", "GET /v1/orders/" + storedOrder: "", "GET /v1/events:stream": ""} {
+			method, path, _ := strings.Cut(call, " ")
+			got := send(t, method, "http://"+addr+path, body, "Grpc-Timeout: "+timeout, "Authorization: Bearer "+operatorToken)
+			f := got.failure(t)
+			if v := f.violations(); got.status != http.StatusBadRequest || f.reason() != "INVALID_ARGUMENT" || len(v) != 1 || v[0].Field != "Grpc-Timeout" {
+				t.Errorf("%s with %q: %d %s", call, timeout, got.status, got.body)
+			}
+		}
+	}
+	for _, timeout := range []string{"1H", "5S", "30000m", "99999999S"} {
+		if got := send(t, http.MethodGet, "http://"+addr+"/v1/orders/"+storedOrder, "", "Grpc-Timeout: "+timeout); got.status != http.StatusOK {
+			t.Errorf("with %q: %d %s", timeout, got.status, got.body)
+		}
+	}
+}
+
 func TestREST_NoSuchPathOrMethod(t *testing.T) {
 	t.Parallel()
 	_, addr := serveAPI(t, nothingPublished(t), orderServer{})
