@@ -95,7 +95,7 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	call := CallMemory{limiter: d.Limits.Memory, client: d.Clients.Identify(r)}
 	var tried *login // nil without a token
 	if d.logins != nil && len(r.Header["Authorization"]) > 0 {
-		tried = d.logins.of(r.Header["Authorization"], d.Clients.address(r))
+		tried = d.logins.of(r.Header["Authorization"], d.Clients.address(r), call.client.subject != "")
 	}
 	refusal := d.check(w.Header(), r, call.client, tried)
 	if refusal == nil {

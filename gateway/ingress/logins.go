@@ -29,13 +29,13 @@ var failedRate = RateLimit{PerSecond: 1, Burst: 20}
 // behind the same proxy cannot lock out who has them. It is safe for concurrent use.
 type logins struct {
 	failures *rateLimiter // a bucket an address
-	known    *lru.Cache[knownToken, struct{}]
+	accepted *lru.Cache[acceptedToken, struct{}]
 	failed   metric.Int64Counter
 	log      *slog.Logger
 }
 
-// knownToken is a token that was accepted from an address. It is not kept itself.
-type knownToken struct {
+// acceptedToken is a token that was accepted from an address. It is not kept itself.
+type acceptedToken struct {
 	hash [sha256.Size]byte
 	at   netip.Addr
 }
@@ -50,9 +50,9 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	if err != nil {
 		return nil, err
 	}
-	known, err := lru.New[knownToken, struct{}](maxClients)
+	accepted, err := lru.New[acceptedToken, struct{}](maxClients)
 	if err != nil {
-		return nil, fmt.Errorf("known tokens: %w", err)
+		return nil, fmt.Errorf("accepted tokens: %w", err)
 	}
 	failed, err := meter.Int64Counter("gateway.logins.failed", metric.WithDescription("Calls whose token is not valid, or does not give the role that they need."))
 	if err != nil {
@@ -61,24 +61,28 @@ func newLogins(meter metric.Meter, log *slog.Logger) (*logins, error) {
 	for _, reason := range failedReasons {
 		failed.Add(context.Background(), 0, metric.WithAttributes(attribute.String("reason", reason)))
 	}
-	return &logins{failures: failures, known: known, failed: failed, log: log}, nil
+	return &logins{failures: failures, accepted: accepted, failed: failed, log: log}, nil
 }
 
 // login is a call with a token.
 type login struct {
 	*logins
-	token knownToken // if it is accepted
+	token acceptedToken // if it is accepted
+	// known says that the token was accepted before, or is known to be valid without a login.
+	known bool
 }
 
-// of returns the login of a call from an address. given are the values of the header Authorization.
-func (l *logins) of(given []string, at netip.Addr) *login {
-	return &login{l, knownToken{sha256.Sum256([]byte(strings.Join(given, ","))), at}}
+// of returns the login of a call from an address. given are the values of the header Authorization; valid says that they are
+// known to be a valid token.
+func (l *logins) of(given []string, at netip.Addr, valid bool) *login {
+	token := acceptedToken{sha256.Sum256([]byte(strings.Join(given, ","))), at}
+	return &login{logins: l, token: token, known: valid || l.accepted.Contains(token)}
 }
 
 // check returns an error if tokens from this address are refused at present. A call is checked when it comes in, and again
 // before its token is verified: otherwise many calls at once, each with a request that arrives slowly, would all pass.
 func (l *login) check(ctx context.Context) error {
-	if l.known.Contains(l.token) {
+	if l.accepted.Contains(l.token) {
 		return nil
 	}
 	if bucket, any := l.failures.buckets.Get(Client{addr: l.token.at}); any {
@@ -97,6 +101,13 @@ func withLogin(ctx context.Context, l *login) context.Context {
 	return context.WithValue(ctx, loginKey{}, l)
 }
 
+// KnownCaller reports whether the call of ctx has a token that was accepted from its address before, or that is known to be
+// valid. Anybody can send a header; who is no known caller may be a stranger.
+func KnownCaller(ctx context.Context) bool {
+	l, ok := ctx.Value(loginKey{}).(*login)
+	return ok && l.known
+}
+
 // Login is an access.Login. It limits, counts and logs failed logins from the address that the call of ctx comes from.
 func Login(ctx context.Context, check func() error) error {
 	l, ok := ctx.Value(loginKey{}).(*login)
@@ -111,7 +122,7 @@ func Login(ctx context.Context, check func() error) error {
 		l.fail(ctx, err)
 		return err
 	}
-	l.known.Add(l.token, struct{}{})
+	l.accepted.Add(l.token, struct{}{})
 	return nil
 }
 

@@ -53,11 +53,11 @@ func (o *observer) serve(w http.ResponseWriter, r *http.Request, h ingress.CallM
 	answer.sendHeader() // of a response without a body
 }
 
-// begin begins the span of a call. The trace of a caller without a token is linked instead of continued: otherwise anybody
+// begin begins the span of a call. The trace of a caller who is not known is linked instead of continued: otherwise anybody
 // could have all their calls recorded, or add them to other people's traces.
 func (o *observer) begin(r *http.Request) (context.Context, trace.Span) {
 	theirs := o.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	if remote := trace.SpanContextFromContext(theirs); remote.IsValid() && r.Header.Get("Authorization") == "" {
+	if remote := trace.SpanContextFromContext(theirs); remote.IsValid() && !ingress.KnownCaller(r.Context()) {
 		return o.tracer.Start(r.Context(), "REST", serverSpan, trace.WithNewRoot(), trace.WithLinks(trace.Link{SpanContext: remote}))
 	}
 	return o.tracer.Start(theirs, "REST", serverSpan)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/gateway/access"
+	"shop.example/gateway/access/issuertest"
 	"shop.example/gateway/ingress"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -130,6 +132,52 @@ func TestPlaceOrder_ContinuesTheTraceOfACallerWithAToken(t *testing.T) {
 	}
 	if _, delivery := receive(t, placed); delivery.Trace.TraceID().String() != "0af7651916cd43dd8448eb211c80319c" {
 		t.Errorf("published with trace id %s", delivery.Trace.TraceID())
+	}
+}
+
+// With a header that says anything, a stranger could have their calls recorded, and join the traces of others.
+func TestTraces_OfCallersWhoAreNotKnownAreNotContinued(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t)
+	g := startOIDCGateway(t, access.OIDC{Issuer: i.URL})
+	const theirs = "0af7651916cd43dd8448eb211c80319c"
+	traces := func(line string) (found []bool) { // of lines of the log, whether they are of the caller's trace
+		for text := range strings.Lines(g.log.String()) {
+			if strings.Contains(text, line) {
+				found = append(found, strings.Contains(text, theirs))
+			}
+		}
+		return found
+	}
+	const parent = "00-" + theirs + "-b7ad6b7169203331-01"
+	list := func(token string) int {
+		return send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/v1/orders", "", "Traceparent: "+parent, "Authorization: "+token).status
+	}
+	for _, token := range []string{"Bearer nonsense", "Bearer a.b.c", "nonsense"} {
+		if got := list(token); got != http.StatusUnauthorized {
+			t.Errorf("%s: %d", token, got)
+		}
+	}
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", parent, "authorization", "Bearer nonsense")
+	if _, err := orderv1.NewOrderServiceClient(client(t, g.HTTPAddr())).ListOrders(ctx, &orderv1.ListOrdersRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Error(err)
+	}
+	if got := traces(`"login failed"`); !slices.Equal(got, []bool{false, false, false, false}) {
+		t.Errorf("continued: %v", got)
+	}
+
+	token := "Bearer " + i.Token(t, nil)
+	before := len(traces(`"REST call"`))
+	for range 2 {
+		if got := list(token); got != http.StatusOK {
+			t.Fatalf("%d", got)
+		}
+	}
+	if got := list("Bearer " + operatorToken); got != http.StatusOK {
+		t.Fatalf("%d", got)
+	}
+	if got := traces(`"REST call"`)[before:]; !slices.Equal(got, []bool{false, true, true}) {
+		t.Errorf("of a token the first time, the second time, and of an operator, continued: %v", got)
 	}
 }
 

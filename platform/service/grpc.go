@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/stats"
 
@@ -45,7 +44,7 @@ func (s *Service) newGRPCServer(creds credentials.TransportCredentials, cfg Conf
 			otelgrpc.WithPropagators(t.Propagator),
 			otelgrpc.WithFilter(filters.Not(filters.ServicePrefix("grpc."))), // health and reflection
 			otelgrpc.WithPublicEndpointFn(func(ctx context.Context, _ *stats.RPCTagInfo) bool {
-				return cfg.Public && len(metadata.ValueFromIncomingContext(ctx, "authorization")) == 0
+				return cfg.KnownCaller != nil && !cfg.KnownCaller(ctx)
 			}),
 		)),
 		grpc.ChainUnaryInterceptor(unary...),

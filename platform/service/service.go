@@ -52,9 +52,9 @@ type Config struct {
 	StopDelay time.Duration
 	// StopTimeout bounds an orderly stop, 8 s if it is 0. Calls in flight may take half of it.
 	StopTimeout time.Duration
-	// Public says that anybody may call the service. The trace of a caller without a token is then linked instead of
-	// continued.
-	Public bool
+	// KnownCaller is set for a service that anybody may call. It reports whether the caller of ctx has shown who it is; the
+	// trace of any other caller is linked instead of continued.
+	KnownCaller func(ctx context.Context) bool
 	// MaxRequest bounds a gRPC request, in bytes; 4 MiB if it is 0.
 	MaxRequest int
 	// Transient are errors of handlers (errors.Is) after which a client should try again, for example that of a database
