@@ -24,7 +24,22 @@ const (
 	freeAnswer  = 4 << 10
 	// memoryStep is in which steps the memory of a request is counted, in bytes.
 	memoryStep = 16 << 10
+	// maxDecoding is how many requests beyond FreeRequest are decoded at a time. A message can take 36 times as much as its
+	// bytes, which is what is counted: a request of 1 MiB has room for half a million items, and all of them are there until
+	// their number is refused.
+	maxDecoding = 2
 )
+
+var decoding = make(chan struct{}, maxDecoding)
+
+// BeginDecoding waits until a request of so many bytes may be decoded. done has to be called when it is.
+func BeginDecoding(size int) (done func()) {
+	if size <= FreeRequest {
+		return func() {}
+	}
+	decoding <- struct{}{}
+	return func() { <-decoding }
+}
 
 // CallMemory counts the memory that one call holds for a client: its request until the call ends, and its response until
 // the client has read it, which may take long. A request may be read while a response is written; otherwise it must not be

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -101,7 +102,18 @@ func checkPlain(r *http.Request) error {
 type jsonCodec struct{}
 
 // gRPC takes codecs at this time alone. From then on gRPC clients can send JSON, too: application/grpc+json.
-func init() { encoding.RegisterCodec(jsonCodec{}) } //nolint:gochecknoinits // see above
+func init() { //nolint:gochecknoinits // see above
+	encoding.RegisterCodec(jsonCodec{})
+	encoding.RegisterCodecV2(protoCodec{encoding.GetCodecV2(vanguard.CodecProto)})
+}
+
+// protoCodec is gRPC's own, but decodes few large messages at a time.
+type protoCodec struct{ encoding.CodecV2 }
+
+func (c protoCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	defer BeginDecoding(data.Len())()
+	return c.CodecV2.Unmarshal(data, v)
+}
 
 func (jsonCodec) Name() string { return vanguard.CodecJSON }
 
@@ -110,5 +122,6 @@ func (jsonCodec) Marshal(v any) ([]byte, error) {
 }
 
 func (jsonCodec) Unmarshal(data []byte, v any) error {
+	defer BeginDecoding(len(data))()
 	return protojson.Unmarshal(data, v.(proto.Message))
 }

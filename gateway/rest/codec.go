@@ -9,6 +9,8 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"shop.example/gateway/ingress"
 )
 
 // codec is the JSON of the REST API: fields have the contracts' names, fields without a value are written with their zero
@@ -51,6 +53,7 @@ func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 		if len(bytes.TrimSpace(data)) == 0 {
 			return io.EOF // grpc-gateway takes it for an empty message
 		}
+		defer ingress.BeginDecoding(len(data))()
 		if m, ok := v.(proto.Message); ok {
 			return c.UnmarshalOptions.Unmarshal(data, m)
 		}
