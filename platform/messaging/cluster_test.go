@@ -3,10 +3,12 @@ package messaging_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,6 +52,33 @@ func TestConnection_TheConnectionsOfAProcessAreOnDifferentNodes(t *testing.T) {
 	p := join(t, address, "order")
 	if publish, consume := nodeOf(t, p.publish), nodeOf(t, p.consume); publish == consume {
 		t.Errorf("both connections are on %s", publish)
+	}
+}
+
+// The heartbeat by which the broker leaves a frozen client within three seconds has the library leave a slow broker after one and a half.
+func TestConnection_ASilentNodeIsLeftAfterThreeSecondsAlsoWithShortHeartbeats(t *testing.T) {
+	t.Parallel()
+	address, nodes := twoNodes(t)
+	conn, err := messaging.Dial(address, messaging.Options{Topology: brokertest.Topology(), Service: "order", Role: "publish", Heartbeat: messaging.ConsumerHeartbeat})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = conn.Run(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	first := nodeOf(t, conn)
+	nodes[first].DropResponses()
+	start := time.Now()
+	eventually(t, func() error {
+		if nodeOf(t, conn) == first {
+			return fmt.Errorf("it is on %s still", first)
+		}
+		return nil
+	})
+	// The last heartbeat came half a second before the silence, or a moment.
+	if took := time.Since(start); took < 2*time.Second {
+		t.Errorf("it was left after %s", took)
 	}
 }
 

@@ -38,14 +38,15 @@ const (
 )
 
 // The broker closes the connection of a client from which nothing came for two to three heartbeats, and gives what it held to
-// other consumers; a client leaves a broker that is silent for one and a half.
+// other consumers; a client leaves a broker that is silent for one and a half, and for nodeSilence at least.
 const (
 	// Heartbeat is that of a connection on which calls are answered or messages are published: RabbitMQ advises against less
 	// than 5 s, with which a busy machine is taken for a dead one, and what was on the connection is lost.
 	Heartbeat = 5 * time.Second
 	// ConsumerHeartbeat is for a connection that holds messages alone: if it is lost without need they go to another consumer,
-	// which costs nothing. Of a frozen one they are waited for for at most 6 s.
-	ConsumerHeartbeat = 2 * time.Second
+	// which costs nothing. Of a frozen one they are waited for for at most 3 s.
+	ConsumerHeartbeat = time.Second
+	nodeSilence       = 3 * time.Second
 )
 
 // Options says which service a connection belongs to, what it declares, and what it reports to.
@@ -279,7 +280,7 @@ func (c *Connection) open(ctx context.Context, n node, limit time.Duration) (*am
 		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
 		Dial: func(string, string) (_ net.Conn, err error) {
 			socket, err = dial(ctx, n)
-			return socket, err
+			return &patientConn{Conn: socket, longer: max(nodeSilence-3*c.heartbeat/2, 0)}, err
 		},
 	})
 	if err == nil {

@@ -198,3 +198,18 @@ func (c *coalescedConn) take(empty []byte) []byte {
 	c.changed.Broadcast()
 	return taken
 }
+
+// patientConn waits longer for what is read than it is told. The library derives from one heartbeat how soon the broker leaves a
+// silent client, and how soon the client a silent broker.
+type patientConn struct {
+	net.Conn
+	longer time.Duration
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *patientConn) SetReadDeadline(t time.Time) error {
+	if time.Until(t) > 0 { // else it is none, or ends a read that waits
+		t = t.Add(c.longer)
+	}
+	return c.Conn.SetReadDeadline(t)
+}

@@ -14,7 +14,7 @@ import (
 // Broker adds the service's two connections to the broker, which is at url, and the publisher on the first of them. On
 // the second one the service consumes, and looks after its queues: a broker that holds publishers back does not hold back
 // acknowledgements. name is the service's in the topology, and is told to the broker and in each message. What a frozen replica
-// holds goes to others after at most 6 s if that is messages alone, and after 15 s if the service answers calls over the broker.
+// holds goes to others after at most 3 s if that is messages alone, and after 15 s if the service answers calls over the broker.
 func (s *Service) Broker(url string, topology messaging.Topology, name string, t *telemetry.Telemetry) (*messaging.Publisher, *messaging.Connection, error) {
 	options := messaging.Options{Service: name, Role: "publish", Topology: topology, Logger: t.Logger, Meter: t.Meter, Tracer: t.Tracer}
 	publish, err := messaging.Dial(url, options)
