@@ -2,6 +2,7 @@ package stock
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
+	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
 )
 
@@ -47,15 +49,44 @@ func (s settlementServer) FindUnhandled(ctx context.Context, req *inventoryv1.Fi
 
 // FindHeld implements inventoryv1.SettlementServiceServer.
 func (s settlementServer) FindHeld(ctx context.Context, req *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
-	held, err := ordersHoldingFor(ctx, s.db, req.GetMinAge().AsDuration(), maxHeld)
+	after, err := parseHeld(req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
-	return &inventoryv1.FindHeldResponse{OrderIds: idBytes(held)}, nil
+	held, err := ordersHoldingFor(ctx, s.db, req.GetMinAge().AsDuration(), after, maxHeld)
+	if err != nil {
+		return nil, err
+	}
+	resp := &inventoryv1.FindHeldResponse{}
+	for _, h := range held {
+		resp.OrderIds = append(resp.OrderIds, h.OrderID[:])
+	}
+	if len(held) == maxHeld {
+		resp.NextPageToken = held[maxHeld-1].token()
+	}
+	return resp, nil
 }
 
-// maxHeld is how many holds FindHeld reads.
+// maxHeld is how many orders a page of FindHeld has.
 const maxHeld = 1000
+
+const heldList = "held" // in page tokens
+
+// token is that of the page behind h in the list of what is held.
+func (h oldHold) token() string {
+	return pagetoken.New(append(binary.BigEndian.AppendUint64(nil, uint64(h.CreatedAt.UnixMicro())), h.OrderID[:]...), heldList)
+}
+
+func parseHeld(token string) (oldHold, error) {
+	if token == "" {
+		return oldHold{}, nil
+	}
+	b, err := pagetoken.Parse(token, heldList, 8+16)
+	if err != nil {
+		return oldHold{}, err
+	}
+	return oldHold{time.UnixMicro(int64(binary.BigEndian.Uint64(b))), uuid.UUID(b[8:])}, nil
+}
 
 func idBytes(ids []uuid.UUID) [][]byte {
 	out := make([][]byte, len(ids))
@@ -76,15 +107,15 @@ func ordersWithHoldsIn(ctx context.Context, q sqlx.QueryerContext, orders []uuid
 	return found, nil
 }
 
-// ordersHoldingFor returns the orders of the oldest holds that are neither settled nor released and at least this old. It
-// reads limit holds.
-func ordersHoldingFor(ctx context.Context, q sqlx.QueryerContext, age time.Duration, limit int) (orders []uuid.UUID, err error) {
-	err = sqlx.SelectContext(ctx, q, &orders, `
-		SELECT DISTINCT order_id FROM (
-		    SELECT order_id FROM hold WHERE state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second'
-		    ORDER BY created_at LIMIT $2) AS held`, age.Seconds(), limit)
+// ordersHoldingFor returns up to limit orders with holds that are neither settled nor released and at least this old, the oldest
+// after a position first.
+func ordersHoldingFor(ctx context.Context, q sqlx.QueryerContext, age time.Duration, after oldHold, limit int) (held []oldHold, err error) {
+	err = sqlx.SelectContext(ctx, q, &held, `
+		SELECT DISTINCT created_at, order_id FROM hold
+		WHERE state = 'HELD' AND created_at < statement_timestamp() - $1 * interval '1 second' AND (created_at, order_id) > ($2, $3)
+		ORDER BY created_at, order_id LIMIT $4`, age.Seconds(), after.CreatedAt, after.OrderID, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading what is held: %w", postgres.Classify(err))
 	}
-	return orders, nil
+	return held, nil
 }

@@ -69,3 +69,38 @@ func TestFindUnhandled_AHoldSaysWhichEventsOfItsOrderWereHandled(t *testing.T) {
 		t.Errorf("held for a minute: %q", got)
 	}
 }
+
+// What stays held, because its event is a discarded dead letter, hid all that is younger.
+func TestFindHeld_HasAsManyPagesAsItNeeds(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t)
+	const orders = maxHeld + 2
+	st.db.MustExec(`
+		INSERT INTO hold (order_id, product_id, quantity, state, created_at)
+		SELECT id, product, 1, 'HELD', now() - interval '1 hour' FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, $1)) AS orders, generate_series(1, 2) AS product`, orders)
+	s, seen := settlementServer{store: st}, map[string]bool{}
+	req := &inventoryv1.FindHeldRequest{MinAge: durationpb.New(time.Minute)}
+	for pages := 1; ; pages++ {
+		resp, err := s.FindHeld(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range resp.GetOrderIds() {
+			seen[string(id)] = true
+		}
+		if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+			if pages != 2 {
+				t.Errorf("%d pages", pages)
+			}
+			break
+		}
+	}
+	if len(seen) != orders {
+		t.Errorf("%d orders, want %d", len(seen), orders)
+	}
+	st.db.MustExec(`DELETE FROM hold`) // which belong to no stock
+	req.PageToken = "nonsense"
+	if _, err := s.FindHeld(t.Context(), req); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a token of nowhere: %v", err)
+	}
+}

@@ -85,8 +85,10 @@ type route struct {
 	read func(context.Context, []entry) (map[uuid.UUID]loggedEvent, error)
 	// unhandled returns those of the orders whose event the service has not handled.
 	unhandled func(ctx context.Context, orders [][]byte) ([][]byte, error)
-	// waiting returns orders for whose event the service still waits. If it is nil, the service is asked about every event.
-	waiting    func(context.Context) ([][]byte, error)
+	// waiting returns a page of the orders for whose event the service still waits, and the token of the next one. If it is nil, the
+	// service is asked about every event.
+	waiting    func(ctx context.Context, page string) (orders [][]byte, next string, err error)
+	page       string      // which comes next: one a pass, so that orders which wait for long do not hide others
 	emptySince []time.Time // when its queue was seen to be empty, since it was not
 }
 
@@ -122,9 +124,9 @@ func newReconciler(db *sqlx.DB, pub *messaging.Publisher, broker *messaging.Conn
 		})
 		if _, settles := m.(*eventsv1.DecrementQuantity); settles {
 			// Nearly every order has one; but what has not been settled is still held, and nothing is held for long.
-			rt.waiting = func(ctx context.Context) ([][]byte, error) {
-				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(graceTime)})
-				return resp.GetOrderIds(), err
+			rt.waiting = func(ctx context.Context, page string) ([][]byte, string, error) {
+				resp, err := stock.FindHeld(ctx, &inventoryv1.FindHeldRequest{MinAge: durationpb.New(graceTime), PageToken: page})
+				return resp.GetOrderIds(), resp.GetNextPageToken(), err
 			}
 		}
 	}
@@ -283,8 +285,9 @@ func (r *reconciler) compare(ctx context.Context, e *lossCheck, upTo logPosition
 func (r *reconciler) checkWaiting(ctx context.Context, e *lossCheck, upTo logPosition) error {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	orders, err := e.waiting(asking)
+	orders, next, err := e.waiting(asking, e.page)
 	if err != nil {
+		e.page = ""
 		return fmt.Errorf("asking which orders wait for it: %w", err)
 	}
 	entries, err := entriesOf(ctx, r.db, e.event.RoutingKey, parseIDs(orders), logPosition{}, upTo)
@@ -295,7 +298,11 @@ func (r *reconciler) checkWaiting(ctx context.Context, e *lossCheck, upTo logPos
 	if err != nil {
 		return err
 	}
-	return insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING")
+	if err := insertUnhandled(ctx, r.db, e.event.RoutingKey, e.queue, lost, "NOTHING"); err != nil {
+		return err
+	}
+	e.page = next
+	return nil
 }
 
 // classify examines events that the service has not handled, in the order of the log. unhandled are those that are lost or

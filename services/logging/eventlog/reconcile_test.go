@@ -45,6 +45,7 @@ type services struct {
 	err      error // of every call
 	handled  map[string]bool
 	held     []string
+	held2    []string // the second page
 	stored   map[string]*eventsv1.OrderPlaced // by order id
 	asked    int                              // about so many events
 	rejected []*orderv1.RejectDiscardedRequest
@@ -108,11 +109,17 @@ func (s *services) FindUnhandled(_ context.Context, req *inventoryv1.FindUnhandl
 	return &inventoryv1.FindUnhandledResponse{OrderIds: ids}, err
 }
 
-func (s *services) FindHeld(context.Context, *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
+func (s *services) FindHeld(_ context.Context, req *inventoryv1.FindHeldRequest) (*inventoryv1.FindHeldResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	resp := &inventoryv1.FindHeldResponse{}
-	for _, order := range s.held {
+	resp, page := &inventoryv1.FindHeldResponse{}, s.held
+	switch {
+	case req.GetPageToken() != "":
+		page = s.held2
+	case s.held2 != nil:
+		resp.NextPageToken = "2"
+	}
+	for _, order := range page {
 		if id := uuid.MustParse(order); !s.handled[order] {
 			resp.OrderIds = append(resp.OrderIds, id[:])
 		}
@@ -526,6 +533,20 @@ func TestReconciler_StockThatIsNeitherSettledNorReleasedGetsItsEvent(t *testing.
 	slices.Sort(got)
 	if want := []string{"shop.inventory.decrement.quantity " + confirmed, "shop.order.cancelled " + undone}; !slices.Equal(got, want) || len(f.came) > 0 {
 		t.Errorf("came %q, and %d more; want %q", got, len(f.came), want)
+	}
+}
+
+// Of what is held the oldest thousand were looked at, always the same once they stayed held: their events were discarded dead letters.
+func TestReconciler_WhatStaysHeldDoesNotHideOthers(t *testing.T) {
+	t.Parallel()
+	f := startResending(t)
+	f.attach(t)
+	lost := newOrderID()
+	f.logs(t, decremented(lost))
+	f.held, f.held2 = []string{newOrderID()}, []string{lost}
+	f.sends(t, 1)
+	if d := f.next(t); d.CorrelationID != lost || d.RoutingKey != "shop.inventory.decrement.quantity" {
+		t.Errorf("came %s of order %s", d.RoutingKey, d.CorrelationID)
 	}
 }
 

@@ -130,7 +130,9 @@ func (x *FindUnhandledResponse) GetOrderIds() [][]byte {
 type FindHeldRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long they have been held at least.
-	MinAge        *durationpb.Duration `protobuf:"bytes,1,opt,name=min_age,json=minAge,proto3" json:"min_age,omitempty"`
+	MinAge *durationpb.Duration `protobuf:"bytes,1,opt,name=min_age,json=minAge,proto3" json:"min_age,omitempty"`
+	// next_page_token of the page before; empty for the first page.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,11 +174,20 @@ func (x *FindHeldRequest) GetMinAge() *durationpb.Duration {
 	return nil
 }
 
+func (x *FindHeldRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // FindHeldResponse is what FindHeld returns.
 type FindHeldResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The orders, each as the 16 bytes of its UUID.
-	OrderIds      [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	OrderIds [][]byte `protobuf:"bytes,1,rep,name=order_ids,json=orderIds,proto3" json:"order_ids,omitempty"`
+	// The page_token of the next page; empty if this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +229,13 @@ func (x *FindHeldResponse) GetOrderIds() [][]byte {
 	return nil
 }
 
+func (x *FindHeldResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_shop_inventory_v1_settlement_proto protoreflect.FileDescriptor
 
 const file_shop_inventory_v1_settlement_proto_rawDesc = "" +
@@ -228,11 +246,14 @@ const file_shop_inventory_v1_settlement_proto_rawDesc = "" +
 	"routingKey\x12,\n" +
 	"\torder_ids\x18\x02 \x03(\fB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04z\x02h\x10R\borderIds\"4\n" +
 	"\x15FindUnhandledResponse\x12\x1b\n" +
-	"\torder_ids\x18\x01 \x03(\fR\borderIds\"M\n" +
+	"\torder_ids\x18\x01 \x03(\fR\borderIds\"l\n" +
 	"\x0fFindHeldRequest\x12:\n" +
-	"\amin_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x06minAge\"/\n" +
+	"\amin_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x06minAge\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"W\n" +
 	"\x10FindHeldResponse\x12\x1b\n" +
-	"\torder_ids\x18\x01 \x03(\fR\borderIds2\xee\x01\n" +
+	"\torder_ids\x18\x01 \x03(\fR\borderIds\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xee\x01\n" +
 	"\x11SettlementService\x12s\n" +
 	"\rFindUnhandled\x12'.shop.inventory.v1.FindUnhandledRequest\x1a(.shop.inventory.v1.FindUnhandledResponse\"\x0fص\x18\x05\xe2\xb5\x18\alogging\x12d\n" +
 	"\bFindHeld\x12\".shop.inventory.v1.FindHeldRequest\x1a#.shop.inventory.v1.FindHeldResponse\"\x0fص\x18\x05\xe2\xb5\x18\aloggingBa\n" +

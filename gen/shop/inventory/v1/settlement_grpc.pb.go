@@ -32,7 +32,7 @@ const (
 type SettlementServiceClient interface {
 	// FindUnhandled finds those of the orders whose event has not been handled: it waits, or was lost.
 	FindUnhandled(ctx context.Context, in *FindUnhandledRequest, opts ...grpc.CallOption) (*FindUnhandledResponse, error)
-	// FindHeld finds the orders that have the oldest 1,000 holds which are neither settled nor released.
+	// FindHeld finds orders that have holds which are neither settled nor released: 1,000 a page, those that have held longest first.
 	FindHeld(ctx context.Context, in *FindHeldRequest, opts ...grpc.CallOption) (*FindHeldResponse, error)
 }
 
@@ -73,7 +73,7 @@ func (c *settlementServiceClient) FindHeld(ctx context.Context, in *FindHeldRequ
 type SettlementServiceServer interface {
 	// FindUnhandled finds those of the orders whose event has not been handled: it waits, or was lost.
 	FindUnhandled(context.Context, *FindUnhandledRequest) (*FindUnhandledResponse, error)
-	// FindHeld finds the orders that have the oldest 1,000 holds which are neither settled nor released.
+	// FindHeld finds orders that have holds which are neither settled nor released: 1,000 a page, those that have held longest first.
 	FindHeld(context.Context, *FindHeldRequest) (*FindHeldResponse, error)
 	mustEmbedUnimplementedSettlementServiceServer()
 }
