@@ -82,8 +82,8 @@ func Of(p *customerv1.Person) Person {
 func (p Person) Owner() string { return p.owner }
 
 // Patterns returns patterns for PostgreSQL's ILIKE ANY, to narrow down a search: every address that Matches accepts fits one
-// of them, but so may others. Which letters ILIKE regards as equal depends on the database's locale, so any non-ASCII character
-// becomes a wildcard; and so does the domain, which can be written in too many ways to list, in full-width letters for example.
+// of them, but so may others. They are for COLLATE "C", where ILIKE regards i and I as equal and no other letters than those of ASCII: in
+// a Turkish locale it does not. So any other character becomes a wildcard; and so does the domain, which can be written in too many ways to list, in full-width letters for example.
 func (p Person) Patterns() []string {
 	var patterns []string
 	for _, form := range p.forms {

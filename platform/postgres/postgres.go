@@ -23,7 +23,8 @@ const (
 	connectTimeout = 5 * time.Second
 	// lockTimeout bounds the wait for one lock. Shorter than statementTimeout, so that the error says it was a lock.
 	lockTimeout = 5 * time.Second
-	// statementTimeout bounds one statement, COMMIT included, on the server.
+	// statementTimeout bounds one statement on the server. Not the wait of a COMMIT for a synchronous standby: that ends with
+	// answerTimeout, and whether it was stored is not known then.
 	statementTimeout = 10 * time.Second
 	// answerTimeout bounds the wait for the server's next byte: a server that vanished without a word is noticed.
 	answerTimeout = statementTimeout + 5*time.Second

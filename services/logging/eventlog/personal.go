@@ -282,7 +282,7 @@ func findEvents(ctx context.Context, db *sqlx.DB, at search) (found []*row, last
 	last = min(after+scanLimit, ends.Last)
 	placed, _ := contract.EventOf(&eventsv1.OrderPlaced{})
 	rows, err := db.QueryxContext(ctx, selectRows+`
-		WHERE routing_key = $1 AND id > $2 AND id <= $3 AND (payload ->> 'customer_email' ILIKE ANY ($4::text[]) OR payload ->> 'owner' = $5)
+		WHERE routing_key = $1 AND id > $2 AND id <= $3 AND ((payload ->> 'customer_email') COLLATE "C" ILIKE ANY ($4::text[]) OR payload ->> 'owner' = $5)
 		ORDER BY id LIMIT $6`, placed.RoutingKey, after, last, postgres.ArrayOf(at.person.Patterns()), at.person.Owner(), maxFound)
 	if err != nil {
 		return nil, 0, false, fmt.Errorf("looking for a person in the log: %w", postgres.Classify(err))

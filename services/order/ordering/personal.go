@@ -134,7 +134,7 @@ func findOrdersOf(ctx context.Context, q sqlx.QueryerContext, person customer.Pe
 	var rows []*Order
 	err = sqlx.SelectContext(ctx, q, &rows, selectOrders+`
 		WHERE (created_at, id) < ($1::timestamptz, $2::uuid) AND (created_at, id) >= ($3::timestamptz, $4::uuid)
-		    AND (customer_email ILIKE ANY ($5::text[]) OR owner = $6)
+		    AND (customer_email COLLATE "C" ILIKE ANY ($5::text[]) OR owner = $6)
 		ORDER BY created_at DESC, id DESC LIMIT $7`,
 		after.sqlTime(), after.id, next.sqlTime(), next.id, postgres.ArrayOf(person.Patterns()), person.Owner(), maxFound)
 	if err != nil {

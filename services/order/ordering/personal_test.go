@@ -124,6 +124,21 @@ func TestPersonalData_IsFoundByAddressInAnyCaseAndByOwner(t *testing.T) {
 	}
 }
 
+// In Turkish I is not the capital of i: the data of Ivan, who had written his address in capitals, were neither exported nor erased.
+func TestPersonalData_IsFoundInADatabaseOfAnotherLocale(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	s.db.MustExec(`ALTER TABLE orders ALTER customer_email TYPE text COLLATE "tr-x-icu"`)
+	mustStore(t, s, decidedOrders(t, held, placedBy("IVAN@EXAMPLE.ORG", "")))
+	if records, _ := find(t, s, &customerv1.Person{Email: "ivan@example.org"}); len(records) != 1 {
+		t.Errorf("found %d orders, want 1", len(records))
+	}
+	page, err := s.ListOrders(t.Context(), &orderv1.ListOrdersRequest{CustomerEmail: "ivan@example.org"})
+	if err != nil || len(page.GetOrders()) != 1 {
+		t.Errorf("searched: %v, %v", page, err)
+	}
+}
+
 // A field that is marked as personal data in the contract and forgotten here would stay when its customer has everything
 // erased, or be kept from them when they ask for what there is.
 func TestPersonalData_EachMarkedFieldIsExportedAndErased(t *testing.T) {

@@ -258,7 +258,7 @@ func listOrders(ctx context.Context, q sqlx.QueryerContext, f *orderFilter, afte
 		WHERE ($1 = '' OR state = $1) AND ($2 = '' OR owner = $2) AND (created_at, id) < ($3::timestamptz, $4::uuid)
 			AND created_at >= $6::timestamptz AND (created_at, id) >= ($7::timestamptz, $8::uuid)
 			AND ($9 = '' OR id::text LIKE '%' || $9)
-			AND ($10::text[] IS NULL OR customer_email ILIKE ANY ($10))
+			AND ($10::text[] IS NULL OR customer_email COLLATE "C" ILIKE ANY ($10))
 			AND ($11 = 0 OR EXISTS (SELECT FROM order_item WHERE order_id = orders.id AND product_id = $11))
 		ORDER BY created_at DESC, id DESC
 		LIMIT $5`, string(f.state), f.owner, after.sqlTime(), after.id, limit+1, // one more tells whether another page follows

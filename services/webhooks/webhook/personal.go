@@ -182,7 +182,7 @@ func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Pers
 	var rows []*event
 	err = sqlx.SelectContext(ctx, q, &rows, `
 		SELECT id AS event_id, message_id, routing_key, coalesce(order_id::text, '') AS order_id, payload, published_at, created_at FROM event
-		WHERE id > $1 AND id <= $2 AND routing_key = $3 AND (payload::jsonb ->> 'customer_email' ILIKE ANY ($4::text[]) OR payload::jsonb ->> 'owner' = $5)
+		WHERE id > $1 AND id <= $2 AND routing_key = $3 AND ((payload::jsonb ->> 'customer_email') COLLATE "C" ILIKE ANY ($4::text[]) OR payload::jsonb ->> 'owner' = $5)
 		ORDER BY id LIMIT $6`,
 		after, last, topology.RoutingKey(&eventsv1.OrderPlaced{}), postgres.ArrayOf(person.Patterns()), person.Owner(), maxFound)
 	if err != nil {
