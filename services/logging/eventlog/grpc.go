@@ -69,15 +69,12 @@ func (s eventLogServer) page(ctx context.Context, f filter, from int64, limit in
 	if f.orderID == "" {
 		return rowsBefore(ctx, s.db, f, from, limit)
 	}
-	rows, more, err := rowsAfter(ctx, s.db, f, from, limit)
-	if more {
-		next = rows[len(rows)-1].ID
-	}
-	return rows, next, err
+	return rowsAfter(ctx, s.db, f, from, limit)
 }
 
 // StreamEvents implements loggingv1.EventLogServiceServer. It first sends the position at which it begins: everything that
-// is logged after that is in the stream. When nothing has happened for a while it sends its position again.
+// is logged after that is in the stream. When nothing has happened for a while, or nothing was found in a part of the log, it sends
+// its position again.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	if err := s.checkOwner(ctx, canonicalUUID(req.GetOrderId())); err != nil {

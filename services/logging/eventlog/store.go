@@ -243,15 +243,28 @@ func structOf(payload []byte) (*structpb.Struct, error) {
 // 4 MiB.
 const maxReadBytes = 1 << 20
 
-// rowsAfter reads rows with an id above id, in the order of their ids. more reports whether others may follow.
-func rowsAfter(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, more bool, err error) {
-	c := f.conditions()
-	c.add("id > %s", id)
-	return read(ctx, db, c, f.order(false), limit)
-}
-
 // searchLimit is how many events one call of a search reads: some 30 ms on a machine that does nothing else.
 const searchLimit = 20_000
+
+// rowsAfter reads rows with an id above id, in the order of their ids. A search reads no more than searchLimit rows. next is the
+// id above which others may follow, or 0 if none do.
+func rowsAfter(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int) (rows []*row, next int64, err error) {
+	c := f.conditions()
+	if f.searches() {
+		if next, err = endOfSearch(ctx, db, f, id, false); err != nil {
+			return nil, 0, err
+		}
+		if next > 0 {
+			c.add("id <= %s", next)
+		}
+	}
+	c.add("id > %s", id)
+	rows, more, err := read(ctx, db, c, f.order(false), limit)
+	if more {
+		next = rows[len(rows)-1].ID
+	}
+	return rows, next, err
+}
 
 // rowsBefore reads rows with an id below id (0: from the newest on), the newest first. A search reads no more than searchLimit
 // rows. next is the id below which others may follow, or 0 if none do.
@@ -261,7 +274,7 @@ func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int)
 	}
 	c := f.conditions()
 	if f.searches() {
-		if next, err = endOfSearch(ctx, db, f, id); err != nil {
+		if next, err = endOfSearch(ctx, db, f, id, true); err != nil {
 			return nil, 0, err
 		}
 		c.add("id >= %s", next)
@@ -274,12 +287,12 @@ func rowsBefore(ctx context.Context, db *sqlx.DB, f filter, id int64, limit int)
 	return rows, next, err
 }
 
-// endOfSearch returns the id of the searchLimit-th row with an id below id, the newest first, of those that an index finds for the
-// filter; 0 if there are fewer.
-func endOfSearch(ctx context.Context, db *sqlx.DB, f filter, id int64) (end int64, err error) {
+// endOfSearch returns the id of the searchLimit-th row with an id above id, or below it if desc, of those that an index finds for
+// the filter; 0 if there are fewer.
+func endOfSearch(ctx context.Context, db *sqlx.DB, f filter, id int64, desc bool) (end int64, err error) {
 	c := f.indexed().conditions()
-	c.add("id < %s", id)
-	query := fmt.Sprintf("%sSELECT id FROM event_log%s%s OFFSET %d LIMIT 1", postgres.Prepared, c.where(), f.order(true), searchLimit-1)
+	c.add(map[bool]string{false: "id > %s", true: "id < %s"}[desc], id)
+	query := fmt.Sprintf("%sSELECT id FROM event_log%s%s OFFSET %d LIMIT 1", postgres.Prepared, c.where(), f.order(desc), searchLimit-1)
 	if err := db.GetContext(ctx, &end, query, c.args...); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("looking for the end of the next events to read: %w", postgres.Classify(err))
 	}

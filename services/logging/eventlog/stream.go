@@ -143,14 +143,14 @@ func (t *tail) advance(ctx context.Context) error {
 		t.activate(head)
 	}
 	for more := true; more; {
-		rows, others, err := rowsAfter(ctx, t.db, filter{}, t.head, readRows)
+		rows, next, err := rowsAfter(ctx, t.db, filter{}, t.head, readRows)
 		if err != nil {
 			return err
 		}
 		if len(rows) > 0 {
 			t.addRows(rows)
 		}
-		more = others
+		more = next > 0
 	}
 	return nil
 }
@@ -338,7 +338,7 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 		case do.row != nil:
 			cursor, err = do.row.ID, send(do.row)
 		case do.behind:
-			cursor, err = t.catchUp(ctx, f, cursor, do.head, send)
+			cursor, err = t.catchUp(ctx, f, cursor, do.head, send, idle)
 		default:
 			cursor = do.cursor
 			select {
@@ -356,9 +356,10 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 }
 
 // catchUp sends rows that the tail no longer has, and returns the id that it got to. head is an id that the tail has
-// reached: a read that began after that and found no more rows has missed nothing up to there.
-func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send func(*row) error) (int64, error) {
-	rows, more, err := rowsAfter(ctx, t.db, f, cursor, readRows)
+// reached: a read that began after that and found no more rows has missed nothing up to there. A part of the log in which there is
+// nothing to send is told with idle: who has to begin again need not begin before it.
+func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send func(*row) error, idle func(cursor int64) error) (int64, error) {
+	rows, next, err := rowsAfter(ctx, t.db, f, cursor, readRows)
 	if err != nil {
 		return cursor, err
 	}
@@ -368,8 +369,11 @@ func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send f
 		}
 		cursor = r.ID
 	}
-	if !more {
-		cursor = max(cursor, head)
+	switch {
+	case next == 0:
+		return max(cursor, head), nil
+	case len(rows) == 0:
+		return next, idle(next)
 	}
-	return cursor, nil
+	return next, nil
 }

@@ -298,6 +298,37 @@ func TestTail_SendsHeartbeatsWithThePosition(t *testing.T) {
 	}
 }
 
+// A stream of a rare event that had much to read did so in one statement, which exceeded its time limit, each time anew.
+func TestTail_ARareEventIsLookedForInPartsAndEachIsTold(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	_, err := db.ExecContext(t.Context(), `
+		INSERT INTO event_log (routing_key, exchange, payload, status, message_id, published_at)
+		SELECT CASE n WHEN 2 * $1 + 5 THEN 'shop.inventory.delete' ELSE 'shop.order.placed' END, 'shop.topic', '{}', 'success', gen_random_uuid(), now()
+		FROM generate_series(1, 2 * $1::integer + 10) AS n`, searchLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	tail.heartbeatInterval = time.Hour
+	runUntilDone(t, tail.run)
+	tail.join()
+	defer tail.leave()
+	eventually(t, "the tail to follow", tail.isActive)
+	enough := errors.New("enough")
+	var told []int64
+	err = tail.listen(within(t), filter{key: parseKeyPattern("shop.inventory.delete.#")}, 0, func(r *row) error {
+		told = append(told, r.ID)
+		return enough
+	}, func(cursor int64) error {
+		told = append(told, cursor)
+		return nil
+	})
+	if want := []int64{searchLimit, 2 * searchLimit, 2*searchLimit + 5}; !errors.Is(err, enough) || !slices.Equal(told, want) {
+		t.Errorf("it is told %v, want %v (%v)", told, want, err)
+	}
+}
+
 // BenchmarkTail_OrdersThatSomebodyWatches is what 1,000 rows cost that are not for any of the streams.
 func BenchmarkTail_OrdersThatSomebodyWatches(b *testing.B) {
 	for _, streams := range []int{1, 1000} {

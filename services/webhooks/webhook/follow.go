@@ -213,37 +213,42 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 	tick := time.NewTicker(followInterval)
 	defer tick.Stop()
 	for {
-		var batch []*loggingv1.Event
+		var read batch
 		select {
 		case response, ok := <-events:
 			if !ok {
 				return false, <-ended
 			}
-			if response.GetEvent() == nil {
-				if response.GetPosition() < at.position {
-					return true, f.stepBack(ctx, at, response.GetPosition())
-				}
-				continue
+			if response.GetPosition() < at.position {
+				return true, f.stepBack(ctx, at, response.GetPosition())
 			}
-			batch = gather(response.GetEvent(), events)
+			read = gather(response, events)
 		case <-tick.C:
 		case <-f.wake:
 		}
-		if goOn, err := f.fanOut(ctx, at, batch); !goOn || err != nil {
+		if goOn, err := f.fanOut(ctx, at, read); !goOn || err != nil {
 			return true, err
 		}
 	}
 }
 
-// gather returns first and the other events that have already arrived.
-func gather(first *loggingv1.Event, events <-chan *loggingv1.StreamEventsResponse) []*loggingv1.Event {
-	batch := []*loggingv1.Event{first}
-	for len(batch) < followBatch && len(events) > 0 {
-		if response := <-events; response.GetEvent() != nil {
-			batch = append(batch, response.GetEvent())
+// batch is what was read of the log at once, and the position behind it: there is no other event up to there that a webhook wants.
+type batch struct {
+	events   []*loggingv1.Event
+	position int64
+}
+
+// gather returns a batch of first and the other responses that have already arrived.
+func gather(first *loggingv1.StreamEventsResponse, responses <-chan *loggingv1.StreamEventsResponse) (b batch) {
+	for response := first; ; response = <-responses {
+		b.position = response.GetPosition()
+		if response.GetEvent() != nil {
+			b.events = append(b.events, response.GetEvent())
+		}
+		if len(b.events) == followBatch || len(responses) == 0 {
+			return b
 		}
 	}
-	return batch
 }
 
 // stepBack follows a log that ends before the position: it was restored from a backup.
@@ -258,18 +263,39 @@ var errStale = errors.New("the webhooks have changed")
 
 // fanOut writes the deliveries of a batch, which may be empty. goOn is false if the log has to be read again from the position:
 // the webhooks have changed, or a person was erased in what was read before.
-func (f *follower) fanOut(ctx context.Context, at *turn, batch []*loggingv1.Event) (goOn bool, err error) {
-	if len(batch) == 0 {
+func (f *follower) fanOut(ctx context.Context, at *turn, read batch) (goOn bool, err error) {
+	switch {
+	case len(read.events) > 0:
+		err = f.write(ctx, at, read)
+	case read.position > at.position:
+		err = f.move(ctx, f.db, at, read.position)
+	default:
 		now, err := f.takeTurn(ctx)
 		return now != nil && now.position == at.position && now.generation == at.generation, err
 	}
-	if err := f.write(ctx, at, batch); errors.Is(err, errStale) {
+	if errors.Is(err, errStale) {
 		return false, nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return false, err
 	}
-	at.position = batch[len(batch)-1].GetId()
+	at.position = read.position
 	return true, nil
+}
+
+// move moves the position, and renews the lease.
+func (f *follower) move(ctx context.Context, q sqlx.ExecerContext, at *turn, position int64) error {
+	result, err := q.ExecContext(ctx, postgres.Prepared+`
+		UPDATE log_position SET position = $1, leased_until = now() + $2 * interval '1 second'
+		WHERE lessee = $3 AND position = $4 AND generation = $5`,
+		position, followLease.Seconds(), f.replica, at.position, at.generation)
+	if err != nil {
+		return fmt.Errorf("moving the position in the log: %w", postgres.Classify(err))
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(err, errStale)
+	}
+	return nil
 }
 
 // pairing is an event and a webhook that gets it.
@@ -279,21 +305,14 @@ type pairing struct {
 }
 
 // write moves the position behind the batch, and writes its deliveries.
-func (f *follower) write(ctx context.Context, at *turn, batch []*loggingv1.Event) error {
-	wanted, pairings, payloads, err := f.match(ctx, at.subscribers, batch)
+func (f *follower) write(ctx context.Context, at *turn, read batch) error {
+	wanted, pairings, payloads, err := f.match(ctx, at.subscribers, read.events)
 	if err != nil {
 		return err
 	}
 	err = postgres.InTx(ctx, f.db, func(tx *sqlx.Tx) error {
-		result, err := tx.ExecContext(ctx, postgres.Prepared+`
-			UPDATE log_position SET position = $1, leased_until = now() + $2 * interval '1 second'
-			WHERE lessee = $3 AND position = $4 AND generation = $5`,
-			batch[len(batch)-1].GetId(), followLease.Seconds(), f.replica, at.position, at.generation)
-		if err != nil {
+		if err := f.move(ctx, tx, at, read.position); err != nil {
 			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n == 0 {
-			return errors.Join(err, errStale)
 		}
 		if len(wanted) > 0 {
 			if err := insertDeliveries(ctx, tx, wanted, payloads, pairings); err != nil {
@@ -304,7 +323,7 @@ func (f *follower) write(ctx context.Context, at *turn, batch []*loggingv1.Event
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("writing the deliveries of %d events: %w", len(batch), err)
+		return fmt.Errorf("writing the deliveries of %d events: %w", len(read.events), err)
 	}
 	failpoint.Hit("webhooks.fanned-out")
 	if len(pairings) > 0 {
@@ -348,11 +367,11 @@ func orderOf(e *loggingv1.Event) (id uuid.NullUUID) {
 	return id
 }
 
-// match returns the events of a batch that some webhook wants, with their JSON, and which webhooks get them.
-func (f *follower) match(ctx context.Context, list []subscriber, batch []*loggingv1.Event) (wanted []*loggingv1.Event, pairings []pairing, payloads map[int64]string, err error) {
+// match returns those of the events that some webhook wants, with their JSON, and which webhooks get them.
+func (f *follower) match(ctx context.Context, list []subscriber, events []*loggingv1.Event) (wanted []*loggingv1.Event, pairings []pairing, payloads map[int64]string, err error) {
 	payloads = map[int64]string{}
 	owned := slices.ContainsFunc(list, func(s subscriber) bool { return s.Owner != "" })
-	for _, e := range batch {
+	for _, e := range events {
 		if !deliverable(e) {
 			continue
 		}

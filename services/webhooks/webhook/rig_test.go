@@ -119,12 +119,19 @@ func (l *eventLog) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.
 	}
 	for {
 		events, changed := l.since(at)
+		sent := at
 		for _, e := range events {
 			at = e.GetId()
 			if req.GetRoutingKey() != "" && !messaging.Matches(req.GetRoutingKey(), e.GetRoutingKey()) {
 				continue
 			}
+			sent = at
 			if err := stream.Send(&loggingv1.StreamEventsResponse{Event: e, Position: at}); err != nil {
+				return err
+			}
+		}
+		if sent < at {
+			if err := stream.Send(&loggingv1.StreamEventsResponse{Position: at}); err != nil {
 				return err
 			}
 		}
