@@ -335,17 +335,21 @@ func (f *follower) write(ctx context.Context, at *turn, read batch) error {
 // insertDeliveries writes events and the deliveries in pairings. A delivery about an order that waits for another attempt
 // at an earlier event gets the time of that attempt.
 func insertDeliveries(ctx context.Context, tx *sqlx.Tx, events []*loggingv1.Event, payloads map[int64]string, pairings []pairing) error {
-	_, err := tx.ExecContext(ctx, postgres.Prepared+`
-		INSERT INTO event (id, message_id, routing_key, order_id, payload, published_at)
-		SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[]) ON CONFLICT DO NOTHING`,
-		postgres.Array(events, (*loggingv1.Event).GetId),
-		postgres.Array(events, func(e *loggingv1.Event) uuid.UUID { return uuid.MustParse(e.GetMessageId()) }),
-		postgres.Array(events, (*loggingv1.Event).GetRoutingKey),
-		postgres.Array(events, orderOf),
-		postgres.Array(events, func(e *loggingv1.Event) string { return payloads[e.GetId()] }),
-		postgres.Array(events, func(e *loggingv1.Event) time.Time { return e.GetPublishedAt().AsTime() }))
+	n, err := insertEvents(ctx, tx, events, payloads)
 	if err != nil {
 		return err
+	}
+	if n < len(events) {
+		// A log that was restored from a backup may give ids again. What is kept under them is about others.
+		_, err := tx.ExecContext(ctx, postgres.Prepared+`
+			DELETE FROM event e USING unnest($1::bigint[], $2::uuid[]) AS new (id, message_id) WHERE e.id = new.id AND e.message_id <> new.message_id`,
+			postgres.Array(events, (*loggingv1.Event).GetId), postgres.Array(events, messageOf))
+		if err != nil {
+			return err
+		}
+		if _, err := insertEvents(ctx, tx, events, payloads); err != nil {
+			return err
+		}
 	}
 	_, err = tx.ExecContext(ctx, postgres.Prepared+`
 		INSERT INTO delivery (event_id, webhook_id, order_id, next_attempt_at)
@@ -359,6 +363,26 @@ func insertDeliveries(ctx context.Context, tx *sqlx.Tx, events []*loggingv1.Even
 		postgres.Array(pairings, func(p pairing) uuid.NullUUID { return orderOf(p.event) }))
 	return err
 }
+
+// insertEvents writes the events that are not there, and returns how many those are.
+func insertEvents(ctx context.Context, tx *sqlx.Tx, events []*loggingv1.Event, payloads map[int64]string) (int, error) {
+	result, err := tx.ExecContext(ctx, postgres.Prepared+`
+		INSERT INTO event (id, message_id, routing_key, order_id, payload, published_at)
+		SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[]) ON CONFLICT DO NOTHING`,
+		postgres.Array(events, (*loggingv1.Event).GetId),
+		postgres.Array(events, messageOf),
+		postgres.Array(events, (*loggingv1.Event).GetRoutingKey),
+		postgres.Array(events, orderOf),
+		postgres.Array(events, func(e *loggingv1.Event) string { return payloads[e.GetId()] }),
+		postgres.Array(events, func(e *loggingv1.Event) time.Time { return e.GetPublishedAt().AsTime() }))
+	if err != nil {
+		return 0, err
+	}
+	n, err := result.RowsAffected()
+	return int(n), err
+}
+
+func messageOf(e *loggingv1.Event) uuid.UUID { return uuid.MustParse(e.GetMessageId()) }
 
 func orderOf(e *loggingv1.Event) (id uuid.NullUUID) {
 	if e.GetOrderId() != "" {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"shop.example/domain/enduser"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 )
 
@@ -38,4 +39,29 @@ func TestFollower_WhatNobodyWantsIsNotReadAgain(t *testing.T) {
 	r.log.add(t, newOrder("").events...)
 	v.await(t, 1)
 	eventually(t, func() error { return r.isAt(4) })
+}
+
+// The log was restored from a backup, and gave ids again: a customer got the event of another one that was kept under the same id,
+// and who had got that one got nothing.
+func TestFollower_AnIdThatTheLogGivesAgainIsOfAnotherEvent(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	all, bobs := newReceiver(t, nil), newReceiver(t, nil)
+	hook, _ := r.create(t, all.URL)
+	bobsHook := r.createFor(t, "bob", bobs.URL)
+	adas, bobsOrder := newOrder(enduser.Owner(issuer, "ada")), newOrder(enduser.Owner(issuer, "bob"))
+	r.log.add(t, newOrder("").events[0], adas.events[0])
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+	r.stop()
+	r.log.restore(1)
+	r.replica(t, quick)
+	eventually(t, func() error { return r.isAt(1) })
+	r.log.add(t, bobsOrder.events...)
+	for who, got := range map[string]request{"Bob": bobs.await(t, 1)[0], "an operator": all.await(t, 3)[2]} {
+		if e := got.envelope(t); e.Data.OrderID != bobsOrder.id {
+			t.Errorf("%s got %s", who, got.body)
+		}
+	}
+	eventually(t, func() error { return r.allDelivered(bobsHook, 2) })
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 3) })
 }

@@ -91,6 +91,13 @@ func (l *eventLog) replace(t *testing.T, id int64, m proto.Message) {
 	l.events[id-1] = changed
 }
 
+// restore takes away what came after the first n events. Nobody may follow the log meanwhile.
+func (l *eventLog) restore(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = slices.Clone(l.events[:n])
+}
+
 func (l *eventLog) since(id int64) ([]*loggingv1.Event, chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
