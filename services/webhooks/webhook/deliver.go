@@ -324,18 +324,24 @@ func (w *worker) await(ctx context.Context) (done []result) {
 }
 
 // attempt sends one delivery. It waits for a free place, and sends only if the response or the timeout comes before the
-// lease ends, because another replica may send to the webhook after that.
+// lease ends, because another replica may send to the webhook after that; and if nothing has changed while it waited.
 func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, leasedUntil time.Time, places chan struct{}) result {
 	r := result{delivery: d, aborted: true}
 	wait, cancel := context.WithDeadline(ctx, leasedUntil.Add(-w.Timeout))
 	defer cancel()
+	waited := false
 	select {
 	case places <- struct{}{}:
-		defer func() { <-places }()
-	case <-wait.Done():
-		return r
+	default:
+		waited = true
+		select {
+		case places <- struct{}{}:
+		case <-wait.Done():
+			return r
+		}
 	}
-	if wait.Err() != nil {
+	defer func() { <-places }()
+	if wait.Err() != nil || waited && !w.isCurrent(wait, hook, d) {
 		return r
 	}
 	r.begun = time.Now()
@@ -343,6 +349,16 @@ func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, 
 	failpoint.Hit("webhooks.sent")
 	r.aborted = !r.delivered() && work.Err() != nil
 	return r
+}
+
+// isCurrent reports whether a delivery that was read before is still to be sent, and to the same URL: a person may have been erased
+// in it since, and the webhook changed or deleted. If it cannot be known the delivery is read again.
+func (w *worker) isCurrent(ctx context.Context, hook *webhook, d *delivery) (current bool) {
+	err := w.db.GetContext(ctx, &current, postgres.Prepared+`
+		SELECT EXISTS (
+			SELECT FROM delivery d JOIN webhook w ON w.id = d.webhook_id
+			WHERE d.webhook_id = $1 AND d.id = $2 AND d.state = 'PENDING' AND w.state = 'ENABLED' AND w.url = $3)`, hook.ID, d.Delivery, hook.URL)
+	return err == nil && current
 }
 
 // change is what is written about a delivery after an attempt.

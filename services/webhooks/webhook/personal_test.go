@@ -3,12 +3,15 @@ package webhook
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -237,4 +240,75 @@ func TestPersonalData_WhatWaitsToBeSentIsReadAgain(t *testing.T) {
 			t.Errorf("sent is %s", req.body)
 		}
 	}
+}
+
+// An attempt waits for its place as long as other receivers take theirs, and then sent what it had been given: to whom did not want it any
+// more, and with the personal data of somebody who had been erased.
+func TestDelivery_WhatHasChangedWhileAnAttemptWaitedIsNotSent(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	for change, do := range map[string]func(t *testing.T, hook *webhooksv1.Webhook, person *customerv1.Person){
+		"nothing": nil,
+		"the person was erased": func(t *testing.T, _ *webhooksv1.Webhook, person *customerv1.Person) {
+			r.erase(t, person)
+		},
+		"the webhook was paused": func(t *testing.T, hook *webhooksv1.Webhook, _ *customerv1.Person) {
+			hook.State = webhooksv1.Webhook_PAUSED
+			update(t, r, hook, "state")
+		},
+		"the webhook was deleted": func(t *testing.T, hook *webhooksv1.Webhook, _ *customerv1.Person) {
+			if _, err := r.hooks.DeleteWebhook(as(t, "operator"), &webhooksv1.DeleteWebhookRequest{WebhookId: hook.GetId()}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"the URL was changed": func(t *testing.T, hook *webhooksv1.Webhook, _ *customerv1.Person) {
+			hook.Url += "/new"
+			update(t, r, hook, "url")
+		},
+	} {
+		t.Run(change, func(t *testing.T) {
+			v := newReceiver(t, nil)
+			hook, _ := r.create(t, v.URL)
+			w := r.lease(t, hook.GetId())
+			placed, _ := placedBy(strings.ReplaceAll(change, " ", "-"))
+			r.log.add(t, placed)
+			eventually(t, func() error {
+				if _, err := w.fill(t.Context()); err != nil || len(w.queue) == 0 {
+					return fmt.Errorf("nothing is due: %w", err)
+				}
+				return nil
+			})
+			places, ended := make(chan struct{}), make(chan result, 1)
+			go func() {
+				ended <- w.attempt(t.Context(), t.Context(), w.hook, w.queue[0], time.Now().Add(time.Minute), places)
+			}()
+			if do != nil {
+				do(t, hook, &customerv1.Person{Email: placed.GetCustomerEmail()})
+			}
+			<-places // it has one now
+			places <- struct{}{}
+			if got, n := <-ended, len(v.requests()); got.aborted != (do != nil) || (n == 0) != (do != nil) {
+				t.Errorf("aborted %t, it got %d requests", got.aborted, n)
+			}
+		})
+	}
+}
+
+// lease returns a worker for a webhook that no replica sends to.
+func (r *rig) lease(t *testing.T, id string) *worker {
+	t.Helper()
+	d := quick
+	d.Concurrency, d.MaxRequests = 1, 4
+	s, err := newSender(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &worker{
+		deliverer: newDeliverer(d, r.db, s, uuid.New(), nil, nil, slog.New(slog.DiscardHandler)),
+		id:        uuid.MustParse(id), limit: 1, leasedUntil: time.Now().Add(time.Hour), inHand: map[int64]bool{},
+	}
+	if _, err := r.db.Exec(`UPDATE webhook SET lessee = $2, leased_until = now() + interval '1 minute' WHERE id = $1`, id, w.replica); err != nil {
+		t.Fatal(err)
+	}
+	return w
 }
