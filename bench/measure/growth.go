@@ -207,8 +207,8 @@ var undoMigrations = []string{
 	`DROP TABLE logging.audit_report`,
 	`DROP INDEX logging.dead_letter_closed`,
 	`ALTER TABLE logging.dead_letter DROP COLUMN sent_message_id`,
-	`DELETE FROM webhooks.goose_db_version WHERE version_id = 2`,
-	`ALTER TABLE webhooks.webhook DROP COLUMN since`,
+	`DELETE FROM webhooks.goose_db_version WHERE version_id >= 2`,
+	`ALTER TABLE webhooks.webhook DROP COLUMN since, DROP COLUMN older_secrets, DROP COLUMN older_until`,
 	`DROP INDEX webhooks.event_order`,
 }
 

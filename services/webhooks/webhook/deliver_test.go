@@ -86,6 +86,43 @@ func TestDelivery_BothSecretsAreGoodForADay(t *testing.T) {
 	}
 }
 
+// Who had not got the answer repeated the call, and the secret that the receiver had was not valid any more.
+func TestDelivery_ASecretStaysGoodForADayAlthoughItIsRotatedAgain(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	hook, first := r.create(t, v.URL)
+	secrets := []string{first}
+	for range 2 {
+		rotated, err := r.hooks.RotateWebhookSecret(as(t, "operator"), &webhooksv1.RotateWebhookSecretRequest{WebhookId: hook.GetId()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		secrets = append(secrets, rotated.GetSecret())
+	}
+	verified := func(req request) (list []bool) {
+		for _, secret := range secrets {
+			library, err := standardwebhooks.NewWebhook(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, library.Verify(req.body, req.header) == nil)
+		}
+		return list
+	}
+	r.log.add(t, newOrder("").events[0])
+	if got := verified(v.await(t, 1)[0]); !slices.Equal(got, []bool{true, true, true}) {
+		t.Errorf("verified with the secrets from the first on: %v", got)
+	}
+	if _, err := r.db.Exec(`UPDATE webhook SET older_until = ARRAY[now() - interval '1 second']`); err != nil {
+		t.Fatal(err)
+	}
+	r.log.add(t, newOrder("").events[0])
+	if got := verified(v.await(t, 2)[1]); !slices.Equal(got, []bool{false, true, true}) {
+		t.Errorf("verified with the secrets from the first on, when its day is over: %v", got)
+	}
+}
+
 func TestDelivery_AsCloudEvents(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)

@@ -30,6 +30,8 @@ const (
 	secretSize    = 32 // bytes
 	// secretOverlap is how long the previous secret stays valid after a rotation.
 	secretOverlap = 24 * time.Hour
+	// maxOlder is how many secrets before the previous one stay valid: each adds a signature to each request.
+	maxOlder = 8
 	// source is the attribute source of CloudEvents.
 	source = "/shop"
 )
@@ -87,6 +89,7 @@ func (w *webhook) signature(id string, at time.Time, body []byte) (string, error
 	if w.PreviousSecret != nil && at.Before(w.PreviousUntil.Time) {
 		secrets = append(secrets, w.PreviousSecret)
 	}
+	secrets = append(secrets, w.OlderSecrets...)
 	var signatures []string
 	for _, secret := range secrets {
 		signer, err := standardwebhooks.NewWebhookRaw(secret)

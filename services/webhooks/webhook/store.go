@@ -45,6 +45,7 @@ type webhook struct {
 	Secret         []byte         `db:"secret"`
 	PreviousSecret []byte         `db:"previous_secret"`
 	PreviousUntil  sql.NullTime   `db:"previous_until"`
+	OlderSecrets   pq.ByteaArray  `db:"older_secrets"` // those that were valid when it was read
 	Failures       int            `db:"failures"`
 	FailingSince   sql.NullTime   `db:"failing_since"`
 	CreatedAt      time.Time      `db:"created_at"`
@@ -52,7 +53,8 @@ type webhook struct {
 }
 
 const webhookColumns = `id, owner, url, event_types, format, description, state, disabled_reason,
-	secret, previous_secret, previous_until, failures, failing_since, created_at, updated_at`
+	secret, previous_secret, previous_until,
+	ARRAY(SELECT older FROM unnest(older_secrets, older_until) AS o (older, until) WHERE until > now()) AS older_secrets, failures, failing_since, created_at, updated_at`
 
 func (w *webhook) message() *webhooksv1.Webhook {
 	return &webhooksv1.Webhook{
@@ -125,10 +127,14 @@ func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, enabled bool) e
 		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, enabled)
 }
 
+// rotateSecret gives a webhook another secret. Those before it stay valid as long as each was to be, although there may be several: who
+// did not get the answer repeats the call, and the receiver has none but the oldest.
 func rotateSecret(ctx context.Context, tx *sqlx.Tx, w *webhook, secret []byte) error {
+	const older = `FROM unnest(older_secrets || previous_secret, older_until || previous_until) AS o (older, until) WHERE until > now() ORDER BY until DESC LIMIT $4`
 	return tx.GetContext(ctx, w, `
-		UPDATE webhook SET previous_secret = secret, previous_until = now() + $3 * interval '1 second', secret = $2, updated_at = now()
-		WHERE id = $1 RETURNING `+webhookColumns, w.ID, secret, secretOverlap.Seconds())
+		UPDATE webhook SET older_secrets = ARRAY(SELECT older `+older+`), older_until = ARRAY(SELECT until `+older+`),
+			previous_secret = secret, previous_until = now() + $3 * interval '1 second', secret = $2, updated_at = now()
+		WHERE id = $1 RETURNING `+webhookColumns, w.ID, secret, secretOverlap.Seconds(), maxOlder)
 }
 
 // deleteSlice is how many deliveries are deleted at once.
