@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -190,6 +191,7 @@ type worker struct {
 type result struct {
 	*delivery
 	answer
+	url     string // that it went to
 	begun   time.Time
 	aborted bool // there was no attempt, or it was cut off by the stop of the service
 }
@@ -326,7 +328,7 @@ func (w *worker) await(ctx context.Context) (done []result) {
 // attempt sends one delivery. It waits for a free place, and sends only if the response or the timeout comes before the
 // lease ends, because another replica may send to the webhook after that; and if nothing has changed while it waited.
 func (w *worker) attempt(ctx, work context.Context, hook *webhook, d *delivery, leasedUntil time.Time, places chan struct{}) result {
-	r := result{delivery: d, aborted: true}
+	r := result{delivery: d, url: hook.URL, aborted: true}
 	wait, cancel := context.WithDeadline(ctx, leasedUntil.Add(-w.Timeout))
 	defer cancel()
 	waited := false
@@ -372,6 +374,15 @@ type change struct {
 func (w *worker) record(ctx context.Context, done []result) error {
 	var changes []change
 	hook := *w.hook
+	if slices.ContainsFunc(done, func(r result) bool { return !r.aborted && !r.delivered() }) {
+		err := w.db.GetContext(ctx, &hook.URL, postgres.Prepared+`SELECT url FROM webhook WHERE id = $1`, w.id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil // it has been deleted, with its deliveries
+		}
+		if err != nil {
+			return fmt.Errorf("reading the webhook: %w", postgres.Classify(err))
+		}
+	}
 	var pause time.Duration // of the webhook
 	var disabled *eventsv1.WebhookDisabled
 	now := time.Now()
@@ -381,6 +392,10 @@ func (w *worker) record(ctx context.Context, done []result) error {
 			continue
 		}
 		w.metrics.count(ctx, r.answer)
+		if !r.delivered() && r.url != hook.URL { // it says nothing about the URL that the webhook has now, which is tried next
+			changes = append(changes, change{result: r, state: statePending})
+			continue
+		}
 		w.slowOne = !r.delivered() || r.took > slowAnswer
 		if r.delivered() {
 			changes = append(changes, change{result: r, state: stateDelivered})
@@ -414,7 +429,7 @@ func (w *worker) record(ctx context.Context, done []result) error {
 	}
 	err := postgres.InTx(ctx, w.db, func(tx *sqlx.Tx) error {
 		if disabled != nil {
-			if err := disable(ctx, tx, w.id, disabled); err != nil {
+			if err := disable(ctx, tx, &hook, disabled); err != nil {
 				return err
 			}
 		}
@@ -492,27 +507,29 @@ func writeAttempts(ctx context.Context, tx *sqlx.Tx, hook uuid.UUID, changes []c
 	return nil
 }
 
-// writeWebhook writes the state of a webhook, if the replica still has the lease.
+// writeWebhook writes how a webhook does, if the replica still has the lease and the URL is the same.
 func writeWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, replica uuid.UUID, pause time.Duration) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
 		UPDATE webhook SET failures = $3, failing_since = $4, retry_at = greatest(retry_at, now() + $5 * interval '1 millisecond')
-		WHERE id = $1 AND lessee = $2 AND (failures <> $3 OR $5 > 0)`,
-		w.ID, replica, w.Failures, w.FailingSince, pause.Milliseconds())
+		WHERE id = $1 AND lessee = $2 AND url = $6 AND (failures <> $3 OR $5 > 0)`,
+		w.ID, replica, w.Failures, w.FailingSince, pause.Milliseconds(), w.URL)
 	if err != nil {
 		return fmt.Errorf("writing how webhook %s does: %w", w.ID, err)
 	}
 	return nil
 }
 
-// disable disables a webhook that is enabled, and publishes e. As every change of webhooks it first locks the position in
-// the log.
-func disable(ctx context.Context, tx *sqlx.Tx, id uuid.UUID, e *eventsv1.WebhookDisabled) error {
+// disable disables a webhook that is enabled and has the same URL, and publishes e. As every change of webhooks it first locks the
+// position in the log.
+func disable(ctx context.Context, tx *sqlx.Tx, w *webhook, e *eventsv1.WebhookDisabled) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE log_position SET generation = generation + 1`); err != nil {
-		return fmt.Errorf("disabling webhook %s: %w", id, err)
+		return fmt.Errorf("disabling webhook %s: %w", w.ID, err)
 	}
-	result, err := tx.ExecContext(ctx, `UPDATE webhook SET state = 'DISABLED', disabled_reason = $2, updated_at = now() WHERE id = $1 AND state = 'ENABLED'`, id, e.GetDetail())
+	result, err := tx.ExecContext(ctx, `
+		UPDATE webhook SET state = 'DISABLED', disabled_reason = $2, updated_at = now() WHERE id = $1 AND state = 'ENABLED' AND url = $3`,
+		w.ID, e.GetDetail(), w.URL)
 	if err != nil {
-		return fmt.Errorf("disabling webhook %s: %w", id, err)
+		return fmt.Errorf("disabling webhook %s: %w", w.ID, err)
 	}
 	if n, err := result.RowsAffected(); err != nil || n == 0 {
 		return err

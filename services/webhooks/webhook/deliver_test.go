@@ -306,6 +306,40 @@ func TestDelivery_AReceiverThatIsGoneIsDisabledAndSaidSo(t *testing.T) {
 	}
 }
 
+// A receiver's last answer came when the webhook had another URL, and disabled it.
+func TestDelivery_AnAnswerOfTheURLBeforeSaysNothingAboutTheNewOne(t *testing.T) {
+	t.Parallel()
+	for name, code := range map[string]int{"410": http.StatusGone, "503 for too long": http.StatusServiceUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := quick
+			d.Timeout, d.RetryFor = time.Minute, time.Hour
+			r := start(t, d)
+			moved := make(chan struct{})
+			old := newReceiver(t, func(w http.ResponseWriter, _ request, _ int) {
+				<-moved
+				w.WriteHeader(code)
+			})
+			other := newReceiver(t, nil)
+			hook, _ := r.create(t, old.URL)
+			if _, err := r.db.Exec(`UPDATE webhook SET failures = 1, failing_since = now() - interval '2 hours'`); err != nil {
+				t.Fatal(err)
+			}
+			r.log.add(t, newOrder("").events[0])
+			old.await(t, 1)
+			hook.Url = other.URL
+			update(t, r, hook, "url")
+			close(moved)
+			other.await(t, 1)
+			eventually(t, func() error { return r.allDelivered(hook.GetId(), 1) })
+			got, err := r.hooks.GetWebhook(t.Context(), &webhooksv1.GetWebhookRequest{WebhookId: hook.GetId()})
+			if err != nil || got.GetWebhook().GetState() != webhooksv1.Webhook_ENABLED || got.GetWebhook().GetFailingSince() != nil {
+				t.Errorf("the webhook is %v, %v", got, err)
+			}
+		})
+	}
+}
+
 func (r *rig) isDisabled(t *testing.T, id, reason string) error {
 	got, err := r.hooks.GetWebhook(t.Context(), &webhooksv1.GetWebhookRequest{WebhookId: id})
 	if err == nil && (got.GetWebhook().GetState() != webhooksv1.Webhook_DISABLED || !strings.Contains(got.GetWebhook().GetDisabledReason(), reason)) {

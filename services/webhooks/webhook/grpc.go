@@ -223,7 +223,8 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 		if err := s.check(w); err != nil {
 			return "", err
 		}
-		return "changed: " + strings.Join(changed, ", "), updateWebhook(ctx, tx, w, w.State == stateEnabled && before.State != stateEnabled)
+		anew := w.State == stateEnabled && before.State != stateEnabled || w.URL != before.URL
+		return "changed: " + strings.Join(changed, ", "), updateWebhook(ctx, tx, w, anew)
 	})
 	if err != nil {
 		return nil, err

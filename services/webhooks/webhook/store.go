@@ -113,9 +113,9 @@ func insertWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook) error {
 		RETURNING `+webhookColumns, w.ID, w.Owner, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, w.Secret)
 }
 
-// updateWebhook writes the fields of a webhook that can be changed. If it was enabled by this, its count of failures begins
-// anew.
-func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, enabled bool) error {
+// updateWebhook writes the fields of a webhook that can be changed. If it was enabled by this, or has another URL, its count of
+// failures begins anew.
+func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, anew bool) error {
 	return tx.GetContext(ctx, w, `
 		UPDATE webhook SET url = $2, event_types = $3, format = $4, description = $5, state = $6, updated_at = now(),
 			disabled_reason = CASE WHEN $6 = 'DISABLED' THEN disabled_reason ELSE '' END,
@@ -124,7 +124,7 @@ func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, enabled bool) e
 			retry_at = CASE WHEN $7 THEN now() ELSE retry_at END,
 			since = CASE WHEN event_types <> $3 OR state = 'DISABLED' THEN (SELECT position FROM log_position) ELSE since END
 		WHERE id = $1 RETURNING `+webhookColumns,
-		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, enabled)
+		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, anew)
 }
 
 // rotateSecret gives a webhook another secret. Those before it stay valid as long as each was to be, although there may be several: who
