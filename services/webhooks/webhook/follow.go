@@ -88,13 +88,15 @@ type follower struct {
 	log     *slog.Logger
 	wake    chan struct{}
 	owners  map[string]string // of orders; of the goroutine that runs
-	// unplaced is the order whose OrderPlaced is waited for, and since when.
-	unplaced      string
-	unplacedSince time.Time
+	// unplaced has the orders whose OrderPlaced is waited for, and since when; of the goroutine that runs.
+	unplaced map[string]time.Time
 }
 
 func newFollower(db *sqlx.DB, events loggingv1.EventLogServiceClient, replica uuid.UUID, written func(), log *slog.Logger) *follower {
-	return &follower{db: db, events: events, replica: replica, written: written, log: log, wake: make(chan struct{}, 1), owners: map[string]string{}}
+	return &follower{
+		db: db, events: events, replica: replica, written: written, log: log, wake: make(chan struct{}, 1),
+		owners: map[string]string{}, unplaced: map[string]time.Time{},
+	}
 }
 
 // notify tells the follower that the webhooks have changed.
@@ -391,17 +393,22 @@ func orderOf(e *loggingv1.Event) (id uuid.NullUUID) {
 	return id
 }
 
-// match returns those of the events that some webhook wants, with their JSON, and which webhooks get them.
+// match returns those of the events that some webhook wants, with their JSON, and which webhooks get them. It returns errNotPlaced
+// when it has asked for the owners of all, so that those that have to be waited for are waited for together.
 func (f *follower) match(ctx context.Context, list []subscriber, events []*loggingv1.Event) (wanted []*loggingv1.Event, pairings []pairing, payloads map[int64]string, err error) {
 	payloads = map[int64]string{}
 	owned := slices.ContainsFunc(list, func(s subscriber) bool { return s.Owner != "" })
+	var notPlaced error
 	for _, e := range events {
 		if !deliverable(e) {
 			continue
 		}
 		owner := ""
 		if owned {
-			if owner, err = f.ownerOf(ctx, e); err != nil {
+			if owner, err = f.ownerOf(ctx, e); errors.Is(err, errNotPlaced) {
+				notPlaced = err
+				continue
+			} else if err != nil {
 				return nil, nil, nil, err
 			}
 		}
@@ -417,7 +424,7 @@ func (f *follower) match(ctx context.Context, list []subscriber, events []*loggi
 			}
 		}
 	}
-	return wanted, pairings, payloads, nil
+	return wanted, pairings, payloads, notPlaced
 }
 
 // deliverable reports whether an entry of the log is an event that meets its contract. Requests do not count, nor what
@@ -458,23 +465,30 @@ func (f *follower) ownerOf(ctx context.Context, e *loggingv1.Event) (string, err
 	if len(f.owners) >= maxOwners {
 		clear(f.owners)
 	}
+	if len(f.unplaced) >= maxOwners { // of batches that another replica has written
+		clear(f.unplaced)
+	}
 	if e.GetRoutingKey() != placed {
 		first, err := f.events.ListEvents(ctx, &loggingv1.ListEventsRequest{OrderId: order, RoutingKey: placed, PageSize: 1})
 		if err != nil {
 			return "", fmt.Errorf("asking the log whom an order belongs to: %w", err)
 		}
 		if len(first.GetEvents()) == 0 {
-			if f.unplaced != order {
-				f.unplaced, f.unplacedSince = order, time.Now()
+			since, waits := f.unplaced[order]
+			if !waits {
+				since = time.Now()
+				f.unplaced[order] = since
 			}
-			if time.Since(f.unplacedSince) < placedWithin {
+			if time.Since(since) < placedWithin {
 				return "", errNotPlaced
 			}
+			delete(f.unplaced, order)
 			f.owners[order] = "" // it was deleted with the old events, or nobody has placed the order
 			return "", nil
 		}
 		e = first.GetEvents()[0]
 	}
+	delete(f.unplaced, order)
 	owner := e.GetPayload().GetFields()["owner"].GetStringValue()
 	f.owners[order] = owner
 	return owner, nil

@@ -3,6 +3,9 @@ package webhook
 import (
 	"fmt"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/enduser"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
@@ -64,4 +67,24 @@ func TestFollower_AnIdThatTheLogGivesAgainIsOfAnotherEvent(t *testing.T) {
 	}
 	eventually(t, func() error { return r.allDelivered(bobsHook, 2) })
 	eventually(t, func() error { return r.allDelivered(hook.GetId(), 3) })
+}
+
+// Orders whose OrderPlaced the log has not were waited for one after the other, and everybody's events behind them.
+func TestFollower_OrdersWithoutABeginningAreWaitedForTogether(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	all := newReceiver(t, nil)
+	r.create(t, all.URL)
+	r.createFor(t, "ada", newReceiver(t, nil).URL)
+	const orders = 24
+	var events []proto.Message
+	for range orders {
+		events = append(events, newOrder("").events[1])
+	}
+	r.log.add(t, events...)
+	begun := time.Now()
+	all.await(t, orders)
+	if took := time.Since(begun); took > orders*placedWithin/3 {
+		t.Errorf("%d orders took %s", orders, took)
+	}
 }
