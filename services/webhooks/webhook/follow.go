@@ -85,6 +85,7 @@ type follower struct {
 	events  loggingv1.EventLogServiceClient
 	replica uuid.UUID
 	written func() // tells that there is something to deliver
+	metrics *metrics
 	log     *slog.Logger
 	wake    chan struct{}
 	owners  map[string]string // of orders; of the goroutine that runs
@@ -92,9 +93,9 @@ type follower struct {
 	unplaced map[string]time.Time
 }
 
-func newFollower(db *sqlx.DB, events loggingv1.EventLogServiceClient, replica uuid.UUID, written func(), log *slog.Logger) *follower {
+func newFollower(db *sqlx.DB, events loggingv1.EventLogServiceClient, replica uuid.UUID, written func(), m *metrics, log *slog.Logger) *follower {
 	return &follower{
-		db: db, events: events, replica: replica, written: written, log: log, wake: make(chan struct{}, 1),
+		db: db, events: events, replica: replica, written: written, metrics: m, log: log, wake: make(chan struct{}, 1),
 		owners: map[string]string{}, unplaced: map[string]time.Time{},
 	}
 }
@@ -183,8 +184,12 @@ func (f *follower) takeTurn(ctx context.Context) (*turn, error) {
 // session follows the log over one stream. again says that the next one has to begin at once.
 func (f *follower) session(ctx context.Context) (again bool, err error) {
 	at, err := f.takeTurn(ctx)
-	if at == nil || err != nil {
+	if err != nil {
 		return false, err
+	}
+	f.metrics.follows(at != nil)
+	if at == nil {
+		return false, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -214,6 +219,7 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 	}()
 	tick := time.NewTicker(followInterval)
 	defer tick.Stop()
+	begun := false
 	for {
 		var read batch
 		select {
@@ -228,8 +234,16 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 		case <-tick.C:
 		case <-f.wake:
 		}
-		if goOn, err := f.fanOut(ctx, at, read); !goOn || err != nil {
+		before := at.position
+		goOn, err := f.fanOut(ctx, at, read)
+		if !goOn || err != nil {
 			return true, err
+		}
+		if read.position > 0 {
+			if begun || at.position > before {
+				f.metrics.gotOn()
+			}
+			begun = true // the first position comes from a log that cannot be read, too
 		}
 	}
 }

@@ -1,13 +1,19 @@
 package webhook
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/enduser"
+	loggingv1 "shop.example/gen/shop/logging/v1"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 )
 
@@ -86,5 +92,67 @@ func TestFollower_OrdersWithoutABeginningAreWaitedForTogether(t *testing.T) {
 	all.await(t, orders)
 	if took := time.Since(begun); took > orders*placedWithin/3 {
 		t.Errorf("%d orders took %s", orders, took)
+	}
+}
+
+// brokenLog ends each stream with an error, after some responses.
+type brokenLog struct {
+	loggingv1.EventLogServiceClient
+	responses int
+	streams   chan struct{}
+}
+
+func (l brokenLog) StreamEvents(ctx context.Context, req *loggingv1.StreamEventsRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[loggingv1.StreamEventsResponse], error) {
+	select {
+	case l.streams <- struct{}{}:
+	case <-ctx.Done():
+	}
+	return &brokenStream{left: l.responses, next: req.GetAfterId()}, nil
+}
+
+type brokenStream struct {
+	grpc.ServerStreamingClient[loggingv1.StreamEventsResponse]
+	left int
+	next int64 // position
+}
+
+func (s *brokenStream) Recv() (*loggingv1.StreamEventsResponse, error) {
+	if s.left == 0 {
+		return nil, errors.New("the log cannot be read")
+	}
+	s.left, s.next = s.left-1, s.next+1
+	return &loggingv1.StreamEventsResponse{Position: s.next - 1}, nil
+}
+
+// Webhooks stood still, and no metric said so. That a stream begins does not say that the log can be read.
+func TestFollower_ThatTheLogCannotBeFollowedIsMeasured(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	r.create(t, newReceiver(t, nil).URL)
+	r.log.add(t, newOrder("").events[0])
+	eventually(t, func() error { return r.isAt(1) })
+	r.stop()
+	for responses, getsOn := range map[int]bool{0: false, 1: false, 2: true} {
+		m, l := &metrics{}, brokenLog{responses: responses, streams: make(chan struct{})}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- newFollower(r.db, l, uuid.New(), func() {}, m, slog.New(slog.DiscardHandler)).run(ctx)
+		}()
+		<-l.streams
+		first := m.followed.Load()
+		for range 3 {
+			<-l.streams
+		}
+		if last := m.followed.Load(); first == nil || (last != first) != getsOn || m.logAge() <= 0 {
+			t.Errorf("with %d responses it got on at %v, and at %v", responses, first, last)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if m.follows(false); m.logAge() != 0 {
+			t.Errorf("who does not follow the log is behind by %s", m.logAge())
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"go.opentelemetry.io/otel/attribute"
@@ -29,6 +30,8 @@ type metrics struct {
 	attempts metric.Int64Counter
 	seconds  metric.Float64Histogram
 	waiting  atomic.Pointer[waiting] // nil until it was read
+	// followed is when this replica last got on with the log; nil while it does not follow it.
+	followed atomic.Pointer[time.Time]
 }
 
 // waiting is the result of one sample.
@@ -40,7 +43,7 @@ type waiting struct {
 func newMetrics(meters metric.MeterProvider, db *sqlx.DB) (*metrics, error) {
 	meter := meters.Meter("shop.example/services/webhooks")
 	m := &metrics{db: db}
-	var errs [4]error
+	var errs [5]error
 	m.attempts, errs[0] = meter.Int64Counter("webhooks.attempts", metric.WithDescription("Attempts to deliver an event, by outcome."))
 	m.seconds, errs[1] = meter.Float64Histogram("webhooks.attempt.duration", metric.WithUnit("s"),
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15, 30), metric.WithDescription("Time from an attempt's begin to the end of the answer."))
@@ -48,6 +51,12 @@ func newMetrics(meters metric.MeterProvider, db *sqlx.DB) (*metrics, error) {
 		metric.WithInt64Callback(m.observe(func(w *waiting) int64 { return w.Pending })))
 	_, errs[3] = meter.Int64ObservableGauge("webhooks.failing", metric.WithDescription("Webhooks that are enabled and whose last attempt has failed."),
 		metric.WithInt64Callback(m.observe(func(w *waiting) int64 { return w.Failing })))
+	_, errs[4] = meter.Float64ObservableGauge("webhooks.log.age", metric.WithUnit("s"),
+		metric.WithDescription("Time since the replica that follows the log of events last got on with it; 0 in the others."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			o.Observe(m.logAge().Seconds())
+			return nil
+		}))
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("registering the metrics of webhooks: %w", err)
 	}
@@ -69,6 +78,29 @@ func (m *metrics) observe(part func(*waiting) int64) metric.Int64Callback {
 		}
 		return nil
 	}
+}
+
+// follows says whether this replica follows the log. It counts as getting on with it when it begins to.
+func (m *metrics) follows(follows bool) {
+	switch {
+	case !follows:
+		m.followed.Store(nil)
+	case m.followed.Load() == nil:
+		m.gotOn()
+	}
+}
+
+func (m *metrics) gotOn() {
+	now := time.Now()
+	m.followed.Store(&now)
+}
+
+func (m *metrics) logAge() time.Duration {
+	at := m.followed.Load()
+	if at == nil {
+		return 0
+	}
+	return time.Since(*at)
 }
 
 var countWaiting = fmt.Sprintf(`

@@ -192,7 +192,7 @@ func (s *Service) build(ctx context.Context, cfg Config, t *telemetry.Telemetry)
 	s.Sample("deliveries", metrics.sample)
 	s.deliverer = newDeliverer(cfg.Delivery, s.db, s.sender, replica, relay.Wake, metrics, t.Logger)
 	s.Go("deliverer", s.deliverer.run)
-	s.follower = newFollower(s.db, s.events, replica, s.deliverer.notify, t.Logger)
+	s.follower = newFollower(s.db, s.events, replica, s.deliverer.notify, metrics, t.Logger)
 	s.Go("follower of the log", s.follower.run)
 	s.Go("old events", func(ctx context.Context) error { // with their deliveries
 		return postgres.KeepDeletingOlder(ctx, s.db, "event", "created_at", cfg.Delivery.Retention, t.Logger)
