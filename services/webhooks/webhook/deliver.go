@@ -34,8 +34,10 @@ const (
 	maxFailures = 5
 	// slowAnswer is the response time from which a webhook counts as slow.
 	slowAnswer = time.Second
-	// fetchSize is how many deliveries are read at once, for each concurrent request that the webhook may get.
-	fetchSize = 4
+	// fetchSize is how many deliveries are read at once, for each concurrent request that the webhook may get, and fetchBytes from
+	// which size on no more.
+	fetchSize  = 4
+	fetchBytes = 128 << 10
 	// drainTimeout is how long requests in progress may take when the service stops.
 	drainTimeout = 4 * time.Second
 )
@@ -288,12 +290,17 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		inHand = append(inHand, id)
 	}
 	err = w.db.SelectContext(ctx, &w.queue, postgres.Prepared+`
-		SELECT d.id, d.event_id, d.attempts, d.first_attempt_at, coalesce(d.order_id::text, '') AS order_id, e.message_id, e.routing_key, e.payload, e.published_at
-		FROM delivery d JOIN event e ON e.id = d.event_id
-		WHERE d.webhook_id = $1 AND d.state = 'PENDING' AND d.next_attempt_at <= now() AND d.id <> ALL ($2::bigint[]) AND NOT EXISTS (
-			SELECT FROM delivery before
-			WHERE before.webhook_id = d.webhook_id AND before.order_id = d.order_id AND before.state = 'PENDING' AND before.id < d.id)
-		ORDER BY d.next_attempt_at, d.id LIMIT $3`, w.id, postgres.ArrayOf(inHand), fetchSize*w.limit)
+		WITH due AS (
+			SELECT d.id, d.event_id, d.attempts, d.first_attempt_at, coalesce(d.order_id::text, '') AS order_id, e.message_id, e.routing_key, e.payload, e.published_at,
+				sum(octet_length(e.payload)) OVER (ORDER BY d.next_attempt_at, d.id ROWS UNBOUNDED PRECEDING) - octet_length(e.payload) AS before, d.next_attempt_at
+			FROM (
+				SELECT * FROM delivery d
+				WHERE d.webhook_id = $1 AND d.state = 'PENDING' AND d.next_attempt_at <= now() AND d.id <> ALL ($2::bigint[]) AND NOT EXISTS (
+					SELECT FROM delivery before
+					WHERE before.webhook_id = d.webhook_id AND before.order_id = d.order_id AND before.state = 'PENDING' AND before.id < d.id)
+				ORDER BY d.next_attempt_at, d.id LIMIT $3) AS d JOIN event e ON e.id = d.event_id)
+		SELECT id, event_id, attempts, first_attempt_at, order_id, message_id, routing_key, payload, published_at FROM due
+		WHERE before < $4 ORDER BY next_attempt_at, id`, w.id, postgres.ArrayOf(inHand), fetchSize*w.limit, fetchBytes*w.limit)
 	if err != nil {
 		return false, fmt.Errorf("reading what is due: %w", postgres.Classify(err))
 	}

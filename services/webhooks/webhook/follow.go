@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
@@ -32,8 +33,12 @@ const (
 	followInterval = time.Second
 	// followLease is how long the lease to follow the log lasts without being renewed.
 	followLease = 10 * time.Second
-	// followBatch is how many events are read at once.
+	// followBatch is how many events are written at once, and followBytes from which size on no more.
 	followBatch = 500
+	followBytes = 2 << 20
+	// followAhead is how many events are read ahead; one of more than aheadBytes counts as several.
+	followAhead = 128
+	aheadBytes  = followBytes / followAhead
 	// maxOwners is for how many orders it is cached whom they belong to.
 	maxOwners = 50_000
 	// placedWithin is how long an event may be in the log before the OrderPlaced of its order: replicas that share the log's
@@ -199,22 +204,24 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	events := make(chan *loggingv1.StreamEventsResponse, followBatch)
+	events, room := make(chan *loggingv1.StreamEventsResponse, followAhead), make(chan struct{}, followAhead)
 	ended := make(chan error, 1)
 	go func() {
 		defer close(events)
 		for {
 			response, err := stream.Recv()
+			for n := roomOf(response); n > 0 && err == nil; n-- {
+				select {
+				case room <- struct{}{}:
+				case <-ctx.Done():
+					err = ctx.Err()
+				}
+			}
 			if err != nil {
 				ended <- err
 				return
 			}
-			select {
-			case events <- response:
-			case <-ctx.Done():
-				ended <- ctx.Err()
-				return
-			}
+			events <- response // there is room
 		}
 	}()
 	tick := time.NewTicker(followInterval)
@@ -230,7 +237,7 @@ func (f *follower) session(ctx context.Context) (again bool, err error) {
 			if response.GetPosition() < at.position {
 				return true, f.stepBack(ctx, at, response.GetPosition())
 			}
-			read = gather(response, events)
+			read = gather(response, events, room)
 		case <-tick.C:
 		case <-f.wake:
 		}
@@ -255,16 +262,26 @@ type batch struct {
 }
 
 // gather returns a batch of first and the other responses that have already arrived.
-func gather(first *loggingv1.StreamEventsResponse, responses <-chan *loggingv1.StreamEventsResponse) (b batch) {
+func gather(first *loggingv1.StreamEventsResponse, responses <-chan *loggingv1.StreamEventsResponse, room <-chan struct{}) (b batch) {
+	size := 0
 	for response := first; ; response = <-responses {
+		for range roomOf(response) {
+			<-room
+		}
 		b.position = response.GetPosition()
 		if response.GetEvent() != nil {
 			b.events = append(b.events, response.GetEvent())
 		}
-		if len(b.events) == followBatch || len(responses) == 0 {
+		size += proto.Size(response)
+		if len(b.events) == followBatch || size >= followBytes || len(responses) == 0 {
 			return b
 		}
 	}
+}
+
+// roomOf returns as how many events a response counts while it waits.
+func roomOf(response *loggingv1.StreamEventsResponse) int {
+	return min(1+proto.Size(response)/aheadBytes, followAhead)
 }
 
 // stepBack follows a log that ends before the position: it was restored from a backup.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,5 +155,46 @@ func TestFollower_ThatTheLogCannotBeFollowedIsMeasured(t *testing.T) {
 		if m.follows(false); m.logAge() != 0 {
 			t.Errorf("who does not follow the log is behind by %s", m.logAge())
 		}
+	}
+}
+
+// Batches were bounded by number: 500 of the largest events, and 500 more that were read ahead, are 84 MB before they are decoded.
+func TestFollower_ABatchOfLargeEventsIsSmall(t *testing.T) {
+	t.Parallel()
+	responses, room := make(chan *loggingv1.StreamEventsResponse, followAhead), make(chan struct{}, 1000)
+	large := func(position int64) *loggingv1.StreamEventsResponse {
+		e := &loggingv1.Event{Id: position, ErrorMessage: strings.Repeat("x", followBytes/4)}
+		for range roomOf(&loggingv1.StreamEventsResponse{Event: e, Position: position}) {
+			room <- struct{}{}
+		}
+		return &loggingv1.StreamEventsResponse{Event: e, Position: position}
+	}
+	first := large(1)
+	for position := int64(2); position <= 10; position++ {
+		responses <- large(position)
+	}
+	if n := len(room); n <= 2*followAhead {
+		t.Errorf("ten events of a quarter of a batch count as %d", n)
+	}
+	if b := gather(first, responses, room); len(b.events) != 4 || b.position != 4 {
+		t.Errorf("a batch has %d events, up to %d", len(b.events), b.position)
+	}
+}
+
+// What one webhook waits for was bounded by number, too, and there are a thousand of them.
+func TestDelivery_FewLargeEventsAreReadAtOnce(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	w := r.lease(t, hook.GetId())
+	for range fetchSize {
+		r.log.add(t, newOrder("").events[0])
+	}
+	eventually(t, func() error { return r.isAt(fetchSize) })
+	if _, err := r.db.Exec(`UPDATE event SET payload = repeat('x', $1)`, fetchBytes*2/3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.fill(t.Context()); err != nil || len(w.queue) != 2 {
+		t.Errorf("%d are read, %v", len(w.queue), err)
 	}
 }
