@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -34,6 +35,9 @@ const (
 	maxFailures = 5
 	// slowAnswer is the response time from which a webhook counts as slow.
 	slowAnswer = time.Second
+	// slowFor is how long it does so when it has nothing to get, and maxSlow how many are remembered.
+	slowFor = 10 * time.Minute
+	maxSlow = 10_000
 	// fetchSize is how many deliveries are read at once, for each concurrent request that the webhook may get, and fetchBytes from
 	// which size on no more.
 	fetchSize  = 4
@@ -61,13 +65,36 @@ type deliverer struct {
 
 	mu      sync.Mutex
 	workers map[uuid.UUID]*worker
+	slowTo  map[uuid.UUID]time.Time // until when webhooks without a worker count as slow
 }
 
 func newDeliverer(d Delivery, db *sqlx.DB, sender *sender, replica uuid.UUID, relay func(), m *metrics, log *slog.Logger) *deliverer {
 	return &deliverer{
 		Delivery: d, db: db, sender: sender, replica: replica, relay: relay, metrics: m, log: log, lease: 2*d.Timeout + 5*time.Second,
 		wake: make(chan struct{}, 1), quick: make(chan struct{}, d.MaxRequests-d.MaxRequests/4), slow: make(chan struct{}, d.MaxRequests/4),
-		workers: map[uuid.UUID]*worker{},
+		workers: map[uuid.UUID]*worker{}, slowTo: map[uuid.UUID]time.Time{},
+	}
+}
+
+// wasSlow reports whether a webhook was slow when it last got something: it would else take the places of others with each event.
+func (d *deliverer) wasSlow(id uuid.UUID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Now().Before(d.slowTo[id])
+}
+
+func (d *deliverer) rememberSlow(id uuid.UUID, slow bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slow {
+		delete(d.slowTo, id)
+		return
+	}
+	if len(d.slowTo) >= maxSlow {
+		maps.DeleteFunc(d.slowTo, func(_ uuid.UUID, until time.Time) bool { return time.Now().After(until) })
+	}
+	if len(d.slowTo) < maxSlow {
+		d.slowTo[id] = time.Now().Add(slowFor)
 	}
 }
 
@@ -273,7 +300,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		return false, fmt.Errorf("reading the webhook: %w", postgres.Classify(err))
 	}
 	if w.hook == nil {
-		w.slowOne = read.Failures > 0
+		w.slowOne = read.Failures > 0 || w.wasSlow(w.id)
 	}
 	if w.generation != read.Generation { // a person may be erased in what waits: it is read again
 		for _, d := range w.queue {
@@ -434,6 +461,7 @@ func (w *worker) record(ctx context.Context, done []result) error {
 	if len(changes) == 0 {
 		return nil
 	}
+	w.rememberSlow(w.id, w.slowOne)
 	err := postgres.InTx(ctx, w.db, func(tx *sqlx.Tx) error {
 		if disabled != nil {
 			if err := disable(ctx, tx, &hook, disabled); err != nil {

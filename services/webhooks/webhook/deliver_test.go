@@ -13,6 +13,7 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	"go.opentelemetry.io/otel/metric/noop"
 
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
@@ -270,6 +271,42 @@ func TestDelivery_ADeadReceiverCostsOthersNothing(t *testing.T) {
 	}
 	if n := len(dead.requests()); n > 40 {
 		t.Errorf("the dead receiver got %d requests", n)
+	}
+}
+
+// A receiver that is slow and succeeds was quick again for each event that came alone.
+func TestDelivery_ASlowReceiverIsStillSlowAtTheNextEvent(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	first := r.lease(t, hook.GetId())
+	var err error
+	if first.metrics, err = newMetrics(noop.NewMeterProvider(), r.db); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		took time.Duration
+		slow bool // the next worker
+	}{{time.Millisecond, false}, {2 * slowAnswer, true}, {time.Millisecond, false}} {
+		r.log.add(t, newOrder("").events[0])
+		w := &worker{deliverer: first.deliverer, id: first.id, limit: 1, leasedUntil: first.leasedUntil, inHand: map[int64]bool{}}
+		eventually(t, func() error {
+			if _, err := w.fill(t.Context()); err != nil || len(w.queue) != 1 {
+				return fmt.Errorf("%d are due: %w", len(w.queue), err)
+			}
+			return nil
+		})
+		done := result{delivery: w.queue[0], url: w.hook.URL, answer: answer{status: http.StatusOK, took: c.took}, begun: time.Now()}
+		if err := w.record(t.Context(), []result{done}); err != nil {
+			t.Fatal(err)
+		}
+		next := &worker{deliverer: first.deliverer, id: first.id, limit: 1, leasedUntil: first.leasedUntil, inHand: map[int64]bool{}}
+		if _, err := next.fill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := next.places() == next.slow; got != c.slow {
+			t.Errorf("after an answer that took %s the next attempt takes a slow place: %t", c.took, got)
+		}
 	}
 }
 
