@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -622,6 +624,36 @@ func TestSend_ReceiversThatMisbehave(t *testing.T) {
 	}
 	if n := len(elsewhere.requests()); n > 0 {
 		t.Error("the redirect was followed")
+	}
+}
+
+// Its owner could learn from what is wrong with an attempt what names resolve to inside.
+func TestSend_AProblemNamesNoAddress(t *testing.T) {
+	t.Parallel()
+	d := quick
+	d.Concurrency = 1
+	s, err := newSender(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := newReceiver(t, nil)
+	closed.Close()
+	resets := newReceiver(t, func(w http.ResponseWriter, _ request, _ int) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = conn.Close()
+	})
+	for want, url := range map[string]string{"connection refused": closed.URL, "connection reset by peer": resets.URL} {
+		a := s.send(t.Context(), &webhook{URL: strings.Replace(url, "127.0.0.1", "localhost", 1), Secret: newSecret()}, event{MessageID: "m", Payload: "{}"})
+		if !strings.Contains(a.problem, want) || regexp.MustCompile(`[0-9]+\.[0-9]+\.|::`).MatchString(a.problem) || !a.unreachable {
+			t.Errorf("%s: %+v", want, a)
+		}
 	}
 }
 

@@ -239,6 +239,9 @@ func problemOf(err error) string {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}
+	if e, ok := errors.AsType[*net.OpError](err); ok { // it names both ends of the connection
+		err = e.Err
+	}
 	return text([]byte(err.Error()))
 }
 
