@@ -45,7 +45,7 @@ type services struct {
 	err      error // of every call
 	handled  map[string]bool
 	held     []string
-	held2    []string // the second page
+	held2    []string                         // the second page
 	stored   map[string]*eventsv1.OrderPlaced // by order id
 	asked    int                              // about so many events
 	rejected []*orderv1.RejectDiscardedRequest
