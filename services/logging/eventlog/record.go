@@ -118,11 +118,14 @@ func decodeJSON(d messaging.Delivery) ([]byte, error) {
 }
 
 // messageID returns the id of the message of d, which is m. An event has an id of its own. A request, for which package contract makes
-// up a random one, and a message that could not be decoded (nil) have the id that they were published with. A refused message has one
-// of its content, too: what is wrong with it may be what would tell it from others, such as a request_id, and of two with one id the
-// second is taken for the first, delivered again.
+// up a random one, and a message that is refused have the id that they were published with. If that is no UUID it may be the same for
+// many, as is the id of requests without a request_id, and of two with one id the second is taken for the first, delivered again: so
+// the id of a refused message is one of its content, too.
 func messageID(m proto.Message, refused error, d messaging.Delivery) uuid.UUID {
 	id := propertyID(d.MessageID)
+	if refused != nil && canonicalUUID(d.MessageID) != "" {
+		return id
+	}
 	if m != nil {
 		if own := contract.MessageID(m); own.Version() == 8 {
 			id = own
