@@ -34,7 +34,8 @@ type progressReader struct {
 
 func newProgressReader(ctx context.Context, e *environment) (*progressReader, error) {
 	p := &progressReader{db: e.db, products: e.products}
-	if err := p.db.QueryRowContext(ctx, `SELECT now()`).Scan(&p.since); err != nil {
+	// The baseline's events have the time of their messages, which is in whole seconds.
+	if err := p.db.QueryRowContext(ctx, `SELECT now() - interval '1 second'`).Scan(&p.since); err != nil {
 		return nil, fmt.Errorf("asking the database for the time: %w", err)
 	}
 	return p, nil
