@@ -118,20 +118,19 @@ func decodeJSON(d messaging.Delivery) ([]byte, error) {
 }
 
 // messageID returns the id of the message of d, which is m. An event has an id of its own. A request, for which package contract makes
-// up a random one, and a message that is refused have the id that they were published with. If that is no UUID it may be the same for
-// many, as is the id of requests without a request_id, and of two with one id the second is taken for the first, delivered again: so
-// the id of a refused message is one of its content, too.
+// up a random one, and a message that could not be decoded (nil) have the id that they were published with.
+//
+// The id of a refused message is one of its content, too, unless it was published with a UUID and has no other. What it lacks may be what
+// would tell it from others, such as a request_id, or all have the same message_id: and of two with one id the second is taken for the
+// first, delivered again.
 func messageID(m proto.Message, refused error, d messaging.Delivery) uuid.UUID {
-	id := propertyID(d.MessageID)
-	if refused != nil && canonicalUUID(d.MessageID) != "" {
-		return id
-	}
+	id, unique := propertyID(d.MessageID), canonicalUUID(d.MessageID) != ""
 	if m != nil {
 		if own := contract.MessageID(m); own.Version() == 8 {
-			id = own
+			id, unique = own, false
 		}
 	}
-	if refused != nil {
+	if refused != nil && !unique {
 		id = uuid.NewSHA1(id, d.Body)
 	}
 	return id
