@@ -66,8 +66,8 @@ func (g *gateway) with(f func(*grpc.ClientConn) error) error {
 	return f(conn)
 }
 
-// dial returns a connection. Unary calls have a time limit, wait when the shop asks for it within that, and fail with an error of one line for people; errors of
-// streams need describeError. It connects with the first call.
+// dial returns a connection. Unary calls have a time limit, within which they wait if the shop asks for that, and fail with an error of
+// one line for people; errors of streams need describeError. It connects with the first call.
 func (g *gateway) dial() (*grpc.ClientConn, error) {
 	target, secure, err := g.locate()
 	if err != nil {

@@ -435,15 +435,7 @@ func TestListOrders_ASearchReadsSoManyOrdersACall(t *testing.T) {
 		t.Fatal(err)
 	}
 	req := &orderv1.ListOrdersRequest{IdSuffix: oldest.GetOrderId()}
-	first, err := s.ListOrders(t.Context(), req)
-	if err != nil || len(first.GetOrders()) != 0 || first.GetNextPageToken() == "" {
-		t.Fatalf("the first page is %v, %v; want none, and another page", first, err)
-	}
-	req.PageToken = first.GetNextPageToken()
-	second, err := s.ListOrders(t.Context(), req)
-	if err != nil || len(second.GetOrders()) != 1 || second.GetNextPageToken() != "" {
-		t.Errorf("the second page is %v, %v; want the order, and no other page", second, err)
-	}
+	isOnTheSecondPage(t, s, req)
 	req.PageToken, req.PlacedAfter = "", timestamppb.New(time.Now().Add(-time.Hour))
 	if page, err := s.ListOrders(t.Context(), req); err != nil || page.GetNextPageToken() != "" {
 		t.Errorf("of an hour: %v, %v; want no other page: all that follows is older", page, err)
@@ -462,10 +454,15 @@ func TestListOrders_ConfirmedOnesAreFoundBehindManyRejectedOnes(t *testing.T) {
 		SELECT gen_random_uuid(), 'Ada', 'ada@example.org', 'REJECTED', 'OUT_OF_STOCK', 1, now() - i * interval '1 s', now() FROM generate_series(1, $1) i`, searchLimit); err != nil {
 		t.Fatal(err)
 	}
-	req := &orderv1.ListOrdersRequest{State: orderv1.Order_CONFIRMED}
+	isOnTheSecondPage(t, s, &orderv1.ListOrdersRequest{State: orderv1.Order_CONFIRMED})
+}
+
+// isOnTheSecondPage fails the test unless a list has one order, behind as many as one call reads.
+func isOnTheSecondPage(t *testing.T, s *Service, req *orderv1.ListOrdersRequest) {
+	t.Helper()
 	first, err := s.ListOrders(t.Context(), req)
 	if err != nil || len(first.GetOrders()) != 0 || first.GetNextPageToken() == "" {
-		t.Fatalf("the first page is %v, %v; want none, and another page: a call reads so many orders", first, err)
+		t.Fatalf("the first page is %v, %v; want none, and another page", first, err)
 	}
 	req.PageToken = first.GetNextPageToken()
 	second, err := s.ListOrders(t.Context(), req)
