@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Places the sample order in the shop of the current context, and fails unless it is confirmed. The argument is the command `shop`.
 set -euo pipefail
+# Else the command would show this shop the token of the last `make up` in this folder, which it does not know.
+SHOP_OPERATOR_TOKEN=$(sed -nE 's/^SHOP_OPERATOR_TOKENS=[^:]*:([^,]*).*/\1/p' "${0%/*}/secrets/shop.env")
+export SHOP_OPERATOR_TOKEN
 log=$(mktemp)
 kubectl -n shop port-forward service/gateway :3000 >"$log" &
 trap 'kill $!; rm -f "$log"' EXIT
