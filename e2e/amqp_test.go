@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +16,16 @@ import (
 	"github.com/google/uuid"
 	rabbithole "github.com/michaelklishin/rabbit-hole/v3"
 	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/apierror"
 )
 
 // These tests speak AMQP as docs/amqp.md says, as a program in another language does that has nothing of ours but the contracts.
@@ -85,6 +89,12 @@ func fails(t *testing.T, what string, d amqp.Delivery, code codes.Code, message 
 	header, _ := d.Headers["grpc-status"].(int32)
 	if codes.Code(header) != code || codes.Code(st.GetCode()) != code || d.Type != "google.rpc.Status" || d.ContentType != "application/json" {
 		t.Errorf("%s: grpc-status %d, type %s, content_type %s, body %s; want %s", what, header, d.Type, d.ContentType, d.Body, code)
+	}
+	if !slices.ContainsFunc(status.FromProto(&st).Details(), func(detail any) bool {
+		info, ok := detail.(*errdetails.ErrorInfo)
+		return ok && info.GetReason() != "" && info.GetDomain() == apierror.Domain
+	}) {
+		t.Errorf("%s: a program finds no reason in %s", what, d.Body)
 	}
 	if message != "" && st.GetMessage() != message {
 		t.Errorf("%s: %q, want %q", what, st.GetMessage(), message)

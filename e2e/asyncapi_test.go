@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
 
@@ -138,6 +139,37 @@ func TestAsyncAPI_DescribesTheEventsThatWerePublished(t *testing.T) {
 		}
 		if err := compile(t, document, "#/components/schemas/"+string(event.Name.Name())).Validate(e.Payload); err != nil {
 			t.Errorf("%s: %v", event.Name, err)
+		}
+	}
+}
+
+// Readers of events take values that they do not know: a receiver that was made before a reason came must not refuse the event.
+func TestAsyncAPI_AnEventWithANewReasonIsValid(t *testing.T) {
+	t.Parallel()
+	rejected := compile(t, asyncAPI(t), "#/components/schemas/OrderRejected")
+	event := map[string]any{"order_id": "01970000-0000-7000-8000-000000000000", "rejected_at": "2026-05-01T12:00:00Z", "reason": "OUT_OF_STOCK"}
+	if err := rejected.Validate(event); err != nil {
+		t.Fatal(err)
+	}
+	event["reason"] = "OF_A_LATER_RELEASE"
+	if err := rejected.Validate(event); err != nil {
+		t.Error(err)
+	}
+	event["reason"] = 3.0
+	if rejected.Validate(event) == nil {
+		t.Error("a number is taken for a reason")
+	}
+}
+
+// A call is worth nothing when nobody waits for it, so it does not have to outlive the broker.
+func TestAsyncAPI_EventsArePersistentAndCallsAreNot(t *testing.T) {
+	t.Parallel()
+	operations := asyncAPI(t).(map[string]any)["operations"].(map[string]any)
+	for name, want := range map[string]uint8{"order-sends-CheckStockRequest": amqp.Transient, "gateway-sends-OrderPlaced": amqp.Persistent} {
+		o, _ := operations[name].(map[string]any)
+		bindings, _ := o["bindings"].(map[string]any)
+		if binding, _ := bindings["amqp"].(map[string]any); binding["deliveryMode"] != float64(want) {
+			t.Errorf("%s: %v, want the delivery mode %v", name, bindings, want)
 		}
 	}
 }

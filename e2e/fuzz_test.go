@@ -34,9 +34,10 @@ type saidAnswer struct {
 type media struct{ Schema *jsonType }
 
 type parameter struct {
-	Name   string
-	In     string
-	Schema *jsonType
+	Name     string
+	In       string
+	Required bool
+	Schema   *jsonType
 }
 
 type jsonType struct {

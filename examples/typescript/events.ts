@@ -13,6 +13,11 @@ const { queue } = await channel.assertQueue(`${url.username}.example-typescript`
 await channel.bindQueue(queue, "shop.topic", "shop.order.*");
 
 let left = Number(process.argv[2] ?? -1);
+connection.on("close", () => { // also when the broker is shut down, which is no error to the library
+  if (left === 0) return;
+  console.error("the connection was lost");
+  process.exitCode = 1;
+});
 const seen = new Set<string>(); // of a program that does something: a table, written in the same transaction
 await channel.consume(queue, async (message) => {
   if (!message) throw new Error("the broker has cancelled the consumer"); // the queue is gone, for example

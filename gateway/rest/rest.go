@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/grpc"
@@ -56,9 +57,7 @@ type route struct {
 	request protoreflect.MessageType // nil for a page or a demo handler
 	body    string                   // the field that the body is; "*" for the request itself, "" for none
 	bound   []string                 // the fields that are in the path
-	// creates says that each call creates something, so that an Idempotency-Key has an effect. All other calls can be
-	// repeated anyway, and ignore it.
-	creates bool
+	keyed   bool                     // an Idempotency-Key has an effect
 }
 
 // New returns a server that makes calls on conn. It serves the API's documents; services are added with Add.
@@ -257,10 +256,16 @@ func (s *Server) addRoutes(sd protoreflect.ServiceDescriptor) error {
 		}
 		for _, rule := range slices.Concat([]*annotations.HttpRule{rule}, rule.GetAdditionalBindings()) {
 			method, path := methodAndPath(rule)
-			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path), creates: method == http.MethodPost && !strings.Contains(path, ":")}
+			s.routes[method+" "+path] = &route{path: path, request: request, body: rule.GetBody(), bound: fieldsIn(path), keyed: takesKey(md)}
 		}
 	}
 	return nil
+}
+
+// takesKey reports whether the contract has the header Idempotency-Key for a method.
+func takesKey(md protoreflect.MethodDescriptor) bool {
+	operation, _ := proto.GetExtension(md.Options(), options.E_Openapiv2Operation).(*options.Operation)
+	return slices.ContainsFunc(operation.GetParameters().GetHeaders(), func(h *options.HeaderParameter) bool { return h.GetName() == "Idempotency-Key" })
 }
 
 func methodAndPath(rule *annotations.HttpRule) (method, path string) {
@@ -291,7 +296,7 @@ func fieldsIn(path string) []string {
 
 // checkParameters returns an error if a header, the path or the query cannot be decoded.
 func (t *route) checkParameters(r *http.Request, inPath map[string]string) error {
-	if t.creates {
+	if t.keyed {
 		for _, key := range r.Header["Idempotency-Key"] {
 			if err := intake.CheckKey(key); err != nil { // grpc-gateway drops some invalid keys, and the client would order twice
 				return err

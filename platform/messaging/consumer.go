@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"shop.example/platform/apierror"
 	"shop.example/platform/backoff"
 	"shop.example/platform/contract"
 	"shop.example/platform/failpoint"
@@ -488,11 +489,11 @@ func refusal(cause error) error {
 	}
 	switch _, unlawful := errors.AsType[wrongPublisher](cause); {
 	case unlawful:
-		return status.Error(codes.PermissionDenied, cause.Error())
+		return apierror.New(codes.PermissionDenied, "CALLER_NOT_ALLOWED", "%v", cause)
 	case isPermanent(cause) || isUnreadable(cause):
-		return status.Error(codes.InvalidArgument, truncate(cause.Error()))
+		return apierror.New(codes.InvalidArgument, "INVALID_ARGUMENT", "%s", truncate(cause.Error()))
 	}
-	return status.Error(codes.Internal, "the message could not be handled; it is kept as a dead letter")
+	return apierror.New(codes.Internal, "INTERNAL", "the message could not be handled; it is kept as a dead letter")
 }
 
 // park publishes a message that the consumer cannot handle to a retry queue or to the dead letters, and waits until the

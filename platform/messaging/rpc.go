@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"shop.example/platform/apierror"
 	"shop.example/platform/contract"
 	"shop.example/platform/failpoint"
 )
@@ -592,7 +593,7 @@ func (s *RPCServer) admitAndCall(ctx context.Context, m method, route contract.M
 		return nil, err
 	}
 	if !isProtobuf(d.ContentType) {
-		return nil, status.Errorf(codes.InvalidArgument, "the property content_type says %q: a request is protobuf, %s", d.ContentType, contentType)
+		return nil, apierror.New(codes.InvalidArgument, "INVALID_ARGUMENT", "the property content_type says %q: a request is protobuf, %s", d.ContentType, contentType)
 	}
 	answer, err := s.call(ctx, m, d.Body)
 	if err != nil {
@@ -605,12 +606,12 @@ func (s *RPCServer) call(ctx context.Context, m method, body []byte) (answer any
 	defer func() {
 		if r := recover(); r != nil {
 			s.conn.log.Error("a call over the broker panicked", "method", m.full, "panic", r)
-			err = status.Error(codes.Internal, "internal error")
+			err = apierror.New(codes.Internal, "INTERNAL", "internal error")
 		}
 	}()
 	decode := func(v any) error {
 		if err := proto.Unmarshal(body, v.(proto.Message)); err != nil {
-			return status.Errorf(codes.InvalidArgument, "decoding the request: %v", err)
+			return apierror.New(codes.InvalidArgument, "INVALID_PROTOBUF", "decoding the request: %v", err)
 		}
 		return nil
 	}

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/domain/enduser"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
@@ -224,7 +226,7 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 			return "", err
 		}
 		anew := w.State == stateEnabled && before.State != stateEnabled || w.URL != before.URL
-		return "changed: " + strings.Join(changed, ", "), updateWebhook(ctx, tx, w, anew)
+		return "changed: " + cmp.Or(strings.Join(changed, ", "), "nothing"), updateWebhook(ctx, tx, w, anew)
 	})
 	if err != nil {
 		return nil, err
@@ -236,7 +238,7 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 // has read.
 func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string, err error) {
 	m := req.GetWebhook()
-	for _, field := range req.GetUpdateMask().GetPaths() {
+	for _, field := range updatedFields(req) {
 		switch field {
 		case "id", "disabled_reason", "owner", "failing_since", "created_at", "updated_at":
 			continue
@@ -268,6 +270,22 @@ func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string,
 	}
 	slices.Sort(changed)
 	return changed, nil
+}
+
+// updatedFields returns the paths of the mask, or the paths that a missing mask or "*" stands for.
+func updatedFields(req *webhooksv1.UpdateWebhookRequest) []string {
+	paths := req.GetUpdateMask().GetPaths()
+	switch {
+	case slices.Equal(paths, []string{"*"}):
+		return []string{"url", "event_types", "description", "format", "state"}
+	case len(paths) > 0:
+		return paths
+	}
+	req.GetWebhook().ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		paths = append(paths, string(fd.Name()))
+		return true
+	})
+	return paths
 }
 
 // RotateWebhookSecret implements webhooksv1.WebhookServiceServer.

@@ -61,6 +61,21 @@ func TestWebhooks_WhatIsWrongIsNamed(t *testing.T) {
 	}
 }
 
+// Over gRPC and Connect an update without a mask was answered with OK, and nothing had changed.
+func TestWebhooks_AnUpdateWithoutAMaskChangesWhatIsSet(t *testing.T) {
+	t.Parallel()
+	r := start(t, Delivery{})
+	hook, _ := r.create(t, "https://example.org/")
+	pause := &webhooksv1.Webhook{Id: hook.GetId(), State: webhooksv1.Webhook_PAUSED}
+	if got := update(t, r, pause); got.GetState() != webhooksv1.Webhook_PAUSED || got.GetUrl() != hook.GetUrl() {
+		t.Errorf("without a mask: %v", got)
+	}
+	hook.Description, hook.EventTypes = "all of it", []string{"#"}
+	if got := update(t, r, hook, "*"); got.GetDescription() != "all of it" || got.GetEventTypes()[0] != "#" || got.GetState() != webhooksv1.Webhook_ENABLED {
+		t.Errorf("with *: %v", got)
+	}
+}
+
 func TestWebhooks_PauseKeepsEventsAndRedeliverySendsThemAgain(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)

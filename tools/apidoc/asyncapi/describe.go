@@ -12,14 +12,16 @@ import (
 const (
 	contentType    = "application/protobuf"
 	bindingVersion = "0.3.0"
+	transient      = 1
 	persistent     = 2
 	// others are those who publish what no service does.
 	others = "operator"
 )
 
 const about = `What travels over the broker. A body is a protobuf message, whose full name is the property type; the schemas
-here are those of its JSON form. An event is published as mandatory and persistent, waits for the broker's
-confirm, and can come twice: then the property message_id is the same, and what is done about it is done once.
+here are those of its JSON form, and a later release may have more values of x-extensible-enum than these. An event is
+published as mandatory and persistent, waits for the broker's confirm, and can come twice: then the property message_id is
+the same, and what is done about it is done once.
 The property correlation_id is the order's id, app_id the service that said it, timestamp when it did, user_id the
 user of the broker who published it, if each service has its own: what comes from another user than the event's
 publishers is not handled.
@@ -125,14 +127,14 @@ func (d *document) addEvent(contracts *contract.Contracts, md protoreflect.Messa
 		publishers = []string{others}
 	}
 	for _, service := range publishers {
-		d.addOperation(service, "send", name, at, answer)
+		d.addOperation(service, "send", name, at, answer, persistent)
 	}
 	for _, service := range texts(option, "handled_by") {
 		if service == "logging" { // it keeps what it takes, and answers nobody
-			d.addOperation(service, "receive", name, at, nil)
+			d.addOperation(service, "receive", name, at, nil, 0)
 			continue
 		}
-		d.addOperation(service, "receive", name, at, answer)
+		d.addOperation(service, "receive", name, at, answer, 0)
 	}
 	return nil
 }
@@ -143,9 +145,9 @@ func (d *document) addMethod(md protoreflect.MethodDescriptor, option protorefle
 	d.addTrait(name, "call")
 	answer := d.addReply(md.Output())
 	for _, service := range texts(option, "called_by") {
-		d.addOperation(service, "send", name, at, answer)
+		d.addOperation(service, "send", name, at, answer, transient)
 	}
-	d.addOperation(text(option, "answered_by"), "receive", name, at, answer)
+	d.addOperation(text(option, "answered_by"), "receive", name, at, answer, 0)
 }
 
 // addChannel adds the way of a message through an exchange, whose name ends with its type.
@@ -192,14 +194,15 @@ func (d *document) addMessage(md protoreflect.MessageDescriptor) ref {
 	return ref{"#/components/messages/" + name}
 }
 
-func (d *document) addOperation(service, action, name string, at ref, answer *reply) {
+// addOperation says what a service does with a message; deliveryMode is that of one that it sends.
+func (d *document) addOperation(service, action, name string, at ref, answer *reply, deliveryMode int) {
 	op := operation{
 		Action: action, Channel: at, Tags: []tag{{service}}, Messages: []ref{{at.Ref + "/messages/" + name}}, Reply: answer,
 	}
 	if action == "send" {
 		op.Title = service + " sends " + name
 		op.Summary = "Published by " + service + "."
-		op.Bindings = amqp(binding{DeliveryMode: persistent, Mandatory: true})
+		op.Bindings = amqp(binding{DeliveryMode: deliveryMode, Mandatory: true})
 	} else {
 		op.Title = service + " receives " + name
 		op.Summary = "Handled by " + service + ", from a queue that all its replicas share."

@@ -16,7 +16,8 @@ type schema struct {
 	Format      string `yaml:",omitempty"`
 	Description string `yaml:",omitempty"`
 
-	Enum      []string `yaml:",omitempty"`
+	// Known are values that a later release may have more of: a reader must not refuse those.
+	Known     []string `yaml:"x-extensible-enum,omitempty"`
 	MinLength uint64   `yaml:"minLength,omitempty"`
 	MaxLength uint64   `yaml:"maxLength,omitempty"`
 	Pattern   string   `yaml:",omitempty"`
@@ -112,7 +113,7 @@ func (s schemas) single(fd protoreflect.FieldDescriptor, rules contract.Rules) *
 		}
 		return &schema{Ref: s.of(fd.Message()).Ref}
 	case protoreflect.EnumKind:
-		return &schema{Type: "string", Enum: valuesOf(fd.Enum(), rules.NotIn)}
+		return &schema{Type: "string", Known: valuesOf(fd.Enum(), rules.NotIn)}
 	case protoreflect.BoolKind:
 		return &schema{Type: "boolean"}
 	case protoreflect.FloatKind, protoreflect.DoubleKind:

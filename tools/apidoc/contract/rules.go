@@ -2,6 +2,7 @@ package contract
 
 import (
 	"math"
+	"regexp"
 
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/protobuf/proto"
@@ -43,7 +44,7 @@ func rulesOf(fd protoreflect.FieldDescriptor, rules *validate.FieldRules) Rules 
 			r.Format = "email"
 		}
 		// A rule that is written out says what a text has to look like, and nothing does not.
-		zeroIsBad = r.MinLength > 0 || r.Pattern != "" || r.Format != "" || len(rules.GetCel()) > 0
+		zeroIsBad = r.MinLength > 0 || !matchesNothing(r.Pattern) || r.Format != "" || len(rules.GetCel()) > 0
 	case rules.GetInt32() != nil:
 		i := rules.GetInt32()
 		r.Minimum, r.Maximum = bounds(i.HasGt(), float64(i.GetGt())+1, i.HasGte(), float64(i.GetGte())), bounds(i.HasLt(), float64(i.GetLt())-1, i.HasLte(), float64(i.GetLte()))
@@ -71,6 +72,12 @@ func rulesOf(fd protoreflect.FieldDescriptor, rules *validate.FieldRules) Rules 
 	ignored := rules.GetIgnore() != validate.Ignore_IGNORE_UNSPECIFIED || fd.HasPresence()
 	r.Required = rules.GetRequired() || zeroIsBad && !ignored
 	return r
+}
+
+// matchesNothing says whether the empty text has the pattern, or there is none. A pattern that Go cannot read is protovalidate's to refuse.
+func matchesNothing(pattern string) bool {
+	matches, err := regexp.MatchString(pattern, "")
+	return err == nil && matches
 }
 
 // bounds is the bound that is set: the open one, given as the value next to it, or the closed one.

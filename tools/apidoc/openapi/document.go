@@ -185,10 +185,23 @@ func (d *document) sayBody(c call) {
 	delete(schema, "title")
 	delete(schema, "required") // of answers
 	// A client that sends back what it has read sends what is in the path, too.
-	schema["properties"].(object)["id"] = object{"type": "integer", "format": "int32", "readOnly": true}
+	schema["properties"].(object)["id"] = c.pathID()
 	name := string(c.method.Name()) + "Body"
 	d.schemas[name] = schema
 	content["schema"] = object{"$ref": refTo(name)}
+}
+
+// pathID is the schema of what the path names, as it is read.
+func (c call) pathID() object {
+	parameters, _ := c.object["parameters"].([]any)
+	for _, p := range parameters {
+		if parameter, ok := p.(object); ok && parameter["in"] == "path" {
+			id := maps.Clone(parameter["schema"].(object))
+			id["readOnly"] = true
+			return id
+		}
+	}
+	panic(fmt.Sprintf("the path of %s names nothing, and its body is a part of the request", c.method.FullName()))
 }
 
 // The headers with which a contract says that a call is about one resource with an ETag.

@@ -31,7 +31,7 @@ class Client {
     check("CONFIRMED", order.getState());
     UUID id = UUID.fromString(order.getId());
     check(2, orders.orderServiceGetOrder(id, null).getTotalItems());
-    check(true, orders.orderServiceListOrders(null, null, "CONFIRMED").getOrders().stream().anyMatch(o -> o.getId().equals(order.getId())));
+    check(true, orders.orderServiceListOrders(null, null, "CONFIRMED", null, null, null, null, null).getOrders().stream().anyMatch(o -> o.getId().equals(order.getId())));
     check("CANCELLED", orders.orderServiceCancelOrder(id, Map.of(), null).getState());
 
     Item item = inventory.inventoryServiceGetItem(unsold, null);

@@ -515,7 +515,7 @@ func (x *ListEventsRequest) GetPublishedBefore() *timestamppb.Timestamp {
 // ListEventsResponse is what ListEvents returns.
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The events, the newest first.
+	// The events, the newest first; those of one order the oldest first.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -759,17 +759,17 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x0efrom_beginning\x18\x04 \x01(\bR\rfromBeginning\"`\n" +
 	"\x14StreamEventsResponse\x12,\n" +
 	"\x05event\x18\x01 \x01(\v2\x16.shop.logging.v1.EventR\x05event\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\x03R\bposition2\x97\x06\n" +
-	"\x0fEventLogService\x12\xa4\x01\n" +
+	"\bposition\x18\x02 \x01(\x03R\bposition2\xbd\x06\n" +
+	"\x0fEventLogService\x12\xb7\x01\n" +
 	"\n" +
-	"ListEvents\x12\".shop.logging.v1.ListEventsRequest\x1a#.shop.logging.v1.ListEventsResponse\"Mص\x18\x02\xe2\xb5\x18\agateway\xe2\xb5\x18\bwebhooks\x82\xd3\xe4\x93\x02,Z\x1e\x12\x1c/v1/orders/{order_id}/events\x12\n" +
-	"/v1/events\x12\xbb\x03\n" +
-	"\fStreamEvents\x12$.shop.logging.v1.StreamEventsRequest\x1a%.shop.logging.v1.StreamEventsResponse\"\xdb\x02\x92A\xfc\x01:\x11text/event-streamJc\n" +
+	"ListEvents\x12\".shop.logging.v1.ListEventsRequest\x1a#.shop.logging.v1.ListEventsResponse\"`ص\x18\x02\xe2\xb5\x18\agateway\xe2\xb5\x18\bwebhooks\xea\xb5\x18\x0fORDER_NOT_FOUND\x82\xd3\xe4\x93\x02,Z\x1e\x12\x1c/v1/orders/{order_id}/events\x12\n" +
+	"/v1/events\x12\xce\x03\n" +
+	"\fStreamEvents\x12$.shop.logging.v1.StreamEventsRequest\x1a%.shop.logging.v1.StreamEventsResponse\"\xee\x02\x92A\xfc\x01:\x11text/event-streamJc\n" +
 	"\x03200\x12\\\n" +
 	">Server-Sent Events without end; the data of each is one event.\x12\x1a\n" +
 	"\x18\x1a\x16.shop.logging.v1.Eventr\x81\x01\n" +
 	"\x7f\n" +
-	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\xe2\xb5\x18\bwebhooks\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x9e\x01\n" +
+	"\rLast-Event-ID\x12lThe id of the last event seen, as EventSource sends it: the stream goes on behind it. It wins over after_id.\x18\x01ص\x18\x02\xe2\xb5\x18\agateway\xe2\xb5\x18\bwebhooks\xea\xb5\x18\x0fORDER_NOT_FOUND\x82\xd3\xe4\x93\x02:Z%\x12#/v1/orders/{order_id}/events:stream\x12\x11/v1/events:stream0\x01\x12\x9e\x01\n" +
 	"\fResendEvents\x12$.shop.logging.v1.ResendEventsRequest\x1a%.shop.logging.v1.ResendEventsResponse\"Aص\x18\x01\xe2\xb5\x18\agateway\xea\xb5\x18\x12BROKER_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/events:resendBY\n" +
 	"\x17example.shop.logging.v1P\x01Z*shop.example/gen/shop/logging/v1;loggingv1\xaa\x02\x0fShop.Logging.V1b\x06proto3"
 

@@ -209,7 +209,7 @@ func (x *Outbox) GetOldestAgeMs() int32 {
 	return 0
 }
 
-// Service is one of order, inventory, logging and gateway. Where a service has replicas, it is the one that was asked.
+// Service is one of order, inventory, logging, webhooks and gateway. Where a service has replicas, it is the one that was asked.
 type GetStatusResponse_Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.

@@ -801,7 +801,8 @@ type UpdateWebhookRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The webhook with its new values.
 	Webhook *Webhook `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
-	// The fields to change: url, event_types, format, description, state. Over REST it follows from the body.
+	// The fields to change: url, event_types, format, description, state. Without it those that are set in webhook, with "*" all
+	// five. Over REST it follows from the body.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
