@@ -334,6 +334,11 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 		t.Errorf("%d arrows", n)
 	}
 	b.text("#picture", "shop.inventory.#shop.order.cancelled") // the keys by which a queue is bound
+	// The stock check goes through queues of its own, and not from service to service.
+	b.text("#picture .node.call title", "inventory-rpc-queue")
+	b.do(chromedp.Focus(chromedp.CSS("#journey .hop:nth-child(3)")))
+	b.text("#hop-text", "over shop.direct and queue inventory-rpc-queue")
+	b.until("document.querySelectorAll('#picture .node.call.marked').length >= 1")
 	b.click("#slower")
 	b.click("#replay")
 	b.click("#pause")

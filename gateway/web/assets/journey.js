@@ -3,6 +3,7 @@
 import {asOperator, hasToken, Refusal} from './api.js';
 import {bindings, calls, eventExchange, keys, routes, states} from './contracts.js';
 import {$, duration, h, setText} from './dom.js';
+import {asks, replies} from './picture.js';
 
 const list = $('journey');
 const text = $('hop-text');
@@ -60,10 +61,10 @@ export function hopsOf(events, stock = [], deliveries = []) {
       const question = `The message waits in queue ${from}. The ${from} service takes it with others, and asks ${asked?.to} for the stock by one call, over ${asked?.exchange} and queue ${asked?.queue}`;
       const first = events.find((other) => states[other.routing_key]) === event;
       if (first && held) {
-        hop('queue, stock check', time(placed.published_at), time(held.payload.changed_at), ['exchange', `${from}.queue`, from, asked.to, `${asked.to}.db`], `${question}, which holds it.`);
-        hop('reply, commit', time(held.payload.changed_at), madeAt(event), [`${asked.to}.db`, asked.to, from, `${from}.db`], `${answered[0].toUpperCase()}${answered.slice(1)}, which stores the order and its events in one transaction.`);
+        hop('queue, stock check', time(placed.published_at), time(held.payload.changed_at), ['exchange', `${from}.queue`, ...asks(from, asked.to)], `${question}, which holds it.`);
+        hop('reply, commit', time(held.payload.changed_at), madeAt(event), [...replies(from, asked.to), `${from}.db`], `${answered[0].toUpperCase()}${answered.slice(1)}, which stores the order and its events in one transaction.`);
       } else if (first) {
-        hop('queue, stock check, commit', time(placed.published_at), madeAt(event), ['exchange', `${from}.queue`, from, asked.to, from, `${from}.db`],
+        hop('queue, stock check, commit', time(placed.published_at), madeAt(event), ['exchange', `${from}.queue`, ...asks(from, asked.to), ...replies(from, asked.to).slice(1), `${from}.db`],
           `${question}; ${answered}, which stores the order as ${states[key]} with its events, in one transaction.`);
       }
     }

@@ -1,22 +1,28 @@
 // The picture of the shop: gateway, exchange, queues, services and their databases, and the messages that move between
 // them. With prefers-reduced-motion nodes and edges light up instead.
-import {bindings, eventExchange, keys, routes, states} from './contracts.js';
+import {bindings, calls, eventExchange, keys, routes, states} from './contracts.js';
 import {plural, s} from './dom.js';
 
-// A node has a stage, from the gateway to the databases, and the lane of its service. On wide screens stages are columns,
-// on narrow ones rows.
+// What there is, and what is joined to what, follows from the contracts; where it stands is decided here. A node has a stage,
+// from the gateway to the databases, and the lane of its service. On wide screens stages are columns, on narrow ones rows.
+const services = Object.keys(bindings);
+const databases = {order: 'orders', logging: 'event_log'}; // those with another name than their service
 const nodes = {
   gateway: {stage: 0, lane: 1, name: 'gateway', kind: 'REST + gRPC'},
   exchange: {stage: 1, lane: 1, name: eventExchange, kind: 'exchange'},
-  'order.queue': {stage: 2, lane: 0, name: 'order', kind: 'queue'},
-  'inventory.queue': {stage: 2, lane: 1, name: 'inventory', kind: 'queue'},
-  'logging.queue': {stage: 2, lane: 2, name: 'logging', kind: 'queue'},
-  order: {stage: 3, lane: 0, name: 'order', kind: 'service'},
-  inventory: {stage: 3, lane: 1, name: 'inventory', kind: 'service'},
-  logging: {stage: 3, lane: 2, name: 'logging', kind: 'service'},
-  'order.db': {stage: 4, lane: 0, name: 'orders', kind: 'database'},
-  'inventory.db': {stage: 4, lane: 1, name: 'inventory', kind: 'database'},
-  'logging.db': {stage: 4, lane: 2, name: 'event_log', kind: 'database'},
+  ...Object.assign({}, ...services.map((name, lane) => ({
+    [`${name}.queue`]: {stage: 2, lane, name, kind: 'queue'},
+    [name]: {stage: 3, lane, name, kind: 'service'},
+    [`${name}.db`]: {stage: 4, lane, name: databases[name] ?? name, kind: 'database'},
+  }))),
+  // A call goes through two queues, between the two services: aside is on which side of their line.
+  ...Object.assign({}, ...calls.map(({queue, from: [caller], to}) => {
+    const lane = (services.indexOf(caller) + services.indexOf(to)) / 2;
+    return {
+      [`${to}.calls`]: {stage: 3, aside: -1, lane, name: 'rpc queue', title: `${queue}: the calls of ${caller} wait here for ${to}`, kind: 'call queue'},
+      [`${caller}.replies`]: {stage: 3, aside: 1, lane, name: 'replies', title: `The reply queue of ${caller}: ${to} answers here`, kind: 'call queue'},
+    };
+  })),
 };
 
 // What is drawn once it has held something, or done something. Retry queues are one node: they are told apart by their names.
@@ -30,29 +36,36 @@ const extras = {
 // with both at its first one, too.
 const edges = [
   {ends: ['gateway', 'exchange']},
-  {ends: ['exchange', 'order.queue']}, {ends: ['exchange', 'inventory.queue']}, {ends: ['exchange', 'logging.queue']},
-  {ends: ['order.queue', 'order']}, {ends: ['inventory.queue', 'inventory']}, {ends: ['logging.queue', 'logging']},
-  {ends: ['order', 'order.db']}, {ends: ['inventory', 'inventory.db']}, {ends: ['logging', 'logging.db']},
-  {ends: ['order', 'inventory'], kind: 'call', label: 'CheckStock', both: true},
-  {ends: ['order', 'exchange'], kind: 'relay', via: [[3, -0.53], [1, -0.53]], label: 'outbox relay'},
-  {ends: ['inventory', 'exchange'], kind: 'relay', via: [[3, 1.5], [1, 1.5]]},
+  ...services.flatMap((name) => [{ends: ['exchange', `${name}.queue`]}, {ends: [`${name}.queue`, name]}, {ends: [name, `${name}.db`]}]),
+  ...calls.flatMap(({from: [caller], to}) => [[caller, `${to}.calls`], [`${to}.calls`, to], [to, `${caller}.replies`], [`${caller}.replies`, caller]]
+    .map((ends) => ({ends, kind: 'call'}))),
+  ...services.filter((name) => Object.values(routes).some(({from}) => from.includes(name))).map((name) => {
+    const lane = services.indexOf(name);
+    const beside = lane === 0 ? -0.53 : lane + 0.5;
+    return {ends: [name, 'exchange'], kind: 'relay', via: [[3, beside], [1, beside]], label: lane === 0 ? 'outbox relay' : ''};
+  }),
 ];
 
 const layouts = {
-  wide: {stages: [58, 190, 341, 504, 650], lanes: [58, 138, 218], width: 706, height: 258, node: [104, 44], queue: [148, 60], swap: false},
-  narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], queue: [96, 42], swap: true},
+  wide: {stages: [58, 190, 341, 504, 650], lanes: [58, 138, 218], width: 706, height: 258, node: [104, 44], queue: [148, 60], call: [66, 16], aside: 0.26, swap: false},
+  narrow: {stages: [26, 104, 186, 272, 350], lanes: [62, 168, 274], width: 328, height: 378, node: [92, 42], queue: [96, 42], call: [66, 16], aside: 0.5, swap: true},
 };
 const arrow = 7; // pixels
 
 // retryOf is the queue whose messages wait in a retry queue; '' if the queue is none.
 const retryOf = (name) => /^(.+)\.retry\./.exec(name)?.[1] ?? '';
 
+// asks is the way of a call from a service to another one and its database, and replies the way back.
+export const asks = (from, to) => [from, `${to}.calls`, to, `${to}.db`];
+export const replies = (from, to) => [`${to}.db`, to, `${from}.replies`, from];
+
 // before is the path that leads to an event, before a service publishes it, if the picture has it: a state of an order is
 // stored, and stock is asked for when the order is decided.
 function before(key, from) {
   const decided = [keys.OrderConfirmed, keys.OrderRejected].includes(key);
   if (!states[key]) return null;
-  return decided ? ['order', 'inventory', 'inventory.db', 'inventory', 'order', 'order.db'] : [from, `${from}.db`];
+  const called = decided && calls.find((call) => call.from.includes(from));
+  return called ? [...asks(from, called.to), ...replies(from, called.to).slice(1), `${from}.db`] : [from, `${from}.db`];
 }
 
 // pathsOf returns the paths of an event by its routing key, in stages that begin one after the other; the paths of a stage
@@ -96,6 +109,8 @@ export class Picture {
     narrow.addEventListener('change', () => this.#draw());
   }
 
+  #place({stage, lane, aside = 0}) { return this.#at(stage + aside * this.#layout.aside, lane); }
+
   #at(stage, lane) {
     const {stages, lanes, swap} = this.#layout;
     const across = lanes[0] + lane * (lanes[1] - lanes[0]);
@@ -136,7 +151,7 @@ export class Picture {
     const [width, height] = [this.#layout.width + (swap ? more : 0), this.#layout.height + (swap ? 0 : more)];
     this.#frame.style.aspectRatio = `${width} / ${height}`;
     this.#svg = s('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img',
-      'aria-label': `The gateway publishes to the exchange ${eventExchange}; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory, and relays its events to the exchange.`});
+      'aria-label': `The gateway publishes to the exchange ${eventExchange}; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory through a queue of calls and a queue of replies, and relays its events to the exchange.`});
     const hatch = s('pattern', {id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)'},
       s('rect', {width: 2, height: 6, class: 'hatch'}));
     this.#layer = s('g', {});
@@ -153,39 +168,44 @@ export class Picture {
     this.#showExtras();
   }
 
-  #sizeOf(kind) { return kind === 'queue' ? this.#layout.queue : this.#layout.node; }
+  #sizeOf(kind) { return this.#layout[{queue: 'queue', 'call queue': 'call'}[kind] ?? 'node']; }
 
   // border is where a line from a point to a node meets the node.
-  #border([fromX, fromY], {stage, lane, kind}) {
-    const [x, y] = this.#at(stage, lane);
-    const [width, height] = this.#sizeOf(kind);
+  #border([fromX, fromY], node) {
+    const [x, y] = this.#place(node);
+    const [width, height] = this.#sizeOf(node.kind);
     const part = Math.min(width / 2 / Math.abs(x - fromX), height / 2 / Math.abs(y - fromY));
     return [x + (fromX - x) * part, y + (fromY - y) * part];
   }
 
   #edge({ends: [from, to], kind = 'flow', via = [], label, both = false}) {
     const all = this.#shown();
-    const points = [this.#at(all[from].stage, all[from].lane), ...via.map(([stage, lane]) => this.#at(stage, lane)),
-      this.#at(all[to].stage, all[to].lane)];
+    const points = [this.#place(all[from]), ...via.map(([stage, lane]) => this.#at(stage, lane)), this.#place(all[to])];
     const drawn = [this.#border(points[1], all[from]), ...points.slice(1, -1), this.#border(points.at(-2), all[to])];
     const line = s('polyline', {points: drawn.map((p) => p.map((n) => n.toFixed(1)).join(',')).join(' '), class: `edge ${kind}`, 'marker-end': 'url(#tip)', ...(both ? {'marker-start': 'url(#tip)'} : {})});
     this.#edges.set(`${from}>${to}`, {line, points});
     this.#edges.set(`${to}>${from}`, {line, points: points.toReversed()});
     if (!label || this.#layout.swap) return [line]; // there is no room for words between narrow columns
-    const [a, b] = via.length ? points.slice(1, 3) : points;
-    const beside = via.length ? {x: (a[0] + b[0]) / 2, y: a[1] - 6, class: 'edge-label'} : {x: a[0] + 8, y: (a[1] + b[1]) / 2 + 4, class: 'edge-label beside'};
-    return [line, s('text', beside, label)];
+    const [, a, b] = points;
+    return [line, s('text', {x: (a[0] + b[0]) / 2, y: a[1] - 6, class: 'edge-label'}, label)];
   }
 
-  #node(id, {stage, lane, name, kind}) {
-    const [x, y] = this.#at(stage, lane);
+  #node(id, node) {
+    const {name, kind, title} = node;
+    const [x, y] = this.#place(node);
     const [w, height] = this.#sizeOf(kind);
     const what = {'REST + gRPC': 'gateway', 'dead letters': 'letters'}[kind] ?? kind;
     const shape = {
       exchange: () => s('path', {d: `M${x - w / 2} ${y}l12 ${-height / 2}h${w - 24}l12 ${height / 2}l-12 ${height / 2}h${24 - w}z`}),
       database: () => s('path', {d: `M${x - w / 2} ${y - height / 2 + 5}c0-7 ${w}-7 ${w} 0v${height - 10}c0 7 ${-w} 7 ${-w} 0z`}),
-    }[kind]?.() ?? s('rect', {x: x - w / 2, y: y - height / 2, width: w, height, rx: kind === 'queue' ? 0 : 3});
+    }[kind]?.() ?? s('rect', {x: x - w / 2, y: y - height / 2, width: w, height, rx: kind.endsWith('queue') ? 0 : 3});
     const group = s('g', {class: `node ${what}`}, shape);
+    if (kind === 'call queue') {
+      const text = s('text', {x, y: y + 4, class: 'node-kind'}, name);
+      group.append(s('title', {}, title), text);
+      this.#nodes.set(id, {group, second: text, kind, x, y});
+      return group;
+    }
     if (kind === 'queue') { // slots, the way queues are drawn everywhere
       for (const slot of [6, 12, 18]) group.append(s('line', {x1: x + w / 2 - slot, x2: x + w / 2 - slot, y1: y - height / 2, y2: y + height / 2, class: 'slot'}));
     }

@@ -2,6 +2,7 @@
 import {bindings, eventExchange, keys} from './contracts.js';
 import {$, h, setText} from './dom.js';
 import {closePanel, showPanel} from './panel.js';
+import {asks} from './picture.js';
 
 const stopTime = 5000; // ms
 const reducedMotion = matchMedia('(prefers-reduced-motion: reduce)');
@@ -11,7 +12,7 @@ const stops = [
   ['Gateway', 'You order at the gateway, the program behind this page. It publishes a message, OrderPlaced, to RabbitMQ, the message broker, which keeps it on disk, in queues. As soon as it is there the gateway answers “accepted”. It waits for nobody else.', ['gateway', 'exchange']],
   ['Exchange', `Within the broker the exchange ${eventExchange} is the sorting office. It reads the label of the message, its routing key, here ${keys.OrderPlaced}, and puts a copy into every queue that is bound to such keys. It keeps nothing itself.`, ['exchange', 'order.queue']],
   ['Queue', `A queue keeps the messages of one service until the service says of each that it is handled. While the service is stopped they wait, however long that takes. If it dies in the middle, what it had not handled is delivered again, and has its effect once. The queue logging is bound to ${bindings.logging[0]}, and # is anything: it gets a copy of everything.`, ['order.queue', 'order']],
-  ['Stock check', 'The order service asks inventory whether there is enough. Question and answer go through the broker, too. Inventory reserves the pieces for this order; if there are too few, the order is rejected. If inventory is stopped, the order waits in its queue until it is back.', ['order', 'inventory', 'inventory.db']],
+  ['Stock check', 'The order service asks inventory whether there is enough. Question and answer go through queues of the broker, too. Inventory reserves the pieces for this order; if there are too few, the order is rejected. If inventory is stopped, the order waits in its queue until it is back.', asks('order', 'inventory')],
   ['Outbox', 'The order service stores the order, and with it, in one transaction (both or neither), the messages that tell of it. The table of these messages is the outbox. A part of the service, the relay, publishes them afterwards. If the service crashes in between, they are still there: no message is lost.', ['order.db', 'order', 'exchange']],
   ['Dead letter', 'A service may fail at a message, because something is wrong with the message or with the service, not because it is stopped. It tries again after 1 second, then 10, then 60. Then the message becomes a dead letter: set aside with its reason, so that it delays no others. A person mends the cause and sends it again, or discards it.', ['exchange', 'inventory.queue', 'inventory']],
 ];
