@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lib/pq"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/money"
@@ -47,18 +49,19 @@ const (
 )
 
 // What the services leave behind of orders. $1 and $2 are the numbers of the first and the last, $3 and $4 when these were placed, $5
-// is how many forms there are. Their ids and rows are in the order of their times, as they would be.
+// is how many forms there are. Their ids and rows are in the order of their times, as they would be; an order has the same id each
+// time it is made.
 const growthOrders = `
 	CREATE TEMPORARY TABLE past ON COMMIT DROP AS
-	SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || left(md5(random()::text), 3)
-	        || '8' || left(md5(random()::text), 15))::uuid AS id, o.n, at, o.n % 100 = 0 AS rejected, f.product_ids, f.names, f.prices, f.asked, f.priced, f.answer
+	SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || left(md5(o.n::text), 3)
+	        || '8' || right(md5(o.n::text), 15))::uuid AS id, o.n, at, o.n % 100 = 0 AS rejected, f.product_ids, f.names, f.prices, f.asked, f.priced, f.answer
 	FROM (SELECT n, $3::timestamptz + (n - $1::bigint) * ($4::timestamptz - $3::timestamptz) / ($2::bigint - $1::bigint + 1) AS at
 	      FROM generate_series($1::bigint, $2::bigint) AS n) AS o
 	JOIN growth.form f ON f.n = o.n % $5::integer
 	ORDER BY o.n`
 
+// growthRows are what order and inventory have of them, and growthLog what the log has. No row of the one needs one of the other.
 var growthRows = []string{
-	`ANALYZE past`,
 	`INSERT INTO orders.orders (id, customer_name, customer_email, state, reason, detail, total_items, total_value, currency, created_at, updated_at, fingerprint)
 	SELECT id, 'Ada Lovelace', 'ada.lovelace' || n % 20000 || '@example.org', CASE WHEN rejected THEN 'REJECTED' ELSE 'CONFIRMED' END,
 	    CASE WHEN rejected THEN 'OUT_OF_STOCK' END, CASE WHEN rejected THEN 'not enough of ' || names[1] ELSE '' END, 2,
@@ -79,7 +82,10 @@ var growthRows = []string{
 	`UPDATE inventory.product p SET on_hand = on_hand - sold
 	FROM (SELECT product_ids[line] AS product_id, count(*) AS sold FROM past, generate_series(1, 2) AS line WHERE NOT rejected GROUP BY 1) AS s
 	WHERE p.id = s.product_id`,
-	// The changes of the stock belong to no order. One in a thousand was an error.
+}
+
+// The changes of the stock belong to no order. One in a thousand was an error.
+var growthLog = []string{
 	`INSERT INTO logging.event_log (routing_key, exchange, payload, status, error_message, message_id, order_id, trace_id, source, published_at, created_at)
 	SELECT CASE WHEN rejected AND event = 2 THEN 'shop.order.rejected' WHEN rejected AND event = 3 THEN 'shop.stock.depleted' ELSE routing_key END, 'shop.topic',
 	    CASE
@@ -110,15 +116,15 @@ func (g *grower) fill(ctx context.Context, to sizes) error {
 	if err != nil {
 		return err
 	}
-	for g.has.Orders < to.Orders {
-		// A day at a time: its orders have one partition of the log.
-		first, perDay := g.has.Orders+1, float64(g.growth.Orders)/pastDays
-		n := int(float64(first-1)/perDay) + 1 // the day, from 1
-		last := min(max(int(float64(n)*perDay), first), to.Orders)
-		if err := g.fillDay(ctx, first, last, perDay, forms); err != nil {
-			return err
-		}
-		g.has.Orders = last
+	if err := g.makePartitions(ctx, to.Orders); err != nil {
+		return err
+	}
+	both, bothCtx := errgroup.WithContext(ctx)
+	for what, rows := range map[string][]string{"orders and stock": growthRows, "the log": growthLog} {
+		both.Go(func() error { return g.fillDays(bothCtx, what, rows, to.Orders, forms) })
+	}
+	if err := both.Wait(); err != nil {
+		return err
 	}
 	if err := g.fillRest(ctx, to); err != nil {
 		return err
@@ -203,25 +209,52 @@ func (p pastProduct) line(number int32) *eventsv1.PricedLine {
 	}
 }
 
-// fillDay stores orders that were placed on one day.
-func (g *grower) fillDay(ctx context.Context, first, last int, perDay float64, forms int) error {
-	at := func(n int) time.Time { return g.began.Add(time.Duration(float64(n-1) / perDay * float64(day))) }
-	g.tell("filling: %d of %d orders", first-1, g.growth.Orders)
+// placedAt is when the order with this number was placed, from 1.
+func (g *grower) placedAt(n int) time.Time {
+	perDay := float64(g.growth.Orders) / pastDays
+	return g.began.Add(time.Duration(float64(n-1) / perDay * float64(day)))
+}
+
+// makePartitions makes the log's partitions for the orders that are missing.
+func (g *grower) makePartitions(ctx context.Context, orders int) error {
+	end := g.placedAt(orders + 1).Add(time.Second)
+	for d := g.placedAt(g.has.Orders + 1).UTC().Truncate(day); !d.After(end); d = d.Add(day) {
+		err := g.execute(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
+			d.Format("20060102"), d.Format(time.RFC3339), d.Add(day).Format(time.RFC3339)))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillDays stores rows of the orders that are missing, a day at a time: its orders have one partition of the log.
+func (g *grower) fillDays(ctx context.Context, what string, rows []string, orders, forms int) error {
+	perDay := float64(g.growth.Orders) / pastDays
+	for has := g.has.Orders; has < orders; {
+		first := has + 1
+		n := int(float64(has)/perDay) + 1 // the day, from 1
+		last := min(max(int(float64(n)*perDay), first), orders)
+		g.tell("filling: %s: %d of %d orders", what, has, g.growth.Orders)
+		if err := g.fillDay(ctx, rows, first, last, forms); err != nil {
+			return err
+		}
+		has = last
+	}
+	return nil
+}
+
+// fillDay stores rows of the orders that were placed on one day.
+func (g *grower) fillDay(ctx context.Context, rows []string, first, last, forms int) error {
 	tx, err := g.env.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	for d := at(first).UTC().Truncate(day); !d.After(at(last + 1).Add(time.Second)); d = d.Add(day) {
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
-			d.Format("20060102"), d.Format(time.RFC3339), d.Add(day).Format(time.RFC3339))); err != nil {
-			return fmt.Errorf("creating a partition: %w", err)
-		}
-	}
-	if _, err := tx.ExecContext(ctx, growthOrders, first, last, at(first), at(last+1), forms); err != nil {
+	if _, err := tx.ExecContext(ctx, growthOrders, first, last, g.placedAt(first), g.placedAt(last+1), forms); err != nil {
 		return fmt.Errorf("making orders %d to %d: %w", first, last, err)
 	}
-	for _, statement := range growthRows {
+	for _, statement := range slices.Concat([]string{`ANALYZE past`}, rows) {
 		if _, err := tx.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("storing orders %d to %d: %.60s: %w", first, last, statement, err)
 		}
@@ -254,7 +287,8 @@ func (g *grower) fillRest(ctx context.Context, to sizes) error {
 		// They are kept for 30 days.
 		"idempotency keys": {`
 			INSERT INTO orders.idempotency_key (key_hash, order_id, claimed_at)
-			SELECT sha256(int8send(n)), gen_random_uuid(), now() - random() * interval '20 days' FROM generate_series($1::bigint, $2::bigint) AS n`,
+			SELECT sha256(int8send(n)), gen_random_uuid(), now() - random() * interval '20 days' FROM generate_series($1::bigint, $2::bigint) AS n
+			ORDER BY 1`, // as the index wants them: it is much larger than the server's memory
 			g.has.Keys, to.Keys},
 		"messages that were handled": {`
 			INSERT INTO inventory.inbox (message_id, received_at)
