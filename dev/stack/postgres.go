@@ -30,6 +30,7 @@ const oldestPostgres = 15
 const (
 	postgresRecord = "process"
 	serverLog      = "server.log"
+	dataFolder     = "data"
 )
 
 type postgres struct {
@@ -128,6 +129,9 @@ func (p *postgres) startPrivate(ctx context.Context) (string, error) {
 	if err := p.initialize(ctx, l); err != nil {
 		return "", err
 	}
+	if err := p.forgetOriginal(); err != nil {
+		return "", err
+	}
 	crashed, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for attempt := 1; ; {
@@ -167,6 +171,22 @@ func predecessorEnding(log string) bool {
 		bytes.Contains(data, []byte("pre-existing shared memory block"))
 }
 
+// forgetOriginal removes the lock file that was copied with the data while the original's server ran. PostgreSQL would take that
+// server for one that uses the copy.
+func (p *postgres) forgetOriginal() error {
+	path := filepath.Join(p.data(), "postmaster.pid")
+	lock, _ := os.ReadFile(path)
+	line, _, _ := strings.Cut(string(lock), "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil || !(process{pid: pid}).elsewhere(p.dir) {
+		return nil
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("removing the lock file of another server from the copy of its data: %w", err)
+	}
+	return nil
+}
+
 // adopt takes over a server that an earlier process has left running.
 func (p *postgres) adopt(ctx context.Context, proc process) (string, error) {
 	if p.settings.Fast != p.fast {
@@ -204,7 +224,7 @@ func (p *postgres) ask(ctx context.Context) (version string, err error) {
 	return version, err
 }
 
-func (p *postgres) data() string { return filepath.Join(p.dir, "data") }
+func (p *postgres) data() string { return filepath.Join(p.dir, dataFolder) }
 
 // initialize creates the database cluster, under another name until it is complete.
 func (p *postgres) initialize(ctx context.Context, l launch) error {

@@ -40,7 +40,7 @@ func (l launch) start(program string, args ...string) (process, error) {
 		return process{}, fmt.Errorf("creating the log: %w", err)
 	}
 	defer log.Close()
-	const script = `read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"`
+	const script = `cd "${0%/*}" && read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"` // see elsewhere
 	cmd := exec.Command("/bin/sh", //nolint:noctx // a server outlives whoever starts it
 		append([]string{"-c", script, l.record, program}, args...)...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", l.env, log, log // any user may go there
@@ -58,14 +58,33 @@ func (l launch) start(program string, args ...string) (process, error) {
 
 func ownSession() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
-// recorded returns the process in a record, if it is still alive.
+// recorded returns the process in a record, if it is still alive. A copy of a folder (cp -a) has the record of the original's
+// server too, which is not ours to use or to end.
 func recorded(record string) (process, bool) {
 	data, err := os.ReadFile(record)
 	if err != nil {
 		return process{}, false
 	}
 	p, _ := parseStat(string(data))
-	return p, p.alive()
+	return p, p.alive() && !p.elsewhere(filepath.Dir(record))
+}
+
+// elsewhere reports whether the process is known to work in another folder than dir, whatever the folders are called by now.
+// start has it begin in its folder; PostgreSQL goes on to the data in it. Where we may not look at a process, as a container's
+// root without CAP_SYS_PTRACE may not at PostgreSQL, the command line names the data.
+func (p process) elsewhere(dir string) bool {
+	places := []string{dir, filepath.Join(dir, dataFolder)}
+	cwd, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", p.pid))
+	if errors.Is(err, os.ErrPermission) {
+		command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+		_, after, _ := strings.Cut(string(command), "\x00-D\x00")
+		data, _, _ := strings.Cut(after, "\x00")
+		cwd, err = os.Stat(data)
+	}
+	return err == nil && !slices.ContainsFunc(places, func(place string) bool {
+		info, err := os.Stat(place)
+		return err == nil && os.SameFile(cwd, info)
+	})
 }
 
 // parseStat parses a line of /proc/PID/stat. The name in it, in parentheses, may contain anything.

@@ -277,6 +277,52 @@ func TestDown_EndsTheServersThatAKilledStarterLeft(t *testing.T) {
 	}
 }
 
+// A clone was copied with its folder .shop while its servers ran. `make up` in the copy ended them, and so did `make down`.
+func TestStart_ACopyOfTheFolderLeavesTheServersOfTheOriginalAlone(t *testing.T) {
+	t.Parallel()
+	needsServers(t)
+	base := t.TempDir()
+	dir, copied, moved := filepath.Join(base, "shop"), filepath.Join(base, "copied"), filepath.Join(base, "moved")
+	t.Cleanup(func() { _ = Down(moved) })
+	original, _ := startHere(t, dir, ours())
+	query(t, original, "CREATE TABLE kept (v text); INSERT INTO kept VALUES ('row') RETURNING v")
+	query(t, original, "CHECKPOINT")
+	// Files may go while they are copied, which cp complains about.
+	out, err := exec.CommandContext(t.Context(), "cp", "-a", dir, copied).CombinedOutput()
+	if _, statErr := os.Stat(filepath.Join(copied, postgresKind.folder, dataFolder, "postmaster.pid")); statErr != nil {
+		t.Fatalf("the copy is not complete: %v, %v: %s", statErr, err, out)
+	}
+
+	second, progress := startHere(t, copied, ours())
+	if strings.Contains(progress, "still running") || second.PostgresPID == original.PostgresPID || second.RabbitMQPID == original.RabbitMQPID {
+		t.Errorf("the copy uses the servers of the original:\n%s", progress)
+	}
+	if got := query(t, second, "SELECT v FROM kept"); got != "row" {
+		t.Errorf("in the copy: got %q, want row", got)
+	}
+	if err := second.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Down(copied); err != nil {
+		t.Fatal(err)
+	}
+	nothingRuns(t, copied)
+	query(t, original, "SELECT v FROM kept")
+	broker(t, original, http.MethodGet, "/api/overview", "")
+	if _, running := recorded(filepath.Join(dir, rabbitKind.folder, epmdRecord)); !running {
+		t.Error("the original's epmd was ended")
+	}
+
+	// The same folder by another name is no copy.
+	_ = original.finish(func() error { return nil })
+	if err := os.Rename(dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	if _, progress := startHere(t, moved, ours()); strings.Count(progress, "still running") != 2 {
+		t.Errorf("the servers of the folder that was moved were not adopted:\n%s", progress)
+	}
+}
+
 func TestStart_PortTakenBetweenChoosingAndBinding(t *testing.T) {
 	t.Parallel()
 	needsServers(t)
