@@ -41,7 +41,7 @@ func (l launch) start(program string, args ...string) (process, error) {
 	}
 	defer log.Close()
 	const script = `cd "${0%/*}" && read -r stat </proc/$$/stat && echo "$stat" >"$0" && exec "$@"` // see elsewhere
-	cmd := exec.Command("/bin/sh", //nolint:noctx // a server outlives whoever starts it
+	cmd := exec.Command("/bin/sh",                                                                  //nolint:noctx // a server outlives whoever starts it
 		append([]string{"-c", script, l.record, program}, args...)...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", l.env, log, log // any user may go there
 	cmd.SysProcAttr = l.attr

@@ -119,6 +119,11 @@ func (s *Stack) startServers(ctx context.Context, o Options) error {
 	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
 		return err
 	}
+	if pg.url == "" {
+		if err := forgetServer(); err != nil {
+			return err
+		}
+	}
 	// The first failure ends the other start too: there is nothing to wait for any more.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -140,6 +145,20 @@ func (s *Stack) startServers(ctx context.Context, o Options) error {
 	}
 	s.DatabaseURL, s.PostgresPID = pg.url, pg.pid
 	s.AMQPURL, s.ManagementURL, s.MetricsAddr, s.RabbitMQPID = mq.url, mq.management, mq.metrics, mq.pid
+	return nil
+}
+
+// forgetServer removes the variables of PostgreSQL's clients (PGHOSTADDR, PGSERVICE, PGGSSENCMODE …) from the environment of this
+// process and its commands. They are for a server of the user's; lib/pq obeys them, or refuses to connect because of them, even if
+// a URL says everything.
+func forgetServer() error {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "PG") {
+			if err := os.Unsetenv(name); err != nil {
+				return fmt.Errorf("unsetting %s: %w", name, err)
+			}
+		}
+	}
 	return nil
 }
 

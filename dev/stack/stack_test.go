@@ -197,11 +197,11 @@ func TestStart_AfterTheStarterWasKilledTheServersAreAdopted(t *testing.T) {
 	nothingRuns(t, dir)
 }
 
-// startElsewhere starts a stack in a process of its own and returns what kills that process with SIGKILL.
-func startElsewhere(t *testing.T, dir string) (kill func()) {
+// startElsewhere starts a stack in a process of its own, with these variables, and returns what kills that process with SIGKILL.
+func startElsewhere(t *testing.T, dir string, variables ...string) (kill func()) {
 	t.Helper()
 	starter := exec.Command(os.Args[0])
-	starter.Env = append(os.Environ(), starterVariable+"="+dir, "DATABASE_URL=", "AMQP_URL=")
+	starter.Env = append(append(os.Environ(), starterVariable+"="+dir, "DATABASE_URL=", "AMQP_URL="), variables...)
 	if _, err := starter.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +223,16 @@ func startElsewhere(t *testing.T, dir string) (kill func()) {
 		t.Fatalf("the starter said %q", said[:n])
 	}
 	return kill
+}
+
+// lib/pq connects to PGHOSTADDR although the URL names another host, and refuses to connect with some others. The server that
+// had just been started did "not answer within 1m0s".
+func TestStart_VariablesForAnotherPostgreSQLAreNoneOfOurs(t *testing.T) {
+	t.Parallel()
+	needsServers(t)
+	dir := filepath.Join(t.TempDir(), "stack")
+	t.Cleanup(func() { _ = Down(dir) })
+	startElsewhere(t, dir, "PGGSSENCMODE=disable", "PGHOSTADDR=192.0.2.1", "PGSERVICE=work", "PGCLIENTENCODING=LATIN1")
 }
 
 // Commands that share servers start them once, also at the same time, and none of them stops them.
