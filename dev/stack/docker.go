@@ -2,7 +2,7 @@ package stack
 
 import (
 	"context"
-	"crypto/sha256"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -27,9 +27,18 @@ type docker struct {
 	ports       []int // of 127.0.0.1, in the order asked for
 }
 
+// newDocker returns the container that is recorded in the stack's folder, else one that does not exist yet.
 func newDocker(h host, stack string, k kind) *docker {
-	sum := sha256.Sum256([]byte(stack))
-	return &docker{host: h, stack: stack, name: fmt.Sprintf("shop-%x-%s", sum[:4], k.folder), kind: k}
+	d := &docker{host: h, stack: stack, kind: k}
+	name, _ := os.ReadFile(d.record())
+	if d.name = strings.TrimSpace(string(name)); d.name == "" {
+		d.name = d.newName()
+	}
+	return d
+}
+
+func (d *docker) newName() string {
+	return fmt.Sprintf("shop-%s-%s", strings.ToLower(rand.Text()[:8]), d.kind.folder)
 }
 
 func (d *docker) record() string { return filepath.Join(d.stack, d.kind.folder, containerRecord) }
@@ -37,6 +46,22 @@ func (d *docker) record() string { return filepath.Join(d.stack, d.kind.folder, 
 func (d *docker) recorded() bool {
 	_, err := os.Stat(d.record())
 	return err == nil
+}
+
+// copied reports whether the record was copied with its folder, so that the container is another folder's. A folder that was moved
+// takes its container with it, although the label cannot be changed.
+func (d *docker) copied(ctx context.Context) bool {
+	owner, err := d.run(ctx, "inspect", "-f", fmt.Sprintf("{{index .Config.Labels %q}}", containerLabel), d.name)
+	if err != nil || owner == d.stack {
+		return false
+	}
+	theirs := newDocker(d.host, owner, d.kind)
+	there, err := os.Stat(theirs.record())
+	if err != nil || theirs.name != d.name {
+		return false
+	}
+	here, err := os.Stat(d.record())
+	return err == nil && !os.SameFile(here, there) // one folder may have two paths
 }
 
 func (d *docker) run(ctx context.Context, args ...string) (string, error) {
@@ -79,6 +104,9 @@ func (d *docker) getImage(ctx context.Context) error {
 
 // start starts the container, creating it if there is none, and finds its process and ports.
 func (d *docker) start(ctx context.Context, ports []int, options []string, command ...string) error {
+	if d.copied(ctx) {
+		d.name = d.newName()
+	}
 	if err := writeFile(d.record(), []byte(d.name+"\n"), 0o644); err != nil {
 		return explain(fmt.Errorf("noting the container: %w", err), d.stack)
 	}
@@ -153,7 +181,7 @@ func stopContainers(h host, stack string, atOnce bool) error {
 	var errs []error
 	for _, k := range []kind{postgresKind, rabbitKind} {
 		d := newDocker(h, stack, k)
-		if !d.recorded() {
+		if !d.recorded() || d.copied(ctx) {
 			continue
 		}
 		args := []string{"stop", "-t", strconv.Itoa(int(k.stopTimeout.Seconds())), d.name}
