@@ -84,6 +84,9 @@ func fromDocker(ctx context.Context, h host, stack string, servers []server) (mi
 	for _, srv := range servers {
 		d := newDocker(h, stack, srv.kind())
 		if err := d.getImage(ctx); err != nil {
+			if ctx.Err() != nil {
+				return servers, "Docker was interrupted"
+			}
 			h.report("%v", err)
 			missing, reason = append(missing, srv), "Docker cannot get the images"
 			continue

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -120,5 +121,39 @@ func TestChoose_WithoutImagesPackagesAreInstalled(t *testing.T) {
 	program(t, bin, "apt-get")
 	if _, err := start(t.Context(), Options{Dir: t.TempDir()}, h); err == nil || !installed {
 		t.Errorf("packages tried: %t, error %v", installed, err)
+	}
+}
+
+// Ctrl-C while the images were pulled was reported as "PostgreSQL and RabbitMQ not found … install it".
+func TestChoose_InterruptedWhilePullingSaysNothingElse(t *testing.T) {
+	t.Parallel()
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	interrupted := errors.New("interrupted")
+	var after []string
+	h, bin := bare(t, func(name string, args ...string) ([]byte, error) {
+		switch {
+		case ctx.Err() != nil:
+			after = append(after, name)
+		case name == "docker" && args[0] == "info":
+			return []byte("27.0\n"), nil
+		case name == "docker" && args[0] == "pull":
+			interrupt(interrupted)
+		}
+		return nil, errors.New("exit status 1")
+	})
+	program(t, bin, "apt-get")
+	var progress bytes.Buffer
+	_, err := start(ctx, Options{Dir: t.TempDir(), Progress: &progress}, h)
+	if !errors.Is(err, interrupted) || err.Error() != "interrupted" || len(after) > 0 || strings.Contains(progress.String(), "exit status") {
+		t.Errorf("got %v, ran %q after the interrupt, said:\n%s", err, after, progress.String())
+	}
+}
+
+// Only exec takes --dir: who follows the advice in make up meets an unknown flag.
+func TestStart_WhatUpCannotTakeIsNoAdvice(t *testing.T) {
+	t.Parallel()
+	full := checkSpace(t.TempDir(), math.MaxUint64)
+	if used := (InUseError{Dir: "here", PID: 1}); strings.Contains(used.Error()+full.Error(), "--dir") {
+		t.Errorf("%v, and %v", used, full)
 	}
 }

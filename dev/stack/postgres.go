@@ -277,7 +277,7 @@ func (p *postgres) parameters() []string {
 
 func (p *postgres) startContainer(ctx context.Context) (string, error) {
 	if p.settings.Fast != p.fast {
-		return "", fmt.Errorf("the container of %s was made for another durability: remove it with `make down`, or choose another folder with --dir", p.dir)
+		return "", fmt.Errorf("the container of %s was made for another durability: remove it with `.bin/shopdev down --dir '%s'`", p.dir, filepath.Dir(p.dir))
 	}
 	if err := p.settings.save(p.dir); err != nil {
 		return "", err

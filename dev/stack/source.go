@@ -127,6 +127,9 @@ func choose(ctx context.Context, h host, dir string, servers ...server) error {
 	if len(missing) == 0 {
 		return nil
 	}
+	if err := context.Cause(ctx); err != nil { // pulling may have failed for that
+		return err
+	}
 	return fromPackages(ctx, h, dir, missing, reason)
 }
 
@@ -139,7 +142,7 @@ func checkSpace(dir string, need uint64) error {
 		return fmt.Errorf("asking for the free space of %s: %w", dir, err)
 	}
 	if free := fs.Bavail * uint64(fs.Bsize); free < need {
-		return fmt.Errorf("only %d MB are free on the disk that holds %s, and the servers need %d MB: free some, or choose another folder with --dir", free>>20, dir, need>>20)
+		return fmt.Errorf("only %d MB are free on the disk that holds %s, and the servers need %d MB: free some", free>>20, dir, need>>20)
 	}
 	return nil
 }

@@ -117,6 +117,9 @@ func (s *Stack) startServers(ctx context.Context, o Options) error {
 		mq = newCluster(s.host, s.dir, n)
 	}
 	if err := choose(ctx, s.host, s.dir, pg, mq); err != nil {
+		if interrupted := context.Cause(ctx); interrupted != nil {
+			return interrupted // what it kept from working is no news
+		}
 		return err
 	}
 	if pg.url == "" {
@@ -271,7 +274,7 @@ type InUseError struct {
 }
 
 func (e InUseError) Error() string {
-	return fmt.Sprintf("%s is in use by process %d: stop that one first, or choose another folder with --dir", e.Dir, e.PID)
+	return fmt.Sprintf("%s is in use by process %d: stop that one first", e.Dir, e.PID)
 }
 
 // acquire locks dir for this process until the returned file is closed or the process ends, in whatever way. The servers do
