@@ -9,6 +9,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"shop.example/gateway/ingress"
@@ -391,6 +392,9 @@ func (cfg Config) checkAddrs(admin string) error {
 			return err
 		}
 	}
+	if err := tryLocalhost(cfg.HTTPAddr); err != nil {
+		return err
+	}
 	private := mtls.RequireLoopback
 	if cfg.TLS.Enabled() {
 		private = nil
@@ -420,6 +424,19 @@ func try(variable, addr string, check func(variable string, lis net.Listener) er
 		err = fmt.Errorf("closing the listener on %s: %w", addr, closeErr)
 	}
 	return err
+}
+
+// tryLocalhost says whether another program would answer at http://localhost in the gateway's place: browsers ask [::1] first, and
+// 127.0.0.1 can be listened on although that is taken.
+func tryLocalhost(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "0" || host != "localhost" && host != "127.0.0.1" {
+		return err
+	}
+	if err := try("HTTP_ADDR", net.JoinHostPort("::1", port), nil); errors.Is(err, syscall.EADDRINUSE) { // else there is no IPv6 here
+		return err
+	}
+	return nil
 }
 
 // cause is the innermost error, the operating system's: the message names the address already.
