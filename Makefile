@@ -1,5 +1,8 @@
 # What one does with the shop; `make` alone lists it. Go and make are enough: targets that need more install it, or say what
 # to install.
+ifeq ($(filter grouped-target,$(.FEATURES)),)
+$(error This is make $(MAKE_VERSION), and GNU make 4.3 or newer is needed (macOS: brew install make, then call it gmake))
+endif
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 # All builds but those with the race detector are pure Go, and so share one build cache.

@@ -1,0 +1,29 @@
+package e2e
+
+import (
+	"context"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// makes returns what make prints in the folder.
+func makes(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "make", args...)
+	cmd.Dir = dir
+	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(v string) bool { // those of a make that runs this test
+		return strings.HasPrefix(v, "MAKE") || strings.HasPrefix(v, "MFLAGS=")
+	})
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// Make 3.81, which macOS has, does not know .SHELLFLAGS: tests failed, and make unit was green.
+func TestMakefile_AnOldMakeIsRefused(t *testing.T) {
+	t.Parallel()
+	out, err := makes(t.Context(), "..", ".FEATURES=target-specific order-only", "MAKE_VERSION=3.81", "help")
+	if want := "This is make 3.81, and GNU make 4.3 or newer is needed"; err == nil || !strings.Contains(out, want) {
+		t.Errorf("got %v, want %q:\n%s", err, want, out)
+	}
+}
