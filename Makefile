@@ -23,6 +23,9 @@ GENERATED = gen/shop gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.ya
 # What contracts are compared with: what others can have already.
 BASE ?= $(shell { git rev-parse -q --verify origin/main || git rev-parse -q --verify main; } 2>/dev/null)
 
+# A variable of the user as one word of the shell, as it was given: a $ in it is no variable of make.
+quoted = '$(subst ','\'',$(value $1))'
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,12 +49,12 @@ down: .bin/shopdev ## Stop and remove what make up started, its data too (YES=1:
 .PHONY: unit
 # Never from the cache, which does not notice that a document has changed.
 unit: ## Run the tests that need no server, in seconds (docs/adr/0025)
-	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
+	@env -u DATABASE_URL -u AMQP_URL -u AMQP_MANAGEMENT_URL go test -short -count=1 $(value ARGS) $(MODULES:%=%/...) | grep -v '\[no test files\]'
 
 .PHONY: t
 t: .bin/shopdev ## Test a package on servers that keep running: make t PKG=./services/order/ordering RUN=Ship ARGS='-v -race'
-	@$(if $(PKG),,$(error Say which package: make t PKG=./services/order/ordering))\
-	$(if $(findstring -race,$(ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(RUN),-run '$(RUN)') $(ARGS) $(PKG)
+	@$(if $(value PKG),,$(error Say which package: make t PKG=./services/order/ordering))\
+	$(if $(findstring -race,$(value ARGS)),CGO_ENABLED=1) .bin/shopdev exec --fast --keep -- go test -count=1 $(if $(value RUN),-run $(call quoted,RUN)) $(value ARGS) $(value PKG)
 
 .PHONY: test
 test: setup generated breaking lint rules manifests modules race ## Everything that has to pass
@@ -234,16 +237,18 @@ bench: .bin/shopbench ## Measure the shop and the bare minimum in turns (BENCH='
 
 .PHONY: growth
 growth: .bin/shopbench ## Measure the shop with 0, 100,000 and 1,000,000 orders: rates, lists, audit, sizes (GROWTH=10000000, ARGS='--runs 5')
-	@.bin/shopbench growth --orders $${GROWTH:-1000000} --json .bin/growth.json $(ARGS)
+	@.bin/shopbench growth --orders $${GROWTH:-1000000} --json .bin/growth.json $(value ARGS)
 
 .PHONY: contention
 contention: .bin/shopbench ## 10,000 orders for one product within a second, two replicas of everything: who waits, and for what (CONTENTION='--runs 3')
-	@.bin/shopbench --rate 10000 --duration 1s --clients 500 --products 1 --replicas 2 --contention $(CONTENTION)
+	@.bin/shopbench --rate 10000 --duration 1s --clients 500 --products 1 --replicas 2 --contention $(value CONTENTION)
 
 .PHONY: idle
 idle: .bin/shopdev ## What make up and each service cost while nobody uses them, how long they take to be ready, and what is in the programs
 	@.bin/shopdev exec -- go test -tags idle -v -run '^TestIdle_Table' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | grep -E '^(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 	@tools/programs.sh $(PROGRAMS)
+
+BENCHMARKS ?= .
 
 .PHONY: benchstat
 benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in turns (BASE=commit, BENCHMARKS=regexp, ROUNDS=6)
@@ -252,7 +257,7 @@ benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in 
 	rm -f .bin/base.txt .bin/this.txt; \
 	for round in $$(seq $${ROUNDS:-6}); do \
 	    for tree in "base $$base" "this $(CURDIR)"; do \
-	        .bin/shopdev exec --fast -- go -C "$${tree#* }" test -run '^$$' -bench "$${BENCHMARKS:-.}" -timeout=1h $$packages >>".bin/$${tree%% *}.txt" || \
+	        .bin/shopdev exec --fast -- go -C "$${tree#* }" test -run '^$$' -bench $(call quoted,BENCHMARKS) -timeout=1h $$packages >>".bin/$${tree%% *}.txt" || \
 	            { tail -20 ".bin/$${tree%% *}.txt"; exit 1; }; \
 	    done; \
 	done; \
@@ -261,7 +266,7 @@ benchstat: .bin/shopdev .bin/benchstat ## Compare Go's benchmarks with main, in 
 .PHONY: gate
 gate: .bin/shopbench ## Fail if the hot parts allocate or take 10 % more than in main, and show where (BASE=commit, GATE='--rounds 9')
 	@base=$$(mktemp -d); trap 'git worktree remove --force "$$base"' EXIT; git worktree add -q --detach "$$base" $(BASE); \
-	.bin/shopbench gate --base "$$base" $(GATE)
+	.bin/shopbench gate --base "$$base" $(value GATE)
 
 .PHONY: fuzz
 fuzz: .bin/shopdev ## Send nonsense to every call and decoder, each for FUZZ_DURATION (1m); what breaks one is kept in testdata/fuzz
@@ -288,7 +293,7 @@ generate: .bin/buf ## Write gen/ from proto/, and what follows (BECAUSE='reason'
 	.bin/buf generate
 	go run ./topology/generate .
 	GOWORK=off go -C tools/dashboards run . $(CURDIR)/deploy/grafana/dashboards
-	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because "$(BECAUSE)" .bin/contracts.binpb
+	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because $(call quoted,BECAUSE) .bin/contracts.binpb
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions
@@ -328,7 +333,7 @@ outdated: ## List direct dependencies that have a newer version, those of tools/
 
 .PHONY: update
 update: ## Set the version of a dependency in every module that requires it: make update MODULE=google.golang.org/grpc@v1.85.0
-	@$(if $(MODULE),,$(error Say which: make update MODULE=google.golang.org/grpc@v1.85.0))\
+	@$(if $(value MODULE),,$(error Say which: make update MODULE=google.golang.org/grpc@v1.85.0))\
 	for module in $(MODULES) $(TOOLS); do \
 	    if grep -q '[[:space:]]$(firstword $(subst @, ,$(MODULE))) v' "$$module/go.mod"; then GOWORK=off go -C "$$module" get '$(MODULE)'; fi; \
 	done

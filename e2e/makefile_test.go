@@ -27,3 +27,23 @@ func TestMakefile_AnOldMakeIsRefused(t *testing.T) {
 		t.Errorf("got %v, want %q:\n%s", err, want, out)
 	}
 }
+
+// In RUN='^TestA$|^TestB$' make took $| for a variable of its own: no test ran, and all was green.
+func TestMakefile_WhatUsersGiveReachesTheCommandAsItIs(t *testing.T) {
+	t.Parallel()
+	const given = `^TestA$|^Test'B$`
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"t", "PKG=./a$b/...", "RUN=" + given, "ARGS=-skip '^C$|^D$'"}, `-run '^TestA$|^Test'\''B$' -skip '^C$|^D$' ./a$b/...`},
+		{[]string{"unit", "ARGS=-run '^C$|^D$'"}, `-run '^C$|^D$'`},
+		{[]string{"generate", "BECAUSE=it costs $5"}, `-because 'it costs $5'`},
+		{[]string{"benchstat", "BENCHMARKS=" + given}, `-bench '^TestA$|^Test'\''B$'`},
+		{[]string{"gate", "GATE=--only '^C$'"}, `--only '^C$'`},
+	} {
+		if out, err := makes(t.Context(), "..", append([]string{"-n"}, c.args...)...); err != nil || !strings.Contains(out, c.want) {
+			t.Errorf("make %q: %v, %s is not in it:\n%s", c.args, err, c.want, out)
+		}
+	}
+}
