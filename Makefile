@@ -8,7 +8,8 @@ SHELL := bash
 # All builds but those with the race detector are pure Go, and so share one build cache.
 export CGO_ENABLED := 0
 
-MODULES = $(patsubst $(CURDIR)/%,./%,$(shell go list -m -f '{{.Dir}}'))
+# A module is called after its folder, whatever the path of this one is.
+MODULES = $(patsubst shop.example/%,./%,$(shell go list -m))
 # gen is written by protoc's plugins and linted as proto/.
 LINTED = $(filter-out ./gen,$(MODULES))
 # The developer tools, modules outside the workspace.
@@ -209,7 +210,7 @@ LIGHTHOUSE = .bin/lighthouse/node_modules/.bin/lighthouse
 
 .PHONY: lighthouse
 lighthouse: .bin/shopdev $(LIGHTHOUSE) ## Let Lighthouse judge the page and /docs: 100 on a desktop, at least 95 on a phone (needs Chromium, Node)
-	@LIGHTHOUSE=$(CURDIR)/$(LIGHTHOUSE) .bin/shopdev exec --fast -- go test -tags page -v -run '^TestPageLighthouse' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
+	@LIGHTHOUSE="$(CURDIR)/$(LIGHTHOUSE)" .bin/shopdev exec --fast -- go test -tags page -v -run '^TestPageLighthouse' -count=1 -timeout=$(TEST_TIMEOUT) ./e2e | \
 	    grep -E '^ *(--- |ok|FAIL|panic)|_test.go:[0-9]+:'
 
 $(LIGHTHOUSE):
@@ -280,7 +281,7 @@ fuzz: .bin/shopdev ## Send nonsense to every call and decoder, each for FUZZ_DUR
 .PHONY: screenshots
 screenshots: .bin/shopdev ## Take the pictures of the front page in docs/images again (needs Chromium)
 	@mkdir -p docs/images
-	@SCREENSHOTS=$(CURDIR)/docs/images .bin/shopdev exec --fast -- go test -run '^TestPage_FitsEveryScreen$$' -count=1 ./e2e >/dev/null
+	@SCREENSHOTS="$(CURDIR)/docs/images" .bin/shopdev exec --fast -- go test -run '^TestPage_FitsEveryScreen$$' -count=1 ./e2e >/dev/null
 	@ls -l docs/images
 
 # --- Change ----------------------------------------------------------------------------------------------------------
@@ -292,13 +293,13 @@ generate: .bin/buf ## Write gen/ from proto/, and what follows (BECAUSE='reason'
 	rm -rf $(filter gen/%,$(GENERATED))
 	.bin/buf generate
 	go run ./topology/generate .
-	GOWORK=off go -C tools/dashboards run . $(CURDIR)/deploy/grafana/dashboards
+	GOWORK=off go -C tools/dashboards run . "$(CURDIR)/deploy/grafana/dashboards"
 	@.bin/buf build -o .bin/contracts.binpb && go run ./e2e/compat/promises -because $(call quoted,BECAUSE) .bin/contracts.binpb
 
 .PHONY: protos
 protos: ## Write third_party/proto/ from the Go modules that carry those definitions
 	rm -rf third_party/proto
-	GOWORK=off go -C tools/protos run . $(CURDIR)/third_party/proto
+	GOWORK=off go -C tools/protos run . "$(CURDIR)/third_party/proto"
 
 .PHONY: format
 format: .bin/buf .bin/golangci-lint ## Format contracts and code
@@ -377,7 +378,7 @@ CONTRACTS = .bin/contracts
 contracts: .bin/buf ## Write the contracts for clients in any language, in .bin/contracts and as a .tar.gz (VERSION=v1.2.3)
 	@rm -rf $(CONTRACTS) .bin/shop-contracts-*.tar.gz && mkdir -p $(CONTRACTS)/proto
 	@cp -r proto/shop $(CONTRACTS)/proto
-	@GOWORK=off go -C tools/protos run . -all $(CURDIR)/$(CONTRACTS)/proto
+	@GOWORK=off go -C tools/protos run . -all "$(CURDIR)/$(CONTRACTS)/proto"
 	@.bin/buf build -o $(CONTRACTS)/shop.binpb
 	@cp -r e2e/testdata/events LICENSE gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml $(CONTRACTS)
 	@cd $(CONTRACTS) && find * -type f | LC_ALL=C sort | xargs sha256sum | awk -v version='$(VERSION)' \
@@ -409,7 +410,7 @@ artefacts: sbom contracts ## Gather what a release consists of besides its image
 # Each developer tool is the one `tool` of a module of its own, which pins it; a new version means a new build.
 .bin/%: tools/%/go.mod tools/%/go.sum
 	@echo 'building $@ (a minute or two)'
-	@GOWORK=off go -C tools/$* build -o $(CURDIR)/$@ tool
+	@GOWORK=off go -C tools/$* build -o "$(CURDIR)/$@" tool
 	@touch $@
 
 .PHONY: always

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +46,54 @@ func TestMakefile_WhatUsersGiveReachesTheCommandAsItIs(t *testing.T) {
 	} {
 		if out, err := makes(t.Context(), "..", append([]string{"-n"}, c.args...)...); err != nil || !strings.Contains(out, c.want) {
 			t.Errorf("make %q: %v, %s is not in it:\n%s", c.args, err, c.want, out)
+		}
+	}
+}
+
+// In a clone whose path has a space, or leads through a symbolic link, make named folders that do not exist.
+func TestMakefile_TheModulesAreFoundWhateverThePathOfTheCloneIs(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	spaced, link := filepath.Join(base, "my shop"), filepath.Join(base, "link")
+	files, err := filepath.Glob("../*/go.mod")
+	inner, innerErr := filepath.Glob("../*/*/go.mod")
+	if err != nil || innerErr != nil {
+		t.Fatal(err, innerErr)
+	}
+	files = slices.DeleteFunc(append(files, inner...), func(file string) bool { return strings.HasPrefix(file, "../tools/") })
+	for _, file := range append(files, "../go.work", "../Makefile") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		there := filepath.Join(spaced, strings.TrimPrefix(file, "../"))
+		if err := os.MkdirAll(filepath.Dir(there), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(there, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(spaced, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{spaced, link} {
+		out, err := makes(t.Context(), dir, "-n", "unit")
+		if err != nil || strings.Contains(out, base) || !strings.Contains(out, " ./services/order/... ") || strings.Count(out, "/... ") != len(files) {
+			t.Errorf("in %s: %v\n%s", dir, err, out)
+		}
+		// The path of a tool is one word.
+		tool := filepath.Join(spaced, "tools", "buf")
+		if err := os.MkdirAll(tool, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"go.mod", "go.sum"} {
+			if err := os.WriteFile(filepath.Join(tool, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := makes(t.Context(), dir, "-n", ".bin/buf"); err != nil || !strings.Contains(out, `/.bin/buf" tool`) {
+			t.Errorf("in %s: %v\n%s", dir, err, out)
 		}
 	}
 }
