@@ -97,3 +97,43 @@ func TestMakefile_TheModulesAreFoundWhateverThePathOfTheCloneIs(t *testing.T) {
 		}
 	}
 }
+
+// With links to an installed Prometheus, make renewed the times of files in /usr/bin, which only root may.
+func TestMakefile_AnInstalledPrometheusIsNotTouched(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	installed := filepath.Join(base, "in stalled")
+	script, err := os.ReadFile("../tools/prometheus.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{
+		filepath.Join(base, "tools", "prometheus.sh"): string(script),
+		filepath.Join(installed, "promtool"):          "#!/bin/sh\necho promtool \"$@\"\n",
+		filepath.Join(installed, "prometheus"):        "#!/bin/sh\necho prometheus \"$@\"\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil { //nolint:gosec // programs
+			t.Fatal(err)
+		}
+	}
+	for _, again := range []bool{false, true} {
+		cmd := exec.CommandContext(t.Context(), "bash", filepath.Join(base, "tools", "prometheus.sh"))
+		cmd.Env = append(os.Environ(), "PATH="+installed+":"+os.Getenv("PATH"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("again %t: %v: %s", again, err, out)
+		}
+		for _, program := range []string{"promtool", "prometheus"} {
+			path := filepath.Join(base, ".bin", program)
+			if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+				t.Errorf("%s: %v, want a file of its own", path, err)
+			}
+			out, err := exec.CommandContext(t.Context(), path, "--a", "b c").Output()
+			if want := program + " --a b c\n"; err != nil || string(out) != want {
+				t.Errorf("%s: %q, %v, want %q", path, out, err, want)
+			}
+		}
+	}
+}

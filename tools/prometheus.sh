@@ -4,8 +4,12 @@
 set -euo pipefail
 bin=$(cd "$(dirname "$0")/.." && pwd)/.bin
 mkdir -p "$bin"
-if installed=$(command -v promtool) && command -v prometheus >/dev/null; then
-  ln -sf "$installed" "$(command -v prometheus)" "$bin"
+if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
+  for program in promtool prometheus; do # no links: make would renew the times of what they lead to
+    rm -f "$bin/$program"
+    printf '#!/bin/sh\nexec %q "$@"\n' "$(command -v $program)" >"$bin/$program"
+    chmod +x "$bin/$program"
+  done
   exit 0
 fi
 if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
