@@ -36,7 +36,7 @@ var chromium = sync.OnceValues(func() (context.Context, error) {
 		endBrowser = end
 		return ctx, chromedp.Do(ctx)
 	}
-	return nil, errors.New("the tests of the front page need Chromium: install it (Debian, Ubuntu: sudo apt-get install chromium)")
+	return nil, errors.New("the tests of the front page need Chromium: install it (Debian: sudo apt-get install chromium; elsewhere Google Chrome will do, https://www.google.com/chrome)")
 })
 
 var endBrowser = func() {}

@@ -137,3 +137,38 @@ func TestMakefile_AnInstalledPrometheusIsNotTouched(t *testing.T) {
 		}
 	}
 }
+
+// Ubuntu has no package chromium: apt-get refused the others with it, and make test ended there.
+func TestSetup_WithoutAPackageOfChromiumTheOthersAreInstalled(t *testing.T) {
+	t.Parallel()
+	bin := t.TempDir()
+	for _, name := range []string{"bash", "env", "grep"} {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(bin, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, script := range map[string]string{
+		"git": "true", "curl": "true",
+		"sudo":      `shift; exec "$@"`,
+		"apt-get":   `echo "$@" >>"$0.said"`,
+		"apt-cache": `[ "$2" = chromium ] || echo '  Candidate: 1.0'`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!"+bin+"/bash\n"+script+"\n"), 0o755); err != nil { //nolint:gosec // programs
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "bash"), "../tools/setup.sh")
+	cmd.Env = []string{"PATH=" + bin}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "install Google Chrome") {
+		t.Errorf("%v: %s", err, out)
+	}
+	said, err := os.ReadFile(filepath.Join(bin, "apt-get.said"))
+	if err != nil || !strings.HasSuffix(string(said), " --no-install-recommends gcc libc6-dev\n") {
+		t.Errorf("apt-get got %v:\n%s", err, said)
+	}
+}

@@ -21,12 +21,27 @@ need 'Chromium (the tests of the page)' chromium fonts-liberation -- browser
 
 ((${#missing[@]})) || exit 0
 printf 'missing: %s\n' "${missing[@]}" >&2
+# Ubuntu has Chromium as a snap alone, and apt-get installs nothing if it lacks one of the packages.
+without_chromium() {
+  [[ " ${packages[*]} " == *' chromium '* && $(LC_ALL=C apt-cache policy chromium) != *'Candidate: '[!\(]* ]] || return 0
+  echo 'There is no package chromium here. For the tests of the page (make long) install Google Chrome: https://www.google.com/chrome' >&2
+  local others=()
+  for package in "${packages[@]}"; do [[ $package == chromium || $package == fonts-liberation ]] || others+=("$package"); done
+  packages=("${others[@]}")
+  ((${#packages[@]})) || exit 0
+}
 sudo=()
-if ! command -v apt-get >/dev/null || { ((EUID)) && ! { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }; then
-  echo "Install it and try again (Debian, Ubuntu: sudo apt-get install ${packages[*]})." >&2
+if ! command -v apt-get >/dev/null; then
+  echo 'Install it and try again.' >&2
+  exit 1
+fi
+if ((EUID)) && ! { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; then
+  without_chromium
+  echo "Install it and try again (sudo apt-get install ${packages[*]})." >&2
   exit 1
 fi
 ((EUID)) && sudo=(sudo -n)
-echo "installing ${packages[*]}" >&2
 "${sudo[@]}" apt-get -q update >/dev/null || echo 'the package lists could not be renewed; going on with what there is' >&2
+without_chromium
+echo "installing ${packages[*]}" >&2
 "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 install --no-install-recommends "${packages[@]}" >/dev/null
