@@ -96,11 +96,18 @@ func (g guide) apply(root string) (changed map[string]string, err error) {
 	return changed, nil
 }
 
-// followed reports whether everything that the guide adds is there: then somebody is following it.
+// followed reports whether everything that the guide adds is there: then somebody is following it. A new file may have another
+// name, as a migration has whose number was taken.
 func (g guide) followed(root string) bool {
 	return !slices.ContainsFunc(g.edits, func(e edit) bool {
-		text, err := os.ReadFile(filepath.Join(root, e.path))
-		return err != nil || !strings.Contains(string(text), e.text)
+		files := []string{filepath.Join(root, e.path)}
+		if e.tag == "new" {
+			files, _ = filepath.Glob(filepath.Join(root, filepath.Dir(e.path), "*"+filepath.Ext(e.path)))
+		}
+		return !slices.ContainsFunc(files, func(file string) bool {
+			text, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(text), e.text)
+		})
 	})
 }
 
@@ -148,6 +155,41 @@ func TestGuides_FitTheCodeAndCountTheirFiles(t *testing.T) {
 		}
 		if len(g.commands) == 0 {
 			t.Errorf("%s, %s: there are no commands that check it", guidesPage, g.title)
+		}
+	}
+}
+
+// The guides allow another number for a migration, and then failed in a folder in which they had been followed.
+func TestGuides_AMigrationMayHaveTheNumberThatIsFree(t *testing.T) {
+	t.Parallel()
+	for _, number := range []string{"00007", "00011"} {
+		for _, g := range guides(t) {
+			if g.followed("..") { // it fits no more
+				continue
+			}
+			changed, err := g.apply("..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			root := t.TempDir()
+			for path, text := range changed {
+				file := filepath.Join(root, path)
+				if strings.HasPrefix(path, "db/") && strings.HasSuffix(path, ".sql") {
+					file = filepath.Join(filepath.Dir(file), number+"_mine.sql")
+				}
+				if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if g.followed(root) {
+					t.Errorf("%s: followed before everything is there", g.title)
+				}
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !g.followed(root) {
+				t.Errorf("%s: not followed with migration %s", g.title, number)
+			}
 		}
 	}
 }
