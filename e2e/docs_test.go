@@ -12,6 +12,8 @@ import (
 	"unicode"
 
 	"go.yaml.in/yaml/v3"
+
+	"shop.example/topology"
 )
 
 var (
@@ -250,3 +252,45 @@ func TestCI_HasTheGoOfTheImages(t *testing.T) {
 }
 
 var comment = regexp.MustCompile(`(?m)(^|\s)(#|//).*$`)
+
+// Pages that list the services lacked the one that came last: its image, its place in the diagram.
+func TestDocuments_ListEveryService(t *testing.T) {
+	t.Parallel()
+	read := func(name string) string {
+		text, err := os.ReadFile("../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	_, images, _ := strings.Cut(read("releasing.md"), "\n## Images\n")
+	images, _, _ = strings.Cut(images, "To publish")
+	var want, got []string
+	for _, service := range topology.Names() {
+		want = append(want, "shop-"+service)
+	}
+	_, list, _ := strings.Cut(images, "with that tag:")
+	for _, m := range regexp.MustCompile("`(shop[a-z-]*)`").FindAllStringSubmatch(list, -1) {
+		got = append(got, m[1])
+	}
+	if want = append(want, "shop"); !slices.Equal(got, want) {
+		t.Errorf("docs/releasing.md has images %q, want %q", got, want)
+	}
+
+	_, containers, _ := strings.Cut(read("architecture.md"), "\n## Containers\n")
+	containers, _, _ = strings.Cut(containers, "\n## ")
+	_, diagram, _ := strings.Cut(containers, "```mermaid")
+	diagram, table, _ := strings.Cut(diagram, "```")
+	var rows []string
+	for _, m := range regexp.MustCompile(`(?m)^\| ([a-z]+) \|`).FindAllStringSubmatch(table, -1) {
+		rows = append(rows, m[1])
+	}
+	if want := append([]string{"container"}, topology.Names()...); !slices.Equal(rows, want) { // the first is the heading
+		t.Errorf("docs/architecture.md has rows %q, want %q", rows, want)
+	}
+	for _, service := range topology.Names() {
+		if !regexp.MustCompile(`\b` + service + `\b`).MatchString(diagram) {
+			t.Errorf("docs/architecture.md: the diagram has no %s", service)
+		}
+	}
+}
