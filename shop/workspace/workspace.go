@@ -49,14 +49,31 @@ func Up() (Shop, error) {
 func (s Shop) Secret(name string) (string, error) {
 	path := filepath.Join(string(s), name)
 	kept, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(kept) == 0 { // empty if the disk was full, or the machine went down
 		kept = []byte(rand.Text())
-		err = os.WriteFile(path, kept, 0o600)
+		err = replace(path, kept)
 	}
 	if err != nil {
 		return "", fmt.Errorf("keeping the %s: %w", name, err)
 	}
 	return string(kept), nil
+}
+
+// replace writes a file as a whole: after a crash it has the old content or the new.
+func replace(path string, text []byte) (err error) {
+	// Its name ends as that of a secret, so that make down knows it.
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), "new-"+filepath.Base(path)), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // NewOperatorToken returns the operator token, which is made up if there is none yet.
