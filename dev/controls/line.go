@@ -1,11 +1,14 @@
 package controls
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,11 +32,16 @@ type line struct {
 
 // newLine starts a line to the server whose host and port are in serverURL. End it.
 func newLine(serverURL string) (*line, error) {
+	const form = "a line can be put before one server that is reached over TCP, without TLS: amqp://host:5672/ or postgres://host:5432/"
 	u, err := url.Parse(serverURL)
-	if err != nil || u.Host == "" || u.Scheme == "amqps" {
-		return nil, fmt.Errorf("a line can be put before one server without TLS: %w", err)
+	if err != nil {
+		return nil, errors.New(form) // the error has the URL in it, and so the password
 	}
-	l := &line{target: u.Host}
+	port, known := map[string]string{"amqp": "5672", "postgres": "5432", "postgresql": "5432"}[u.Scheme]
+	if !known || u.Hostname() == "" || strings.Contains(u.Host, ",") || u.Query().Has("host") {
+		return nil, errors.New(form)
+	}
+	l := &line{target: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))}
 	if l.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("opening a line: %w", err)
 	}
