@@ -21,9 +21,10 @@ import (
 
 // logged is an event of the log, as far as these tests look at it.
 type logged struct {
-	ID         string `json:"id"`
-	RoutingKey string `json:"routing_key"`
-	OrderID    string `json:"order_id"`
+	ID         string          `json:"id"`
+	RoutingKey string          `json:"routing_key"`
+	OrderID    string          `json:"order_id"`
+	Payload    json.RawMessage `json:"payload"`
 }
 
 // liveEvents is an open stream of Server-Sent Events.
@@ -170,6 +171,47 @@ func TestStreams_TheWholeLogIsForOperators(t *testing.T) {
 	for _, key := range []string{"shop.order.placed", "shop.order.confirmed"} {
 		if e, err := live.event(); err != nil || e.RoutingKey != key {
 			t.Errorf("want %s, got %+v (%v)", key, e, err)
+		}
+	}
+}
+
+// Whatever was open before: a page that begins after an erasure was shown what gateway and log had read for others.
+func TestStreams_WhatIsErasedIsNotShownToWhoBeginsAfterIt(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	url := s.url + "/v1/events:stream?routing_key=shop.order.placed"
+	open, err := openStream(ctx, url, operatorToken, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = open.body.Close() }()
+	if _, err := open.next(); err != nil {
+		t.Fatal(err)
+	}
+	var before, last string
+	for range 3 { // by the third the page has joined the others
+		s.placeFor(t, "ada@example.org")
+		e, err := open.event()
+		if err != nil || !strings.Contains(string(e.Payload), "ada@example.org") {
+			t.Fatalf("the open page has %+v (%v)", e, err)
+		}
+		before, last = last, e.ID
+	}
+	s.must(t, "customer", "erase", "--email", "ada@example.org", "--yes")
+	late, err := openStream(ctx, url, operatorToken, before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = late.body.Close() }()
+	if e, err := late.event(); err != nil || e.ID != last || strings.Contains(string(e.Payload), "ada@") {
+		t.Errorf("a page that begins after it has %+v, %s (%v)", e, e.Payload, err)
+	}
+	s.placeFor(t, "bob@example.org")
+	for _, page := range []*liveEvents{open, late} {
+		if e, err := page.event(); err != nil || !strings.Contains(string(e.Payload), "bob@example.org") {
+			t.Errorf("then it has %+v (%v)", e, err)
 		}
 	}
 }

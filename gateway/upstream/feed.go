@@ -105,15 +105,24 @@ type feed struct {
 	size    int // of batches
 }
 
+// reader is a client's stream.
+type reader struct {
+	client grpc.ServerStream
+	cursor int64
+	feed   *feed // once it has joined
+	// The position of the feed then. What the feed had read before is not for this stream: a person may have been erased in the
+	// log since.
+	joined int64
+}
+
 // serve sends a stream to its client. The caller must be an operator, and the request about no order.
 func (s *feeds) serve(client grpc.ServerStream, request *loggingv1.StreamEventsRequest) error {
-	var shared *feed
-	defer func() { s.leave(request.GetRoutingKey(), shared) }()
-	cursor := int64(-1)
+	r := &reader{client: client, cursor: -1}
+	defer func() { s.leave(request.GetRoutingKey(), r.feed) }()
 	for {
-		err := s.alone(client, request, &cursor, &shared)
+		err := s.alone(r, request)
 		if err == nil {
-			err = shared.follow(client, &cursor)
+			err = r.feed.follow(client, &r.cursor)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -121,14 +130,14 @@ func (s *feeds) serve(client grpc.ServerStream, request *loggingv1.StreamEventsR
 		if err != nil {
 			return err
 		}
-		request = &loggingv1.StreamEventsRequest{AfterId: cursor, FromBeginning: true, RoutingKey: request.GetRoutingKey()}
+		request = &loggingv1.StreamEventsRequest{AfterId: r.cursor, FromBeginning: true, RoutingKey: request.GetRoutingKey()}
 	}
 }
 
 // alone sends the responses of a call for this stream alone, until the feed has all that follows. The first response shows
 // that the client may have the events; then it joins the feed. The error is io.EOF if the service ends the call.
-func (s *feeds) alone(client grpc.ServerStream, request *loggingv1.StreamEventsRequest, cursor *int64, shared **feed) error {
-	ctx, cancel := context.WithCancel(client.Context())
+func (s *feeds) alone(r *reader, request *loggingv1.StreamEventsRequest) error {
+	ctx, cancel := context.WithCancel(r.client.Context())
 	defer cancel()
 	responses, err := s.begin(ctx, request)
 	if err != nil {
@@ -139,14 +148,15 @@ func (s *feeds) alone(client grpc.ServerStream, request *loggingv1.StreamEventsR
 		if err := responses.RecvMsg(response); err != nil {
 			return Error(s.name, err)
 		}
-		if err := client.SendMsg(response); err != nil {
+		if err := r.client.SendMsg(response); err != nil {
 			return err
 		}
-		*cursor = response.GetPosition()
-		if *shared == nil {
-			*shared = s.join(client.Context(), request.GetRoutingKey())
+		r.cursor = response.GetPosition()
+		if r.feed == nil {
+			r.feed = s.join(r.client.Context(), request.GetRoutingKey())
+			r.joined = r.feed.position()
 		}
-		if (*shared).has(*cursor) {
+		if r.cursor >= r.joined && r.feed.has(r.cursor) {
 			return nil
 		}
 	}
@@ -301,6 +311,16 @@ func (f *feed) end(err error) {
 	defer f.mu.Unlock()
 	f.err = err
 	close(f.changed)
+}
+
+// position returns the position of f's last batch, 0 if there was none.
+func (f *feed) position() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.batches) == 0 {
+		return 0
+	}
+	return f.batches[len(f.batches)-1].last
 }
 
 // has reports whether f has, or will have, everything after cursor.

@@ -92,7 +92,7 @@ func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream 
 		return err
 	}
 	f := filter{orderID: canonicalUUID(req.GetOrderId()), key: parseKeyPattern(req.GetRoutingKey())}
-	return s.tail.listen(ctx, f, begin, func(r *row) error {
+	return s.tail.listen(ctx, f, begin, head, func(r *row) error {
 		event, err := r.message()
 		if err != nil {
 			return err

@@ -24,6 +24,7 @@ import (
 
 	"shop.example/db/dbtest"
 	"shop.example/domain/orderid"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	"shop.example/platform/contract"
@@ -414,6 +415,29 @@ func TestStreamEvents_BeginsWhereItIsTold(t *testing.T) {
 		reply, err := s.Recv()
 		if err != nil || reply.GetEvent().GetId() != test.first || reply.GetPosition() != test.first {
 			t.Errorf("%v: first comes %v (%v), want event %d", test.req, reply, err, test.first)
+		}
+	}
+}
+
+// A stream that began after a person was erased was handed what had been read for others before.
+func TestStreamEvents_WhatIsErasedIsNotSentFromMemory(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	open := stream(t, f.events, &loggingv1.StreamEventsRequest{})
+	adas := placedBy("ada@example.org", "")
+	f.publish(t, adas)
+	id := receive(t, open, 1)[0].GetId()
+	erased, err := customerv1.NewPersonalDataServiceClient(f.conn).ErasePersonalData(asOperator(within(t), "bob"),
+		&customerv1.ErasePersonalDataRequest{Person: &customerv1.Person{Email: "ada@example.org"}})
+	if err != nil || erased.GetEvents() != 1 {
+		t.Fatalf("erased %v, %v", erased, err)
+	}
+	for what, req := range map[string]*loggingv1.StreamEventsRequest{
+		"the whole log": {AfterId: id - 1, FromBeginning: true}, "the order": {OrderId: adas.GetOrderId()},
+	} {
+		late := stream(t, f.events, req)
+		if got := receive(t, late, 1)[0]; got.GetId() != id || strings.Contains(got.String(), "ada@") || strings.Contains(got.String(), "Ada") {
+			t.Errorf("a stream of %s that began after it has %v", what, got)
 		}
 	}
 }

@@ -75,6 +75,7 @@ func (k *keyListeners) wants(key string) bool {
 // listener is a stream. The tail's mutex guards the fields that change.
 type listener struct {
 	filter   filter
+	end      int64         // of the log when the stream began
 	news     chan struct{} // says that something has changed
 	attached bool          // whether it is handed rows
 	queue    []*row        // those that it has not taken yet
@@ -290,13 +291,14 @@ func (t *tail) leave() {
 type nextStep struct {
 	row    *row  // send it
 	behind bool  // read from the database what the tail does not hold
-	head   int64 // where the tail is
+	head   int64 // an id that the log had reached before
 	// Otherwise wait: there is nothing for the listener up to cursor.
 	cursor  int64
 	changed <-chan struct{}
 }
 
-// next returns what a listener at cursor has to do next.
+// next returns what a listener at cursor has to do next. It is handed no row that the tail may have read before the stream
+// began: a person may have been erased in the log since, and whoever erases expects new streams to show that.
 func (t *tail) next(l *listener, cursor int64) nextStep {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -304,8 +306,8 @@ func (t *tail) next(l *listener, cursor int64) nextStep {
 		return nextStep{cursor: cursor, changed: t.activated}
 	}
 	if !l.attached {
-		if cursor < t.from {
-			return nextStep{behind: true, head: t.head}
+		if cursor < max(t.from, l.end) {
+			return nextStep{behind: true, head: max(t.head, l.end)}
 		}
 		t.attach(l, cursor)
 	}
@@ -321,9 +323,9 @@ func (t *tail) next(l *listener, cursor int64) nextStep {
 
 // listen sends the rows after cursor that match f, each once and in the order of their ids, as they are added, until ctx
 // ends or a send fails. While there is nothing to send it calls idle from time to time, with the id up to which that is
-// true. The caller must have joined.
-func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*row) error, idle func(cursor int64) error) error {
-	l := &listener{filter: f, news: make(chan struct{}, 1)}
+// true. The caller must have joined, and end be the last id that the database had after the stream began.
+func (t *tail) listen(ctx context.Context, f filter, cursor, end int64, send func(*row) error, idle func(cursor int64) error) error {
+	l := &listener{filter: f, end: end, news: make(chan struct{}, 1)}
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -355,7 +357,7 @@ func (t *tail) listen(ctx context.Context, f filter, cursor int64, send func(*ro
 	}
 }
 
-// catchUp sends rows that the tail no longer has, and returns the id that it got to. head is an id that the tail has
+// catchUp sends rows that the tail has not for this stream, and returns the id that it got to. head is an id that the log has
 // reached: a read that began after that and found no more rows has missed nothing up to there. A part of the log in which there is
 // nothing to send is told with idle: who has to begin again need not begin before it.
 func (t *tail) catchUp(ctx context.Context, f filter, cursor, head int64, send func(*row) error, idle func(cursor int64) error) (int64, error) {

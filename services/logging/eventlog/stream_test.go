@@ -72,7 +72,11 @@ func listenInPieces(ctx context.Context, tail *tail, piece, want int) (ids []int
 	cursor := int64(0)
 	for len(ids) < want {
 		tail.join()
-		err := tail.listen(ctx, filter{}, cursor, func(r *row) error {
+		end, err := lastID(ctx, tail.db)
+		if err != nil {
+			return ids
+		}
+		err = tail.listen(ctx, filter{}, cursor, end, func(r *row) error {
 			ids = append(ids, r.ID)
 			cursor = r.ID
 			if len(ids)%piece == 0 || len(ids) == want {
@@ -102,7 +106,7 @@ func TestTail_ASlowListenerMissesNothing(t *testing.T) {
 	busy, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	enough := errors.New("enough")
 	go func() {
-		done <- tail.listen(within(t), rejectedOnly, 0, func(r *row) error {
+		done <- tail.listen(within(t), rejectedOnly, 0, 0, func(r *row) error {
 			if len(got) == 0 {
 				close(busy)
 				<-goOn
@@ -284,7 +288,7 @@ func TestTail_SendsHeartbeatsWithThePosition(t *testing.T) {
 	eventually(t, "the tail to follow", tail.isActive)
 	last := write(t, db, deliveryOf(t, placed(newOrderID())), deliveryOf(t, placed(newOrderID())))[1].id
 	enough := errors.New("enough")
-	err := tail.listen(within(t), filter{orderID: newOrderID()}, 0, func(r *row) error {
+	err := tail.listen(within(t), filter{orderID: newOrderID()}, 0, 0, func(r *row) error {
 		t.Errorf("row %d came", r.ID)
 		return nil
 	}, func(cursor int64) error {
@@ -317,7 +321,7 @@ func TestTail_ARareEventIsLookedForInPartsAndEachIsTold(t *testing.T) {
 	eventually(t, "the tail to follow", tail.isActive)
 	enough := errors.New("enough")
 	var told []int64
-	err = tail.listen(within(t), filter{key: parseKeyPattern("shop.inventory.delete.#")}, 0, func(r *row) error {
+	err = tail.listen(within(t), filter{key: parseKeyPattern("shop.inventory.delete.#")}, 0, 0, func(r *row) error {
 		told = append(told, r.ID)
 		return enough
 	}, func(cursor int64) error {
@@ -339,7 +343,7 @@ func BenchmarkTail_OrdersThatSomebodyWatches(b *testing.B) {
 			var listening sync.WaitGroup
 			for range streams {
 				listening.Go(func() {
-					_ = tail.listen(ctx, filter{orderID: newOrderID()}, 0, func(*row) error { return nil }, ignore)
+					_ = tail.listen(ctx, filter{orderID: newOrderID()}, 0, 0, func(*row) error { return nil }, ignore)
 				})
 			}
 			for attached := 0; attached < streams; runtime.Gosched() {
