@@ -25,16 +25,21 @@ import (
 const Erased = "(erased)"
 
 // Erase removes from an event, in place, the personal data of the customer and the hashes derived from them. The result no
-// longer meets the event's contract, so a redelivery or redrive of it is refused.
+// longer meets the event's contract, so a redelivery or redrive of it is refused. The owner, if there is one, is replaced, because what has
+// none may be seen by everybody who knows the order's id.
 func Erase(placed *eventsv1.OrderPlaced) {
+	owned := placed.GetOwner() != ""
 	m := placed.ProtoReflect()
 	for _, name := range ErasedFields() {
 		m.Clear(m.Descriptor().Fields().ByName(protoreflect.Name(name)))
 	}
 	placed.CustomerName = Erased
+	if owned {
+		placed.Owner = Erased
+	}
 }
 
-// ErasedFields returns the names of the OrderPlaced fields that Erase removes: personal data, and hashes derived from them.
+// ErasedFields returns the names of the OrderPlaced fields that Erase removes or replaces: personal data, and hashes derived from them.
 func ErasedFields() []string {
 	names := []string{"fingerprint", "key_hash", "previous_key_hash"}
 	for _, field := range PersonalFields(&eventsv1.OrderPlaced{}) {

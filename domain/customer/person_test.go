@@ -127,10 +127,17 @@ func TestErase_WhatIsLeftIsNoValidEventAndNamesNobody(t *testing.T) {
 	if err := contract.Validate(placed); err != nil {
 		t.Fatal(err)
 	}
-	want := &eventsv1.OrderPlaced{OrderId: placed.GetOrderId(), CustomerName: "(erased)", Lines: placed.GetLines(), PlacedAt: placed.GetPlacedAt()}
-	Erase(placed)
-	if !proto.Equal(placed, want) {
-		t.Errorf("left is %v", placed)
+	want := &eventsv1.OrderPlaced{OrderId: placed.GetOrderId(), CustomerName: "(erased)", Owner: "(erased)", Lines: placed.GetLines(), PlacedAt: placed.GetPlacedAt()}
+	nobodys := proto.CloneOf(placed)
+	nobodys.Owner = ""
+	for range 2 { // erased again it is the same
+		Erase(placed)
+		if !proto.Equal(placed, want) {
+			t.Errorf("left is %v", placed)
+		}
+	}
+	if Erase(nobodys); nobodys.GetOwner() != "" {
+		t.Errorf("an order that had no owner belongs to %q", nobodys.GetOwner())
 	}
 	if contract.Validate(placed) == nil {
 		t.Error("it is a valid event still")

@@ -11,6 +11,7 @@ import (
 
 	"shop.example/domain/enduser"
 	accessv1 "shop.example/gen/shop/access/v1"
+	customerv1 "shop.example/gen/shop/customer/v1"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 )
@@ -55,6 +56,21 @@ func TestOwner_EventsOfAnOrderAreForItsOwner(t *testing.T) {
 		}
 		if list, err := f.events.ListEvents(as(who), &loggingv1.ListEventsRequest{OrderId: nobodys.GetOrderId()}); err != nil || len(list.GetEvents()) != 1 {
 			t.Errorf("%q lists nobody's events: %v, %v", who, list, err)
+		}
+	}
+	// Nobody has become its owner when Ada is erased, nor everybody.
+	for _, person := range []*customerv1.Person{{Owner: adas.GetOwner()}, {Email: nobodys.GetCustomerEmail()}} {
+		if erased, err := customerv1.NewPersonalDataServiceClient(f.conn).ErasePersonalData(within(t), &customerv1.ErasePersonalDataRequest{Person: person}); err != nil || erased.GetEvents() != 1 {
+			t.Fatalf("erased %v, %v", erased, err)
+		}
+	}
+	for who, sees := range map[string]bool{"ada": false, "operator": true, "eve": false, "": false} {
+		list, err := f.events.ListEvents(as(who), &loggingv1.ListEventsRequest{OrderId: adas.GetOrderId()})
+		if sees && (err != nil || len(list.GetEvents()) != 1) || !sees && status.Code(err) != codes.NotFound {
+			t.Errorf("once Ada is erased, %q lists the events of her order: %v, %v", who, list, err)
+		}
+		if list, err := f.events.ListEvents(as(who), &loggingv1.ListEventsRequest{OrderId: nobodys.GetOrderId()}); err != nil || len(list.GetEvents()) != 1 {
+			t.Errorf("once Ada is erased, %q lists nobody's events: %v, %v", who, list, err)
 		}
 	}
 	// A stream that began before the order was logged ends when it is known whose the order is.

@@ -159,7 +159,8 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	case inEvents:
 		rows, last, done, err := findEvents(ctx, s.db, at)
 		if err == nil {
-			err = s.eraseEvents(ctx, at.person, rows, `payload = payload - $4::text[] || jsonb_build_object('customer_name', $3::text)`,
+			err = s.eraseEvents(ctx, at.person, rows, `payload = payload - $4::text[] || jsonb_build_object('customer_name', $3::text) ||
+				CASE WHEN payload ->> 'owner' <> '' THEN jsonb_build_object('owner', $3::text) ELSE '{}' END`, // as customer.Erase
 				postgres.ArrayOf(customer.ErasedFields()))
 		}
 		if err != nil {
