@@ -53,7 +53,7 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 			resp.Records = append(resp.Records, &customerv1.PersonalRecord{Record: &customerv1.PersonalRecord_Webhook{Webhook: w.message()}})
 		}
 	}
-	found, next, err := findEvents(ctx, s.db, person, after)
+	found, last, err := findEvents(ctx, s.db, person, after)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 			PublishedAt: timestamppb.New(e.PublishedAt), CreatedAt: timestamppb.New(e.CreatedAt),
 		}}})
 	}
-	resp.NextPageToken = next
+	resp.NextPageToken = nextPage(last, person)
 	// Whatever the token says: who makes one up is recorded, too.
 	if len(resp.GetRecords()) == 0 && req.GetPageToken() != "" {
 		return resp, nil
@@ -83,8 +83,8 @@ func (s personalDataServer) FindPersonalData(ctx context.Context, req *customerv
 }
 
 // ErasePersonalData is part of customerv1.PersonalDataServiceServer. Webhooks of the person are deleted. Events that name the
-// person are not delivered any more, and what receivers have answered to events of the person's orders is erased, too. The log is
-// to be erased before.
+// person are not delivered any more, and what receivers have answered to events of the person's orders, or with the person's address or owner, is erased, too.
+// The log is to be erased before.
 func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customerv1.ErasePersonalDataRequest) (*customerv1.ErasePersonalDataResponse, error) {
 	person := customer.Of(req.GetPerson())
 	after, err := pagetoken.ParseID(req.GetPageToken(), listOf(person))
@@ -103,7 +103,7 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 				return err
 			}
 		}
-		found, next, err := findEvents(ctx, tx, person, after)
+		found, last, err := findEvents(ctx, tx, person, after)
 		if err != nil {
 			return err
 		}
@@ -112,12 +112,16 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 				return fmt.Errorf("erasing a person in event %d: %w", e.ID, err)
 			}
 		}
-		resp.WebhookEvents, resp.NextPageToken = int32(len(found)), next //nolint:gosec // at most maxFound
-		if len(found) == 0 && resp.GetWebhooks() == 0 {
+		answers, err := eraseAnswers(ctx, tx, person, after, last)
+		if err != nil {
+			return err
+		}
+		resp.WebhookEvents, resp.NextPageToken = int32(len(found)), nextPage(last, person) //nolint:gosec // at most maxFound
+		if len(found) == 0 && resp.GetWebhooks() == 0 && answers == 0 {
 			return nil
 		}
 		return recordPersonal(ctx, tx, customerv1.CustomerService_EraseCustomer_FullMethodName, person,
-			fmt.Sprintf("%d webhooks, %d events for webhooks", resp.GetWebhooks(), len(found)))
+			fmt.Sprintf("%d webhooks, %d events for webhooks, %d more answers to them", resp.GetWebhooks(), len(found), answers))
 	})
 	if err != nil {
 		return nil, err
@@ -161,6 +165,37 @@ func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	return err
 }
 
+// eraseAnswers erases what receivers have answered to the events after a position, up to last, if it names the person. The OrderPlaced of an
+// order says whose it is, but is not kept if no webhook wants it.
+func eraseAnswers(ctx context.Context, tx *sqlx.Tx, person customer.Person, after, last int64) (int, error) {
+	var answers []struct {
+		ID     int64  `db:"id"`
+		Answer string `db:"answer"`
+	}
+	err := tx.SelectContext(ctx, &answers, `
+		SELECT id, answer FROM (SELECT id, response_body || E'\n' || error_message AS answer FROM delivery WHERE event_id > $1 AND event_id <= $2) AS d
+		WHERE answer COLLATE "C" ILIKE ANY (SELECT '%' || p || '%' FROM unnest($3::text[]) AS p) OR $4 <> '' AND strpos(answer, $4) > 0`,
+		after, last, postgres.ArrayOf(person.Patterns()), person.Owner())
+	if err != nil {
+		return 0, fmt.Errorf("looking for a person in answers: %w", err)
+	}
+	var named []int64
+	for _, a := range answers {
+		if person.NamedIn([]byte(a.Answer)) {
+			named = append(named, a.ID)
+		}
+	}
+	if len(named) == 0 {
+		return 0, nil
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE delivery SET response_body = '', error_message = '' WHERE event_id > $1 AND event_id <= $2 AND id = ANY ($3::bigint[])`,
+		after, last, postgres.ArrayOf(named))
+	if err != nil {
+		return 0, fmt.Errorf("erasing a person in answers: %w", err)
+	}
+	return len(named), nil
+}
+
 func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person customer.Person, detail string) error {
 	return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted(enduser.Operator(ctx), method, person.String(), detail)}})
 }
@@ -168,16 +203,23 @@ func recordPersonal(ctx context.Context, tx *sqlx.Tx, method string, person cust
 // listOf identifies the list of a person's events, for page tokens.
 func listOf(person customer.Person) string { return "events of " + person.String() }
 
-// findEvents reads the next scanLimit events after a position and returns the orders that the person has placed. next is
-// the token to continue with; "" at the end.
-func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after int64) (found []*event, next string, err error) {
-	var last int64
+// nextPage returns the token to continue with after last; "" at the end.
+func nextPage(last int64, person customer.Person) string {
+	if last == 0 {
+		return ""
+	}
+	return pagetoken.NewID(last, listOf(person))
+}
+
+// findEvents reads the next scanLimit events after a position, up to last, and returns the orders that the person has placed. last is 0 if
+// there are no more events.
+func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Person, after int64) (found []*event, last int64, err error) {
 	err = sqlx.GetContext(ctx, q, &last, `SELECT coalesce(max(id), 0) FROM (SELECT id FROM event WHERE id > $1 ORDER BY id LIMIT $2) AS read`, after, scanLimit)
 	if err != nil {
-		return nil, "", fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
+		return nil, 0, fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
 	}
 	if last == 0 {
-		return nil, "", nil
+		return nil, 0, nil
 	}
 	var rows []*event
 	err = sqlx.SelectContext(ctx, q, &rows, `
@@ -186,7 +228,7 @@ func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Pers
 		ORDER BY id LIMIT $6`,
 		after, last, topology.RoutingKey(&eventsv1.OrderPlaced{}), postgres.ArrayOf(person.Patterns()), person.Owner(), maxFound)
 	if err != nil {
-		return nil, "", fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
+		return nil, 0, fmt.Errorf("looking for a person in events: %w", postgres.Classify(err))
 	}
 	if len(rows) == maxFound {
 		last = rows[maxFound-1].ID
@@ -200,5 +242,5 @@ func findEvents(ctx context.Context, q sqlx.QueryerContext, person customer.Pers
 			found = append(found, e)
 		}
 	}
-	return found, pagetoken.NewID(last, listOf(person)), nil
+	return found, last, nil
 }

@@ -164,6 +164,35 @@ func TestPersonalData_EachMarkedFieldReachesWhoMaySeeItAndIsErased(t *testing.T)
 	}
 }
 
+// What receivers had answered was erased only if the OrderPlaced, which says whose the order is, was kept for some webhook.
+func TestPersonalData_AnswersToOtherEventsThanOrderPlacedAreErased(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	adas, bobs := newOrder("").events[1], newOrder("").events[1]
+	v := newReceiver(t, func(w http.ResponseWriter, req request, _ int) {
+		who := "bob@example.org"
+		if strings.Contains(string(req.body), adas.(*eventsv1.OrderRejected).GetOrderId()) {
+			who = "Ada@Example.org"
+		}
+		_, _ = fmt.Fprintf(w, "mailed %s.", who)
+	})
+	created, err := r.hooks.CreateWebhook(as(t, "operator"), &webhooksv1.CreateWebhookRequest{
+		Webhook: &webhooksv1.Webhook{Url: v.URL, EventTypes: []string{"shop.order.rejected"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.log.add(t, adas, bobs)
+	eventually(t, func() error { return r.allDelivered(created.GetWebhook().GetId(), 2) })
+	if before := r.dump(t); !strings.Contains(before, "mailed Ada@Example.org.") {
+		t.Fatalf("stored is %s", before)
+	}
+	r.erase(t, &customerv1.Person{Email: "ada@example.org"})
+	if left := r.dump(t); strings.Contains(left, "Ada@") || !strings.Contains(left, "mailed bob@example.org.") {
+		t.Errorf("left is %s", left)
+	}
+}
+
 // What the follower had read of the log when a person was erased there was written afterwards, and delivered.
 func TestPersonalData_WhatWasReadOfTheLogBeforeIsReadAgain(t *testing.T) {
 	t.Parallel()
