@@ -25,6 +25,11 @@ BEGIN
         END IF;
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), service);
         IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = service) THEN
+            -- Who gives a schema to a role must be able to become it. CREATEROLE alone is not enough, and from PostgreSQL 16 on
+            -- neither is being a member, which who creates a role is.
+            IF NOT pg_has_role(service, CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
+                EXECUTE format('GRANT %I TO CURRENT_USER', service);
+            END IF;
             EXECUTE format('CREATE SCHEMA %I AUTHORIZATION %I', service, service);
         END IF;
     END LOOP;

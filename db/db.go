@@ -146,7 +146,8 @@ func prepare(ctx context.Context, config pq.Config, schema string) (owner string
 	var user string
 	var member bool
 	err = pool.QueryRowContext(ctx, `
-		SELECT owner.rolname, current_user, pg_has_role(current_user, owner.oid, 'MEMBER')
+		SELECT owner.rolname, current_user,
+		       pg_has_role(owner.oid, CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END)
 		FROM pg_namespace n JOIN pg_roles owner ON owner.oid = n.nspowner WHERE nspname = $1`, schema).Scan(&owner, &user, &member)
 	if err == nil && !member {
 		err = fmt.Errorf("it belongs to role %[1]s, and user %[2]s may not take that role: connect as %[1]s or as an administrator, or GRANT %[1]s TO %[2]s", owner, user)

@@ -228,6 +228,32 @@ func TestMigrateAll_AsAdministratorMakesTablesThatTheServicesRolesCanUse(t *test
 	refused(t, admin, "SELECT FROM inventory.product")
 }
 
+// On servers that others run the administrator is no superuser. It could make the roles, but no schemas for them.
+func TestMigrateAll_AsAnAdministratorWhoIsNoSuperuser(t *testing.T) {
+	t.Parallel()
+	url := postgrestest.NewEmpty(t)
+	admin := open(t, url)
+	name := queryStrings(t, admin, "SELECT current_database()")[0]
+	exec(t, admin, "CREATE ROLE "+name+"_admin LOGIN CREATEROLE PASSWORD 'administrator'")
+	exec(t, admin, "ALTER DATABASE "+name+" OWNER TO "+name+"_admin")
+	t.Cleanup(func() {
+		exec(t, admin, "ALTER DATABASE "+name+" OWNER TO CURRENT_USER")
+		exec(t, admin, "DROP OWNED BY "+name+"_admin")
+		exec(t, admin, "DROP ROLE "+name+"_admin")
+	})
+	for range 2 { // the second time nothing is missing
+		if err := db.MigrateAll(t.Context(), asRole(t, url, name+"_admin", "administrator"), func(string, []string) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreign := queryStrings(t, admin, `
+		SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname IN ('orders', 'inventory', 'logging', 'webhooks') AND c.relowner::regrole::text <> n.nspname`)
+	if foreign != nil {
+		t.Errorf("not of the role of their schema: %v", foreign)
+	}
+}
+
 func TestMigrate_ASchemaThatBelongsToAnotherIsAnErrorThatSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	url := dbtest.New(t) // all of it is the administrator's
