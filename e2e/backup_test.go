@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -25,8 +27,9 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := scenesOf(t, "docs/operations.md", append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
-		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"], "WEBHOOKS_PASSWORD="+passwords["webhooks"]))
+	env := append(shellTools(t), "SERVER_URL="+own.database, "ADMIN_URL="+adminURL, "RABBITMQ_URL="+own.management,
+		"ORDERS_PASSWORD="+passwords["orders"], "INVENTORY_PASSWORD="+passwords["inventory"], "LOGGING_PASSWORD="+passwords["logging"], "WEBHOOKS_PASSWORD="+passwords["webhooks"])
+	run := scenesOf(t, "docs/operations.md", env)
 	run("install")
 
 	f := newDeployment(t, deploymentOptions{})
@@ -45,6 +48,19 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 	orders := tr.end(t)
 	f.comesToRest(t, orders)
 	run("backup")
+	wrong := parseURL(t, own.management)
+	wrong.User = url.UserPassword("guest", "not the password")
+	for _, scene := range []string{"backup", "restore-broker"} { // the answer of the broker was taken for its definitions
+		for _, b := range blocksOfScene(t, "docs/operations.md", scene) {
+			terminal := &terminal{dir: t.TempDir(), env: append(env, "RABBITMQ_URL="+wrong.String())}
+			if err := os.WriteFile(filepath.Join(terminal.dir, "broker.json"), []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := terminal.try(t, b); err == nil || !strings.Contains(string(out), "401") {
+				t.Errorf("%s with a wrong password of the broker: %v\n%s", b, err, out)
+			}
+		}
+	}
 
 	// Some orders are decided after the backup and lost with the database; of some the broker alone knows.
 	f.up(t)
@@ -116,24 +132,29 @@ func TestOperations_InstallBackupAndRestoreAsDocumented(t *testing.T) {
 // scenesOf returns what executes the blocks of a document that have a name, all in one folder.
 func scenesOf(t *testing.T, document string, env []string) func(scene string) {
 	t.Helper()
-	text, err := os.ReadFile("../" + document)
-	if err != nil {
-		t.Fatal(err)
-	}
 	terminal := &terminal{dir: workspace(t), env: env}
 	return func(scene string) {
 		t.Helper()
-		blocks := slices.DeleteFunc(blocksOf(document, string(text)), func(b block) bool { return b.tag != executed || b.rest != scene })
-		if len(blocks) == 0 {
-			t.Fatalf("%s has no block %q", document, scene)
-		}
-		for _, b := range blocks {
+		for _, b := range blocksOfScene(t, document, scene) {
 			terminal.do(t, b)
 		}
 		if t.Failed() {
 			t.FailNow()
 		}
 	}
+}
+
+func blocksOfScene(t *testing.T, document, scene string) []block {
+	t.Helper()
+	text, err := os.ReadFile("../" + document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := slices.DeleteFunc(blocksOf(document, string(text)), func(b block) bool { return b.tag != executed || b.rest != scene })
+	if len(blocks) == 0 {
+		t.Fatalf("%s has no block %q", document, scene)
+	}
+	return blocks
 }
 
 // usersOf makes the users of the services on a broker, and returns the URLs with them.
