@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
+	"time"
 )
 
 // The commands in docs/operations.md for base backups with their log: what was decided up to a moment is there again, what was decided
@@ -14,6 +18,27 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 	handOver(t, backups, owner)
 	env := append(shellTools(t), "SERVER_URL="+own.database, "BACKUPS="+backups, "PGDATA="+own.data())
 	run := scenesOf(t, "docs/operations.md", env)
+	bases := func() []string {
+		found, err := filepath.Glob(filepath.Join(backups, "base-*")) // sorted by time
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%d base backups, %v", len(found), err)
+		}
+		return found
+	}
+	restore := func(moment string) {
+		t.Helper()
+		own.stopDatabase(t)
+		if err := os.Rename(own.data(), own.data()+".lost "+moment); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(own.data(), 0o700); err != nil { // as a volume is there already
+			t.Fatal(err)
+		}
+		all := bases()
+		scenesOf(t, "docs/operations.md", append(env, "MOMENT="+moment, "BASE="+all[len(all)-1]))("restore-moment")
+		handOver(t, own.data(), owner)
+		own.start(t)
+	}
 	run("archive")
 	handOver(t, backups, owner)
 	own.stopDatabase(t)
@@ -25,7 +50,28 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 	stored := func() { eventually(t, func() error { return emptyQueues(t, ch) }) }
 	first := f.keyed(t, "before the backup")
 	f.decided(t, first)
+	// The second night. What is old is removed then, and what a restore needs is not.
 	run("base-backup")
+	old, oldLog := bases()[0], filepath.Join(backups, "log", "000000010000000000000000")
+	if err := os.WriteFile(oldLog, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, days := range map[string]time.Duration{old: 16, oldLog: 17} {
+		at := time.Now().Add(-days * 24 * time.Hour)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(old, filepath.Join(backups, "base-2026-01-01T000000Z")); err != nil { // the name is of the second
+		t.Fatal(err)
+	}
+	run("base-backup")
+	if all := bases(); len(all) != 1 {
+		t.Errorf("base backups are %v", all)
+	}
+	if _, err := os.Stat(oldLog); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("old log is there still: %v", err)
+	}
 	kept := f.keyed(t, "before the moment")
 	f.decided(t, kept)
 	f.settled(t)
@@ -41,13 +87,7 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 	}
 	waited := f.keyed(t, "while the database was away")
 
-	own.stopDatabase(t)
-	if err := os.Rename(own.data(), own.data()+".lost"); err != nil {
-		t.Fatal(err)
-	}
-	scenesOf(t, "docs/operations.md", append(env, "MOMENT="+moment))("restore-moment")
-	handOver(t, own.data(), owner)
-	own.start(t)
+	restore(moment)
 	for _, name := range []string{"inventory", "order", "logging", "webhooks"} {
 		f.replicas[name][0].start(t)
 		f.replicas[name][0].waitReady(t)
@@ -62,6 +102,17 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 		}
 		if o := f.decided(t, lost); o.State != "CONFIRMED" {
 			t.Errorf("order %s is %s after it was placed again", o.ID, o.State)
+		}
+	}
+	f.comesToRest(t, 4)
+
+	// With everything there is, after which nothing was committed.
+	run("close-log")
+	restore("")
+	f.up(t)
+	for _, location := range []string{first, kept, waited, lost} {
+		if o := f.decided(t, location); o.State != "CONFIRMED" {
+			t.Errorf("with everything restored, order %s is %s", o.ID, o.State)
 		}
 	}
 	f.comesToRest(t, 4)
