@@ -9,6 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	eventsv1 "shop.example/gen/shop/events/v1"
 	"shop.example/shop/audit"
 )
 
@@ -131,6 +137,47 @@ func (s *shop) state(t *testing.T, location string) (o order) {
 		return nil
 	})
 	return o
+}
+
+// What an operator has discarded was passed over by all that repairs: an order that was rejected by it and lost stayed PENDING for ever.
+func TestDisaster_AnOrderThatWasDiscardedIsRejectedAgain(t *testing.T) {
+	t.Parallel()
+	f := newDeployment(t, deploymentOptions{})
+	f.up(t)
+	b := f.backup(t, "orders")
+	refused := &eventsv1.OrderPlaced{
+		OrderId: uuid.Must(uuid.NewV7()).String(), CustomerName: "Ada", CustomerEmail: "ada@example.org", PlacedAt: timestamppb.Now(),
+		Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: -1}},
+	}
+	location := "/v1/orders/" + refused.GetOrderId()
+	body, err := proto.Marshal(refused)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.send(t, f.confirming(t), "shop.topic", "shop.order.placed", amqp.Publishing{Body: body, MessageId: uuid.NewString(), CorrelationId: refused.GetOrderId()})
+	letter := f.open(t, 1)[0].ID
+	discard := func() {
+		t.Helper()
+		if a := f.call(t, http.MethodGet, location, ""); a.code != http.StatusNotFound { // PENDING, if a gateway had made its id
+			t.Errorf("before: %d %s", a.code, a.body)
+		}
+		if a := f.call(t, http.MethodPost, "/v1/dead-letters/"+letter+":discard", "{}", "Authorization", "Bearer "+operatorToken); a.code != http.StatusOK {
+			t.Fatalf("discarding: %d %s", a.code, a.body)
+		}
+		if o := f.state(t, location); o.State != "REJECTED" || o.Reason != "DISCARDED" {
+			t.Errorf("the order is %s (%s)", o.State, o.Reason)
+		}
+	}
+	discard()
+	f.settled(t)
+	f.logged(t, "shop.order.rejected", 1)
+	f.makeOld(t)
+	f.lose(t, "order", b)
+	if got := f.finds(t, location); !slices.ContainsFunc(got, func(s string) bool { return strings.HasSuffix(s, "discard dead letter "+letter+" again") }) {
+		t.Errorf("the audit says %q", got)
+	}
+	discard()
+	f.comesToRest(t, 1)
 }
 
 // Of the log and of inventory alone nothing can be made again: the audit says so. Orders stay as they were decided.

@@ -413,6 +413,11 @@ func TestRun_AnOrderThatWasDiscardedIsNotUndecided(t *testing.T) {
 	if r := s.audit(t); r.Count() != 0 {
 		t.Errorf("%+v", r.Violations)
 	}
+	// It was rejected, and that was lost with the database of the order service.
+	s.log(t, id, routingKey(&eventsv1.OrderRejected{}))
+	if r := s.audit(t); r.Count() != 1 || !strings.HasSuffix(r.Violations[0].Detail, "it is not stored, but the log has shop.order.rejected; discard dead letter 1 again") {
+		t.Errorf("%+v", r.Violations)
+	}
 }
 
 // What was erased is no loss, and neither is what was refused before the log begins.

@@ -105,11 +105,15 @@ func (c *comparison) addLost(late bool, check Check, format string, args ...any)
 func (c *comparison) compareUndecided(a *Auditor) {
 	for _, key := range followUps {
 		if c.events[key] > 0 {
-			c.add(true, Events, "it is not stored, but the log has %s", key)
+			again := ""
+			if c.discarded > 0 {
+				again = fmt.Sprintf("; discard dead letter %d again", c.discarded)
+			}
+			c.add(true, Events, "it is not stored, but the log has %s%s", key, again)
 		}
 	}
 	switch {
-	case c.discarded || c.erased || !c.logged:
+	case c.discarded > 0 || c.erased || !c.logged:
 	case c.decision != nil && c.decision.reason == "":
 		c.addLost(a.isLate(c.decision.age), Undecided, "its stock was held %s ago, but the order is not stored", c.decision.age)
 	case c.decision != nil:

@@ -31,8 +31,8 @@ type orderView struct {
 	events   map[string]int // by routing key
 	// placedAge is the age of the order's first event in the log; 0 if there is none.
 	placedAge seconds
-	// discarded says that its OrderPlaced became a dead letter that an operator has discarded.
-	discarded bool
+	// discarded is the dead letter that its OrderPlaced became and an operator has discarded, 0 if there is none.
+	discarded int64
 	// erased says that its OrderPlaced has no personal data any more, so it cannot be sent again.
 	erased bool
 	// sent is how often an event of it was sent again, and sentAge how long ago last.
@@ -545,13 +545,15 @@ func (a *Auditor) resent(ctx context.Context, r *Report) error {
 
 func (a *Auditor) readDiscarded(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.logging, "discarded dead letters", `
-		SELECT DISTINCT order_id FROM dead_letter WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2`,
-		[]any{ids, placed}, func(r *sql.Rows) error {
+		SELECT DISTINCT ON (order_id) order_id, id FROM dead_letter WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2
+		ORDER BY order_id, source_queue = $3 DESC, id DESC`,
+		[]any{ids, placed, topology.Order}, func(r *sql.Rows) error {
 			var id string
-			if err := r.Scan(&id); err != nil {
+			var letter int64
+			if err := r.Scan(&id, &letter); err != nil {
 				return err
 			}
-			byID[id].discarded = true
+			byID[id].discarded = letter
 			return nil
 		})
 }

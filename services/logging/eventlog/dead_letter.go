@@ -309,13 +309,16 @@ func publishError(letter deadLetter, err error) error {
 }
 
 // discard marks a dead letter as discarded, after decide has done what follows from that; if decide fails the dead letter
-// stays open. One that is discarded already is returned as it is.
+// stays open. One that is discarded already is returned as it is, once decide has done the same again: what it did may have been lost since
+// with another database.
 func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Context, *deadLetter) error) (letter deadLetter, err error) {
 	err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 		letter, err = getDeadLetter(ctx, tx, id, "FOR UPDATE")
 		switch {
-		case err != nil || letter.State == stateDiscarded:
+		case err != nil:
 			return err
+		case letter.State == stateDiscarded:
+			return decide(ctx, &letter)
 		case letter.State == stateRedriven:
 			return apierror.New(codes.FailedPrecondition, "DEAD_LETTER_REDRIVEN", "dead letter %d was redriven", id)
 		}
@@ -351,7 +354,7 @@ func (s *Service) rejectDiscardedOrder(ctx context.Context, letter *deadLetter) 
 	_, err := s.orders.RejectDiscarded(ctx, &orderv1.RejectDiscardedRequest{OrderId: letter.OrderID, OrderPlaced: body})
 	if err != nil {
 		return apierror.Unavailable("SERVICE_UNAVAILABLE", time.Second,
-			"the order service did not take the decision about order %s; dead letter %d stays open, try again", letter.OrderID, letter.ID).WithCause(err)
+			"the order service did not take the decision about order %s; dead letter %d stays as it is, try again", letter.OrderID, letter.ID).WithCause(err)
 	}
 	return nil
 }

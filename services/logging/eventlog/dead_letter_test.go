@@ -438,17 +438,21 @@ func TestDiscard_AnOrderThatCouldNotBeHandledIsRejectedFirst(t *testing.T) {
 	nobodys, _ := of(placed(newOrderID()), "order", func(d *messaging.Delivery) { d.Body, d.CorrelationID = []byte("no protobuf"), "" })
 	ofTheLog, _ := of(placed(newOrderID()), "logging", nil)
 	another, _ := of(rejected(newOrderID()), "order", nil)
-	for _, id := range []int64{id, id, byCorrelation, large, nobodys, ofTheLog, another} { // twice is once
+	for _, id := range []int64{id, id, byCorrelation, large, nobodys, ofTheLog, another} { // discarded again, it is rejected again
 		if err := discard(id); err != nil || stateOf(id) != "DISCARDED" {
 			t.Errorf("discarding %d: %v, it is %s", id, err, stateOf(id))
 		}
 	}
-	want := []string{whole.CorrelationID + " " + string(whole.Body), unreadable + " no protobuf", tooLarge + " "}
+	rejection := whole.CorrelationID + " " + string(whole.Body)
+	want := []string{rejection, rejection, unreadable + " no protobuf", tooLarge + " "}
 	var got []string
 	for _, req := range f.others.rejected {
 		got = append(got, req.GetOrderId()+" "+string(req.GetOrderPlaced()))
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("rejected were %q, want %q", got, want)
+	}
+	if n := count(t, f.db, "SELECT count(*) FROM operator_action WHERE target = $1", fmt.Sprint("dead letter ", id)); n != 1 {
+		t.Errorf("discarding it twice is recorded %d times", n)
 	}
 }

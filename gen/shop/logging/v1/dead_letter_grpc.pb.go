@@ -38,7 +38,7 @@ type DeadLetterServiceClient interface {
 	// RedriveDeadLetter sends one to the queue it came from, under the same message id and as a first attempt.
 	RedriveDeadLetter(ctx context.Context, in *RedriveDeadLetterRequest, opts ...grpc.CallOption) (*RedriveDeadLetterResponse, error)
 	// DiscardDeadLetter gives one up. It stays in the list. If it is an order that could not be decided, the order is
-	// rejected first, with the reason DISCARDED.
+	// rejected first, with the reason DISCARDED. One that is discarded already stays so; an order that was lost since is rejected again.
 	DiscardDeadLetter(ctx context.Context, in *DiscardDeadLetterRequest, opts ...grpc.CallOption) (*DiscardDeadLetterResponse, error)
 }
 
@@ -103,7 +103,7 @@ type DeadLetterServiceServer interface {
 	// RedriveDeadLetter sends one to the queue it came from, under the same message id and as a first attempt.
 	RedriveDeadLetter(context.Context, *RedriveDeadLetterRequest) (*RedriveDeadLetterResponse, error)
 	// DiscardDeadLetter gives one up. It stays in the list. If it is an order that could not be decided, the order is
-	// rejected first, with the reason DISCARDED.
+	// rejected first, with the reason DISCARDED. One that is discarded already stays so; an order that was lost since is rejected again.
 	DiscardDeadLetter(context.Context, *DiscardDeadLetterRequest) (*DiscardDeadLetterResponse, error)
 	mustEmbedUnimplementedDeadLetterServiceServer()
 }
