@@ -235,6 +235,45 @@ func callsIn(script string) (calls [][]string, err error) {
 	return calls, nil
 }
 
+// zsh takes an address with a question mark that is not quoted for a pattern, and refuses it: no matches found.
+func TestDocuments_NoAddressIsAPatternOfAShell(t *testing.T) {
+	t.Parallel()
+	calls := 0
+	for document, text := range documents(t) {
+		scripts := map[string]bool{}
+		for _, b := range blocksOf(document, text) {
+			scripts[b.text] = scripts[b.text] || b.shell()
+		}
+		for _, m := range inline.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+			scripts[m[1]] = true
+		}
+		for script, isShell := range scripts {
+			file, err := syntax.NewParser().Parse(strings.NewReader(script), "")
+			if err != nil || !isShell {
+				continue // what does not parse in a block, another test finds
+			}
+			syntax.Walk(file, func(node syntax.Node) bool {
+				call, ok := node.(*syntax.CallExpr)
+				if !ok || len(call.Args) == 0 || call.Args[0].Lit() != "curl" {
+					return true
+				}
+				calls++
+				for _, word := range call.Args {
+					for _, part := range word.Parts {
+						if literal, ok := part.(*syntax.Lit); ok && strings.ContainsAny(literal.Value, "?*[") {
+							t.Errorf("%s: quote %s", document, script[word.Pos().Offset():word.End().Offset()])
+						}
+					}
+				}
+				return true
+			})
+		}
+	}
+	if calls < 50 {
+		t.Errorf("%d calls were found", calls)
+	}
+}
+
 func TestDocuments_TheirCommandsDoWhatTheySay(t *testing.T) {
 	t.Parallel()
 	tools := shellTools(t)
