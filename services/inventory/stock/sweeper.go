@@ -27,7 +27,7 @@ const (
 	defaultHoldLimit = 15 * time.Minute
 	// minHoldLimit is well above the time within which an order can still be stored after its stock was asked about: the
 	// minute in the contract of CheckStock, plus a transaction of five statements with the full time that package postgres
-	// allows, 10 s for each statement and 30 s between two.
+	// allows, 10 s for each statement and 6 s between two.
 	minHoldLimit = 5 * time.Minute
 
 	sweepInterval = time.Minute
