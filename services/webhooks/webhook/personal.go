@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -91,6 +92,9 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	if err != nil {
 		return nil, err
 	}
+	if err := deleteDeliveriesOf(ctx, s.db, person.Owner()); err != nil {
+		return nil, err
+	}
 	resp := &customerv1.ErasePersonalDataResponse{}
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
 		// As everybody who changes webhooks: first the position, which the follower has locked while it writes. What was read of
@@ -131,6 +135,23 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 	return resp, nil
 }
 
+// deleteDeliveriesOf deletes the deliveries of somebody's webhooks, which are deleted next; owner "" has none.
+func deleteDeliveriesOf(ctx context.Context, db *sqlx.DB, owner string) error {
+	if owner == "" {
+		return nil
+	}
+	var hooks []uuid.UUID
+	if err := db.SelectContext(ctx, &hooks, `SELECT id FROM webhook WHERE owner = $1`, owner); err != nil {
+		return fmt.Errorf("looking for the webhooks of a person: %w", postgres.Classify(err))
+	}
+	for _, id := range hooks {
+		if err := deleteDeliveries(ctx, db, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func deleteWebhooksOf(ctx context.Context, tx *sqlx.Tx, owner string) (int32, error) {
 	result, err := tx.ExecContext(ctx, `DELETE FROM webhook WHERE owner = $1`, owner)
 	if err != nil {
@@ -139,6 +160,12 @@ func deleteWebhooksOf(ctx context.Context, tx *sqlx.Tx, owner string) (int32, er
 	n, err := result.RowsAffected()
 	return int32(n), err //nolint:gosec // at most maxOfOwner
 }
+
+// eraseAnswers erases what receivers have answered to an event, and to others of its order: an answer, or what is wrong with it, may
+// repeat what was sent. As an array the ids are looked up in the index; with OR, or IN, all deliveries are read.
+const eraseAnswers = `
+	UPDATE delivery SET response_body = '', error_message = ''
+	WHERE event_id = ANY (ARRAY(SELECT id FROM event WHERE id = $1 OR order_id = nullif($2, '')::uuid))`
 
 func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	placed := &eventsv1.OrderPlaced{}
@@ -153,11 +180,7 @@ func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	if _, err := tx.ExecContext(ctx, `UPDATE event SET payload = $2 WHERE id = $1`, e.ID, string(erased)); err != nil {
 		return err
 	}
-	// An answer, or what is wrong with it, may repeat what was sent, also for other events of the order.
-	_, err = tx.ExecContext(ctx, `
-		UPDATE delivery SET response_body = '', error_message = ''
-		WHERE event_id = $1 OR event_id IN (SELECT id FROM event WHERE order_id = nullif($2, '')::uuid)`, e.ID, e.OrderID)
-	if err != nil {
+	if _, err = tx.ExecContext(ctx, eraseAnswers, e.ID, e.OrderID); err != nil {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, `

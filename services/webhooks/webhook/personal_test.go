@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -190,6 +191,68 @@ func TestPersonalData_AnswersToOtherEventsThanOrderPlacedAreErased(t *testing.T)
 	r.erase(t, &customerv1.Person{Email: "ada@example.org"})
 	if left := r.dump(t); strings.Contains(left, "Ada@") || !strings.Contains(left, "mailed bob@example.org.") {
 		t.Errorf("left is %s", left)
+	}
+}
+
+// planOf returns how PostgreSQL would execute a statement.
+func (r *rig) planOf(t *testing.T, statement string, args ...any) string {
+	t.Helper()
+	var plan []string
+	if err := r.db.Select(&plan, `EXPLAIN `+statement, args...); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(plan, "\n")
+}
+
+// keep stores n deliveries of a webhook in a state, each of an event of its own, and has PostgreSQL count them.
+func (r *rig) keep(t *testing.T, hook, state string, n int) {
+	t.Helper()
+	_, err := r.db.Exec(`
+		WITH kept AS (
+			INSERT INTO event (id, message_id, routing_key, order_id, payload, published_at)
+			SELECT 1000000 + n, gen_random_uuid(), 'shop.order.rejected', gen_random_uuid(), '{}', now() FROM generate_series(1, $3::bigint) AS n
+			RETURNING id, order_id)
+		INSERT INTO delivery (event_id, webhook_id, order_id, state) SELECT id, $1, order_id, $2 FROM kept ORDER BY id`, hook, state, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range []string{"event", "delivery"} {
+		if _, err := r.db.Exec(`ANALYZE ` + table); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The erasure of somebody read all deliveries once for each of their orders, and never came to its end with some millions.
+func TestPersonalData_TheErasureOfAnOrderDoesNotReadAllDeliveries(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	r.keep(t, hook.GetId(), "DELIVERED", 5000)
+	if plan := r.planOf(t, eraseAnswers, 1000001, uuid.NewString()); strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "delivery_pkey") {
+		t.Errorf("deliveries are not found by their event:\n%s", plan)
+	}
+}
+
+// The deliveries of somebody's webhooks went with the webhooks, in one statement, which many of them do not get through in time.
+func TestPersonalData_ManyDeliveriesOfSomebodysWebhookAreDeletedInParts(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook := r.createFor(t, "ada", newReceiver(t, nil).URL)
+	r.keep(t, hook, "DELIVERED", 2*deleteSlice+1)
+	_, err := r.db.Exec(`
+		CREATE FUNCTION refuse_many() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF (SELECT count(*) FROM gone) > ` + strconv.Itoa(deleteSlice) + ` THEN RAISE 'the statement deletes too much to end in time'; END IF;
+			RETURN NULL;
+		END $$;
+		CREATE TRIGGER refuse_many AFTER DELETE ON delivery REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION refuse_many()`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.erase(t, &customerv1.Person{Owner: enduser.Owner(issuer, "ada")})
+	var left int
+	if err := r.db.Get(&left, `SELECT count(*) FROM delivery`); err != nil || left > 0 {
+		t.Errorf("%d deliveries are left, %v", left, err)
 	}
 }
 
