@@ -4,13 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -625,6 +628,76 @@ func TestSend_ReceiversThatMisbehave(t *testing.T) {
 	if n := len(elsewhere.requests()); n > 0 {
 		t.Error("the redirect was followed")
 	}
+}
+
+// lossy is a connection that takes what is written once it is dead, and loses it.
+type lossy struct {
+	net.Conn
+	dead *atomic.Bool
+}
+
+func (l lossy) Write(b []byte) (int, error) {
+	if l.dead.Load() {
+		return len(b), nil
+	}
+	return l.Conn.Write(b)
+}
+
+// losing is a proxy whose first connection loses everything, in both directions, once dead is true.
+func losing(t *testing.T, server string, dead *atomic.Bool) (address string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lis.Close() })
+	go func() {
+		for loses := dead; ; loses = new(atomic.Bool) {
+			from, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", server)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _ = errors.Join(from.Close(), to.Close()) })
+			go func() { _, _ = io.Copy(lossy{to, loses}, from) }()
+			go func() { _, _ = io.Copy(lossy{from, loses}, to) }()
+		}
+	}()
+	return lis.Addr().String()
+}
+
+// A receiver that failed over without a word got nothing for minutes: each attempt went to the connection that nobody listened to.
+func TestSend_ADeadConnectionOverHTTP2IsGivenUp(t *testing.T) {
+	t.Parallel()
+	v := &receiver{answer: func(w http.ResponseWriter, _ request, _ int) { w.WriteHeader(http.StatusNoContent) }, came: make(chan struct{}, 1)}
+	v.Server = httptest.NewUnstartedServer(v)
+	v.EnableHTTP2 = true
+	v.StartTLS()
+	t.Cleanup(v.Close)
+	s, err := newSender(quick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.clients["https"].Transport.(*http.Transport).TLSClientConfig = v.Client().Transport.(*http.Transport).TLSClientConfig
+	dead := &atomic.Bool{}
+	hook := &webhook{URL: "https://" + losing(t, v.Listener.Addr().String(), dead), Secret: newSecret()}
+	if a := s.send(t.Context(), hook, event{MessageID: "m", Payload: "{}"}); !a.delivered() {
+		t.Fatalf("got %+v", a)
+	}
+	dead.Store(true)
+	if a := s.send(t.Context(), hook, event{MessageID: "m", Payload: "{}"}); a.problem != "no answer within 1s" {
+		t.Errorf("over a dead connection: %+v", a)
+	}
+	eventually(t, func() error {
+		if a := s.send(t.Context(), hook, event{MessageID: "m", Payload: "{}"}); !a.delivered() {
+			return errors.New(a.problem)
+		}
+		return nil
+	})
 }
 
 // Its owner could learn from what is wrong with an attempt what names resolve to inside.

@@ -12,6 +12,13 @@ import (
 	"time"
 )
 
+const (
+	// pingAfter is how long a connection over HTTP/2 may be silent before it is asked for a sign of life, and pingTimeout how long that
+	// may take.
+	pingAfter   = 5 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
 // errPrivateAddress means that a request would leave the public networks. It contains no address, from which the owner of
 // the webhook could learn what names resolve to inside.
 var errPrivateAddress = errors.New("the address is not one that webhooks may call")
@@ -75,9 +82,12 @@ func (n network) transport(encrypted bool, connections int) *http.Transport {
 		},
 	}
 	return &http.Transport{
-		Proxy:                  nil, // a proxy would resolve the name by itself
-		DialContext:            dialer.DialContext,
-		ForceAttemptHTTP2:      true,
+		Proxy:             nil, // a proxy would resolve the name by itself
+		DialContext:       dialer.DialContext,
+		ForceAttemptHTTP2: true,
+		// A connection over HTTP/2 is used again after a request got no answer: one that is dead without a word, as after a failover,
+		// would take each attempt until the system gives it up.
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		TLSHandshakeTimeout:    5 * time.Second,
 		MaxResponseHeaderBytes: maxHeader,
 		MaxIdleConns:           4 * connections,
