@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"math"
 	"regexp"
 	"strings"
 	"testing"
@@ -113,6 +114,17 @@ func TestWebhooks_PauseKeepsEventsAndRedeliverySendsThemAgain(t *testing.T) {
 	again.DeliveryId = 1 << 40
 	if _, err := r.hooks.RedeliverWebhook(as(t, "operator"), again); apierror.ReasonOf(err) != "WEBHOOK_DELIVERY_NOT_FOUND" {
 		t.Errorf("redelivery of nothing: %v", err)
+	}
+}
+
+// The list of what was given up read all deliveries of a webhook that had few such, or none.
+func TestWebhooks_FailedDeliveriesAreFoundByTheirIndex(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	r.keep(t, hook.GetId(), "DELIVERED", 5000)
+	if plan := r.planOf(t, pageOfDeliveries, hook.GetId(), int64(math.MaxInt64), "FAILED", 51); !strings.Contains(plan, "delivery_failed") {
+		t.Errorf("they are looked for among all:\n%s", plan)
 	}
 }
 

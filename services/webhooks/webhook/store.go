@@ -189,11 +189,13 @@ func (d *delivery) message() *webhooksv1.WebhookDelivery {
 	return m
 }
 
+const pageOfDeliveries = selectDelivery + `
+	WHERE d.webhook_id = $1 AND d.id < $2 AND ($3 = '' OR d.state = $3) ORDER BY d.id DESC LIMIT $4`
+
 // listDeliveries reads deliveries of a webhook with ids below before, the newest first; state "" stands for all.
 func listDeliveries(ctx context.Context, db *sqlx.DB, id uuid.UUID, state string, before int64, limit int) ([]*delivery, error) {
 	var list []*delivery
-	err := db.SelectContext(ctx, &list, selectDelivery+`
-		WHERE d.webhook_id = $1 AND d.id < $2 AND ($3 = '' OR d.state = $3) ORDER BY d.id DESC LIMIT $4`, id, before, state, limit)
+	err := db.SelectContext(ctx, &list, pageOfDeliveries, id, before, state, limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing deliveries of webhook %s: %w", id, postgres.Classify(err))
 	}
