@@ -209,6 +209,7 @@ var undoMigrations = []string{
 	`ALTER TABLE logging.dead_letter DROP COLUMN sent_message_id`,
 	`DELETE FROM webhooks.goose_db_version WHERE version_id >= 2`,
 	`ALTER TABLE webhooks.webhook DROP COLUMN since, DROP COLUMN older_secrets, DROP COLUMN older_until`,
+	`ALTER TABLE webhooks.delivery DROP COLUMN failures`,
 	`DROP INDEX webhooks.event_order, webhooks.delivery_failed`,
 }
 

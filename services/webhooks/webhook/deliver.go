@@ -318,7 +318,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	}
 	err = w.db.SelectContext(ctx, &w.queue, postgres.Prepared+`
 		WITH due AS (
-			SELECT d.id, d.event_id, d.attempts, d.first_attempt_at, coalesce(d.order_id::text, '') AS order_id, e.message_id, e.routing_key, e.payload, e.published_at,
+			SELECT d.id, d.event_id, d.failures, d.first_attempt_at, coalesce(d.order_id::text, '') AS order_id, e.message_id, e.routing_key, e.payload, e.published_at,
 				sum(octet_length(e.payload)) OVER (ORDER BY d.next_attempt_at, d.id ROWS UNBOUNDED PRECEDING) - octet_length(e.payload) AS before, d.next_attempt_at
 			FROM (
 				SELECT * FROM delivery d
@@ -326,7 +326,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 					SELECT FROM delivery before
 					WHERE before.webhook_id = d.webhook_id AND before.order_id = d.order_id AND before.state = 'PENDING' AND before.id < d.id)
 				ORDER BY d.next_attempt_at, d.id LIMIT $3) AS d JOIN event e ON e.id = d.event_id)
-		SELECT id, event_id, attempts, first_attempt_at, order_id, message_id, routing_key, payload, published_at FROM due
+		SELECT id, event_id, failures, first_attempt_at, order_id, message_id, routing_key, payload, published_at FROM due
 		WHERE before < $4 ORDER BY next_attempt_at, id`, w.id, postgres.ArrayOf(inHand), fetchSize*w.limit, fetchBytes*w.limit)
 	if err != nil {
 		return false, fmt.Errorf("reading what is due: %w", postgres.Classify(err))
@@ -438,7 +438,7 @@ func (w *worker) record(ctx context.Context, done []result) error {
 			continue
 		}
 		w.limit = 1
-		c := change{result: r, state: statePending, wait: max(w.backoff(int(r.Attempts)+1), r.retryAfter)}
+		c := change{result: r, state: statePending, wait: max(w.backoff(r.Failures+1), r.retryAfter)}
 		if r.gone() || r.FirstAttemptAt.Valid && now.Add(c.wait).Sub(r.FirstAttemptAt.Time) > w.RetryFor {
 			c.state = stateFailed
 		}
@@ -512,7 +512,8 @@ func (d *deliverer) backoff(n int) time.Duration {
 // writeAttempts writes the results of attempts. Deliveries that must wait for one which is retried get the same time.
 func writeAttempts(ctx context.Context, tx *sqlx.Tx, hook uuid.UUID, changes []change) error {
 	_, err := tx.ExecContext(ctx, postgres.Prepared+`
-		UPDATE delivery d SET state = n.state, attempts = d.attempts + 1, first_attempt_at = coalesce(d.first_attempt_at, n.begun), last_attempt_at = n.begun,
+		UPDATE delivery d SET state = n.state, attempts = d.attempts + 1, failures = d.failures + (n.state <> 'DELIVERED')::integer,
+			first_attempt_at = coalesce(d.first_attempt_at, n.begun), last_attempt_at = n.begun,
 			next_attempt_at = now() + n.wait * interval '1 millisecond', response_status = n.status, response_body = n.body, error_message = n.problem
 		FROM unnest($2::bigint[], $3::text[], $4::timestamptz[], $5::bigint[], $6::integer[], $7::text[], $8::text[])
 			AS n (id, state, begun, wait, status, body, problem)

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"math"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -114,6 +115,33 @@ func TestWebhooks_PauseKeepsEventsAndRedeliverySendsThemAgain(t *testing.T) {
 	again.DeliveryId = 1 << 40
 	if _, err := r.hooks.RedeliverWebhook(as(t, "operator"), again); apierror.ReasonOf(err) != "WEBHOOK_DELIVERY_NOT_FOUND" {
 		t.Errorf("redelivery of nothing: %v", err)
+	}
+}
+
+// All attempts that there had ever been counted: who sent a delivery again by hand waited an hour if the first attempt failed.
+func TestWebhooks_RedeliveryBeginsWithTheFirstWait(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+		if n == 2 {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	r.log.add(t, newOrder("").events[0])
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 1) })
+	if _, err := r.db.Exec(`UPDATE delivery SET state = 'FAILED', attempts = 10, failures = 10`); err != nil {
+		t.Fatal(err)
+	}
+	_, err := r.hooks.RedeliverWebhook(as(t, "operator"), &webhooksv1.RedeliverWebhookRequest{
+		WebhookId: hook.GetId(), DeliveryId: r.deliveries(t, hook.GetId())[0].GetId(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 1) })
+	if n := r.deliveries(t, hook.GetId())[0].GetAttempts(); n != 12 {
+		t.Errorf("attempts: %d, want those from before too", n)
 	}
 }
 

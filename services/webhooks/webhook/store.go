@@ -161,6 +161,7 @@ type delivery struct {
 	Delivery       int64        `db:"id"`
 	State          string       `db:"state"`
 	Attempts       int32        `db:"attempts"`
+	Failures       int          `db:"failures"` // since FirstAttemptAt
 	FirstAttemptAt sql.NullTime `db:"first_attempt_at"`
 	LastAttemptAt  sql.NullTime `db:"last_attempt_at"`
 	NextAttemptAt  time.Time    `db:"next_attempt_at"`
@@ -202,13 +203,14 @@ func listDeliveries(ctx context.Context, db *sqlx.DB, id uuid.UUID, state string
 	return list, nil
 }
 
-// redeliver makes a delivery due now.
+// redeliver makes a delivery due now. One that did not wait is tried again as if for the first time, after the same waits.
 func redeliver(ctx context.Context, tx *sqlx.Tx, w *webhook, id int64) (*delivery, error) {
 	if w.State != stateEnabled {
 		return nil, apierror.New(codes.FailedPrecondition, "WEBHOOK_NOT_ENABLED", "webhook %s is %s: enable it first", w.ID, w.State)
 	}
 	result, err := tx.ExecContext(ctx, `
-		UPDATE delivery SET state = 'PENDING', next_attempt_at = now(), first_attempt_at = CASE WHEN state = 'PENDING' THEN first_attempt_at END
+		UPDATE delivery SET state = 'PENDING', next_attempt_at = now(),
+			first_attempt_at = CASE WHEN state = 'PENDING' THEN first_attempt_at END, failures = CASE WHEN state = 'PENDING' THEN failures ELSE 0 END
 		WHERE webhook_id = $1 AND id = $2`, w.ID, id)
 	if err != nil {
 		return nil, fmt.Errorf("delivering %d again: %w", id, err)
