@@ -74,7 +74,7 @@ func (s eventLogServer) page(ctx context.Context, f filter, from int64, limit in
 
 // StreamEvents implements loggingv1.EventLogServiceServer. It first sends the position at which it begins: everything that
 // is logged after that is in the stream. When nothing has happened for a while, or nothing was found in a part of the log, it sends
-// its position again.
+// its position again; not while the log cannot be read.
 func (s eventLogServer) StreamEvents(req *loggingv1.StreamEventsRequest, stream grpc.ServerStreamingServer[loggingv1.StreamEventsResponse]) error {
 	ctx := stream.Context()
 	if err := s.checkOwner(ctx, canonicalUUID(req.GetOrderId())); err != nil {

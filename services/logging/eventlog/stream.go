@@ -43,6 +43,7 @@ type tail struct {
 
 	mu        sync.Mutex
 	listeners int
+	failing   bool          // whether the log could not be read the last time
 	active    bool          // whether run follows the log
 	activated chan struct{} // closed while it does
 	rows      []*row        // every row with from < id <= head, in the order of the ids. Never changed in place.
@@ -106,16 +107,15 @@ func (t *tail) follow(ctx context.Context) {
 	defer tick.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	failing := false
 	for {
 		err := t.advance(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && !failing {
+		if err != nil && !t.isFailing() {
 			t.log.WarnContext(ctx, "streams get no events: the log cannot be read", "error", err)
 		}
-		failing = err != nil
+		t.setFailing(err != nil)
 		pause.Reset(tailPause)
 		select {
 		case <-ctx.Done():
@@ -154,6 +154,18 @@ func (t *tail) advance(ctx context.Context) error {
 		more = next > 0
 	}
 	return nil
+}
+
+func (t *tail) isFailing() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failing
+}
+
+func (t *tail) setFailing(failing bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failing = failing
 }
 
 // activate starts following the log after head.
@@ -259,7 +271,7 @@ func (t *tail) stop() bool {
 	if t.listeners > 0 {
 		return false
 	}
-	t.active, t.activated, t.rows, t.size = false, make(chan struct{}), nil, 0
+	t.failing, t.active, t.activated, t.rows, t.size = false, false, make(chan struct{}), nil, 0
 	return true
 }
 
@@ -323,7 +335,7 @@ func (t *tail) next(l *listener, cursor int64) nextStep {
 
 // listen sends the rows after cursor that match f, each once and in the order of their ids, as they are added, until ctx
 // ends or a send fails. While there is nothing to send it calls idle from time to time, with the id up to which that is
-// true. The caller must have joined, and end be the last id that the database had after the stream began.
+// true, unless the log cannot be read. The caller must have joined, and end be the last id that the database had after the stream began.
 func (t *tail) listen(ctx context.Context, f filter, cursor, end int64, send func(*row) error, idle func(cursor int64) error) error {
 	l := &listener{filter: f, end: end, news: make(chan struct{}, 1)}
 	defer func() {
@@ -348,7 +360,10 @@ func (t *tail) listen(ctx context.Context, f filter, cursor, end int64, send fun
 				err = ctx.Err()
 			case <-do.changed:
 			case <-beat.C:
-				err = idle(cursor)
+				// Who follows the log would take a position for a sign that it can be read.
+				if !t.isFailing() {
+					err = idle(cursor)
+				}
 			}
 		}
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -300,6 +301,41 @@ func TestTail_SendsHeartbeatsWithThePosition(t *testing.T) {
 	if !errors.Is(err, enough) {
 		t.Errorf("ended with %v", err)
 	}
+}
+
+// Positions went on while the log could not be read: webhooks stood still, and webhooks_log_age_seconds, which they keep low, said nothing.
+func TestTail_SendsNoPositionWhileTheLogCannotBeRead(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	tail := newTail(db, slog.New(slog.DiscardHandler))
+	tail.heartbeatInterval = time.Millisecond
+	runUntilDone(t, tail.run)
+	tail.join()
+	defer tail.leave()
+	eventually(t, "the tail to follow", tail.isActive)
+	var beats atomic.Int64
+	runUntilDone(t, func(ctx context.Context) error {
+		_ = tail.listen(ctx, filter{}, 0, func(*row) error { return nil }, func(int64) error { beats.Add(1); return nil })
+		return nil
+	})
+	rename := func(from, to string) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), `ALTER TABLE `+from+` RENAME TO `+to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename("event_log", "away")
+	var last int64
+	silent := 0 // looks at least 10 ms apart that saw no new position
+	eventually(t, "no more positions", func() bool {
+		now := beats.Load()
+		if silent++; now > last {
+			last, silent = now, 0
+		}
+		return silent == 10
+	})
+	rename("away", "event_log")
+	eventually(t, "positions again", func() bool { return beats.Load() > last })
 }
 
 // A stream of a rare event that had much to read did so in one statement, which exceeded its time limit, each time anew.
