@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 // What using the page has shown to be wrong with it. The tests share a shop: to start one takes longer than most of them.
@@ -269,8 +271,33 @@ func (s *shop) deadLettersAreCountedAndDecidedTogether(t *testing.T) {
 	b.text("#dead-letters .outcome", "52 of 52 dead letters discarded.")
 	b.text("#dead-letters", "No open dead letters.")
 	b.text("#picture .node.letters", "empty")
-	if asked := eval[string](b, "window.asked"); !strings.Contains(asked, "Discard 52 dead letters?") {
+	if asked := eval[string](b, "window.asked"); asked != "Discard 52 dead letters?" { // which are no orders
 		t.Errorf("before it discarded them the page asked %q", asked)
+	}
+	s.anOrderIsDiscardedKnowingly(t, b)
+}
+
+// To discard all was said to reject orders that the letters were not, and to discard one rejected its order without a word.
+func (s *shop) anOrderIsDiscardedKnowingly(t *testing.T, b *tab) {
+	t.Helper()
+	nameless := placed()
+	nameless.CustomerName = ""
+	s.send(t, s.confirming(t), "shop.topic", "shop.order.placed",
+		amqp.Publishing{MessageId: uuid.NewString(), DeliveryMode: amqp.Persistent, Timestamp: time.Now(), Body: encode(t, nameless)})
+	b.until("document.querySelectorAll('.letters li[data-id] .letter-what a').length === 1")
+	id := eval[string](b, "document.querySelector('.letters li').dataset.id")
+	eval[any](b, "window.confirm = (text) => { window.asked = text; return false; }")
+	for button, question := range map[string]string{".letters .actions button:last-child": "Discard dead letter " + id + "?", "#letters-discard": "Discard 1 dead letter?"} {
+		b.click(button)
+		if asked := eval[string](b, "window.asked"); asked != question+" 1 order becomes REJECTED, if not decided yet." {
+			t.Errorf("%s asks %q", button, asked)
+		}
+	}
+	eval[any](b, "window.confirm = () => true")
+	b.click(".letters .actions button:last-child")
+	b.text("#dead-letters .outcome", "Dead letter "+id+" was discarded.")
+	if o := s.decided(t, "/v1/orders/"+nameless.GetOrderId()); o.State != "REJECTED" || o.Reason != "DISCARDED" {
+		t.Errorf("the order is %s %s", o.State, o.Reason)
 	}
 }
 

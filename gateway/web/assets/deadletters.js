@@ -1,5 +1,6 @@
 // Dead letters: messages that could not be handled, why, and buttons to redrive or discard them.
 import {asOperator, hasToken, Refusal} from './api.js';
+import {keys} from './contracts.js';
 import {picture} from './flow.js';
 import {$, h, moment, plural, setText, short} from './dom.js';
 
@@ -108,7 +109,19 @@ async function read(letter, payload) {
 // printable is a body in ASCII, with other bytes escaped.
 const printable = (bytes) => [...bytes].map((c) => (c >= ' ' && c <= '~' ? c : `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`)).join('');
 
+// rejects says whether an order becomes REJECTED with a letter that is discarded: the order service would have decided it. What
+// somebody sent who may not place orders is none.
+const rejects = ({source_queue: queue, routing_key: key, order_id: id, reason}) =>
+  queue === 'order' && key === keys.OrderPlaced && id && !reason.startsWith("the broker's user ");
+
+// costs says what it costs to discard letters.
+function costs(letters) {
+  const orders = new Set(letters.filter(rejects).map(({order_id: id}) => id)).size;
+  return orders === 0 ? '' : ` ${plural(orders, 'order becomes', 'orders become')} REJECTED, if not decided yet.`;
+}
+
 async function decide(letter, verb) {
+  if (verb === 'discard' && rejects(letter) && !window.confirm(`Discard dead letter ${letter.id}?${costs([letter])}`)) return;
   try {
     await asOperator('POST', `/v1/dead-letters/${letter.id}:${verb}`, {});
     if (verb === 'redrive') await showRedriven(letter);
@@ -135,7 +148,7 @@ async function showRedriven(letter) {
 async function decideAll(verb) {
   const letters = matching();
   const what = verb === 'redrive' ? ['Redrive', 'redriven'] : ['Discard', 'discarded'];
-  if (!window.confirm(`${what[0]} ${plural(letters.length, 'dead letter')}?${verb === 'discard' ? ' Their orders become REJECTED.' : ''}`)) return;
+  if (!window.confirm(`${what[0]} ${plural(letters.length, 'dead letter')}?${verb === 'discard' ? costs(letters) : ''}`)) return;
   deciding = true;
   const failed = [];
   for (const [i, letter] of letters.entries()) {
