@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -27,7 +28,7 @@ func TestPage_Faults(t *testing.T) {
 			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "slow catalogue": s.whoIsFasterThanTheCatalogueOrdersWhatWasChosen, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
-			"tour": s.theTourIsTakenByKeyboard, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
+			"tour": s.theTourIsTakenByKeyboard, "paused log": s.whatCameWhileTheLogWasPausedIsShownOnce, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -298,6 +299,51 @@ func (s *shop) anOrderIsDiscardedKnowingly(t *testing.T, b *tab) {
 	b.text("#dead-letters .outcome", "Dead letter "+id+" was discarded.")
 	if o := s.decided(t, "/v1/orders/"+nameless.GetOrderId()); o.State != "REJECTED" || o.Reason != "DISCARDED" {
 		t.Errorf("the order is %s %s", o.State, o.Reason)
+	}
+}
+
+// Who had paused the log and came back from another tab saw what had come meanwhile twice.
+func (s *shop) whatCameWhileTheLogWasPausedIsShownOnce(t *testing.T) {
+	b := browse(t, s.operatorLink())
+	seen := func(location string) {
+		t.Helper()
+		id := strings.TrimPrefix(location, "/v1/orders/")
+		b.until(fmt.Sprintf("document.querySelector('#log-rows').textContent.includes(%q)", id[len(id)-8:]))
+	}
+	seen(s.place(t, 1, 1))
+	b.click("#log-pause")
+	location := s.place(t, 1, 1)
+	s.decided(t, location)
+	b.until("parseInt(document.querySelector('#log-state').textContent.replace('paused, ', '')) >= 3")
+	eval[any](b, `{
+		const real = window.fetch;
+		window.fetch = (url, options) => {
+			window.read ||= String(url).startsWith('/v1/events?');
+			window.opened ||= window.read && String(url).startsWith('/v1/events:stream');
+			return real(url, options);
+		};
+	}`)
+	const awayAndBack = `(async () => {
+		Object.defineProperty(document, 'hidden', {value: true, configurable: true});
+		document.dispatchEvent(new Event('visibilitychange'));
+		await new Promise((resolve) => { setTimeout(resolve); }); // the stream ends
+		delete document.hidden;
+		document.dispatchEvent(new Event('visibilitychange'));
+		return Boolean(window.read);
+	})()`
+	eventually(t, func() error {
+		if !eval[bool](b, awayAndBack) {
+			return errors.New("the page does not read what is newest")
+		}
+		return nil
+	})
+	b.until("window.opened") // so it has read that
+	b.click("#log-pause")
+	seen(location)
+	seen(s.place(t, 1, 1))
+	ids := eval[[]string](b, "[...document.querySelectorAll('#log-rows details')].map((row) => row.dataset.id)")
+	if once := slices.Compact(slices.Sorted(slices.Values(ids))); len(once) != len(ids) {
+		t.Errorf("of %d rows %d are of different events", len(ids), len(once))
 	}
 }
 

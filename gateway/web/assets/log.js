@@ -143,7 +143,7 @@ async function past() {
   if (events.length === 0) return undefined;
   // Those of one order come the oldest first.
   events.sort((a, b) => Number(a.id) - Number(b.id));
-  const known = Number(rows.querySelector('details:last-of-type')?.dataset.id ?? 0);
+  const known = Number(waiting.at(-1)?.id ?? rows.querySelector('details:last-of-type')?.dataset.id ?? 0);
   waiting.push(...events.filter((event) => Number(event.id) > known));
   draw();
   return events.at(-1).id;
