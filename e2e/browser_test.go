@@ -176,9 +176,16 @@ func (b *tab) fill(selector, value string) {
 	b.press(cmp.Or(value, kb.Delete))
 }
 
+// disabled is whether a button does nothing at present, as the page marks it.
+func disabled(selector string) string {
+	return fmt.Sprintf("document.querySelector(%q).matches('[aria-disabled=true]')", selector)
+}
+
 func (b *tab) click(selector string) {
 	b.Helper()
-	b.do(chromedp.WaitEnabled(chromedp.CSS(selector)), chromedp.Click(chromedp.CSS(selector)))
+	b.do(chromedp.WaitVisible(chromedp.CSS(selector)))
+	b.until("!" + disabled(selector))
+	b.do(chromedp.Click(chromedp.CSS(selector)))
 }
 
 // press presses keys one after the other.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -28,7 +29,7 @@ func TestPage_Faults(t *testing.T) {
 			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "slow catalogue": s.whoIsFasterThanTheCatalogueOrdersWhatWasChosen, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
 			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
-			"tour": s.theTourIsTakenByKeyboard, "paused log": s.whatCameWhileTheLogWasPausedIsShownOnce, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
+			"tour": s.theTourIsTakenByKeyboard, "paused log": s.whatCameWhileTheLogWasPausedIsShownOnce, "keyboard": s.theKeyboardStaysOnAButtonThatWasPressed, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -141,7 +142,7 @@ func (s *shop) whatIsNoIDIsNotAnOrderThatWaits(t *testing.T) {
 		b.mayComplain("status of 400", "status of 404")
 		b.do(chromedp.Navigate(s.url + "/#order=" + id))
 		b.text("#slip-state", "NOT FOUND")
-		if !eval[bool](b, "document.querySelector('#copy-link').disabled") {
+		if !eval[bool](b, disabled("#copy-link")) {
 			t.Error("the link to an order that is none can be copied")
 		}
 	}
@@ -347,6 +348,28 @@ func (s *shop) whatCameWhileTheLogWasPausedIsShownOnce(t *testing.T) {
 	}
 }
 
+// A button that did nothing for a moment lost the keyboard: whoever had pressed it began at the top of the page again.
+func (s *shop) theKeyboardStaysOnAButtonThatWasPressed(t *testing.T) {
+	b := browse(t, s.operatorLink())
+	b.order("5", "1")
+	b.text("#slip-state", "CONFIRMED")
+	eval[any](b, "{ const real = URL.createObjectURL; URL.createObjectURL = (blob) => { window.saved = blob; return real(blob); }; }")
+	for _, button := range []struct{ selector, done string }{{"#replay", disabled("#replay")}, {"#cancel", disabled("#cancel")}, {"#log-csv", "window.saved"}} {
+		b.until("!" + disabled(button.selector))
+		b.do(chromedp.Focus(chromedp.CSS(button.selector)))
+		b.press(kb.Enter)
+		b.until(button.done)
+		if focus := eval[string](b, "document.activeElement.id"); "#"+focus != button.selector {
+			t.Errorf("after %s was pressed the keyboard is on %q", button.selector, focus)
+		}
+	}
+	// Pressed again it does nothing.
+	b.do(chromedp.Focus(chromedp.CSS("#cancel")))
+	b.text("#slip-state", "CANCELLED")
+	b.press(kb.Enter)
+	b.text("#slip-detail", "cancelled")
+}
+
 // To see what the page shows, one had to choose, and to make up a name and an address.
 func (s *shop) somethingIsOrderedWithOneClick(t *testing.T) {
 	b := browse(t, s.url)
@@ -416,7 +439,7 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	b.click("#replay")
 	b.click("#pause")
 	b.text("#replay", "Resume")
-	b.until("!document.querySelector('#replay').disabled") // the hop that was shown has ended
+	b.until("!" + disabled("#replay")) // the hop that was shown has ended
 	if n := eval[int](b, "document.querySelectorAll('#journey .playing').length"); n != 0 {
 		t.Errorf("%d hops are shown during the pause", n)
 	}

@@ -102,7 +102,7 @@ func (s *shop) theRecordedOrderHasTheFormOfARealOne(t *testing.T) {
 	b.text("#slip-state", "RECORDED")
 	b.text("#slip-detail", "nothing of it happens now")
 	b.until(`['accepted', 'stock check', 'relay, log: OrderConfirmed', 'settle'].every((hop) => document.querySelector('#journey').textContent.includes(hop))`)
-	b.until("document.querySelector('#cancel').disabled && document.querySelector('#copy-link').disabled")
+	b.until(disabled("#cancel") + " && " + disabled("#copy-link"))
 	b.order("1", "1")
 	b.text("#slip-state", "CONFIRMED")
 	b.timeline(confirmedTimeline...)

@@ -187,7 +187,7 @@ func TestPage_IsUsedByKeyboardAlone(t *testing.T) {
 	b.press("ada@example.org", kb.Enter)
 	b.text("#slip-state", "CONFIRMED")
 	b.text("#slip-contents", "2 pieces")
-	b.until("!document.getElementById('cancel').disabled")
+	b.until("!" + disabled("#cancel"))
 	b.tabTo("#cancel")
 	if outline := eval[string](b, "getComputedStyle(document.activeElement).outlineStyle"); outline != "solid" {
 		t.Errorf("the focus is not seen: outline %s", outline)

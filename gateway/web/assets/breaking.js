@@ -3,7 +3,7 @@
 import {asOperator, call, Refusal} from './api.js';
 import {showAudit} from './audit.js';
 import {keys} from './contracts.js';
-import {$, duration, h, plural, setText} from './dom.js';
+import {$, disable, duration, h, plural, setText} from './dom.js';
 import {hopsOf, rowOf} from './journey.js';
 import {closePanel} from './panel.js';
 
@@ -159,7 +159,7 @@ function newExperiment(experiment) {
 
 // run runs one experiment. The others are disabled meanwhile: they would disturb each other.
 async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, evaluate, more}, result) {
-  for (const button of buttons) button.disabled = true;
+  for (const button of buttons) disable(button);
   onRunning(true);
   delete result.dataset.passed;
   setText(result, 'Running …');
@@ -183,7 +183,7 @@ async function run({id, path = `/demo/${id}`, body = {}, name, guarantee, test, 
     for (const each of [result, verdict]) setText(each, `Not run: ${error.message}.`);
   } finally {
     clearInterval(watch);
-    for (const button of buttons) button.disabled = false;
+    for (const button of buttons) disable(button, false);
     onRunning(false);
   }
   tell(steps);
@@ -236,7 +236,7 @@ async function refresh() {
 
 async function turn(name, running) {
   const button = services.querySelector(`[data-service=${name}]`);
-  button.disabled = true;
+  disable(button);
   setText(button, running ? `Stopping ${name} …` : `Starting ${name} …`);
   try {
     await asOperator('POST', `/demo/services/${name}/${running ? 'stop' : 'start'}`, {});

@@ -2,7 +2,7 @@
 import {asOperator, hasToken, Refusal} from './api.js';
 import {keys} from './contracts.js';
 import {picture} from './flow.js';
-import {$, h, moment, plural, setText, short} from './dom.js';
+import {$, disable, h, moment, plural, setText, short} from './dom.js';
 
 const interval = 5000;
 const perPage = 50;
@@ -72,7 +72,7 @@ function show() {
   more.parentElement.hidden = letters.length === found.length;
   const total = `${open.length}${open.length === maxCounted ? ' or more' : ''} open`;
   setText($('letters-count'), found.length === open.length ? total : `${found.length} of ${total}`);
-  for (const verb of ['redrive', 'discard']) $(`letters-${verb}`).disabled = deciding || found.length === 0;
+  for (const verb of ['redrive', 'discard']) disable($(`letters-${verb}`), deciding || found.length === 0);
 }
 
 function showMore() {

@@ -29,6 +29,15 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// disable makes a button do nothing. It stays where the keyboard is, which a browser takes away from one with the attribute disabled.
+export const disable = (button, is = true) => button.setAttribute('aria-disabled', is);
+
+document.addEventListener('click', (event) => {
+  if (!event.target.closest('[aria-disabled=true]')) return;
+  event.preventDefault();
+  event.stopPropagation();
+}, true);
+
 // short is the part of an order's id that people read to each other. Ids begin with the time, and so with the same.
 export const short = (id) => (id || '').slice(-8);
 

@@ -2,7 +2,7 @@
 import {call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
-import {$, amount, breakable, clock, copy, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
+import {$, amount, breakable, clock, copy, disable, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
 import {save} from './export.js';
 import {drawLabel} from './label.js';
 import {Picture} from './picture.js';
@@ -103,7 +103,7 @@ async function showRecorded() {
   barcode.draw($('slip-barcode'), short(order.id));
   show({...order, state: 'RECORDED'});
   setText($('slip-detail'), `This order was recorded, in ${month(order.created_at)}: nothing of it happens now. Place an order to see your own.`);
-  for (const button of copies) $(button).disabled = true;
+  for (const button of copies) disable($(button));
   drawTimeline(recorded);
   for (const event of stock) journey.see(event);
   journey.show(events);
@@ -145,8 +145,8 @@ export function follow(id, taken, tookMs) {
   setText($('timeline-note'), '');
   if (taken) show(taken);
   else showLooking();
-  for (const button of copies) $(button).disabled = !taken;
-  $('replay').disabled = true;
+  for (const button of copies) disable($(button), !taken);
+  disable($('replay'));
   if (location.hash !== `#order=${id}`) history.replaceState(null, '', `#order=${id}`);
   order.stream = open(`/v1/orders/${id}/events:stream`, {
     onEvents: (events) => events.forEach((event) => arrived(order, event)),
@@ -171,7 +171,7 @@ function arrived(order, event) {
   journey.show(order.events);
   clearTimeout(order.deliveries);
   order.deliveries = setTimeout(() => order === current && journey.readDeliveries(order.id), deliveredAfter);
-  $('replay').disabled = false;
+  disable($('replay'), false);
   order.shown = order.shown.then(() => (order === current ? play(event) : null));
   if (states[event.routing_key]) look(order, event);
   else changed();
@@ -247,7 +247,7 @@ function showLooking() {
   delete $('slip-state').dataset.state;
   setText($('slip-state'), '–');
   setText($('slip-detail'), 'Looking for the order…');
-  $('cancel').disabled = true;
+  disable($('cancel'));
 }
 
 function showMissing(order) {
@@ -256,18 +256,18 @@ function showMissing(order) {
   $('slip-state').dataset.state = 'UNKNOWN';
   setText($('slip-state'), 'NOT FOUND');
   setText($('slip-detail'), 'There is no order with this id. Check the link.');
-  for (const button of copies) $(button).disabled = true;
+  for (const button of copies) disable($(button));
 }
 
 function show(order, detail = order.rejection_detail) {
   current.state = order.state;
-  for (const button of copies) $(button).disabled = false;
+  for (const button of copies) disable($(button), false);
   const stamp = $('slip-state');
   stamp.dataset.state = order.state;
   setText(stamp, order.state);
   const message = messages[order.reason ?? order.state] ?? `The order is ${order.reason ?? order.state}.`;
   setText($('slip-detail'), [message, detail && `${detail}.`, order.state === 'REJECTED' && 'Nothing was reserved.'].filter(Boolean).join(' '));
-  $('cancel').disabled = order.state !== 'CONFIRMED';
+  disable($('cancel'), order.state !== 'CONFIRMED');
   if (order.total_items) {
     const total = order.total_value ? `, ${price(amount(order.total_value), order.total_value.currency_code)}` : '';
     setText($('slip-contents'), plural(order.total_items, 'piece') + total);
@@ -278,14 +278,14 @@ function show(order, detail = order.rejection_detail) {
 
 async function cancel() {
   const order = current;
-  $('cancel').disabled = true;
+  disable($('cancel'));
   try {
     const cancelled = await call('POST', `/v1/orders/${order.id}:cancel`, {body: {}});
     if (order === current) show(cancelled);
     changed();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    $('cancel').disabled = false;
+    disable($('cancel'), false);
     setText($('slip-detail'), `Not cancelled: ${error.message}.${error.transient ? ' Try again.' : ''}`);
   }
 }
@@ -298,9 +298,9 @@ async function play(event) {
 
 async function replay() {
   const order = current;
-  $('replay').disabled = true;
+  disable($('replay'));
   await journey.play();
-  if (order === current) $('replay').disabled = false;
+  if (order === current) disable($('replay'), false);
 }
 
 // The orders that were placed in this browser. Anyone with an order's id can read and cancel it, so they stay on this device.

@@ -2,7 +2,7 @@
 // shown when it has happened. What the hops are follows from the contracts: who publishes an event, which queues take it.
 import {asOperator, hasToken, Refusal} from './api.js';
 import {bindings, calls, eventExchange, keys, routes, states} from './contracts.js';
-import {$, duration, h, setText} from './dom.js';
+import {$, disable, duration, h, setText} from './dom.js';
 import {asks, replies} from './picture.js';
 
 const list = $('journey');
@@ -133,7 +133,7 @@ export class Journey {
     list.replaceChildren(...this.#hops.map((each, i) => this.#row(each, i, start, length)));
     list.children[focused]?.firstElementChild.focus();
     if (text.textContent === '') this.#say(null);
-    $('step').disabled = this.#hops.length === 0;
+    disable($('step'), this.#hops.length === 0);
   }
 
   #row(each, i, start, length) {
@@ -171,7 +171,7 @@ export class Journey {
   stop() {
     this.#round++;
     this.#at = -1;
-    $('pause').disabled = true;
+    disable($('pause'));
     this.#nameReplay();
   }
 
@@ -182,7 +182,7 @@ export class Journey {
   async play() {
     const from = this.#at + 1 < this.#hops.length ? this.#at + 1 : 0;
     const round = ++this.#round;
-    $('pause').disabled = false;
+    disable($('pause'), false);
     for (let i = from; i < this.#hops.length && round === this.#round; i++) await this.#playHop(i);
     if (round === this.#round) this.stop();
   }
@@ -190,7 +190,7 @@ export class Journey {
   // pause ends play after the hop that is shown; play goes on behind it.
   #pause() {
     this.#round++;
-    $('pause').disabled = true;
+    disable($('pause'));
     this.#nameReplay();
   }
 

@@ -2,7 +2,7 @@
 import {asOperator, Refusal} from './api.js';
 import {keys} from './contracts.js';
 import {asCSV, asJSONLines, save} from './export.js';
-import {$, clock, copy, grpcurl, h, plural, setText, short} from './dom.js';
+import {$, clock, copy, disable, grpcurl, h, plural, setText, short} from './dom.js';
 import {open} from './stream.js';
 
 const maxRows = 300;
@@ -72,7 +72,7 @@ async function applyFilter() {
 
 // download saves the events that the filter lets through, as far back as there are so many.
 async function download(button, name, type, format) {
-  button.disabled = true;
+  disable(button);
   try {
     const events = [];
     for (let token = ''; events.length < maxExported;) {
@@ -86,7 +86,7 @@ async function download(button, name, type, format) {
     if (!(error instanceof Refusal)) throw error;
     window.alert(`Nothing was saved: ${error.message}.`);
   }
-  button.disabled = false;
+  disable(button, false);
 }
 
 async function restart() {

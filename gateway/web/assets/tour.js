@@ -1,6 +1,6 @@
 // The tour says in half a minute what stands in the picture: what an exchange, a queue, an outbox and a dead letter do here.
 import {bindings, eventExchange, keys} from './contracts.js';
-import {$, h, setText} from './dom.js';
+import {$, disable, h, setText} from './dom.js';
 import {closePanel, showPanel} from './panel.js';
 import {asks} from './picture.js';
 
@@ -39,7 +39,7 @@ export function start(picture) {
     const [title, text, path] = stops[at];
     setText(name, `${at + 1} of ${stops.length}. ${title}`);
     setText(said, ` ${text}`);
-    back.disabled = at === 0;
+    disable(back, at === 0);
     setText(next, at + 1 < stops.length ? 'Next' : 'Done');
     setText(pause, paused ? 'Go on by itself' : 'Pause');
     picture.mark(path);
