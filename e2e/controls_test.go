@@ -165,10 +165,19 @@ func TestControls_PoisonEndsAsADeadLetterThatIsNoViolation(t *testing.T) {
 	t.Parallel()
 	s := startDemo(t)
 	var poison struct {
-		MessageID    string `json:"message_id"`
-		DeadLetterID string `json:"dead_letter_id"`
+		MessageID    string  `json:"message_id"`
+		DeadLetterID string  `json:"dead_letter_id"`
+		OrderID      string  `json:"order_id"`
+		State        string  `json:"state"`
+		Seconds      float64 `json:"seconds"`
+		StockBefore  int     `json:"stock_before"`
+		StockAfter   int     `json:"stock_after"`
 	}
 	s.control(t, "/demo/poison", ``, &poison)
+	// Of the orders behind it the experiment promised something, and placed none.
+	if poison.State != "CONFIRMED" || poison.Seconds <= 0 || poison.StockBefore-poison.StockAfter != 1 || s.decided(t, "/v1/orders/"+poison.OrderID).State != "CONFIRMED" {
+		t.Errorf("the order behind it: %+v", poison)
+	}
 	var l deadLetter
 	s.get(t, "/v1/dead-letters/"+poison.DeadLetterID).json(t, &l)
 	if l.MessageID != poison.MessageID || l.SourceQueue != "order" || l.Attempts != 1 || l.State != "OPEN" {

@@ -128,7 +128,7 @@ func (s *shop) aDeadLetterThatWaitsIsNoViolation(t *testing.T) {
 	b.click("[data-experiment=poison] button")
 	b.text("[data-experiment=poison] .result", "Passed.")
 	b.click("[data-experiment=audit] button")
-	b.text("[data-experiment=audit] .result", "Passed. 0 orders checked, 0 violations. 1 dead letter waits for a person, you sent it.")
+	b.text("[data-experiment=audit] .result", "Passed. 1 order checked, 0 violations. 1 dead letter waits for a person, you sent it.")
 	// What was compared is said, beside the picture and where one looks things up.
 	b.until("document.querySelectorAll('#panel .audit tbody tr').length > 10 && document.querySelectorAll('#panel .audit .wrong').length === 1")
 	eval[any](b, "document.querySelector('#lookup-audit').open = true")

@@ -384,7 +384,7 @@ func TestPage_APoisonMessageIsADeadLetterThatCanBeRedriven(t *testing.T) {
 	b := browse(t, s.operatorLink())
 	b.text("#dead-letters", "No open dead letters.")
 	b.click("[data-experiment=poison] button")
-	b.text("[data-experiment=poison] .result", "Passed. It is dead letter ")
+	b.text("[data-experiment=poison] .result", "; the order behind it was CONFIRMED after ")
 	b.text(".letters .letter-what", "shop.order.placed of queue order")
 	first := eval[string](b, "document.querySelector('.letters li').dataset.id")
 	b.click(".letters summary")

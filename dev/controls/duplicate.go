@@ -147,18 +147,28 @@ func (e *experiment) deliverAgain(ctx context.Context, events []messaging.Outgoi
 }
 
 type poisonAnswer struct {
-	MessageID    string `json:"message_id"`
-	DeadLetterID string `json:"dead_letter_id"` // as in /v1/dead-letters/{id}
+	MessageID    string  `json:"message_id"`
+	DeadLetterID string  `json:"dead_letter_id"` // as in /v1/dead-letters/{id}
+	OrderID      string  `json:"order_id"`       // of the order behind it
+	State        string  `json:"state"`
+	Seconds      float64 `json:"seconds"` // until that was decided
+	StockBefore  int32   `json:"stock_before"`
+	StockAfter   int32   `json:"stock_after"`
 }
 
-// poison publishes an order that cannot be decoded, and waits until it is a dead letter.
+// poison publishes an order that cannot be decoded, places another behind it, and waits until the first is a dead letter and the
+// second is settled.
 func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 	if err := read(body); err != nil {
 		return nil, err
 	}
+	product, err := e.newProduct(ctx, "Ordered behind poison", 10)
+	if err != nil {
+		return nil, err
+	}
 	event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
-	answer := poisonAnswer{MessageID: uuid.Must(uuid.NewV7()).String()}
-	err := e.publish(ctx, []messaging.Outgoing{{
+	answer := poisonAnswer{MessageID: uuid.Must(uuid.NewV7()).String(), StockBefore: product.GetOnHand()}
+	err = e.publish(ctx, []messaging.Outgoing{{
 		Exchange: event.Exchange, RoutingKey: event.RoutingKey, Type: string(event.Name), MessageID: answer.MessageID,
 		Timestamp: time.Now(), Body: []byte("this is no order"),
 	}})
@@ -167,6 +177,24 @@ func (e *experiment) poison(ctx context.Context, body []byte) (any, error) {
 	}
 	e.sent = append(e.sent, answer.MessageID)
 	e.say("Bytes that are no order are published as shop.order.placed. The exchange does not look into messages: it copies them to the queues.")
+	begin := time.Now()
+	order, err := e.order(ctx, product.GetId())
+	switch {
+	case err != nil:
+		return nil, err
+	case !orderstate.IsDecided(order.GetState()):
+		return nil, e.late("the order behind the message was accepted, but is not decided yet; it will be")
+	}
+	answer.OrderID, answer.State, answer.Seconds = order.GetId(), order.GetState().String(), time.Since(begin).Seconds()
+	e.say("An order stands behind them in the queue: %s after %.0f ms.", answer.State, 1000*answer.Seconds)
+	if err := e.settled(ctx, product.GetId(), product.GetOnHand()-1); err != nil {
+		return nil, err
+	}
+	after, err := e.item(ctx, product.GetId())
+	if err != nil {
+		return nil, err
+	}
+	answer.StockAfter = after.GetOnHand()
 	err = e.until(ctx, "the message was published, but is not a dead letter yet; it will be", func() bool {
 		reply, err := loggingv1.NewDeadLetterServiceClient(e.gateway).ListDeadLetters(ctx, &loggingv1.ListDeadLettersRequest{})
 		if err != nil {

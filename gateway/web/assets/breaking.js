@@ -109,9 +109,10 @@ const experiments = [
   },
   {
     id: 'poison', name: 'Send a poison message',
-    guarantee: 'A message that cannot be handled becomes a dead letter, and other orders are not delayed.',
-    test: 'TestRedrive_OnceItsCauseIsGoneTheMessageIsHandled',
-    evaluate: ({dead_letter_id: id}) => [Boolean(id), `It is dead letter ${id} now, with the reason.`],
+    guarantee: 'A message that cannot be handled becomes a dead letter, and the orders behind it are not delayed.',
+    test: 'TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody',
+    evaluate: (a) => [Boolean(a.dead_letter_id) && a.state === 'CONFIRMED' && a.seconds < 1 && taken(a) === 1,
+      `It is dead letter ${a.dead_letter_id} now, with the reason; the order behind it was ${a.state} after ${seconds(a.seconds)}; ${stock(a)}.`],
   },
   {
     id: 'repair', name: 'Mend the cause, redrive',
