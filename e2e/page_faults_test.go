@@ -447,6 +447,10 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	b.click("#step")
 	b.text("#hop-text", "and is shown slowed down.")
 	b.until("document.querySelector('#journey .playing')")
+	// What inventory did with the stock of a cancelled order was not told.
+	b.click("#cancel")
+	b.text("#slip-state", "CANCELLED")
+	b.text("#journey", "give back")
 }
 
 // addProducts adds products of these names to the catalogue.

@@ -40,6 +40,12 @@ function madeAt({payload, published_at: published}) {
   return at ? time(payload[at]) : time(published);
 }
 
+// settling are the events by which inventory ends the hold of an order: the hop's title, and what it does.
+const settling = {
+  [keys.DecrementQuantity]: ['settle', 'settles the hold: the stock that was held is sold'],
+  [keys.OrderCancelled]: ['give back', 'gives the stock back: it can be sold again'],
+};
+
 // hopsOf returns the hops of an order from its events, and from those changes of stock and deliveries of webhooks that are
 // known: {title, text, from, to, path}, in ms, in the order in which they began.
 export function hopsOf(events, stock = [], deliveries = []) {
@@ -71,10 +77,11 @@ export function hopsOf(events, stock = [], deliveries = []) {
     const relayed = event === placed ? [] : [from];
     hop(event === placed ? 'log' : `relay, log: ${name}`, event === placed ? time(published) : madeAt(event), time(logged), [...relayed, 'exchange', 'logging.queue', 'logging', 'logging.db'],
       `${event === placed ? '' : `The relay of the ${from} service publishes ${name} from its outbox. ${copies(key)} `}The logging service writes it to the event log${attempt > 0 ? `, at attempt ${attempt + 1}` : ''}.`);
-    const settled = key === keys.DecrementQuantity && stock.find(({payload}) => time(payload.changed_at) > time(published));
-    if (settled) {
-      hop('settle', time(published), time(settled.payload.changed_at), ['exchange', 'inventory.queue', 'inventory', 'inventory.db'],
-        'Inventory takes its copy from its queue and settles the hold: the stock that was held is sold.');
+    const moved = settling[key] && stock.find(({payload}) => time(payload.changed_at) > time(published));
+    if (moved) {
+      const [title, what] = settling[key];
+      hop(title, time(published), time(moved.payload.changed_at), ['exchange', 'inventory.queue', 'inventory', 'inventory.db'],
+        `Inventory takes its copy from its queue and ${what}.`);
     }
     for (const delivery of deliveries.filter((each) => each.message_id === event.message_id)) {
       hop(`webhook: ${name}`, time(logged), time(delivery.last_attempt_at), ['logging.db', 'webhooks'], `The webhooks service has followed the event log, and sent the event to a receiver, which answered ${delivery.response_status}. Attempts: ${delivery.attempts}.`);
@@ -124,8 +131,8 @@ export class Journey {
 
   show(events) {
     this.#events = events;
-    const trace = events.find((event) => event.trace_id)?.trace_id;
-    const mine = this.#stock.filter((event) => trace && event.trace_id === trace);
+    const traces = new Set(events.map((event) => event.trace_id).filter(Boolean));
+    const mine = this.#stock.filter((event) => traces.has(event.trace_id));
     this.#hops = hopsOf(events, mine, this.#deliveries);
     const start = this.#hops[0]?.from ?? 0;
     const length = Math.max(1, ...this.#hops.map(({to}) => to - start));
