@@ -148,7 +148,18 @@ func (s *shop) whatIsNoIDIsNotAnOrderThatWaits(t *testing.T) {
 	}
 }
 
-// With inventory stopped the order service was struck out too, its message was nowhere, and the page said "live". With
+// contrast is that of the service that is down with what it stands on, as WCAG has it.
+const contrast = `(() => {
+	const luminance = (colour) => {
+		const [r, g, b] = colour.match(/[0-9.]+/g).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+		return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+	};
+	const [low, high] = [['#health tr.stopped td', 'color'], ['#health.label', 'backgroundColor']]
+		.map(([selector, property]) => luminance(getComputedStyle(document.querySelector(selector))[property])).sort((a, b) => a - b);
+	return (high + 0.05) / (low + 0.05);
+})()`
+
+// A service that was down was told from others by a thin line alone, and one that waited not at all. With inventory stopped the order service was struck out too, its message was nowhere, and the page said "live". With
 // logging stopped an order was confirmed without events, and without a word.
 func (s *shop) aServiceThatIsDownIsSaidToBe(t *testing.T) {
 	b := browse(t, s.operatorLink())
@@ -156,6 +167,15 @@ func (s *shop) aServiceThatIsDownIsSaidToBe(t *testing.T) {
 	b.click("[data-service=inventory]")
 	b.text("[data-service=inventory]", "Start inventory")
 	b.text("#connection", "a service is down")
+	b.text("#health tr.stopped", "inventory")
+	b.text("#health tr.stopped td", "down: ")
+	for _, scheme := range []string{"light", "dark"} {
+		b.do(preferring("prefers-color-scheme", scheme))
+		red := eval[string](b, "getComputedStyle(document.querySelector('#health tr.stopped td')).color")
+		if c := eval[float64](b, contrast); c < 4.5 || red == eval[string](b, "getComputedStyle(document.querySelector('#health tr.ready td')).color") {
+			t.Errorf("%s: a service that is down is %s, with a contrast of %.1f", scheme, red, c)
+		}
+	}
 	b.order("1", "1")
 	b.text("#slip-detail", "Checking stock…")
 	b.until("document.querySelectorAll('#picture .node.down').length === 1") // the order service runs

@@ -408,7 +408,7 @@ func TestPage_OrdersWaitForAServiceThatIsStopped(t *testing.T) {
 	b.text("#slip-detail", "Checking stock…")
 	b.text("#picture .node.queued", "1 waiting")
 	b.text("#picture .node.down", "stopped")
-	b.text("#health", "not ready")
+	b.text("#health tr.stopped td", "down: ")
 	b.click("[data-service=order]")
 	b.text("[data-service=order]", "Stop order")
 	b.text("#slip-state", "CONFIRMED")

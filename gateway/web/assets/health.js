@@ -57,7 +57,9 @@ async function refresh() {
 }
 
 function show(status) {
-  fill(services, status.services.map(({name, ready, detail}) => [name, ready ? 'ready' : `not ready: ${detail || 'no response'}`]), (row, i) => {
+  fill(services, status.services.map((service) => [service.name, {
+    ready: 'ready', stopped: `down: ${service.detail}`, waiting: `waits: ${service.detail || 'no response'}`,
+  }[stateOf(service)]]), (row, i) => {
     row.className = stateOf(status.services[i]);
   });
   for (const service of status.services) picture.setService(service.name, stateOf(service));
