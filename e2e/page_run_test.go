@@ -10,6 +10,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -47,14 +50,38 @@ func (b *tab) frames(f func()) string {
 		len(times), at(0.5), at(0.95), at(0.99), at(1), len(tasks), tasks)
 }
 
-// An operator's page stays smooth while 500 events a second come. How often it paints depends on the machine, too: so the
-// test fails only over what anybody would see, and the figures are in docs/performance.md.
+const (
+	smoothSeconds = 20
+	eventsASecond = 500
+	writtenEvery  = 100 * time.Millisecond // by the gateway, and so by recording
+)
+
+// An operator's page stays smooth while 500 events a second come. They are of orders that were placed before, and are played to
+// the page as the gateway writes them, so that the browser has the machine that is measured for itself, as at a user's.
 func TestPageSpeed_FiveHundredEventsASecondStaySmooth(t *testing.T) {
+	s, product := startQuiet(t)
+	r := s.record(t, product)
+	b := browse(t, r.play(t, s)+"/#token="+operatorToken, before(keep))
+	b.order("5", "1")
+	b.text("#slip-state", "CONFIRMED")
+	t.Log("idle: ", b.frames(func() { <-time.After(5 * time.Second) }))
+	t.Log("500 events/s: ", b.frames(func() {
+		close(r.begin)
+		<-r.ended
+		b.until(fmt.Sprintf("document.querySelector('#log-rows details:last-child')?.dataset.id === %q", r.last(t)))
+	}))
+	if painted := eval[int](b, "frames.length"); painted < 50*smoothSeconds {
+		t.Errorf("the page has painted %d times in %d s", painted, smoothSeconds)
+	}
+}
+
+// The same while the shop, its servers and the browser share the machine. How often the page paints then depends on what the others
+// leave: this only says it.
+func TestPageSpeed_FiveHundredEventsASecondOnASharedMachine(t *testing.T) {
 	s, product := startQuiet(t)
 	b := browse(t, s.operatorLink(), before(keep))
 	b.order("5", "1")
 	b.timeline(confirmedTimeline...)
-	t.Log("idle: ", b.frames(func() { <-time.After(5 * time.Second) }))
 	const orders, every = 2800, 7 * time.Millisecond // of three events each, and the changes of stock, which come together
 	begin, first := time.Now(), eval[int](b, "Number(document.querySelector('#log-rows details:last-child').dataset.id)")
 	t.Log("500 events/s: ", b.frames(func() {
@@ -67,14 +94,112 @@ func TestPageSpeed_FiveHundredEventsASecondStaySmooth(t *testing.T) {
 		}
 		placing.Wait()
 	}))
-	seconds := time.Since(begin).Seconds()
 	last := eval[int](b, "Number(document.querySelector('#log-rows details:last-child').dataset.id)")
-	if rate := float64(last-first) / seconds; rate < 500 {
+	if rate := float64(last-first) / time.Since(begin).Seconds(); rate < eventsASecond {
 		t.Errorf("there were %.0f events/s", rate)
 	}
-	if painted := eval[int](b, "frames.length"); float64(painted) < 30*seconds {
-		t.Errorf("the page has painted %d times in %.0f s", painted, seconds)
+}
+
+// playback are events as the stream of all events had them, each with its empty line.
+type playback struct {
+	events []string
+	begin  chan struct{} // closed when they are to be played
+	ended  chan struct{} // closed when they have been
+}
+
+// record places orders until there are events for smoothSeconds.
+func (s *shop) record(t *testing.T, product int) *playback {
+	t.Helper()
+	r := &playback{begin: make(chan struct{}), ended: make(chan struct{})}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/v1/events:stream", nil)
+	if err != nil {
+		t.Fatal(err)
 	}
+	req.Header = http.Header{"Accept": {"text/event-stream"}, "Authorization": {"Bearer " + operatorToken}, "Last-Event-Id": {"0"}}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	enough := make(chan struct{})
+	var placing sync.WaitGroup
+	defer placing.Wait()
+	placing.Go(func() {
+		for {
+			select {
+			case <-enough:
+				return
+			default:
+				s.place(t, product, 1)
+			}
+		}
+	})
+	defer close(enough)
+	var event strings.Builder
+	for lines := bufio.NewScanner(res.Body); len(r.events) < smoothSeconds*eventsASecond; {
+		if !lines.Scan() {
+			t.Fatalf("the stream has ended: %v", lines.Err())
+		}
+		line := lines.Text()
+		event.WriteString(line + "\n")
+		if line != "" {
+			continue
+		}
+		if strings.Contains(event.String(), "data:") {
+			r.events = append(r.events, event.String())
+		}
+		event.Reset()
+	}
+	return r
+}
+
+// last is the id of the last event.
+func (r *playback) last(t *testing.T) string {
+	t.Helper()
+	for line := range strings.Lines(r.events[len(r.events)-1]) {
+		if id, ok := strings.CutPrefix(line, "id: "); ok {
+			return strings.TrimSpace(id)
+		}
+	}
+	t.Fatalf("the event has no id: %s", r.events[len(r.events)-1])
+	return ""
+}
+
+// play is the address of a gateway whose stream of all events is what was recorded.
+func (r *playback) play(t *testing.T, s *shop) string {
+	t.Helper()
+	gateway, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := &httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(gateway) }, FlushInterval: -1}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path != "/v1/events:stream" {
+			others.ServeHTTP(w, req)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		out := http.NewResponseController(w)
+		_ = out.Flush()
+		select {
+		case <-r.begin:
+		case <-req.Context().Done():
+			return
+		}
+		tick := time.NewTicker(writtenEvery)
+		defer tick.Stop()
+		for part := range slices.Chunk(r.events, eventsASecond/int(time.Second/writtenEvery)) {
+			<-tick.C
+			if _, err := io.WriteString(w, strings.Join(part, "")); err != nil {
+				return
+			}
+			_ = out.Flush()
+		}
+		close(r.ended)
+		<-req.Context().Done()
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 // soldAllTheTime is the product that is ordered here.
