@@ -315,7 +315,7 @@ func TestTail_SendsNoPositionWhileTheLogCannotBeRead(t *testing.T) {
 	eventually(t, "the tail to follow", tail.isActive)
 	var beats atomic.Int64
 	runUntilDone(t, func(ctx context.Context) error {
-		_ = tail.listen(ctx, filter{}, 0, func(*row) error { return nil }, func(int64) error { beats.Add(1); return nil })
+		_ = tail.listen(ctx, filter{}, 0, 0, func(*row) error { return nil }, func(int64) error { beats.Add(1); return nil })
 		return nil
 	})
 	rename := func(from, to string) {

@@ -116,7 +116,7 @@ func (s personalDataServer) ErasePersonalData(ctx context.Context, req *customer
 				return fmt.Errorf("erasing a person in event %d: %w", e.ID, err)
 			}
 		}
-		answers, err := eraseAnswers(ctx, tx, person, after, last)
+		answers, err := eraseAnswersNaming(ctx, tx, person, after, last)
 		if err != nil {
 			return err
 		}
@@ -188,9 +188,9 @@ func eraseEvent(ctx context.Context, tx *sqlx.Tx, e *event) error {
 	return err
 }
 
-// eraseAnswers erases what receivers have answered to the events after a position, up to last, if it names the person. The OrderPlaced of an
+// eraseAnswersNaming erases what receivers have answered to the events after a position, up to last, if it names the person. The OrderPlaced of an
 // order says whose it is, but is not kept if no webhook wants it.
-func eraseAnswers(ctx context.Context, tx *sqlx.Tx, person customer.Person, after, last int64) (int, error) {
+func eraseAnswersNaming(ctx context.Context, tx *sqlx.Tx, person customer.Person, after, last int64) (int, error) {
 	var answers []struct {
 		ID     int64  `db:"id"`
 		Answer string `db:"answer"`
