@@ -23,12 +23,14 @@ func TestPage_Faults(t *testing.T) {
 	// There is no order yet.
 	t.Run("dead letter that waits", s.aDeadLetterThatWaitsIsNoViolation)
 	t.Run("many dead letters", s.deadLettersAreCountedAndDecidedTogether)
+	// Of orders that are decided together one has the changes of stock in its journey.
+	t.Run("journey", s.theJourneyOfAnOrderIsReadAndJoinedToThePicture)
 	t.Run("beside each other", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"widths": s.productNamesHaveRoomAtEveryWidth, "no id": s.whatIsNoIDIsNotAnOrderThatWaits, "filled in": s.whatWasFilledInIsKept,
 			"expired token": s.aTokenThatExpiresIsNoticed, "cut answer": s.anAnswerThatIsCutIsNone, "slow catalogue": s.whoIsFasterThanTheCatalogueOrdersWhatWasChosen, "end of an id": s.theLogIsFilteredByTheEndOfAnID,
 			"look up":     s.operatorsLookUpOrdersStockAndActions,
-			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick, "journey": s.theJourneyOfAnOrderIsReadAndJoinedToThePicture,
+			"copied link": s.aCopiedLinkShowsTheOrderAndNoMore, "one click": s.somethingIsOrderedWithOneClick,
 			"tour": s.theTourIsTakenByKeyboard, "paused log": s.whatCameWhileTheLogWasPausedIsShownOnce, "keyboard": s.theKeyboardStaysOnAButtonThatWasPressed, "recorded order": s.theRecordedOrderHasTheFormOfARealOne,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -452,7 +454,7 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	b.text("#picture", "shop.inventory.#shop.order.cancelled") // the keys by which a queue is bound
 	// The stock check goes through queues of its own, and not from service to service.
 	b.text("#picture .node.call title", "inventory-rpc-queue")
-	b.do(chromedp.Focus(chromedp.CSS("#journey .hop:nth-child(3)")))
+	b.do(chromedp.Focus(chromedp.CSS("#journey li:nth-child(3) .hop")))
 	b.text("#hop-text", "over shop.direct and queue inventory-rpc-queue")
 	b.until("document.querySelectorAll('#picture .node.call.marked').length >= 1")
 	b.click("#slower")
