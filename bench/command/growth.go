@@ -25,7 +25,7 @@ them: orders per second and latency, memory, sizes of tables, time to start, to 
 middle and last page. In the end a month of the event log is dropped while orders come in. The orders of the past, of 390 days,
 are stored by SQL, with everything that the services would have left behind; the audit checks that. All data is deleted at the end.
 
-Takes about 6 GB on disk and a quarter of an hour for each million orders.`,
+Takes about 6 GB on disk and eight minutes for each million orders.`,
 		Example: "  shopbench growth --orders 200000",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
