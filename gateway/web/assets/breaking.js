@@ -9,6 +9,7 @@ import {closePanel} from './panel.js';
 
 const watchEvery = 250; // ms
 const timeout = 60_000; // ms; an experiment ends within 40 s, and then cleans up
+const undelayed = 5; // s; behind a message that kept its place in the queue until it was a dead letter it would be 71
 
 const passed = (ok) => (ok ? 'Passed.' : 'Failed.');
 const audited = ({orders, violations}) => `audit of ${plural(orders, 'order')}: ${plural(violations, 'violation')}`;
@@ -111,7 +112,7 @@ const experiments = [
     id: 'poison', name: 'Send a poison message',
     guarantee: 'A message that cannot be handled becomes a dead letter, and the orders behind it are not delayed.',
     test: 'TestDeadLetters_PoisonIsKeptOnceWithItsReasonAndCostsNobody',
-    evaluate: (a) => [Boolean(a.dead_letter_id) && a.state === 'CONFIRMED' && a.seconds < 1 && taken(a) === 1,
+    evaluate: (a) => [Boolean(a.dead_letter_id) && a.state === 'CONFIRMED' && a.seconds < undelayed && taken(a) === 1,
       `It is dead letter ${a.dead_letter_id} now, with the reason; the order behind it was ${a.state} after ${seconds(a.seconds)}; ${stock(a)}.`],
   },
   {
