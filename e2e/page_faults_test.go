@@ -473,6 +473,9 @@ func (s *shop) theJourneyOfAnOrderIsReadAndJoinedToThePicture(t *testing.T) {
 	b.click("#cancel")
 	b.text("#slip-state", "CANCELLED")
 	b.text("#journey", "give back")
+	b.text("#picture", "gRPC: cancel") // and was not drawn before
+	eval[any](b, "[...document.querySelectorAll('#journey .hop')].find((hop) => hop.textContent.includes('OrderCancelled')).focus()")
+	b.text("#hop-text", "The gateway has asked the order service by gRPC, which has stored the order as CANCELLED. The relay")
 }
 
 // addProducts adds products of these names to the catalogue.

@@ -74,9 +74,10 @@ export function hopsOf(events, stock = [], deliveries = []) {
           `${question}; ${answered}, which stores the order as ${states[key]} with its events, in one transaction.`);
       }
     }
-    const relayed = event === placed ? [] : [from];
+    const relayed = event === placed ? [] : [...(key === keys.OrderCancelled ? ['gateway', from] : []), `${from}.db`, from];
+    const cancelled = key === keys.OrderCancelled ? `The gateway has asked the ${from} service by gRPC, which has stored the order as ${states[key]}. ` : '';
     hop(event === placed ? 'log' : `relay, log: ${name}`, event === placed ? time(published) : madeAt(event), time(logged), [...relayed, 'exchange', 'logging.queue', 'logging', 'logging.db'],
-      `${event === placed ? '' : `The relay of the ${from} service publishes ${name} from its outbox. ${copies(key)} `}The logging service writes it to the event log${attempt > 0 ? `, at attempt ${attempt + 1}` : ''}.`);
+      `${cancelled}${event === placed ? '' : `The relay of the ${from} service publishes ${name} from its outbox. ${copies(key)} `}The logging service writes it to the event log${attempt > 0 ? `, at attempt ${attempt + 1}` : ''}.`);
     const moved = settling[key] && stock.find(({payload}) => time(payload.changed_at) > time(published));
     if (moved) {
       const [title, what] = settling[key];

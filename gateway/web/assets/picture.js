@@ -32,6 +32,10 @@ const extras = {
   webhooks: {stage: 4, lane: 3, name: 'webhooks', kind: 'service'},
 };
 
+// asked is how the gateway asks the order service to cancel: by gRPC, without the broker. It is drawn once somebody has.
+const asked = {ends: ['gateway', 'order'], kind: 'asked', via: [[0, -0.75], [3.2, -0.75], [3.2, -0.5]], label: 'gRPC: cancel'};
+const askedRoom = 24; // pixels that it needs beside the rest
+
 // An edge works in both directions; via are its corners, from its first end to its second. An arrow is at its second end, and
 // with both at its first one, too.
 const edges = [
@@ -60,12 +64,13 @@ export const asks = (from, to) => [from, `${to}.calls`, to, `${to}.db`];
 export const replies = (from, to) => [`${to}.db`, to, `${from}.replies`, from];
 
 // before is the path that leads to an event, before a service publishes it, if the picture has it: a state of an order is
-// stored, and stock is asked for when the order is decided.
+// stored, stock is asked for when the order is decided, and who cancels asks the gateway.
 function before(key, from) {
   const decided = [keys.OrderConfirmed, keys.OrderRejected].includes(key);
   if (!states[key]) return null;
   const called = decided && calls.find((call) => call.from.includes(from));
-  return called ? [...asks(from, called.to), ...replies(from, called.to).slice(1), `${from}.db`] : [from, `${from}.db`];
+  if (called) return [...asks(from, called.to), ...replies(from, called.to).slice(1), `${from}.db`];
+  return [...(key === keys.OrderCancelled ? asked.ends : [from]), `${from}.db`];
 }
 
 // pathsOf returns the paths of an event by its routing key, in stages that begin one after the other; the paths of a stage
@@ -73,8 +78,9 @@ function before(key, from) {
 function pathsOf(key) {
   const {from: publishers, to} = routes[key] ?? {from: [], to: ['logging']};
   const from = publishers.length === 1 ? publishers[0] : 'gateway';
+  const relayed = nodes[`${from}.db`] ? [`${from}.db`] : []; // a service's events come from its outbox
   const branches = to.filter((service) => nodes[service]).map((service) => {
-    const path = [from, 'exchange', `${service}.queue`, service];
+    const path = [...relayed, from, 'exchange', `${service}.queue`, service];
     // An order that is placed is stored when it is decided.
     return key === keys.OrderPlaced && service === 'order' ? path : [...path, `${service}.db`];
   });
@@ -123,7 +129,7 @@ export class Picture {
   #shown() { return {...nodes, ...Object.fromEntries(Object.entries(extras).filter(([id]) => this.#appeared.has(id)))}; }
 
   #edgesShown() {
-    const lines = [...edges];
+    const lines = this.#appeared.has('asked') ? [...edges, asked] : [...edges];
     if (this.#appeared.has('retry')) {
       const sources = Object.keys(this.#known.queues).filter((name) => this.#known.queues[name].messages > 0).map(retryOf).filter((name) => nodes[`${name}.queue`]);
       for (const name of new Set(sources)) lines.push({ends: [`${name}.queue`, 'retry'], kind: 'relay', via: [[2.5, nodes[name].lane], [2.5, 3]], both: true});
@@ -137,7 +143,7 @@ export class Picture {
     return lines;
   }
 
-  // appear draws one of the extras from now on.
+  // appear draws one of the extras, or how the gateway asks, from now on.
   appear(id) {
     if (this.#appeared.has(id)) return;
     this.#appeared.add(id);
@@ -147,10 +153,11 @@ export class Picture {
   #draw() {
     this.#layout = narrow.matches ? layouts.narrow : layouts.wide;
     const {swap, lanes} = this.#layout;
-    const more = this.#appeared.size > 0 ? lanes[1] - lanes[0] : 0;
-    const [width, height] = [this.#layout.width + (swap ? more : 0), this.#layout.height + (swap ? 0 : more)];
+    const more = Object.keys(extras).some((id) => this.#appeared.has(id)) ? lanes[1] - lanes[0] : 0;
+    const before = this.#appeared.has('asked') ? askedRoom : 0;
+    const [width, height] = [this.#layout.width + (swap ? before + more : 0), this.#layout.height + (swap ? 0 : before + more)];
     this.#frame.style.aspectRatio = `${width} / ${height}`;
-    this.#svg = s('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img',
+    this.#svg = s('svg', {viewBox: `${swap ? -before : 0} ${swap ? 0 : -before} ${width} ${height}`, role: 'img',
       'aria-label': `The gateway publishes to the exchange ${eventExchange}; it feeds the queues of the services order, inventory and logging, which each have a database. The order service calls inventory through a queue of calls and a queue of replies, and relays its events to the exchange.`});
     const hatch = s('pattern', {id: 'hatch', width: 6, height: 6, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)'},
       s('rect', {width: 2, height: 6, class: 'hatch'}));
@@ -187,7 +194,7 @@ export class Picture {
     this.#edges.set(`${to}>${from}`, {line, points: points.toReversed()});
     if (!label || this.#layout.swap) return [line]; // there is no room for words between narrow columns
     const [, a, b] = points;
-    return [line, s('text', {x: (a[0] + b[0]) / 2, y: a[1] - 6, class: 'edge-label'}, label)];
+    return [line, s('text', {x: (a[0] + b[0]) / 2, y: a[1] - 5, class: 'edge-label'}, label)];
   }
 
   #node(id, node) {
@@ -285,6 +292,7 @@ export class Picture {
   // play shows an event on its way, and returns when it has arrived.
   async play(key, speed = slow) {
     const round = this.#round;
+    if (key === keys.OrderCancelled) this.appear('asked');
     for (const branches of pathsOf(key)) {
       if (round !== this.#round) return;
       await Promise.all(branches.map((path) => this.#move(path, speed)));
@@ -307,6 +315,7 @@ export class Picture {
     const now = performance.now();
     if (document.hidden || this.#tokens >= maxTokens || now - this.#passed < passInterval) return;
     this.#passed = now;
+    if (key === keys.OrderCancelled) this.appear('asked');
     for (const branches of pathsOf(key)) for (const path of branches) this.#move(path, quick);
   }
 
