@@ -28,12 +28,12 @@ async function shown(order) {
 export async function aConfirmedOrderHasItsTotal() {
   const total_value = {currency_code: 'USD', units: '105', nanos: 0};
   equal(await shown({state: 'CONFIRMED', total_items: 3, total_value}), ['CONFIRMED', 'Your order is confirmed.', '3 pieces, 105.00 USD']);
-  equal(document.getElementById('cancel').disabled, false);
+  equal(document.getElementById('cancel').getAttribute('aria-disabled'), 'false');
 }
 
 export async function aCancelledOrderCannotBeCancelledAgain() {
   equal((await shown({state: 'CANCELLED', total_items: 1})).slice(0, 2), ['CANCELLED', 'The order was cancelled, and its items are back in stock.']);
-  equal(document.getElementById('cancel').disabled, true);
+  equal(document.getElementById('cancel').getAttribute('aria-disabled'), 'true');
 }
 
 export async function aRejectedOrderSaysWhyAndThatNothingWasReserved() {
