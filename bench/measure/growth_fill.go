@@ -270,7 +270,7 @@ func (g *grower) fillRest(ctx context.Context, to sizes) error {
 	}{
 		"open holds": {`
 			WITH held AS (
-			    SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7' || left(md5(random()::text), 3)
+			    SELECT now() - n * interval '6 hours' / $2::integer AS at, (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7' || left(md5(random()::text), 3)
 			            || '8' || left(md5(random()::text), 15))::uuid AS id, n
 			    FROM generate_series($1::integer, $2::integer, 2) AS n
 			), decided AS (
@@ -278,8 +278,8 @@ func (g *grower) fillRest(ctx context.Context, to sizes) error {
 			    SELECT id, sha256(uuid_send(id)), '\x0a24'::bytea || convert_to(id::text, 'UTF8') || answer
 			    FROM held JOIN growth.form f ON f.n = held.n % (SELECT count(*) FROM growth.form)
 			), holding AS (
-			    INSERT INTO inventory.hold (order_id, product_id, quantity)
-			    SELECT id, product_ids[line], 1 FROM held JOIN growth.form f ON f.n = held.n % (SELECT count(*) FROM growth.form), generate_series(1, 2) AS line
+			    INSERT INTO inventory.hold (order_id, product_id, quantity, created_at, updated_at)
+			    SELECT id, product_ids[line], 1, at, at FROM held JOIN growth.form f ON f.n = held.n % (SELECT count(*) FROM growth.form), generate_series(1, 2) AS line
 			    RETURNING product_id
 			)
 			UPDATE inventory.product p SET reserved = reserved + held FROM (SELECT product_id, count(*) AS held FROM holding GROUP BY 1) AS h WHERE p.id = h.product_id`,
