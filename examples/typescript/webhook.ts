@@ -27,7 +27,7 @@ const server = http.createServer(async (request, response) => {
   }
 });
 const enough = once(server, "enough");
-for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => server.emit("enough")); // the webhook must not stay behind
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => server.emit("enough")); // the webhook must not stay behind
 await once(server.listen(0, "127.0.0.1"), "listening");
 
 const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
