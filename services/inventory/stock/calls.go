@@ -3,7 +3,6 @@ package stock
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -21,6 +20,7 @@ import (
 	moneyv1 "shop.example/gen/shop/money/v1"
 	"shop.example/platform/apierror"
 	"shop.example/platform/failpoint"
+	"shop.example/platform/fieldmask"
 	"shop.example/platform/pagetoken"
 )
 
@@ -184,7 +184,7 @@ const (
 func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
 	m := req.GetItem()
 	u := itemUpdate{id: m.GetId(), etag: m.GetEtag(), read: m}
-	for _, path := range updatedFields(req) {
+	for _, path := range fieldmask.Paths(req.GetUpdateMask(), m, "product_name", "on_hand", "price") {
 		field, _, _ := strings.Cut(path, ".")
 		switch field {
 		case "id", "etag":
@@ -218,22 +218,6 @@ func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpd
 		return u, apierror.InvalidArgument(apierror.Violation{Field: "update_mask", Description: "must name product_name, on_hand or price"})
 	}
 	return u, nil
-}
-
-// updatedFields returns the paths of the mask, or the paths that a missing mask or "*" stands for.
-func updatedFields(req *inventoryv1.UpdateItemRequest) []string {
-	paths := req.GetUpdateMask().GetPaths()
-	switch {
-	case slices.Equal(paths, []string{"*"}):
-		return []string{"product_name", "on_hand", "price"}
-	case len(paths) > 0:
-		return paths
-	}
-	req.GetItem().ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-		paths = append(paths, string(fd.Name()))
-		return true
-	})
-	return paths
 }
 
 // readProductName returns a name in the form in which the catalogue stores it, or what is wrong with it. Orders find

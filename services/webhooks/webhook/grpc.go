@@ -15,11 +15,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/domain/enduser"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 	"shop.example/platform/apierror"
+	"shop.example/platform/fieldmask"
 	"shop.example/platform/outbox"
 	"shop.example/platform/pagetoken"
 	"shop.example/platform/postgres"
@@ -238,7 +238,7 @@ func (s webhookServer) UpdateWebhook(ctx context.Context, req *webhooksv1.Update
 // has read.
 func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string, err error) {
 	m := req.GetWebhook()
-	for _, field := range updatedFields(req) {
+	for _, field := range fieldmask.Paths(req.GetUpdateMask(), m, "url", "event_types", "description", "format", "state") {
 		switch field {
 		case "id", "disabled_reason", "owner", "failing_since", "created_at", "updated_at":
 			continue
@@ -270,22 +270,6 @@ func (w *webhook) apply(req *webhooksv1.UpdateWebhookRequest) (changed []string,
 	}
 	slices.Sort(changed)
 	return changed, nil
-}
-
-// updatedFields returns the paths of the mask, or the paths that a missing mask or "*" stands for.
-func updatedFields(req *webhooksv1.UpdateWebhookRequest) []string {
-	paths := req.GetUpdateMask().GetPaths()
-	switch {
-	case slices.Equal(paths, []string{"*"}):
-		return []string{"url", "event_types", "description", "format", "state"}
-	case len(paths) > 0:
-		return paths
-	}
-	req.GetWebhook().ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-		paths = append(paths, string(fd.Name()))
-		return true
-	})
-	return paths
 }
 
 // RotateWebhookSecret implements webhooksv1.WebhookServiceServer.
