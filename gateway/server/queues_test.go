@@ -28,17 +28,10 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 			place := func() answer {
 				return send(t, http.MethodPost, "http://"+g.HTTPAddr()+"/v1/orders", order, "Content-Type: application/json")
 			}
-			isReady := func() bool {
-				return send(t, http.MethodGet, "http://"+g.AdminAddr()+"/readyz", "").status == http.StatusOK
-			}
 			if got := place(); got.status != http.StatusAccepted {
 				t.Fatalf("before: %d %s", got.status, got.body)
 			}
-			res, err := broker.Manage.DeleteQueue(broker.Vhost, queue)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = res.Body.Close()
+			deleteQueue(t, broker, queue)
 			begin := time.Now()
 			eventually(t, func() error {
 				got := place()
@@ -50,20 +43,15 @@ func TestPlaceOrder_IsRefusedWhileAQueueIsMissingWithoutWhichItWouldBeLost(t *te
 			if took := time.Since(begin); took > testTimeout/2 {
 				t.Errorf("refused after %s", took)
 			}
-			if isReady() {
+			if isReady(t, g) == nil {
 				t.Error("it says that it is ready")
 			}
-			if err := provision.Topology(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
-				t.Fatal(err)
-			}
+			provisionAgain(t, broker)
 			eventually(t, func() error {
 				if got := place(); got.status != http.StatusAccepted {
 					return fmt.Errorf("afterwards: %d %s", got.status, got.body)
 				}
-				if !isReady() {
-					return errors.New("it is not ready")
-				}
-				return nil
+				return isReady(t, g)
 			})
 		})
 	}
@@ -86,6 +74,7 @@ func TestPlaceOrder_SaysThatTheBrokerDoesNotAnswerIfItIsFrozen(t *testing.T) {
 		return nil
 	}
 	eventually(t, isAccepted)
+	awaitLook(t, broker, g)
 	proxy.DropResponses()
 	eventually(t, func() error {
 		if ready := send(t, http.MethodGet, "http://"+g.AdminAddr()+"/readyz", ""); !strings.Contains(ready.body, messaging.ErrNoAnswer.Error()) {
@@ -100,6 +89,44 @@ func TestPlaceOrder_SaysThatTheBrokerDoesNotAnswerIfItIsFrozen(t *testing.T) {
 	proxy.Down()
 	proxy.Up(t)
 	eventually(t, isAccepted)
+}
+
+// awaitLook waits until the gateway looks after the queues of orders, which begins after the first order may have been accepted.
+func awaitLook(t *testing.T, broker *brokertest.Broker, g *gateway) {
+	t.Helper()
+	deleteQueue(t, broker, "order")
+	eventually(t, func() error {
+		if isReady(t, g) == nil {
+			return errors.New("it does not miss the queue")
+		}
+		return nil
+	})
+	provisionAgain(t, broker)
+	eventually(t, func() error { return isReady(t, g) })
+}
+
+func isReady(t *testing.T, g *gateway) error {
+	t.Helper()
+	if ready := send(t, http.MethodGet, "http://"+g.AdminAddr()+"/readyz", ""); ready.status != http.StatusOK {
+		return fmt.Errorf("it is not ready: %s", ready.body)
+	}
+	return nil
+}
+
+func deleteQueue(t *testing.T, broker *brokertest.Broker, queue string) {
+	t.Helper()
+	res, err := broker.Manage.DeleteQueue(broker.Vhost, queue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+}
+
+func provisionAgain(t *testing.T, broker *brokertest.Broker) {
+	t.Helper()
+	if err := provision.Topology(t.Context(), topology.Broker(), os.Getenv("AMQP_MANAGEMENT_URL"), broker.Vhost); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually calls f until it returns nil.

@@ -700,6 +700,35 @@ func TestSend_ADeadConnectionOverHTTP2IsGivenUp(t *testing.T) {
 	})
 }
 
+// A receiver that closed an idle connection as the next event was sent was an attempt that had failed with "EOF", and the event
+// waited for the next one.
+func TestSend_AConnectionThatTheReceiverClosesMeanwhileIsNoFailure(t *testing.T) {
+	t.Parallel()
+	v := newReceiver(t, func(_ http.ResponseWriter, _ request, n int) {
+		if n == 2 {
+			panic(http.ErrAbortHandler) // closes the connection without an answer
+		}
+	})
+	s, err := newSender(quick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if a := s.send(t.Context(), &webhook{URL: v.URL, Secret: newSecret()}, event{MessageID: "m", Payload: "{}"}); !a.delivered() {
+			t.Errorf("got %+v", a)
+		}
+	}
+	got := v.requests()
+	if len(got) != 3 || got[2].id() != "m" || len(got[2].body) == 0 {
+		t.Errorf("it got %+v", got)
+	}
+	for _, r := range got {
+		if _, ok := r.header["Idempotency-Key"]; ok {
+			t.Errorf("it got the header %v", r.header)
+		}
+	}
+}
+
 // Its owner could learn from what is wrong with an attempt what names resolve to inside.
 func TestSend_AProblemNamesNoAddress(t *testing.T) {
 	t.Parallel()

@@ -217,6 +217,9 @@ func newRequest(ctx context.Context, w *webhook, e event, at time.Time) (*http.R
 	req.Header.Set(standardwebhooks.HeaderWebhookID, e.MessageID)
 	req.Header.Set(standardwebhooks.HeaderWebhookTimestamp, strconv.FormatInt(at.Unix(), 10))
 	req.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
+	// It may be sent twice: a receiver that has just closed an idle connection gets it over a new one, at once. The header is
+	// for net/http alone, which sends none without a value.
+	req.Header["Idempotency-Key"] = []string{}
 	return req, nil
 }
 
