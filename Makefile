@@ -118,9 +118,9 @@ manifests: ## Check deploy/kubernetes by the libraries of Kubernetes itself
 # Ends a test program that hangs. It is no measure of how fast a machine is: waits inside tests have bounds of their own.
 TEST_TIMEOUT ?= 2h
 
-# Tests that take the longest: they restart servers, fill queues with the largest messages, replace every secret, measure shops, use
-# the page in a browser. CI runs them, too.
-LONG = ^Test(Page_|DocsPage_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Databases_EachService|Database_AStandby|Database_SlowOrAway|DeadLetters_LargeOnes|DeadLetters_WhatKills|Delivery_ADeadReceiver|Chaos_|Controls_WhatBreaks|Topology_ServicesWith|Topology_WhatIsDeleted|Idle_|Growth_MeasuresA)
+# Tests that take the longest: they start and restart servers, fill queues with the largest messages, replace every secret, measure
+# shops, use the page in a browser. CI runs them, too.
+LONG = ^Test(Page_|DocsPage_|Start_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Down_AsksBefore|Databases_EachService|Database_AStandby|Database_SlowOrAway|DeadLetters_LargeOnes|DeadLetters_WhatKills|Delivery_ADeadReceiver|Chaos_|Controls_WhatBreaks|Topology_ServicesWith|Topology_WhatIsDeleted|Idle_|Growth_MeasuresA)
 RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
     -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
 
@@ -129,8 +129,8 @@ race: .bin/shopdev .bin/gotestsum # Never from the cache: the servers they talk 
 	$(RACE) -skip '$(LONG)' $(MODULES:%=%/...)
 
 .PHONY: long
-long: .bin/shopdev .bin/gotestsum ## The tests that make test leaves out: those of half a minute or more, and those in a browser
-	$(RACE) -run '$(LONG)' ./e2e ./bench/measure ./services/webhooks/webhook
+long: .bin/shopdev .bin/gotestsum ## The tests that make test leaves out: those of half a minute or more, that start servers, or in a browser
+	$(RACE) -run '$(LONG)' ./e2e ./bench/measure ./dev/stack ./services/webhooks/webhook
 
 # A folder, and the file with its line of wiring.
 FEATURES = gateway/intermediary:gateway/server/features.go gateway/web:gateway/server/features.go dev/controls:dev/command/features.go

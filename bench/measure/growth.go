@@ -376,7 +376,7 @@ func (g *grower) placeWithoutCount(ctx context.Context) (Figures, error) {
 	return f, confirms.read(f, g.Options.Orders)
 }
 
-// oldPartitions are the partitions of the log with the days before some day.
+// oldPartitions are the partitions of the log with the weeks that were over some day.
 type oldPartitions struct {
 	Partitions  int
 	Rows, Bytes int64
@@ -386,8 +386,8 @@ func partitionsOf(ctx context.Context, pool *sql.DB, before time.Time) (p oldPar
 	err = pool.QueryRowContext(ctx, `
 		SELECT count(*), coalesce(sum(reltuples), 0)::bigint, coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-		WHERE i.inhparent = 'logging.event_log'::regclass AND c.relname ~ '\d{8}$' AND c.relname < $1`,
-		"event_log_"+before.UTC().Format("20060102")).Scan(&p.Partitions, &p.Rows, &p.Bytes)
+		WHERE i.inhparent = 'logging.event_log'::regclass AND c.relname ~ '\d{8}$' AND c.relname <= $1`,
+		"event_log_"+before.UTC().Add(-week).Format("20060102")).Scan(&p.Partitions, &p.Rows, &p.Bytes)
 	if err != nil {
 		return p, fmt.Errorf("reading the partitions of the log: %w", err)
 	}

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	day = 24 * time.Hour
-	// pastDays is over how many days the orders of the past were placed: nearly all that the log keeps by default, a partition each.
+	day  = 24 * time.Hour
+	week = 7 * day
+	// pastDays is over how many days the orders of the past were placed: nearly all that the log keeps by default.
 	pastDays = 390
 	// logRowsOfAnOrder are OrderPlaced, what was decided, DecrementQuantity, and two changes of the stock.
 	logRowsOfAnOrder = 5
@@ -215,12 +216,12 @@ func (g *grower) placedAt(n int) time.Time {
 	return g.began.Add(time.Duration(float64(n-1) / perDay * float64(day)))
 }
 
-// makePartitions makes the log's partitions for the orders that are missing.
+// makePartitions makes the log's partitions for the orders that are missing, each of a week.
 func (g *grower) makePartitions(ctx context.Context, orders int) error {
 	end := g.placedAt(orders + 1).Add(time.Second)
-	for d := g.placedAt(g.has.Orders + 1).UTC().Truncate(day); !d.After(end); d = d.Add(day) {
+	for monday := g.placedAt(g.has.Orders + 1).UTC().Truncate(week); !monday.After(end); monday = monday.Add(week) {
 		err := g.execute(ctx, fmt.Sprintf(`CREATE TABLE IF NOT EXISTS logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
-			d.Format("20060102"), d.Format(time.RFC3339), d.Add(day).Format(time.RFC3339)))
+			monday.Format("20060102"), monday.Format(time.RFC3339), monday.Add(week).Format(time.RFC3339)))
 		if err != nil {
 			return err
 		}
@@ -228,7 +229,7 @@ func (g *grower) makePartitions(ctx context.Context, orders int) error {
 	return nil
 }
 
-// fillDays stores rows of the orders that are missing, a day at a time: its orders have one partition of the log.
+// fillDays stores rows of the orders that are missing, a day at a time.
 func (g *grower) fillDays(ctx context.Context, what string, rows []string, orders, forms int) error {
 	perDay := float64(g.growth.Orders) / pastDays
 	for has := g.has.Orders; has < orders; {

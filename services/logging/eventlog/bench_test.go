@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -97,6 +98,72 @@ func BenchmarkInsert(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/event")
+		})
+	}
+}
+
+// BenchmarkPartitions is what statements cost with the partitions of 400 days: insert 50 events, an order's events, a page of the
+// newest, and the same page on a connection that has planned nothing yet.
+func BenchmarkPartitions(b *testing.B) {
+	for _, of := range []struct {
+		name string
+		past time.Duration
+		span time.Duration
+	}{{"none of the past", 0, week}, {"weeks", 400 * day, week}, {"days", 400 * day, day}} {
+		db, err := postgres.Open(b.Context(), dbtest.New(b), schema, postgres.Options{MaxConns: 1})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer db.Close()
+		now := time.Now().UTC()
+		err = postgres.InTx(b.Context(), db, func(tx *sqlx.Tx) error {
+			for _, m := range missingPartitions(nil, now.Add(-of.past), now.Add(8*day), of.span) {
+				if err := m.create(b.Context(), tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var records []record
+		insert := func(b *testing.B) {
+			records = records[:0]
+			for _, d := range eventsOfOrders(b, 13)[:50] {
+				records = append(records, readDelivery(d, time.Now()))
+			}
+			b.StartTimer()
+			if _, err := insertRecords(b.Context(), db, records); err != nil {
+				b.Fatal(err)
+			}
+		}
+		page := func(b *testing.B, f filter) {
+			if rows, _, err := rowsBefore(b.Context(), db, f, 0, 50); err != nil || len(rows) == 0 {
+				b.Fatal(rows, err)
+			}
+		}
+		b.Run("insert/"+of.name, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				insert(b)
+			}
+		})
+		b.Run("order/"+of.name, func(b *testing.B) {
+			for b.Loop() {
+				page(b, filter{orderID: records[0].orderID})
+			}
+		})
+		b.Run("page/"+of.name, func(b *testing.B) {
+			for b.Loop() {
+				page(b, filter{})
+			}
+		})
+		b.Run("first page/"+of.name, func(b *testing.B) {
+			for b.Loop() {
+				db.SetMaxIdleConns(0)
+				page(b, filter{})
+			}
 		})
 	}
 }

@@ -21,12 +21,19 @@ func (f filter) searches() bool {
 	return f.orderID == "" && (f.key.re != nil || !f.publishedAfter.IsZero() || !f.publishedBefore.IsZero())
 }
 
-// indexed is the filter without what no index has. Times are those of whole days, which are partitions.
+func (f filter) searchLimit() int {
+	if f.key.literal != "" {
+		return scatteredLimit
+	}
+	return searchLimit
+}
+
+// indexed is the filter without what no index has. Times are those of whole weeks, which are partitions, or several of them.
 func (f filter) indexed() filter {
 	f.key.re = nil
-	f.publishedAfter = f.publishedAfter.Truncate(day)
-	if before := f.publishedBefore.Truncate(day); before.Before(f.publishedBefore) {
-		f.publishedBefore = before.Add(day)
+	f.publishedAfter = f.publishedAfter.Truncate(week)
+	if before := f.publishedBefore.Truncate(week); before.Before(f.publishedBefore) {
+		f.publishedBefore = before.Add(week)
 	}
 	return f
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +18,11 @@ import (
 )
 
 const (
-	day = 24 * time.Hour
+	day  = 24 * time.Hour
+	week = 7 * day
+	// dailyBelow is the retention below which partitions are those of days, so that no event stays for long after it. From there on
+	// they are those of weeks: each statement on the log costs something for each partition (docs/adr/0024).
+	dailyBelow = 60 * day
 	// daysAhead is how many days ahead partitions are created: maintenance may fail for this many days before rows go to
 	// the default partition.
 	daysAhead        = 7
@@ -36,7 +40,7 @@ var requestRoutingKey = sync.OnceValue(func() string {
 	return event.RoutingKey
 })
 
-// partitions maintains the daily partitions of event_log. Days are those of UTC.
+// partitions maintains the partitions of event_log. Days are those of UTC, and weeks begin with Monday.
 type partitions struct {
 	db        *sqlx.DB
 	log       *slog.Logger
@@ -82,16 +86,11 @@ func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		var missing []time.Time
-		for at := today; !at.After(today.Add(daysAhead * day)); at = at.Add(day) {
-			if !existing[at] {
-				missing = append(missing, at)
-			}
-		}
-		var over []time.Time
-		for at := range existing {
-			if p.retention > 0 && !at.Add(day).After(now.Add(-p.retention)) {
-				over = append(over, at)
+		missing := missingPartitions(existing, today, today.Add((daysAhead+1)*day), p.span())
+		var over []partition
+		for _, e := range existing {
+			if p.retention > 0 && !e.To.After(now.Add(-p.retention)) {
+				over = append(over, e)
 			}
 		}
 		if len(missing)+len(over) > 0 {
@@ -99,17 +98,17 @@ func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 				return err
 			}
 		}
-		for _, at := range missing {
-			if err := createPartition(ctx, tx, at); err != nil {
-				return fmt.Errorf("making partition %s: %w", partitionName(at), err)
+		for _, m := range missing {
+			if err := m.create(ctx, tx); err != nil {
+				return fmt.Errorf("making partition %s: %w", m.name(), err)
 			}
-			made = append(made, partitionName(at))
+			made = append(made, m.name())
 		}
-		for _, at := range over {
-			if _, err := tx.ExecContext(ctx, "DROP TABLE "+partitionName(at)); err != nil {
-				return fmt.Errorf("dropping partition %s: %w", partitionName(at), err)
+		for _, o := range over {
+			if _, err := tx.ExecContext(ctx, "DROP TABLE "+o.name()); err != nil {
+				return fmt.Errorf("dropping partition %s: %w", o.name(), err)
 			}
-			dropped = append(dropped, partitionName(at))
+			dropped = append(dropped, o.name())
 		}
 		if p.retention > 0 {
 			_, err = tx.ExecContext(ctx, "DELETE FROM event_log_default WHERE published_at < $1", now.Add(-p.retention))
@@ -122,6 +121,14 @@ func (p *partitions) maintain(ctx context.Context, now time.Time) error {
 	return err
 }
 
+// span is how much time a partition covers.
+func (p *partitions) span() time.Duration {
+	if p.retention > 0 && p.retention < dailyBelow {
+		return day
+	}
+	return week
+}
+
 // expireRequests deletes the requests that are older than requestRetention, in slices, from the partitions that can have
 // any. It finds them by the index on the routing key, without reading other rows.
 func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
@@ -131,9 +138,9 @@ func (p *partitions) expireRequests(ctx context.Context, now time.Time) error {
 		return err
 	}
 	tables := []string{"event_log_default"}
-	for at := range existing {
-		if at.Before(before) {
-			tables = append(tables, partitionName(at))
+	for _, e := range existing {
+		if e.From.Before(before) {
+			tables = append(tables, e.name())
 		}
 	}
 	for _, table := range tables {
@@ -164,10 +171,18 @@ func lockEventLog(ctx context.Context, tx *sqlx.Tx) error {
 	return err
 }
 
-// createPartition creates the partition of a day. The day's rows in the default partition are moved into it, because the
-// server refuses to create a partition while the default one has rows for it.
-func createPartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
-	name, from, to := partitionName(at), pq.QuoteLiteral(at.Format(time.RFC3339)), pq.QuoteLiteral(at.Add(day).Format(time.RFC3339))
+// partition is one for the events that were published from From on, and before To. It has the name of its first day.
+type partition struct {
+	From time.Time `db:"from"`
+	To   time.Time `db:"to"`
+}
+
+func (p partition) name() string { return "event_log_" + p.From.UTC().Format("20060102") }
+
+// create creates the partition. Its rows in the default partition are moved into it, because the server refuses to create a
+// partition while the default one has rows for it.
+func (p partition) create(ctx context.Context, tx *sqlx.Tx) error {
+	name, from, to := p.name(), pq.QuoteLiteral(p.From.UTC().Format(time.RFC3339)), pq.QuoteLiteral(p.To.UTC().Format(time.RFC3339))
 	for _, statement := range []string{
 		"CREATE TABLE " + name + " (LIKE event_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
 		fmt.Sprintf(`WITH moved AS (DELETE FROM event_log_default WHERE published_at >= %s AND published_at < %s RETURNING *)
@@ -181,23 +196,38 @@ func createPartition(ctx context.Context, tx *sqlx.Tx, at time.Time) error {
 	return nil
 }
 
-const partitionPrefix = "event_log_"
+// missingPartitions returns partitions for the times from from to to that existing, in the order of time, does not cover. They
+// begin and end at multiples of span, or where an existing one ends or begins: after the retention has changed, that of an
+// earlier span.
+func missingPartitions(existing []partition, from, to time.Time, span time.Duration) (missing []partition) {
+	for at := from.Truncate(span); at.Before(to); {
+		end := at.Truncate(span).Add(span)
+		if i := slices.IndexFunc(existing, func(e partition) bool { return e.To.After(at) }); i >= 0 {
+			next := existing[i]
+			if !next.From.After(at) {
+				at = next.To
+				continue
+			}
+			if next.From.Before(end) {
+				end = next.From
+			}
+		}
+		missing = append(missing, partition{at, end})
+		at = end
+	}
+	return missing
+}
 
-func partitionName(at time.Time) string { return partitionPrefix + at.Format("20060102") }
-
-// existingPartitions returns the days that have a partition.
-func existingPartitions(ctx context.Context, q sqlx.QueryerContext) (map[time.Time]bool, error) {
-	var names []string
-	err := sqlx.SelectContext(ctx, q, &names, `
-		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'event_log'::regclass`)
+// existingPartitions returns the partitions but the default one, in the order of time.
+func existingPartitions(ctx context.Context, q sqlx.QueryerContext) (existing []partition, err error) {
+	err = sqlx.SelectContext(ctx, q, &existing, `
+		SELECT bound[1]::timestamptz AS "from", bound[2]::timestamptz AS "to"
+		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid,
+		     regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''(.*)''\) TO \(''(.*)''\)') AS bound
+		WHERE i.inhparent = 'event_log'::regclass AND c.relname ~ '^event_log_\d{8}$'
+		ORDER BY 1`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the partitions: %w", err)
 	}
-	days := make(map[time.Time]bool, len(names))
-	for _, name := range names {
-		if at, err := time.Parse("20060102", strings.TrimPrefix(name, partitionPrefix)); err == nil {
-			days[at] = true
-		}
-	}
-	return days, nil
+	return existing, nil
 }

@@ -14,7 +14,7 @@ import (
 	"shop.example/platform/postgres"
 )
 
-func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
+func TestPartitions_RowsOfAWeekWithoutOneMoveIntoIt(t *testing.T) {
 	t.Parallel()
 	db := openDB(t, dbtest.New(t))
 	p := &partitions{db: db, log: slog.New(slog.DiscardHandler)}
@@ -45,11 +45,11 @@ func TestPartitions_RowsOfADayWithoutOneMoveIntoIt(t *testing.T) {
 	if rows := write(t, db, append(deliveries, deliveryOf(t, placed(newOrderID())))...); len(rows) != 1 || rows[0].id <= after[9].ID {
 		t.Errorf("made %+v, want one row with a higher id", rows)
 	}
-	if n := count(t, db, "SELECT count(*) FROM "+partitionName(time.Now().UTC())); n != 11 {
-		t.Errorf("%d rows in the partition of today, want 11", n)
+	if n := count(t, db, "SELECT count(*) FROM "+partition{From: time.Now().Truncate(week)}.name()); n != 11 {
+		t.Errorf("%d rows in the partition of this week, want 11", n)
 	}
-	if n := count(t, db, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'event_log'::regclass"); n != 1+1+daysAhead {
-		t.Errorf("%d partitions, want the default, today and %d days ahead", n, daysAhead)
+	if n := count(t, db, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'event_log'::regclass"); n != 1+2 {
+		t.Errorf("%d partitions, want the default, this week's and the next one's", n)
 	}
 }
 
@@ -78,6 +78,51 @@ func TestPartitions_WhatIsOlderThanTheRetentionGoes(t *testing.T) {
 	}
 	if n := count(t, db, "SELECT count(*) FROM event_log"); n != 2 {
 		t.Errorf("%d rows are left where everything is kept, want 2", n)
+	}
+}
+
+// Each statement on the log costs something for each of its partitions, and the days of 400 were as many.
+func TestPartitions_DaysAndWeeksFollowEachOtherWithoutAHole(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	monday := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	at := func(days int) time.Time { return monday.Add(time.Duration(days) * day) }
+	daily := &partitions{db: db, log: slog.New(slog.DiscardHandler), retention: 30 * day}
+	weekly := &partitions{db: db, log: daily.log, retention: 400 * day}
+	var want []partition
+	for _, step := range []struct {
+		p    *partitions
+		now  time.Time
+		made []partition
+	}{
+		{daily, at(2).Add(time.Hour), []partition{{at(2), at(3)}, {at(3), at(4)}, {at(4), at(5)}, {at(5), at(6)}, {at(6), at(7)}, {at(7), at(8)}, {at(8), at(9)}, {at(9), at(10)}}},
+		// The rest of the week, and the days of this one that have none.
+		{weekly, at(3), []partition{{at(0), at(2)}, {at(10), at(14)}}},
+		{weekly, at(7), []partition{{at(14), at(21)}}},
+		{weekly, at(13), nil},
+		{daily, at(14), []partition{{at(21), at(22)}}},
+		{weekly, at(100), []partition{{at(98), at(105)}, {at(105), at(112)}}},
+	} {
+		if err := step.p.maintain(t.Context(), step.now); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, step.made...)
+		slices.SortFunc(want, func(a, b partition) int { return a.From.Compare(b.From) })
+		got, err := existingPartitions(t.Context(), db)
+		if err != nil || !slices.EqualFunc(got, want, func(a, b partition) bool { return a.From.Equal(b.From) && a.To.Equal(b.To) }) {
+			t.Errorf("at %s: %v, %v, want %v", step.now, got, err, want)
+		}
+	}
+	// A week goes when its last day is old enough, and not before.
+	weekly.retention = 60 * day
+	last := partition{at(98), at(105)}
+	for _, early := range []time.Duration{time.Hour, 0} {
+		if err := weekly.maintain(t.Context(), last.To.Add(weekly.retention-early)); err != nil {
+			t.Fatal(err)
+		}
+		if n := count(t, db, "SELECT count(*) FROM pg_class WHERE relname = '"+last.name()+"'"); n == 1 != (early > 0) {
+			t.Errorf("%s before a week is old enough there are %d partitions of it", early, n)
+		}
 	}
 }
 

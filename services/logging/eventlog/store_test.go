@@ -477,6 +477,8 @@ func TestListEvents_ASearchReadsABoundedPartOfTheLog(t *testing.T) {
 	}{
 		"pattern": {filter{key: parseKeyPattern("#.delete")}, [][]int64{nil, {searchLimit + 5}, {10}}},
 		"time":    {filter{publishedBefore: early}, [][]int64{nil, nil, {4, 3}, {2, 1}}},
+		// Of 2*searchLimit+8 that were placed, of which each call reads scatteredLimit.
+		"type and time": {filter{key: parseKeyPattern("shop.order.placed"), publishedBefore: early}, slices.Concat(make([][]int64, 2*searchLimit/scatteredLimit), [][]int64{{4, 3}, {2, 1}})},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var next int64

@@ -440,6 +440,25 @@ func TestListOrders_ASearchReadsSoManyOrdersACall(t *testing.T) {
 	if page, err := s.ListOrders(t.Context(), req); err != nil || page.GetNextPageToken() != "" {
 		t.Errorf("of an hour: %v, %v; want no other page: all that follows is older", page, err)
 	}
+	// To look at items takes longer: five times as many calls.
+	pages := 1
+	req = &orderv1.ListOrdersRequest{ProductId: 5}
+	for ; ; pages++ {
+		page, err := s.ListOrders(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page.GetOrders()) > 0 {
+			break
+		}
+		req.PageToken = page.GetNextPageToken()
+		if req.PageToken == "" {
+			t.Fatal("the order is on no page")
+		}
+	}
+	if want := searchLimit/itemSearchLimit + 1; pages != want {
+		t.Errorf("it is on page %d, want %d", pages, want)
+	}
 }
 
 // There is no index on confirmed orders, because nearly all are. When a product had sold out nearly none of the last ones was.

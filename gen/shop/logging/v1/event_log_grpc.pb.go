@@ -31,7 +31,8 @@ const (
 // EventLogService reads the log that holds every event once.
 type EventLogServiceClient interface {
 	// ListEvents lists events, the newest first; those of one order come in the order they were logged. If it looks for a pattern of
-	// routing keys or for times, one call reads 20,000 events: a page may be short, or empty, while another one follows.
+	// routing keys or for times, one call reads 20,000 events, or 5,000 for times of one type: a page may be short, or empty, while
+	// another one follows.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 	// StreamEvents sends events as they are logged, each once and in the order of their ids, until the client leaves. The
 	// first response comes at once and says where the stream begins; it has no event, as one that comes every 15 seconds
@@ -99,7 +100,8 @@ func (c *eventLogServiceClient) ResendEvents(ctx context.Context, in *ResendEven
 // EventLogService reads the log that holds every event once.
 type EventLogServiceServer interface {
 	// ListEvents lists events, the newest first; those of one order come in the order they were logged. If it looks for a pattern of
-	// routing keys or for times, one call reads 20,000 events: a page may be short, or empty, while another one follows.
+	// routing keys or for times, one call reads 20,000 events, or 5,000 for times of one type: a page may be short, or empty, while
+	// another one follows.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	// StreamEvents sends events as they are logged, each once and in the order of their ids, until the client leaves. The
 	// first response comes at once and says where the stream begins; it has no event, as one that comes every 15 seconds

@@ -34,8 +34,8 @@ type OrderServiceClient interface {
 	// nothing but its id and state.
 	GetOrder(ctx context.Context, in *GetOrderRequest, opts ...grpc.CallOption) (*GetOrderResponse, error)
 	// ListOrders lists orders, the newest first: all for operators, their own for others. If it looks for an end of an id, an
-	// address, a product or, for operators, the state CONFIRMED, one call reads the next 20,000 orders (of the owner): a page may be
-	// short, or empty, while another one follows.
+	// address, a product or, for operators, the state CONFIRMED, one call reads the next 20,000 orders (of the owner), or 4,000 for
+	// a product: a page may be short, or empty, while another one follows.
 	ListOrders(ctx context.Context, in *ListOrdersRequest, opts ...grpc.CallOption) (*ListOrdersResponse, error)
 	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing. An order that has
 	// not been decided cannot be cancelled yet: ORDER_PENDING.
@@ -90,8 +90,8 @@ type OrderServiceServer interface {
 	// nothing but its id and state.
 	GetOrder(context.Context, *GetOrderRequest) (*GetOrderResponse, error)
 	// ListOrders lists orders, the newest first: all for operators, their own for others. If it looks for an end of an id, an
-	// address, a product or, for operators, the state CONFIRMED, one call reads the next 20,000 orders (of the owner): a page may be
-	// short, or empty, while another one follows.
+	// address, a product or, for operators, the state CONFIRMED, one call reads the next 20,000 orders (of the owner), or 4,000 for
+	// a product: a page may be short, or empty, while another one follows.
 	ListOrders(context.Context, *ListOrdersRequest) (*ListOrdersResponse, error)
 	// CancelOrder cancels a confirmed order and restocks it. Cancelling a cancelled order changes nothing. An order that has
 	// not been decided cannot be cancelled yet: ORDER_PENDING.
