@@ -23,6 +23,8 @@ const (
 	pastDays = 390
 	// logRowsOfAnOrder are OrderPlaced, what was decided, DecrementQuantity, and two changes of the stock.
 	logRowsOfAnOrder = 5
+	// fillInterval is how often it is told how far filling is.
+	fillInterval = 10 * time.Second
 )
 
 // An order of the past has one of as many forms as there are products: two lines, of a product and the next one. What an order's form
@@ -232,11 +234,15 @@ func (g *grower) makePartitions(ctx context.Context, orders int) error {
 // fillDays stores rows of the orders that are missing, a day at a time.
 func (g *grower) fillDays(ctx context.Context, what string, rows []string, orders, forms int) error {
 	perDay := float64(g.growth.Orders) / pastDays
+	var told time.Time
 	for has := g.has.Orders; has < orders; {
 		first := has + 1
 		n := int(float64(has)/perDay) + 1 // the day, from 1
 		last := min(max(int(float64(n)*perDay), first), orders)
-		g.tell("filling: %s: %d of %d orders", what, has, g.growth.Orders)
+		if time.Since(told) > fillInterval {
+			told = time.Now()
+			g.tell("filling: %s: %d of %d orders", what, has, g.growth.Orders)
+		}
 		if err := g.fillDay(ctx, rows, first, last, forms); err != nil {
 			return err
 		}
