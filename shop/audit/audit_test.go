@@ -595,9 +595,9 @@ func TestRun_AnEventOfALaterDayIsFound(t *testing.T) {
 	s := newShop(t)
 	today := time.Now().UTC().Truncate(24 * time.Hour)
 	day := today.AddDate(0, 0, daysOfEvents+1)
-	for _, d := range []time.Time{today.AddDate(0, 0, -10), day} { // the log begins with the first
+	for _, d := range []time.Time{today.AddDate(0, 0, -10), day.AddDate(0, 0, -5)} { // the log begins with the first
 		s.exec(t, fmt.Sprintf(`CREATE TABLE logging.event_log_%s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`,
-			d.Format("20060102"), d.Format(time.RFC3339), d.AddDate(0, 0, 1).Format(time.RFC3339)))
+			d.Format("20060102"), d.Format(time.RFC3339), d.AddDate(0, 0, 7).Format(time.RFC3339)))
 	}
 	// One whose id begins with its time, and one whose id has none, as that of an order with an idempotency key.
 	keyed := uuid.NewString()

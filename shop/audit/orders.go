@@ -400,8 +400,8 @@ func (a *Auditor) readHolds(ctx context.Context, byID map[string]*orderView, ids
 	})
 }
 
-// lateEvents returns the orders that have an event of a later day than that of their ids, which begin with the time at which they
-// were made. Each day of the log is a partition, in which an index leads to those alone.
+// lateEvents returns the orders that have an event of a later partition of the log than that of their ids, which begin with the time
+// at which they were made. In each partition an index leads to those alone.
 func (a *Auditor) lateEvents(ctx context.Context) (late map[string]bool, err error) {
 	late = map[string]bool{}
 	add := func(r *sql.Rows) error {
@@ -410,32 +410,35 @@ func (a *Auditor) lateEvents(ctx context.Context) (late map[string]bool, err err
 		late[id] = true
 		return err
 	}
-	var days []time.Time
+	var partitions [][2]time.Time // from and to
 	err = rows(ctx, a.logging, "the partitions of the log", `
-		SELECT to_date(substring(relname FROM '\d{8}$'), 'YYYYMMDD') FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+		SELECT bound[1]::timestamptz, bound[2]::timestamptz
+		FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid,
+		     regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''(.*)''\) TO \(''(.*)''\)') AS bound
 		WHERE inhparent = 'event_log'::regclass AND relname ~ '^event_log_\d{8}$'`, nil, func(r *sql.Rows) error {
-		var day time.Time
-		err := r.Scan(&day)
-		days = append(days, day)
+		var p [2]time.Time
+		err := r.Scan(&p[0], &p[1])
+		partitions = append(partitions, p)
 		return err
 	})
 	if err == nil {
 		err = rows(ctx, a.logging, "the log", `SELECT DISTINCT order_id FROM event_log_default WHERE order_id IS NOT NULL`, nil, add)
 	}
-	for _, day := range days {
+	for _, p := range partitions {
 		if err != nil {
 			return nil, err
 		}
-		ms := fmt.Sprintf("%012x", day.UnixMilli())
+		ms := fmt.Sprintf("%012x", p[0].UnixMilli())
 		err = rows(ctx, a.logging, "the log", `
 			SELECT DISTINCT order_id FROM event_log WHERE published_at >= $1 AND published_at < $2 AND order_id < $3`,
-			[]any{day, day.AddDate(0, 0, 1), ms[:8] + "-" + ms[8:] + "-0000-0000-000000000000"}, add)
+			[]any{p[0], p[1], ms[:8] + "-" + ms[8:] + "-0000-0000-000000000000"}, add)
 	}
 	return late, err
 }
 
-// daysOfEvents is for how many days after an order was changed last its events are looked for, if it has none of a later day.
-const daysOfEvents = 2
+// daysOfEvents is for how many days after an order was changed last its events are looked for, if it has none of a later partition: as
+// many as a partition has, and one for clocks.
+const daysOfEvents = 8
 
 // readEvents reads the events of the orders, from the day of the oldest one on: partitions that can have none are not touched,
 // because looking for thousands of orders in each of some hundred partitions would take longer than everything else. late
