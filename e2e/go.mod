@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2
+	github.com/caarlos0/env/v11 v11.4.2
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/google/uuid v1.6.0
@@ -27,11 +28,14 @@ require (
 	shop.example/db/dbtest v0.0.0
 	shop.example/dev v0.0.0
 	shop.example/domain v0.0.0
+	shop.example/gateway v0.0.0
 	shop.example/gen v0.0.0
 	shop.example/platform v0.0.0
 	shop.example/platform/testkit v0.0.0
 	shop.example/services/inventory v0.0.0
 	shop.example/services/logging v0.0.0
+	shop.example/services/order v0.0.0
+	shop.example/services/webhooks v0.0.0
 	shop.example/shop v0.0.0
 	shop.example/topology v0.0.0
 )
@@ -48,7 +52,6 @@ require (
 	github.com/antlr4-go/antlr/v4 v4.13.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/bojanz/currency v1.4.2 // indirect
-	github.com/caarlos0/env/v11 v11.4.2 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/cockroachdb/apd/v3 v3.2.1 // indirect
@@ -99,9 +102,6 @@ require (
 	golang.org/x/term v0.47.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
-	shop.example/gateway v0.0.0 // indirect
-	shop.example/services/order v0.0.0 // indirect
-	shop.example/services/webhooks v0.0.0 // indirect
 )
 
 require github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
