@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,10 +29,11 @@ const (
 type composeFile struct {
 	Name     string
 	Services map[string]struct {
-		Image   string
-		Ports   []string
-		Volumes []string
-		Command any
+		Image       string
+		Ports       []string
+		Volumes     []string
+		Command     any
+		Environment map[string]any
 	}
 }
 
@@ -206,6 +208,61 @@ func TestCompose_ProductionStartsWithTheSecretsOfShopSecretsAlone(t *testing.T) 
 	}
 	for name := range needs {
 		t.Errorf("production needs %s, which shop secrets does not make", name)
+	}
+}
+
+// notPassedOn are variables that containers do not get from the environment or .env, and why.
+var notPassedOn = map[string]string{
+	"AMQP_URL": "made of the passwords", "DATABASE_URL": "made of the passwords",
+	"HTTP_ADDR": "SHOP_PORT is where it is published", "GRPC_ADDR": "its port is part of the others' addresses", "ADMIN_ADDR": "its port is the health check's",
+	"ORDER_ADDR": "a container's name", "INVENTORY_ADDR": "a container's name", "LOGGING_ADDR": "a container's name", "WEBHOOKS_ADDR": "a container's name",
+	"GRPC_TLS_CERT_FILE": "in a volume", "GRPC_TLS_KEY_FILE": "in a volume", "GRPC_TLS_CA_FILE": "in a volume",
+	"TLS_CERT_FILE": "a proxy speaks TLS with the world", "TLS_KEY_FILE": "a proxy speaks TLS with the world",
+	"PPROF_ADDR":            "profiles are for the container itself",
+	"FLIGHT_RECORDER_LIMIT": "nothing can be written in a container", "FLIGHT_RECORDER_DIR": "nothing can be written in a container",
+	"NO_COLOR": "there is no terminal",
+}
+
+// EVENT_LOG_RETENTION=0 in .env, as the documents said, reached no container: events were deleted for good.
+func TestCompose_WhatAServiceReadsIsPassedOnFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	demo, _ := readCompose(t, demoFile)
+	passesOn := func(service, name string) bool {
+		value, ok := demo.Services[service].Environment[name]
+		return ok && (value == nil || strings.HasPrefix(fmt.Sprint(value), "${"+name+":-"))
+	}
+	passed := 0
+	for _, row := range settings(t) {
+		for _, name := range row.names {
+			for _, service := range services {
+				if !slices.Contains(row.readers, service) {
+					continue
+				}
+				why, fixed := notPassedOn[name]
+				switch passes := passesOn(service, name); {
+				case passes && fixed:
+					t.Errorf("%s gets %s, although %s", service, name, why)
+				case passes:
+					passed++
+				case !fixed:
+					t.Errorf("%s reads %s, which %s does not pass on: add `%s:` to its environment, or to notPassedOn with the reason", service, name, demoFile, name)
+				}
+			}
+		}
+	}
+	if passed < 100 {
+		t.Errorf("%d variables are passed on", passed)
+	}
+	// What another file sets can still be set by its user.
+	for _, path := range []string{productionFile, clusterFile} {
+		file, _ := readCompose(t, path)
+		for _, service := range services {
+			for name, value := range file.Services[service].Environment {
+				if passesOn(service, name) && !strings.HasPrefix(fmt.Sprint(value), "${"+name+":") {
+					t.Errorf("%s: %s has %s %v, whatever .env says", path, service, name, value)
+				}
+			}
+		}
 	}
 }
 
