@@ -71,6 +71,8 @@ var (
 	fence  = regexp.MustCompile("(?ms)^( *)```([^\n`]*)\n(.*?)^ *```$")
 	// inline is code within a line. In a table | is \|.
 	inline = regexp.MustCompile("`([^`\n]+)`")
+	// modifier is what zsh applies to a parameter before it.
+	modifier = regexp.MustCompile(`^:[a-zA-Z]`)
 )
 
 // documents are all documents of the project, by their path from its root.
@@ -235,7 +237,8 @@ func callsIn(script string) (calls [][]string, err error) {
 	return calls, nil
 }
 
-// zsh takes an address with a question mark that is not quoted for a pattern, and refuses it: no matches found.
+// zsh takes an address with a question mark that is not quoted for a pattern, and refuses it: no matches found. In $WEBHOOK:test it
+// takes :t for a modifier.
 func TestDocuments_NoAddressIsAPatternOfAShell(t *testing.T) {
 	t.Parallel()
 	calls := 0
@@ -253,6 +256,19 @@ func TestDocuments_NoAddressIsAPatternOfAShell(t *testing.T) {
 				continue // what does not parse in a block, another test finds
 			}
 			syntax.Walk(file, func(node syntax.Node) bool {
+				parts := []syntax.WordPart(nil)
+				switch node := node.(type) {
+				case *syntax.Word:
+					parts = node.Parts
+				case *syntax.DblQuoted:
+					parts = node.Parts
+				}
+				for i := 1; i < len(parts); i++ {
+					literal, _ := parts[i].(*syntax.Lit)
+					if parameter, ok := parts[i-1].(*syntax.ParamExp); ok && parameter.Short && literal != nil && modifier.MatchString(literal.Value) {
+						t.Errorf("%s: write ${%s}%s", document, parameter.Param.Value, literal.Value)
+					}
+				}
 				call, ok := node.(*syntax.CallExpr)
 				if !ok || len(call.Args) == 0 || call.Args[0].Lit() != "curl" {
 					return true
