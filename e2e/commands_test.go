@@ -237,6 +237,25 @@ func callsIn(script string) (calls [][]string, err error) {
 	return calls, nil
 }
 
+// An interactive zsh knows no comments: `make demo # …` was given the words of one as targets, and an apostrophe in one begins a string.
+func TestDocuments_NoBlockOfCommandsHasAComment(t *testing.T) {
+	t.Parallel()
+	for document, text := range documents(t) {
+		for _, b := range blocksOf(document, text) {
+			file, err := syntax.NewParser(syntax.KeepComments(true)).Parse(strings.NewReader(b.text), "")
+			if err != nil || !b.shell() {
+				continue // what does not parse, another test finds
+			}
+			syntax.Walk(file, func(node syntax.Node) bool {
+				if comment, ok := node.(*syntax.Comment); ok {
+					t.Errorf("%s: say it outside the block: #%s", b, comment.Text)
+				}
+				return true
+			})
+		}
+	}
+}
+
 // zsh takes an address with a question mark that is not quoted for a pattern, and refuses it: no matches found. In $WEBHOOK:test it
 // takes :t for a modifier.
 func TestDocuments_NoAddressIsAPatternOfAShell(t *testing.T) {
