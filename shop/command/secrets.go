@@ -20,6 +20,11 @@ const (
 	idSecret         = "SHOP_ID_SECRET"
 	previousIDSecret = "SHOP_ID_SECRET_PREVIOUS"
 	operatorTokens   = "SHOP_OPERATOR_TOKENS"
+
+	// composeFile makes `docker compose` alone mean production in this folder: with the demonstration's own file it would start a
+	// demonstration with these secrets.
+	composeFile = "COMPOSE_FILE"
+	production  = "deploy/compose/production.yaml"
 )
 
 // secretNames are the variables, besides the operators', without which deploy/compose/production.yaml does not start.
@@ -38,11 +43,9 @@ var secretNames = func() []string {
 // amqpPassword names the variable with the password of a service's user on the broker.
 func amqpPassword(service string) string { return strings.ToUpper(service) + "_AMQP_PASSWORD" }
 
-// secretsHeader is how a new file begins. From then on `docker compose` alone means production in this folder: with the
-// demonstration's own file it would start a demonstration with these secrets.
+// secretsHeader is how a new file begins.
 const secretsHeader = `# The secrets of this shop, made by shop secrets. Whoever has them has the shop: keep the file to yourself, and a copy of
 # it safe.
-COMPOSE_FILE=compose.yaml:deploy/compose/production.yaml
 `
 
 func secretsCommand() *cobra.Command {
@@ -55,7 +58,8 @@ func secretsCommand() *cobra.Command {
 		Short: "Make the secrets of a shop in production",
 		Long: `Makes every secret that deploy/compose/production.yaml needs and that the file does not have yet: passwords,
 the secret of order ids, a token for each operator. They are written to the file alone, which its owner
-alone can read; docker compose reads it by itself when it is .env beside compose.yaml.
+alone can read; docker compose reads it by itself when it is .env beside compose.yaml, and then means
+production (COMPOSE_FILE).
 
 --renew replaces a secret, and --operator adds a token, also for an operator who has one: then both are
 good until the old one is taken out of the file. docs/production.md has the procedure for each secret.`,
@@ -72,6 +76,9 @@ good until the old one is taken out of the file. docs/production.md has the proc
 			made, err := s.complete(operators, renew)
 			if err != nil {
 				return err
+			}
+			if files, _ := s.get(composeFile); !strings.Contains(files, production) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s says %s=%s: %s has to be one of these files, or docker compose does not start production.\n", file, composeFile, files, production)
 			}
 			if len(made) == 0 {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s has all secrets.\n", file)
@@ -146,6 +153,10 @@ func (s *secretFile) complete(operators, renew []string) (made []string, err err
 		if !slices.Contains(secretNames, name) {
 			return nil, cli.WrongUsage("--renew %q: there are %s; a new token of an operator is made by --operator", cli.Printable(name), strings.Join(secretNames, ", "))
 		}
+	}
+	if _, known := s.get(composeFile); !known {
+		s.set(composeFile, "compose.yaml:"+production)
+		made = append(made, composeFile+", by which docker compose means production")
 	}
 	for _, name := range secretNames {
 		old, known := s.get(name)

@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -81,7 +82,7 @@ func TestSecrets_OneIsRenewedAndTheOthersStay(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
 		t.Errorf("it stays open to others: %v, %v", info.Mode(), err)
 	}
-	if first["RATE_LIMIT"] != "7" || first["ORDERS_PASSWORD"] == "" || first[operatorTokens] != `"ada:a-token-that-ada-has"` || first["COMPOSE_FILE"] != "" {
+	if first["RATE_LIMIT"] != "7" || first["ORDERS_PASSWORD"] == "" || first[operatorTokens] != `"ada:a-token-that-ada-has"` {
 		t.Errorf("%v", first)
 	}
 	changed := func(before, after map[string]string) (names []string) {
@@ -104,6 +105,44 @@ func TestSecrets_OneIsRenewedAndTheOthersStay(t *testing.T) {
 	fourth, _ := makeSecrets(t, file, "--operator", "ada")
 	if !regexp.MustCompile(`^ada:a-token-that-ada-has,ada:[A-Z0-9]{26}$`).MatchString(fourth[operatorTokens]) {
 		t.Errorf("the operators are %q", fourth[operatorTokens])
+	}
+}
+
+// Where .env was there before, for the demonstration, docker compose alone still meant that.
+func TestSecrets_DockerComposeMeansProductionAlsoWhereThereWasAFile(t *testing.T) {
+	t.Parallel()
+	const both = "compose.yaml:deploy/compose/production.yaml"
+	for _, c := range []struct{ before, want, warning string }{
+		{"SHOP_PORT=4000\n", both, ""},
+		{"#COMPOSE_FILE=mine.yaml\nCOMPOSE_FILE=\n", both, ""},
+		{"COMPOSE_FILE=" + both + ":mine.yaml\n", both + ":mine.yaml", ""},
+		{"COMPOSE_FILE=compose.yaml\n", "compose.yaml", "says COMPOSE_FILE=compose.yaml: deploy/compose/production.yaml has to be one of these files"},
+	} {
+		file := filepath.Join(t.TempDir(), ".env")
+		if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var warned bytes.Buffer
+		for range 2 {
+			warned.Reset()
+			cmd := Root()
+			cmd.SetOut(io.Discard)
+			cmd.SetErr(&warned)
+			cmd.SetArgs([]string{"secrets", "--file", file})
+			if err := cmd.ExecuteContext(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if said := warned.String(); (said == "") != (c.warning == "") || !strings.Contains(said, c.warning) {
+				t.Errorf("%q: it says %q", c.before, said)
+			}
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains("\n"+string(text), "\nCOMPOSE_FILE="+c.want+"\n") || strings.Count(string(text), "\nCOMPOSE_FILE=") > 1 {
+			t.Errorf("%q became\n%s", c.before, text)
+		}
 	}
 }
 
