@@ -141,9 +141,10 @@ removable: ## Build the shop without each feature that can be removed, in a copy
 	    folder=$${feature%:*}; wiring=$${feature#*:}; name=$${folder##*/}; \
 	    echo "removing $$folder and its line in $$wiring"; \
 	    copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
-	    git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read --create | tar --extract --directory "$$copy"; \
+	    git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do [[ ! -e $$file ]] || printf '%s\0' "$$file"; done | \
+	        tar -c --null -T - | tar -x -C "$$copy"; \
 	    rm -r "$$copy/$$folder"; \
-	    sed -i "\,$$folder\",d; /$$name\.[A-Z][a-z]*[(,]/d" "$$copy/$$wiring"; \
+	    sed -i.before "\,$$folder\",d; /$$name\.[A-Z][a-z]*[(,]/d" "$$copy/$$wiring"; \
 	    (cd "$$copy" && gofmt -l gateway dev && go build ./gateway/... ./dev/... && go vet ./gateway/... ./dev/...); \
 	    rm -rf "$$copy"; \
 	done
@@ -310,7 +311,9 @@ format: .bin/buf .bin/golangci-lint ## Format contracts and code
 tidy: ## Bring all modules to the same versions, and each go.mod up to date, with the folders of our modules that it needs
 	@for module in $(MODULES); do \
 	    for other in $(MODULES); do \
-	        folder=$$(realpath --relative-to="$$module" "$$other"); [[ $$folder == ..* ]] || folder=./$$folder; \
+	        from=$${module#./}/ to=$${other#./}/; \
+	        while [[ -n $$from && $${from%%/*} == "$${to%%/*}" ]]; do from=$${from#*/} to=$${to#*/}; done; \
+	        folder=$$(sed 's|[^/]*/|../|g' <<<"$$from")$$to; folder=$${folder%/}; [[ $$folder == ..* ]] || folder=./$$folder; \
 	        [[ $$other == "$$module" ]] || go mod edit -replace="shop.example/$${other#./}=$$folder" "$$module/go.mod"; \
 	    done; \
 	done
@@ -318,7 +321,7 @@ tidy: ## Bring all modules to the same versions, and each go.mod up to date, wit
 	@# Twice: what a module needs of others is known when they are tidy.
 	for module in $(MODULES) $(MODULES) $(TOOLS); do GOWORK=off go -C "$$module" mod tidy; done
 	@for module in $(MODULES); do \
-	    sed -i 's/ v0\.0\.0-00010101000000-000000000000/ v0.0.0/' "$$module/go.mod"; \
+	    sed -i.before 's/ v0\.0\.0-00010101000000-000000000000/ v0.0.0/' "$$module/go.mod"; rm "$$module/go.mod.before"; \
 	    needed=$$(GOWORK=off go -C "$$module" list -m -f '{{if .Replace}}{{.Path}}{{end}}' all); \
 	    for other in $$(go list -m); do \
 	        grep -qx "$$other" <<<"$$needed" || go mod edit -dropreplace="$$other" "$$module/go.mod"; \
@@ -381,12 +384,7 @@ contracts: .bin/buf ## Write the contracts for clients in any language, in .bin/
 	@GOWORK=off go -C tools/protos run . -all "$(CURDIR)/$(CONTRACTS)/proto"
 	@.bin/buf build -o $(CONTRACTS)/shop.binpb
 	@cp -r e2e/testdata/events LICENSE gen/openapi/shop.openapi.json gen/asyncapi/shop.asyncapi.yaml $(CONTRACTS)
-	@cd $(CONTRACTS) && find * -type f | LC_ALL=C sort | xargs sha256sum | awk -v version='$(VERSION)' \
-	    'BEGIN { printf "{\n  \"version\": \"%s\",\n  \"sha256\": {", version } { printf "%s\n    \"%s\": \"%s\"", comma, $$2, $$1; comma = "," } END { print "\n  }\n}" }' \
-	    >../manifest.json && mv ../manifest.json .
-	@# The same contracts are the same bytes, whenever and wherever they are packed.
-	@tar --create --directory=$(CONTRACTS) --transform='s,^\.,shop-contracts-$(VERSION),' --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner \
-	    --mode=u=rwX,go=rX . | gzip -n9 >.bin/shop-contracts-$(VERSION).tar.gz
+	@GOWORK=off go -C tools/contracts run . '$(VERSION)' "$(CURDIR)/$(CONTRACTS)"
 	@echo '$(CONTRACTS) and .bin/shop-contracts-$(VERSION).tar.gz'
 
 .PHONY: artefacts
@@ -395,7 +393,7 @@ artefacts: sbom contracts ## Gather what a release consists of besides its image
 	@cp $(CONTRACTS)/shop.binpb $(CONTRACTS)/shop.openapi.json $(CONTRACTS)/shop.asyncapi.yaml .bin/shop-contracts-$(VERSION).tar.gz \
 	    topology/definitions.json .bin/sbom/*.cdx.json .bin/sbom/licences.txt LICENSE .bin/release/
 	@echo '$(VERSION)' > .bin/release/VERSION
-	@cd .bin/release && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
+	@cd .bin/release && $$(command -v sha256sum || echo shasum -a 256) -- * > SHA256SUMS && cat SHA256SUMS
 
 # --- Programs --------------------------------------------------------------------------------------------------------
 

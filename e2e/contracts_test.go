@@ -1,12 +1,21 @@
 package e2e
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"google.golang.org/genproto/googleapis/api/annotations"
@@ -113,6 +122,78 @@ func TestContracts_EachListInARequestHasAMaximum(t *testing.T) {
 	})
 	if lists == 0 {
 		t.Error("there are no lists")
+	}
+}
+
+// The bundle was packed by GNU's tar, with options that no other has.
+func TestContracts_TheBundleIsTheSameBytesWhereverItIsPacked(t *testing.T) {
+	t.Parallel()
+	var bundles [2][]byte
+	for i, mode := range []os.FileMode{0o600, 0o755} {
+		base := t.TempDir()
+		dir := filepath.Join(base, "contracts")
+		if err := os.MkdirAll(filepath.Join(dir, "proto"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string]string{"LICENSE": "free", "proto/a.proto": "syntax"} {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte(content), mode); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(path, time.Time{}, time.Unix(int64(i+1)*1e9, 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 { // a manifest that is there is none of the contracts
+			cmd := exec.CommandContext(t.Context(), "go", "-C", "../tools/contracts", "run", ".", "v1.2.3", dir)
+			cmd.Env = append(os.Environ(), "GOWORK=off")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		var err error
+		if bundles[i], err = os.ReadFile(filepath.Join(base, "shop-contracts-v1.2.3.tar.gz")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(bundles[0], bundles[1]) {
+		t.Error("times or modes of the files are in it")
+	}
+	zip, err := gzip.NewReader(bytes.NewReader(bundles[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	for files := tar.NewReader(zip); ; {
+		header, err := files.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&got, "%o %s\n", header.Mode, header.Name)
+		if strings.HasSuffix(header.Name, ".json") {
+			if _, err := io.Copy(&got, files); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const want = `755 shop-contracts-v1.2.3/
+644 shop-contracts-v1.2.3/LICENSE
+644 shop-contracts-v1.2.3/manifest.json
+{
+  "version": "v1.2.3",
+  "sha256": {
+    "LICENSE": "%x",
+    "proto/a.proto": "%x"
+  }
+}
+755 shop-contracts-v1.2.3/proto/
+644 shop-contracts-v1.2.3/proto/a.proto
+`
+	if want := fmt.Sprintf(want, sha256.Sum256([]byte("free")), sha256.Sum256([]byte("syntax"))); got.String() != want {
+		t.Errorf("in it is\n%s, want\n%s", &got, want)
 	}
 }
 

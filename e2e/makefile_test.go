@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -27,6 +28,23 @@ func TestMakefile_AnOldMakeIsRefused(t *testing.T) {
 	out, err := makes(t.Context(), "..", ".FEATURES=target-specific order-only", "MAKE_VERSION=3.81", "help")
 	if want := "This is make 3.81, and GNU make 4.3 or newer is needed"; err == nil || !strings.Contains(out, want) {
 		t.Errorf("got %v, want %q:\n%s", err, want, out)
+	}
+}
+
+// gnu is what the tar, sed and coreutils of macOS do not have.
+var gnu = regexp.MustCompile(`\btar (-\S+ )*--(files-from|ignore|create|extract|directory|transform|sort)|\bsed -i |\brealpath |\breadlink -f|\bstat -c|\bdate -d|\bgrep -\w*P|(&&|xargs) sha256sum`)
+
+// make contracts, tidy and removable ended on macOS, where the rest works: illegal option, command c expects \ followed by text.
+func TestMakefile_WhatItCallsIsOnMacOSToo(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if found := gnu.FindString(line); found != "" {
+			t.Errorf("%q is GNU's alone: %s", found, line)
+		}
 	}
 }
 

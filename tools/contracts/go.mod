@@ -1,0 +1,3 @@
+module shop.example/tools/contracts
+
+go 1.26.0
