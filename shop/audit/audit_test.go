@@ -376,7 +376,7 @@ func TestRun_WhatIsRightTheSecondTimeIsNoViolation(t *testing.T) {
 	suspect := func(check Check, order string) finding {
 		return finding{Violation: Violation{Check: check, OrderID: order}, late: true}
 	}
-	found, err := s.confirm(t.Context(), []finding{suspect(Holds, s.confirmed), suspect(Decisions, s.rejected), suspect(Events, s.rejected)}, time.Time{})
+	found, err := s.confirm(t.Context(), []finding{suspect(Holds, s.confirmed), suspect(Decisions, s.rejected), suspect(Events, s.rejected)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -521,6 +521,64 @@ func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
 		tomorrow.Format("20060102"), tomorrow.Format("2006-01-02T00:00:00Z"), tomorrow.AddDate(0, 0, 1).Format("2006-01-02T00:00:00Z")))
 	if r := s.audit(t); r.Count() != 0 {
 		t.Errorf("%+v", r.Violations)
+	}
+}
+
+// The audit had read where the log begins, and took what was dropped after that for lost.
+func TestRun_WhatTheLogDropsMeanwhileIsNotLost(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `DELETE FROM logging.event_log`)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	partition := func(from, to time.Time) string {
+		name := "logging.event_log_" + from.Format("20060102")
+		s.exec(t, fmt.Sprintf(`CREATE TABLE %s PARTITION OF logging.event_log FOR VALUES FROM ('%s') TO ('%s')`, name, from.Format(time.RFC3339), to.Format(time.RFC3339)))
+		return name
+	}
+	oldest := partition(today.AddDate(0, 0, -1), today.AddDate(0, 0, 1))
+	partition(today.AddDate(0, 0, 1), today.AddDate(0, 0, 2))
+	for order, state := range map[string]string{s.confirmed: "CONFIRMED", s.cancelled: "CANCELLED", s.rejected: "REJECTED"} {
+		for _, event := range eventsOf(orderstate.Parse(state)) {
+			s.log(t, order, event)
+		}
+	}
+	if r := s.audit(t); r.Count() != 0 {
+		t.Fatalf("before: %v", r.Violations)
+	}
+	tx, err := s.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(t.Context(), `DROP TABLE `+oldest); err != nil {
+		t.Fatal(err)
+	}
+	var r *Report
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		r, err = s.Run(t.Context())
+		done <- err
+	}()
+	for waits := false; !waits; {
+		select {
+		case err := <-done:
+			t.Fatalf("it did not wait for the log: %v", err)
+		default:
+		}
+		err := s.QueryRowContext(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waits)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if r.Count() != 0 || len(r.Lost()) != 0 {
+		t.Errorf("%v, lost %v", r.Violations, r.Lost())
 	}
 }
 

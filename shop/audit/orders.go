@@ -76,18 +76,12 @@ type hold struct {
 // allOrders compares every order that one of the services knows. Late inconsistencies are compared once more after a pause,
 // and count only if they are found again.
 func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, err error) {
-	horizon, err := a.logBegins(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
 	late, err := a.lateEvents(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	// examine reads what is known about the orders and compares it. It reads the order service first and the log last, in
-	// the direction in which events flow, so that whatever is read later is newer.
 	examine := func(ids []string) error {
-		more, err := a.examine(ctx, ids, horizon, late)
+		more, err := a.examine(ctx, ids, late)
 		found = append(found, more...)
 		return err
 	}
@@ -112,12 +106,12 @@ func (a *Auditor) allOrders(ctx context.Context) (found []finding, orders int, e
 			return nil, 0, err
 		}
 	}
-	found, err = a.confirm(ctx, found, horizon)
+	found, err = a.confirm(ctx, found)
 	return found, orders + len(lost), err
 }
 
 // confirm drops the late inconsistencies that are not found again.
-func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Time) ([]finding, error) {
+func (a *Auditor) confirm(ctx context.Context, found []finding) ([]finding, error) {
 	type subject struct {
 		check Check
 		order string
@@ -144,7 +138,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding, horizon time.Tim
 		return nil, err
 	}
 	for begin := 0; begin < len(ids); begin += page {
-		again, err := a.examine(ctx, ids[begin:min(begin+page, len(ids))], horizon, nil)
+		again, err := a.examine(ctx, ids[begin:min(begin+page, len(ids))], nil)
 		if err != nil {
 			return nil, err
 		}
@@ -292,10 +286,11 @@ func (a *Auditor) logBegins(ctx context.Context) (begin time.Time, err error) {
 }
 
 // examine reads what is known about the orders and compares it. The order service is read first and the log last, in the
-// direction in which things happen: what is read later is newer.
+// direction in which things happen: what is read later is newer. Where the log begins is read after it: it may have dropped
+// events meanwhile.
 //
 // Of orders that are not in late only the events of their days are read; if late is nil all events of all are.
-func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time, late map[string]bool) ([]finding, error) {
+func (a *Auditor) examine(ctx context.Context, ids []string, late map[string]bool) ([]finding, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -314,6 +309,10 @@ func (a *Auditor) examine(ctx context.Context, ids []string, horizon time.Time, 
 		if err := read(ctx, byID, array); err != nil {
 			return nil, err
 		}
+	}
+	horizon, err := a.logBegins(ctx)
+	if err != nil {
+		return nil, err
 	}
 	var found []finding
 	for _, id := range ids {
