@@ -180,6 +180,29 @@ func TestStates_OneThatTheAuditDoesNotKnowIsAViolationAndNothingElse(t *testing.
 	}
 }
 
+// While a release with a new reason was rolled out, services that had no name for it stored its number: each such order was a
+// contradiction for good.
+func TestRun_AReasonThatWasStoredAsItsNumberIsTheSame(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `UPDATE orders.orders SET reason = '1' WHERE id = $1`, s.rejected)
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("a reason that this audit knows: %v", r.Violations)
+	}
+	answer, err := proto.Marshal(&inventoryv1.StockDecision{OrderId: s.rejected, Rejection: &inventoryv1.StockDecision_Rejection{Reason: 99}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.exec(t, `UPDATE inventory.decision SET reason = 'OF_A_NEWER_RELEASE', answer = $2 WHERE order_id = $1`, s.rejected, answer)
+	if r := s.audit(t); r.Count() != 1 || r.Violations[0].Detail != "it is REJECTED for OUT_OF_STOCK, inventory refused it for 99" {
+		t.Errorf("another reason: %v", r.Violations)
+	}
+	s.exec(t, `UPDATE orders.orders SET reason = '99' WHERE id = $1`, s.rejected)
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("a reason of a newer release: %v", r.Violations)
+	}
+}
+
 const (
 	letter = `INSERT INTO logging.dead_letter (state, reason, source_queue, exchange, routing_key, message_id, order_id, attempts, headers, body, published_at)
 		VALUES ($2, 'it is too late', 'order', 'shop.topic', 'shop.order.placed', gen_random_uuid(), $1, 4, '{}', '', now())`

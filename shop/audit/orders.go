@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,6 +13,7 @@ import (
 
 	"shop.example/domain/customer"
 	"shop.example/domain/money"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	"shop.example/topology"
 )
@@ -340,9 +342,18 @@ func (a *Auditor) readOrders(ctx context.Context, byID map[string]*orderView, id
 		if err := r.Scan(&id, &o.state, &o.reason, &o.items, &o.value, &o.currency, &o.createdAt, &o.age); err != nil {
 			return err
 		}
+		o.reason = reasonName(o.reason)
 		byID[id].order = o
 		return nil
 	})
+}
+
+// reasonName returns a reason as it is spelled here. A service stores one that it has no name for as its number.
+func reasonName(reason string) string {
+	if number, err := strconv.ParseInt(reason, 10, 32); err == nil {
+		return eventsv1.OrderRejected_Reason(number).String()
+	}
+	return reason
 }
 
 func (a *Auditor) readLines(ctx context.Context, byID map[string]*orderView, ids any) error {
@@ -375,6 +386,9 @@ func (a *Auditor) readDecisions(ctx context.Context, byID map[string]*orderView,
 		m := &inventoryv1.StockDecision{}
 		if err := proto.Unmarshal(answer, m); err != nil {
 			return fmt.Errorf("order %s: %w", id, err)
+		}
+		if _, known := eventsv1.OrderRejected_Reason_value[d.reason]; !known && d.reason != "" && m.GetRejection() != nil {
+			d.reason = m.GetRejection().GetReason().String() // its number: it is of a newer release
 		}
 		for _, l := range m.GetLines() {
 			d.lines = append(d.lines, line{l.GetLine(), l.GetProductId(), l.GetProductName(), l.GetQuantity(),
