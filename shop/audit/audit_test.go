@@ -443,6 +443,35 @@ func TestRun_AnOrderThatWasDiscardedIsNotUndecided(t *testing.T) {
 	}
 }
 
+// A letter of another queue, or a forged one, was discarded: that rejects no order, and hid one that was lost.
+func TestRun_AnOrderOfWhichAnotherLetterWasDiscardedIsUndecided(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	id := uuid.NewString()
+	s.log(t, id, placed)
+	for what, change := range map[string]string{
+		"of another queue":                    `source_queue = 'logging'`,
+		"of another service":                  `headers = '{"shop-user": "inventory"}'`,
+		"of another service, with a prefix":   `headers = '{"shop-user": "shop2-webhooks"}'`,
+		"of a user whose name ends similarly": `headers = '{"shop-user": "nogateway"}'`,
+	} {
+		s.exec(t, `DELETE FROM logging.dead_letter`)
+		s.exec(t, letter, id, "DISCARDED")
+		s.exec(t, `UPDATE logging.dead_letter SET `+change)
+		if r := s.audit(t); r.Count() != 1 || r.Violations[0].Check != Undecided || !slices.Equal(r.Lost(), []string{id}) {
+			t.Errorf("%s: %v, lost %v", what, r.Violations, r.Lost())
+		}
+	}
+	for _, headers := range []string{`{"shop-user": "gateway"}`, `{"shop-user": "shop2-gateway"}`, `{"shop-user": "", "other": "\u0000"}`} {
+		s.exec(t, `DELETE FROM logging.dead_letter`)
+		s.exec(t, letter, id, "DISCARDED")
+		s.exec(t, `UPDATE logging.dead_letter SET headers = $1`, headers)
+		if r := s.audit(t); r.Count() != 0 {
+			t.Errorf("%s: %v", headers, r.Violations)
+		}
+	}
+}
+
 // What was erased is no loss, and neither is what was refused before the log begins.
 func TestRun_AnOrderThatWasErasedIsNotUndecided(t *testing.T) {
 	t.Parallel()

@@ -3,8 +3,11 @@ package audit
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,6 +18,8 @@ import (
 	"shop.example/domain/money"
 	eventsv1 "shop.example/gen/shop/events/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	"shop.example/platform/contract"
+	"shop.example/platform/messaging"
 	"shop.example/topology"
 )
 
@@ -33,7 +38,8 @@ type orderView struct {
 	events   map[string]int // by routing key
 	// placedAge is the age of the order's first event in the log; 0 if there is none.
 	placedAge seconds
-	// discarded is the dead letter that its OrderPlaced became and an operator has discarded, 0 if there is none.
+	// discarded is the dead letter that its OrderPlaced became and an operator has discarded, so that the order is rejected; 0 if
+	// there is none.
 	discarded int64
 	// erased says that its OrderPlaced has no personal data any more, so it cannot be sent again.
 	erased bool
@@ -559,17 +565,36 @@ func (a *Auditor) resent(ctx context.Context, r *Report) error {
 	})
 }
 
+// readDiscarded reads the dead letters after whose discarding the order service was told to reject their orders. What else was
+// discarded decides nothing: an OrderPlaced in another queue, or of somebody who may not place orders.
 func (a *Auditor) readDiscarded(ctx context.Context, byID map[string]*orderView, ids any) error {
 	return rows(ctx, a.logging, "discarded dead letters", `
-		SELECT DISTINCT ON (order_id) order_id, id FROM dead_letter WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2
-		ORDER BY order_id, source_queue = $3 DESC, id DESC`,
+		SELECT order_id, id, headers::text FROM dead_letter
+		WHERE order_id = ANY($1::uuid[]) AND state = 'DISCARDED' AND routing_key = $2 AND source_queue = $3 ORDER BY id`,
 		[]any{ids, placed, topology.Order}, func(r *sql.Rows) error {
 			var id string
 			var letter int64
-			if err := r.Scan(&id, &letter); err != nil {
+			var headers sql.RawBytes
+			if err := r.Scan(&id, &letter, &headers); err != nil {
 				return err
 			}
-			byID[id].discarded = letter
+			if mayPlace(headers) {
+				byID[id].discarded = letter
+			}
 			return nil
 		})
+}
+
+// mayPlace reports whether the publisher of a dead letter with these headers may place orders. Users of the broker are named as
+// their services, after a prefix that ends with "-" if several shops share it; an unknown one may.
+func mayPlace(letterHeaders []byte) bool {
+	var headers map[string]json.RawMessage // one that is not text is nobody's
+	var user string
+	if json.Unmarshal(letterHeaders, &headers) == nil {
+		_ = json.Unmarshal(headers[messaging.HeaderUser], &user)
+	}
+	event, _ := contract.EventOf(&eventsv1.OrderPlaced{})
+	return user == "" || slices.ContainsFunc(event.PublishedBy, func(service string) bool {
+		return user == service || strings.HasSuffix(user, "-"+service)
+	})
 }
