@@ -358,6 +358,8 @@ type seconds float64
 
 func (s seconds) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
 
+func (s seconds) ago() time.Time { return time.Now().Add(-s.duration()) }
+
 // String is rounded to minutes, if it is more than one, or seconds.
 func (s seconds) String() string {
 	d := s.duration()

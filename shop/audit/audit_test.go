@@ -576,6 +576,30 @@ func TestRun_OrdersOlderThanTheLogNeedNoEvents(t *testing.T) {
 	}
 }
 
+// Its orders are decided hours before they are placed: the audit did not find the events of the decision, for good, or did not look
+// at the orders at all.
+func TestRun_OrdersOfAGatewayWhoseClockIsAheadAddUp(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, of := range []struct{ decided, placed string }{{"10 h", "5 h"}, {"10 min", "-5 h"}} {
+		s.exec(t, `UPDATE orders.orders SET created_at = now() - $1::interval, updated_at = now() - $2::interval`, of.placed, of.decided)
+		s.exec(t, `UPDATE inventory.decision SET decided_at = now() - $1::interval`, of.decided)
+		s.exec(t, `UPDATE logging.event_log SET published_at = now() - CASE WHEN routing_key = $1 THEN $2::interval ELSE $3::interval END`, placed, of.placed, of.decided)
+		if r := s.audit(t); r.Count() != 0 || r.Orders != 3 {
+			t.Errorf("decided %s ago, placed %s ago: %d orders, %v", of.decided, of.placed, r.Orders, r.Violations)
+		}
+	}
+	// It cancels one of them.
+	s.exec(t, `UPDATE orders.orders SET updated_at = now() - interval '30 s' WHERE id = $1`, s.cancelled)
+	if r := s.audit(t); r.Count() != 0 {
+		t.Errorf("cancelled before it is placed: %v", r.Violations)
+	}
+	s.exec(t, `DELETE FROM logging.event_log WHERE order_id = $1 AND routing_key = 'shop.order.cancelled'`, s.cancelled)
+	if r := s.audit(t); r.Count() != 0 || r.InFlight() != 1 {
+		t.Errorf("an event that is on its way: %d in flight, %v", r.InFlight(), r.Violations)
+	}
+}
+
 // The audit had read where the log begins, and took what was dropped after that for lost.
 func TestRun_WhatTheLogDropsMeanwhileIsNotLost(t *testing.T) {
 	t.Parallel()

@@ -161,7 +161,7 @@ func (a *Auditor) confirm(ctx context.Context, found []finding) ([]finding, erro
 }
 
 // storedOrders calls f with the ids of the order service's orders, from the oldest on. Orders that are placed after it
-// began are left out, so that it ends however busy the shop is.
+// began are left out, so that it ends however busy the shop is. One that is stored was not, although its gateway's clock may say so.
 func (a *Auditor) storedOrders(ctx context.Context, f func([]string) error) error {
 	// As text: the driver would round times that Go cannot hold.
 	var lastTime, until string
@@ -176,7 +176,7 @@ func (a *Auditor) storedOrders(ctx context.Context, f func([]string) error) erro
 		var ids []string
 		err := rows(ctx, a.orders, "orders", `
 			SELECT id, created_at::text AS place FROM orders
-			WHERE (created_at, id) > ($1::timestamptz, $2::uuid) AND created_at <= $3::timestamptz
+			WHERE (created_at, id) > ($1::timestamptz, $2::uuid) AND least(created_at, updated_at) <= $3::timestamptz
 			ORDER BY created_at, id LIMIT $4`, []any{lastTime, lastID, until, page}, func(r *sql.Rows) error {
 			if err := r.Scan(&lastID, &lastTime); err != nil {
 				return err
@@ -327,9 +327,9 @@ func (a *Auditor) examine(ctx context.Context, ids []string, late map[string]boo
 		f := byID[id]
 		switch {
 		case f.order != nil:
-			f.logged = !f.order.createdAt.Before(horizon)
+			f.logged = !f.began().Before(horizon)
 		case f.decision != nil:
-			f.logged = !time.Now().Add(-f.decision.age.duration()).Before(horizon)
+			f.logged = !f.decision.age.ago().Before(horizon)
 		default:
 			f.logged = true
 		}
@@ -467,25 +467,38 @@ func (a *Auditor) readEvents(ctx context.Context, byID map[string]*orderView, la
 	first, last, ever := time.Now(), time.Time{}, time.Now() // of the bounded; and from when on there can be some of the others
 	for id, f := range byID {
 		made := madeAt(id)
-		everywhere := made.IsZero() || late == nil || late[id] // the id of an order with an idempotency key has no time
-		if f.order != nil {
-			made = f.order.createdAt
-		}
-		if f.order == nil || everywhere {
+		switch {
+		case f.order == nil:
 			unbounded = append(unbounded, id)
+			if !made.IsZero() {
+				made = made.AddDate(0, 0, -1) // a clock may be as fast as logging lets it be
+			}
 			ever = earlier(ever, made)
-			continue
-		}
-		bounded = append(bounded, id)
-		first = earlier(first, made)
-		if changed := time.Now().Add(-f.order.age.duration()); changed.After(last) {
-			last = changed
+		case made.IsZero() || late == nil || late[id]: // the id of an order with an idempotency key has no time
+			unbounded = append(unbounded, id)
+			ever = earlier(ever, f.began())
+		default:
+			bounded = append(bounded, id)
+			first = earlier(first, f.began())
+			if changed := f.order.age.ago(); changed.After(last) {
+				last = changed
+			}
 		}
 	}
 	if err := a.readEventsBetween(ctx, byID, bounded, first, last.AddDate(0, 0, daysOfEvents)); err != nil {
 		return err
 	}
 	return a.readEventsBetween(ctx, byID, unbounded, ever, time.Now().AddDate(1, 0, 0))
+}
+
+// began returns when the first event of a stored order was published: when it was placed, by the clock of its gateway, or when it
+// was decided, if that clock is fast.
+func (f *orderView) began() time.Time {
+	began := earlier(f.order.createdAt, f.order.age.ago())
+	if f.decision != nil {
+		began = earlier(began, f.decision.age.ago())
+	}
+	return began
 }
 
 func earlier(a, b time.Time) time.Time {
