@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -76,20 +77,12 @@ func (a *Auditor) findDeliveries(ctx context.Context) ([]finding, error) {
 	if err := a.webhooks.QueryRowContext(ctx, `SELECT coalesce(min(id), $1) FROM event`, oldest).Scan(&oldest); err != nil {
 		return nil, fmt.Errorf("reading the oldest event for webhooks: %w", err)
 	}
-	next := oldest
-	for _, w := range webhooks {
-		if !w.silent {
-			next = min(next, w.since+1)
-		}
-	}
-	var first, last int64
-	err = a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
-		Scan(&first, &last)
+	next, last, err := a.compared(ctx, webhooks, oldest)
 	if err != nil {
-		return nil, fmt.Errorf("reading the ends of the log: %w", err)
+		return nil, err
 	}
 	found, err := a.overdue(ctx)
-	for next = max(next, first); err == nil && next <= last; next += window {
+	for ; err == nil && next <= last; next += window {
 		var wrong, disordered []finding
 		if wrong, err = a.compareDeliveries(ctx, webhooks, oldest, next, min(next+window-1, last)); err == nil {
 			disordered, err = a.disordered(ctx, next, next+window-1)
@@ -97,6 +90,37 @@ func (a *Auditor) findDeliveries(ctx context.Context) ([]finding, error) {
 		found = append(append(found, wrong...), disordered...)
 	}
 	return found, err
+}
+
+// compared returns the first and the last id of the part of the log that is compared with its deliveries: from the oldest event that
+// is kept for webhooks on. What is older is looked for only if it is always kept and a webhook may want it.
+func (a *Auditor) compared(ctx context.Context, webhooks map[string]*webhook, oldest int64) (from, to int64, err error) {
+	var first int64
+	err = a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
+		Scan(&first, &to)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the ends of the log: %w", err)
+	}
+	wanted := oldest
+	for _, w := range webhooks {
+		if !w.silent {
+			wanted = min(wanted, w.since+1)
+		}
+	}
+	first = max(first, wanted)
+	for from = max(first, min(oldest, to+1)); from > first; from = max(first, from-window) {
+		var kept bool // the event before
+		err := a.logging.QueryRowContext(ctx, `
+			SELECT created_at > clock_timestamp() - $3 * interval '1 second' FROM event_log WHERE id < $1 AND published_at >= $2 ORDER BY id DESC LIMIT 1`,
+			from, a.begin(), alwaysKept.Seconds()).Scan(&kept)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return 0, 0, fmt.Errorf("reading the log: %w", err)
+		}
+		if !kept {
+			break
+		}
+	}
+	return from, to, nil
 }
 
 func (a *Auditor) readWebhooks(ctx context.Context) (map[string]*webhook, error) {
@@ -184,11 +208,35 @@ func (a *Auditor) readLogged(ctx context.Context, webhooks map[string]*webhook, 
 	if err != nil || !slices.ContainsFunc(slices.Collect(maps.Values(webhooks)), owned) {
 		return events, err
 	}
-	return events, rows(ctx, a.logging, "whose orders they are", `
-		SELECT order_id, coalesce(payload ->> 'owner', ''), NOT payload ? 'customer_email',
-			EXISTS (SELECT FROM event_log before WHERE before.order_id = placed.order_id AND before.id < placed.id)
-		FROM event_log placed WHERE routing_key = $1 AND order_id = ANY($2::uuid[]) AND payload IS NOT NULL`,
-		[]any{placed, pq.Array(slices.Collect(maps.Keys(orders)))}, func(r *sql.Rows) error {
+	// From the day before the oldest order was made: looking for it in each of some hundred partitions would take longer than all else.
+	var dated, undated []string
+	oldest := time.Now()
+	for order := range orders {
+		made := madeAt(order)
+		if made.IsZero() { // its id has no time, because it has an idempotency key
+			undated = append(undated, order)
+			continue
+		}
+		dated = append(dated, order)
+		oldest = earlier(oldest, made)
+	}
+	err = a.readOwners(ctx, orders, dated, oldest.AddDate(0, 0, -1))
+	if err == nil {
+		err = a.readOwners(ctx, orders, undated, time.Time{})
+	}
+	return events, err
+}
+
+// readOwners reads whose orders those of the ids are, of which the log has nothing before begin, into their events.
+func (a *Auditor) readOwners(ctx context.Context, orders map[string][]*loggedEvent, ids []string, begin time.Time) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return rows(ctx, a.logging, "whose orders they are", `
+		SELECT order_id, coalesce(payload ->> 'owner', ''), NOT payload ? 'customer_email', EXISTS (
+			SELECT FROM event_log before WHERE before.order_id = placed.order_id AND before.id < placed.id AND before.published_at >= $3)
+		FROM event_log placed WHERE routing_key = $1 AND order_id = ANY($2::uuid[]) AND published_at >= $3 AND payload IS NOT NULL`,
+		[]any{placed, pq.Array(ids), begin}, func(r *sql.Rows) error {
 			var order, owner string
 			var erased, late bool
 			if err := r.Scan(&order, &owner, &erased, &late); err != nil {

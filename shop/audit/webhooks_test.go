@@ -3,6 +3,7 @@ package audit
 import (
 	"database/sql"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -160,6 +161,62 @@ func TestWebhooks_FindsWhatIsWrongAndNamesIt(t *testing.T) {
 				t.Errorf("found\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 		})
+	}
+}
+
+// A webhook that was made long ago made the audit compare all of the log since then, whose deliveries are deleted.
+func TestWebhooks_WhatIsTooOldToBeKeptIsNotRead(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `DELETE FROM logging.event_log`)
+	for id, age := range map[int64]time.Duration{1: 48 * time.Hour, 100_000: 2 * time.Hour, 150_000: 30 * time.Minute, 200_000: 0} {
+		s.exec(t, `INSERT INTO logging.event_log (id, routing_key, exchange, payload, status, message_id, order_id, published_at, created_at) OVERRIDING SYSTEM VALUE
+			VALUES ($1, $2, '', '{}', 'success', gen_random_uuid(), gen_random_uuid(), now() - $3 * interval '1 s', now() - $3 * interval '1 s')`, id, placed, age.Seconds())
+	}
+	const none = math.MaxInt64
+	for _, tt := range []struct {
+		what            string
+		since, oldest   int64
+		silent          bool
+		atLeast, atMost int64
+	}{
+		{"an event of today is kept", 0, 99_000, false, 99_000, 99_000},
+		{"an event of this hour is kept", 0, 200_000, false, 100_001 - window, 150_000},
+		{"nothing is kept", 0, none, false, 100_001 - window, 150_000},
+		{"nothing is kept for a new webhook", 180_000, none, false, 180_001, 180_001},
+		{"nothing is kept for a webhook that gets nothing", 0, none, true, none, none},
+		{"what is kept for a webhook that was changed since", 180_000, 99_000, false, 99_000, 99_000},
+	} {
+		from, to, err := s.compared(t.Context(), map[string]*webhook{"w": {since: tt.since, silent: tt.silent}}, tt.oldest)
+		if err != nil || from < tt.atLeast || from > tt.atMost || to != 200_000 {
+			t.Errorf("%s: from %d to %d (%v), want from %d to %d on", tt.what, from, to, err, tt.atLeast, tt.atMost)
+		}
+	}
+}
+
+// Whose orders they are was looked for in all partitions of the log, which takes longer than everything else.
+func TestWebhooks_OldPartitionsAreNotSearchedForNewOrders(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `CREATE TABLE logging.event_log_20260101 PARTITION OF logging.event_log FOR VALUES FROM ('2026-01-01') TO ('2026-01-02')`)
+	s.exec(t, `UPDATE logging.event_log SET payload = payload || '{"owner": "https://login.example.org ada"}'`)
+	s.hook(t, "https://login.example.org ada")
+	tx, err := s.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE logging.event_log_20260101`); err != nil {
+		t.Fatal(err)
+	}
+	s.since = time.Hour // else all that is logged is read
+	if found, err := s.deliveries(t.Context()); err != nil || len(found) != 0 {
+		t.Errorf("%v, %v", found, err)
+	}
+	// The id of an order with an idempotency key does not say when it was made.
+	s.log(t, uuid.NewString(), placed)
+	if _, err := s.deliveries(t.Context()); err == nil || !strings.Contains(err.Error(), "lock timeout") {
+		t.Errorf("an order whose age is not known: %v", err)
 	}
 }
 
