@@ -434,7 +434,7 @@ func (a *Auditor) lateEvents(ctx context.Context) (late map[string]bool, err err
 		SELECT bound[1]::timestamptz, bound[2]::timestamptz
 		FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid,
 		     regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''(.*)''\) TO \(''(.*)''\)') AS bound
-		WHERE inhparent = 'event_log'::regclass AND relname ~ '^event_log_\d{8}$'`, nil, func(r *sql.Rows) error {
+		WHERE inhparent = 'event_log'::regclass AND relname ~ '^event_log_\d{8}$' AND bound IS NOT NULL -- NULL while it is dropped`, nil, func(r *sql.Rows) error {
 		var p [2]time.Time
 		err := r.Scan(&p[0], &p[1])
 		partitions = append(partitions, p)

@@ -224,7 +224,7 @@ func existingPartitions(ctx context.Context, q sqlx.QueryerContext) (existing []
 		SELECT bound[1]::timestamptz AS "from", bound[2]::timestamptz AS "to"
 		FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid,
 		     regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''(.*)''\) TO \(''(.*)''\)') AS bound
-		WHERE i.inhparent = 'event_log'::regclass AND c.relname ~ '^event_log_\d{8}$'
+		WHERE i.inhparent = 'event_log'::regclass AND c.relname ~ '^event_log_\d{8}$' AND bound IS NOT NULL -- NULL while it is dropped
 		ORDER BY 1`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the partitions: %w", err)
