@@ -1,7 +1,6 @@
 package command
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -26,7 +25,7 @@ func actionsCommand() *cobra.Command {
 		Short: "List what operators have done",
 		Long: `Lists actions of operators, the newest first: changes of the catalogue, cancelled orders, redriven and
 discarded dead letters, exports and erasures of personal data. Nobody can change this record.`,
-		Example: "  shop actions --since 24h\n  shop actions --operator ada --json | jq -r '.operator_actions[].target'\n  shop actions --target 'item 5'",
+		Example: "  shop actions --since 24h\n  shop actions --operator ada --limit 0 --json | jq -r '.operator_actions[].target'\n  shop actions --target 'item 5'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 0 {
@@ -40,7 +39,7 @@ discarded dead letters, exports and erasures of personal data. Nobody can change
 			}
 			return g.with(func(conn *grpc.ClientConn) error {
 				client := loggingv1.NewOperatorActionServiceClient(conn)
-				list, more, err := pages(limit, func(size int32, token string) ([]*loggingv1.OperatorAction, string, error) {
+				list, next, err := pages(limit, func(size int32, token string) ([]*loggingv1.OperatorAction, string, error) {
 					req.PageSize, req.PageToken = size, token
 					page, err := client.ListOperatorActions(cmd.Context(), &req)
 					return page.GetOperatorActions(), page.GetNextPageToken(), err
@@ -48,17 +47,8 @@ discarded dead letters, exports and erasures of personal data. Nobody can change
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					return printMessage(cmd.OutOrStdout(), &loggingv1.ListOperatorActionsResponse{OperatorActions: list})
-				}
-				screenOf(cmd.OutOrStdout()).print(actionsTable(list))
-				switch {
-				case len(list) == 0:
-					fmt.Fprintln(cmd.ErrOrStderr(), "Nothing of the kind was done.")
-				case more:
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
-				}
-				return nil
+				reply := &loggingv1.ListOperatorActionsResponse{OperatorActions: list, NextPageToken: next}
+				return printList(cmd, asJSON, reply, actionsTable(list), "Nothing of the kind was done.", limit)
 			})
 		},
 	}

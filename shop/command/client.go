@@ -280,8 +280,9 @@ func printLine(out io.Writer, m proto.Message) error {
 // pageSize is how much of a list is read at once.
 const pageSize = 200
 
-// pages reads a list page by page: up to limit entries, or all if limit is 0. more reports whether there are others.
-func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, more bool, err error) {
+// pages reads a list page by page: up to limit entries, or all if limit is 0. next is the token of the page behind them, "" if
+// there is none.
+func pages[T any](limit int, read func(size int32, token string) (page []T, next string, err error)) (all []T, next string, err error) {
 	for token := ""; ; {
 		size := pageSize
 		if limit > 0 {
@@ -289,12 +290,31 @@ func pages[T any](limit int, read func(size int32, token string) (page []T, next
 		}
 		page, next, err := read(int32(size), token) //nolint:gosec // at most pageSize
 		if err != nil {
-			return nil, false, err
+			return nil, "", err
 		}
 		all = append(all, page...)
 		if next == "" || limit > 0 && len(all) == limit {
-			return all, next != "", nil
+			return all, next, nil
 		}
 		token = next
 	}
+}
+
+// printList writes a list as the JSON of its reply or as a table. Standard error gets what programs must not read as entries: none, if
+// the table is empty, and, if limit has cut the list off, that it has.
+func printList(cmd *cobra.Command, asJSON bool, reply interface {
+	proto.Message
+	GetNextPageToken() string
+}, t *table, none string, limit int) error {
+	if asJSON {
+		if err := printMessage(cmd.OutOrStdout(), reply); err != nil {
+			return err
+		}
+	} else if screenOf(cmd.OutOrStdout()).print(t); len(t.rows) == 0 && none != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), none)
+	}
+	if reply.GetNextPageToken() != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
+	}
+	return nil
 }

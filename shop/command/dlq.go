@@ -75,7 +75,7 @@ func (d *dlq) listCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List dead letters, the newest first",
 		Long:    "Lists dead letters with the reason, without their messages. What was decided stays in the list: see --state.",
-		Example: "  shop dlq list\n  shop dlq list --state all --json | jq -r '.dead_letters[] | select(.source_queue == \"order\") | .id'",
+		Example: "  shop dlq list\n  shop dlq list --state all --limit 0 --json | jq -r '.dead_letters[] | select(.source_queue == \"order\") | .id'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wanted, err := parseState(state)
@@ -86,21 +86,12 @@ func (d *dlq) listCommand() *cobra.Command {
 				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return d.with(func(c loggingv1.DeadLetterServiceClient) error {
-				letters, more, err := listDeadLetters(cmd.Context(), c, &loggingv1.ListDeadLettersRequest{State: wanted, MessageId: messageID}, limit)
+				letters, next, err := listDeadLetters(cmd.Context(), c, &loggingv1.ListDeadLettersRequest{State: wanted, MessageId: messageID}, limit)
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					return printMessage(cmd.OutOrStdout(), &loggingv1.ListDeadLettersResponse{DeadLetters: letters})
-				}
-				screenOf(cmd.OutOrStdout()).print(deadLettersTable(letters))
-				switch {
-				case len(letters) == 0:
-					fmt.Fprintf(cmd.ErrOrStderr(), "No dead letters (--state %s).\n", state)
-				case more:
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
-				}
-				return nil
+				reply := &loggingv1.ListDeadLettersResponse{DeadLetters: letters, NextPageToken: next}
+				return printList(cmd, asJSON, reply, deadLettersTable(letters), fmt.Sprintf("No dead letters (--state %s).", state), limit)
 			})
 		},
 	}
@@ -125,7 +116,7 @@ func parseState(s string) (loggingv1.DeadLetter_State, error) {
 
 // listDeadLetters reads dead letters that match filter, without their bodies, the newest first: up to limit, or all if limit is
 // 0.
-func listDeadLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filter *loggingv1.ListDeadLettersRequest, limit int) (letters []*loggingv1.DeadLetter, more bool, err error) {
+func listDeadLetters(ctx context.Context, c loggingv1.DeadLetterServiceClient, filter *loggingv1.ListDeadLettersRequest, limit int) (letters []*loggingv1.DeadLetter, next string, err error) {
 	return pages(limit, func(size int32, token string) ([]*loggingv1.DeadLetter, string, error) {
 		filter.PageSize, filter.PageToken = size, token
 		page, err := c.ListDeadLetters(ctx, filter)

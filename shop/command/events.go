@@ -66,7 +66,7 @@ func (e *events) listCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List events, the newest first",
 		Long:    "Lists events, the newest first; those of one order (--order) in the order in which they were logged.",
-		Example: "  shop events list --limit 10\n  shop events list --since 1h --status error --json | jq -r '.events[].error_message'",
+		Example: "  shop events list --limit 10\n  shop events list --since 1h --status error --limit 0 --json | jq -r '.events[].error_message'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if status != "" {
@@ -86,24 +86,17 @@ func (e *events) listCommand() *cobra.Command {
 				req.PublishedAfter = timestamppb.New(time.Now().Add(-since))
 			}
 			return e.gateway.with(func(conn *grpc.ClientConn) error {
-				list, more, err := listEvents(cmd.Context(), loggingv1.NewEventLogServiceClient(conn), &req, limit)
+				list, next, err := listEvents(cmd.Context(), loggingv1.NewEventLogServiceClient(conn), &req, limit)
 				if err != nil {
 					return err
 				}
-				if e.asJSON {
-					return printMessage(cmd.OutOrStdout(), &loggingv1.ListEventsResponse{Events: list})
-				}
-				screenOf(cmd.OutOrStdout()).print(eventsTable(list))
-				switch {
-				case len(list) == 0:
+				if len(list) == 0 && !e.asJSON {
 					if err := knownKey(req.GetRoutingKey()); err != nil {
 						return err
 					}
-					fmt.Fprintln(cmd.ErrOrStderr(), "No such events.")
-				case more:
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
 				}
-				return nil
+				reply := &loggingv1.ListEventsResponse{Events: list, NextPageToken: next}
+				return printList(cmd, e.asJSON, reply, eventsTable(list), "No such events.", limit)
 			})
 		},
 	}
@@ -133,7 +126,7 @@ func knownKey(pattern string) error {
 }
 
 // listEvents reads events that match a request: up to limit, or all if limit is 0.
-func listEvents(ctx context.Context, c loggingv1.EventLogServiceClient, req *loggingv1.ListEventsRequest, limit int) (list []*loggingv1.Event, more bool, err error) {
+func listEvents(ctx context.Context, c loggingv1.EventLogServiceClient, req *loggingv1.ListEventsRequest, limit int) (list []*loggingv1.Event, next string, err error) {
 	return pages(limit, func(size int32, token string) ([]*loggingv1.Event, string, error) {
 		req.PageSize, req.PageToken = size, token
 		page, err := c.ListEvents(ctx, req)

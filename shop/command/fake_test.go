@@ -12,17 +12,22 @@ import (
 	"google.golang.org/grpc"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	webhooksv1 "shop.example/gen/shop/webhooks/v1"
 	"shop.example/shop/cli"
 )
 
 // fakeShop answers calls as a test wants it.
 type fakeShop struct {
 	checkoutv1.UnimplementedCheckoutServiceServer
+	inventoryv1.UnimplementedInventoryServiceServer
 	loggingv1.UnimplementedDeadLetterServiceServer
 	loggingv1.UnimplementedEventLogServiceServer
+	loggingv1.UnimplementedOperatorActionServiceServer
 	orderv1.UnimplementedOrderServiceServer
+	webhooksv1.UnimplementedWebhookServiceServer
 
 	place  func(context.Context) (*orderv1.Order, error)
 	get    func() (*orderv1.Order, error)
@@ -31,6 +36,8 @@ type fakeShop struct {
 
 	letters []*loggingv1.DeadLetter // the newest first
 	redrive func(id int64) error
+
+	next string // the token of the page behind each page
 }
 
 func (f *fakeShop) PlaceOrder(ctx context.Context, _ *checkoutv1.PlaceOrderRequest) (*checkoutv1.PlaceOrderResponse, error) {
@@ -48,11 +55,27 @@ func (f *fakeShop) StreamEvents(_ *loggingv1.StreamEventsRequest, s grpc.ServerS
 }
 
 func (f *fakeShop) ListEvents(context.Context, *loggingv1.ListEventsRequest) (*loggingv1.ListEventsResponse, error) {
-	return &loggingv1.ListEventsResponse{Events: f.events}, nil
+	return &loggingv1.ListEventsResponse{Events: f.events, NextPageToken: f.next}, nil
 }
 
 func (f *fakeShop) ListDeadLetters(context.Context, *loggingv1.ListDeadLettersRequest) (*loggingv1.ListDeadLettersResponse, error) {
-	return &loggingv1.ListDeadLettersResponse{DeadLetters: f.letters}, nil
+	return &loggingv1.ListDeadLettersResponse{DeadLetters: f.letters, NextPageToken: f.next}, nil
+}
+
+func (f *fakeShop) ListOrders(context.Context, *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	return &orderv1.ListOrdersResponse{Orders: []*orderv1.Order{{}}, NextPageToken: f.next}, nil
+}
+
+func (f *fakeShop) ListOperatorActions(context.Context, *loggingv1.ListOperatorActionsRequest) (*loggingv1.ListOperatorActionsResponse, error) {
+	return &loggingv1.ListOperatorActionsResponse{OperatorActions: []*loggingv1.OperatorAction{{}}, NextPageToken: f.next}, nil
+}
+
+func (f *fakeShop) ListStockMovements(context.Context, *inventoryv1.ListStockMovementsRequest) (*inventoryv1.ListStockMovementsResponse, error) {
+	return &inventoryv1.ListStockMovementsResponse{Movements: []*inventoryv1.StockMovement{{}}, NextPageToken: f.next}, nil
+}
+
+func (f *fakeShop) ListWebhookDeliveries(context.Context, *webhooksv1.ListWebhookDeliveriesRequest) (*webhooksv1.ListWebhookDeliveriesResponse, error) {
+	return &webhooksv1.ListWebhookDeliveriesResponse{Deliveries: []*webhooksv1.WebhookDelivery{{}}, NextPageToken: f.next}, nil
 }
 
 func (f *fakeShop) RedriveDeadLetter(_ context.Context, req *loggingv1.RedriveDeadLetterRequest) (*loggingv1.RedriveDeadLetterResponse, error) {
@@ -70,6 +93,9 @@ func (f *fakeShop) serve(t *testing.T) string {
 	checkoutv1.RegisterCheckoutServiceServer(server, f)
 	loggingv1.RegisterDeadLetterServiceServer(server, f)
 	loggingv1.RegisterEventLogServiceServer(server, f)
+	loggingv1.RegisterOperatorActionServiceServer(server, f)
+	inventoryv1.RegisterInventoryServiceServer(server, f)
+	webhooksv1.RegisterWebhookServiceServer(server, f)
 	orderv1.RegisterOrderServiceServer(server, f)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(lis) }()

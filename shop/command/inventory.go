@@ -247,21 +247,15 @@ what orders have taken, and what cancelled orders have given back. A product tha
 				if err != nil {
 					return err
 				}
-				list, more, err := pages(limit, func(size int32, token string) ([]*inventoryv1.StockMovement, string, error) {
+				list, next, err := pages(limit, func(size int32, token string) ([]*inventoryv1.StockMovement, string, error) {
 					page, err := c.ListStockMovements(cmd.Context(), &inventoryv1.ListStockMovementsRequest{ItemId: id, PageSize: size, PageToken: token})
 					return page.GetMovements(), page.GetNextPageToken(), err
 				})
 				if err != nil {
 					return err
 				}
-				if i.asJSON {
-					return printMessage(cmd.OutOrStdout(), &inventoryv1.ListStockMovementsResponse{Movements: list})
-				}
-				screenOf(cmd.OutOrStdout()).print(movementsTable(list))
-				if more {
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
-				}
-				return nil
+				reply := &inventoryv1.ListStockMovementsResponse{Movements: list, NextPageToken: next}
+				return printList(cmd, i.asJSON, reply, movementsTable(list), "", limit)
 			})
 		},
 	}

@@ -357,7 +357,7 @@ the list. The last eight characters of an id are what pages show.`,
 					}
 				}
 				client := orderv1.NewOrderServiceClient(conn)
-				list, more, err := pages(limit, func(size int32, token string) ([]*orderv1.Order, string, error) {
+				list, next, err := pages(limit, func(size int32, token string) ([]*orderv1.Order, string, error) {
 					req.PageSize, req.PageToken = size, token
 					page, err := client.ListOrders(cmd.Context(), &req)
 					return page.GetOrders(), page.GetNextPageToken(), err
@@ -365,17 +365,8 @@ the list. The last eight characters of an id are what pages show.`,
 				if err != nil {
 					return err
 				}
-				if o.asJSON {
-					return printMessage(cmd.OutOrStdout(), &orderv1.ListOrdersResponse{Orders: list})
-				}
-				screenOf(cmd.OutOrStdout()).print(ordersTable(list))
-				switch {
-				case len(list) == 0:
-					fmt.Fprintln(cmd.ErrOrStderr(), "No such orders.")
-				case more:
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
-				}
-				return nil
+				reply := &orderv1.ListOrdersResponse{Orders: list, NextPageToken: next}
+				return printList(cmd, o.asJSON, reply, ordersTable(list), "No such orders.", limit)
 			})
 		},
 	}

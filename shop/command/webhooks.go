@@ -194,7 +194,7 @@ func (w *webhooks) deliveriesCommand() *cobra.Command {
 				return cli.WrongUsage("--limit %d: give how many to list, 0 for all", limit)
 			}
 			return w.with(func(c webhooksv1.WebhookServiceClient) error {
-				all, more, err := pages(limit, func(size int32, token string) ([]*webhooksv1.WebhookDelivery, string, error) {
+				all, next, err := pages(limit, func(size int32, token string) ([]*webhooksv1.WebhookDelivery, string, error) {
 					page, err := c.ListWebhookDeliveries(cmd.Context(), &webhooksv1.ListWebhookDeliveriesRequest{
 						WebhookId: args[0], PageSize: size, PageToken: token, State: webhooksv1.WebhookDelivery_State(wanted),
 					})
@@ -203,17 +203,8 @@ func (w *webhooks) deliveriesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if asJSON {
-					return printMessage(cmd.OutOrStdout(), &webhooksv1.ListWebhookDeliveriesResponse{Deliveries: all})
-				}
-				screenOf(cmd.OutOrStdout()).print(deliveriesTable(all))
-				switch {
-				case len(all) == 0:
-					fmt.Fprintf(cmd.ErrOrStderr(), "No deliveries (--state %s).\n", state)
-				case more:
-					fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: --limit 0 lists all.\n", limit)
-				}
-				return nil
+				reply := &webhooksv1.ListWebhookDeliveriesResponse{Deliveries: all, NextPageToken: next}
+				return printList(cmd, asJSON, reply, deliveriesTable(all), fmt.Sprintf("No deliveries (--state %s).", state), limit)
 			})
 		},
 	}
