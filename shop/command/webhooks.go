@@ -330,7 +330,9 @@ func newListener(secret, forward string, out io.Writer) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &listener{verify: library, forward: forward, client: &http.Client{Timeout: forwardTimeout}, out: out}, nil
+	// The shop follows no redirects either.
+	client := &http.Client{Timeout: forwardTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &listener{verify: library, forward: forward, client: client, out: out}, nil
 }
 
 // print writes a line; requests come side by side.

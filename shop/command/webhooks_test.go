@@ -1,0 +1,46 @@
+package command
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// A receiver behind a redirect got its events as GET requests without a body while it was tried, and none from the shop.
+func TestListen_FollowsNoRedirectAsTheShopDoesNot(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int32
+	receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if requests.Add(1); r.URL.Path == "/" {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}
+	}))
+	t.Cleanup(receiver.Close)
+	const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+	out := &strings.Builder{}
+	l, err := newListener(secret, receiver.URL+"/", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const body = `{"type":"shop.order.placed","data":{}}`
+	now := time.Now()
+	signature, err := l.verify.Sign("msg", now, []byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(body))
+	request.Header.Set(standardwebhooks.HeaderWebhookID, "msg")
+	request.Header.Set(standardwebhooks.HeaderWebhookTimestamp, strconv.FormatInt(now.Unix(), 10))
+	request.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
+	answer := httptest.NewRecorder()
+	l.ServeHTTP(answer, request)
+	if answer.Code != http.StatusFound || requests.Load() != 1 || !strings.Contains(out.String(), "forwarded: 302") {
+		t.Errorf("answered %d after %d requests: %s", answer.Code, requests.Load(), out)
+	}
+}
