@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -308,5 +311,50 @@ func TestWebhooksCommand_ListenShowsAndForwardsWhatIsVerified(t *testing.T) {
 	s.must(t, "webhooks", "delete", created[0])
 	if got := s.shopCommand(t, "webhooks", "create", "nowhere"); got.status == 0 || !strings.Contains(got.errs, "URL: must be a URL") {
 		t.Errorf("a wrong URL: %+v", got)
+	}
+}
+
+// A write to a closed pipe ended the process before it had deleted its webhook, and the shop went on sending to nobody.
+func TestWebhooksCommand_ListenIntoHeadLeavesNoWebhookBehind(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	listen := exec.CommandContext(t.Context(), filepath.Join(mustBinaries(t), "shop"), "webhooks", "listen", "--server", s.url, "--token", operatorToken)
+	listen.SysProcAttr = endsWithParent()
+	notes := &lockedBuffer{}
+	listen.Stderr = notes
+	out, err := listen.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := listen.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if !strings.Contains(notes.String(), "Listening on ") {
+			return fmt.Errorf("it says %q", notes)
+		}
+		return nil
+	})
+	s.place(t, 5, 1)
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "shop.order.") {
+		t.Fatalf("it shows %q, %v; %s", line, err, notes)
+	}
+	_ = out.Close()
+	ended := make(chan struct{})
+	go func() { _ = listen.Wait(); close(ended) }()
+	eventually(t, func() error { // until it writes again
+		s.place(t, 5, 1)
+		select {
+		case <-ended:
+			return nil
+		case <-time.After(100 * time.Millisecond):
+			return errors.New("it goes on")
+		}
+	})
+	if code := listen.ProcessState.ExitCode(); code != 141 {
+		t.Errorf("exit code %d; %s", code, notes)
+	}
+	if got := s.must(t, "webhooks", "list"); got != "" {
+		t.Errorf("left behind: %s", got)
 	}
 }

@@ -16,20 +16,28 @@ import (
 )
 
 // Main runs a command with the process' arguments and returns its exit code. The first SIGINT, SIGTERM or SIGHUP ends the
-// command's context, the second one ends the process.
+// command's context, as a failed write to standard output does; the second signal ends the process.
 func Main(root *cobra.Command) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// A write to a closed pipe fails instead of ending the process before the command has tidied up. The programs that it starts
+	// inherit an ignored signal, but not this.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	return run(root, os.Stdout)
+}
+
+func run(root *cobra.Command, stdout *os.File) int {
+	complete, fail := context.WithCancelCause(context.Background())
+	defer fail(nil)
+	ctx, stop := signal.NotifyContext(complete, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	out := &output{File: os.Stdout}
-	root.SetOut(out)
+	root.SetOut(&output{stdout, fail})
 	err := root.ExecuteContext(ctx)
-	if err == nil {
-		err = out.failure()
+	if failed := context.Cause(complete); failed != nil { // what the command met after that follows from it
+		err = failed
 	}
 	var code ExitCode
 	if err != nil && !errors.As(err, &code) && !errors.Is(err, context.Canceled) { // an interrupt needs no words
-		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
 	}
 	return ExitStatus(err)
 }

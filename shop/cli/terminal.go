@@ -2,42 +2,35 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
-// output is the standard output of a process. Commands do not check each write; the first error is kept until the end.
+// output is the standard output of a process. Commands do not check each write: the first one that fails ends the command.
 type output struct {
-	*os.File
-	mu  sync.Mutex
-	err error // of the first write that failed
+	file *os.File
+	fail context.CancelCauseFunc
 }
+
+func (o *output) Fd() uintptr { return o.file.Fd() }
 
 func (o *output) Write(text []byte) (int, error) {
-	n, err := o.File.Write(text)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.err == nil {
-		o.err = err
+	n, err := o.file.Write(text)
+	switch {
+	case errors.Is(err, syscall.EPIPE): // head has what it wants; the exit code is that of a process that SIGPIPE ends
+		o.fail(ExitCode(128 + int(syscall.SIGPIPE)))
+	case err != nil:
+		o.fail(fmt.Errorf("the output is incomplete: %w", err))
 	}
 	return n, err
-}
-
-// failure returns an error if not everything could be written.
-func (o *output) failure() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.err != nil {
-		return fmt.Errorf("the output is incomplete: %w", o.err)
-	}
-	return nil
 }
 
 // TerminalWidth returns how many columns the terminal f has; isTerminal is false if f is no terminal.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -83,24 +82,4 @@ type writer func([]byte)
 func (w writer) Write(text []byte) (int, error) {
 	w(text)
 	return len(text), nil
-}
-
-func TestOutput_WhatCouldNotBeWrittenIsAFailure(t *testing.T) {
-	t.Parallel()
-	reader, broken, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { broken.Close() })
-	reader.Close()
-	out := &output{File: broken}
-	cmd := &cobra.Command{}
-	cmd.SetOut(out)
-	if err := out.failure(); err != nil {
-		t.Errorf("nothing was written, and %v", err)
-	}
-	fmt.Fprintln(cmd.OutOrStdout(), "a list")
-	if err := out.failure(); ExitStatus(err) != 1 || !strings.Contains(err.Error(), "the output is incomplete") {
-		t.Errorf("failure = %v", err)
-	}
 }
