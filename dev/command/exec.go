@@ -101,7 +101,7 @@ func run(program string, args, env []string) error {
 	cmd := &exec.Cmd{Path: program, Args: args, Env: append(os.Environ(), env...),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, cli.EndSignals()...)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running %s: %w", args[0], err)

@@ -27,7 +27,7 @@ func Main(root *cobra.Command) int {
 func run(root *cobra.Command, stdout *os.File) int {
 	complete, fail := context.WithCancelCause(context.Background())
 	defer fail(nil)
-	ctx, stop := signal.NotifyContext(complete, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(complete, EndSignals()...)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	root.SetOut(&output{stdout, fail})
@@ -40,6 +40,14 @@ func run(root *cobra.Command, stdout *os.File) int {
 		fmt.Fprintf(root.ErrOrStderr(), "%s: %v\n", root.Name(), err)
 	}
 	return ExitStatus(err)
+}
+
+// EndSignals returns the signals that ask a program to end. After nohup a terminal that closes is none.
+func EndSignals() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) {
+		return []os.Signal{os.Interrupt, syscall.SIGTERM}
+	}
+	return []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 }
 
 // ExitCode is the error of a command that has already printed what went wrong.
