@@ -190,3 +190,32 @@ func TestSetup_WithoutAPackageOfChromiumTheOthersAreInstalled(t *testing.T) {
 		t.Errorf("apt-get got %v:\n%s", err, said)
 	}
 }
+
+// `make kube` placed its order in the shop of SHOP_SERVER, or of this machine, and reported success.
+func TestKube_WithoutAWayToTheGatewayNoOrderIsPlaced(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	script, err := os.ReadFile("../deploy/kubernetes/try/order.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{
+		"order.sh":         string(script),
+		"secrets/shop.env": "SHOP_OPERATOR_TOKENS=ada:token\n",
+		"bin/kubectl":      "#!/bin/sh\necho 'Error from server (NotFound): services \"gateway\" not found' >&2\nexit 1\n",
+		"bin/shop":         "#!/bin/sh\necho CONFIRMED by another shop: \"$@\"\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(base, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(base, path), []byte(text), 0o755); err != nil { //nolint:gosec // programs
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "bash", filepath.Join(base, "order.sh"), filepath.Join(base, "bin", "shop"))
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(base, "bin")+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err == nil || strings.Contains(string(out), "CONFIRMED") || !strings.Contains(string(out), "not found") || !strings.Contains(string(out), "no order was placed") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
