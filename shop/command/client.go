@@ -52,7 +52,7 @@ type gateway struct {
 
 // flags gives a command and its subcommands the flags that select the shop.
 func (g *gateway) flags(cmd *cobra.Command) {
-	cmd.PersistentFlags().StringVar(&g.addr, "server", "", "the shop to talk to, host:port or https://host (default SHOP_SERVER, else localhost:3000)")
+	cmd.PersistentFlags().StringVar(&g.addr, "server", cmp.Or(os.Getenv("SHOP_SERVER"), "localhost:3000"), "the shop to talk to, host:port or https://host; SHOP_SERVER sets the default")
 	cmd.PersistentFlags().StringVar(&g.token, "token", "", "operator token (default SHOP_OPERATOR_TOKEN, else that of make up on this machine)")
 }
 
@@ -130,7 +130,6 @@ func retryDelay(err error) time.Duration {
 
 // locate finds out where the shop is, whether it speaks TLS, and the token that it gets.
 func (g *gateway) locate() (target string, secure bool, err error) {
-	g.addr = cmp.Or(g.addr, os.Getenv("SHOP_SERVER"), "localhost:3000")
 	target, secure = strings.CutPrefix(g.addr, "https://")
 	target = strings.TrimSuffix(strings.TrimPrefix(target, "http://"), "/")
 	if _, _, err := net.SplitHostPort(target); err != nil && secure {

@@ -2,6 +2,7 @@ package command
 
 import (
 	"io"
+	"strings"
 	"testing"
 
 	"shop.example/shop/cli"
@@ -23,6 +24,21 @@ func TestOrderList_AWrongFilterSaysWhatToGive(t *testing.T) {
 		err := root.ExecuteContext(t.Context())
 		if err == nil || err.Error() != want || cli.ExitStatus(err) != 2 {
 			t.Errorf("%s: exit code %d, %v, want %s", value, cli.ExitStatus(err), err, want)
+		}
+	}
+}
+
+// A script whose variable is not set would redrive the dead letters of another shop.
+func TestServer_AnEmptyAddressIsNotThatOfAnotherShop(t *testing.T) {
+	t.Setenv("SHOP_SERVER", (&fakeShop{}).serve(t))
+	for flags, want := range map[string]int{"": 0, " --server=": 2} {
+		root := Root()
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		root.SetArgs(strings.Fields("dlq list --token operator" + flags))
+		err := root.ExecuteContext(t.Context())
+		if cli.ExitStatus(err) != want || err != nil && !strings.Contains(err.Error(), `"" is no address of a shop: give --server host:port`) {
+			t.Errorf("dlq list%s: exit code %d, %v, want %d", flags, cli.ExitStatus(err), err, want)
 		}
 	}
 }
