@@ -154,9 +154,21 @@ func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.Cal
 		}
 		defer s.recoverPanic(w, r)
 		w.Head = r.Method == http.MethodHead
+		if slices.ContainsFunc(r.Header["Authorization"], isUnprintable) {
+			r.Header["Authorization"] = noToken
+		}
 		r.Method = routingMethod(r.Method) // of this copy; the server leaves the body of a response to HEAD out
 		s.mux.ServeHTTP(w, r)
 	})
+}
+
+// noToken is never a valid Authorization. It takes the place of values that grpc-gateway would drop: their sender would be an
+// anonymous caller then, and of two values the other one would count. It is shared and must not be changed.
+var noToken = []string{"unprintable"}
+
+// isUnprintable reports whether a value cannot be metadata of gRPC.
+func isUnprintable(value string) bool {
+	return strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // recoverPanic responds for code that panicked, and aborts a call whose response could not be written. Panics in gRPC

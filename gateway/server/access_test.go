@@ -177,6 +177,39 @@ func TestAccess_AWrongTokenIsNotTakenForAnAnonymousCaller(t *testing.T) {
 	}
 }
 
+// Such a value was dropped on its way from REST to the handlers: the order belonged to nobody, and no login had failed.
+func TestAccess_ATokenThatNoGRPCClientCouldSendIsNotTakenForNone(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{OrderAddr: backend(t, func(s grpc.ServiceRegistrar) { orderv1.RegisterOrderServiceServer(s, orderServer{}) })})
+	tried := 0
+	for _, values := range [][]string{{"Bearer guess\xa0"}, {"Bearer\tguess"}, {"Bearer \xff", "Bearer " + operatorToken}} {
+		headers := []string{"Content-Type: application/json"}
+		for _, value := range values {
+			headers = append(headers, "Authorization: "+value)
+		}
+		path := "/v1/orders/" + storedOrder
+		for _, call := range [][3]string{
+			{http.MethodGet, path, ""}, {http.MethodPost, "/v1/orders", order}, {http.MethodGet, path + "/events:stream", ""},
+		} {
+			got := send(t, call[0], "http://"+g.HTTPAddr()+call[1], call[2], headers...)
+			if got.status != http.StatusUnauthorized || got.failure(t).reason() != "OPERATOR_TOKEN_INVALID" {
+				t.Errorf("%q: %s %s: %d %s", values, call[0], call[1], got.status, got.body)
+			}
+			tried++
+		}
+		// Connect is translated by another library, and has other errors.
+		got := send(t, http.MethodPost, "http://"+g.HTTPAddr()+orderv1.OrderService_GetOrder_FullMethodName, `{"order_id":"`+storedOrder+`"}`,
+			append(headers, "Connect-Protocol-Version: 1")...)
+		if got.status != http.StatusUnauthorized || !strings.Contains(got.body, "unauthenticated") {
+			t.Errorf("%q over Connect: %d %s", values, got.status, got.body)
+		}
+		tried++
+	}
+	if failed := strings.Count(g.log.String(), "login failed"); failed != tried {
+		t.Errorf("%d of %d logins failed", failed, tried)
+	}
+}
+
 func TestAccess_HealthAndReflectionAreOpen(t *testing.T) {
 	t.Parallel()
 	g := startGateway(t, Config{})
