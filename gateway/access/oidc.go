@@ -172,8 +172,8 @@ func (v *tokenVerifier) verify(ctx context.Context, token string) (*Principal, e
 		return nil, tokenInvalid.WithCause(err)
 	}
 	p := &Principal{Issuer: parsed.Issuer, Subject: parsed.Subject, expires: parsed.Expiry}
-	if owner := p.Owner(); len(owner) > maxOwner || !text.Visible(owner) {
-		return nil, tokenInvalid.WithCause(errors.New("its subject is too long, or has characters that cannot be seen"))
+	if owner := p.Owner(); p.Subject == "" || len(owner) > maxOwner || !text.Visible(owner) { // all without a subject would be one owner
+		return nil, tokenInvalid.WithCause(errors.New("its subject is missing or too long, or has characters that cannot be seen"))
 	}
 	var claims map[string]json.RawMessage
 	if err := parsed.Claims(&claims); err != nil {
@@ -193,7 +193,7 @@ func (v *tokenVerifier) verify(ctx context.Context, token string) (*Principal, e
 const maxOwner = 1000
 
 var tokenInvalid = apierror.New(codes.Unauthenticated, "TOKEN_INVALID",
-	"the token is not valid here: its signature, issuer, audience or times are wrong")
+	"the token is not valid here: its signature, issuer, audience, subject or times are wrong")
 
 func names(algorithms []jose.SignatureAlgorithm) []string {
 	all := make([]string, len(algorithms))

@@ -105,6 +105,8 @@ func TestOIDC_WhoseTokensAreLetIn(t *testing.T) {
 		{"wrong audience", i.Token(t, map[string]any{"aud": "other"}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"no audience", i.Token(t, map[string]any{"aud": nil}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"key of another", stranger.Token(t, map[string]any{"iss": i.URL}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"without a subject", i.Token(t, map[string]any{"sub": nil}), codes.Unauthenticated, "TOKEN_INVALID"},
+		{"an empty subject", i.Token(t, map[string]any{"sub": ""}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"a subject that no order could keep", i.Token(t, map[string]any{"sub": strings.Repeat("a", 1000)}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"a subject that nobody could tell", i.Token(t, map[string]any{"sub": "ada\u200b"}), codes.Unauthenticated, "TOKEN_INVALID"},
 		{"claims that were changed", header + "." + payload + "." + signature, codes.Unauthenticated, "TOKEN_INVALID"},
