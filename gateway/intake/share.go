@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
+	"shop.example/domain/orderstate"
 	"shop.example/gateway/access"
 	"shop.example/gateway/upstream"
 	accessv1 "shop.example/gen/shop/access/v1"
@@ -26,12 +27,14 @@ import (
 type share struct {
 	checkoutv1.UnimplementedShareServiceServer
 	orders  *Orders
+	owned   bool          // orders may belong to somebody
 	ciphers []cipher.AEAD // by the orders' secrets
 }
 
-// NewShare returns the service that shows orders to others.
-func NewShare(orders *Orders) (checkoutv1.ShareServiceServer, error) {
-	s := share{orders: orders}
+// NewShare returns the service that shows orders to others. owned says that there is an issuer of tokens, to whose subjects
+// orders belong.
+func NewShare(orders *Orders, owned bool) (checkoutv1.ShareServiceServer, error) {
+	s := share{orders: orders, owned: owned}
 	for _, secret := range orders.secrets {
 		block, err := aes.NewCipher(secret.mac("share token"))
 		if err != nil {
@@ -51,6 +54,11 @@ func (s share) ShareOrder(ctx context.Context, req *checkoutv1.ShareOrderRequest
 	order, err := s.orders.get(access.OnBehalfOf(ctx), req.GetOrderId())
 	if err != nil {
 		return nil, err
+	}
+	// Whose it is stands with the order, once it is decided.
+	if s.owned && !orderstate.IsDecided(order.GetState()) && !access.PrincipalOf(ctx).IsOperator() {
+		return nil, apierror.New(codes.Aborted, "ORDER_PENDING", "order %s is not decided yet; it can be shared once it is", order.GetId()).
+			WithRetryAfter(decisionDelay)
 	}
 	id, err := uuid.Parse(order.GetId())
 	if err != nil {

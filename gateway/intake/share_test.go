@@ -3,19 +3,23 @@ package intake
 import (
 	"context"
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"shop.example/domain/enduser"
 	"shop.example/domain/orderid"
+	"shop.example/domain/orderstate"
 	"shop.example/gateway/access"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
@@ -47,7 +51,7 @@ func sharing(t *testing.T, orders orderv1.OrderServiceClient, secrets ...string)
 	t.Helper()
 	s := newShop(secrets...)
 	s.stored = orders
-	share, err := NewShare(&s.Orders)
+	share, err := NewShare(&s.Orders, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,4 +139,42 @@ func TestShare_ATokenIsGoodWhileItsSecretIs(t *testing.T) {
 	if err != nil || seen.GetOrder().GetState() != orderv1.Order_PENDING {
 		t.Errorf("shared before it is decided: %v, %v", seen, err)
 	}
+}
+
+// Whoever had the id of an order that was not decided got a token, which showed the order when it was somebody else's.
+func TestShare_AnOrderThatMayBeSomebodyElsesIsSharedOnceItIsDecided(t *testing.T) {
+	t.Parallel()
+	ada := &access.Principal{Issuer: "https://login.example.org", Subject: "4711"}
+	eve := &access.Principal{Issuer: "https://login.example.org", Subject: "666"}
+	operator := &access.Principal{Name: "grace", Roles: []string{"operator"}}
+	stored := &oneOrder{owner: ada.Owner()}
+	s := newShop("the secret in use")
+	s.stored = stored
+	share, err := NewShare(&s.Orders, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	placed := s.mustPlace(t, request{}).GetOrderId()
+	for state, reasons := range map[orderv1.Order_State]map[*access.Principal]string{
+		orderv1.Order_PENDING:   {nil: "ORDER_PENDING", eve: "ORDER_PENDING", ada: "ORDER_PENDING", operator: ""},
+		orderv1.Order_CONFIRMED: {nil: "ORDER_NOT_FOUND", eve: "ORDER_NOT_FOUND", ada: "", operator: ""},
+	} {
+		if stored.order = nil; orderstate.IsDecided(state) {
+			stored.order = &orderv1.Order{Id: placed, State: state}
+		}
+		for by, want := range reasons {
+			_, err := share.ShareOrder(access.WithPrincipal(t.Context(), by), &checkoutv1.ShareOrderRequest{OrderId: placed})
+			if apierror.ReasonOf(err) != want || (err == nil) != (want == "") {
+				t.Errorf("%s, shared by %+v: %v, want %q", state, by, err, want)
+			}
+			if want == "ORDER_PENDING" && !slices.ContainsFunc(status.Convert(err).Details(), isRetryInfo) {
+				t.Errorf("%s, shared by %+v: it does not say when to try again", state, by)
+			}
+		}
+	}
+}
+
+func isRetryInfo(detail any) bool {
+	_, ok := detail.(*errdetails.RetryInfo)
+	return ok
 }

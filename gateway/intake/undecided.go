@@ -15,7 +15,7 @@ import (
 	"shop.example/platform/apierror"
 )
 
-// decisionDelay is how long clients are told to wait before they try again to cancel an order that is not decided.
+// decisionDelay is how long clients are told to wait before they try again to cancel, or share, an order that is not decided.
 const decisionDelay = time.Second
 
 // AnswerUndecided answers calls about orders that the order service does not know, but whose ids the shop gave. It is an

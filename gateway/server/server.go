@@ -166,7 +166,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	decisions := intake.NewDecisions(consume, orders.Lookup, s.Stopping())
 	s.Go("decisions", decisions.Run)
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(orders, decisions))
-	share, err := intake.NewShare(orders)
+	share, err := intake.NewShare(orders, cfg.Ingress.OIDC.Issuer != "")
 	if err != nil {
 		return nil, err
 	}

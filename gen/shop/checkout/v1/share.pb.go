@@ -362,10 +362,10 @@ const file_shop_checkout_v1_share_proto_rawDesc = "" +
 	"\vshare_token\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x10\x01\x18\xc8\x012\x10^[A-Za-z0-9_-]+$R\n" +
 	"shareToken\"M\n" +
 	"\x16GetSharedOrderResponse\x123\n" +
-	"\x05order\x18\x01 \x01(\v2\x1d.shop.checkout.v1.SharedOrderR\x05order2\xd4\x02\n" +
-	"\fShareService\x12\x96\x01\n" +
+	"\x05order\x18\x01 \x01(\v2\x1d.shop.checkout.v1.SharedOrderR\x05order2\xe5\x02\n" +
+	"\fShareService\x12\xa7\x01\n" +
 	"\n" +
-	"ShareOrder\x12#.shop.checkout.v1.ShareOrderRequest\x1a$.shop.checkout.v1.ShareOrderResponse\"=ص\x18\x03\xea\xb5\x18\x0fORDER_NOT_FOUND\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/orders/{order_id}:share\x12\xaa\x01\n" +
+	"ShareOrder\x12#.shop.checkout.v1.ShareOrderRequest\x1a$.shop.checkout.v1.ShareOrderResponse\"Nص\x18\x03\xea\xb5\x18\x0fORDER_NOT_FOUND\xea\xb5\x18\rORDER_PENDING\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/orders/{order_id}:share\x12\xaa\x01\n" +
 	"\x0eGetSharedOrder\x12'.shop.checkout.v1.GetSharedOrderRequest\x1a(.shop.checkout.v1.GetSharedOrderResponse\"Eص\x18\x03\xea\xb5\x18\x0fSHARE_NOT_FOUND\x82\xd3\xe4\x93\x02(b\x05order\x12\x1f/v1/shared-orders/{share_token}B]\n" +
 	"\x18example.shop.checkout.v1P\x01Z,shop.example/gen/shop/checkout/v1;checkoutv1\xaa\x02\x10Shop.Checkout.V1b\x06proto3"
 

@@ -30,7 +30,8 @@ const (
 // ShareService shows an order to people who may not change it, and need not know whose it is.
 type ShareServiceClient interface {
 	// ShareOrder returns a token with which anybody can read the order, without the customer, and nothing else. Whoever may
-	// read the order may share it. A token cannot be taken back: it is good as long as the shop keeps the secret of its ids.
+	// read the order may share it; where orders belong to the subjects of tokens, customers may once it is decided, and get
+	// ORDER_PENDING before. A token cannot be taken back: it is good as long as the shop keeps the secret of its ids.
 	ShareOrder(ctx context.Context, in *ShareOrderRequest, opts ...grpc.CallOption) (*ShareOrderResponse, error)
 	// GetSharedOrder reads the order of a token.
 	GetSharedOrder(ctx context.Context, in *GetSharedOrderRequest, opts ...grpc.CallOption) (*GetSharedOrderResponse, error)
@@ -71,7 +72,8 @@ func (c *shareServiceClient) GetSharedOrder(ctx context.Context, in *GetSharedOr
 // ShareService shows an order to people who may not change it, and need not know whose it is.
 type ShareServiceServer interface {
 	// ShareOrder returns a token with which anybody can read the order, without the customer, and nothing else. Whoever may
-	// read the order may share it. A token cannot be taken back: it is good as long as the shop keeps the secret of its ids.
+	// read the order may share it; where orders belong to the subjects of tokens, customers may once it is decided, and get
+	// ORDER_PENDING before. A token cannot be taken back: it is good as long as the shop keeps the secret of its ids.
 	ShareOrder(context.Context, *ShareOrderRequest) (*ShareOrderResponse, error)
 	// GetSharedOrder reads the order of a token.
 	GetSharedOrder(context.Context, *GetSharedOrderRequest) (*GetSharedOrderResponse, error)
