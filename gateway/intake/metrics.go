@@ -77,18 +77,23 @@ func (m *metrics) expect(outcome, reason string) {
 
 // placed counts an order that arrived at start, with its outcome.
 func (m *metrics) placed(ctx context.Context, start time.Time, err error) {
-	outcome, reason := outcomeOf(ctx, err)
+	outcome, reason := outcomeOf(ctx, time.Since(start), err)
 	m.orders.Add(ctx, 1, m.by[[2]string{outcome, reason}])
 	if outcome == outcomeAccepted {
 		m.duration.Record(ctx, time.Since(start).Seconds())
 	}
 }
 
-func outcomeOf(ctx context.Context, err error) (outcome, reason string) {
+// minPatience is how long a client has to wait for the broker at least. A client whose own deadline is shorter did not wait:
+// otherwise anybody could make the shop seem to refuse orders.
+const minPatience = 2 * time.Second
+
+// outcomeOf returns the outcome of an order that took so long.
+func outcomeOf(ctx context.Context, took time.Duration, err error) (outcome, reason string) {
 	if err == nil {
 		return outcomeAccepted, ""
 	}
-	if errors.Is(ctx.Err(), context.Canceled) {
+	if errors.Is(ctx.Err(), context.Canceled) || errors.Is(ctx.Err(), context.DeadlineExceeded) && took < minPatience {
 		return outcomeAbandoned, ""
 	}
 	own, known := errors.AsType[*apierror.Error](err)
