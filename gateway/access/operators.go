@@ -3,6 +3,7 @@ package access
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -28,17 +29,21 @@ type namedToken struct {
 }
 
 // ParseOperators parses SHOP_OPERATOR_TOKEN, "" if it is not set, and the entries name:token of SHOP_OPERATOR_TOKENS. Its
-// errors do not contain tokens.
+// errors do not contain tokens. White space around a token, such as the end of the line in a secret's file, is no part of it.
 func ParseOperators(token string, named []string) (Operators, error) {
 	var o Operators
-	if token != "" {
+	if token = strings.TrimSpace(token); token != "" {
 		if len(token) < minToken {
 			return nil, fmt.Errorf("SHOP_OPERATOR_TOKEN is too short: it needs at least %d characters", minToken)
+		}
+		if !isPrintable(token) {
+			return nil, errors.New("SHOP_OPERATOR_TOKEN " + unsendable)
 		}
 		o = o.with(unnamedOperator, token)
 	}
 	for i, entry := range named {
 		name, token, ok := strings.Cut(strings.TrimSpace(entry), ":")
+		token = strings.TrimSpace(token)
 		switch {
 		case !ok:
 			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: entry %d has no name: write name:token, with commas between entries", i+1)
@@ -46,6 +51,8 @@ func ParseOperators(token string, named []string) (Operators, error) {
 			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: the name of entry %d must be 1 to 64 letters, digits, dots, dashes, underscores or @", i+1)
 		case len(token) < minToken:
 			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: the token of %s is too short: it needs at least %d characters", name, minToken)
+		case !isPrintable(token):
+			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: the token of %s %s", name, unsendable)
 		}
 		if other, known := o.find(token); known {
 			return nil, fmt.Errorf("SHOP_OPERATOR_TOKENS: %s and %s have the same token: give each a token of their own", name, other)
@@ -53,6 +60,13 @@ func ParseOperators(token string, named []string) (Operators, error) {
 		o = o.with(name, token)
 	}
 	return o, nil
+}
+
+// unsendable says what is wrong with a token that no client could send in a header: nobody would be that operator.
+const unsendable = "has characters that cannot be sent: use letters, digits and punctuation of ASCII"
+
+func isPrintable(token string) bool {
+	return !strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 func (o Operators) with(name, token string) Operators {

@@ -44,6 +44,10 @@ func TestOperators_TokensThatCanBeGuessedOrNamesThatSayNothingAreRefusedAtStart(
 		{shortToken, nil, "SHOP_OPERATOR_TOKEN is too short"},
 		{"", []string{"ada:" + shortToken}, "the token of ada is too short: it needs at least 16 characters"},
 		{"", []string{"ada:"}, "the token of ada is too short"},
+		{shortToken + " \n", nil, "SHOP_OPERATOR_TOKEN is too short"},
+		{adasToken + "\u00e9", nil, "SHOP_OPERATOR_TOKEN has characters that cannot be sent"},
+		{adasToken + "\n" + bobsToken, nil, "SHOP_OPERATOR_TOKEN has characters that cannot be sent"},
+		{"", []string{"ada:" + adasToken + "\u00e9"}, "SHOP_OPERATOR_TOKENS: the token of ada has characters that cannot be sent"},
 		{"", []string{adasToken}, "entry 1 has no name: write name:token"},
 		{"", []string{"ada:" + adasToken, ""}, "entry 2 has no name"},
 		{"", []string{":" + adasToken}, "the name of entry 1 must be"},
@@ -57,6 +61,20 @@ func TestOperators_TokensThatCanBeGuessedOrNamesThatSayNothingAreRefusedAtStart(
 		}
 		if err != nil && (strings.Contains(err.Error(), adasToken) || strings.Contains(err.Error(), shortToken)) {
 			t.Errorf("the error tells a token: %v", err)
+		}
+	}
+}
+
+// Such tokens were accepted at the start and then from nobody: clients cannot send the end of a line, and proxies take spaces away.
+func TestOperators_WhiteSpaceAroundATokenIsNoPartOfIt(t *testing.T) {
+	t.Parallel()
+	o, err := ParseOperators(operatorToken+"\n", []string{"ada: " + adasToken, "bob:" + bobsToken + "\r\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token, want := range map[string]string{operatorToken: unnamedOperator, adasToken: "ada", bobsToken: "bob"} {
+		if name, _ := o.find(token); name != want {
+			t.Errorf("%q is the token of %q, want %q", token, name, want)
 		}
 	}
 }

@@ -146,7 +146,7 @@ func (g *gateway) locate() (target string, secure bool, err error) {
 // operatorToken finds the token: the one that was given, else that of the environment, else the one that make up keeps,
 // which is shown to nobody but a shop on this machine. "" if there is none.
 func operatorToken(given, host string) (string, error) {
-	if token := cmp.Or(given, os.Getenv("SHOP_OPERATOR_TOKEN")); token != "" {
+	if token := strings.TrimSpace(cmp.Or(given, os.Getenv("SHOP_OPERATOR_TOKEN"))); token != "" {
 		return token, nil
 	}
 	if ip := net.ParseIP(host); host != "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {

@@ -71,7 +71,7 @@ func TestOperatorToken_IsGivenOrInTheEnvironmentOrThatOfShopUpHere(t *testing.T)
 			t.Errorf("for a shop at %q: %q, %v, want %q", host, token, err, want)
 		}
 	}
-	t.Setenv("SHOP_OPERATOR_TOKEN", "environment")
+	t.Setenv("SHOP_OPERATOR_TOKEN", "environment\n")
 	if token, _ := operatorToken("", "localhost"); token != "environment" {
 		t.Errorf("with one in the environment: %q", token)
 	}
