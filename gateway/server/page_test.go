@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"shop.example/gateway/ingress"
 	"shop.example/gateway/intake"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 )
 
@@ -81,6 +83,36 @@ func TestPage_EveryFileThatItNamesIsThereAndKeptUntilItChanges(t *testing.T) {
 		if got := send(t, http.MethodGet, base+path, ""); got.status != http.StatusNotFound {
 			t.Errorf("GET %s: %d", path, got.status)
 		}
+	}
+}
+
+// emptyInventory has no products.
+type emptyInventory struct {
+	inventoryv1.UnimplementedInventoryServiceServer
+}
+
+func (emptyInventory) ListItems(context.Context, *inventoryv1.ListItemsRequest) (*inventoryv1.ListItemsResponse, error) {
+	return &inventoryv1.ListItemsResponse{}, nil
+}
+
+// A token that is not UTF-8 was an internal error, with a line in the log for each call.
+func TestPage_ATokenOfNoPageOfTheCatalogueIsTheClientsError(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{InventoryAddr: backend(t, func(s grpc.ServiceRegistrar) { inventoryv1.RegisterInventoryServiceServer(s, emptyInventory{}) })})
+	front := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/?page_token=%ff", "", "Accept: text/html")
+	if front.status != http.StatusOK || strings.Contains(front.body, `name="page_token"`) {
+		t.Errorf("the page is not the first one: %d\n%s", front.status, front.body)
+	}
+	if got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+"/catalogue?page_token=%ff", ""); got.status != http.StatusBadRequest || !strings.Contains(got.body, "no such page") {
+		t.Errorf("its figures: %d %s", got.status, got.body)
+	}
+	for _, path := range []string{"/orders/%ff", "/shared/%ff", "/page/%ff"} {
+		if got := send(t, http.MethodGet, "http://"+g.HTTPAddr()+path, ""); got.status != http.StatusNotFound {
+			t.Errorf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	if log := g.log.String(); strings.Contains(log, `"level":"ERROR"`) {
+		t.Error(log)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -43,6 +44,9 @@ type cataloguePage struct {
 
 // read returns a page of the products, and the same as JSON, as they were within catalogueAge; or an error.
 func (c *catalogue) read(ctx context.Context, token string) (*inventoryv1.ListItemsResponse, rest.File, error) {
+	if !utf8.ValidString(token) { // no message could be made of it
+		return nil, rest.File{}, status.Error(codes.InvalidArgument, "the token of no page")
+	}
 	p := c.page(token)
 	p.mu.Lock()
 	defer p.mu.Unlock()
