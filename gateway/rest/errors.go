@@ -28,6 +28,9 @@ type httpError struct {
 
 func (e httpError) Unwrap() error { return e.error }
 
+// Challenge is the WWW-Authenticate of a call that needs a token.
+const Challenge = `Bearer realm="shop"`
+
 // writeError responds with err as a google.rpc.Status. It is a runtime.ErrorHandlerFunc.
 func (s *Server) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
 	var same notModified
@@ -53,7 +56,7 @@ func (s *Server) writeError(_ context.Context, _ *runtime.ServeMux, _ runtime.Ma
 		}
 	}
 	if failure.Code() == codes.Unauthenticated {
-		header.Set("WWW-Authenticate", `Bearer realm="shop"`)
+		header.Set("WWW-Authenticate", Challenge)
 	}
 	header.Set("Content-Type", "application/json")
 	w.WriteHeader(httpStatus)

@@ -170,6 +170,7 @@ func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
 	}
 	checkoutv1.RegisterCheckoutServiceServer(a, intake.NewCheckout(nil, nil))
 	orderv1.RegisterOrderServiceServer(a, orderServer{})
+	inventoryv1.RegisterInventoryServiceServer(a, emptyInventory{})
 	rest := serveREST(t, a, nil, tel)
 	server := httptest.NewServer(&ingress.Ingress{REST: rest})
 	t.Cleanup(server.Close)
@@ -179,6 +180,15 @@ func TestPage_OfAShopForCustomersSaysThatItIs(t *testing.T) {
 		if got.status != http.StatusUnauthorized || !strings.Contains(got.body, "this call is for customers") {
 			t.Errorf("%s: %d\n%s", call, got.status, got.body)
 		}
+	}
+	// The page said that the catalogue was down.
+	const notice = "takes calls of customers with a token only"
+	if got := send(t, http.MethodGet, server.URL+"/", "", "Accept: text/html"); got.status != http.StatusOK || !strings.Contains(got.body, notice) || strings.Contains(got.body, "unavailable") {
+		t.Errorf("the page: %d\n%s", got.status, got.body)
+	}
+	got := send(t, http.MethodGet, server.URL+"/catalogue", "")
+	if got.status != http.StatusUnauthorized || !strings.Contains(got.body, notice) || got.header.Get("WWW-Authenticate") == "" {
+		t.Errorf("the catalogue: %d %s", got.status, got.body)
 	}
 }
 

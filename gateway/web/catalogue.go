@@ -83,13 +83,20 @@ func (c *catalogue) page(token string) *cataloguePage {
 // pageToken is the name of the parameter, and of the form's field, that says which page of the catalogue is shown.
 const pageToken = "page_token"
 
+// forCustomers is shown in place of the catalogue if public calls are for customers: the page has no token.
+const forCustomers = "This shop takes calls of customers with a token only. You can order over the API."
+
 // serveCatalogue serves the figures in the form of GET /v1/inventory, and only if they have changed.
 func (p *page) serveCatalogue(w http.ResponseWriter, r *http.Request, _ map[string]string) {
 	_, text, err := p.catalogue.read(r.Context(), r.URL.Query().Get(pageToken))
 	if err != nil {
 		code, message := http.StatusServiceUnavailable, `{"message":"the catalogue is unavailable"}`
-		if status.Code(err) == codes.InvalidArgument {
+		switch status.Code(err) {
+		case codes.InvalidArgument:
 			code, message = http.StatusBadRequest, `{"message":"there is no such page of the catalogue"}`
+		case codes.Unauthenticated:
+			w.Header().Set("WWW-Authenticate", rest.Challenge)
+			code, message = http.StatusUnauthorized, `{"message":"`+forCustomers+`"}`
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)

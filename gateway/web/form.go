@@ -45,17 +45,17 @@ const (
 
 // form is the content of the front page: the catalogue, and the order as far as it has been filled in.
 type form struct {
-	Modules            []string // that the page runs at once
-	Demo               bool     // whether operators can break the shop under /demo
-	TraceURL           string   // of the page of a trace
-	DashboardURL       string   // of the dashboards
-	Products           []product
-	PageToken          string // of the page of the catalogue that is shown; "" for the first
-	NextPage           string // the token of the next one; "" if there is none
-	CatalogUnavailable bool   // inventory does not answer
-	Key                string // the order's idempotency key: a form that is sent twice is one order
-	Name               string
-	Email              string
+	Modules      []string // that the page runs at once
+	Demo         bool     // whether operators can break the shop under /demo
+	TraceURL     string   // of the page of a trace
+	DashboardURL string   // of the dashboards
+	Products     []product
+	PageToken    string // of the page of the catalogue that is shown; "" for the first
+	NextPage     string // the token of the next one; "" if there is none
+	Notice       string // why there is no catalogue; "" if there is
+	Key          string // the order's idempotency key: a form that is sent twice is one order
+	Name         string
+	Email        string
 	// What is wrong: with a field, and with the order as a whole.
 	NameError, EmailError, Problem string
 
@@ -137,8 +137,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 }
 
 // fill puts the catalogue into the form, with the entries in the rows of their products.
-func (f *form) fill(items []*inventoryv1.Item, available bool) {
-	f.CatalogUnavailable = !available
+func (f *form) fill(items []*inventoryv1.Item) {
 	for _, item := range items {
 		f.Products = append(f.Products, product{
 			ID: item.GetId(), Name: item.GetProductName(), Price: price(item.GetPrice()), UnitPrice: writePrice(item.GetPrice()),

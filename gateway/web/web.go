@@ -197,7 +197,12 @@ func (p *page) showFront(ctx context.Context, w http.ResponseWriter, code int, f
 		list, _, err = p.catalogue.read(ctx, "")
 	}
 	f.Demo, f.TraceURL, f.DashboardURL, f.Modules = p.demo, p.traceURL, p.dashboard, p.modules
-	f.fill(list.GetItems(), err == nil)
+	switch f.fill(list.GetItems()); {
+	case status.Code(err) == codes.Unauthenticated:
+		f.Notice = forCustomers
+	case err != nil:
+		f.Notice = "The catalogue is unavailable at the moment. You can still order over the API."
+	}
 	f.NextPage = list.GetNextPageToken()
 	p.write(w, code, "index.html", f)
 }

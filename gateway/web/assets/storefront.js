@@ -96,7 +96,8 @@ export async function refresh() {
     reached('live');
   } catch (error) {
     reached(error instanceof Refusal && error.status > 0 ? 'down' : 'cut');
-    setText($('catalogue-notice'), items.size > 0 ? 'The stock is as it was last: inventory does not answer. You can still order.'
+    setText($('catalogue-notice'), error.status === 401 ? error.message
+      : items.size > 0 ? 'The stock is as it was last: inventory does not answer. You can still order.'
       : 'The catalogue is unavailable at the moment. You can still order over the API.');
     $('catalogue-notice').hidden = false;
     list.classList.add('stale'); // the stock may be outdated
