@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,8 +111,14 @@ func (d *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	setSecurityHeaders(w.Header(), r.TLS != nil)
 	if d.web != nil && isWeb(r) {
-		d.serveWeb(w, r, call, refusal)
-		return
+		if slices.Contains(webTypes, r.Header.Get("Content-Type")) {
+			d.serveWeb(w, r, call, refusal)
+			return
+		}
+		if refusal == nil {
+			w.Header().Set("Accept", strings.Join(webTypes, ", "))
+			refusal = ErrWebType
+		}
 	}
 	d.REST.ServeCall(w, r, call, refusal)
 }

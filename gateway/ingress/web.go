@@ -41,6 +41,18 @@ func isWeb(r *http.Request) bool {
 		strings.HasPrefix(contentType, "application/connect+")
 }
 
+// webTypes are the content types of the calls that can be translated: of Connect, of its streams, and of gRPC-Web. The library takes
+// calls with other types for REST.
+var webTypes = []string{
+	"application/proto", "application/json", "application/json; charset=utf-8", "application/connect+proto", "application/connect+json",
+	"application/grpc-web", "application/grpc-web+proto", "application/grpc-web+json",
+}
+
+// ErrWebType is the error of a Connect or gRPC-Web call of another content type, such as gRPC-Web's text.
+var ErrWebType = apierror.New(codes.InvalidArgument, "UNSUPPORTED_MEDIA_TYPE",
+	"this content type is not served: gRPC-Web is application/grpc-web+proto or +json, not text; Connect is application/proto or "+
+		"application/json, and for streams application/connect+proto or +json")
+
 // newTranslator returns a handler that translates calls to the services registered on server, all of which must be
 // registered by then.
 func newTranslator(server *grpc.Server) (http.Handler, error) {

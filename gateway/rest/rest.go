@@ -148,6 +148,9 @@ func (s *Server) AnswerInText(of proto.Message, text textAnswer) {
 // ServeCall serves a call, or responds with refusal if that is not nil. h counts the call's memory.
 func (s *Server) ServeCall(w http.ResponseWriter, r *http.Request, h ingress.CallMemory, refusal error) {
 	s.observer.serve(w, r, h, func(w *Response, r *http.Request) {
+		if errors.Is(refusal, ingress.ErrWebType) {
+			refusal = httpError{http.StatusUnsupportedMediaType, refusal}
+		}
 		if refusal != nil {
 			s.writeError(r.Context(), nil, nil, w, r, refusal)
 			return

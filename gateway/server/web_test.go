@@ -153,7 +153,9 @@ func TestWeb_NonsenseIsRefused(t *testing.T) {
 		"half an object":       {good[:10], []string{version, isJSON}, http.StatusBadRequest, "INVALID_PROTOBUF"},
 		"no protobuf":          {"\xff\xff", []string{version, "Content-Type: application/proto"}, http.StatusBadRequest, "INVALID_PROTOBUF"},
 		"compressed, it says":  {good, []string{version, isJSON, "Content-Encoding: gzip"}, http.StatusBadRequest, "UNSUPPORTED_MEDIA_TYPE"},
-		"another type":         {good, []string{version, "Content-Type: text/plain"}, http.StatusNotFound, ""},
+		"another type":         {good, []string{version, "Content-Type: text/plain"}, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE"},
+		"no type":              {good, []string{version}, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE"},
+		"another encoding":     {good, []string{"Content-Type: application/connect+xml"}, http.StatusUnsupportedMediaType, "UNSUPPORTED_MEDIA_TYPE"},
 		"without the version":  {good, []string{isJSON}, http.StatusNotFound, "UNKNOWN_PATH"},
 		"half a frame":         {"\x00\x00\x00\x00\x05abc", []string{grpcWeb}, http.StatusOK, ""},
 		"a frame of 4 GiB":     {"\x00\xff\xff\xff\xff", []string{grpcWeb}, http.StatusOK, ""},
@@ -183,6 +185,19 @@ func TestWeb_NonsenseIsRefused(t *testing.T) {
 	}
 	if still := send(t, http.MethodPost, url, good, version, isJSON); still.status != http.StatusOK {
 		t.Errorf("afterwards: %d %s", still.status, still.body)
+	}
+}
+
+// Clients that protoc-gen-grpc-web made for its text mode, which is its default, got a 404 without a word.
+func TestWeb_TheTextOfGRPCWebIsRefusedWithWhatWorks(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, Config{})
+	for _, contentType := range []string{"application/grpc-web-text", "application/grpc-web-text+proto"} {
+		got := send(t, http.MethodPost, "http://"+g.HTTPAddr()+orderv1.OrderService_GetOrder_FullMethodName, "AAAAAAA=", "Content-Type: "+contentType)
+		f := got.failure(t)
+		if got.status != http.StatusUnsupportedMediaType || f.reason() != "UNSUPPORTED_MEDIA_TYPE" || !strings.Contains(f.Message, "application/grpc-web+proto") || !strings.Contains(got.header.Get("Accept"), "application/grpc-web+proto") {
+			t.Errorf("%s: %d %s %v", contentType, got.status, got.body, got.header)
+		}
 	}
 }
 
