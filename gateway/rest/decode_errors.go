@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 
+	"shop.example/gateway/ingress"
 	"shop.example/platform/apierror"
 )
 
@@ -47,6 +48,7 @@ func (v *violations) full() bool { return len(*v) >= maxFound }
 
 // bodyError explains why body is not valid JSON of the message md.
 func bodyError(md protoreflect.MessageDescriptor, body []byte) *apierror.Error {
+	defer ingress.BeginDecoding(len(body))()
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
 		return apierror.New(codes.InvalidArgument, "INVALID_JSON", "the body is not valid JSON: %s", syntaxProblem(body, err))
@@ -114,7 +116,12 @@ func (v *violations) field(path string, fd protoreflect.FieldDescriptor, raw jso
 	default:
 		dec := json.NewDecoder(bytes.NewReader(raw))
 		_, _ = dec.Token() // the bracket
-		for i := 0; dec.More() && !v.full(); i++ {
+		limit, before := apierror.MaxItems(fd), len(*v)
+		for i := uint64(0); dec.More() && !v.full(); i++ {
+			if i == limit { // a body of 1 MiB has room for hundreds of thousands of elements, the last of which may be the wrong one
+				*v = append((*v)[:before], apierror.LongList(path, limit))
+				return
+			}
 			var element json.RawMessage
 			if err := dec.Decode(&element); err != nil {
 				return // not reached: raw is valid JSON

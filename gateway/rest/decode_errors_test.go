@@ -17,6 +17,7 @@ import (
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
+	"shop.example/platform/apierror"
 )
 
 // Whatever protojson refuses, the answer says what is wrong in which field, never just "cannot be read".
@@ -58,20 +59,47 @@ func TestDecodeErrors_OfABodyWithManyWrongFieldsAreBounded(t *testing.T) {
 		"fields of elements":        {`{"order_items":[` + many(`{"a":1,"b":2}`) + "]}", "order_items[0].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
 		"fields of another element": {`{"order_items":[{},{` + many(`"a":1`) + "}]}", "order_items[1].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
 	} {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		err := bodyError(order, []byte(test.body))
-		runtime.ReadMemStats(&after)
+		var err *apierror.Error
+		took := allocated(func() { err = bodyError(order, []byte(test.body)) })
 		if got := err.GRPCStatus().Message(); got != test.first {
 			t.Errorf("%s: %s", name, got)
 		}
 		if named := violationsOf(err.GRPCStatus()); len(named) != 20 {
 			t.Errorf("%s: %d fields are named", name, len(named))
 		}
-		if took := after.TotalAlloc - before.TotalAlloc; took > 32<<20 { // the other tests take some of it
+		if took > 32<<20 {
 			t.Errorf("%s: explaining it took %d MiB", name, took>>20)
 		}
 	}
+}
+
+// A client could have the gateway look at 350,000 elements, one by one and with a copy of each, for the last one that was wrong: 0.3 GB.
+func TestDecodeErrors_OfALongListNameTheList(t *testing.T) {
+	t.Parallel()
+	order := (&checkoutv1.PlaceOrderRequest{}).ProtoReflect().Descriptor()
+	body := `{"customer_name":7,"order_items":[` + strings.Repeat(`{},`, (1<<20-100)/3) + `{"x":1}]}`
+	var err *apierror.Error
+	if took := allocated(func() { err = bodyError(order, []byte(body)) }); took > 32<<20 {
+		t.Errorf("explaining it took %d MiB", took>>20)
+	}
+	want := []apierror.Violation{
+		{Field: "customer_name", Description: "must be a string"}, {Field: "order_items", Description: "must contain no more than 100 item(s)"},
+	}
+	if got := violationsOf(err.GRPCStatus()); !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	if got := violationsOf(bodyError(order, []byte(`{"order_items":[`+strings.Repeat(`{},`, 99)+`{"x":1}]}`)).GRPCStatus()); len(got) != 1 || got[0].Field != "order_items[99].x" {
+		t.Errorf("of a list as long as it may be: %v", got)
+	}
+}
+
+// allocated returns how many bytes were allocated while f ran; other tests that run take some of them.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
 }
 
 func TestDecodeErrors_OfManyWrongParametersAreBounded(t *testing.T) {

@@ -38,7 +38,7 @@ func tooLong(m protoreflect.Message) (Violation, bool) {
 		}
 		list := m.Get(rule.field).List()
 		if uint64(list.Len()) > rule.max { //nolint:gosec // a length is not negative
-			return Violation{Field: name, Description: fmt.Sprintf("must contain no more than %d item(s)", rule.max)}, true
+			return LongList(name, rule.max), true
 		}
 		if !rule.nested {
 			continue
@@ -50,6 +50,11 @@ func tooLong(m protoreflect.Message) (Violation, bool) {
 		}
 	}
 	return Violation{}, false
+}
+
+// LongList returns the violation of a list at path that is longer than limit.
+func LongList(path string, limit uint64) Violation {
+	return Violation{Field: path, Description: fmt.Sprintf("must contain no more than %d item(s)", limit)}
 }
 
 // in returns the violation as that of a message which has the other one at path.
@@ -65,7 +70,7 @@ func lengthRulesOf(md protoreflect.MessageDescriptor) []lengthRule {
 	var rules []lengthRule
 	for i := range md.Fields().Len() {
 		field := md.Fields().Get(i)
-		rule := lengthRule{field: field, max: maxItems(field), nested: hasLengthRules(messageOf(field), map[protoreflect.FullName]bool{})}
+		rule := lengthRule{field: field, max: MaxItems(field), nested: hasLengthRules(messageOf(field), map[protoreflect.FullName]bool{})}
 		if rule.max < math.MaxUint64 || rule.nested {
 			rules = append(rules, rule)
 		}
@@ -83,7 +88,7 @@ func hasLengthRules(md protoreflect.MessageDescriptor, seen map[protoreflect.Ful
 	seen[md.FullName()] = true
 	for i := range md.Fields().Len() {
 		field := md.Fields().Get(i)
-		if maxItems(field) < math.MaxUint64 || hasLengthRules(messageOf(field), seen) {
+		if MaxItems(field) < math.MaxUint64 || hasLengthRules(messageOf(field), seen) {
 			return true
 		}
 	}
@@ -98,9 +103,9 @@ func messageOf(field protoreflect.FieldDescriptor) protoreflect.MessageDescripto
 	return field.Message()
 }
 
-// maxItems returns how many elements the contract allows in a field. Without a rule, or if it cannot be read, it returns the
+// MaxItems returns how many elements the contract allows in a field. Without a rule, or if it cannot be read, it returns the
 // maximum of all numbers; in the second case protovalidate fails.
-func maxItems(field protoreflect.FieldDescriptor) uint64 {
+func MaxItems(field protoreflect.FieldDescriptor) uint64 {
 	rules, err := protovalidate.ResolveFieldRules(field)
 	if err != nil || !rules.GetRepeated().HasMaxItems() {
 		return math.MaxUint64
