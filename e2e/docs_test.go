@@ -206,7 +206,7 @@ func TestCI_LongTestsExist(t *testing.T) {
 		t.Fatal("the Makefile does not say which tests are LONG")
 	}
 	var tests []string
-	for _, dir := range []string{".", "../bench/measure", "../services/webhooks/webhook"} { // where make long looks
+	for _, dir := range []string{".", "../bench/measure", "../dev/stack", "../services/webhooks/webhook"} { // where make long looks
 		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 		if err != nil {
 			t.Fatal(err)
