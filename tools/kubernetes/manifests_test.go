@@ -562,6 +562,21 @@ func TestManifests_PrometheusWatchesEveryServiceWithTheRulesOfThere(t *testing.T
 	}
 }
 
+// The audit of each minute compared all orders, which takes too long in a large shop, and production had no other.
+func TestManifests_TheAuditOfEachMinuteIsOfADayAndThatOfEachNightOfAll(t *testing.T) {
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		nights := find[*batchv1.CronJob](o)
+		if len(nights) != 1 || !slices.Equal(nights[0].Spec.JobTemplate.Spec.Template.Spec.Containers[0].Args, []string{"audit"}) {
+			t.Errorf("%d jobs are repeated, not one that audits everything", len(nights))
+		}
+		for _, d := range find[*appsv1.Deployment](o) {
+			if args := d.Spec.Template.Spec.Containers[0].Args; slices.Contains(args, "--every") && !slices.Contains(args, "--since") {
+				t.Errorf("%s audits all orders each time: %v", d.Name, args)
+			}
+		}
+	})
+}
+
 // Without the path metrics of all queues are added up, without the name dashboards do not find them.
 func TestManifests_BrokersAreScrapedAsDashboardsAskForThem(t *testing.T) {
 	type job struct {
