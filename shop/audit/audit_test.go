@@ -658,6 +658,28 @@ func TestRun_WhatTheLogDropsMeanwhileIsNotLost(t *testing.T) {
 	}
 }
 
+// The audit of each minute read the week up to the day that it looks at, to find where that begins.
+func TestLogEnds_AreFoundByTheTimeOfStoring(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.exec(t, `DELETE FROM logging.event_log`)
+	s.exec(t, `
+		INSERT INTO logging.event_log (routing_key, exchange, payload, status, message_id, published_at, created_at)
+		SELECT 'shop.order.placed', 'shop.topic', '{}', 'success', gen_random_uuid(), at, at
+		FROM generate_series(1, 1000) AS n, LATERAL (SELECT now() - (1000 - n) * interval '1 h' AS at) AS times WHERE n % 7 <> 0`)
+	for since, want := range map[time.Duration]int{0: 858, time.Hour / 2: 2, 24*time.Hour + time.Hour/2: 23, 2000 * time.Hour: 858} {
+		s.since = since
+		first, last, err := s.logEnds(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		if err := s.QueryRow(`SELECT count(*) FROM logging.event_log WHERE id BETWEEN $1 AND $2`, first, last).Scan(&n); err != nil || n != want {
+			t.Errorf("of %s there are %d events, %v, want %d: those of an hour more", since, n, err, want)
+		}
+	}
+}
+
 func TestRun_SinceLeavesOutOlderOrders(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

@@ -216,13 +216,33 @@ func (a *Auditor) decidedOrders(ctx context.Context, f func([]string) error) err
 	}
 }
 
+// logEnds returns the ids between which the log has what was published since the audit's beginning; first is larger than last if
+// that is nothing. Ids follow the time at which events were stored, by which the first is searched for: no index has that time.
+func (a *Auditor) logEnds(ctx context.Context) (first, last int64, err error) {
+	begin := a.begin().Add(-time.Hour)           // clocks differ
+	monday := begin.Truncate(7 * 24 * time.Hour) // partitions begin with it, so all of their events are as young, or none
+	err = a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, monday).Scan(&first, &last)
+	for end := last + 1; err == nil && a.since > 0 && first < end; {
+		middle := first + (end-first)/2
+		var stored time.Time
+		err = a.logging.QueryRowContext(ctx, `SELECT created_at FROM event_log WHERE id >= $1 AND published_at >= $2 ORDER BY id LIMIT 1`, middle, monday).Scan(&stored)
+		if stored.Before(begin) {
+			first = middle + 1
+		} else {
+			end = middle
+		}
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("looking for the beginning in the log: %w", err)
+	}
+	return first, last, nil
+}
+
 // placedOrders calls f with the ids of the orders whose OrderPlaced is in the log.
 func (a *Auditor) placedOrders(ctx context.Context, f func([]string) error) error {
-	var next, last int64
-	err := a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
-		Scan(&next, &last)
+	next, last, err := a.logEnds(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the ends of the log: %w", err)
+		return err
 	}
 	// By windows of ids: a page of the right events could lie anywhere, and the server would have to look for its end.
 	for ; next <= last; next += window {

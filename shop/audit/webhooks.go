@@ -95,11 +95,9 @@ func (a *Auditor) findDeliveries(ctx context.Context) ([]finding, error) {
 // compared returns the first and the last id of the part of the log that is compared with its deliveries: from the oldest event that
 // is kept for webhooks on. What is older is looked for only if it is always kept and a webhook may want it.
 func (a *Auditor) compared(ctx context.Context, webhooks map[string]*webhook, oldest int64) (from, to int64, err error) {
-	var first int64
-	err = a.logging.QueryRowContext(ctx, `SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM event_log WHERE published_at >= $1`, a.begin()).
-		Scan(&first, &to)
+	first, to, err := a.logEnds(ctx)
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading the ends of the log: %w", err)
+		return 0, 0, err
 	}
 	wanted := oldest
 	for _, w := range webhooks {
