@@ -233,9 +233,10 @@ func intHeader(t amqp.Table, key string) (int64, bool) {
 	return 0, false
 }
 
+// attemptOf is at most that of the last attempt, whatever a publisher has written.
 func attemptOf(d *amqp.Delivery) int {
 	n, _ := intHeader(d.Headers, headerAttempt)
-	return int(max(n, 0))
+	return int(min(max(n, 0), int64(len(retryDelays))))
 }
 
 // republish returns the message of d, for publishing it elsewhere, without the headers that the broker has added, and with none that its

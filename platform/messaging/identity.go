@@ -127,7 +127,7 @@ func (c *Connection) mayRepeat(d *amqp.Delivery, queue string) bool {
 }
 
 // stripHeaders removes the headers that only services which publish messages again may set. Otherwise whoever may publish
-// one event could publish any other, because the headers name the route that counts.
+// one event could publish any other, because the headers name the route that counts, and say that an event gets no other attempt.
 func stripHeaders(d *amqp.Delivery, queue string) {
 	delete(d.Headers, HeaderUser)
 	if d.UserId == "" {
@@ -136,6 +136,7 @@ func stripHeaders(d *amqp.Delivery, queue string) {
 	delete(d.Headers, HeaderExchange)
 	delete(d.Headers, HeaderRoutingKey)
 	delete(d.Headers, headerSourceQueue)
+	delete(d.Headers, headerAttempt)
 	if queue != DeadLetterQueue { // else it is the broker's word
 		delete(d.Headers, "x-death")
 	}

@@ -174,6 +174,28 @@ func TestUser_AnEventOfOneWhoMayNotPublishItIsADeadLetter(t *testing.T) {
 	}
 }
 
+// A publisher of events could say that an event had been tried often enough: the first failure made it a dead letter.
+func TestUser_AnAttemptThatAnotherCountedIsTheFirst(t *testing.T) {
+	t.Parallel()
+	urls := brokertest.New(t).Services(t, brokertest.Topology())
+	attempts := make(chan int, 10)
+	join(t, urls["order"], "order").orders(func(_ context.Context, batch []messaging.Message[*eventsv1.OrderPlaced]) error {
+		for _, m := range batch {
+			attempts <- m.Attempt
+			if m.Attempt == 0 {
+				return errors.New("later")
+			}
+		}
+		return nil
+	})
+	rogueAt(t, urls["gateway"]).publish(t, "shop.topic", "shop.order.placed", placed(), amqp.Table{"shop-attempt": int32(3)})
+	for want := range 2 {
+		if got := next(t, attempts, "the order"); got != want {
+			t.Errorf("attempt %d, want %d", got, want)
+		}
+	}
+}
+
 func TestUser_TheBrokerRefusesTheNameOfAnother(t *testing.T) {
 	t.Parallel()
 	urls := brokertest.New(t).Services(t, brokertest.Topology())

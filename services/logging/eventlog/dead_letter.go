@@ -118,12 +118,24 @@ func headersJSON(d messaging.Delivery) string {
 	return string(text)
 }
 
-// storeDeadLetters stores dead letters one by one; there are few of them. A failure is never the message's fault: there is
-// no other place for it, so it is kept in the queue until it is stored.
+// asRefused returns the letter with no more than its body and what it takes to send that again, for when the database has refused the whole.
+func (l deadLetter) asRefused(d messaging.Delivery, cause error) deadLetter {
+	l.Reason = sanitizeText(fmt.Sprintf("the database refused it: %v; it is here because: %s", cause, l.Reason))
+	l.SentMessageID, l.CorrelationID, l.TraceParent, l.TraceID, l.Type, l.Attempts = "", "", "", "", "", 1
+	l.Headers = headersJSON(messaging.Delivery{Meta: d.Meta})
+	return l
+}
+
+// storeDeadLetters stores dead letters one by one; there are few of them. There is no other place for a message: what the database
+// refuses is stored without its properties, and after any other failure it is kept in the queue until it is stored.
 func (s *Service) storeDeadLetters(ctx context.Context, batch []messaging.Delivery) error {
 	for _, d := range batch {
 		letter, errText := readDeadLetter(d, time.Now())
 		id, err := storeDeadLetter(ctx, s.db, letter, errText)
+		if isRefusal(err) {
+			letter = letter.asRefused(d, err)
+			id, err = storeDeadLetter(ctx, s.db, letter, errText)
+		}
 		if err != nil {
 			return messaging.Unavailable(err)
 		}

@@ -1,9 +1,12 @@
 package eventlog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -255,6 +258,39 @@ func TestDeadLetter_DeliveredTwiceIsStoredOnce(t *testing.T) {
 	letters, err := listDeadLetters(t.Context(), db, "", "", 0, 10)
 	if err != nil || len(letters) != 1 || letters[0].Reason != "it failed once more" || letters[0].Attempts != 4 {
 		t.Errorf("stored: %+v, %v", letters, err)
+	}
+}
+
+// A header said that it was the attempt 2147483647. The database refused the number of attempts, one more, and with it every letter behind.
+func TestDeadLetter_AnAttemptThatNobodyCountedIsStored(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	f.orders(t)
+	f.raw(t, "shop.order.placed", amqp.Publishing{Body: []byte("garbage"), Headers: amqp.Table{"shop-attempt": int32(math.MaxInt32)}})
+	if got := f.openLetters(t, 1)[0].GetAttempts(); got != 4 {
+		t.Errorf("%d attempts, want 4, the most there are", got)
+	}
+}
+
+// Whatever the database refused was tried for ever, and held all letters behind it.
+func TestDeadLetter_WhatTheDatabaseRefusesIsStoredWithoutItsProperties(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	db.MustExec("ALTER TABLE dead_letter ADD CHECK (correlation_id <> 'refused')")
+	s := &Service{db: db, log: slog.New(slog.DiscardHandler)}
+	good, bad := deadDelivery(t), deadDelivery(t)
+	bad.CorrelationID, bad.User = "refused", "gateway"
+	if err := s.storeDeadLetters(t.Context(), []messaging.Delivery{bad, good}); err != nil {
+		t.Fatal(err)
+	}
+	letters, err := listDeadLetters(t.Context(), db, "", "", 0, 10)
+	if err != nil || len(letters) != 2 || letters[0].Attempts != 4 {
+		t.Fatalf("stored: %+v, %v", letters, err)
+	}
+	l, err := getDeadLetter(t.Context(), db, letters[1].ID, "")
+	if err != nil || !bytes.Equal(l.Body, bad.Body) || l.SourceQueue != bad.SourceQueue || l.header(messaging.HeaderUser) != "gateway" ||
+		!strings.Contains(l.Reason, "the database refused it") || !strings.Contains(l.Reason, "it failed") {
+		t.Errorf("stored: %+v, %v", l, err)
 	}
 }
 
