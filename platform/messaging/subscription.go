@@ -123,6 +123,7 @@ func (s *Subscription) session(ctx context.Context, conn *amqp.Connection) error
 func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connection, ch *amqp.Channel, queue string, failed chan error) error {
 	again := time.NewTicker(keepInterval)
 	defer again.Stop()
+	var idle <-chan time.Time // counts while nobody wants it and it is bound
 	for {
 		s.mu.Lock()
 		wanted, bound, changed := s.users > 0, s.bound, s.changed
@@ -137,8 +138,10 @@ func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connectio
 			})
 			continue
 		}
-		var idle <-chan time.Time
-		if !wanted && bound {
+		switch {
+		case wanted || !bound:
+			idle = nil
+		case idle == nil:
 			idle = time.After(s.linger)
 		}
 		select {
@@ -156,6 +159,7 @@ func (s *Subscription) bindWhileWanted(ctx context.Context, conn *amqp.Connectio
 				return err
 			}
 		case <-idle:
+			idle = nil
 			s.update(func() { s.bound = s.users > 0 })
 			if generation, _ := s.Bound(); generation != 0 {
 				continue // somebody was quicker

@@ -98,6 +98,26 @@ func TestSubscription_IsBoundOnlyWhileSomebodyWantsIt(t *testing.T) {
 	}
 }
 
+// Each look after the binding, every second, began the ten seconds anew: who had waited once got all events from then on.
+func TestSubscription_AQueueThatIsLookedAfterMeanwhileIsUnbound(t *testing.T) {
+	t.Parallel()
+	broker := brokertest.New(t)
+	p := join(t, broker.URL, "gateway")
+	s := messaging.NewSubscription(p.consume, func(string) bool { return true }, messaging.Handle(
+		func(context.Context, []messaging.Message[*eventsv1.OrderRejected]) error { return nil }))
+	messaging.SetLinger(s, 3*messaging.KeepInterval/2)
+	p.run(s.Run)
+	release := s.Want()
+	isBound(t, s, 0)
+	release()
+	eventually(t, func() error {
+		if keys := bindings(t, broker); len(keys) > 0 {
+			return fmt.Errorf("bound to %v although nobody wants it", keys)
+		}
+		return nil
+	})
+}
+
 func TestSubscription_TellsOfTheGapAfterACut(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)
