@@ -102,10 +102,26 @@ func toJSON(m proto.Message, err error) ([]byte, error) {
 	switch {
 	case jsonErr != nil:
 		return nil, errors.Join(err, fmt.Errorf("it cannot be written as JSON: %w", jsonErr))
-	case bytes.Contains(text, []byte(`\u0000`)):
+	case holdsNUL(text):
 		return nil, errors.Join(err, errors.New("a text in it holds a NUL character, which the database cannot store"))
 	}
 	return text, err
+}
+
+// holdsNUL reports whether a text in JSON has the escape of a NUL character. After an odd number of backslashes the last one is a backslash
+// of the text itself, and what follows it are five characters.
+func holdsNUL(text []byte) bool {
+	escape := []byte(`\u0000`)
+	for {
+		before, after, found := bytes.Cut(text, escape)
+		if !found {
+			return false
+		}
+		if (len(before)-len(bytes.TrimRight(before, `\`)))%2 == 0 {
+			return true
+		}
+		text = after
+	}
 }
 
 // decodeJSON returns the message of decode as JSON, if it can be decoded.

@@ -241,6 +241,26 @@ func TestReadDelivery_WhatCannotBeReadSaysWhy(t *testing.T) {
 	}
 }
 
+// A name of six characters that look like the escape of a NUL cost the event its content.
+func TestToJSON_OnlyANULCharacterIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, stored := range map[string]bool{
+		`Ada`:                       true,
+		`\u0000`:                    true,
+		`\\u0000`:                   true,
+		`\` + "\u0001" + `\u0000 "`: true,
+		"\x00":                      false,
+		`\` + "\x00":                false,
+		`\\` + "\x00":               false,
+		`\u0000` + "\x00":           false,
+	} {
+		text, err := toJSON(&eventsv1.OrderPlaced{CustomerName: name}, nil)
+		if (err == nil) != stored || (text != nil) != stored {
+			t.Errorf("%q: %s, %v", name, text, err)
+		}
+	}
+}
+
 func TestReadDelivery_WithoutProperties(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
