@@ -152,7 +152,7 @@ func TestRelay_WhatTheBrokerWillNeverTakeIsParkedAndStopsNothing(t *testing.T) {
 }
 
 // What a complete topology would route is waited for, for a minute: whoever owns the missing queue declares it again. Then
-// it is parked, and with it what comes of its kind, until one of them is taken.
+// it is parked, and with it what comes of its kind, until one of them is taken or none is refused for a minute.
 func TestRelay_WhatAMissingQueueWouldTakeIsWaitedForAMinute(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
@@ -169,6 +169,23 @@ func TestRelay_WhatAMissingQueueWouldTakeIsWaitedForAMinute(t *testing.T) {
 	}
 	// It is parked in the transaction that ends when what follows was sent.
 	eventually(t, func() bool { return count(t, pool, "outbox_parked") == 1 })
+}
+
+// A refusal was remembered until this relay published one of its kind: hours later, when others had, the first refusal parked a message.
+func TestRelay_ARefusalOfLongAgoParksNothing(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	add(t, pool, outbox.Entry{Message: confirmed(uuid.New())})
+	refusing := &refusals{err: &messaging.RefusedError{Cause: messaging.ErrUnroutable}, times: 3}
+	relay := newRelay(t, pool, refusing, outbox.Options{})
+	relay.SetGrace(time.Millisecond) // each pause is longer
+	relay.SetRefusalKept(0)
+	background(t, relay.Run)
+	eventually(t, func() bool { return refusing.count("shop.order.confirmed") == 1 })
+	emptied(t, pool)
+	if n := count(t, pool, "outbox_parked"); n != 0 {
+		t.Errorf("%d messages are parked", n)
+	}
 }
 
 // A nack, a time-out and a broker that is away are not about a message.
@@ -202,7 +219,7 @@ type refusals struct {
 func (r *refusals) Send(_ context.Context, messages []messaging.Outgoing) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.times > 0 {
+	if r.times > 0 && len(messages) > 0 {
 		r.times--
 		return r.err
 	}

@@ -39,6 +39,9 @@ const (
 	// refusalGrace is how long a message that a complete topology would route may hold up those behind it: the owner of the
 	// missing queue declares it again within seconds, if it is running.
 	refusalGrace = time.Minute
+
+	// refusalKept is after how long without another refusal the grace begins anew: longer than a relay that waits pauses.
+	refusalKept = time.Minute
 )
 
 // Sender publishes messages in their order and returns nil once the broker has all of them. messaging.Publisher implements
@@ -70,8 +73,9 @@ type Options struct {
 type Relay struct {
 	pool      *sqlx.DB
 	sender    Sender
-	refused   map[string]time.Time // since when the broker has refused messages of a routing key
+	refused   map[string]refusals // by routing key
 	grace     time.Duration
+	kept      time.Duration
 	batch     int
 	linger    time.Duration
 	retention time.Duration
@@ -85,7 +89,7 @@ type Relay struct {
 // NewRelay returns a relay that publishes from pool to sender. It does so while Run runs.
 func NewRelay(pool *sqlx.DB, sender Sender, o Options) (*Relay, error) {
 	r := &Relay{pool: pool, sender: sender, batch: o.Batch, linger: o.Linger, retention: o.InboxRetention, log: o.Logger, wake: make(chan struct{}, 1),
-		refused: map[string]time.Time{}, grace: refusalGrace}
+		refused: map[string]refusals{}, grace: refusalGrace, kept: refusalKept}
 	if r.batch == 0 {
 		r.batch = 700
 	}
@@ -326,17 +330,23 @@ func (r *Relay) accepted(messages []messaging.Outgoing) {
 	}
 }
 
+// refusals are when the broker has refused messages of a routing key, as far as this relay knows. That one was accepted meanwhile is not
+// known if another replica's relay has published it.
+type refusals struct{ first, last time.Time }
+
 // waitsFor reports whether a refused message may be accepted soon, when the topology is complete again.
 func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) bool {
 	if refusal.Permanent {
 		return false
 	}
-	since, known := r.refused[routingKey]
-	if !known {
-		since = time.Now()
-		r.refused[routingKey] = since
+	now := time.Now()
+	known := r.refused[routingKey]
+	if now.Sub(known.last) > r.kept {
+		known.first = now
 	}
-	return time.Since(since) < r.grace
+	known.last = now
+	r.refused[routingKey] = known
+	return now.Sub(known.first) < r.grace
 }
 
 // One relay at a time keeps the order over all replicas; it ends with the transaction, also if the replica dies.
