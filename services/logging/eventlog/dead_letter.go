@@ -264,7 +264,9 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 		case letter.SourceQueue == "":
 			return apierror.New(codes.FailedPrecondition, "SOURCE_QUEUE_UNKNOWN", "dead letter %d does not say which queue it came from", id)
 		}
-		if err := pub.Send(ctx, []messaging.Outgoing{letter.outgoing()}); err != nil {
+		sending, cancel := context.WithTimeout(ctx, decideTimeout)
+		defer cancel()
+		if err := pub.Send(sending, []messaging.Outgoing{letter.outgoing()}); err != nil {
 			return publishError(letter, err)
 		}
 		failpoint.Hit("logging.redriven")
@@ -345,9 +347,9 @@ func discard(ctx context.Context, db *sqlx.DB, id int64, decide func(context.Con
 	return letter, err
 }
 
-// rejectTimeout bounds the call to the order service. The transaction is idle meanwhile, so it must be shorter than
-// postgres.IdleInTransactionTimeout.
-const rejectTimeout = 5 * time.Second
+// decideTimeout bounds what another server has to do before a decision is written: the broker or the order service. The transaction is
+// idle meanwhile, so it must be shorter than postgres.IdleInTransactionTimeout.
+const decideTimeout = 5 * time.Second
 
 // rejectDiscardedOrder makes the order service reject the order in a discarded dead letter, whose customer would otherwise
 // wait for ever. It does nothing if the message came from a user who may not place orders.
@@ -357,7 +359,7 @@ func (s *Service) rejectDiscardedOrder(ctx context.Context, letter *deadLetter) 
 		!s.broker.MayPublish(letter.header(messaging.HeaderUser), placed) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, rejectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, decideTimeout)
 	defer cancel()
 	body := letter.Body
 	if len(body) > messaging.MaxEvent {

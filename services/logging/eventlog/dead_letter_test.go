@@ -182,6 +182,23 @@ func TestRedrive_WhatCannotBeReadStaysAnError(t *testing.T) {
 	}
 }
 
+// A broker that did not confirm kept the letter's transaction waiting until the database ended it: the message could be sent although the
+// letter stayed open.
+func TestRedrive_EndsBeforeTheDatabaseEndsItsTransaction(t *testing.T) {
+	t.Parallel()
+	db := openDB(t, dbtest.New(t))
+	id := storeLetter(t, db, deadDelivery(t))
+	conn, err := messaging.Dial("amqp://nobody@localhost:1", messaging.Options{Topology: topology.Broker(), Service: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_, err = redrive(t.Context(), db, messaging.NewPublisher(conn), id, time.Hour)
+	if took := time.Since(start); status.Code(err) != codes.Unavailable || took >= postgres.IdleInTransactionTimeout {
+		t.Errorf("%v after %s", err, took)
+	}
+}
+
 func TestRedrive_ToAQueueThatIsGone(t *testing.T) {
 	t.Parallel()
 	f := start(t)
