@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -286,19 +289,36 @@ func redrive(ctx context.Context, db *sqlx.DB, pub *messaging.Publisher, id int6
 // queues would get it again. Headers carry what the delivery will not show: the exchange, routing key and user of its first
 // publishing.
 func (l *deadLetter) outgoing() messaging.Outgoing {
+	id := l.SentMessageID
+	if id == "" || shortString(id) != id || strings.ContainsRune(id, utf8.RuneError) { // that is not how it came
+		id = l.MessageID.String()
+	}
 	return messaging.Outgoing{
-		RoutingKey:    l.SourceQueue,
-		Type:          l.Type,
-		MessageID:     cmp.Or(l.SentMessageID, l.MessageID.String()),
-		CorrelationID: l.CorrelationID,
+		RoutingKey:    shortString(l.SourceQueue),
+		Type:          shortString(l.Type),
+		MessageID:     id,
+		CorrelationID: shortString(l.CorrelationID),
 		TraceParent:   l.TraceParent,
 		Timestamp:     l.PublishedAt,
-		AppID:         l.header(appIDKey),
+		AppID:         shortString(l.header(appIDKey)),
 		Headers: map[string]any{
 			messaging.HeaderExchange: l.Exchange, messaging.HeaderRoutingKey: l.RoutingKey, messaging.HeaderUser: l.header(messaging.HeaderUser),
 		},
 		Body: l.Body,
 	}
+}
+
+// shortString returns as much of s as a property of a message takes, 255 bytes: stored, what is no text in it has become longer. A longer
+// one would end the connection.
+func shortString(s string) string {
+	if len(s) <= math.MaxUint8 {
+		return s
+	}
+	cut := math.MaxUint8
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut]
 }
 
 // header returns a stored header, "" if it is missing or the dead letter was stored before headers were.

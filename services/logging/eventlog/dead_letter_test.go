@@ -182,6 +182,25 @@ func TestRedrive_WhatCannotBeReadStaysAnError(t *testing.T) {
 	}
 }
 
+// What is no text in a property is stored as a character of three bytes each. The library then took the property for too long, and closed the
+// connection with all that was being published.
+func TestRedrive_PropertiesThatWereNoTextEndNoConnection(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	f.orders(t)
+	nothing := strings.Repeat("\x00", 255)
+	f.raw(t, "shop.order.placed",
+		amqp.Publishing{Body: []byte("garbage"), MessageId: nothing, Type: nothing, CorrelationId: nothing, AppId: strings.Repeat("\xff", 255)})
+	letter := f.openLetters(t, 1)[0]
+	if _, err := f.letters.RedriveDeadLetter(within(t), &loggingv1.RedriveDeadLetterRequest{Id: letter.GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	second := f.openLetters(t, 1)[0] // it dies again
+	if second.GetId() == letter.GetId() || second.GetMessageId() != letter.GetMessageId() {
+		t.Errorf("first %v, then %v", letter, second)
+	}
+}
+
 // A broker that did not confirm kept the letter's transaction waiting until the database ended it: the message could be sent although the
 // letter stayed open.
 func TestRedrive_EndsBeforeTheDatabaseEndsItsTransaction(t *testing.T) {
