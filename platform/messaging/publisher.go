@@ -27,7 +27,7 @@ const (
 	// its body. It is bounded because an acknowledgement of several messages makes the library scan all that wait. Quorum
 	// queues reach their full rate with a few hundred.
 	window = 1000
-	// confirmTimeout bounds the wait for one confirm if the caller's context does not.
+	// confirmTimeout bounds a call that publishes, with the wait for its confirms, if the caller's context does not end earlier.
 	confirmTimeout = 10 * time.Second
 	// confirmStall is how long a node may confirm nothing of what was published before the publisher moves to another node.
 	// A node that is frozen or cut off does not close the connection.
@@ -182,8 +182,8 @@ func (p *Publisher) session(ctx context.Context) (*publishSession, error) {
 	}
 }
 
-// Publish publishes the event m and returns nil once the broker has confirmed it. It waits at most 10 s if ctx has no
-// deadline. Send describes the errors.
+// Publish publishes the event m and returns nil once the broker has confirmed it. It waits at most 10 s, or less by
+// ctx. Send describes the errors.
 func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 	if !trace.SpanContextFromContext(ctx).IsValid() { // nobody has begun a trace
 		event, _ := contract.EventOf(m) // NewOutgoing returns the error if it is none
@@ -200,7 +200,7 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 
 // Send publishes messages in their order and returns nil once the broker has confirmed all of them. If the connection
 // breaks or the broker rejects a message, that message and all that follow it are published again, under the same message
-// ids, so that their order is kept, until ctx ends (after 10 s if it has no deadline).
+// ids, so that their order is kept, until ctx ends, for 10 s at most.
 //
 // Errors: ErrBlocked and ErrNotConnected (some or all were not published), ErrUnconfirmed (the outcome is unknown),
 // ErrUnroutable (no queue takes one of them, or its exchange does not exist), ErrTooLarge (the broker refuses one of them

@@ -45,7 +45,7 @@ const (
 const repliesQueue = "replies"
 
 const (
-	// rpcTimeout bounds a call whose context has no deadline.
+	// rpcTimeout bounds a call whose context does not end earlier.
 	rpcTimeout = 10 * time.Second
 	// resendInterval is after how long a request is sent again while no answer comes, and then after twice as long each time, so
 	// that a server that is slow is not given much more to do. If the node goes that keeps the queue, or the server that has the
@@ -194,7 +194,7 @@ func (c *RPCClient) registerCall(ctx context.Context, from []string) (call, queu
 	}
 }
 
-// Invoke makes a unary call; it waits at most 10 s if ctx has no deadline. Errors are gRPC statuses: the server's own;
+// Invoke makes a unary call; it waits at most 10 s, or less by ctx. Errors are gRPC statuses: the server's own;
 // Unavailable if no server is there or the connection breaks; DeadlineExceeded; ResourceExhausted if the request or the
 // reply is larger than MaxCall or than the broker accepts, so that repeating the call is useless.
 func (c *RPCClient) Invoke(ctx context.Context, method string, args, out any, _ ...grpc.CallOption) error {
