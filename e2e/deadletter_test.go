@@ -321,6 +321,23 @@ func TestDeadLetters_TheLogKeepsWhatItCannotRead(t *testing.T) {
 	}
 }
 
+// A message with such headers cut the connection of whoever it was delivered to, of the log and of the dead letters in the end, for ever.
+func TestDeadLetters_HeadersThatTheLibraryCannotReadStopNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	headers := amqp.Table{}
+	for range 40 {
+		headers = amqp.Table{"in": headers}
+	}
+	id := uuid.NewString()
+	s.send(t, s.confirming(t), "shop.topic", "shop.order.placed", amqp.Publishing{Body: []byte("garbage"), MessageId: id, Headers: headers})
+	dead := s.open(t, 1)[0]
+	if !strings.Contains(dead.Reason, "the body is not a shop.events.v1.OrderPlaced") || !bytes.Equal(dead.Body, []byte("garbage")) {
+		t.Errorf("kept as %s", truncated(dead))
+	}
+	s.isLogged(t, dead.MessageID, "error", dead.Reason)
+}
+
 // A dead letter far larger than gRPC clients accept by default can be shown, redriven and discarded through every API.
 func TestDeadLetters_LargeOnesCanBeShownAndDecided(t *testing.T) {
 	t.Parallel()

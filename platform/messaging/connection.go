@@ -280,7 +280,10 @@ func (c *Connection) open(ctx context.Context, n node, limit time.Duration) (*am
 		Properties: amqp.Table{"connection_name": c.service + " " + c.role, "product": c.service},
 		Dial: func(string, string) (_ net.Conn, err error) {
 			socket, err = dial(ctx, n)
-			return &patientConn{Conn: socket, longer: max(nodeSilence-3*c.heartbeat/2, 0)}, err
+			if err != nil {
+				return nil, err
+			}
+			return &patientConn{Conn: readable(socket), longer: max(nodeSilence-3*c.heartbeat/2, 0)}, nil
 		},
 	})
 	if err == nil {

@@ -1,6 +1,7 @@
 package messaging
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"unicode/utf8"
@@ -67,6 +68,20 @@ func FuzzDelivery_IsHandledOrRefusedWithAReason(f *testing.F) {
 		rawDelivery(&d)
 		if out := republish(&d); out.MessageID == "" {
 			t.Error("a message that is sent again has no id")
+		}
+	})
+}
+
+func FuzzHeaders_AreLeftOutOrAsTheyWere(f *testing.F) {
+	begin := append(make([]byte, 12), 0xe0, 0, 1, 'a', 1, 'b') // content type, content encoding and headers
+	f.Add(append(begin, "\x00\x00\x00\x03\x01kV\x01"...))
+	f.Add(append(begin, "\x00\x00\x00\x08\x01kF\x00\x00\x00\x01\xff\x01"...))
+	f.Add(append(begin, "\xff\xff\xff\xff"...))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		before := bytes.Clone(payload)
+		out := withoutUnreadable(payload)
+		if !bytes.Equal(payload, before) || !bytes.Equal(withoutUnreadable(out), out) || len(out) == len(payload) && !bytes.Equal(out, payload) {
+			t.Errorf("%x became %x", before, out)
 		}
 	})
 }
