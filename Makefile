@@ -402,7 +402,7 @@ artefacts: sbom contracts ## Gather what a release consists of besides its image
 .bin/shopdev: package = ./dev
 .bin/shopbench: package = ./bench
 .bin/shop .bin/shopdev .bin/shopbench: always
-	@echo 'building $@ (about a minute the first time)'
+	@[[ -e $@ ]] || echo 'building $@ (about a minute the first time)'
 	@go build -o $@ $(package)
 
 # Each developer tool is the one `tool` of a module of its own, which pins it; a new version means a new build.

@@ -23,8 +23,8 @@ func downCommand() *cobra.Command {
 		Use:   "down",
 		Short: "Stop and remove everything that was started here",
 		Long: `Stops the servers that shopdev started under .shop in this workspace, also those that a crash left
-behind, and deletes their data. Before it ends a shop, or a command, that runs on them it asks; a
-script says --yes. Servers that DATABASE_URL and AMQP_URL name are left alone, and so are installed
+behind, and deletes their data. Before it ends a shop, or a command, that runs on them it asks, and
+before it deletes the data of make up; a script says --yes. Servers that DATABASE_URL and AMQP_URL name are left alone, and so are installed
 packages.`,
 		Example: "  shopdev down\n  shopdev down --yes",
 		Args:    cli.Args(),
@@ -44,6 +44,9 @@ packages.`,
 					dirs = append(dirs, filepath.Dir(lock))
 				}
 			}
+			if len(dirs) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nothing to remove")
+			}
 			var errs []error
 			for _, dir := range dirs {
 				errs = append(errs, takeDown(cmd, dir, yes))
@@ -62,7 +65,17 @@ func takeDown(cmd *cobra.Command, dir string, yes bool) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "there is no %s: nothing to remove\n", dir)
 		return nil
 	}
-	err := stack.Down(dir)
+	ran, err := workspace.Shop(dir).OperatorToken()
+	if err != nil {
+		return err
+	}
+	if ran != "" && !yes && cli.CanAsk(cmd) { // a script means it
+		if err := cli.Confirm(cmd, fmt.Sprintf("%s has what make up keeps: orders, stock and event log. End and delete it?", dir)); err != nil {
+			return err
+		}
+		yes = true
+	}
+	err = stack.Down(dir)
 	var used stack.InUseError
 	if errors.As(err, &used) {
 		if !yes {

@@ -387,6 +387,9 @@ func adminAddrs(first string) ([]string, error) {
 // checkAddrs says which address is taken, or open to other machines without TLS, before anything is started: by the
 // variable that moves it in this process.
 func (cfg Config) checkAddrs(admin string) error {
+	if err := cfg.checkPorts(admin); err != nil {
+		return err
+	}
 	for variable, addr := range map[string]string{"HTTP_ADDR": cfg.HTTPAddr, "ADMIN_ADDR": admin} {
 		if err := try(variable, addr, nil); err != nil {
 			return err
@@ -407,6 +410,34 @@ func (cfg Config) checkAddrs(admin string) error {
 		if err := try(strings.ToUpper(name)+"_ADDR", *addr, private); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkPorts says whether two addresses are the same, which one service would find taken by another one, or one has no port.
+func (cfg Config) checkPorts(admin string) error {
+	variables := []string{"HTTP_ADDR", "ADMIN_ADDR"}
+	addrs := map[string]string{"HTTP_ADDR": cfg.HTTPAddr, "ADMIN_ADDR": admin}
+	for _, name := range topology.Names() {
+		if addr := cfg.grpcAddr(name); addr != nil {
+			variable := strings.ToUpper(name) + "_ADDR"
+			variables, addrs[variable] = append(variables, variable), *addr
+		}
+	}
+	taken := map[string]string{} // the variable by its address
+	for _, variable := range variables {
+		host, port, err := net.SplitHostPort(addrs[variable])
+		if err != nil {
+			return fmt.Errorf("%s is %q: it must have a host and a port, for example localhost:8080", variable, addrs[variable])
+		}
+		if host == "localhost" {
+			host = "127.0.0.1"
+		}
+		addr := net.JoinHostPort(host, port)
+		if other := taken[addr]; other != "" && port != "0" {
+			return fmt.Errorf("%s and %s are both %s: set one of them to another address", other, variable, addr)
+		}
+		taken[addr] = variable
 	}
 	return nil
 }

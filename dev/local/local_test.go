@@ -48,6 +48,8 @@ func TestNew_AnAddressThatCannotBeServedIsNamedByTheVariableThatMovesIt(t *testi
 		{free, taken, free, free, free, []string{"cannot listen on " + taken, "set ORDER_ADDR to another address"}},
 		{taken, free, free, free, free, []string{"cannot listen on " + taken, "set HTTP_ADDR to another address"}},
 		{free, free, free, free, taken, []string{"cannot listen on " + taken, "set ADMIN_ADDR to another address"}},
+		{"localhost:3001", "127.0.0.1:3001", free, free, free, []string{"HTTP_ADDR and ORDER_ADDR are both 127.0.0.1:3001: set one of them"}},
+		{"8080", free, free, free, free, []string{`HTTP_ADDR is "8080": it must have a host and a port, for example localhost:8080`}},
 	} {
 		_, err := local.New(t.Context(), local.Config{
 			HTTPAddr: c.http, OrderAddr: c.order, InventoryAddr: c.inventory, LoggingAddr: c.logging, WebhooksAddr: free, AdminAddr: c.admin,

@@ -274,7 +274,7 @@ type InUseError struct {
 }
 
 func (e InUseError) Error() string {
-	return fmt.Sprintf("%s is in use by process %d: stop that one first", e.Dir, e.PID)
+	return fmt.Sprintf("%s is in use by process %d: stop that one first, with Ctrl-C where it runs, or wait for its end", e.Dir, e.PID)
 }
 
 // acquire locks dir for this process until the returned file is closed or the process ends, in whatever way. The servers do

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
@@ -52,12 +53,20 @@ func TestDecodeErrors_OfABodyWithManyWrongFieldsAreBounded(t *testing.T) {
 	t.Parallel()
 	many := func(one string) string { return one + strings.Repeat(","+one, (1<<20-100)/(len(one)+1)) }
 	order := (&checkoutv1.PlaceOrderRequest{}).ProtoReflect().Descriptor()
+	fieldsOf := func(m protoreflect.MessageDescriptor) string {
+		var names []string
+		for i := range m.Fields().Len() {
+			names = append(names, string(m.Fields().Get(i).Name()))
+		}
+		return strings.Join(names, ", ")
+	}
+	ofOrder, ofItem := fieldsOf(order), fieldsOf(order.Fields().ByName("order_items").Message())
 	for name, test := range map[string]struct{ body, first string }{
-		"unknown fields":            {"{" + many(`"":0`) + "}", `"": unknown field: this object has customer_name, customer_email, order_items (and 99 more)`},
+		"unknown fields":            {"{" + many(`"":0`) + "}", `"": unknown field: this object has ` + ofOrder + " (and 99 more)"},
 		"fields given twice":        {"{" + many(`"customer_name":""`) + "}", "customer_name: given twice (and 99 more)"},
 		"elements":                  {`{"order_items":[` + many("1") + "]}", "order_items[0]: must be an object (and 99 more)"},
-		"fields of elements":        {`{"order_items":[` + many(`{"a":1,"b":2}`) + "]}", "order_items[0].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
-		"fields of another element": {`{"order_items":[{},{` + many(`"a":1`) + "}]}", "order_items[1].a: unknown field: this object has product_id, quantity, expected_unit_price (and 99 more)"},
+		"fields of elements":        {`{"order_items":[` + many(`{"a":1,"b":2}`) + "]}", "order_items[0].a: unknown field: this object has " + ofItem + " (and 99 more)"},
+		"fields of another element": {`{"order_items":[{},{` + many(`"a":1`) + "}]}", "order_items[1].a: unknown field: this object has " + ofItem + " (and 99 more)"},
 	} {
 		var err *apierror.Error
 		took := allocated(func() { err = bodyError(order, []byte(test.body)) })

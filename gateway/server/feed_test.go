@@ -128,15 +128,22 @@ func (r *sseReader) begin(t *testing.T) int64 {
 	return 0
 }
 
-// shared waits until so many calls are open.
-func (l *growingLog) shared(t *testing.T, calls int) {
+// shared waits until so many calls are open, and returns the last event. A stream that had all events before the feed was open
+// joins it with the next one, so there are more of them while calls are too many.
+func (l *growingLog) shared(t *testing.T, calls int) (last int64) {
 	t.Helper()
 	eventually(t, func() error {
-		if n := l.open(); n != calls {
+		switch n := l.open(); {
+		case n > calls:
+			l.grow(1)
+			fallthrough
+		case n < calls:
 			return fmt.Errorf("%d calls are open, want %d", n, calls)
 		}
 		return nil
 	})
+	last, _, _ = l.state()
+	return last
 }
 
 func TestFeed_StreamsThatBeginAnywhereShareACallAndSeeEachEventOnce(t *testing.T) {
@@ -234,7 +241,13 @@ func TestFeed_StreamsOfACallThatBreaksEndWhereTheyCanResume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	log.shared(t, 1)
+	shared := log.shared(t, 1)
+	for _, r := range readers {
+		if err := r.expectUpTo(first, shared); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first = shared
 	log.breakCalls()
 	for _, r := range readers {
 		if _, err := r.next(); !errors.Is(err, io.EOF) || r.rest[len(r.rest)-1] != ": logging service is not available" {
