@@ -83,6 +83,7 @@ ifeq ($(BASE),)
 	@echo 'There is no main to compare the contracts with.'
 else
 	.bin/buf breaking --against '.git#ref=$(BASE)' --against-config buf.yaml
+	@echo 'Nothing breaks clients by its type.'
 endif
 
 .PHONY: lint
