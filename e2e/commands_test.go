@@ -146,6 +146,13 @@ func TestDocuments_NameCommandsAndFilesThatExist(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^([a-z./]+):`).FindAllSubmatch(makefile, -1) {
 		targets[string(m[1])] = true
 	}
+	tools, err := filepath.Glob("../tools/*/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tool := range tools {
+		targets[".bin/"+filepath.Base(filepath.Dir(tool))] = true
+	}
 	top, err := os.ReadDir("..")
 	if err != nil {
 		t.Fatal(err)
