@@ -380,6 +380,10 @@ func (a *Authorizer) authenticate(ctx context.Context, given []string) (*Princip
 		if a.tokens != nil && isJWT(token) {
 			return a.tokens.verify(ctx, token)
 		}
+		if strings.EqualFold(strings.TrimSpace(given[0]), "Bearer") { // from a variable that is not set
+			return nil, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID",
+				"the token is empty; a call that needs no token has to be sent without the header Authorization")
+		}
 	}
 	return nil, apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID",
 		"the operator token is not valid; a call that needs no token has to be sent without one")
