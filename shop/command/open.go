@@ -21,7 +21,7 @@ func openCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "open",
-		Short: "Print the link to the shop's page, for operators if there is a token, and open it",
+		Short: "Print the link to the shop's page, for operators if there is a token; --browser opens it, too",
 		Long: `Prints the link to the page of a shop, once that answers. If there is an operator token the link has it, and the
 page shows what operators see: keep it to yourself.
 
