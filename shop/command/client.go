@@ -159,6 +159,9 @@ func operatorToken(given, host string) (string, error) {
 	return here.OperatorToken()
 }
 
+// giveToken says where the token comes from. The file is not found from outside the project's folder.
+const giveToken = "give the operator token with --token or SHOP_OPERATOR_TOKEN (make up prints it and keeps it in .shop/up/operator-token in the project's folder, where shop finds it)"
+
 // operator is an operator token as credentials of a call; "" sends none.
 type operator string
 
@@ -192,9 +195,9 @@ func (g *gateway) describeError(err error) error {
 	case s.Code() == codes.InvalidArgument:
 		message = g.violations(s, message)
 	case reason == "OPERATOR_TOKEN_REQUIRED":
-		message = "this is for operators: give the operator token with --token or SHOP_OPERATOR_TOKEN (make up prints it and keeps it in .shop/up/operator-token)"
+		message = "this is for operators: " + giveToken
 	case reason == "OPERATOR_TOKEN_INVALID":
-		message = fmt.Sprintf("the shop at %s does not know this operator token: make up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token", g.addr)
+		message = fmt.Sprintf("the shop at %s does not know this operator token: make up prints the right one; check --token and SHOP_OPERATOR_TOKEN, and if neither is set .shop/up/operator-token in the project's folder", g.addr)
 	case reason == "" && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "first record does not look like a TLS handshake"):
 		message = fmt.Sprintf("the shop at %s does not speak TLS: write %s", g.addr, strings.Replace(g.addr, "https://", "http://", 1))
 	case reason == "" && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "server preface"):

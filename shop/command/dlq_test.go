@@ -84,12 +84,12 @@ func TestExplain_IsOneLineThatSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	g := &gateway{addr: "localhost:3000"}
 	for want, err := range map[string]error{
-		"make up prints it and keeps it": apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED", "send it").GRPCStatus().Err(),
-		"does not know this operator":    apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "wrong").GRPCStatus().Err(),
-		"no shop answers at localhost":   status.Error(codes.Unavailable, "connection error: desc = \"transport: …\""),
-		"has not answered in time":       status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
-		"logging service is not there":   apierror.Unavailable("SERVICE_UNAVAILABLE", 1, "logging service is not there").GRPCStatus().Err(),
-		"two lines":                      status.Error(codes.Internal, "two\nlines"),
+		"in the project's folder, where shop finds it": apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_REQUIRED", "send it").GRPCStatus().Err(),
+		"does not know this operator":                  apierror.New(codes.Unauthenticated, "OPERATOR_TOKEN_INVALID", "wrong").GRPCStatus().Err(),
+		"no shop answers at localhost":                 status.Error(codes.Unavailable, "connection error: desc = \"transport: …\""),
+		"has not answered in time":                     status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
+		"logging service is not there":                 apierror.Unavailable("SERVICE_UNAVAILABLE", 1, "logging service is not there").GRPCStatus().Err(),
+		"two lines":                                    status.Error(codes.Internal, "two\nlines"),
 	} {
 		got := g.describeError(err)
 		if got == nil || !strings.Contains(got.Error(), want) || strings.Contains(got.Error(), "\n") || status.Code(got) != status.Code(err) {

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
@@ -97,6 +99,7 @@ func (f *fakeShop) serve(t *testing.T) string {
 	inventoryv1.RegisterInventoryServiceServer(server, f)
 	webhooksv1.RegisterWebhookServiceServer(server, f)
 	orderv1.RegisterOrderServiceServer(server, f)
+	healthv1.RegisterHealthServer(server, health.NewServer())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(lis) }()
 	t.Cleanup(func() {

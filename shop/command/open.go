@@ -23,7 +23,7 @@ func openCommand() *cobra.Command {
 		Use:   "open",
 		Short: "Print the link to the shop's page, for operators if there is a token; --browser opens it, too",
 		Long: `Prints the link to the page of a shop, once that answers. If there is an operator token the link has it, and the
-page shows what operators see: keep it to yourself.
+page shows what operators see: keep it to yourself. Otherwise it is the customers' link.
 
 With --browser it is opened, too. While the browser starts, others who use this machine can see the link in
 the list of processes.`,
@@ -42,6 +42,9 @@ the list of processes.`,
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), link)
+			if shop.token == "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "This is the customers' link. For that of operators "+giveToken+".")
+			}
 			if browser {
 				return openBrowser(cmd.Context(), link)
 			}
