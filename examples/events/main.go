@@ -21,6 +21,9 @@ func main() {
 		left, err = strconv.Atoi(os.Args[1])
 		check(err)
 	}
+	if os.Getenv("AMQP_URL") == "" {
+		log.Fatal("set AMQP_URL, for example to amqp://warehouse:password@localhost:5672/")
+	}
 	uri, err := amqp.ParseURI(os.Getenv("AMQP_URL"))
 	check(err)
 	conn, err := amqp.Dial(uri.String())

@@ -13,6 +13,8 @@ EVENTS = {
     for message in (order_pb2.OrderPlaced, order_pb2.OrderConfirmed, order_pb2.OrderRejected, order_pb2.OrderCancelled)
 }
 
+if not os.environ.get("AMQP_URL"):
+    sys.exit("set AMQP_URL, for example to amqp://warehouse:password@localhost:5672/")
 parameters = pika.URLParameters(os.environ["AMQP_URL"])
 channel = pika.BlockingConnection(parameters).channel()
 channel.basic_qos(prefetch_count=100)

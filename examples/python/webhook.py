@@ -11,6 +11,8 @@ import urllib.request
 from standardwebhooks import Webhook, WebhookVerificationError
 
 SHOP = os.environ.get("SHOP_URL", "http://localhost:3000")
+if not os.environ.get("SHOP_TOKEN"):
+    sys.exit("set SHOP_TOKEN to the operator token, which make up prints")
 
 
 def call(method, path, body=None):

@@ -3,7 +3,11 @@ import amqp from "amqplib";
 import { createRegistry, fromBinary, toJsonString } from "@bufbuild/protobuf";
 import { file_shop_events_v1_order } from "./gen/shop/events/v1/order_pb.js";
 
-const url = new URL(process.env.AMQP_URL!);
+if (!process.env.AMQP_URL) {
+  console.error("set AMQP_URL, for example to amqp://warehouse:password@localhost:5672/");
+  process.exit(1);
+}
+const url = new URL(process.env.AMQP_URL);
 const events = createRegistry(file_shop_events_v1_order);
 const connection = await amqp.connect(url.href);
 const channel = await connection.createChannel();

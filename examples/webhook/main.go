@@ -32,6 +32,9 @@ func main() {
 		left, err = strconv.Atoi(os.Args[1])
 		check(err)
 	}
+	if os.Getenv("SHOP_TOKEN") == "" {
+		log.Fatal("set SHOP_TOKEN to the operator token, which make up prints")
+	}
 	check(listen(ctx, left))
 }
 

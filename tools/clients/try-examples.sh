@@ -1,7 +1,9 @@
 #!/bin/sh
 # try-examples.sh ORDER EVENTS WEBHOOK runs the examples of a language beside each other: the order that the first one places has to
-# come to the other two, which end after so many events.
+# come to the other two, which end after so many events. Before, these say which variable is not set.
 set -eu
+! AMQP_URL='' timeout 120 $2 >unset.txt 2>&1 && grep -q "set AMQP_URL" unset.txt || { cat unset.txt; exit 1; }
+! SHOP_TOKEN='' timeout 120 $3 >unset.txt 2>&1 && grep -q "set SHOP_TOKEN" unset.txt || { cat unset.txt; exit 1; }
 timeout 120 $2 2 >events.txt 2>&1 &
 events=$!
 timeout 120 $3 3 >webhook.txt 2>&1 &
