@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -100,6 +101,8 @@ func (p *program) operator(t *testing.T, path string) answer {
 	return p.call(t, http.MethodGet, path, "", "Authorization", "Bearer "+p.token)
 }
 
+const oneOfEach = `{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":5,"quantity":1},{"product_id":6,"quantity":1}]}`
+
 func TestKilledShop_IsAsItWas(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -121,7 +124,12 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	// A queue that RabbitMQ 3.10 made less than three seconds before it was killed never answers again, because the node
 	// had not yet noted its name on disk. So the shop that is killed is one that was opened before.
 	before := up(t, binary, dir)
+	kept := filepath.Join(dir, ".shop", "up", "amqp-url")
+	followsEvents(t, before, kept)
 	before.stop(t)
+	if exists(kept) {
+		t.Error("the broker's URL is still there")
+	}
 
 	first := up(t, binary, dir)
 	// The better of two: other tests have the machine too.
@@ -139,8 +147,7 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range orders / 8 {
-				res, err := http.Post(first.url+"/v1/orders", "application/json", strings.NewReader(
-					`{"customer_name":"Ada","customer_email":"ada@example.org","order_items":[{"product_id":5,"quantity":1},{"product_id":6,"quantity":1}]}`))
+				res, err := http.Post(first.url+"/v1/orders", "application/json", strings.NewReader(oneOfEach))
 				if err != nil {
 					return
 				}
@@ -181,6 +188,38 @@ func TestKilledShop_IsAsItWas(t *testing.T) {
 	}
 	eventually(t, func() error { return second.logged(t, len(list.Orders)) })
 	t.Logf("%d orders accepted, %d stored", len(locations), len(list.Orders))
+}
+
+// followsEvents checks that a program finds the broker by what `make up` has kept: nothing said where it is.
+func followsEvents(t *testing.T, p *program, kept string) {
+	t.Helper()
+	url, err := os.ReadFile(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "-C", "../examples", "run", "./events", "2")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "AMQP_URL="+strings.TrimSpace(string(url)))
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		said = append(said, lines.Text())
+		if strings.HasSuffix(lines.Text(), " listening") {
+			if a := p.call(t, http.MethodPost, "/v1/orders", oneOfEach); a.code != http.StatusAccepted {
+				t.Errorf("placing an order: %d %s", a.code, a.body)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil || strings.Count(strings.Join(said, "\n"), " shop.order.") != 2 {
+		t.Errorf("%v\n%s", err, strings.Join(said, "\n"))
+	}
 }
 
 // logged reports whether the log has each event of n confirmed orders exactly once.

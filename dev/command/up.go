@@ -152,7 +152,7 @@ func withShop(ctx context.Context, here workspace.Shop, throwAway bool, progress
 		if throwAway {
 			end = servers.Remove
 		}
-		err = errors.Join(err, here.ForgetDatabaseURLs(), end())
+		err = errors.Join(err, here.ForgetURLs(), end())
 	}()
 	start := time.Now()
 	if err := secrets(here, &cfg); err != nil {
@@ -208,7 +208,10 @@ func brokers(ctx context.Context, here workspace.Shop, servers *stack.Stack) (ma
 	if err := provision.Users(ctx, topology.Broker(), servers.ManagementURL, "/", logins); err != nil {
 		return nil, err
 	}
-	return urls, provision.Compare(ctx, topology.Broker(), servers.ManagementURL, "/")
+	if err := provision.Compare(ctx, topology.Broker(), servers.ManagementURL, "/"); err != nil {
+		return nil, err
+	}
+	return urls, here.KeepAMQPURL(servers.AMQPURL)
 }
 
 // databases creates and migrates the shop's database on the server and returns its URL for each schema. On a server of our

@@ -230,7 +230,7 @@ func checkStack(dir string) error {
 		switch name := e.Name(); {
 		case name == lockFile, name == postgresKind.folder, name == installLog:
 		case slices.Contains(brokerFolders(dir), filepath.Join(dir, name)):
-		case name == workspace.DatabaseURLsFile:
+		case name == workspace.DatabaseURLsFile, name == workspace.AMQPURLFile:
 		case strings.HasSuffix(name, "-password"), strings.HasSuffix(name, "-token"), strings.HasSuffix(name, "-secret"):
 		default:
 			return fmt.Errorf("it has %s, which no stack has", name)

@@ -103,11 +103,23 @@ func (s Shop) KeepDatabaseURLs(urls map[string]string) error {
 	return nil
 }
 
-// ForgetDatabaseURLs removes what KeepDatabaseURLs has stored.
-func (s Shop) ForgetDatabaseURLs() error {
-	err := os.Remove(filepath.Join(string(s), DatabaseURLsFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+// AMQPURLFile is the name of the file with the URL of the broker's administrator, password included.
+const AMQPURLFile = "amqp-url"
+
+// KeepAMQPURL stores the URL of the shop's broker, for programs beside the shop, while it runs.
+func (s Shop) KeepAMQPURL(url string) error {
+	if err := os.WriteFile(filepath.Join(string(s), AMQPURLFile), []byte(url+"\n"), 0o600); err != nil {
+		return fmt.Errorf("noting the broker's URL: %w", err)
+	}
+	return nil
+}
+
+// ForgetURLs removes what KeepDatabaseURLs and KeepAMQPURL have stored.
+func (s Shop) ForgetURLs() (err error) {
+	for _, name := range []string{DatabaseURLsFile, AMQPURLFile} {
+		if removed := os.Remove(filepath.Join(string(s), name)); !errors.Is(removed, os.ErrNotExist) {
+			err = errors.Join(err, removed)
+		}
 	}
 	return err
 }
