@@ -158,13 +158,17 @@ func (f *fixture) raw(t *testing.T, key string, messages ...amqp.Publishing) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := ch.Confirm(false); err != nil { // without confirms, what is on its way to a queue is lost with the channel
+		t.Fatal(err)
+	}
 	for _, m := range messages {
-		if err := ch.Publish("shop.topic", key, false, false, m); err != nil {
+		confirm, err := ch.PublishWithDeferredConfirm("shop.topic", key, false, false, m)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := ch.Close(); err != nil { // the broker answers when it has read what came before
-		t.Fatal(err)
+		if taken, err := confirm.WaitContext(within(t)); err != nil || !taken {
+			t.Fatalf("the broker has taken it: %t, %v", taken, err)
+		}
 	}
 }
 
