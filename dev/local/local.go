@@ -384,60 +384,58 @@ func adminAddrs(first string) ([]string, error) {
 	return addrs, nil
 }
 
-// checkAddrs says which address is taken, or open to other machines without TLS, before anything is started: by the
-// variable that moves it in this process.
-func (cfg Config) checkAddrs(admin string) error {
-	if err := cfg.checkPorts(admin); err != nil {
-		return err
-	}
-	for variable, addr := range map[string]string{"HTTP_ADDR": cfg.HTTPAddr, "ADMIN_ADDR": admin} {
-		if err := try(variable, addr, nil); err != nil {
-			return err
-		}
-	}
-	if err := tryLocalhost(cfg.HTTPAddr); err != nil {
-		return err
-	}
-	private := mtls.RequireLoopback
-	if cfg.TLS.Enabled() {
-		private = nil
-	}
-	for _, name := range topology.Names() {
-		addr := cfg.grpcAddr(name)
-		if addr == nil {
-			continue
-		}
-		if err := try(strings.ToUpper(name)+"_ADDR", *addr, private); err != nil {
-			return err
-		}
-	}
-	return nil
+// address is one that this process listens on, by the variable that moves it.
+type address struct {
+	variable, addr string
+	private        bool // for services alone
 }
 
-// checkPorts says whether two addresses are the same, which one service would find taken by another one, or one has no port.
-func (cfg Config) checkPorts(admin string) error {
-	variables := []string{"HTTP_ADDR", "ADMIN_ADDR"}
-	addrs := map[string]string{"HTTP_ADDR": cfg.HTTPAddr, "ADMIN_ADDR": admin}
+// addrs returns all addresses but those of the other services' health and metrics, which follow admin.
+func (cfg Config) addrs(admin string) []address {
+	all := []address{{"HTTP_ADDR", cfg.HTTPAddr, false}, {"ADMIN_ADDR", admin, false}}
 	for _, name := range topology.Names() {
 		if addr := cfg.grpcAddr(name); addr != nil {
-			variable := strings.ToUpper(name) + "_ADDR"
-			variables, addrs[variable] = append(variables, variable), *addr
+			all = append(all, address{strings.ToUpper(name) + "_ADDR", *addr, true})
 		}
 	}
+	return all
+}
+
+// checkAddrs says which address is no address, that of another service too, taken, or open to other machines without TLS, before
+// anything is started.
+func (cfg Config) checkAddrs(admin string) error {
+	all := cfg.addrs(admin)
+	if err := distinct(all); err != nil {
+		return err
+	}
+	for _, a := range all {
+		var check func(variable string, lis net.Listener) error
+		if a.private && !cfg.TLS.Enabled() {
+			check = mtls.RequireLoopback
+		}
+		if err := try(a.variable, a.addr, check); err != nil {
+			return err
+		}
+	}
+	return tryLocalhost(cfg.HTTPAddr)
+}
+
+// distinct says whether two addresses are the same, which one service would find taken by another one, or one has no port.
+func distinct(all []address) error {
 	taken := map[string]string{} // the variable by its address
-	for _, variable := range variables {
-		host, port, err := net.SplitHostPort(addrs[variable])
+	for _, a := range all {
+		host, port, err := net.SplitHostPort(a.addr)
 		if err != nil {
-			return fmt.Errorf("%s is %q: it must have a host and a port, for example localhost:8080", variable, addrs[variable])
+			return fmt.Errorf("%s is %q: it must have a host and a port, for example localhost:8080", a.variable, a.addr)
 		}
 		if host == "localhost" {
 			host = "127.0.0.1"
 		}
 		addr := net.JoinHostPort(host, port)
 		if other := taken[addr]; other != "" && port != "0" {
-			return fmt.Errorf("%s and %s are both %s: set one of them to another address", other, variable, addr)
+			return fmt.Errorf("%s and %s are both %s: set one of them to another address", other, a.variable, addr)
 		}
-		taken[addr] = variable
+		taken[addr] = a.variable
 	}
 	return nil
 }
