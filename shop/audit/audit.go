@@ -4,8 +4,9 @@
 // other, so at any moment some orders are halfway. An inconsistency that is younger than Config.Late is in flight, not a
 // violation; an older one is read again after a pause before it counts. A healthy shop has no violations.
 //
-// The stock is compared product by product (stock.go), orders are read and compared in pages (orders.go, compare.go), and so are
-// deliveries of webhooks with the log (webhooks.go).
+// The stock is compared product by product (stock.go). Orders are read in pages: which there are (orders.go), what each service
+// knows of them (view.go), and what contradicts itself there (compare.go). Deliveries of webhooks are compared with the log
+// (webhooks.go).
 package audit
 
 import (
