@@ -45,7 +45,7 @@ func TestClients_AreGeneratedAndWork(t *testing.T) {
 			cmd.Dir = t.TempDir()
 			cmd.Env = append(os.Environ(),
 				"CONTRACTS="+contracts, "OPENAPI="+filepath.Join(contracts, "shop.openapi.json"), "CLIENT="+filepath.Dir(script), "EXAMPLES="+filepath.Join(root, "examples"),
-				"SHOP_URL="+s.url, "SHOP_SERVER="+s.Gateway.HTTPAddr(), "SHOP_TOKEN="+operatorToken, "PRODUCT="+strconv.Itoa(product), "UNSOLD_PRODUCT="+strconv.Itoa(products[1]),
+				"SHOP_URL="+s.url, "SHOP_SERVER="+s.Gateway.HTTPAddr(), "SHOP_OPERATOR_TOKEN="+operatorToken, "PRODUCT="+strconv.Itoa(product), "UNSOLD_PRODUCT="+strconv.Itoa(products[1]),
 				"AMQP_URL="+listener, "COMMANDER_URL="+commander, "CALLER_URL="+s.broker.Services(t, topology.Broker())["order"])
 			if said, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, said)

@@ -293,9 +293,9 @@ func TestExample_PlacesAnOrderAndSeesItConfirmed(t *testing.T) {
 // The broker's library complained about the scheme of "", and the shop about a token that nobody had sent.
 func TestExample_SaysWhichVariableIsNotSet(t *testing.T) {
 	t.Parallel()
-	for example, want := range map[string]string{"./events": "set AMQP_URL, for example to amqp://", "./webhook": "set SHOP_TOKEN to the operator token"} {
+	for example, want := range map[string]string{"./events": "set AMQP_URL, for example to amqp://", "./webhook": "set SHOP_OPERATOR_TOKEN to the operator token"} {
 		cmd := exec.CommandContext(t.Context(), "go", "-C", "../examples", "run", example)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER=127.0.0.1:1", "AMQP_URL=", "SHOP_TOKEN=")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "SHOP_SERVER=127.0.0.1:1", "AMQP_URL=", "SHOP_OPERATOR_TOKEN=")
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s: %v\n%s", example, err, out)
 		}

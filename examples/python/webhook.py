@@ -11,13 +11,13 @@ import urllib.request
 from standardwebhooks import Webhook, WebhookVerificationError
 
 SHOP = os.environ.get("SHOP_URL", "http://localhost:3000")
-if not os.environ.get("SHOP_TOKEN"):
-    sys.exit("set SHOP_TOKEN to the operator token, which make up prints")
+if not os.environ.get("SHOP_OPERATOR_TOKEN"):
+    sys.exit("set SHOP_OPERATOR_TOKEN to the operator token, which make up prints")
 
 
 def call(method, path, body=None):
     request = urllib.request.Request(SHOP + path, None if body is None else json.dumps(body).encode(), method=method)
-    request.add_header("Authorization", "Bearer " + os.environ["SHOP_TOKEN"])
+    request.add_header("Authorization", "Bearer " + os.environ["SHOP_OPERATOR_TOKEN"])
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)

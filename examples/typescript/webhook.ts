@@ -9,13 +9,13 @@ import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Webhook } from "standardwebhooks";
 import { WebhookService } from "./gen/shop/webhooks/v1/webhook_pb.js";
 
-if (!process.env.SHOP_TOKEN) {
-  console.error("set SHOP_TOKEN to the operator token, which make up prints");
+if (!process.env.SHOP_OPERATOR_TOKEN) {
+  console.error("set SHOP_OPERATOR_TOKEN to the operator token, which make up prints");
   process.exit(1);
 }
 const transport = createGrpcTransport({ baseUrl: process.env.SHOP_URL ?? "http://localhost:3000" });
 const webhooks = createClient(WebhookService, transport);
-const operator = { headers: { Authorization: `Bearer ${process.env.SHOP_TOKEN}` } };
+const operator = { headers: { Authorization: `Bearer ${process.env.SHOP_OPERATOR_TOKEN}` } };
 
 let secret: string;
 let left = Number(process.argv[2] ?? -1);

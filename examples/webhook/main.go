@@ -32,8 +32,8 @@ func main() {
 		left, err = strconv.Atoi(os.Args[1])
 		check(err)
 	}
-	if os.Getenv("SHOP_TOKEN") == "" {
-		log.Fatal("set SHOP_TOKEN to the operator token, which make up prints")
+	if os.Getenv("SHOP_OPERATOR_TOKEN") == "" {
+		log.Fatal("set SHOP_OPERATOR_TOKEN to the operator token, which make up prints")
 	}
 	check(listen(ctx, left))
 }
@@ -44,7 +44,7 @@ func listen(ctx context.Context, left int) (err error) {
 		return err
 	}
 	webhooks := webhooksv1.NewWebhookServiceClient(conn)
-	operator := metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+os.Getenv("SHOP_TOKEN"))
+	operator := metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+os.Getenv("SHOP_OPERATOR_TOKEN"))
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err

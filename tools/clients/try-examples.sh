@@ -3,7 +3,7 @@
 # come to the other two, which end after so many events. Before, these say which variable is not set.
 set -eu
 ! AMQP_URL='' timeout 120 $2 >unset.txt 2>&1 && grep -q "set AMQP_URL" unset.txt || { cat unset.txt; exit 1; }
-! SHOP_TOKEN='' timeout 120 $3 >unset.txt 2>&1 && grep -q "set SHOP_TOKEN" unset.txt || { cat unset.txt; exit 1; }
+! SHOP_OPERATOR_TOKEN='' timeout 120 $3 >unset.txt 2>&1 && grep -q "set SHOP_OPERATOR_TOKEN" unset.txt || { cat unset.txt; exit 1; }
 timeout 120 $2 2 >events.txt 2>&1 &
 events=$!
 timeout 120 $3 3 >webhook.txt 2>&1 &

@@ -78,7 +78,7 @@ assert.equal(failure(await commander.ask("shop.topic", "shop.inventory.create", 
 
 // What was refused is found by the sender's own id.
 for (let attempt = 0; ; attempt++) {
-  const response = await fetch(`${process.env.SHOP_URL}/v1/dead-letters?message_id=${messageId}`, { headers: { Authorization: `Bearer ${process.env.SHOP_TOKEN}` } });
+  const response = await fetch(`${process.env.SHOP_URL}/v1/dead-letters?message_id=${messageId}`, { headers: { Authorization: `Bearer ${process.env.SHOP_OPERATOR_TOKEN}` } });
   const { dead_letters } = await response.json();
   if (dead_letters.length === 1) break;
   assert(attempt < 50, "the refused command is not found");

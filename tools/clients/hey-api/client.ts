@@ -4,7 +4,7 @@ import { client } from "./shop/client.gen";
 
 const product = Number(process.env.PRODUCT);
 const unsold = Number(process.env.UNSOLD_PRODUCT);
-client.setConfig({ baseUrl: process.env.SHOP_URL, auth: () => process.env.SHOP_TOKEN });
+client.setConfig({ baseUrl: process.env.SHOP_URL, auth: () => process.env.SHOP_OPERATOR_TOKEN });
 
 const placed = await shop.checkoutServicePlaceOrder({
   headers: { Prefer: "wait=20" },

@@ -15,7 +15,7 @@ import (
 func main() {
 	ctx := context.Background()
 	client := must(shop.NewClientWithResponses(os.Getenv("SHOP_URL"), shop.WithRequestEditorFn(func(_ context.Context, req *http.Request) error {
-		req.Header.Set("Authorization", "Bearer "+os.Getenv("SHOP_TOKEN"))
+		req.Header.Set("Authorization", "Bearer "+os.Getenv("SHOP_OPERATOR_TOKEN"))
 		return nil
 	})))
 	product, unsold := number("PRODUCT"), number("UNSOLD_PRODUCT")

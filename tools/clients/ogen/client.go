@@ -20,7 +20,7 @@ func (t token) Bearer(context.Context, shop.OperationName) (shop.Bearer, error) 
 
 func main() {
 	ctx := context.Background()
-	client := must(shop.NewClient(os.Getenv("SHOP_URL"), token(os.Getenv("SHOP_TOKEN"))))
+	client := must(shop.NewClient(os.Getenv("SHOP_URL"), token(os.Getenv("SHOP_OPERATOR_TOKEN"))))
 	product, unsold := number("PRODUCT"), number("UNSOLD_PRODUCT")
 
 	placed := as[*shop.CheckoutServicePlaceOrderOK](client.CheckoutServicePlaceOrder(ctx, &shop.PlaceOrderRequest{

@@ -5,7 +5,7 @@ import type { paths } from "./shop.js";
 const product = Number(process.env.PRODUCT);
 const shop = createClient<paths>({
   baseUrl: process.env.SHOP_URL!,
-  headers: { Authorization: `Bearer ${process.env.SHOP_TOKEN}` },
+  headers: { Authorization: `Bearer ${process.env.SHOP_OPERATOR_TOKEN}` },
 });
 
 const placed = await shop.POST("/v1/orders", {

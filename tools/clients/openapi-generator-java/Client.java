@@ -21,7 +21,7 @@ class Client {
     int unsold = Integer.parseInt(System.getenv("UNSOLD_PRODUCT"));
     ApiClient client = new ApiClient();
     client.updateBaseUri(System.getenv("SHOP_URL"));
-    client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + System.getenv("SHOP_TOKEN")));
+    client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + System.getenv("SHOP_OPERATOR_TOKEN")));
     OrderServiceApi orders = new OrderServiceApi(client);
     InventoryServiceApi inventory = new InventoryServiceApi(client);
 

@@ -5,7 +5,7 @@ from shop_client.exceptions import ApiException
 
 product = int(os.environ["PRODUCT"])
 unsold = int(os.environ["UNSOLD_PRODUCT"])
-api = shop_client.ApiClient(shop_client.Configuration(host=os.environ["SHOP_URL"], access_token=os.environ["SHOP_TOKEN"]))
+api = shop_client.ApiClient(shop_client.Configuration(host=os.environ["SHOP_URL"], access_token=os.environ["SHOP_OPERATOR_TOKEN"]))
 checkout = shop_client.CheckoutServiceApi(api)
 orders = shop_client.OrderServiceApi(api)
 inventory = shop_client.InventoryServiceApi(api)

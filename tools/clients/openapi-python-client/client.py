@@ -11,7 +11,7 @@ from shop_client.models import CancelOrderBody, OrderServiceListOrdersState, Pla
 
 product = int(os.environ["PRODUCT"])
 unsold = int(os.environ["UNSOLD_PRODUCT"])
-shop = AuthenticatedClient(base_url=os.environ["SHOP_URL"], token=os.environ["SHOP_TOKEN"])
+shop = AuthenticatedClient(base_url=os.environ["SHOP_URL"], token=os.environ["SHOP_OPERATOR_TOKEN"])
 
 request = PlaceOrderRequest(
     customer_name="Ada",
