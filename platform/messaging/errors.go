@@ -22,10 +22,18 @@ var (
 	ErrTooLarge = errors.New("the message is too large")
 )
 
-// RefusedError says which of the messages given to Send the broker refuses because of what it is: no queue takes it, the
-// topology has no such exchange, or it is too large. Those before it are confirmed, those after it may not be. The reason
-// can be a topology that is incomplete for the moment, see Permanent.
+// RefusedError says which of the messages given to Send the broker refuses because of what they are: no queue takes them, the
+// topology has no such exchange, or they are too large. The reason can be a topology that is incomplete for the moment, see
+// Refusal.Permanent.
 type RefusedError struct {
+	// Refused are those that are known, in their order; at least one.
+	Refused []Refusal
+	// Done is after how many of the messages nothing is known: those before it are confirmed if they are not refused.
+	Done int
+}
+
+// Refusal is one message that the broker refuses.
+type Refusal struct {
 	Index int
 	// Permanent means that repairing the broker would not help: the message is too large, or the topology has no binding
 	// for it.
@@ -33,10 +41,10 @@ type RefusedError struct {
 	Cause     error // an ErrUnroutable or ErrTooLarge
 }
 
-func (e *RefusedError) Error() string { return e.Cause.Error() }
+func (e *RefusedError) Error() string { return e.Refused[0].Cause.Error() }
 
-// Unwrap returns the cause.
-func (e *RefusedError) Unwrap() error { return e.Cause }
+// Unwrap returns the cause of the first refusal.
+func (e *RefusedError) Unwrap() error { return e.Refused[0].Cause }
 
 // classifiedError is a handler's error with its judgement whether a retry can help.
 type classifiedError struct {

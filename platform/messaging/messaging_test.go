@@ -158,8 +158,15 @@ func TestSend_UnroutableIsAnError(t *testing.T) {
 	}
 	lost := good
 	lost.MessageID, lost.Exchange, lost.RoutingKey = uuid.NewString(), "shop.direct", "nobody.listens"
-	if err := p.pub.Send(within(t), []messaging.Outgoing{good, lost, good}); !errors.Is(err, messaging.ErrUnroutable) {
+	lostToo := lost
+	lostToo.MessageID = uuid.NewString()
+	err = p.pub.Send(within(t), []messaging.Outgoing{good, lost, good, lostToo, good})
+	if !errors.Is(err, messaging.ErrUnroutable) {
 		t.Errorf("got %v, want ErrUnroutable", err)
+	}
+	refused, ok := errors.AsType[*messaging.RefusedError](err)
+	if !ok || len(refused.Refused) != 2 || refused.Refused[0].Index != 1 || refused.Refused[1].Index != 3 || refused.Done != 5 {
+		t.Errorf("refused is %+v, want the second and the fourth of five", refused)
 	}
 	if err := p.pub.Send(within(t), []messaging.Outgoing{good}); err != nil {
 		t.Errorf("the publisher works on after a return: %v", err)

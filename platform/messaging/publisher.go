@@ -202,7 +202,7 @@ func (p *Publisher) Publish(ctx context.Context, m proto.Message) error {
 //
 // Errors: ErrBlocked and ErrNotConnected (some or all were not published), ErrUnconfirmed (the outcome is unknown),
 // ErrUnroutable (no queue takes one of them, or its exchange does not exist), ErrTooLarge (the broker refuses one of them
-// for its size). A RefusedError that wraps one of the last two says which message. After an error any of them may have been
+// for its size). A RefusedError that wraps one of the last two says which messages. After an error any of them may have been
 // published.
 func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	end := p.startSends(messages)
@@ -225,16 +225,21 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 				return p.withoutExchange(gone.err, len(messages), pending)
 			}
 			next, slots, err := p.nextWindow(pending[:before])
-			confirmed := 0
-			if err == nil {
-				confirmed, err = p.publishWindow(ctx, s, next, slots)
-			}
-			pending = pending[confirmed:]
 			if err != nil {
 				p.count(ctx, pending, "failed")
 				return p.refused(err, len(messages), pending)
 			}
-			if confirmed < len(next) {
+			done, refused, err := p.publishWindow(ctx, s, next, slots)
+			if err != nil {
+				p.count(ctx, pending, "failed")
+				return err
+			}
+			if len(refused) > 0 {
+				p.count(ctx, pending, "failed")
+				return newRefusedError(refused, len(messages)-len(pending), done)
+			}
+			pending = pending[done:]
+			if done < len(next) {
 				break
 			}
 		}
@@ -255,14 +260,21 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 	}
 }
 
-// refused returns err as a RefusedError about the first of pending if it is about that message; of is how many Send was
-// given.
+// refused returns err as a RefusedError about the first of pending, whatever may become of the others; of is how many Send was given.
 func (p *Publisher) refused(err error, of int, pending []Outgoing) error {
-	tooLarge := errors.Is(err, ErrTooLarge)
-	if !tooLarge && !errors.Is(err, ErrUnroutable) {
-		return err
+	return newRefusedError([]Refusal{p.refusal(0, &pending[0], err)}, of-len(pending), 1)
+}
+
+// newRefusedError returns the error for refusals of messages from offset on, of which so many are done.
+func newRefusedError(refused []Refusal, offset, done int) error {
+	for i := range refused {
+		refused[i].Index += offset
 	}
-	return &RefusedError{of - len(pending), tooLarge || !p.conn.topology.routes(pending[0].Exchange, pending[0].RoutingKey), err}
+	return &RefusedError{refused, offset + done}
+}
+
+func (p *Publisher) refusal(index int, m *Outgoing, cause error) Refusal {
+	return Refusal{index, errors.Is(cause, ErrTooLarge) || !p.conn.topology.routes(m.Exchange, m.RoutingKey), cause}
 }
 
 // withoutExchange returns the error about the first of pending, whose exchange is missing. An exchange of the topology may
@@ -304,10 +316,10 @@ func (p *Publisher) nextWindow(messages []Outgoing) (next []Outgoing, slots int6
 }
 
 // publishWindow publishes the messages of a window and waits for their confirms; while the broker blocks publishers none
-// come. It returns how many messages are confirmed before the first one that is not.
-func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing, slots int64) (confirmed int, err error) {
+// come. It returns how many messages are done before the first one that the broker rejected, and which of them no queue takes.
+func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messages []Outgoing, slots int64) (done int, refused []Refusal, err error) {
 	if err := p.slots.Acquire(ctx, slots); err != nil {
-		return 0, ErrUnconfirmed
+		return 0, nil, ErrUnconfirmed
 	}
 	defer p.slots.Release(slots)
 	blocked := p.conn.unblocked().Done()
@@ -334,13 +346,13 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 				continue
 			}
 			s.abandon(f)
-			return 0, nil
+			return 0, nil, nil
 		case <-blocked:
 			s.abandon(f)
-			return 0, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
+			return 0, nil, fmt.Errorf("%w: %w", ErrUnconfirmed, ErrBlocked)
 		case <-ctx.Done():
 			s.abandon(f)
-			return 0, ErrUnconfirmed
+			return 0, nil, ErrUnconfirmed
 		}
 	}
 	s.finish(f)
@@ -350,16 +362,17 @@ func (p *Publisher) publishWindow(ctx context.Context, s *publishSession, messag
 			case s.rejected <- struct{}{}:
 			default: // it is known
 			}
-			return i, nil
+			return i, refused, nil
 		}
 		if reason, returned := f.returned[i]; returned {
-			return i, fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)
+			refused = append(refused, p.refusal(i, &messages[i],
+				fmt.Errorf("%w: %s with routing key %s (%s)", ErrUnroutable, messages[i].Type, messages[i].RoutingKey, reason)))
 		}
 	}
 	if len(f.confirms) > 0 && p.denied.Load() != nil {
 		p.denied.Store(nil)
 	}
-	return len(f.confirms), nil
+	return len(f.confirms), refused, nil
 }
 
 // publishTransient publishes without a confirm: for requests and replies, which are useless once their caller has given up.

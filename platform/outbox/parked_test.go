@@ -151,6 +151,37 @@ func TestRelay_WhatTheBrokerWillNeverTakeIsParkedAndStopsNothing(t *testing.T) {
 	}
 }
 
+// Each refused message published what follows it once more: of a round with hundreds of them the rest came a hundred times, until
+// its time was over and nothing was parked.
+func TestRelay_ManyRefusedMessagesAreParkedTogetherAndRepeatNothing(t *testing.T) {
+	t.Parallel()
+	pool, broker := open(t), brokertest.New(t)
+	conn := dial(t, broker.URL)
+	publisher := messaging.NewPublisher(conn)
+	eventually(t, func() bool { return conn.Ready(t.Context()) == nil })
+	ids := logged(t, broker)
+	const each = 300
+	var last string
+	for range each {
+		insert(t, pool, "shop.topic", "nobody.listens", []byte{0})
+		last = insert(t, pool, "shop.topic", "shop.order.placed", []byte{0})
+	}
+	relay := newRelay(t, pool, publisher, outbox.Options{Logger: slog.New(slog.DiscardHandler)})
+	background(t, publisher.Run)
+	background(t, relay.Run)
+	came := 0
+	for id := ""; id != last; came++ {
+		id = receive(t, ids)
+	}
+	emptied(t, pool)
+	if n := count(t, pool, "outbox_parked"); n != each {
+		t.Errorf("%d of %d messages are parked", n, each)
+	}
+	if came > each+each/10 { // a connection that is cut may repeat some
+		t.Errorf("%d messages that a queue takes came %d times", each, came)
+	}
+}
+
 // What a complete topology would route is waited for, for a minute: whoever owns the missing queue declares it again. Then
 // it is parked, and with it what comes of its kind, until one of them is taken or none is refused for a minute.
 func TestRelay_WhatAMissingQueueWouldTakeIsWaitedForAMinute(t *testing.T) {
@@ -176,7 +207,7 @@ func TestRelay_ARefusalOfLongAgoParksNothing(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
 	add(t, pool, outbox.Entry{Message: confirmed(uuid.New())})
-	refusing := &refusals{err: &messaging.RefusedError{Cause: messaging.ErrUnroutable}, times: 3}
+	refusing := &refusals{err: refuse(0), times: 3}
 	relay := newRelay(t, pool, refusing, outbox.Options{})
 	relay.SetGrace(time.Millisecond) // each pause is longer
 	relay.SetRefusalKept(0)
@@ -225,11 +256,16 @@ func (r *refusals) Send(_ context.Context, messages []messaging.Outgoing) error 
 	}
 	for i, m := range messages {
 		if m.RoutingKey == r.key {
-			return &messaging.RefusedError{Index: i, Cause: messaging.ErrUnroutable}
+			return refuse(i)
 		}
 		r.sent = append(r.sent, m.RoutingKey)
 	}
 	return nil
+}
+
+// refuse returns the error about the message at i, behind which nothing was sent.
+func refuse(i int) error {
+	return &messaging.RefusedError{Refused: []messaging.Refusal{{Index: i, Cause: messaging.ErrUnroutable}}, Done: i + 1}
 }
 
 func (r *refusals) count(key string) (n int) {

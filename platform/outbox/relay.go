@@ -300,7 +300,7 @@ func (r *Relay) round(ctx context.Context) (more bool, err error) {
 func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) (parked []parkedMessage, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
 	defer cancel()
-	for {
+	for len(messages) > 0 {
 		err := r.sender.Send(ctx, messages)
 		refusal, refused := errors.AsType[*messaging.RefusedError](err)
 		switch {
@@ -310,14 +310,20 @@ func (r *Relay) send(ctx context.Context, messages []messaging.Outgoing) (parked
 		case !refused:
 			return nil, err
 		}
-		r.accepted(messages[:refusal.Index])
-		m := messages[refusal.Index]
-		if r.waitsFor(m.RoutingKey, refusal) {
+		waits, before := false, 0
+		for _, m := range refusal.Refused {
+			r.accepted(messages[before:m.Index])
+			before = m.Index + 1
+			waits = r.waitsFor(messages[m.Index].RoutingKey, m) || waits
+			parked = append(parked, parkedMessage{messages[m.Index], m.Cause.Error()})
+		}
+		r.accepted(messages[before:refusal.Done])
+		if waits {
 			return nil, err
 		}
-		parked = append(parked, parkedMessage{m, refusal.Error()})
-		messages = messages[refusal.Index+1:]
+		messages = messages[refusal.Done:]
 	}
+	return parked, nil
 }
 
 // accepted records that the broker takes messages of these kinds again.
@@ -335,7 +341,7 @@ func (r *Relay) accepted(messages []messaging.Outgoing) {
 type refusals struct{ first, last time.Time }
 
 // waitsFor reports whether a refused message may be accepted soon, when the topology is complete again.
-func (r *Relay) waitsFor(routingKey string, refusal *messaging.RefusedError) bool {
+func (r *Relay) waitsFor(routingKey string, refusal messaging.Refusal) bool {
 	if refusal.Permanent {
 		return false
 	}
