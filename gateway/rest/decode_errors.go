@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,6 +76,37 @@ func syntaxProblem(body []byte, err error) string {
 	line := 1 + bytes.Count(before, []byte("\n"))
 	column := len(before) - bytes.LastIndexByte(before, '\n')
 	return fmt.Sprintf("line %d, column %d: %v", line, column, syntax)
+}
+
+// nullErrors explains which fields of an update are null. Whoever writes that may mean that they stay or that they are cleared: an
+// update is refused, because grpc-gateway would set them to nothing, and with them a product's stock or price to zero.
+func nullErrors(md protoreflect.MessageDescriptor, body []byte) error {
+	if !bytes.Contains(body, []byte("null")) {
+		return nil
+	}
+	defer ingress.BeginDecoding(len(body))()
+	var found violations
+	if found.nulls("", md, body); len(found) > 0 {
+		return apierror.InvalidArgument(found...)
+	}
+	return nil
+}
+
+func (v *violations) nulls(path string, md protoreflect.MessageDescriptor, raw json.RawMessage) {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(raw, &members) != nil {
+		return // it is no object, and bodyError explains whether it has to be one
+	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		fd := fieldNamed(md, name)
+		switch at := join(path, name); {
+		case fd == nil:
+		case string(members[name]) == "null":
+			v.add(at, "is null: leave it out if it stays as it is, or give its new value")
+		case fd.Message() != nil && !fd.IsList():
+			v.nulls(at, fd.Message(), members[name])
+		}
+	}
 }
 
 func (v *violations) object(path string, md protoreflect.MessageDescriptor, raw json.RawMessage) {

@@ -386,6 +386,9 @@ func (t *route) readBody(w http.ResponseWriter, r *http.Request) error {
 		return apierror.New(codes.InvalidArgument, "INCOMPLETE_BODY", "the body is incomplete").WithCause(err)
 	}
 	r.Body = &requestBody{Reader: *bytes.NewReader(data.Bytes()), data: data.Bytes()}
+	if r.Method == http.MethodPatch {
+		return nullErrors(t.bodyType(), data.Bytes())
+	}
 	return nil
 }
 

@@ -96,6 +96,10 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 		{"rules for a body that is a field of the request", "PATCH /v1/inventory/3", `{"price":{"currency_code":"USD","units":-4}}`,
 			[]violation{{"price.units", "must be greater than or equal to 0 and less than or equal to 999999999999999"}}},
 		{"a time", "PATCH /v1/inventory/3", `{"created_at":"yesterday"}`, []violation{{"created_at", "must be a time such as 2030-12-31T23:59:59Z"}}},
+		{"null, which set a stock to zero", "PATCH /v1/inventory/3", `{"product_name":"Lamp","on_hand":null}`,
+			[]violation{{"on_hand", "is null: leave it out if it stays as it is, or give its new value"}}},
+		{"null in a price, which made it nothing", "PATCH /v1/inventory/3", `{"price":{"currency_code":"USD","units":null,"nanos":0}}`,
+			[]violation{{"price.units", "is null: leave it out if it stays as it is, or give its new value"}}},
 		{"a number in the path", "PATCH /v1/inventory/three", `{}`, []violation{{"item.id", "must be a whole number"}}},
 	}
 	for _, test := range tests {

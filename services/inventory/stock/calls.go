@@ -3,6 +3,7 @@ package stock
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -184,7 +185,8 @@ const (
 func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpdate, error) {
 	m := req.GetItem()
 	u := itemUpdate{id: m.GetId(), etag: m.GetEtag(), read: m}
-	for _, path := range fieldmask.Paths(req.GetUpdateMask(), m, "product_name", "on_hand", "price") {
+	paths := fieldmask.Paths(req.GetUpdateMask(), m, "product_name", "on_hand", "price")
+	for _, path := range paths {
 		field, _, _ := strings.Cut(path, ".")
 		switch field {
 		case "id", "etag":
@@ -202,6 +204,9 @@ func (c inventoryServer) readUpdate(req *inventoryv1.UpdateItemRequest) (itemUpd
 		case "price":
 			if m.GetPrice() == nil {
 				return u, invalidItem(field, "is required if update_mask names it")
+			}
+			if !slices.Contains(paths, field) && !slices.Contains(paths, "price.units") { // without it 1000.99 would become 0.99
+				return u, invalidItem("price.units", "is required: a price is set as a whole")
 			}
 			p, err := c.price(m.GetPrice(), "item.price")
 			if err != nil {

@@ -311,14 +311,16 @@ func TestUpdateItem_ByMaskAndETag(t *testing.T) {
 		paths  []string
 		reason string
 	}{
-		"an old etag":            {&inventoryv1.Item{Id: laptop, OnHand: 1, Etag: "1"}, []string{"on_hand"}, "ETAG_MISMATCH"},
-		"an unknown id":          {&inventoryv1.Item{Id: 99, OnHand: 1}, []string{"on_hand"}, "ITEM_NOT_FOUND"},
-		"nothing":                {&inventoryv1.Item{Id: laptop, Etag: "2"}, nil, "INVALID_ARGUMENT"},
-		"a field that follows":   {&inventoryv1.Item{Id: laptop, Reserved: 1}, []string{"reserved"}, "INVALID_ARGUMENT"},
-		"no name":                {&inventoryv1.Item{Id: laptop}, []string{"product_name"}, "INVALID_ARGUMENT"},
-		"less than nothing":      {&inventoryv1.Item{Id: laptop, OnHand: -1}, []string{"on_hand"}, "INVALID_ARGUMENT"},
-		"no price":               {&inventoryv1.Item{Id: laptop}, []string{"price"}, "INVALID_ARGUMENT"},
-		"another currency":       {&inventoryv1.Item{Id: laptop, Price: &moneyv1.Money{CurrencyCode: "EUR"}}, []string{"price"}, "INVALID_ARGUMENT"},
+		"an old etag":          {&inventoryv1.Item{Id: laptop, OnHand: 1, Etag: "1"}, []string{"on_hand"}, "ETAG_MISMATCH"},
+		"an unknown id":        {&inventoryv1.Item{Id: 99, OnHand: 1}, []string{"on_hand"}, "ITEM_NOT_FOUND"},
+		"nothing":              {&inventoryv1.Item{Id: laptop, Etag: "2"}, nil, "INVALID_ARGUMENT"},
+		"a field that follows": {&inventoryv1.Item{Id: laptop, Reserved: 1}, []string{"reserved"}, "INVALID_ARGUMENT"},
+		"no name":              {&inventoryv1.Item{Id: laptop}, []string{"product_name"}, "INVALID_ARGUMENT"},
+		"less than nothing":    {&inventoryv1.Item{Id: laptop, OnHand: -1}, []string{"on_hand"}, "INVALID_ARGUMENT"},
+		"no price":             {&inventoryv1.Item{Id: laptop}, []string{"price"}, "INVALID_ARGUMENT"},
+		"another currency":     {&inventoryv1.Item{Id: laptop, Price: &moneyv1.Money{CurrencyCode: "EUR"}}, []string{"price"}, "INVALID_ARGUMENT"},
+		"cents alone, which made 1000.99 to 0.99": {&inventoryv1.Item{Id: laptop, Price: &moneyv1.Money{CurrencyCode: "USD", Nanos: 990_000_000}},
+			[]string{"price.currency_code", "price.nanos"}, "INVALID_ARGUMENT"},
 		"another product's name": {&inventoryv1.Item{Id: laptop, ProductName: "Phone"}, []string{"product_name"}, "ITEM_EXISTS"},
 	}
 	for name, tt := range tests {
