@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -62,16 +63,16 @@ func ListParked(ctx context.Context, pool *sqlx.DB) (parked []Parked, err error)
 }
 
 // Unpark moves parked messages back to the outbox, in tx, to be published unchanged and in the order in which they were
-// parked, and returns their ids. It moves those with the given ids, or all if no ids are given. The relay publishes them
-// within a second of the commit; if the broker refuses one again, it is parked again.
+// parked, and returns the ids of those that there are. The relay publishes them within a second of the commit; if the broker
+// refuses one again, it is parked again.
 func Unpark(ctx context.Context, tx *sqlx.Tx, messageIDs []string) (sent []string, err error) {
 	err = tx.SelectContext(ctx, &sent, `
 		WITH back AS (
-			DELETE FROM outbox_parked WHERE cardinality($1::text[]) = 0 OR message_id::text = ANY ($1) RETURNING *
+			DELETE FROM outbox_parked WHERE message_id::text = ANY ($1) RETURNING *
 		)
 		INSERT INTO outbox (message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at)
 		SELECT message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at FROM back ORDER BY id
-		RETURNING message_id`, postgres.Array(messageIDs, func(id string) string { return id }))
+		RETURNING message_id`, postgres.Array(messageIDs, strings.ToLower))
 	if err != nil {
 		return nil, fmt.Errorf("sending parked messages: %w", postgres.Classify(err))
 	}

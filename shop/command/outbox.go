@@ -83,13 +83,25 @@ ids. What the broker refuses again is parked again.`,
 			}
 			n := 0
 			err := eachOutbox(cmd.Context(), func(_ string, pool *sqlx.DB) error {
-				sent, err := resend(cmd.Context(), pool, ids)
-				for _, id := range sent {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is in the outbox again\n", id)
-					delete(missing, id)
-					n++
+				ids := ids
+				if all {
+					var err error
+					if ids, err = parkedIDs(cmd.Context(), pool); err != nil {
+						return err
+					}
 				}
-				return err
+				for some := range slices.Chunk(ids, resentAtOnce) {
+					sent, err := resend(cmd.Context(), pool, some)
+					if err != nil {
+						return err
+					}
+					for _, id := range sent {
+						fmt.Fprintf(cmd.OutOrStdout(), "%s is in the outbox again\n", id)
+						delete(missing, id)
+						n++
+					}
+				}
+				return nil
 			})
 			if err != nil {
 				return err
@@ -110,21 +122,33 @@ ids. What the broker refuses again is parked again.`,
 	return cmd
 }
 
-// resend moves parked events back into the outbox, followed by the event that records who did that.
+// resentAtOnce is how many events are moved in a transaction.
+const resentAtOnce = 1000
+
+func parkedIDs(ctx context.Context, pool *sqlx.DB) (ids []string, err error) {
+	parked, err := outbox.ListParked(ctx, pool)
+	for _, p := range parked {
+		ids = append(ids, p.MessageID)
+	}
+	return ids, err
+}
+
+// resend moves parked events back into the outbox, followed by one event that records who did that: the broker may refuse it as
+// well, and with one for each there would be twice as many after each attempt.
 func resend(ctx context.Context, pool *sqlx.DB, ids []string) (sent []string, err error) {
 	err = postgres.InTx(ctx, pool, func(tx *sqlx.Tx) error {
 		var user string
 		if err := tx.GetContext(ctx, &user, "SELECT session_user"); err != nil {
 			return err
 		}
-		if sent, err = outbox.Unpark(ctx, tx, ids); err != nil {
+		if sent, err = outbox.Unpark(ctx, tx, ids); err != nil || len(sent) == 0 {
 			return err
 		}
-		var acts []outbox.Entry
-		for _, id := range sent {
-			acts = append(acts, outbox.Entry{Message: enduser.Acted("user of the database "+user, "shop outbox resend", "event "+id, "sent again")})
+		target, detail := "event "+sent[0], "sent again"
+		if len(sent) > 1 {
+			target, detail = fmt.Sprintf("%d parked events", len(sent)), "sent again: "+strings.Join(sent, ", ")
 		}
-		return outbox.Add(ctx, tx, acts)
+		return outbox.Add(ctx, tx, []outbox.Entry{{Message: enduser.Acted("user of the database "+user, "shop outbox resend", target, detail)}})
 	})
 	return sent, err
 }

@@ -2,6 +2,7 @@ package command
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -25,7 +26,7 @@ func TestOutboxResend_SaysWhoHasSentAnEventAgain(t *testing.T) {
 		INSERT INTO outbox_parked (message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at, reason)
 		VALUES ($1, 'shop.topic', 'shop.order.confirmed', 'shop.events.v1.OrderConfirmed', '', '', '', now(), 'no route')`, id)
 	for _, want := range [][]string{{id}, nil} { // what is not parked any more is neither sent nor recorded
-		if sent, err := resend(t.Context(), pool, nil); err != nil || !slices.Equal(sent, want) {
+		if sent, err := resend(t.Context(), pool, []string{strings.ToUpper(id)}); err != nil || !slices.Equal(sent, want) {
 			t.Errorf("sent %q, %v; want %q", sent, err, want)
 		}
 	}
@@ -42,6 +43,30 @@ func TestOutboxResend_SaysWhoHasSentAnEventAgain(t *testing.T) {
 	}
 	if acted.GetTarget() != "event "+id || acted.GetMethod() != "shop outbox resend" || acted.GetOperator() == "user of the database " {
 		t.Errorf("recorded is %v", &acted)
+	}
+}
+
+// While the broker refuses what is recorded as well, each attempt doubled what is parked.
+func TestOutboxResend_OfManyIsRecordedOnce(t *testing.T) {
+	t.Parallel()
+	pool, err := postgres.Open(t.Context(), dbtest.New(t), "orders", postgres.Options{Application: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pool.Close() })
+	pool.MustExecContext(t.Context(), `
+		INSERT INTO outbox_parked (message_id, exchange, routing_key, type, correlation_id, traceparent, body, created_at, reason)
+		SELECT gen_random_uuid(), 'shop.topic', 'shop.order.confirmed', 'shop.events.v1.OrderConfirmed', '', '', '', now(), 'no route' FROM generate_series(1, 100)`)
+	ids, err := parkedIDs(t.Context(), pool)
+	if err != nil || len(ids) != 100 {
+		t.Fatalf("parked are %d, %v", len(ids), err)
+	}
+	if sent, err := resend(t.Context(), pool, ids); err != nil || !slices.Equal(sent, ids) {
+		t.Errorf("sent %q, %v; want %q", sent, err, ids)
+	}
+	var records int
+	if err := pool.GetContext(t.Context(), &records, "SELECT count(*) FROM outbox WHERE type = 'shop.events.v1.OperatorActed'"); err != nil || records != 1 {
+		t.Errorf("recorded %d times, %v", records, err)
 	}
 }
 
