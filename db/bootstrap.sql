@@ -1,7 +1,7 @@
 -- Gives each service a login role and a schema that it alone can enter, in the database this runs in. Runs as an
 -- administrator, any number of times: by db.Bootstrap, by `shop migrate`, by psql, or from the /docker-entrypoint-initdb.d of the
 -- postgres image. A role gets the password in the setting shop.<role>_password, where that is set:
---   PGOPTIONS='-c shop.orders_password=… -c shop.inventory_password=… -c shop.logging_password=…' psql -f bootstrap.sql
+--   PGOPTIONS='-c shop.orders_password=… -c shop.inventory_password=… -c shop.logging_password=… -c shop.webhooks_password=…' psql -f bootstrap.sql
 DO $$
 DECLARE
     service  text;

@@ -268,6 +268,20 @@ func TestMigrate_ASchemaThatBelongsToAnotherIsAnErrorThatSaysWhatToDo(t *testing
 }
 
 // The passwords of roles belong to the whole server, so everything about them is one test.
+// Who followed the comment gave one role no password, and its service could not log in.
+func TestBootstrap_ItsCommentGivesEachRoleAPassword(t *testing.T) {
+	t.Parallel()
+	usage, err := os.ReadFile("bootstrap.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range db.Schemas() {
+		if !strings.Contains(string(usage), "-c shop."+role+"_password=…") {
+			t.Errorf("the comment of bootstrap.sql sets no password for %s", role)
+		}
+	}
+}
+
 func TestBootstrap_GivesEachServiceARoleThatSeesItsOwnSchemaAlone(t *testing.T) {
 	t.Parallel()
 	url, adminURL := postgrestest.NewEmpty(t), postgrestest.AdminURL(t)

@@ -376,9 +376,7 @@ func TestAlerts_AreSilentWhileAllIsWellAndDuringARollingRestart(t *testing.T) {
 			restarted = true
 			for _, name := range slices.Backward(services) {
 				for _, r := range f.replicas[name] {
-					r.term(t)
-					r.start(t)
-					r.waitReady(t)
+					r.restart(t)
 				}
 			}
 		}

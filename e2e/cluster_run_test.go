@@ -192,9 +192,7 @@ var clusterFaults = []clusterFault{
 		for i := range 2 {
 			for _, name := range []string{"logging", "inventory", "order", "webhooks", "gateway"} {
 				r := c.replicas[name][i]
-				r.term(t)
-				r.start(t)
-				r.waitReady(t)
+				r.restart(t)
 				time.Sleep(2 * clusterNotice)
 			}
 		}

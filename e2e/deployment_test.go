@@ -295,6 +295,14 @@ func (r *replica) end(signal syscall.Signal) bool {
 	}
 }
 
+// restart ends the process, starts it again with the environment of now, and waits until it is ready.
+func (r *replica) restart(t *testing.T) {
+	t.Helper()
+	r.term(t)
+	r.start(t)
+	r.waitReady(t)
+}
+
 // waitReady waits until the service is ready.
 func (r *replica) waitReady(t *testing.T) {
 	t.Helper()

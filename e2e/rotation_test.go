@@ -44,6 +44,8 @@ type rotation struct {
 	base    map[*replica][]string // the environment without secrets
 	path    string                // where the documents' programs are found
 	traffic *traffic
+	// exchanged says that gateways get the secret of order ids and the previous one as each other.
+	exchanged bool
 }
 
 // Each secret is replaced by the commands of docs/production.md, while orders are placed.
@@ -219,6 +221,9 @@ func (r *rotation) databaseURL(t *testing.T, service, password, caFile string) s
 func (r *rotation) configure(t *testing.T) {
 	t.Helper()
 	values := r.secrets(t)
+	if r.exchanged {
+		values["SHOP_ID_SECRET"], values["SHOP_ID_SECRET_PREVIOUS"] = values["SHOP_ID_SECRET_PREVIOUS"], values["SHOP_ID_SECRET"]
+	}
 	for _, name := range services {
 		files := r.files(name)
 		env := []string{
@@ -244,9 +249,7 @@ func (r *rotation) restart(t *testing.T, names ...string) {
 	r.configure(t)
 	for _, name := range names {
 		for _, replica := range r.replicas[name] {
-			replica.term(t)
-			replica.start(t)
-			replica.waitReady(t)
+			replica.restart(t)
 		}
 	}
 }
@@ -294,27 +297,44 @@ func (r *rotation) operatorToken(t *testing.T) {
 }
 
 func (r *rotation) idSecret(t *testing.T) {
-	place := func() string {
-		a := r.call(t, http.MethodPost, "/v1/orders", `{"customer_name":"rotation","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`,
-			"Idempotency-Key", "placed before and after")
+	place := func(gateway int, key string) string {
+		at := shop{url: r.gateways()[gateway]}
+		a := at.call(t, http.MethodPost, "/v1/orders", `{"customer_name":"rotation","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`,
+			"Idempotency-Key", key)
 		if a.code != http.StatusAccepted && a.code != http.StatusOK {
 			t.Fatalf("placing an order: %d %s", a.code, a.body)
 		}
-		return a.header.Get("Location")
+		order := a.header.Get("Location")
+		r.traffic.accept(key, order)
+		return order
 	}
-	before := place()
-	r.traffic.accept("rotation", before)
+	same := func(gateway int, key, before string) {
+		t.Helper()
+		if after := place(gateway, key); after != before {
+			t.Errorf("the order under the key %q is %s at first, and %s at gateway %d", key, before, after, gateway)
+		}
+	}
+	first := place(0, "before both")
 	// One that is sent again under another secret before it is decided would have another id, and be rejected.
-	r.decided(t, before)
+	r.decided(t, first)
 	old := r.secrets(t)["SHOP_ID_SECRET"]
 	r.run(t, r.step(t, "The secret of order ids"))
 	if now := r.secrets(t); now["SHOP_ID_SECRET"] == old || now["SHOP_ID_SECRET_PREVIOUS"] != old {
 		t.Fatal("the secret was not replaced, or the old one not kept")
 	}
+	// The gateways know the new secret before any uses it: one that did not took an order of the other for another one under the same key.
+	r.exchanged = true
 	r.restart(t, "gateway")
-	if after := place(); after != before {
-		t.Errorf("the same order is %s before and %s after", before, after)
-	}
+	same(0, "before both", first)
+	r.exchanged = false
+	r.configure(t)
+	r.replicas["gateway"][0].restart(t)
+	second := place(0, "between")
+	r.decided(t, second)
+	same(1, "between", second)
+	r.replicas["gateway"][1].restart(t)
+	same(1, "between", second)
+	same(0, "before both", first)
 	r.traffic.flows(t, 20)
 }
 
