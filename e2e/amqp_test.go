@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -162,6 +163,47 @@ func TestAMQP_ACallIsAnsweredOrRefused(t *testing.T) {
 	fails(t, "a body that is none", call(amqp.Publishing{Body: []byte{0xff}}), codes.InvalidArgument, "")
 	fails(t, "JSON", call(amqp.Publishing{ContentType: "application/json", Body: []byte("{}")}), codes.InvalidArgument,
 		`the property content_type says "application/json": a request is protobuf, application/protobuf`)
+}
+
+// A command that broke its contract was refused without its fields, and a call with "fieldViolations": a client that reads
+// field_violations, as errors.md and the AsyncAPI file call them, found none in either.
+func TestAMQP_AFailureNamesTheFieldsAsTheDocumentsDo(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := newAsker(t, s.openChannel(t))
+	for what, tt := range map[string]struct {
+		exchange, key string
+		request       proto.Message
+		field         string
+	}{
+		"a command": {"shop.topic", "shop.inventory.create", products("Tripod", -1), "items[0].quantity"},
+		"a call": {"shop.direct", "shop.inventory.check", &inventoryv1.CheckStockRequest{Orders: []*inventoryv1.CheckStockRequest_Order{{
+			OrderId: uuid.NewString(), Lines: []*eventsv1.RequestedLine{{ProductId: 1, Quantity: -1}},
+		}}}, "orders[0].lines[0].quantity"},
+	} {
+		d := a.ask(t, tt.exchange, tt.key, amqp.Publishing{Body: encode(t, tt.request)})
+		fails(t, what, d, codes.InvalidArgument, "")
+		var failure struct { // not protojson, which takes both spellings
+			Details []struct {
+				Violations []struct{ Field, Description string } `json:"field_violations"`
+			}
+		}
+		if err := json.Unmarshal(d.Body, &failure); err != nil {
+			t.Fatal(err)
+		}
+		var named []string
+		for _, detail := range failure.Details {
+			for _, violation := range detail.Violations {
+				if violation.Description == "" {
+					t.Errorf("%s: nothing says what is wrong with %s", what, violation.Field)
+				}
+				named = append(named, violation.Field)
+			}
+		}
+		if !slices.Equal(named, []string{tt.field}) {
+			t.Errorf("%s: the fields %q are named in %s, want %q", what, named, d.Body, tt.field)
+		}
+	}
 }
 
 func TestAMQP_ARequestWithoutAQueueForItsAnswerHoldsNothing(t *testing.T) {

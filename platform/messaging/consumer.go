@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"buf.build/go/protovalidate"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc/codes"
@@ -487,9 +488,13 @@ func refusal(cause error) error {
 	if errors.As(cause, &own) {
 		return own.GRPCStatus().Err()
 	}
-	switch _, unlawful := errors.AsType[wrongPublisher](cause); {
+	_, unlawful := errors.AsType[wrongPublisher](cause)
+	_, invalid := errors.AsType[*protovalidate.ValidationError](cause)
+	switch {
 	case unlawful:
 		return apierror.New(codes.PermissionDenied, "CALLER_NOT_ALLOWED", "%v", cause)
+	case invalid:
+		return apierror.FromViolations(cause)
 	case isPermanent(cause) || isUnreadable(cause):
 		return apierror.New(codes.InvalidArgument, "INVALID_ARGUMENT", "%s", truncate(cause.Error()))
 	}

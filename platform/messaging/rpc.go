@@ -73,6 +73,9 @@ const (
 	failureContentType = "application/json"
 )
 
+// failureJSON spells the fields of a failure as REST does.
+var failureJSON = protojson.MarshalOptions{UseProtoNames: true}
+
 // replyFailure answers with a status: in the headers for our own clients, and in the body for others.
 func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, failure error) error {
 	st := status.Convert(failure)
@@ -83,9 +86,9 @@ func (p *Publisher) replyFailure(ctx context.Context, replyTo, call string, fail
 	if err != nil {
 		return fmt.Errorf("encoding the status: %w", err)
 	}
-	body, err := protojson.Marshal(st.Proto())
+	body, err := failureJSON.Marshal(st.Proto())
 	if err != nil || len(body) > maxStatus { // details of a type that is not known here, or long ones
-		if body, err = protojson.Marshal(status.New(st.Code(), truncate(st.Message())).Proto()); err != nil {
+		if body, err = failureJSON.Marshal(status.New(st.Code(), truncate(st.Message())).Proto()); err != nil {
 			return fmt.Errorf("encoding the status: %w", err)
 		}
 	}
