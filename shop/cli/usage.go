@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,8 @@ func WrongUsage(format string, args ...any) error { return usageError{fmt.Errorf
 // help. Call it when all subcommands have been added.
 func Strict(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(wrongFlag)
+	cmd.Flags().VisitAll(inDecimal)
+	cmd.PersistentFlags().VisitAll(inDecimal)
 	if cmd.HasSubCommands() && cmd.RunE == nil {
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -45,8 +48,30 @@ func Strict(cmd *cobra.Command) {
 	}
 }
 
+// decimal is the value of a flag that takes a whole number, which pflag reads as Go's sources write it: 010 would be 8.
+type decimal struct{ pflag.Value }
+
+func (d decimal) Set(s string) error {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return err
+	}
+	return d.Value.Set(strconv.FormatInt(n, 10))
+}
+
+// inDecimal has a flag's number read with the base 10.
+func inDecimal(flag *pflag.Flag) {
+	switch flag.Value.Type() {
+	case "int", "int32", "int64":
+		flag.Value = decimal{flag.Value}
+	}
+}
+
 // wanted is what a flag takes, by the name of its type.
-var wanted = map[string]string{"duration": "a time with its unit, 30s, 5m or 24h for example", "int": "a whole number"}
+var wanted = map[string]string{
+	"bool": "true or false", "duration": "a time with its unit, 30s, 5m or 24h for example", "float64": "a number",
+	"int": "a whole number", "int32": "a whole number, 2147483647 at most", "int64": "a whole number",
+}
 
 // wrongFlag says what is wrong with a flag. Of a value, Go's own error says that it cannot be parsed, and not what to give.
 func wrongFlag(cmd *cobra.Command, err error) error {
