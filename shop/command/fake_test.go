@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
+	"shop.example/platform/apierror"
 	"shop.example/shop/cli"
 )
 
@@ -91,7 +93,8 @@ func (f *fakeShop) serve(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	// Requests are validated as the gateway does.
+	server := grpc.NewServer(grpc.UnaryInterceptor(apierror.NewInterceptor(slog.New(slog.DiscardHandler)).Unary))
 	checkoutv1.RegisterCheckoutServiceServer(server, f)
 	loggingv1.RegisterDeadLetterServiceServer(server, f)
 	loggingv1.RegisterEventLogServiceServer(server, f)

@@ -36,7 +36,7 @@ type webhooks struct{ gateway gateway }
 func webhooksCommand() *cobra.Command {
 	w := &webhooks{}
 	w.gateway.names = map[string]string{
-		"url": "URL", "webhook.url": "URL", "event_types": "--events", "webhook.event_types": "--events", "webhook.description": "--description", "webhook_id": "ID",
+		"url": "URL", "webhook.url": "URL", "event_types": "--events", "webhook.event_types": "--events", "webhook.description": "--description", "webhook.id": "ID", "webhook_id": "ID",
 	}
 	cmd := &cobra.Command{
 		Use:   "webhooks",

@@ -44,3 +44,14 @@ func TestListen_FollowsNoRedirectAsTheShopDoesNot(t *testing.T) {
 		t.Errorf("answered %d after %d requests: %s", answer.Code, requests.Load(), out)
 	}
 }
+
+// shop webhooks pause named a field of the request, webhook.id, which its command line does not have.
+func TestWebhooks_AWrongIDIsNamedAsOnTheCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"pause abc", "enable abc", "rotate abc", "test abc", "deliveries abc", "redeliver abc 12", "delete abc"} {
+		said := (&fakeShop{}).run(t.Context(), t, append([]string{"webhooks"}, strings.Fields(command)...)...)
+		if said.err == nil || !strings.HasPrefix(said.err.Error(), "ID: ") {
+			t.Errorf("webhooks %s: %v", command, said)
+		}
+	}
+}
