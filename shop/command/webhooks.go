@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -272,6 +273,9 @@ on with its headers to a program of yours, whose answer the shop gets. The shop 
 allowed to: make up is, for addresses of its own machine.`,
 		Example: "  shop webhooks listen\n  shop webhooks listen --forward http://localhost:8080/events",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if u, err := url.Parse(forward); forward != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "") {
+				return cli.WrongUsage("--forward %s: give a URL, http://localhost:8080/events for example", cli.Printable(forward))
+			}
 			lis, err := net.Listen("tcp", addr)
 			if err != nil {
 				return fmt.Errorf("cannot listen on %s: %w", addr, err)

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"shop.example/shop/cli"
 )
 
 // A receiver behind a redirect got its events as GET requests without a body while it was tried, and none from the shop.
@@ -52,6 +55,22 @@ func TestWebhooks_AWrongIDIsNamedAsOnTheCommandLine(t *testing.T) {
 		said := (&fakeShop{}).run(t.Context(), t, append([]string{"webhooks"}, strings.Fields(command)...)...)
 		if said.err == nil || !strings.HasPrefix(said.err.Error(), "ID: ") {
 			t.Errorf("webhooks %s: %v", command, said)
+		}
+	}
+}
+
+// Forwarding to localhost:8080/events made a webhook, and each event was answered with 502.
+func TestListen_ForwardsToAURLOrDoesNotBegin(t *testing.T) {
+	t.Parallel()
+	for _, forward := range []string{"localhost:8080/events", "//localhost:8080", "http://", "http://:8080", "ftp://localhost", "8080"} {
+		root := Root()
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		root.SetArgs([]string{"webhooks", "listen", "--server", "127.0.0.1:1", "--forward", forward})
+		err := root.ExecuteContext(t.Context())
+		want := "--forward " + forward + ": give a URL, http://localhost:8080/events for example"
+		if err == nil || err.Error() != want || cli.ExitStatus(err) != 2 {
+			t.Errorf("exit code %d, %v, want %s", cli.ExitStatus(err), err, want)
 		}
 	}
 }
