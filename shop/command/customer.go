@@ -25,9 +25,10 @@ func customerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "customer",
 		Short: "Export or erase what the shop knows about a person",
-		Long: `What the shop knows about a person: orders, events of the log and dead letters that name them, by their
-e-mail address in capital or small letters, or by the subject of their token. It is for operators, and
-both are recorded (shop actions). A message that is still in a queue is found once it has been handled.`,
+		Long: `What the shop knows about a person: orders, events and dead letters that name them, by their e-mail address
+in capital or small letters, or by the subject of their token; and by that the webhooks of their own. It is
+for operators, and both are recorded (shop actions). A message that is still in a queue is found once it has
+been handled.`,
 		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer erase --email ada@example.org",
 	}
 	c.gateway.flags(cmd)
@@ -53,8 +54,8 @@ func (c *customers) exportCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "export",
 		Short: "Print everything that names a person as JSON",
-		Long: `Prints everything that names a person as JSON: {"records": [...]}, each record an order, an event or a
-dead letter.`,
+		Long: `Prints everything that names a person as JSON: {"records": [...]}, each record an order, an event, a
+dead letter or a webhook.`,
 		Example: "  shop customer export --email ada@example.org > ada.json\n  shop customer export --subject 4711 --issuer https://login.example.org | jq '.records | length'",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -83,8 +84,9 @@ func (c *customers) eraseCommand() *cobra.Command {
 		Use:   "erase",
 		Short: "Erase the personal data of a person, for good",
 		Long: `Erases name, e-mail address and subject in everything that names a person. Orders, their lines and states
-stay. Dead letters that name the person are discarded: an order in one of them is not decided any more. It is
-no error if everything is erased already.`,
+stay. Dead letters that name the person are discarded: an order in one of them is not decided any more.
+Webhooks of the person's own are deleted, and events that name the person are not sent to those of others any
+more. It is no error if everything is erased already.`,
 		Example: "  shop customer erase --email ada@example.org\n  shop customer erase --email ada@example.org --subject 4711 --yes",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -388,7 +388,7 @@ type EraseCustomerResponse struct {
 	DeadLetters int32 `protobuf:"varint,3,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// Not empty if there is more to look at: call again with it.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Webhooks of the customer's own, which were deleted, and events that wait to be delivered or were.
+	// How many webhooks of the person's own were deleted.
 	Webhooks int32 `protobuf:"varint,5,opt,name=webhooks,proto3" json:"webhooks,omitempty"`
 	// How many events that webhooks still have were changed.
 	WebhookEvents int32 `protobuf:"varint,6,opt,name=webhook_events,json=webhookEvents,proto3" json:"webhook_events,omitempty"`

@@ -27,13 +27,14 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// CustomerService finds and erases what the shop knows about a person: orders, events and dead letters that name them.
-// What waits in the broker's queues cannot be looked at; it is found once it has been handled.
+// CustomerService finds and erases what the shop knows about a person: orders, events and dead letters that name them, and
+// webhooks of their own. What waits in the broker's queues cannot be looked at; it is found once it has been handled.
 type CustomerServiceClient interface {
 	// ExportCustomer returns everything that names a person. A page may be empty; the last one has no next_page_token.
 	ExportCustomer(ctx context.Context, in *ExportCustomerRequest, opts ...grpc.CallOption) (*ExportCustomerResponse, error)
 	// EraseCustomer takes name, e-mail address and subject out of everything that names a person, for good. What was
-	// ordered, and what became of it, stays. Dead letters that name the person are discarded. A large shop takes several
+	// ordered, and what became of it, stays. Dead letters that name the person are discarded. Webhooks of the person's own
+	// are deleted, and events that name the person are not sent to those of others any more. A large shop takes several
 	// calls: it is done when a response has no next_page_token. To erase what is erased changes nothing.
 	EraseCustomer(ctx context.Context, in *EraseCustomerRequest, opts ...grpc.CallOption) (*EraseCustomerResponse, error)
 }
@@ -70,13 +71,14 @@ func (c *customerServiceClient) EraseCustomer(ctx context.Context, in *EraseCust
 // All implementations must embed UnimplementedCustomerServiceServer
 // for forward compatibility.
 //
-// CustomerService finds and erases what the shop knows about a person: orders, events and dead letters that name them.
-// What waits in the broker's queues cannot be looked at; it is found once it has been handled.
+// CustomerService finds and erases what the shop knows about a person: orders, events and dead letters that name them, and
+// webhooks of their own. What waits in the broker's queues cannot be looked at; it is found once it has been handled.
 type CustomerServiceServer interface {
 	// ExportCustomer returns everything that names a person. A page may be empty; the last one has no next_page_token.
 	ExportCustomer(context.Context, *ExportCustomerRequest) (*ExportCustomerResponse, error)
 	// EraseCustomer takes name, e-mail address and subject out of everything that names a person, for good. What was
-	// ordered, and what became of it, stays. Dead letters that name the person are discarded. A large shop takes several
+	// ordered, and what became of it, stays. Dead letters that name the person are discarded. Webhooks of the person's own
+	// are deleted, and events that name the person are not sent to those of others any more. A large shop takes several
 	// calls: it is done when a response has no next_page_token. To erase what is erased changes nothing.
 	EraseCustomer(context.Context, *EraseCustomerRequest) (*EraseCustomerResponse, error)
 	mustEmbedUnimplementedCustomerServiceServer()
