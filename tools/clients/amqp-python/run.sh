@@ -12,4 +12,7 @@ product="Tripod $$"
 venv/bin/python command.py "$COMMANDER_URL" "$product" | grep -q "product_name: \"$product\""
 refused=$(venv/bin/python command.py "$COMMANDER_URL" "$product" 2>&1) && exit 1
 echo "$refused" | grep -q "there is an item \"$product\" already"
+# What the broker does not take waits nowhere: a user who may not send commands is told so.
+venv/bin/python command.py "$AMQP_URL" "$product" >refused.txt 2>&1 && exit 1
+grep -q ACCESS_REFUSED refused.txt || { cat refused.txt; exit 1; }
 venv/bin/python "$CLIENT/client.py"
