@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -412,6 +414,28 @@ func (o overlay) config(t *testing.T, container corev1.Container) map[string]str
 	return values
 }
 
+// environment is what a container gets, as it sees it.
+func (o overlay) environment(t *testing.T, w workload, c corev1.Container) map[string]string {
+	t.Helper()
+	secrets, known := o.secrets(t), o.config(t, c)
+	for _, v := range c.Env {
+		known[v.Name] = os.Expand(strings.NewReplacer("$(", "${", ")", "}").Replace(v.Value), func(name string) string {
+			if _, ok := known[name]; !ok {
+				t.Errorf("%s: %s refers to $(%s), which comes later or not at all", w.name, v.Name, name)
+			}
+			return known[name]
+		})
+		if from := v.ValueFrom; from != nil {
+			ref := from.SecretKeyRef
+			if optional := ref.Optional != nil && *ref.Optional; !optional && !slices.Contains(secrets[ref.Name], ref.Key) {
+				t.Errorf("%s: no secret %s has the key %s", w.name, ref.Name, ref.Key)
+			}
+			known[v.Name] = "password"
+		}
+	}
+	return known
+}
+
 // Otherwise each start makes what is on a volume the group's to write, and PostgreSQL and Erlang refuse such files.
 func TestManifests_AStartLeavesWhatIsOnAVolumeAsItIs(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
@@ -427,25 +451,9 @@ func TestManifests_AStartLeavesWhatIsOnAVolumeAsItIs(t *testing.T) {
 // What a value refers to is there: a $(NAME) that is not stays as it is, and a key that is not keeps the pod from starting.
 func TestManifests_ValuesAndSecretsThatAreReferredToAreThere(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
-		secrets := o.secrets(t)
 		for _, w := range o.workloads() {
 			for _, c := range slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers) {
-				known := o.config(t, c)
-				for _, v := range c.Env {
-					known[v.Name] = os.Expand(strings.NewReplacer("$(", "${", ")", "}").Replace(v.Value), func(name string) string {
-						if _, ok := known[name]; !ok {
-							t.Errorf("%s: %s refers to $(%s), which comes later or not at all", w.name, v.Name, name)
-						}
-						return known[name]
-					})
-					if from := v.ValueFrom; from != nil {
-						ref := from.SecretKeyRef
-						if optional := ref.Optional != nil && *ref.Optional; !optional && !slices.Contains(secrets[ref.Name], ref.Key) {
-							t.Errorf("%s: no secret %s has the key %s", w.name, ref.Name, ref.Key)
-						}
-						known[v.Name] = "password"
-					}
-				}
+				known := o.environment(t, w, c)
 				for name, scheme := range map[string]string{"AMQP_URL": "amqp", "DATABASE_URL": "postgres://", "AMQP_MANAGEMENT_URL": "http"} {
 					if url, given := known[name]; given && (!strings.HasPrefix(url, scheme) || strings.ContainsAny(url, " $")) {
 						t.Errorf("%s: %s is %q", w.name, name, url)
@@ -460,7 +468,7 @@ func TestManifests_ValuesAndSecretsThatAreReferredToAreThere(t *testing.T) {
 				}
 			}
 			for _, v := range w.pod.Spec.Volumes {
-				if v.Secret != nil && len(secrets[v.Secret.SecretName]) == 0 {
+				if v.Secret != nil && len(o.secrets(t)[v.Secret.SecretName]) == 0 {
 					t.Errorf("%s: there is no secret %s", w.name, v.Secret.SecretName)
 				}
 			}
@@ -682,6 +690,68 @@ func TestManifests_NothingIsReachableThatIsNotNamed(t *testing.T) {
 	})
 }
 
+// Where policies are enforced the job that prepares the broker could not reach it: its policy had the port without TLS alone.
+func TestManifests_WhatAContainerIsToldToReachLetsItIn(t *testing.T) {
+	eachOverlay(t, func(t *testing.T, o overlay) {
+		for _, w := range o.workloads() {
+			for _, c := range slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers) {
+				for name, value := range o.environment(t, w, c) {
+					for _, address := range addresses(t, w, name, value) {
+						host, port, err := net.SplitHostPort(address)
+						if err != nil {
+							t.Errorf("%s: %s: %v", w.name, name, err)
+							continue
+						}
+						number, err := strconv.Atoi(port)
+						if pod := o.behind(t, host); err != nil || !o.sends(t, w.pod.Labels, pod, number) || !o.accepts(t, pod, w.pod.Labels, number) {
+							t.Errorf("%s cannot reach %s of %s: it may: %v, %s lets it in: %v", w.name, address, name,
+								o.sends(t, w.pod.Labels, pod, number), host, o.accepts(t, pod, w.pod.Labels, number))
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// addresses are those that a variable names, if the workload calls them.
+func addresses(t *testing.T, w workload, name, value string) []string {
+	t.Helper()
+	switch {
+	case strings.HasSuffix(name, "_URL"):
+		u, err := url.Parse(value)
+		if err != nil {
+			t.Fatalf("%s: %s: %v", w.name, name, err)
+		}
+		return strings.Split(u.Host, ",")
+	case name == "SHOP_SERVER", strings.HasSuffix(name, "_ADDR") && w.pod.Labels["shop.example/role"] != "" && !strings.HasPrefix(value, w.name+":") && !strings.HasPrefix(value, ":"):
+		return strings.Split(value, ",")
+	}
+	return nil
+}
+
+// behind are the labels of the pods of a service, also of those that operators make: rabbitmq and rabbitmq-nodes, db-rw.
+func (o overlay) behind(t *testing.T, host string) map[string]string {
+	t.Helper()
+	for _, s := range find[*corev1.Service](o) {
+		for _, w := range o.workloads() {
+			if s.Name == host && labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(w.pod.Labels)) {
+				return w.pod.Labels
+			}
+		}
+	}
+	for _, c := range o.custom {
+		switch name := c.GetName(); {
+		case c.GetKind() == "RabbitmqCluster" && slices.Contains([]string{name, name + "-nodes"}, host):
+			return map[string]string{"app.kubernetes.io/name": name, "shop.example/role": "broker"}
+		case c.GetKind() == "Cluster" && host == name+"-rw":
+			return map[string]string{"cnpg.io/cluster": name, "shop.example/role": "database"}
+		}
+	}
+	t.Errorf("nobody has the name %s", host)
+	return nil
+}
+
 // CloudNativePG gives the pods of its jobs labels of its own only, not those that the pods of the database inherit.
 func TestManifests_TheJobsThatCreateTheDatabaseReachWhatTheyNeed(t *testing.T) {
 	o := build(t, "production")
@@ -888,9 +958,25 @@ func (o overlay) accepts(t *testing.T, to, from map[string]string, port int) boo
 	t.Helper()
 	return slices.ContainsFunc(find[*networkingv1.NetworkPolicy](o), func(p *networkingv1.NetworkPolicy) bool {
 		return selects(t, &p.Spec.PodSelector, to) && slices.ContainsFunc(p.Spec.Ingress, func(r networkingv1.NetworkPolicyIngressRule) bool {
-			return admits(t, r.From, r.Ports, from, port)
+			return admits(t, r.From, o.numbered(r.Ports, to), from, port)
 		})
 	})
+}
+
+// numbered are ports by number, also those that the pod they are of has names for.
+func (o overlay) numbered(ports []networkingv1.NetworkPolicyPort, pod map[string]string) []networkingv1.NetworkPolicyPort {
+	ports = slices.Clone(ports)
+	for i, p := range ports {
+		for _, w := range o.workloads() {
+			for _, named := range w.pod.Spec.Containers[0].Ports {
+				if maps.Equal(w.pod.Labels, pod) && *p.Port == intstr.FromString(named.Name) {
+					number := intstr.FromInt32(named.ContainerPort)
+					ports[i].Port = &number
+				}
+			}
+		}
+	}
+	return ports
 }
 
 func admits(t *testing.T, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort, pod map[string]string, port int) bool {
