@@ -53,10 +53,10 @@ func Fingerprint() string {
 }
 
 // MigrateAll migrates every schema if url is an administrator's, after it has created missing roles and schemas as Bootstrap
-// does; if url is the role of a service it migrates that service's schema alone. applied is called after each schema, with the
+// does, and given roles the passwords that its session has (see bootstrap.sql); if url is the role of a service it migrates that service's schema alone. applied is called after each schema, with the
 // names of the files that were applied to it. It stops at the first error.
 func MigrateAll(ctx context.Context, url string, applied func(schema string, files []string)) error {
-	database, user, missing, err := inspect(ctx, url)
+	database, user, unprepared, err := inspect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -64,9 +64,9 @@ func MigrateAll(ctx context.Context, url string, applied func(schema string, fil
 	switch {
 	case slices.Contains(schemas, user):
 		schemas = []string{user}
-	case missing:
+	case unprepared:
 		if err := bootstrap(ctx, url, database, nil); err != nil {
-			return fmt.Errorf("creating roles and schemas as %s (the role of a service migrates its own schema alone): %w", user, err)
+			return fmt.Errorf("preparing roles and schemas as %s (the role of a service migrates its own schema alone): %w", user, err)
 		}
 	}
 	for _, schema := range schemas {
@@ -79,8 +79,8 @@ func MigrateAll(ctx context.Context, url string, applied func(schema string, fil
 	return nil
 }
 
-// inspect returns the database and the user of url, and whether a schema is missing.
-func inspect(ctx context.Context, url string) (database, user string, missing bool, err error) {
+// inspect returns the database and the user of url, and whether a schema is missing or the session has a password for a role.
+func inspect(ctx context.Context, url string) (database, user string, unprepared bool, err error) {
 	config, err := postgres.Config(url, "")
 	if err != nil {
 		return "", "", false, err
@@ -90,9 +90,10 @@ func inspect(ctx context.Context, url string) (database, user string, missing bo
 		return "", "", false, err
 	}
 	defer pool.Close()
-	err = pool.QueryRowContext(ctx, "SELECT current_database(), current_user, count(*) < $2 FROM pg_namespace WHERE nspname = ANY ($1)",
-		pq.Array(Schemas()), len(Schemas())).Scan(&database, &user, &missing)
-	return database, user, missing, err
+	err = pool.QueryRowContext(ctx, `
+		SELECT current_database(), current_user, bool_or(nspname IS NULL OR coalesce(current_setting('shop.' || service || '_password', true), '') <> '')
+		FROM unnest($1::text[]) service LEFT JOIN pg_namespace ON nspname = service`, pq.Array(Schemas())).Scan(&database, &user, &unprepared)
+	return database, user, unprepared, err
 }
 
 // Migrate applies the migrations of a schema that the database at url does not have yet, and returns their file names, also

@@ -325,6 +325,18 @@ func TestBootstrap_GivesEachServiceARoleThatSeesItsOwnSchemaAlone(t *testing.T) 
 	if err != nil || !slices.Equal(migrated, []string{"inventory"}) {
 		t.Errorf("MigrateAll as inventory: %v, %v, want its own schema alone", migrated, err)
 	}
+	// Nothing was missing, so a renewed password was not set, and services could not log in with it.
+	hashes := func() []string {
+		return queryStrings(t, admin, "SELECT rolname || ' ' || rolpassword FROM pg_authid WHERE rolname IN ('orders', 'inventory') ORDER BY rolname")
+	}
+	before := hashes()
+	if err := db.MigrateAll(t.Context(), withOptions(t, url, "-c shop.orders_password=renewed"), func(string, []string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if after := hashes(); len(after) != 2 || after[0] != before[0] || after[1] == before[1] {
+		t.Errorf("roles have %v after MigrateAll with a password of orders, and had %v", after, before)
+	}
+	roles["orders"] = open(t, asRole(t, url, "orders", "renewed"))
 	exec(t, roles["orders"], "SELECT FROM orders.orders")
 	exec(t, roles["orders"], "SELECT FROM outbox") // a role's search path begins with the schema of its name
 	refused(t, roles["orders"], "SELECT FROM inventory.product")
@@ -373,6 +385,19 @@ func asRole(t *testing.T, databaseURL, role, password string) string {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword(role, password)
+	return u.String()
+}
+
+// withOptions gives a session settings, as PGOPTIONS does.
+func withOptions(t *testing.T, databaseURL, options string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := u.Query()
+	query.Set("options", options)
+	u.RawQuery = query.Encode()
 	return u.String()
 }
 

@@ -20,8 +20,8 @@ func migrateCommand() *cobra.Command {
 its own schema when it starts; with this command it is done before.
 
 As an administrator it migrates all schemas. Roles and schemas that are missing are created before, as
-db/bootstrap.sql says, and everything belongs to the service's role. PGOPTIONS gives new roles their
-passwords. As the role of a service it migrates only the schema of that service.`,
+db/bootstrap.sql says, and everything belongs to the service's role. PGOPTIONS gives roles their passwords,
+new ones and those of before. As the role of a service it migrates only the schema of that service.`,
 		Example: "  DATABASE_URL=postgres://postgres@localhost/shopdb shop migrate",
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

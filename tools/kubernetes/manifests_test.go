@@ -842,6 +842,24 @@ func TestManifests_TheSelectorOfAnUpgradeFindsTheJobAndWhatItRefersTo(t *testing
 	})
 }
 
+var undo = regexp.MustCompile(`kubectl -n shop rollout undo deployment (.+)\n`)
+
+// Going back is by deployments alone: the job of the release before would take rights from those that still run.
+func TestManifests_TheDocumentGoesBackWithEveryService(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := undo.FindSubmatch(page)
+	if command == nil {
+		t.Fatal("docs/kubernetes.md does not say how to go back")
+	}
+	names := strings.Fields(string(command[1]))
+	if slices.Sort(names); !slices.Equal(names, services(t)) {
+		t.Errorf("it goes back with %v, want %v", names, services(t))
+	}
+}
+
 // OTEL_EXPORTER_OTLP_ENDPOINT names a collector where metrics are looked at, too, by either protocol.
 func TestManifests_WhateverSendsTracesReachesTheCollector(t *testing.T) {
 	monitoring := map[string]string{corev1.LabelMetadataName: "monitoring"}
