@@ -842,6 +842,37 @@ func TestManifests_TheSelectorOfAnUpgradeFindsTheJobAndWhatItRefersTo(t *testing
 	})
 }
 
+var pause = regexp.MustCompile(`kubectl -n shop annotate scaledobject (.+) (\S+)=0\n`)
+
+// KEDA starts again what kubectl scale has stopped, and a restore must not run into services that write.
+func TestManifests_TheDocumentStopsWhateverHasADatabase(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := pause.FindSubmatch(page)
+	if command == nil || string(command[2]) != kedav1alpha1.PausedReplicasAnnotation {
+		t.Fatalf("docs/kubernetes.md pauses no ScaledObjects by %s: %q", kedav1alpha1.PausedReplicasAnnotation, command)
+	}
+	o := build(t, "production")
+	var want []string
+	for _, d := range o.services(t) {
+		if !slices.ContainsFunc(d.Spec.Template.Spec.Containers[0].Env, func(v corev1.EnvVar) bool { return v.Name == "DATABASE_URL" }) {
+			continue
+		}
+		for _, s := range find[*kedav1alpha1.ScaledObject](o) {
+			if s.Spec.ScaleTargetRef.Name == d.Name {
+				want = append(want, s.Name)
+			}
+		}
+	}
+	names := strings.Fields(string(command[1]))
+	slices.Sort(names)
+	if slices.Sort(want); !slices.Equal(names, want) {
+		t.Errorf("it stops %v, want %v", names, want)
+	}
+}
+
 var undo = regexp.MustCompile(`kubectl -n shop rollout undo deployment (.+)\n`)
 
 // Going back is by deployments alone: the job of the release before would take rights from those that still run.
