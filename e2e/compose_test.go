@@ -32,6 +32,7 @@ type composeFile struct {
 		Image       string
 		Ports       []string
 		Volumes     []string
+		Networks    any
 		Command     any
 		Environment map[string]any
 	}
@@ -278,6 +279,27 @@ func TestCompose_ProductionSpeaksTLSWithBrokerAndDatabase(t *testing.T) {
 	for _, want := range []string{"listeners.tcp = none\n", "hostssl  all  all"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the servers speak without TLS too: %q is missing", want)
+		}
+	}
+}
+
+// The audit could not repair or report anything: it had the database's network alone, and the gateway is in the other.
+func TestCompose_TheAuditReachesTheDatabaseAndTheGateway(t *testing.T) {
+	t.Parallel()
+	file, _ := readCompose(t, productionFile)
+	networks := func(name string) []any {
+		if of, ok := file.Services[name].Networks.([]any); ok {
+			return of
+		}
+		return []any{"default"}
+	}
+	audit := file.Services["audit"]
+	for name, server := range map[string]string{"db": fmt.Sprint(audit.Environment["DATABASE_URL"]), "gateway": fmt.Sprint(audit.Environment["SHOP_SERVER"])} {
+		if !slices.ContainsFunc(networks("audit"), func(n any) bool { return slices.Contains(networks(name), n) }) {
+			t.Errorf("audit is in the networks %v, and %s in %v", networks("audit"), name, networks(name))
+		}
+		if !strings.Contains(server, name+":") {
+			t.Errorf("audit looks for %s at %q", name, server)
 		}
 	}
 }

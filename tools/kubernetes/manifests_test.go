@@ -891,6 +891,32 @@ func TestManifests_TheDocumentGoesBackWithEveryService(t *testing.T) {
 	}
 }
 
+var executes = regexp.MustCompile(`kubectl -n shop exec deployment/(\S+) -- (\S+) `)
+
+// shop outbox, the only mend for parked events, needs the databases, which no machine outside reaches.
+func TestManifests_TheDocumentsCommandsRunWhereDatabaseAndGatewayAre(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, commands := build(t, "production"), executes.FindAllSubmatch(page, -1)
+	if len(commands) < 2 {
+		t.Fatalf("docs/kubernetes.md has %d commands in pods", len(commands))
+	}
+	for _, command := range commands {
+		i := slices.IndexFunc(o.workloads(), func(w workload) bool { return w.name == string(command[1]) && w.serves })
+		if i < 0 {
+			t.Errorf("no deployment has the name %s", command[1])
+			continue
+		}
+		w := o.workloads()[i]
+		env := o.environment(t, w, w.pod.Spec.Containers[0])
+		if string(command[2]) != "/shop" || env["DATABASE_URL"] == "" || env["SHOP_SERVER"] == "" {
+			t.Errorf("%q has the database %q and the shop %q", command[0], env["DATABASE_URL"], env["SHOP_SERVER"])
+		}
+	}
+}
+
 // OTEL_EXPORTER_OTLP_ENDPOINT names a collector where metrics are looked at, too, by either protocol.
 func TestManifests_WhateverSendsTracesReachesTheCollector(t *testing.T) {
 	monitoring := map[string]string{corev1.LabelMetadataName: "monitoring"}
