@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -116,4 +117,54 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 		}
 	}
 	f.comesToRest(t, 4)
+}
+
+// A file that was archived just before the server stopped is archived again by the next one, which failed for ever, and one that was
+// interrupted has left a part.
+func TestOperations_ArchivingGoesOnAfterItWasInterrupted(t *testing.T) {
+	t.Parallel()
+	own := newServers(t)
+	backups, owner := t.TempDir(), ownerOf(t, own.data())
+	run := scenesOf(t, "docs/operations.md", append(shellTools(t), "SERVER_URL="+own.database, "BACKUPS="+backups))
+	run("archive")
+	handOver(t, backups, owner)
+	own.stopDatabase(t)
+	own.start(t)
+	db := (&shop{database: own.database}).openDatabase(t)
+	// archived waits until what the server writes now is archived, and returns the file's name.
+	archived := func() string {
+		t.Helper()
+		name := texts(t, db, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[0]
+		texts(t, db, "SELECT pg_logical_emit_message(true, 'test', 'something to archive')::text")
+		run("close-log")
+		eventually(t, func() error {
+			last := texts(t, db, "SELECT format('%s, %s failed: %s', coalesce(last_archived_wal, ''), failed_count, last_failed_wal) FROM pg_stat_archiver")[0]
+			if last < name {
+				return fmt.Errorf("%s is not archived, the last is %s", name, last)
+			}
+			return nil
+		})
+		return name
+	}
+	status := filepath.Join(own.data(), "pg_wal", "archive_status", archived())
+	if err := os.Rename(status+".done", status+".ready"); err != nil {
+		t.Fatal(err)
+	}
+	part := filepath.Join(backups, "log", texts(t, db, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[0]+".part")
+	if err := os.WriteFile(part, []byte("half of it"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	handOver(t, backups, owner)
+	last := archived()
+	if _, err := os.Stat(part); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the part is there still: %v", err)
+	}
+	for _, name := range []string{filepath.Base(status), last} {
+		if info, err := os.Stat(filepath.Join(backups, "log", name)); err != nil || info.Size() != 16<<20 {
+			t.Errorf("%s in the archive: %v, %v", name, info, err)
+		}
+	}
+	if failed := texts(t, db, "SELECT failed_count::text FROM pg_stat_archiver")[0]; failed != "0" {
+		t.Errorf("the command has failed %s times", failed)
+	}
 }
