@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -17,8 +18,8 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 	own := newServers(t)
 	backups, owner := t.TempDir(), ownerOf(t, own.data())
 	handOver(t, backups, owner)
-	env := append(shellTools(t), "SERVER_URL="+own.database, "BACKUPS="+backups, "PGDATA="+own.data())
-	run := scenesOf(t, "docs/operations.md", env)
+	shell := append(shellTools(t), "SERVER_URL="+own.database, "BACKUPS="+backups, "PGDATA="+own.data())
+	run := scenesOf(t, "docs/operations.md", shell)
 	bases := func() []string {
 		found, err := filepath.Glob(filepath.Join(backups, "base-*")) // sorted by time
 		if err != nil || len(found) == 0 {
@@ -26,17 +27,17 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 		}
 		return found
 	}
-	restore := func(moment string) {
+	restore := func(moment string, env ...string) {
 		t.Helper()
 		own.stopDatabase(t)
-		if err := os.Rename(own.data(), own.data()+".lost "+moment); err != nil {
+		if err := os.Rename(own.data(), fmt.Sprint(own.data(), ".lost ", moment, env)); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Mkdir(own.data(), 0o700); err != nil { // as a volume is there already
 			t.Fatal(err)
 		}
 		all := bases()
-		scenesOf(t, "docs/operations.md", append(env, "MOMENT="+moment, "BASE="+all[len(all)-1]))("restore-moment")
+		scenesOf(t, "docs/operations.md", slices.Concat(shell, env, []string{"MOMENT=" + moment, "BASE=" + all[len(all)-1]}))("restore-moment")
 		handOver(t, own.data(), owner)
 		own.start(t)
 	}
@@ -77,9 +78,14 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 	f.decided(t, kept)
 	f.settled(t)
 	stored()
-	moment := texts(t, f.openDatabase(t), "SELECT clock_timestamp()::text")[0]
+	now := func() string { return texts(t, f.openDatabase(t), "SELECT clock_timestamp()::text")[0] }
+	moment := now()
 	lost := f.keyed(t, "after the moment")
 	f.decided(t, lost)
+	f.settled(t)
+	stored()
+	later := now()
+	f.decided(t, f.keyed(t, "after the later moment"))
 	f.settled(t)
 	stored()
 	run("close-log")
@@ -104,6 +110,18 @@ func TestOperations_RestoresToAMomentAsDocumented(t *testing.T) {
 		if o := f.decided(t, lost); o.State != "CONFIRMED" {
 			t.Errorf("order %s is %s after it was placed again", o.ID, o.State)
 		}
+	}
+	f.comesToRest(t, 4)
+
+	// It was the wrong moment. What was decided between the two is on the timeline that the first restore left.
+	restore(later, "TIMELINE=current")
+	f.up(t)
+	for _, location := range []string{first, kept, lost} {
+		f.decided(t, location)
+	}
+	f.decides(t, 3)
+	if again := f.keyed(t, "while the database was away"); again != waited {
+		t.Errorf("the order was %s, and is %s", waited, again)
 	}
 	f.comesToRest(t, 4)
 
