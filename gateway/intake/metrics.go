@@ -20,6 +20,7 @@ import (
 // The outcomes of an order at the gateway.
 const (
 	outcomeAccepted  = "accepted"
+	outcomeRepeated  = "repeated"  // it was accepted before, and is not published again
 	outcomeRefused   = "refused"   // the shop's fault, for a reason of docs/errors.md
 	outcomeInvalid   = "invalid"   // the client's
 	outcomeAbandoned = "abandoned" // the client did not wait
@@ -49,7 +50,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	}
 	m := &metrics{by: map[[2]string]metric.MeasurementOption{}}
 	var errs [3]error
-	m.orders, errs[0] = meter.Int64Counter("gateway.orders", metric.WithDescription("Orders by outcome: accepted, refused (with the reason), invalid, abandoned by a client that did not wait."))
+	m.orders, errs[0] = meter.Int64Counter("gateway.orders", metric.WithDescription("Orders by outcome: accepted, repeated (accepted before), refused (with the reason), invalid, abandoned by a client that did not wait."))
 	m.duration, errs[1] = meter.Float64Histogram("gateway.order.duration", metric.WithUnit("s"), metric.WithDescription("Time to accept an order: until the broker has it."))
 	_, errs[2] = meter.Int64ObservableGauge("gateway.orders.in_flight", metric.WithDescription("Orders that wait for the broker; a large one counts as several."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
@@ -59,7 +60,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("registering the metrics of orders: %w", err)
 	}
-	for _, outcome := range []string{outcomeAccepted, outcomeInvalid, outcomeAbandoned} {
+	for _, outcome := range []string{outcomeAccepted, outcomeRepeated, outcomeInvalid, outcomeAbandoned} {
 		m.expect(outcome, "")
 	}
 	for _, reason := range refusals {
@@ -75,9 +76,13 @@ func (m *metrics) expect(outcome, reason string) {
 	m.orders.Add(context.Background(), 0, attrs)
 }
 
-// placed counts an order that arrived at start, with its outcome.
-func (m *metrics) placed(ctx context.Context, start time.Time, err error) {
+// placed counts an order that arrived at start, with its outcome. repeated says that it was answered with what became of it
+// before: counted as accepted, it would seem to wait for a decision that nobody will make.
+func (m *metrics) placed(ctx context.Context, start time.Time, repeated bool, err error) {
 	outcome, reason := outcomeOf(ctx, time.Since(start), err)
+	if repeated {
+		outcome = outcomeRepeated
+	}
 	m.orders.Add(ctx, 1, m.by[[2]string{outcome, reason}])
 	if outcome == outcomeAccepted {
 		m.duration.Record(ctx, time.Since(start).Seconds())

@@ -103,7 +103,8 @@ const MaxWeight = 11
 func (o *Orders) Place(
 	ctx context.Context, placed *eventsv1.OrderPlaced, announce func(orderID string),
 ) (order *orderv1.Order, err error) {
-	defer func(start time.Time) { o.metrics.placed(ctx, start, err) }(time.Now())
+	repeated := false
+	defer func(start time.Time) { o.metrics.placed(ctx, start, repeated, err) }(time.Now())
 	weight := weightOf(placed.GetLines())
 	if !o.inFlight.TryAcquire(weight) {
 		return nil, apierror.Unavailable(reasonOverloaded, retryAfter, "too many orders wait for the message broker; this one was not accepted, send it again")
@@ -132,6 +133,7 @@ func (o *Orders) Place(
 		known := o.identify(placed, requestKey{by.KeyScope(placed.GetCustomerEmail()), key})
 		announce(placed.GetOrderId())
 		if found, err := known(ctx); found != nil || err != nil {
+			repeated = found != nil
 			return found, err
 		}
 	} else {
