@@ -12,7 +12,7 @@ COPY . .
 ARG VERSION
 # All programs at once, since they share most of what is compiled.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X shop.example/shop/command.release=${VERSION}" -o /out/ \
+    CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -X shop.example/platform/telemetry.Release=${VERSION}" -o /out/ \
     ./gateway ./services/* ./shop && \
     mkdir /out/certs && \
     for name in gateway $(ls services) audit db rabbitmq; do mkdir -p "/out/all/$name"; done

@@ -43,6 +43,9 @@ const shutdownTimeout = time.Second
 // have as many as RabbitMQ hands out at most.
 const maxLinks = 2000
 
+// Release is the version of a build for a release, which the Dockerfile sets: images are built without git's history.
+var Release string
+
 // Config says how a service logs. The tags are those of github.com/caarlos0/env, so that a service's configuration can
 // embed it.
 type Config struct {
@@ -239,9 +242,9 @@ func observeBuild(meters metric.MeterProvider) error {
 	if err != nil {
 		return fmt.Errorf("registering the metric of the build: %w", err)
 	}
-	version, revision, goVersion := "unknown", "unknown", runtime.Version()
+	version, revision, goVersion := cmp.Or(Release, "unknown"), "unknown", runtime.Version()
 	if info, ok := debug.ReadBuildInfo(); ok {
-		version = cmp.Or(info.Main.Version, version)
+		version = cmp.Or(Release, info.Main.Version, version)
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
 				revision = s.Value

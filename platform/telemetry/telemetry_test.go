@@ -29,7 +29,10 @@ import (
 	"shop.example/platform/telemetry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	telemetry.Release = "v1.2.3" // as the linker sets it
+	goleak.VerifyTestMain(m)
+}
 
 // buffer is a bytes.Buffer that may be read while an exporter still logs.
 type buffer struct {
@@ -195,6 +198,15 @@ func TestMetricsHandler_ServesTheServicesOwnMetricsAndTheRuntimes(t *testing.T) 
 	}
 	if strings.Contains(metrics(t, other), "shop_orders_accepted") {
 		t.Error("another service in the process serves this one's metrics")
+	}
+}
+
+// Services of a release said that their version was "(devel)": only the shop command was told.
+func TestMetrics_TheVersionOfAServiceIsThatOfItsRelease(t *testing.T) {
+	t.Parallel()
+	tel, _ := newTelemetry(t, telemetry.Config{})
+	if page := metrics(t, tel); !regexp.MustCompile(`(?m)^service_build_info\{.*version="v1\.2\.3"\} 1$`).MatchString(page) {
+		t.Errorf("the release is not in the metrics:\n%s", page)
 	}
 }
 

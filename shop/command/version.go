@@ -10,11 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"shop.example/platform/telemetry"
 	"shop.example/shop/cli"
 )
-
-// release is the version of a build for a release, which the Dockerfile sets: images are built without git's history.
-var release string
 
 func versionCommand() *cobra.Command {
 	var asJSON bool
@@ -55,9 +53,9 @@ type version struct {
 
 func versionOf(info *debug.BuildInfo) version {
 	if info == nil { // built without module support
-		return version{Version: cmp.Or(release, "unknown")}
+		return version{Version: cmp.Or(telemetry.Release, "unknown")}
 	}
-	v := version{Version: cmp.Or(release, info.Main.Version, "unknown"), Go: info.GoVersion}
+	v := version{Version: cmp.Or(telemetry.Release, info.Main.Version, "unknown"), Go: info.GoVersion}
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
