@@ -3,6 +3,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -12,8 +13,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -126,6 +129,22 @@ func Migrate(ctx context.Context, url, schema string) (applied []string, err err
 	}
 	return applied, nil
 }
+
+// Prepare migrates a schema for a service that starts, and logs what was applied. The error is postgres.ErrUnavailable if no server
+// takes connections now: then it is worth waiting.
+func Prepare(ctx context.Context, url, schema string, log *slog.Logger) error {
+	applied, err := Migrate(ctx, url, schema)
+	if len(applied) > 0 {
+		log.InfoContext(ctx, "database migrated", "applied", applied)
+	}
+	if postgres.IsAway(err) {
+		return fmt.Errorf("%w: %w", postgres.ErrUnavailable, err)
+	}
+	return err
+}
+
+// connectTimeout bounds connecting to a server that accepts connections and says nothing.
+const connectTimeout = 5 * time.Second
 
 // prepare checks that a service can use the connection and the database, creates the schema if it is missing, and returns
 // the schema's owner.
@@ -300,6 +319,7 @@ func open(config pq.Config) (*sql.DB, error) {
 
 // connect returns a pool whose connections set config.Runtime by a statement (see postgres.Connector). It has connected once.
 func connect(ctx context.Context, config pq.Config) (*sql.DB, error) {
+	config.ConnectTimeout = cmp.Or(config.ConnectTimeout, connectTimeout)
 	connector, err := postgres.NewConnector(config)
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ func ask(t *testing.T, add func(*service.Service)) (*statusv1.GetReportResponse,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tel.Shutdown(context.Background()) })
-	s, err := service.New(service.Config{GRPCAddr: "127.0.0.1:0"}, tel)
+	s, err := service.New(t.Context(), service.Config{GRPCAddr: "127.0.0.1:0"}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

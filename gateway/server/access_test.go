@@ -109,7 +109,7 @@ func TestAccess_IsTheSameOverRESTAndGRPC(t *testing.T) {
 func TestAccess_AMethodThatSaysNothingIsNotServed(t *testing.T) {
 	t.Parallel()
 	tel := newTelemetry(t, io.Discard)
-	s, err := service.New(service.Config{}, tel)
+	s, err := service.New(t.Context(), service.Config{}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,7 +110,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if len(operators) == 0 && cfg.Ingress.OIDC.Issuer == "" {
 		t.Logger.WarnContext(ctx, "no operator token is set: calls for operators are refused (set SHOP_OPERATOR_TOKENS)")
 	}
-	base, err := service.New(service.Config{
+	base, err := service.New(ctx, service.Config{
 		AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, MaxRequest: ingress.MaxBody, KnownCaller: ingress.KnownCaller,
 	}, t)
 	if err != nil {

@@ -127,7 +127,7 @@ func (b *logBuffer) String() string {
 func serveAPI(t *testing.T, publish func(context.Context, proto.Message) error, server orderv1.OrderServiceServer, changes ...func(*ingress.Ingress, *http.Server)) (*api, string) {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
-	s, err := service.New(service.Config{MaxRequest: ingress.MaxBody}, tel)
+	s, err := service.New(t.Context(), service.Config{MaxRequest: ingress.MaxBody}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func startStreaming(t *testing.T, limit *ingress.Limiter, heartbeat, testTimeout
 func startStreamingTo(t *testing.T, logging string, limit *ingress.Limiter, heartbeat, testTimeout time.Duration) *streaming {
 	t.Helper()
 	tel := newTelemetry(t, io.Discard)
-	s, err := service.New(service.Config{}, tel)
+	s, err := service.New(t.Context(), service.Config{}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,3 +70,30 @@ func TestBegin_OnAStandbyIsUnavailableAndItsConnectionsAreGivenUpOnce(t *testing
 		t.Error("one that was made after the first refusal is given up too")
 	}
 }
+
+// A service that starts waits for a server, and ends when only somebody else can help.
+func TestIsAway_AServerThatCannotBeReachedAndNotALoginThatIsRefused(t *testing.T) {
+	t.Parallel()
+	_, refused := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	for _, c := range []struct {
+		err  error
+		away bool
+	}{
+		{nil, false},
+		{refused, true},
+		{&net.DNSError{Err: "no such host", Name: "db", IsNotFound: true}, true},
+		{&pq.Error{Code: "57P03", Message: "the database system is starting up"}, true},
+		{&pq.Error{Code: "53300", Message: "too many clients already"}, true},
+		{&pq.Error{Code: "25006", Message: "cannot execute CREATE TABLE in a read-only transaction"}, true},
+		{&pq.Error{Code: "08006", Message: "connection failure"}, true},
+		{&pq.Error{Code: "28P01", Message: "password authentication failed"}, false},
+		{&pq.Error{Code: "3D000", Message: "database does not exist"}, false},
+		{&pq.Error{Code: "42501", Message: "permission denied"}, false},
+		{&pq.Error{Code: "08P01", Message: "unsupported startup parameter"}, false},
+		{x509.UnknownAuthorityError{}, false},
+	} {
+		if got := IsAway(c.err); got != c.away {
+			t.Errorf("IsAway(%v) = %t", c.err, got)
+		}
+	}
+}

@@ -65,15 +65,38 @@ func kindOf(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
-	for _, lost := range []error{driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
-		if errors.Is(err, lost) {
-			return ErrUnavailable
-		}
-	}
-	if _, ok := errors.AsType[net.Error](err); ok {
+	if isLost(err) {
 		return ErrUnavailable
 	}
 	return nil
+}
+
+// isLost reports whether err is that of a connection which was lost, or could not be made.
+func isLost(err error) bool {
+	for _, lost := range []error{driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
+		if errors.Is(err, lost) {
+			return true
+		}
+	}
+	_, ok := errors.AsType[net.Error](err)
+	return ok
+}
+
+// IsAway reports whether err, of a caller that still waits, says that no server takes connections and writes now: none answers, it
+// starts or stops, it is a standby, or it has no connection left. ErrUnavailable means more than that: after a refused login, or
+// without the database or a right, waiting does not help a service that starts.
+func IsAway(err error) bool {
+	e := pq.As(err)
+	if e == nil {
+		return isLost(err)
+	}
+	switch e.Code {
+	case pqerror.AdminShutdown, pqerror.CrashShutdown, pqerror.CannotConnectNow, pqerror.TooManyConnections, pqerror.ReadOnlySQLTransaction:
+		return true
+	case pqerror.ProtocolViolation: // a pooler that cannot be used
+		return false
+	}
+	return e.Code.Class() == pqerror.ClassConnectionException
 }
 
 // kindOfServers returns the class of an error that the server sent.

@@ -27,7 +27,7 @@ func TestBroker_AUserThatIsSharedIsSaidOnceAtTheStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { tel.Shutdown(context.Background()) })
-		s, err := service.New(service.Config{}, tel)
+		s, err := service.New(t.Context(), service.Config{}, tel)
 		if err != nil {
 			t.Fatal(err)
 		}

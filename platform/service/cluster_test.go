@@ -205,7 +205,7 @@ func (s started) awaitReady(t *testing.T, want int) {
 
 func TestNew_ANegativeShutdownDelayIsRefused(t *testing.T) {
 	t.Parallel()
-	_, err := service.New(service.Config{StopDelay: -time.Second}, telemetryTo(t, io.Discard))
+	_, err := service.New(t.Context(), service.Config{StopDelay: -time.Second}, telemetryTo(t, io.Discard))
 	if err == nil || err.Error() != "SHUTDOWN_DELAY is -1s: it must be 0 or more" {
 		t.Errorf("got %v", err)
 	}

@@ -24,8 +24,8 @@ type Config struct {
 }
 
 // New adds the parts in the order in which they need each other.
-func New(cfg Config, t *telemetry.Telemetry) (*service.Service, error) {
-	s, err := service.New(service.Config{
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*service.Service, error) {
+	s, err := service.New(ctx, service.Config{
 		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, Transient: []error{sql.ErrConnDone},
 	}, t)
 	if err != nil {
@@ -62,7 +62,7 @@ func Example() {
 			return err
 		}
 		defer t.Shutdown(ctx)
-		s, err := New(cfg, t)
+		s, err := New(ctx, cfg, t)
 		if err != nil {
 			return err
 		}

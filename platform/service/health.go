@@ -37,8 +37,12 @@ func (s *Service) Check(name string, ask func(context.Context) error) {
 	s.checks = append(s.checks, check{name, ask})
 }
 
-// ready makes all checks at once. It returns an error for each failed check, in their order, after that of the life cycle.
+// ready makes all checks at once. It returns an error for each failed check, in their order, after that of the life cycle. Before
+// Run there is that alone.
 func (s *Service) ready(ctx context.Context) []error {
+	if !s.running.Load() {
+		return []error{s.serving()}
+	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	errs := make([]error, 1+len(s.checks))
@@ -56,6 +60,9 @@ func (s *Service) serving() error {
 		return errors.New("stopping")
 	}
 	if !s.running.Load() {
+		if cause := s.waits.Load(); cause != nil {
+			return fmt.Errorf("starting: %w", *cause)
+		}
 		return errors.New("starting")
 	}
 	return nil

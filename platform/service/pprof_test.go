@@ -44,7 +44,7 @@ func TestPprof_IsNotServedToOtherMachines(t *testing.T) {
 	}
 	t.Cleanup(func() { tel.Shutdown(context.Background()) })
 	for _, addr := range []string{":0", "0.0.0.0:0", "[::]:0"} {
-		_, err := service.New(service.Config{PprofAddr: addr}, tel)
+		_, err := service.New(t.Context(), service.Config{PprofAddr: addr}, tel)
 		if err == nil || !strings.HasPrefix(err.Error(), "PPROF_ADDR: ") || !strings.Contains(err.Error(), "listen on 127.0.0.1") {
 			t.Errorf("%s: got %v", addr, err)
 		}

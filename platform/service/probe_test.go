@@ -20,7 +20,7 @@ func observed(t *testing.T, add func(*Service)) (metrics func() string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{}, tel)
+	s, err := New(t.Context(), Config{}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@
 //	s.Go("consumer", consumer.Run)   // finishes the batch in hand
 //	                                 // first: gRPC, when its calls have ended
 //
-// The admin listener, which serves health and metrics, starts before all of them and stops after them.
+// The admin listener, which serves health and metrics, is served from New on, and stops after all of them.
 package service
 
 import (
@@ -25,6 +25,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"shop.example/platform/backoff"
 	"shop.example/platform/mtls"
 	"shop.example/platform/telemetry"
 )
@@ -60,6 +61,9 @@ type Config struct {
 	// Transient are errors of handlers (errors.Is) after which a client should try again, for example that of a database
 	// which is down: the client gets UNAVAILABLE.
 	Transient []error
+	// Prepare has to succeed before the service listens for calls; nil for nothing. After a Transient error it is tried again, at
+	// most 5 s later, and the admin listener says what the service waits for. Any other error is that of New.
+	Prepare func(context.Context) error
 }
 
 // Service is a running service. Its parts are added before Run, from one goroutine.
@@ -80,7 +84,9 @@ type Service struct {
 	samples     []*probe
 	inHand      func() map[string]int // nil without a broker
 
-	used      atomic.Bool // run or closed; either can happen once
+	failed    chan error            // of the part that fails first
+	waits     atomic.Pointer[error] // why Prepare has to be tried again
+	used      atomic.Bool           // run or closed; either can happen once
 	running   atomic.Bool
 	leaving   atomic.Bool     // about to stop: in use, but no longer ready
 	stopping  context.Context // ends when the service begins to stop
@@ -91,19 +97,20 @@ type Service struct {
 type component struct {
 	name    string
 	run     func(context.Context) error
-	release func() error // of OnStop, for a service that is never run
-	cancel  context.CancelFunc
+	release func() error       // of OnStop, for a service that is never run
+	cancel  context.CancelFunc // nil until it is started
 	ended   chan struct{}
 	err     error // to be read when ended is closed
 }
 
-// New opens the listeners, so that their addresses are known and a port that is taken is an error at once. Run serves them.
-// A service that is not run must be closed.
-func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
+// New opens the listeners, so that their addresses are known and a port that is taken is an error at once. It serves health and
+// metrics already; Run serves the others. It waits until cfg.Prepare has succeeded, or ctx ends. A service that is not run must
+// be closed.
+func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	if cfg.StopDelay < 0 {
 		return nil, fmt.Errorf("SHUTDOWN_DELAY is %s: it must be 0 or more", cfg.StopDelay)
 	}
-	s := &Service{stopDelay: cfg.StopDelay, stopTimeout: cfg.StopTimeout, logger: t.Logger}
+	s := &Service{stopDelay: cfg.StopDelay, stopTimeout: cfg.StopTimeout, logger: t.Logger, failed: make(chan error, 1)}
 	s.stopping, s.beginStop = context.WithCancel(context.Background())
 	if s.stopTimeout == 0 {
 		s.stopTimeout = defaultStopTimeout
@@ -121,21 +128,28 @@ func New(cfg Config, t *telemetry.Telemetry) (*Service, error) {
 	if err := s.observe(t); err != nil {
 		return nil, err
 	}
-	if err := s.openListeners(cfg, t); err != nil {
+	if err := s.openListeners(ctx, cfg, t); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) {
+func (s *Service) openListeners(ctx context.Context, cfg Config, t *telemetry.Telemetry) (err error) {
 	if cfg.AdminAddr != "" {
 		if s.adminLis, err = s.Listen("ADMIN_ADDR", cfg.AdminAddr); err != nil {
 			return err
 		}
 		s.ServeHTTP("admin", s.adminLis, s.newAdminServer(t))
+		s.components[0].start(ctx, s.failed)
 	}
 	if cfg.PprofAddr != "" {
 		if err := s.servePprof(cfg.PprofAddr); err != nil {
+			return err
+		}
+	}
+	// Clients of an address where nobody listens know at once that they have to go elsewhere.
+	if cfg.Prepare != nil {
+		if err := s.prepare(ctx, cfg); err != nil {
 			return err
 		}
 	}
@@ -148,6 +162,26 @@ func (s *Service) openListeners(cfg Config, t *telemetry.Telemetry) (err error) 
 		}
 	}
 	return nil
+}
+
+// prepare tries Prepare until it succeeds, or fails for a reason that does not pass by itself.
+func (s *Service) prepare(ctx context.Context, cfg Config) error {
+	defer s.waits.Store(nil)
+	wait := backoff.New(100*time.Millisecond, 5*time.Second)
+	for {
+		err := cfg.Prepare(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !slices.ContainsFunc(cfg.Transient, func(kind error) bool { return errors.Is(err, kind) }):
+			return err
+		}
+		s.waits.Store(&err)
+		s.logger.WarnContext(ctx, "cannot start yet, trying again", "error", err)
+		wait.Sleep(ctx)
+	}
 }
 
 // Listen opens a TCP listener, which Close and Run close. The error names variable, the environment variable with the
@@ -237,9 +271,10 @@ func (s *Service) Run(ctx context.Context) error {
 		s.probes = append(s.probes, p)
 		s.Go("check of "+c.name, p.run)
 	}
-	failed := make(chan error, len(s.components))
 	for _, p := range s.components {
-		p.start(ctx, failed)
+		if p.cancel == nil {
+			p.start(ctx, s.failed)
+		}
 	}
 	s.running.Store(true)
 	s.logger.InfoContext(ctx, "serving", s.addresses()...)
@@ -247,8 +282,8 @@ func (s *Service) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		err = s.leave(failed)
-	case err = <-failed:
+		err = s.leave()
+	case err = <-s.failed:
 	}
 	if err != nil {
 		s.logger.ErrorContext(ctx, "stopping, because a part failed", "error", err)
@@ -263,7 +298,7 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // leave gives load balancers the time to notice. It ends early with the error of a part that fails.
-func (s *Service) leave(failed <-chan error) error {
+func (s *Service) leave() error {
 	s.leaving.Store(true)
 	if s.stopDelay == 0 {
 		return nil
@@ -272,7 +307,7 @@ func (s *Service) leave(failed <-chan error) error {
 	delay := time.NewTimer(s.stopDelay)
 	defer delay.Stop()
 	select {
-	case err := <-failed:
+	case err := <-s.failed:
 		return err
 	case <-delay.C:
 		return nil
@@ -304,7 +339,10 @@ func (p *component) start(ctx context.Context, failed chan<- error) {
 			return
 		}
 		p.err = fmt.Errorf("%s: %w", p.name, err)
-		failed <- p.err
+		select {
+		case failed <- p.err:
+		default: // another one has failed before
+		}
 	}()
 }
 
@@ -351,14 +389,22 @@ func (s *Service) Close() error {
 	if !s.used.CompareAndSwap(false, true) {
 		return nil
 	}
+	s.beginStop()
 	var errs []error
 	for _, p := range slices.Backward(s.components) {
-		if p.release != nil {
+		switch {
+		case p.cancel != nil: // of the admin listener
+			p.cancel()
+			<-p.ended
+			errs = append(errs, p.err)
+		case p.release != nil:
 			errs = append(errs, p.release())
 		}
 	}
 	for _, lis := range s.listeners {
-		errs = append(errs, lis.Close())
+		if err := lis.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

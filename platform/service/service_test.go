@@ -66,7 +66,7 @@ func newService(t *testing.T, cfg service.Config) (*service.Service, *logs) {
 	t.Helper()
 	out := &logs{}
 	cfg.GRPCAddr, cfg.AdminAddr = "127.0.0.1:0", "127.0.0.1:0"
-	s, err := service.New(cfg, telemetryTo(t, out))
+	s, err := service.New(t.Context(), cfg, telemetryTo(t, out))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestNew_ATakenPortIsOneLineThatSaysWhatToChange(t *testing.T) {
 		"GRPC_ADDR":  {GRPCAddr: taken, AdminAddr: "127.0.0.1:0"},
 		"ADMIN_ADDR": {GRPCAddr: "127.0.0.1:0", AdminAddr: taken},
 	} {
-		_, err := service.New(cfg, tel)
+		_, err := service.New(t.Context(), cfg, tel)
 		want := "cannot listen on " + taken + ": address already in use (set " + variable + " to another address)"
 		if err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
@@ -517,5 +517,77 @@ func TestClose_ReleasesWhatAServiceThatWasNotRunHolds(t *testing.T) {
 	_ = lis.Close()
 	if err := s.Run(t.Context()); err == nil {
 		t.Error("a closed service ran")
+	}
+}
+
+// freeAddr returns an address of this machine where nobody listens.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	lis, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lis.Close() }()
+	return lis.Addr().String()
+}
+
+// A service whose database was away when it started ended, and answered nothing while it migrated: it was killed in the middle.
+func TestNew_AServiceThatCannotStartYetIsAliveAndSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	away := errors.New("the database is away")
+	cfg := service.Config{GRPCAddr: freeAddr(t), AdminAddr: freeAddr(t), Transient: []error{away}}
+	tried := make(chan error)
+	cfg.Prepare = func(context.Context) error { return <-tried }
+	type result struct {
+		s   *service.Service
+		err error
+	}
+	made := make(chan result)
+	out := &logs{}
+	tel := telemetryTo(t, out)
+	go func() {
+		s, err := service.New(t.Context(), cfg, tel)
+		made <- result{s, err}
+	}()
+	tried <- fmt.Errorf("asking db:5432: %w", away)
+	tried <- fmt.Errorf("asking db:5432: %w", away) // so the first one is known
+	if status, body, err := get(t.Context(), "http://"+cfg.AdminAddr+"/livez"); err != nil || status != http.StatusOK {
+		t.Errorf("livez: %d %s %v", status, body, err)
+	}
+	if status, body, err := get(t.Context(), "http://"+cfg.AdminAddr+"/readyz"); err != nil || status != http.StatusServiceUnavailable || body != "service: starting: asking db:5432: the database is away\n" {
+		t.Errorf("readyz: %d %s %v", status, body, err)
+	}
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", cfg.GRPCAddr); err == nil {
+		_ = conn.Close()
+		t.Error("clients can connect to a service that does not answer")
+	}
+	if !strings.Contains(out.String(), "asking db:5432: the database is away") {
+		t.Errorf("it does not say what it waits for: %s", out)
+	}
+	tried <- nil
+	r := <-made
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	if status, body, err := get(t.Context(), "http://"+cfg.AdminAddr+"/readyz"); err != nil || body != "service: starting\n" {
+		t.Errorf("readyz before Run: %d %s %v", status, body, err)
+	}
+	if err := r.s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNew_EndsWithAnErrorThatDoesNotPassByItselfAndWithItsContext(t *testing.T) {
+	t.Parallel()
+	away, wrong := errors.New("away"), errors.New("wrong password")
+	ctx, cancel := context.WithCancel(t.Context())
+	for want, prepare := range map[error]func(context.Context) error{
+		wrong:            func(context.Context) error { return wrong },
+		context.Canceled: func(context.Context) error { cancel(); return away },
+	} {
+		cfg := service.Config{AdminAddr: "127.0.0.1:0", Transient: []error{away}, Prepare: prepare}
+		if _, err := service.New(ctx, cfg, telemetryTo(t, io.Discard)); !errors.Is(err, want) || errors.Is(err, away) {
+			t.Errorf("got %v, want %v", err, want)
+		}
 	}
 }

@@ -173,14 +173,14 @@ func TestNew_WithoutTLSGRPCIsServedToThisMachineAlone(t *testing.T) {
 	}
 	t.Cleanup(func() { tel.Shutdown(context.Background()) })
 	for _, addr := range []string{":0", "0.0.0.0:0"} {
-		_, err := service.New(service.Config{GRPCAddr: addr}, tel)
+		_, err := service.New(t.Context(), service.Config{GRPCAddr: addr}, tel)
 		if err == nil || !strings.HasPrefix(err.Error(), "GRPC_ADDR: ") || !strings.Contains(err.Error(), "set GRPC_TLS_CERT_FILE, GRPC_TLS_KEY_FILE and GRPC_TLS_CA_FILE") {
 			t.Errorf("%s: got %v", addr, err)
 		}
 	}
 	dir := t.TempDir()
 	certificates(t, dir)
-	s, err := service.New(service.Config{GRPCAddr: ":0", TLS: mtls.CertPaths(dir, "order")}, tel)
+	s, err := service.New(t.Context(), service.Config{GRPCAddr: ":0", TLS: mtls.CertPaths(dir, "order")}, tel)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -285,7 +285,7 @@ func auditEvery(ctx context.Context, a *audit.Auditor, report func(context.Conte
 	}
 	defer t.Shutdown(ctx)
 	telemetry.LogLibraries(t.Logger)
-	s, err := service.New(service.Config{AdminAddr: listen}, t)
+	s, err := service.New(ctx, service.Config{AdminAddr: listen}, t)
 	if err != nil {
 		return err
 	}

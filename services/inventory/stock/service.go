@@ -66,8 +66,8 @@ type Config struct {
 // Service is one replica of the inventory service.
 type Service struct{ *service.Service }
 
-// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
-// available; the broker need not be. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. It waits for the database; the
+// broker need not be available. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Retention, err = cfg.Retention.Validate(); err != nil {
 		return nil, err
@@ -81,14 +81,10 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if !money.Valid(cfg.Currency) {
 		return nil, fmt.Errorf("SHOP_CURRENCY is %q: give a currency by its code in ISO 4217, USD for example", cfg.Currency)
 	}
-	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
-	if err != nil {
-		return nil, err
-	}
-	if len(applied) > 0 {
-		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
-	}
-	base, err := service.New(service.Config{GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient}, t)
+	base, err := service.New(ctx, service.Config{
+		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
+		Prepare: func(ctx context.Context) error { return db.Prepare(ctx, cfg.DatabaseURL, schema, t.Logger) },
+	}, t)
 	if err != nil {
 		return nil, err
 	}

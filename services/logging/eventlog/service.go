@@ -82,8 +82,8 @@ type Service struct {
 	log        *slog.Logger
 }
 
-// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
-// available; the broker need not be. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. It waits for the database; the
+// broker need not be available. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Retention < 0 {
 		return nil, errors.New("EVENT_LOG_RETENTION is negative: give how long events are kept, 720h for example, or 0 to keep them for ever")
@@ -91,15 +91,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if cfg.Messages, err = cfg.Messages.Validate(); err != nil {
 		return nil, err
 	}
-	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
-	if err != nil {
-		return nil, err
-	}
-	if len(applied) > 0 {
-		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
-	}
-	base, err := service.New(service.Config{
+	base, err := service.New(ctx, service.Config{
 		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
+		Prepare: func(ctx context.Context) error { return db.Prepare(ctx, cfg.DatabaseURL, schema, t.Logger) },
 	}, t)
 	if err != nil {
 		return nil, err

@@ -74,21 +74,15 @@ type Service struct {
 	log        *slog.Logger
 }
 
-// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
-// available; the broker need not be. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. It waits for the database; the
+// broker need not be available. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.KeyRetention, err = cfg.checkKeyRetention(); err != nil {
 		return nil, err
 	}
-	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
-	if err != nil {
-		return nil, err
-	}
-	if len(applied) > 0 {
-		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
-	}
-	base, err := service.New(service.Config{
+	base, err := service.New(ctx, service.Config{
 		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
+		Prepare: func(ctx context.Context) error { return db.Prepare(ctx, cfg.DatabaseURL, schema, t.Logger) },
 	}, t)
 	if err != nil {
 		return nil, err

@@ -218,6 +218,38 @@ func start(t testing.TB, broker *brokertest.Broker, database string) (s *Service
 	return s, l, stop
 }
 
+// It ended, and was started again later and later.
+func TestNew_AServiceThatIsStartedBeforeItsDatabaseWaitsForIt(t *testing.T) {
+	t.Parallel()
+	broker, database := brokertest.New(t), netproxy.New(t, dbtest.New(t))
+	database.Down()
+	l := &logs{}
+	l.changed = sync.NewCond(&l.mu)
+	tel, err := telemetry.New(t.Context(), telemetry.Config{Service: "order", Output: l})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tel.Shutdown(context.Background()) })
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		s, err := New(ctx, Config{AMQPURL: broker.URL, DatabaseURL: database.URL, GRPCAddr: "localhost:0", AdminAddr: "localhost:0"}, tel)
+		if err == nil {
+			err = s.Run(ctx)
+		}
+		ended <- err
+	}()
+	l.await(t, "cannot start yet, trying again")
+	l.await(t, "the database that DATABASE_URL names")
+	l.await(t, "connection refused")
+	database.Up(t)
+	l.await(t, "serving")
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("the service ended with: %v", err)
+	}
+}
+
 func TestOrderPlaced_IsConfirmedThenDecremented(t *testing.T) {
 	t.Parallel()
 	broker := brokertest.New(t)

@@ -128,8 +128,8 @@ type Service struct {
 	log       *slog.Logger
 }
 
-// New migrates the schema, opens the listeners and returns a service that works while Run runs. The database must be
-// available; the broker and the logging service need not be. A service that is not run must be closed.
+// New migrates the schema, opens the listeners and returns a service that works while Run runs. It waits for the database; the
+// broker and the logging service need not be available. A service that is not run must be closed.
 func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, err error) {
 	if cfg.Delivery, err = cfg.Delivery.validate(); err != nil {
 		return nil, err
@@ -138,15 +138,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 	if err != nil {
 		return nil, err
 	}
-	applied, err := db.Migrate(ctx, cfg.DatabaseURL, schema)
-	if err != nil {
-		return nil, err
-	}
-	if len(applied) > 0 {
-		t.Logger.InfoContext(ctx, "database migrated", "applied", applied)
-	}
-	base, err := service.New(service.Config{
+	base, err := service.New(ctx, service.Config{
 		GRPCAddr: cfg.GRPCAddr, TLS: cfg.TLS, AdminAddr: cfg.AdminAddr, PprofAddr: cfg.PprofAddr, StopDelay: cfg.StopDelay, Transient: postgres.Transient,
+		Prepare: func(ctx context.Context) error { return db.Prepare(ctx, cfg.DatabaseURL, schema, t.Logger) },
 	}, t)
 	if err != nil {
 		return nil, err
