@@ -122,6 +122,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (_ *Service, e
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	if err := s.ObserveCertificate(cfg.TLS, t); err != nil {
+		return nil, err
+	}
 	meter := t.Meter.Meter("shop.example/gateway")
 
 	// Access.

@@ -10,12 +10,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -43,6 +45,18 @@ func (m Config) Names() ([]string, error) {
 		return nil, err
 	}
 	return own.certificate.Leaf.DNSNames, nil
+}
+
+// Expiry returns a function that says until when the certificate in use is valid, and until when an authority in CAFile is.
+func (m Config) Expiry() (func() (certificate, authority time.Time), error) {
+	f, err := open(m, slog.New(slog.DiscardHandler)) // who serves with the files logs what is wrong with them
+	if err != nil {
+		return nil, err
+	}
+	return func() (certificate, authority time.Time) {
+		own := f.Latest()
+		return own.certificate.Leaf.NotAfter, own.authoritiesUntil
+	}, nil
 }
 
 // Server returns the credentials for a gRPC server: TLS that requires of each client a certificate signed by an authority
@@ -101,6 +115,8 @@ func RequireLoopback(variable string, lis net.Listener) error {
 type tlsCredentials struct {
 	certificate tls.Certificate
 	authorities *x509.CertPool
+	// authoritiesUntil is when the last of them expires: of old and new ones, while they are rotated, the old ones may.
+	authoritiesUntil time.Time
 }
 
 func (i tlsCredentials) server() *tls.Config {
@@ -133,7 +149,7 @@ func (m Config) load() (i tlsCredentials, err error) {
 	if i.certificate, err = tls.LoadX509KeyPair(m.CertFile, m.KeyFile); err != nil {
 		return i, fmt.Errorf("reading GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE: %w", err)
 	}
-	i.authorities, err = Authorities(m.CAFile)
+	i.authorities, i.authoritiesUntil, err = authorities(m.CAFile)
 	if err != nil {
 		return i, fmt.Errorf("reading GRPC_TLS_CA_FILE: %w", err)
 	}
@@ -142,13 +158,33 @@ func (m Config) load() (i tlsCredentials, err error) {
 
 // Authorities reads a PEM file of CA certificates.
 func Authorities(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+	pool, _, err := authorities(file)
+	return pool, err
+}
+
+func authorities(file string) (pool *x509.CertPool, until time.Time, err error) {
+	rest, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, until, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New(file + " has no certificate in PEM form")
+	pool = x509.NewCertPool()
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil {
+			pool.AddCert(certificate)
+			if certificate.NotAfter.After(until) {
+				until = certificate.NotAfter
+			}
+		}
 	}
-	return pool, nil
+	if until.IsZero() {
+		return nil, until, errors.New(file + " has no certificate in PEM form")
+	}
+	return pool, until, nil
 }

@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"shop.example/platform/mtls"
 	"shop.example/platform/telemetry"
 )
 
@@ -109,6 +110,30 @@ func (s *Service) observe(t *telemetry.Telemetry) error {
 	}, ready, age)
 	if err != nil {
 		return fmt.Errorf("registering the metrics of readiness: %w", err)
+	}
+	return nil
+}
+
+// ObserveCertificate registers a metric of when the service's certificate, and the authority that others' are signed by, expire:
+// no service can call another one after that. New does it for Config.TLS; a service that only calls does it itself.
+func (s *Service) ObserveCertificate(tls mtls.Config, t *telemetry.Telemetry) error {
+	if !tls.Enabled() {
+		return nil
+	}
+	expiry, err := tls.Expiry()
+	if err != nil {
+		return err
+	}
+	_, err = t.Meter.Meter("shop.example/platform/service").Float64ObservableGauge("service.certificate.expiry.timestamp", metric.WithUnit("s"),
+		metric.WithDescription("When the certificate for gRPC between services expires (own), or the last of the authorities that are accepted (ca)."),
+		metric.WithFloat64Callback(func(_ context.Context, o metric.Float64Observer) error {
+			own, ca := expiry()
+			o.Observe(float64(own.Unix()), metric.WithAttributes(attribute.String("certificate", "own")))
+			o.Observe(float64(ca.Unix()), metric.WithAttributes(attribute.String("certificate", "ca")))
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("registering the metric of certificates: %w", err)
 	}
 	return nil
 }

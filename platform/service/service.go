@@ -124,6 +124,9 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry) (*Service, err
 			return nil, err
 		}
 	}
+	if err := s.ObserveCertificate(cfg.TLS, t); err != nil {
+		return nil, err
+	}
 	s.grpc = s.newGRPCServer(creds, cfg, t)
 	if err := s.observe(t); err != nil {
 		return nil, err

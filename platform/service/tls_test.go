@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -259,5 +261,25 @@ func TestCheck_TellsWhichCertificateIsNotGood(t *testing.T) {
 	}
 	if err := mtls.VerifyCerts(dir, time.Now(), "gateway", "order"); err == nil || !strings.Contains(err.Error(), "has other CAs") {
 		t.Errorf("one was made without the other: %v", err)
+	}
+}
+
+// Certificates ended after a year, and nothing said so before.
+func TestMetrics_SayWhenTheCertificateExpires(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := mtls.GenerateDevCerts(dir, time.Hour, "order"); err != nil {
+		t.Fatal(err)
+	}
+	_, page := run(t, service.Config{TLS: mtls.CertPaths(dir, "order")}, serveOrders).get(t, "/metrics")
+	for _, which := range []string{"own", "ca"} {
+		found := regexp.MustCompile(`(?m)^service_certificate_expiry_timestamp_seconds\{certificate="` + which + `"\} (\S+)$`).FindStringSubmatch(page)
+		if found == nil {
+			t.Fatalf("no certificate %q in the metrics:\n%s", which, page)
+		}
+		at, err := strconv.ParseFloat(found[1], 64)
+		if left := time.Until(time.Unix(int64(at), 0)); err != nil || left < 50*time.Minute || left > time.Hour {
+			t.Errorf("the certificate %q is valid for %s, want an hour: %v", which, left, err)
+		}
 	}
 }
