@@ -157,12 +157,12 @@ const (
 	maxEmail = 254
 )
 
-// checkTexts returns violations for texts with deceptive characters, and for texts that are too long in normal form, which
-// may be longer than what was sent.
+// checkTexts returns violations for a customer without a name or an address, for texts with deceptive characters, and for texts that
+// are too long in normal form, which may be longer than what was sent.
 func checkTexts(placed *eventsv1.OrderPlaced) (wrong []apierror.Violation) {
 	check := func(field, value string, limit int) {
 		switch {
-		case !text.Visible(value):
+		case value == "" || !text.Visible(value): // an address of spaces alone is empty once they are cut off
 			wrong = append(wrong, apierror.Violation{Field: field, Description: text.Rule})
 		case len(value) > limit && utf8.RuneCountInString(value) > limit:
 			wrong = append(wrong, apierror.Violation{Field: field, Description: fmt.Sprintf("must be at most %d characters", limit)})

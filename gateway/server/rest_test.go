@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/orderstate"
+	"shop.example/domain/text"
 	"shop.example/gateway/ingress"
 	checkoutv1 "shop.example/gen/shop/checkout/v1"
 	intermediaryv1 "shop.example/gen/shop/intermediary/v1"
@@ -92,6 +93,9 @@ func TestREST_WrongBodyNamesTheFieldInTheClientsSpelling(t *testing.T) {
 			}},
 		{"an address alone", "", `{"customer_name":"Ada","customer_email":"ada@","order_items":[{"product_id":1,"quantity":1}]}`,
 			[]violation{{"customer_email", "must be a valid email address"}}},
+		// It was accepted, and no order service could decide it.
+		{"an address of spaces alone on the demo's route", "/intermediary/order", `{"customer_name":"Ada","customer_email":" \u00a0\n","order_items":[{"id":1,"quantity":1,"price":35}]}`,
+			[]violation{{"customer_email", text.Rule}}},
 		{"a body that is a field of the request", "PATCH /v1/inventory/3", `{"price":{"units":"x"}}`, []violation{{"price.units", "must be a whole number"}}},
 		{"rules for a body that is a field of the request", "PATCH /v1/inventory/3", `{"price":{"currency_code":"USD","units":-4}}`,
 			[]violation{{"price.units", "must be greater than or equal to 0 and less than or equal to 999999999999999"}}},

@@ -31,7 +31,7 @@ type CreateOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The customer's name.
 	CustomerName string `protobuf:"bytes,1,opt,name=customer_name,json=customerName,proto3" json:"customer_name,omitempty"`
-	// Any text, as in the demo.
+	// Any text that can be seen, as in the demo; spaces around it are cut off.
 	CustomerEmail string `protobuf:"bytes,2,opt,name=customer_email,json=customerEmail,proto3" json:"customer_email,omitempty"`
 	// What is ordered, all or nothing.
 	OrderItems    []*CreateOrderRequest_Item `protobuf:"bytes,3,rep,name=order_items,json=orderItems,proto3" json:"order_items,omitempty"`
