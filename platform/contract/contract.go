@@ -40,10 +40,10 @@ type Event struct {
 func (e Event) New() proto.Message { return e.kind.New().Interface() }
 
 // FromJSON decodes an event from the JSON in the event log. It fails if that is no event of this type or breaks its
-// contract, as do events whose personal data were erased.
+// contract, as do events whose personal data were erased. What only a newer release knows is left out.
 func (e Event) FromJSON(payload []byte) (proto.Message, error) {
 	m := e.New()
-	if err := protojson.Unmarshal(payload, m); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(payload, m); err != nil {
 		return nil, fmt.Errorf("it is not a %s: %w", e.Name, err)
 	}
 	if err := Validate(m); err != nil {

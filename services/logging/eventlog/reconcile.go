@@ -374,7 +374,12 @@ func (r *reconciler) followUp(ctx context.Context, e *lossCheck) (more bool, err
 			return false, err
 		}
 	}
-	_, err = r.send(ctx, e.route, due)
+	problems, err := r.send(ctx, e.route, due)
+	for id, problem := range problems {
+		if err == nil && errors.Is(problem, errNewer) {
+			return false, fmt.Errorf("event %s: %w", id, problem)
+		}
+	}
 	return total == reconcileBatch, err
 }
 

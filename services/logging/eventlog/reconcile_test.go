@@ -479,6 +479,33 @@ func TestReconciler_AnUnreadableEventIsSkippedAndCounted(t *testing.T) {
 	}
 }
 
+// A replica of the release before took it for unreadable, and nobody sent it again.
+func TestReconciler_AnEventOfANewerReleaseIsLeftToAReplicaOfThat(t *testing.T) {
+	t.Parallel()
+	f := startResending(t)
+	f.attach(t)
+	newer, whole := placed(newOrderID()), placed(newOrderID())
+	f.logs(t, newer, whole)
+	f.db.MustExec(`UPDATE event_log SET payload = payload || '{"gift_note": "for Bob"}' WHERE order_id = $1`, newer.GetOrderId())
+	limit := time.Now().Add(testTimeout)
+	for err := error(nil); !errors.Is(err, errNewer); f.ages(10 * time.Second) {
+		if err = f.pass(within(t)); err != nil && !errors.Is(err, errNewer) || time.Now().After(limit) {
+			t.Fatalf("it is not said that a newer replica is needed: %v", err)
+		}
+	}
+	if got := f.next(t); got.CorrelationID != whole.GetOrderId() || len(f.came) > 0 {
+		t.Errorf("order %s came, and %d more", got.CorrelationID, len(f.came))
+	}
+	if outcome, sent := f.outcome(t, newer.GetOrderId()); outcome != "" || sent != 0 {
+		t.Errorf("it is %q and was sent %d times", outcome, sent)
+	}
+	f.db.MustExec(`UPDATE event_log SET payload = payload - 'gift_note' WHERE order_id = $1`, newer.GetOrderId()) // the newer replica knows it
+	f.passesUntil(t, `SELECT count(*) = 2 FROM unhandled_event WHERE sent > 0`)
+	if got := f.next(t); got.CorrelationID != newer.GetOrderId() {
+		t.Errorf("order %s came", got.CorrelationID)
+	}
+}
+
 func TestReconciler_AsksUntilItGetsAnAnswer(t *testing.T) {
 	t.Parallel()
 	f := startResending(t)

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/orderid"
@@ -33,8 +34,11 @@ const sendBatch = 50
 // errNotLogged means that an event is no longer in the log, nor with the service that could make it again.
 var errNotLogged = errors.New("it is not in the log any more")
 
+// errNewer means that a newer release has written the event to the log: sent again by this one it would lose what this one does not know.
+var errNewer = errors.New("it has fields or values that this release does not know: a replica of the newer one sends it")
+
 // send sends events again that are recorded as unhandled, directly to the queue of the service that handles them, and
-// records that. problems says by message id why events could not be sent; those are not tried again.
+// records that. problems says by message id why events could not be sent; those are not tried again, except for errNewer.
 func (r *reconciler) send(ctx context.Context, rt *route, entries []entry) (problems map[uuid.UUID]error, err error) {
 	problems = map[uuid.UUID]error{}
 	for len(entries) > 0 {
@@ -64,7 +68,11 @@ func (r *reconciler) sendSome(ctx context.Context, rt *route, entries []entry, p
 				continue
 			}
 		}
-		problems[e.MessageID], failed = errText, append(failed, e.MessageID)
+		problems[e.MessageID] = errText
+		if errors.Is(errText, errNewer) {
+			continue
+		}
+		failed = append(failed, e.MessageID)
 		r.log.LogAttrs(ctx, slog.LevelWarn, "an event is lost and cannot be sent again", telemetry.RoutingKey(rt.sent.RoutingKey),
 			telemetry.MessageID(rt.sentID(e)), orderid.Attr(e.OrderID.String()), slog.Any("error", errText))
 	}
@@ -98,6 +106,9 @@ func (e *loggedEvent) outgoing(rt *route) (messaging.Outgoing, error) {
 	m, err := rt.sent.FromJSON(e.Payload)
 	if err != nil {
 		return messaging.Outgoing{}, err
+	}
+	if protojson.Unmarshal(e.Payload, rt.sent.New()) != nil {
+		return messaging.Outgoing{}, errNewer
 	}
 	if id := contract.MessageID(m); id != e.MessageID {
 		return messaging.Outgoing{}, fmt.Errorf("its message id would be %s", id)

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"shop.example/domain/enduser"
 	loggingv1 "shop.example/gen/shop/logging/v1"
@@ -74,6 +75,23 @@ func TestFollower_AnIdThatTheLogGivesAgainIsOfAnotherEvent(t *testing.T) {
 	}
 	eventually(t, func() error { return r.allDelivered(bobsHook, 2) })
 	eventually(t, func() error { return r.allDelivered(hook.GetId(), 3) })
+}
+
+// While services were upgraded, webhooks of the release before passed over each event with a new field.
+func TestFollower_AnEventWithAFieldOfANewerReleaseIsDelivered(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	r.create(t, v.URL)
+	r.stop()
+	o := newOrder("")
+	r.log.add(t, o.events[0])[0].Payload.Fields["gift_note"] = structpb.NewStringValue("for Bob")
+	r.log.add(t, o.events[1])
+	r.replica(t, quick)
+	got := v.await(t, 2)
+	if e := got[0].envelope(t); e.Type != "shop.order.placed" || !strings.Contains(string(got[0].body), `"gift_note":"for Bob"`) {
+		t.Errorf("it got %s first", got[0].body)
+	}
 }
 
 // Orders whose OrderPlaced the log has not were waited for one after the other, and everybody's events behind them.
