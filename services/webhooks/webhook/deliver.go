@@ -293,7 +293,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		}
 	}
 	if err != nil {
-		w.queue = nil
+		w.drop()
 		if errors.Is(err, sql.ErrNoRows) {
 			return false, nil
 		}
@@ -303,10 +303,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		w.slowOne = read.Failures > 0 || w.wasSlow(w.id)
 	}
 	if w.generation != read.Generation { // a person may be erased in what waits: it is read again
-		for _, d := range w.queue {
-			delete(w.inHand, d.Delivery)
-		}
-		w.queue = nil
+		w.drop()
 	}
 	w.hook, w.generation = &read.webhook, read.Generation
 	if len(w.queue) > 0 || w.limit == 0 {
@@ -335,6 +332,14 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		w.inHand[d.Delivery] = true
 	}
 	return true, nil
+}
+
+// drop empties the queue: what was in it is read again.
+func (w *worker) drop() {
+	for _, d := range w.queue {
+		delete(w.inHand, d.Delivery)
+	}
+	w.queue = nil
 }
 
 // await returns the results of attempts; none if it is time to look for due deliveries again.
@@ -406,6 +411,9 @@ type change struct {
 
 // record writes the results of attempts, and what follows from them for the webhook.
 func (w *worker) record(ctx context.Context, done []result) error {
+	for _, r := range done {
+		delete(w.inHand, r.Delivery)
+	}
 	var changes []change
 	hook := *w.hook
 	if slices.ContainsFunc(done, func(r result) bool { return !r.aborted && !r.delivered() }) {
@@ -421,7 +429,6 @@ func (w *worker) record(ctx context.Context, done []result) error {
 	var disabled *eventsv1.WebhookDisabled
 	now := time.Now()
 	for _, r := range done {
-		delete(w.inHand, r.Delivery)
 		if r.aborted {
 			continue
 		}

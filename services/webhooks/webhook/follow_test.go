@@ -216,3 +216,24 @@ func TestDelivery_FewLargeEventsAreReadAtOnce(t *testing.T) {
 		t.Errorf("%d are read, %v", len(w.queue), err)
 	}
 }
+
+// While it had to wait, a worker forgot what it had read, and took it for in hand: newer events went first, until nothing was due.
+func TestDelivery_WhatWasReadBeforeAPauseIsReadAgainAfterIt(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	w := r.lease(t, hook.GetId())
+	for range fetchSize {
+		r.log.add(t, newOrder("").events[0])
+	}
+	eventually(t, func() error { return r.isAt(fetchSize) })
+	for i, retry := range []string{"0", "1 hour", "0"} {
+		if _, err := r.db.Exec(`UPDATE webhook SET retry_at = now() + $1::interval`, retry); err != nil {
+			t.Fatal(err)
+		}
+		goOn, err := w.fill(t.Context())
+		if waits := i == 1; err != nil || goOn == waits || !waits && len(w.queue) != fetchSize || waits && len(w.queue) > 0 {
+			t.Errorf("with %s to wait %d deliveries are read, goes on: %t, %v", retry, len(w.queue), goOn, err)
+		}
+	}
+}
