@@ -20,9 +20,6 @@ import (
 )
 
 const (
-	// maxReply is the maximum size of a service's response, in bytes: a dead letter contains its body, for which RabbitMQ
-	// allows 16 MiB.
-	maxReply = 17 << 20
 	// streamWindow and connWindow are how many bytes a service may send before they are read, on one call and on the
 	// connection.
 	streamWindow = 64 << 10
@@ -71,7 +68,6 @@ func (u *Service) Forward(to grpc.ServiceRegistrar, streams *ingress.Limiter, fi
 
 func dial(addr string, creds credentials.TransportCredentials, t *telemetry.Telemetry) (*grpc.ClientConn, error) {
 	return service.Dial(addr, creds, t.Logger,
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		// What a client of a stream leaves unread stays with the service. The default windows grow to 16 MiB each.
 		grpc.WithStaticStreamWindowSize(streamWindow),
 		grpc.WithStaticConnWindowSize(connWindow),

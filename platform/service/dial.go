@@ -14,6 +14,10 @@ import (
 	"shop.example/platform/mtls"
 )
 
+// maxReply is the maximum size of a service's response, in bytes: a dead letter contains its body, for which RabbitMQ allows 16 MiB, and
+// an event of 1 MiB takes several times as much in the event log.
+const maxReply = 17 << 20
+
 // DialService returns a connection to all replicas of another service at addr, secured with tls. It connects with the first
 // call, so the other service may start later, and is closed when what was added later has stopped. An error names variable,
 // the environment variable with the address.
@@ -41,6 +45,7 @@ func Dial(addr string, creds credentials.TransportCredentials, log *slog.Logger,
 	silent := &silentReplicas{log: log, open: map[*replicaConn]struct{}{}}
 	conn, err := grpc.NewClient(addr, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		grpc.WithContextDialer(silent.dial),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
 		// A service that comes back is found again within a second or two; the default waits up to two minutes.

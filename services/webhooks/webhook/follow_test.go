@@ -15,8 +15,10 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"shop.example/domain/enduser"
+	eventsv1 "shop.example/gen/shop/events/v1"
 	loggingv1 "shop.example/gen/shop/logging/v1"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
+	"shop.example/platform/messaging"
 )
 
 // createEvents makes a webhook of an operator for events of the given types.
@@ -91,6 +93,27 @@ func TestFollower_AnEventWithAFieldOfANewerReleaseIsDelivered(t *testing.T) {
 	got := v.await(t, 2)
 	if e := got[0].envelope(t); e.Type != "shop.order.placed" || !strings.Contains(string(got[0].body), `"gift_note":"for Bob"`) {
 		t.Errorf("it got %s first", got[0].body)
+	}
+}
+
+// An event of 1 MiB, which breaks its contract and is a dead letter, is larger than 4 MiB in the log: nothing that came after it was sent.
+func TestFollower_AnEventThatIsLargeInTheLogIsPassedOver(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, nil)
+	r.createEvents(t, v.URL, "shop.#")
+	large := &eventsv1.UpdateItems{RequestId: uuid.NewString(), Items: make([]*eventsv1.UpdateItems_Item, 100_000)}
+	for i := range large.Items {
+		large.Items[i] = &eventsv1.UpdateItems_Item{Id: 1, Quantity: new(int32)}
+	}
+	event := r.log.add(t, large)[0]
+	if body, logged := proto.Size(large), proto.Size(event); body > messaging.MaxEvent || logged <= 4<<20 {
+		t.Errorf("its body has %d bytes, the event in the log %d", body, logged)
+	}
+	o := newOrder("")
+	r.log.add(t, o.events[0])
+	if e := v.await(t, 1)[0].envelope(t); e.Data.OrderID != o.id {
+		t.Errorf("it got a %s", e.Type)
 	}
 }
 
