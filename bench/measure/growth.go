@@ -210,7 +210,7 @@ var undoMigrations = []string{
 	`DELETE FROM webhooks.goose_db_version WHERE version_id >= 2`,
 	`ALTER TABLE webhooks.webhook DROP COLUMN since, DROP COLUMN older_secrets, DROP COLUMN older_until`,
 	`ALTER TABLE webhooks.delivery DROP COLUMN failures`,
-	`DROP INDEX webhooks.event_order, webhooks.delivery_failed`,
+	`DROP INDEX webhooks.event_order, webhooks.delivery_failed, webhooks.delivery_tried`,
 }
 
 func (g *grower) migrate(ctx context.Context) error {

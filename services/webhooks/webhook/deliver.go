@@ -475,10 +475,11 @@ func (w *worker) record(ctx context.Context, done []result) error {
 				return err
 			}
 		}
-		if err := writeAttempts(ctx, tx, w.id, changes); err != nil {
+		// The webhook first, as whoever changes it, or sends a delivery again, locks it first.
+		if err := writeWebhook(ctx, tx, &hook, w.replica, pause); err != nil {
 			return err
 		}
-		return writeWebhook(ctx, tx, &hook, w.replica, pause)
+		return writeAttempts(ctx, tx, w.id, changes)
 	})
 	if err != nil {
 		return err

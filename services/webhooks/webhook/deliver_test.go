@@ -438,6 +438,50 @@ func TestDelivery_AWebhookThatFailsForTooLongIsDisabledAndGoesOnWhenItIsEnabled(
 	}
 }
 
+// What had waited was given up at the first failure after the webhook was enabled again: it had been tried for the first time long ago.
+func TestDelivery_WhatHasWaitedIsRetriedAnewWhenTheWebhookIsEnabled(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	hook.State = webhooksv1.Webhook_PAUSED
+	update(t, r, hook, "state")
+	r.log.add(t, newOrder("").events[0])
+	eventually(t, func() error { return r.isAt(1) })
+	if _, err := r.db.Exec(`UPDATE delivery SET attempts = 9, failures = 9, first_attempt_at = now() - interval '30 days'`); err != nil {
+		t.Fatal(err)
+	}
+	hook.State = webhooksv1.Webhook_ENABLED
+	update(t, r, hook, "state")
+	v.await(t, 1)
+	eventually(t, func() error {
+		if d := r.deliveries(t, hook.GetId())[0]; d.GetState() == webhooksv1.WebhookDelivery_PENDING {
+			return fmt.Errorf("it waits: %v", d)
+		}
+		return nil
+	})
+	if err := r.allDelivered(hook.GetId(), 1); err != nil {
+		t.Error(err)
+	}
+}
+
+// A webhook may have millions of deliveries that wait, few of which were tried.
+func TestDelivery_ThoseThatWereTriedAreFoundByTheirIndex(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	hook.State = webhooksv1.Webhook_PAUSED
+	update(t, r, hook, "state")
+	r.keep(t, hook.GetId(), "PENDING", 5000)
+	if plan := r.planOf(t, beginAnew, hook.GetId()); !strings.Contains(plan, "delivery_tried") {
+		t.Errorf("they are looked for among all that wait:\n%s", plan)
+	}
+}
+
 func TestDelivery_OneThatFailsForTooLongIsGivenUpAndTheNextOfItsOrderIsDelivered(t *testing.T) {
 	t.Parallel()
 	d := quick

@@ -114,8 +114,13 @@ func insertWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook) error {
 }
 
 // updateWebhook writes the fields of a webhook that can be changed. If it was enabled by this, or has another URL, its count of
-// failures begins anew.
+// failures begins anew, and those of the deliveries that wait.
 func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, anew bool) error {
+	if anew {
+		if _, err := tx.ExecContext(ctx, beginAnew, w.ID); err != nil {
+			return fmt.Errorf("beginning anew what waits for webhook %s: %w", w.ID, err)
+		}
+	}
 	return tx.GetContext(ctx, w, `
 		UPDATE webhook SET url = $2, event_types = $3, format = $4, description = $5, state = $6, updated_at = now(),
 			disabled_reason = CASE WHEN $6 = 'DISABLED' THEN disabled_reason ELSE '' END,
@@ -126,6 +131,10 @@ func updateWebhook(ctx context.Context, tx *sqlx.Tx, w *webhook, anew bool) erro
 		WHERE id = $1 RETURNING `+webhookColumns,
 		w.ID, w.URL, postgres.ArrayOf([]string(w.EventTypes)), w.Format, w.Description, w.State, anew)
 }
+
+// beginAnew is for deliveries that wait: they would be given up at their next failure if the first was long ago.
+const beginAnew = `
+	UPDATE delivery SET first_attempt_at = NULL, failures = 0 WHERE webhook_id = $1 AND state = 'PENDING' AND first_attempt_at IS NOT NULL`
 
 // rotateSecret gives a webhook another secret. Those before it stay valid as long as each was to be, although there may be several: who
 // did not get the answer repeats the call, and the receiver has none but the oldest.
