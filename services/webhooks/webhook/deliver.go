@@ -278,8 +278,10 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	var read struct {
 		webhook
 		Generation int64 `db:"generation"`
+		Quiet      bool  `db:"quiet"`
 	}
-	const columns = webhookColumns + `, (SELECT generation FROM log_position)`
+	// A webhook that fails is tried again at retry_at, or within maxWait of it.
+	const columns = webhookColumns + `, (SELECT generation FROM log_position), retry_at < now() - interval '2 hours' AS quiet`
 	// A lease that is far from its end is left as it is: each change of the row is another version of it.
 	if time.Until(w.leasedUntil) > w.lease*2/3 {
 		err = w.db.GetContext(ctx, &read, postgres.Prepared+`
@@ -304,6 +306,9 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 	}
 	if w.generation != read.Generation { // a person may be erased in what waits: it is read again
 		w.drop()
+	}
+	if read.Quiet { // there was nothing to try, because what had failed was given up: that time does not count
+		read.FailingSince = sql.NullTime{}
 	}
 	w.hook, w.generation = &read.webhook, read.Generation
 	if len(w.queue) > 0 || w.limit == 0 {

@@ -469,6 +469,55 @@ func TestDelivery_WhatHasWaitedIsRetriedAnewWhenTheWebhookIsEnabled(t *testing.T
 	}
 }
 
+// An event was given up, nothing happened for days, and one failure at the next event, or at the same one when it was sent again,
+// disabled the webhook.
+func TestDelivery_AFailureAfterAQuietTimeDoesNotDisableTheWebhook(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]bool{"the next event": false, "the same event": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := start(t, quick)
+			v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+				if n == 2 {
+					w.WriteHeader(http.StatusServiceUnavailable)
+				}
+			})
+			hook, _ := r.create(t, v.URL)
+			r.log.add(t, newOrder("").events[0])
+			eventually(t, func() error { return r.allDelivered(hook.GetId(), 1) })
+			for _, statement := range []string{
+				`UPDATE delivery SET state = 'FAILED', attempts = 50, failures = 50, first_attempt_at = now() - interval '9 days'`,
+				`UPDATE webhook SET failures = 50, failing_since = now() - interval '9 days', retry_at = now() - interval '7 days'`,
+			} {
+				if _, err := r.db.Exec(statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if again {
+				_, err := r.hooks.RedeliverWebhook(as(t, "operator"), &webhooksv1.RedeliverWebhookRequest{
+					WebhookId: hook.GetId(), DeliveryId: r.deliveries(t, hook.GetId())[0].GetId(),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.log.add(t, newOrder("").events[0])
+			}
+			v.await(t, 2)
+			eventually(t, func() error {
+				got, err := r.hooks.GetWebhook(t.Context(), &webhooksv1.GetWebhookRequest{WebhookId: hook.GetId()})
+				if err == nil && time.Since(got.GetWebhook().GetFailingSince().AsTime()) > time.Hour {
+					err = fmt.Errorf("the webhook is %v", got)
+				}
+				return err
+			})
+			if got, err := r.hooks.GetWebhook(t.Context(), &webhooksv1.GetWebhookRequest{WebhookId: hook.GetId()}); err != nil || got.GetWebhook().GetState() != webhooksv1.Webhook_ENABLED {
+				t.Errorf("the webhook is %v, %v", got, err)
+			}
+		})
+	}
+}
+
 // A webhook may have millions of deliveries that wait, few of which were tried.
 func TestDelivery_ThoseThatWereTriedAreFoundByTheirIndex(t *testing.T) {
 	t.Parallel()

@@ -227,7 +227,7 @@ func redeliver(ctx context.Context, tx *sqlx.Tx, w *webhook, id int64) (*deliver
 	if n, err := result.RowsAffected(); err != nil || n == 0 {
 		return nil, errors.Join(err, apierror.New(codes.NotFound, "WEBHOOK_DELIVERY_NOT_FOUND", "webhook %s has no delivery %d", w.ID, id))
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE webhook SET retry_at = now() WHERE id = $1`, w.ID); err != nil {
+	if _, err := tx.ExecContext(ctx, `UPDATE webhook SET retry_at = least(retry_at, now()) WHERE id = $1`, w.ID); err != nil {
 		return nil, fmt.Errorf("delivering %d again: %w", id, err)
 	}
 	d := &delivery{}

@@ -222,7 +222,7 @@ type Webhook struct {
 	DisabledReason string `protobuf:"bytes,7,opt,name=disabled_reason,json=disabledReason,proto3" json:"disabled_reason,omitempty"`
 	// Issuer and subject of whose orders it is told about, separated by a space; empty if it is an operator's, for all events.
 	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
-	// Since when no delivery has succeeded; not set while deliveries succeed.
+	// Since when all attempts have failed, counted from the first one after a time without any; not set while deliveries succeed.
 	FailingSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
 	// When it was registered.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
