@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"shop.example/domain/enduser"
 	webhooksv1 "shop.example/gen/shop/webhooks/v1"
@@ -29,6 +30,9 @@ const (
 	// maxOfOwner is how many webhooks a customer may have, and maxOfOperators how many operators may have in total.
 	maxOfOwner     = 10
 	maxOfOperators = 1000
+	// maxPageBytes bounds a page of webhooks, or of deliveries, in bytes: 1,000 of the largest have several times as much as a client of
+	// gRPC takes.
+	maxPageBytes = 1 << 20
 	// testType is the type of test events.
 	testType = "shop.webhook.test"
 )
@@ -190,14 +194,24 @@ func (s webhookServer) ListWebhooks(ctx context.Context, req *webhooksv1.ListWeb
 		return nil, err
 	}
 	resp := &webhooksv1.ListWebhooksResponse{}
-	if len(list) > size {
-		list = list[:size]
-		resp.NextPageToken = pagetoken.New(list[size-1].ID[:], page)
-	}
 	for _, w := range list {
 		resp.Webhooks = append(resp.Webhooks, w.message())
 	}
+	if n := countFitting(resp.Webhooks, size); n < len(list) {
+		resp.Webhooks, resp.NextPageToken = resp.Webhooks[:n], pagetoken.New(list[n-1].ID[:], page)
+	}
 	return resp, nil
+}
+
+// countFitting returns how many of the entries a page of the given size takes: at least one if there are any, and else at most
+// maxPageBytes.
+func countFitting[M proto.Message](entries []M, size int) (n int) {
+	for bytes := 0; n < min(len(entries), size); n++ {
+		if bytes += proto.Size(entries[n]); n > 0 && bytes > maxPageBytes {
+			break
+		}
+	}
+	return n
 }
 
 // GetWebhook implements webhooksv1.WebhookServiceServer.
@@ -377,12 +391,11 @@ func (s webhookServer) ListWebhookDeliveries(ctx context.Context, req *webhooksv
 		return nil, err
 	}
 	resp := &webhooksv1.ListWebhookDeliveriesResponse{}
-	if len(list) > size {
-		list = list[:size]
-		resp.NextPageToken = pagetoken.NewID(list[size-1].Delivery, page)
-	}
 	for _, d := range list {
 		resp.Deliveries = append(resp.Deliveries, d.message())
+	}
+	if n := countFitting(resp.Deliveries, size); n < len(list) {
+		resp.Deliveries, resp.NextPageToken = resp.Deliveries[:n], pagetoken.NewID(list[n-1].Delivery, page)
 	}
 	return resp, nil
 }

@@ -156,6 +156,48 @@ func TestWebhooks_FailedDeliveriesAreFoundByTheirIndex(t *testing.T) {
 	}
 }
 
+// A client of gRPC could not read a page of 1,000 deliveries whose receiver had answered with a text, nor one of webhooks with long URLs.
+func TestWebhooks_PagesAreBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	hook, _ := r.create(t, newReceiver(t, nil).URL)
+	r.keep(t, hook.GetId(), "FAILED", 1000)
+	for _, statement := range []string{
+		`UPDATE delivery SET response_body = repeat('x', 4096)`,
+		`INSERT INTO webhook (id, owner, url, event_types, format, description, secret)
+			SELECT ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, '', 'https://receiver.example/' || repeat('x', 4500), '{}', 'STANDARD', '', ''
+			FROM generate_series(1, 999) AS n`,
+	} {
+		if _, err := r.db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deliveries, webhooks := map[int64]bool{}, map[string]bool{}
+	for token, first := "", true; first || token != ""; first = false {
+		page, err := r.hooks.ListWebhookDeliveries(t.Context(), &webhooksv1.ListWebhookDeliveriesRequest{WebhookId: hook.GetId(), PageSize: 1000, PageToken: token})
+		if err != nil || len(page.GetDeliveries()) == 0 {
+			t.Fatalf("a page has %d deliveries, %v", len(page.GetDeliveries()), err)
+		}
+		for _, d := range page.GetDeliveries() {
+			deliveries[d.GetId()] = true
+		}
+		token = page.GetNextPageToken()
+	}
+	for token, first := "", true; first || token != ""; first = false {
+		page, err := r.hooks.ListWebhooks(as(t, "operator"), &webhooksv1.ListWebhooksRequest{PageSize: 1000, PageToken: token})
+		if err != nil || len(page.GetWebhooks()) == 0 {
+			t.Fatalf("a page has %d webhooks, %v", len(page.GetWebhooks()), err)
+		}
+		for _, w := range page.GetWebhooks() {
+			webhooks[w.GetId()] = true
+		}
+		token = page.GetNextPageToken()
+	}
+	if len(deliveries) != 1000 || len(webhooks) != 1000 {
+		t.Errorf("%d deliveries and %d webhooks are listed, want 1,000 of each", len(deliveries), len(webhooks))
+	}
+}
+
 func TestWebhooks_AreListedInPagesAndDeleted(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)
