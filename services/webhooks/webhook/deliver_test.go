@@ -233,6 +233,38 @@ func TestDelivery_AnEventWaitsForTheOneBeforeIt(t *testing.T) {
 	}
 }
 
+// One that was sent again by hand waited behind an event of its order that was to be retried in an hour, and was said to be sent now.
+func TestDelivery_WhatIsBeforeOneThatIsSentAgainIsSentAtOnce(t *testing.T) {
+	t.Parallel()
+	d := quick
+	d.FirstRetry = time.Hour
+	r := start(t, d)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, n int) {
+		if n == 1 {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	})
+	hook, _ := r.create(t, v.URL)
+	o := newOrder("")
+	r.log.add(t, o.events[0])
+	eventually(t, func() error {
+		if list := r.deliveries(t, hook.GetId()); len(list) != 1 || list[0].GetAttempts() != 1 {
+			return fmt.Errorf("deliveries: %v", list)
+		}
+		return nil
+	})
+	r.log.add(t, o.events[1])
+	eventually(t, func() error { return r.isAt(2) })
+	_, err := r.hooks.RedeliverWebhook(as(t, "operator"), &webhooksv1.RedeliverWebhookRequest{
+		WebhookId: hook.GetId(), DeliveryId: r.deliveries(t, hook.GetId())[0].GetId(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkOrder(t, []order{o}, v.await(t, 3))
+	eventually(t, func() error { return r.allDelivered(hook.GetId(), 2) })
+}
+
 func TestDelivery_ADeadReceiverCostsOthersNothing(t *testing.T) {
 	t.Parallel()
 	r := start(t, quick)

@@ -212,7 +212,7 @@ func listDeliveries(ctx context.Context, db *sqlx.DB, id uuid.UUID, state string
 	return list, nil
 }
 
-// redeliver makes a delivery due now. One that did not wait is tried again as if for the first time, after the same waits.
+// redeliver makes a delivery due now, and those before it that it has to wait for. One that did not wait is tried again as if for the first time, after the same waits.
 func redeliver(ctx context.Context, tx *sqlx.Tx, w *webhook, id int64) (*delivery, error) {
 	if w.State != stateEnabled {
 		return nil, apierror.New(codes.FailedPrecondition, "WEBHOOK_NOT_ENABLED", "webhook %s is %s: enable it first", w.ID, w.State)
@@ -226,6 +226,13 @@ func redeliver(ctx context.Context, tx *sqlx.Tx, w *webhook, id int64) (*deliver
 	}
 	if n, err := result.RowsAffected(); err != nil || n == 0 {
 		return nil, errors.Join(err, apierror.New(codes.NotFound, "WEBHOOK_DELIVERY_NOT_FOUND", "webhook %s has no delivery %d", w.ID, id))
+	}
+	_, err = tx.ExecContext(ctx, `
+		UPDATE delivery before SET next_attempt_at = now() FROM delivery d
+		WHERE d.webhook_id = $1 AND d.id = $2 AND before.webhook_id = $1 AND before.order_id = d.order_id AND before.id < $2
+			AND before.state = 'PENDING' AND before.next_attempt_at > now()`, w.ID, id)
+	if err != nil {
+		return nil, fmt.Errorf("delivering again what is before %d: %w", id, err)
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE webhook SET retry_at = least(retry_at, now()) WHERE id = $1`, w.ID); err != nil {
 		return nil, fmt.Errorf("delivering %d again: %w", id, err)
