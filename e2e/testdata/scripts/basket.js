@@ -93,13 +93,61 @@ export async function theSameOrderHasTheSameKeyAndAnotherOneAnother() {
   };
   enter(1, '1');
   await again(1);
-  equal(text('outcome'), 'The order was not placed: the broker is unavailable. Try again in 2 seconds. Retrying is safe: you will not order twice.');
+  equal(text('outcome'), 'The order may not have been placed: the broker is unavailable. Try again in 2 seconds. Retrying is safe: you will not order twice.');
   up = true;
   await again(2);
   equal(key(1), key(0), 'the key of the second try:');
   enter(1, '1');
   await again(3);
   equal(key(2) !== key(1), true, 'another order has another key:');
+}
+
+// The order had the new price under the old key: it was refused, although it had been accepted, and the next was a second one.
+export async function anOrderWhoseAnswerWasLostIsSentAgainAtThePriceThatItHad() {
+  let lost = true;
+  const page = await shop(() => { if (lost) throw new TypeError('network error'); return json({id: 'o', state: 'PENDING'}, 202); });
+  enter(1, '1');
+  submit();
+  await until(() => text('outcome') !== '');
+  equal(text('outcome'), 'The order may not have been placed: the shop is unreachable. Try again. Retrying is safe: you will not order twice.');
+  const before = items[0].price;
+  items[0].price = {currency_code: 'USD', units: '1001'};
+  await storefront.refresh();
+  equal(text('basket-total'), '1 piece, 1001.00 USD');
+  lost = false;
+  for (const n of [1, 2]) {
+    submit();
+    await until(() => page.placed.length === n && !busy());
+    enter(1, '1');
+  }
+  equal(page.orders().map(({body}) => JSON.parse(body).order_items[0].expected_unit_price.units), ['1000', '1000', '1001'], 'the prices:');
+  equal(page.orders().map(({headers}) => headers['Idempotency-Key'] === page.orders()[0].headers['Idempotency-Key']), [true, true, false], 'the first key:');
+  items[0].price = before;
+}
+
+// A customer was told to use a new key for a new order.
+export async function anOrderThatWasAcceptedBeforeIsSaidToBe() {
+  const page = await shop(() => json({message: 'use a new key for a new order', details: [{reason: 'IDEMPOTENCY_KEY_REUSED'}]}, 409));
+  enter(1, '1');
+  submit();
+  await until(() => page.orders().length === 1 && !busy());
+  equal(text('outcome'), 'This form has already placed an order. Place the order again only to order once more.');
+}
+
+// An order that the shop was sure not to have taken was "not placed" as much as one whose answer was lost.
+export async function anOrderIsSaidNotToBePlacedOnlyIfThatIsKnown() {
+  const overloaded = json({message: 'too many orders', details: [{reason: 'OVERLOADED'}]}, 503);
+  const answers = [overloaded, json({message: 'internal error'}, 500), overloaded, json({message: 'slow down'}, 429)].map((answer) => () => answer.clone());
+  const page = await shop(() => answers[page.orders().length - 1]());
+  enter(1, '1');
+  const said = [];
+  for (let n = 1; n <= answers.length; n++) {
+    submit();
+    await until(() => page.orders().length === n && !busy());
+    said.push(text('outcome').split(':')[0]);
+  }
+  const unknown = 'The order may not have been placed';
+  equal(said, ['The order was not placed', unknown, unknown, unknown]);
 }
 
 // unanswered sends an order that the shop has no answer to, but to the next it has. keys are those of all orders.

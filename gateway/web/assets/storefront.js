@@ -25,20 +25,22 @@ const firstPage = form.elements.page_token?.value ?? ''; // the token that leads
 let pages = 1; // of the catalogue, that are shown
 let next = ''; // the token of the one after them; '' if there is none
 let sent = []; // what was ordered last: [id, quantity]
-let attempt = null; // the order that was sent last and not accepted, as text, and its key
+let attempt = null; // the order that was sent last and may have been accepted, with its prices, and its key
 
-// An order that was sent and may have been accepted without the page hearing of it has its key in this tab: sent again, also
-// after the page was loaded anew, it is the same order.
-const attemptKey = 'shop.attempt';
+// An order that was sent and may have been accepted without the page hearing of it is kept in this tab, with its key: sent
+// again, also after the page was loaded anew, it is the same order.
+const attemptKey = 'shop.attempted';
 
-// keyOf returns the key of an order: a new one if it is another order than the one that was sent last. Prices do not make it
-// another: under the key of an order that was accepted, the same at a new price is refused.
-function keyOf({customer_name: name, customer_email: email, order_items: chosen}) {
-  const order = JSON.stringify([name, email, chosen.map(({product_id: id, quantity}) => [id, quantity])]);
-  if (attempt?.order !== order) attempt = {order, key: newKey()};
+// attemptOf returns what to send for an order, and under which key: what was sent last if the customer has changed nothing since.
+// Prices do not make it another order: under the key of an order that was accepted, the same at a new price is refused.
+function attemptOf(order) {
+  if (!attempt || chosenIn(attempt.order) !== chosenIn(order)) attempt = {order, key: newKey()};
   keep('sessionStorage', attemptKey, JSON.stringify(attempt));
-  return attempt.key;
+  return attempt;
 }
+
+const chosenIn = ({customer_name: name, customer_email: email, order_items: lines}) =>
+  JSON.stringify([name, email, lines.map(({product_id: id, quantity}) => [id, quantity])]);
 
 function forgetAttempt() {
   attempt = null;
@@ -301,7 +303,8 @@ async function submit(event) {
   busy(true);
   const start = performance.now();
   try {
-    const taken = await call('POST', '/v1/orders', {body: order, headers: {'Idempotency-Key': keyOf(order)}});
+    const {order: body, key} = attemptOf(order);
+    const taken = await call('POST', '/v1/orders', {body, headers: {'Idempotency-Key': key}});
     forgetAttempt();
     say('');
     sent = chosen.map(({item, quantity}) => [item.id, quantity]);
@@ -323,9 +326,19 @@ function busy(is) {
 
 const say = (text) => setText($('outcome'), text);
 
+// surelyRefused are the reasons after which an order was not accepted. After other answers that are no word on it, or none, it
+// may have been.
+const surelyRefused = ['OVERLOADED', 'ORDER_QUEUE_UNAVAILABLE'];
+
 // describeError shows an error beside the fields that it is about.
 function describeError(refusal, chosen) {
-  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') forgetAttempt();
+  attempt.unknown ||= refusal.status === 0 || refusal.status >= 500 && !surelyRefused.includes(refusal.reason);
+  const {unknown} = attempt;
+  if (!unknown || !refusal.transient) forgetAttempt(); // what was refused may be sent at new prices
+  if (refusal.reason === 'IDEMPOTENCY_KEY_REUSED') {
+    say('This form has already placed an order. Place the order again only to order once more.');
+    return;
+  }
   for (const {field, description} of refusal.violations) {
     const line = /^order_items\[(\d+)\]/.exec(field);
     if (field === 'customer_name') setFieldError($(field), $(field).value.trim() ? description : 'Enter your name');
@@ -337,7 +350,7 @@ function describeError(refusal, chosen) {
   if (refusal.violations.length === 0) {
     const again = refusal.transient
       ? ` Try again${refusal.retryAfter ? ` in ${plural(refusal.retryAfter, 'second')}` : ''}. Retrying is safe: you will not order twice.` : '';
-    say(`The order was not placed: ${refusal.message}.${again}`);
+    say(`The order ${unknown ? 'may not have been' : 'was not'} placed: ${refusal.message}.${again}`);
   }
   focusFirstError();
 }
