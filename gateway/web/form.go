@@ -24,6 +24,7 @@ import (
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
 	orderv1 "shop.example/gen/shop/order/v1"
+	"shop.example/platform/apierror"
 )
 
 // The names of the form's fields; the product's id follows those of a product.
@@ -60,6 +61,8 @@ type form struct {
 	NameError, EmailError, Problem string
 
 	lines []line
+	// unsure says that the order may have been accepted: sent again it must be the same, at the same prices.
+	unsure bool
 }
 
 // product is a row of the form.
@@ -151,6 +154,9 @@ func (f *form) fill(items []*inventoryv1.Item) {
 			i = len(f.Products) - 1
 		}
 		f.Products[i].Quantity, f.Products[i].Error = l.entered, l.problem
+		if f.unsure && l.price != nil {
+			f.Products[i].UnitPrice = writePrice(l.price)
+		}
 	}
 }
 
@@ -180,9 +186,24 @@ func (f *form) describeError(err error) {
 			f.setFieldError(v.GetField(), v.GetDescription())
 		}
 	}
-	if violations == 0 {
-		f.Problem = "The order was not placed: " + s.Message() + "."
+	if violations > 0 {
+		return
 	}
+	f.Problem = "The order was not placed: " + s.Message() + "."
+	if f.unsure = mayBePlaced(err); f.unsure {
+		f.Problem = "The order may not have been placed: " + s.Message() + ". Submit it again as it is: you will not order twice."
+	}
+}
+
+// mayBePlaced reports whether an order may have been accepted although PlaceOrder failed.
+func mayBePlaced(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable:
+		return !slices.Contains([]string{"OVERLOADED", "ORDER_QUEUE_UNAVAILABLE"}, apierror.ReasonOf(err))
+	case codes.Internal, codes.DeadlineExceeded, codes.Canceled, codes.Unknown:
+		return true
+	}
+	return false
 }
 
 // setFieldError puts an error beside the field that it is about, or above the form if there is no such field.

@@ -1,0 +1,40 @@
+package web
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	inventoryv1 "shop.example/gen/shop/inventory/v1"
+	moneyv1 "shop.example/gen/shop/money/v1"
+	"shop.example/platform/apierror"
+)
+
+// An order that may have been accepted was said not to be placed, and sent again it had another price and was refused.
+func TestForm_AnOrderThatMayHaveBeenAcceptedKeepsItsPrices(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		err    error
+		unsure bool
+	}{
+		"not confirmed":   {apierror.Unavailable("BROKER_UNAVAILABLE", time.Second, "not confirmed").GRPCStatus().Err(), true},
+		"late":            {status.Error(codes.DeadlineExceeded, "late"), true},
+		"overloaded":      {apierror.Unavailable("OVERLOADED", time.Second, "too many").GRPCStatus().Err(), false},
+		"too many orders": {status.Error(codes.ResourceExhausted, "too many"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newForm()
+			f.lines = []line{{id: 1, entered: "2", quantity: 2, price: &moneyv1.Money{CurrencyCode: "USD", Units: 1000}}}
+			f.describeError(c.err)
+			f.fill([]*inventoryv1.Item{{Id: 1, ProductName: "Laptop", Price: &moneyv1.Money{CurrencyCode: "USD", Units: 1001}}})
+			want := map[bool][2]string{true: {"The order may not have been placed: ", "100000 USD"}, false: {"The order was not placed: ", "100100 USD"}}[c.unsure]
+			if p := f.Products[0]; !strings.HasPrefix(f.Problem, want[0]) || p.UnitPrice != want[1] || p.Price != "1001.00 USD" {
+				t.Errorf("%s, and the price that is sent is %s, that is shown %s", f.Problem, p.UnitPrice, p.Price)
+			}
+		})
+	}
+}
