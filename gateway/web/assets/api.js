@@ -46,8 +46,11 @@ export class Refusal extends Error {
   get transient() { return this.status === 0 || this.status === 429 || this.status >= 500; }
 }
 
+// The gateway waits up to 10 s for the broker or a service, after it has asked whether an order is known, and then says what to do.
+const patience = 15_000; // ms
+
 // call makes a call and returns its answer's body. It throws a Refusal. Calls are given up after timeout, in ms.
-export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store', timeout = 10_000} = {}) {
+export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store', timeout = patience} = {}) {
   let response;
   let answer;
   const shown = token;
