@@ -47,6 +47,17 @@ func (s *shop) operatorsLookUpOrdersStockAndActions(t *testing.T) {
 	b.until("[...document.querySelectorAll('#lookup-actions li')].some((row) => /UpdateItem.*item 4/.test(row.textContent))")
 	b.click("#lookup-movements li a")
 	b.text("#slip-id", end)
+	// That an operator had cancelled an order was recorded nowhere if it was done on the page.
+	b.until("!" + disabled("#cancel"))
+	b.click("#cancel")
+	b.text("#slip-state", "CANCELLED")
+	eventually(t, func() error {
+		a := s.get(t, "/v1/operator-actions?page_size=20")
+		if !strings.Contains(string(a.body), "CancelOrder") || !strings.Contains(string(a.body), id) {
+			return fmt.Errorf("no operator has cancelled %s: %s", id, a.body)
+		}
+		return nil
+	})
 }
 
 // What an audit had found was seen on the page only where experiments can be run, and only if it was run from the page.

@@ -22,6 +22,11 @@ let tokenRefused = () => {};
 // onTokenRefused registers what is done when the shop does not take the token, or not any more.
 export function onTokenRefused(then) { tokenRefused = then; }
 
+// refuse notes that the shop did not take the token in a header Authorization. Another may have been taken since.
+export function refuse(sent) {
+  if (sent && sent === authorization().Authorization) tokenRefused();
+}
+
 export function forgetToken() {
   token = null;
   keep('sessionStorage', tokenKey, null);
@@ -53,13 +58,13 @@ const patience = 15_000; // ms
 export async function call(method, path, {body, headers = {}, operator = false, cache = 'no-store', timeout = patience} = {}) {
   let response;
   let answer;
-  const shown = token;
+  const who = operator ? authorization() : {};
   try {
     response = await fetch(path, {
       method,
       headers: {
         ...(body === undefined ? {} : {'Content-Type': 'application/json'}),
-        ...(operator ? authorization() : {}),
+        ...who,
         ...headers,
       },
       body: body === undefined ? undefined : JSON.stringify(body),
@@ -73,7 +78,7 @@ export async function call(method, path, {body, headers = {}, operator = false, 
   } catch {
     throw new Refusal(0);
   }
-  if (operator && shown && shown === token && response.status === 401) tokenRefused(); // another may have been taken since
+  if (response.status === 401) refuse(who.Authorization);
   if (!response.ok) throw new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
   return answer;
 }

@@ -1,5 +1,6 @@
-// The flow of one order: its state, the picture, and the timeline of its events.
-import {call, hasToken, Refusal} from './api.js';
+// The flow of one order: its state, the picture, and the timeline of its events. Calls about it send the token of an operator, if
+// there is one: an order may belong to somebody.
+import {asOperator, call, hasToken, Refusal} from './api.js';
 import * as barcode from './barcode.js';
 import {keys, states, ways} from './contracts.js';
 import {$, amount, breakable, clock, copy, disable, duration, grpcurl, h, month, plural, price, setText, short} from './dom.js';
@@ -60,7 +61,7 @@ export function start({onChange, onRejected, onConnection}) {
 }
 
 // share makes a token that shows the order, and no more: its own id would let cancel it.
-const share = async () => (await call('POST', `/v1/orders/${current.id}:share`, {body: {}})).share_token;
+const share = async () => (await asOperator('POST', `/v1/orders/${current.id}:share`, {})).share_token;
 
 async function copyLink({target}) {
   try {
@@ -148,18 +149,29 @@ export function follow(id, taken, tookMs) {
   for (const button of copies) disable($(button), !taken);
   disable($('replay'));
   if (location.hash !== `#order=${id}`) history.replaceState(null, '', `#order=${id}`);
-  order.stream = open(`/v1/orders/${id}/events:stream`, {
+  listen(order);
+  // An order that was placed just now is not decided yet, and its events say when it is.
+  if (taken) order.timer = setTimeout(look, pollInterval, order);
+  else look(order);
+}
+
+// listen follows the events of an order: without a token if the one that there is turns out to be invalid.
+function listen(order) {
+  const operator = hasToken();
+  order.stream = open(`/v1/orders/${order.id}/events:stream`, {
+    operator,
     onEvents: (events) => events.forEach((event) => arrived(order, event)),
     onState: (state, status) => {
       if (order !== current) return;
+      if (state === 'refused' && status === 401 && operator && !hasToken()) {
+        listen(order);
+        return;
+      }
       connection(state);
       noteLog(order, state);
       if (state === 'refused' && status !== 400) setText($('slip-detail'), 'You may not see this order’s events.');
     },
   });
-  // An order that was placed just now is not decided yet, and its events say when it is.
-  if (taken) order.timer = setTimeout(look, pollInterval, order);
-  else look(order);
 }
 
 function arrived(order, event) {
@@ -213,7 +225,7 @@ function timelineRow(event) {
 async function look(order, event) {
   clearTimeout(order.timer);
   try {
-    const read = await call('GET', `/v1/orders/${order.id}`);
+    const read = await asOperator('GET', `/v1/orders/${order.id}`);
     if (order !== current) return;
     if (read.state === 'PENDING') {
       if (!order.exists) show(read);
@@ -231,8 +243,12 @@ async function look(order, event) {
     if (!(error instanceof Refusal)) throw error;
     if (order !== current || order.state !== 'PENDING') return;
     // An order that was seen may come from a release whose ids are not known to be the shop's until they are decided.
-    if (error.status === 400 || error.status === 404 && !order.exists) showMissing(order);
-    else order.timer = setTimeout(look, pollInterval, order);
+    if (error.status === 400 || error.status === 404 && !order.exists) {
+      showMissing(order);
+      return;
+    }
+    if (error.status === 404) setText($('slip-detail'), 'The order cannot be read any more. It was accepted, and is decided all the same.');
+    order.timer = setTimeout(look, pollInterval, order);
   }
 }
 
@@ -280,7 +296,7 @@ async function cancel() {
   const order = current;
   disable($('cancel'));
   try {
-    const cancelled = await call('POST', `/v1/orders/${order.id}:cancel`, {body: {}});
+    const cancelled = await asOperator('POST', `/v1/orders/${order.id}:cancel`, {});
     if (order === current) show(cancelled);
     changed();
   } catch (error) {

@@ -1,6 +1,6 @@
 // Live events by server-sent events. EventSource cannot send a token, so the stream is read by hand; like EventSource
 // it resumes after the last event when it was cut.
-import {authorization} from './api.js';
+import {authorization, refuse} from './api.js';
 
 const minBackoff = 250; // ms
 const maxBackoff = 5000;
@@ -41,6 +41,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
       if (!response.ok) {
         if (response.status < 500 && ![404, 408, 429].includes(response.status)) {
           stopped = true;
+          if (response.status === 401) refuse(headers.Authorization);
           onState('refused', response.status);
           return;
         }
