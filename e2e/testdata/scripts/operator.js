@@ -45,6 +45,34 @@ export async function whoIsSignedOutIsToldWhatTheShopIsLikeAndAsksNoMore() {
   equal([operators(), text('connection'), element('health-body').textContent.includes('order')], [before[0], 'live', true]);
 }
 
+// Whoever had a valid token without the role was shown the operators' page, on which each second another login failed.
+export async function whoIsNoOperatorIsToldSoAndAsksNoMore() {
+  const calls = await load(['Bearer customer']);
+  const answer = globalThis.fetch;
+  globalThis.fetch = (path, options) => (options.headers.Authorization && path !== '/catalogue'
+    ? answer(path, options).then(() => json({message: 'no role', details: [{reason: 'ROLE_REQUIRED'}]}, 403)) : answer(path, options));
+  location.hash = '#token=customer';
+  await until(() => text('operator-hint').includes('valid, but not an operator’s'));
+  await until(() => calls.filter(({path}) => path === '/catalogue').length > 1);
+  equal([text('role'), element('log').hidden, calls.filter(({headers}) => headers.Authorization).length], ['customer', true, 1]);
+}
+
+// While no tokens were checked, because too many had been wrong, every token opened the operators' page.
+export async function aTokenThatIsNotCheckedYetOpensNothing() {
+  await load(['Bearer good']);
+  const answer = globalThis.fetch;
+  const seen = []; // at each call with the token
+  globalThis.fetch = (path, options) => {
+    if (options.headers.Authorization) seen.push([text('role'), element('log').hidden]);
+    return seen.length === 1 ? json({message: 'too many tokens from this address were not valid', details: [{reason: 'TOO_MANY_FAILED_LOGINS'}]}, 429, {'Retry-After': '1'})
+      : answer(path, options);
+  };
+  location.hash = '#token=good';
+  await until(() => seen.length > 1);
+  equal(seen.slice(0, 2), [['customer', true], ['customer', true]]);
+  await until(() => text('role') === 'operator' && !element('log').hidden);
+}
+
 export async function aStreamOfTheLogThatIsRefusedIsNoConnection() {
   const valid = ['Bearer good'];
   await load(valid);

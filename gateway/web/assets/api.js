@@ -19,12 +19,12 @@ export function takeToken() {
 
 let tokenRefused = () => {};
 
-// onTokenRefused registers what is done when the shop does not take the token, or not any more.
+// onTokenRefused registers what is done when the shop does not take the token, or not any more: then(reason).
 export function onTokenRefused(then) { tokenRefused = then; }
 
 // refuse notes that the shop did not take the token in a header Authorization. Another may have been taken since.
-export function refuse(sent) {
-  if (sent && sent === authorization().Authorization) tokenRefused();
+export function refuse(sent, reason) {
+  if (sent && sent === authorization().Authorization) tokenRefused(reason);
 }
 
 export function forgetToken() {
@@ -49,6 +49,9 @@ export class Refusal extends Error {
 
   // transient says that the same call may succeed later.
   get transient() { return this.status === 0 || this.status === 429 || this.status >= 500; }
+
+  // refusesToken says that every such call will be refused, and count as a failed login.
+  get refusesToken() { return this.status === 401 || this.reason === 'ROLE_REQUIRED'; }
 }
 
 // The gateway waits up to 10 s for the broker or a service, after it has asked whether an order is known, and then says what to do.
@@ -78,9 +81,10 @@ export async function call(method, path, {body, headers = {}, operator = false, 
   } catch {
     throw new Refusal(0);
   }
-  if (response.status === 401) refuse(who.Authorization);
-  if (!response.ok) throw new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
-  return answer;
+  if (response.ok) return answer;
+  const refusal = new Refusal(response.status, answer, Number(response.headers.get('Retry-After')) || undefined);
+  if (refusal.refusesToken) refuse(who.Authorization, refusal.reason);
+  throw refusal;
 }
 
 export const asOperator = (method, path, body) => call(method, path, {body, operator: true});

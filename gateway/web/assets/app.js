@@ -31,7 +31,11 @@ async function startOperator() {
     await asOperator('GET', '/v1/events?page_size=1');
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401) return;
+    if (error.refusesToken) return;
+    if (error.status === 429) { // no token is checked at the moment
+      setTimeout(startOperator, (error.retryAfter ?? 1) * 1000);
+      return;
+    }
     // The log is down: the token may be valid, and the operator wants to see what is wrong.
   }
   if (operating) return; // two links were opened at once
@@ -44,10 +48,11 @@ async function startOperator() {
 }
 
 // What operators see stays, as it was last: to read it again would be refused, as is what they do.
-onTokenRefused(() => {
+onTokenRefused((reason) => {
   forgetToken();
   setText($('role'), $('role').textContent === 'operator' ? 'operator, signed out' : 'customer');
-  setText($('operator-hint'), 'This operator token is not valid here, or not any more. Open the link that the last make up printed.');
+  setText($('operator-hint'), reason === 'ROLE_REQUIRED' ? 'This token is valid, but not an operator’s. Ask whoever gives out the tokens for the role.'
+    : 'This operator token is not valid here, or not any more. Open the link that the last make up printed.');
   $('operator-hint').hidden = false;
   for (const what of ['log', 'health']) report(what, 'refused');
 });
