@@ -150,6 +150,19 @@ export async function anOrderIsSaidNotToBePlacedOnlyIfThatIsKnown() {
   equal(said, ['The order was not placed', unknown, unknown, unknown]);
 }
 
+// The second click sent an empty order, whose refusal stood under the order that was placed, or ordered once more.
+export async function aDoubleClickOrdersOnce() {
+  const page = await shop(() => json({id: 'o', state: 'PENDING'}, 202));
+  const click = (id, detail) => element(id).dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true, detail}));
+  enter(1, '1');
+  for (const [n, id] of ['place', 'order-for-me'].entries()) {
+    click(id, 1);
+    await until(() => page.placed.length === n + 1 && !busy());
+    click(id, 2);
+    equal([busy(), page.orders().length, text('outcome')], [false, n + 1, ''], id);
+  }
+}
+
 // unanswered sends an order that the shop has no answer to, but to the next it has. keys are those of all orders.
 async function unanswered() {
   let up = false;

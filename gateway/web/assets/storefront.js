@@ -65,6 +65,7 @@ export function start({onPlaced, onReached}) {
   form.addEventListener('input', () => { basket(); keepCustomer(); });
   $('find').addEventListener('input', find);
   $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
+  for (const id of ['place', 'order-for-me']) $(id).addEventListener('click', once);
   $('order-for-me').addEventListener('click', orderSomething);
   fillInCustomer();
   attempt = JSON.parse(kept('sessionStorage', attemptKey));
@@ -264,6 +265,13 @@ function remove(row) {
   input.value = '';
   input.dispatchEvent(new Event('input', {bubbles: true}));
   input.focus();
+}
+
+// once has a double click order once: by its second click the first may have been answered, and emptied the basket.
+function once(event) {
+  if (event.detail < 2) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
 }
 
 // orderSomething orders one piece of what is in stock, as a guest if nobody has given a name.
