@@ -94,6 +94,39 @@ export async function aStreamThatIsRefusedSaysWhy() {
   await until(() => text('slip-detail') === 'There is no order with this id. Check the link.');
 }
 
+// That an order could not be cancelled, or had no link, was said of the one that was followed meanwhile, and its button did something.
+export async function whatFailsIsSaidOfTheOrderThatItFailedFor() {
+  flow.start({onChange() {}, onRejected() {}, onConnection() {}});
+  const other = id.slice(0, -1) + 'c';
+  let fail;
+  const bodies = [];
+  const down = new Promise((resolve) => { fail = resolve; }).then(() => {
+    const answer = json({message: 'the order service is unavailable'}, 503), read = answer.json();
+    bodies.push(read);
+    answer.json = () => read;
+    return answer;
+  });
+  const calls = answerWith(({path, method}, {signal}) => {
+    if (path.endsWith(':stream')) return eventStream(signal).response;
+    return method === 'POST' ? down : json({id: path.slice(-36), state: path.endsWith(other) ? 'CANCELLED' : 'CONFIRMED', total_items: 1});
+  });
+  flow.follow(id);
+  await until(() => text('slip-state') === 'CONFIRMED');
+  for (const button of ['cancel', 'copy-link', 'copy-image']) document.getElementById(button).click();
+  await until(() => calls.filter(({method}) => method === 'POST').length === 3);
+  flow.follow(other);
+  await until(() => text('slip-state') === 'CANCELLED');
+  fail();
+  await down.then(() => Promise.all(bodies));
+  await new Promise((resolve) => setTimeout(resolve)); // what waits for the answers has gone on
+  equal([text('slip-detail'), document.getElementById('cancel').getAttribute('aria-disabled')], ['The order was cancelled, and its items are back in stock.', 'true']);
+  flow.follow(id);
+  await until(() => text('slip-state') === 'CONFIRMED');
+  document.getElementById('cancel').click();
+  await until(() => text('slip-detail') === 'It is not known whether the order was cancelled: the order service is unavailable. Try again.');
+  equal(document.getElementById('cancel').getAttribute('aria-disabled'), 'false');
+}
+
 export async function ordersOfThisBrowserAreListedLastFirst() {
   localStorage.setItem('shop.orders', 'broken');
   answerWith(() => new Promise(() => {}));

@@ -61,22 +61,24 @@ export function start({onChange, onRejected, onConnection}) {
 }
 
 // share makes a token that shows the order, and no more: its own id would let cancel it.
-const share = async () => (await asOperator('POST', `/v1/orders/${current.id}:share`, {})).share_token;
+const share = async (order) => (await asOperator('POST', `/v1/orders/${order.id}:share`, {})).share_token;
 
 async function copyLink({target}) {
+  const order = current;
   try {
-    await copy(target, `${location.origin}/shared/${await share()}`);
+    await copy(target, `${location.origin}/shared/${await share(order)}`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText($('slip-detail'), `There is no link: ${error.message}.`);
+    if (order === current) setText($('slip-detail'), `There is no link: ${error.message}.`);
   }
 }
 
 // copyImage copies the order as a shipping label. Without a clipboard for images, the image is saved.
 async function copyImage({target}) {
+  const order = current;
   const label = target.dataset.label ??= target.textContent;
   try {
-    const image = await drawLabel(await call('GET', `/v1/shared-orders/${await share()}`));
+    const image = await drawLabel(await call('GET', `/v1/shared-orders/${await share(order)}`));
     try {
       await navigator.clipboard.write([new ClipboardItem({'image/png': image})]);
       target.textContent = 'Copied';
@@ -86,7 +88,7 @@ async function copyImage({target}) {
     }
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText($('slip-detail'), `There is no image: ${error.message}.`);
+    if (order === current) setText($('slip-detail'), `There is no image: ${error.message}.`);
   }
   setTimeout(() => { target.textContent = label; }, 1500);
 }
@@ -301,8 +303,9 @@ async function cancel() {
     changed();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
+    if (order !== current || order.state !== 'CONFIRMED') return; // another is shown, or what has become of it
     disable($('cancel'), false);
-    setText($('slip-detail'), `Not cancelled: ${error.message}.${error.transient ? ' Try again.' : ''}`);
+    setText($('slip-detail'), error.transient ? `It is not known whether the order was cancelled: ${error.message}. Try again.` : `Not cancelled: ${error.message}.`);
   }
 }
 
