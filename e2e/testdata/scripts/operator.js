@@ -81,3 +81,11 @@ export async function aStreamOfTheLogThatIsRefusedIsNoConnection() {
   location.hash = '#token=good';
   await until(() => text('log-state') === 'Unavailable' && text('connection') === 'live');
 }
+
+export async function aStreamOfTheLogForWhichThereIsNoRoomSaysWhy() {
+  await load(['Bearer good']);
+  const answer = globalThis.fetch;
+  globalThis.fetch = (path, options) => (path.startsWith('/v1/events:stream') ? json({message: 'close some'}, 429) : answer(path, options));
+  location.hash = '#token=good';
+  await until(() => text('log-state') === 'reconnecting: too many streams are open');
+}

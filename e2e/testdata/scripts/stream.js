@@ -79,6 +79,7 @@ export async function aServerThatIsDownIsTriedAgain() {
   for (const status of [404, 408, 429, 500, 503]) {
     const seen = connect([() => json({}, status), sends([event(1)], true)]);
     await until(() => seen.events.length === 1, `an event after status ${status}`);
+    equal(seen.states[1], ['cut', status]);
     seen.stream.stop();
   }
 }

@@ -127,6 +127,12 @@ export async function whatFailsIsSaidOfTheOrderThatItFailedFor() {
   equal(document.getElementById('cancel').getAttribute('aria-disabled'), 'false');
 }
 
+// Whoever had too many tabs open was told that the event log did not answer.
+export async function aStreamForWhichThereIsNoRoomSaysWhy() {
+  await follow(() => json({id, state: 'CONFIRMED', total_items: 1}), {refused: 429});
+  await until(() => text('timeline-note').startsWith('The events are not available: too many streams are open.'));
+}
+
 export async function ordersOfThisBrowserAreListedLastFirst() {
   localStorage.setItem('shop.orders', 'broken');
   answerWith(() => new Promise(() => {}));

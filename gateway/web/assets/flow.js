@@ -170,7 +170,7 @@ function listen(order) {
         return;
       }
       connection(state);
-      noteLog(order, state);
+      noteLog(order, state, status);
       if (state === 'refused' && status !== 400) setText($('slip-detail'), 'You may not see this order’s events.');
     },
   });
@@ -255,9 +255,11 @@ async function look(order, event) {
 }
 
 // noteLog says why there are no events, if the event log cannot be read.
-function noteLog(order, state) {
+function noteLog(order, state, status) {
   if (state === 'live') setText($('timeline-note'), '');
-  if (state === 'cut') setText($('timeline-note'), `${order.events.length ? 'More events' : 'The events'} are not available: the event log does not answer. Nothing is lost: what happens waits in the log’s queue, and is shown here when the log is back.`);
+  const why = status === 429 ? 'too many streams are open. Close some tabs; what happens is shown here when there is room.'
+    : 'the event log does not answer. Nothing is lost: what happens waits in the log’s queue, and is shown here when the log is back.';
+  if (state === 'cut') setText($('timeline-note'), `${order.events.length ? 'More events' : 'The events'} are not available: ${why}`);
   $('timeline-note').hidden = $('timeline-note').textContent === '';
 }
 

@@ -9,7 +9,8 @@ const silence = 40_000;
 
 // open reads the events at path until stop() of what it returns is called. It is idle while the tab is hidden.
 //   onEvents(events)  those that arrived together, oldest first
-//   onState(state)    'connecting', 'live', 'cut' (it tries again), 'idle', or 'refused' (it does not)
+//   onState(state, status)  'connecting', 'live', 'cut' (it tries again), 'idle', or 'refused' (it does not); status is that of
+//                           the answer, if it was no stream
 //   after             the id of the last event that is known already
 //   onWake(last)      called when the tab is seen again, with the last id; returns the id to resume after, or a promise of it
 export function open(path, {onEvents, onState = () => {}, operator = false, after = '', onWake = (last) => last}) {
@@ -33,19 +34,21 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
     const {signal} = running;
     const abort = () => running?.abort();
     let watchdog = setTimeout(abort, silence);
+    let status;
     onState('connecting');
     try {
       const headers = {Accept: 'text/event-stream', ...(operator ? authorization() : {})};
       if (last) headers['Last-Event-ID'] = last;
       const response = await fetch(path, {headers, signal, cache: 'no-store'});
       if (!response.ok) {
-        if (response.status < 500 && ![404, 408, 429].includes(response.status)) {
+        ({status} = response);
+        if (status < 500 && ![404, 408, 429].includes(status)) {
           stopped = true;
-          if (response.status === 401) refuse(headers.Authorization);
-          onState('refused', response.status);
+          if (status === 401) refuse(headers.Authorization);
+          onState('refused', status);
           return;
         }
-        throw new Error(`status ${response.status}`);
+        throw new Error(`status ${status}`);
       }
       onState('live');
       const parser = new Parser();
@@ -67,7 +70,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
       if (running?.signal === signal) running = null;
     }
     if (stopped || document.hidden) return;
-    onState('cut');
+    onState('cut', status);
     timer = setTimeout(connect, pause * (0.5 + Math.random()));
     pause = Math.min(pause * 2, maxBackoff);
   }
