@@ -44,7 +44,7 @@ async function refresh() {
     show();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (list.childElementCount === 0) list.replaceChildren(h('li', {class: 'empty'}, 'Dead letters are unavailable: the logging service does not answer.'));
+    if (list.querySelector('[data-id]') === null) list.replaceChildren(h('li', {class: 'empty'}, 'Dead letters are unavailable: the logging service does not answer.'));
   }
   clearTimeout(timer);
   timer = setTimeout(refresh, interval);
@@ -81,9 +81,10 @@ function showMore() {
 }
 
 function newRow(letter) {
-  const payload = h('pre', {class: 'payload', tabindex: 0, 'aria-label': 'Payload'});
-  const details = h('details', {ontoggle: () => details.open && payload.textContent === '' && read(letter, payload)},
-    h('summary', {}, 'Payload'), payload);
+  const payload = h('pre', {class: 'payload', tabindex: 0, 'aria-label': 'Payload', hidden: true});
+  const problem = h('p', {class: 'reason', role: 'status'});
+  const details = h('details', {ontoggle: () => details.open && payload.hidden && read(letter, payload, problem)},
+    h('summary', {}, 'Payload'), problem, payload);
   return h('li', {'data-id': letter.id},
     h('p', {class: 'letter-what'}, `No. ${letter.id}, `, h('span', {class: 'code'}, letter.routing_key),
       ` of queue ${letter.source_queue}, ${moment(letter.created_at)}, attempts: ${letter.attempts}`, ...ofOrder(letter)),
@@ -96,13 +97,16 @@ function newRow(letter) {
 
 const ofOrder = ({order_id: id}) => (id ? [', order ', h('a', {href: `#order=${id}`, class: 'code', title: id}, short(id))] : []);
 
-async function read(letter, payload) {
+// read reads a letter's payload. If it cannot be read it is tried again when the letter is opened again.
+async function read(letter, payload, problem) {
   try {
     const whole = await asOperator('GET', `/v1/dead-letters/${letter.id}`);
     payload.textContent = whole.payload ? JSON.stringify(whole.payload, null, 2) : printable(atob(whole.body));
+    payload.hidden = false;
+    setText(problem, '');
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    payload.textContent = error.message;
+    setText(problem, `The payload cannot be read: ${error.message}. Close it and open it to try again.`);
   }
 }
 
@@ -139,9 +143,14 @@ async function showRedriven(letter) {
   const sent = `Dead letter ${letter.id} was sent to queue ${letter.source_queue} again`;
   const order = ofOrder(letter);
   note.replaceChildren(sent, ...order, '. If it still cannot be handled, it comes back here.');
+  if (!letter.message_id) return;
   await new Promise((resolve) => { setTimeout(resolve, lookAfter); });
-  const {dead_letters: again} = await asOperator('GET', `/v1/dead-letters?${new URLSearchParams({state: 'OPEN', message_id: letter.message_id})}`);
-  if (letter.message_id && again.length > 0) note.replaceChildren(sent, ...order, `. It came back as dead letter ${again[0].id}.`);
+  try {
+    const {dead_letters: again} = await asOperator('GET', `/v1/dead-letters?${new URLSearchParams({state: 'OPEN', message_id: letter.message_id})}`);
+    if (again.length > 0) note.replaceChildren(sent, ...order, `. It came back as dead letter ${again[0].id}.`);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error; // the list says it in time
+  }
 }
 
 // decideAll asks once more, and decides about the letters that are found one after the other.
