@@ -4,7 +4,7 @@ import {$, h} from './dom.js';
 
 let closed = () => {};
 
-// showPanel puts something under the picture. onClose is called when it goes.
+// showPanel puts something under the picture. onClose(focused) is called when it goes; focused says whether the focus was in it.
 export function showPanel(title, children, onClose = () => {}) {
   closePanel();
   closed = onClose;
@@ -14,9 +14,10 @@ export function showPanel(title, children, onClose = () => {}) {
 }
 
 export function closePanel() {
+  const focused = $('panel').contains(document.activeElement);
   $('panel').hidden = true;
   delete $('flow').dataset.panel;
   const then = closed;
   closed = () => {};
-  then();
+  then(focused);
 }

@@ -52,11 +52,11 @@ export function start(picture) {
     else if (key === 'ArrowLeft' && at > 0) go(at - 1);
   };
   $('flow').addEventListener('keydown', keys);
-  showPanel('The tour, in 30 seconds', [body], () => {
+  showPanel('The tour, in 30 seconds', [body], (focused) => {
     clearTimeout(timer);
     picture.mark(null);
     $('flow').removeEventListener('keydown', keys);
-    ($('first').hidden ? $('flow') : $('tour')).focus();
+    if (focused) ($('first').hidden ? $('flow') : $('tour')).focus();
   });
   go(0);
   next.focus({preventScroll: true});
