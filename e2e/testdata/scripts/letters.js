@@ -67,3 +67,24 @@ export async function aRedriveThatSucceededIsNotSaidToHaveFailed() {
   await until(() => looked === 1 && shop.calls.at(-1).path.includes('state=OPEN&page_size') && rows().length === 0);
   equal(note(), 'Dead letter 7 was sent to queue order again. If it still cannot be handled, it comes back here.');
 }
+
+// A button that was pressed took the focus with it when its row went: the keyboard began at the top of the page again.
+export async function theFocusMovesToTheNextLetter() {
+  element('dead-letters').hidden = false;
+  const ids = Array.from({length: 52}, (_, i) => String(90 - i));
+  const shop = await open(ids.slice(0, 3));
+  for (const [id, next] of [['90', '89'], ['88', null]]) {
+    button(id, 'Discard').focus();
+    button(id, 'Discard').click();
+    await until(() => !rows().some((row) => row.dataset.id === id));
+    equal(document.activeElement === (next ? button(next, 'Discard') : element('dead-letters')), true, `the focus is behind ${id}:`);
+  }
+  button('89', 'Redrive').focus();
+  shop.ids = ids;
+  letters.refreshSoon();
+  await until(() => rows().length === 50);
+  const more = [...element('dead-letters-body').querySelectorAll('button')].at(-1);
+  more.focus();
+  more.click();
+  equal([rows().length, document.activeElement === button('40', 'Redrive')], [52, true]);
+}

@@ -1,7 +1,7 @@
 // What operators look up: orders, what changed the stock of a product, and what operators have done. Each list goes on by a button.
 import {asOperator, Refusal} from './api.js';
 import {ways} from './contracts.js';
-import {amount, $, h, moment, plural, price, setText, short} from './dom.js';
+import {amount, $, disable, h, moment, plural, price, setText, short} from './dom.js';
 
 const perPage = 20;
 const ago = {'': null, '1h': 3600e3, '24h': 24 * 3600e3, '7d': 7 * 24 * 3600e3};
@@ -10,7 +10,7 @@ const ago = {'': null, '1h': 3600e3, '24h': 24 * 3600e3, '7d': 7 * 24 * 3600e3};
 // shop may have fewer rows than were asked for, or none, while others follow: pages are read on until there is something to show.
 class List {
   constructor(id, {read, row, none}) {
-    this.note = h('p', {class: 'lookup-note', role: 'status'});
+    this.note = h('p', {class: 'lookup-note', role: 'status', tabindex: -1});
     this.rows = h('ul', {class: 'lookup-rows'});
     this.more = h('button', {type: 'button', onclick: () => this.go(), hidden: true}, 'Show more');
     this.read = read;
@@ -24,13 +24,14 @@ class List {
     this.token = '';
     this.run = (this.run ?? 0) + 1; // an answer to an earlier question is of no interest
     this.rows.replaceChildren();
+    this.more.hidden = true;
     return this.go();
   }
 
   async go() {
     const {run} = this;
     const before = this.rows.childElementCount;
-    this.more.hidden = true;
+    disable(this.more);
     setText(this.note, 'Looking …');
     try {
       do {
@@ -42,6 +43,7 @@ class List {
       } while (this.token && this.rows.childElementCount === before);
       const found = this.rows.childElementCount;
       setText(this.note, found ? `${found} found${this.token ? ', and there may be more' : ''}.` : this.none);
+      if (!this.token && document.activeElement === this.more) this.note.focus({preventScroll: true});
       this.more.hidden = !this.token;
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -49,6 +51,7 @@ class List {
       setText(this.note, sayRefused(error));
       this.more.hidden = before === 0;
     }
+    disable(this.more, false);
   }
 }
 
