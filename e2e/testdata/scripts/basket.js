@@ -37,6 +37,15 @@ export async function theBasketHasWhatIsChosenAndItsTotal() {
   equal(basket(), ['2 × Laptop: 2000.00 USD']);
 }
 
+export async function whatIsNoQuantityIsWorthNothing() {
+  await shop();
+  enter(1, '1');
+  enter(2, '1.5');
+  equal(basket(), ['1 × Laptop: 1000.00 USD', '1.5 × Mouse: –']);
+  enter(2, '-3');
+  equal(basket()[1], '-3 × Mouse: –');
+}
+
 export async function theButtonsChangeTheQuantityAndNotBelowZero() {
   await shop();
   const [less, more] = document.querySelectorAll('[data-id="1"] [data-step]');

@@ -19,12 +19,18 @@ export function aPriceBelowTheSmallestCoinIsNotRounded() {
 export function amountsAddUpExactly() {
   const dime = amount({nanos: 100_000_000});
   equal(price(dime + dime + dime, 'USD'), '0.30 USD'); // 0.1 + 0.1 + 0.1 is not 0.3
-  equal(price(amount({units: '1', nanos: 150_000_000}) * 3, 'USD'), '3.45 USD');
+  equal(price(amount({units: '1', nanos: 150_000_000}) * 3n, 'USD'), '3.45 USD');
+}
+
+// A double has not enough digits for ten-thousandths of the highest amount, money.Max.
+export function theHighestAmountIsExact() {
+  equal(price(amount({units: '999999999999999'}), 'VND'), '999999999999999 VND');
+  equal(price(amount({units: '9999999999999', nanos: 990_000_000}), 'USD'), '9999999999999.99 USD');
 }
 
 export function noMoneyIsNothing() {
-  equal(amount(undefined), 0);
-  equal(amount({currency_code: 'USD'}), 0);
+  equal(price(amount(undefined), 'USD'), '0.00 USD');
+  equal(price(amount({currency_code: 'USD'}), 'USD'), '0.00 USD');
 }
 
 export function timesAndNumbersAreWritten() {

@@ -57,13 +57,14 @@ export function duration(ms) {
   return `${Math.round(ms / 60_000)} min`;
 }
 
-// amount is an amount of money as a number to calculate with, in ten-thousandths: no currency has more decimals.
-export const amount = (money) => Number(money?.units ?? 0) * 1e4 + (money?.nanos ?? 0) / 1e5;
+// amount is an amount of money to calculate with, in ten-thousandths: no currency has more decimals. It is a BigInt: a sum that the
+// shop allows has more digits than a number holds.
+export const amount = (money) => BigInt(money?.units ?? 0) * 10_000n + BigInt(Math.round((money?.nanos ?? 0) / 1e5));
 // price writes an amount with the decimals that its currency has, and more only if it needs them.
 export const price = (amount, currency) => {
   const usual = new Intl.NumberFormat('en', {style: 'currency', currency}).resolvedOptions().maximumFractionDigits;
-  const decimals = String(amount % 1e4).padStart(4, '0').replace(/0+$/, '').padEnd(usual, '0');
-  return `${Math.floor(amount / 1e4)}${decimals ? `.${decimals}` : ''} ${currency}`;
+  const decimals = String(amount % 10_000n).padStart(4, '0').replace(/0+$/, '').padEnd(usual, '0');
+  return `${amount / 10_000n}${decimals ? `.${decimals}` : ''} ${currency}`;
 };
 
 // breakable are the words of a routing key, which may stand on lines of their own.

@@ -244,6 +244,9 @@ function lines() {
   });
 }
 
+const isCount = (quantity) => Number.isInteger(quantity) && quantity >= 0; // somebody may have entered something else
+const worth = ({item, quantity}) => (isCount(quantity) ? amount(item.price) * BigInt(quantity) : 0n);
+
 function basket() {
   const chosen = lines();
   const content = JSON.stringify(chosen.map(({item: {id, product_name: name, price}, quantity}) => [id, name, price, quantity]));
@@ -251,12 +254,12 @@ function basket() {
     shown = content;
     $('basket-lines').replaceChildren(...chosen.map(({row, item, quantity}) => h('li', {},
       h('span', {}, `${quantity} × ${item.product_name}`),
-      h('span', {class: 'code'}, price(amount(item.price) * quantity, item.price.currency_code)),
+      h('span', {class: 'code'}, isCount(quantity) ? price(worth({item, quantity}), item.price.currency_code) : '–'),
       h('button', {type: 'button', class: 'quiet', 'aria-label': `Remove ${item.product_name}`, onclick: () => remove(row)}, 'Remove'))));
   }
   const currency = chosen[0]?.item.price.currency_code;
   const pieces = chosen.reduce((sum, line) => sum + line.quantity, 0);
-  const total = chosen.reduce((sum, line) => sum + amount(line.item.price) * line.quantity, 0);
+  const total = chosen.reduce((sum, line) => sum + worth(line), 0n);
   setText($('basket-total'), chosen.length ? `${plural(pieces, 'piece')}, ${price(total, currency)}` : 'empty');
 }
 
