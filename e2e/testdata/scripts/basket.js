@@ -46,6 +46,19 @@ export async function whatIsNoQuantityIsWorthNothing() {
   equal(basket()[1], '-3 × Mouse: –');
 }
 
+// Euros were added to dollars, and called dollars.
+export async function theTotalIsThatOfEachCurrency() {
+  const before = items[1].price;
+  items[1].price = {...before, currency_code: 'EUR'};
+  await shop();
+  enter(1, '2');
+  enter(2, '3');
+  equal([text('basket-total'), text('basket-mixed').includes('cannot be ordered together')], ['5 pieces, 2000.00 USD + 59.97 EUR', true]);
+  enter(1, '');
+  equal([text('basket-total'), text('basket-mixed')], ['3 pieces, 59.97 EUR', '']);
+  items[1].price = before;
+}
+
 export async function theButtonsChangeTheQuantityAndNotBelowZero() {
   await shop();
   const [less, more] = document.querySelectorAll('[data-id="1"] [data-step]');

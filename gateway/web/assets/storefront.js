@@ -257,10 +257,15 @@ function basket() {
       h('span', {class: 'code'}, isCount(quantity) ? price(worth({item, quantity}), item.price.currency_code) : '–'),
       h('button', {type: 'button', class: 'quiet', 'aria-label': `Remove ${item.product_name}`, onclick: () => remove(row)}, 'Remove'))));
   }
-  const currency = chosen[0]?.item.price.currency_code;
   const pieces = chosen.reduce((sum, line) => sum + line.quantity, 0);
-  const total = chosen.reduce((sum, line) => sum + worth(line), 0n);
-  setText($('basket-total'), chosen.length ? `${plural(pieces, 'piece')}, ${price(total, currency)}` : 'empty');
+  const totals = new Map(); // by currency
+  for (const line of chosen) {
+    const {currency_code: currency} = line.item.price;
+    totals.set(currency, (totals.get(currency) ?? 0n) + worth(line));
+  }
+  const sums = [...totals].map(([currency, total]) => price(total, currency)).join(' + ');
+  setText($('basket-total'), chosen.length === 0 ? 'empty' : `${plural(pieces, 'piece')}, ${sums}`);
+  setText($('basket-mixed'), totals.size > 1 ? 'Products in different currencies cannot be ordered together. Order them one currency at a time.' : '');
 }
 
 function remove(row) {
