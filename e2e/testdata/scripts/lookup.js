@@ -1,6 +1,17 @@
 import * as lookup from '/page/lookup.js';
 import {answerWith, element, equal, json, until} from './check.js';
 
+// The browser refused addresses that the shop takes, and nothing was looked up.
+export async function everyAddressOfACustomerIsLookedUp() {
+  const calls = answerWith(() => json({items: [], orders: [], next_page_token: ''}));
+  lookup.start();
+  element('lookup').hidden = false;
+  element('lookup-email').value = 'jürgen@example.org';
+  element('lookup-form').requestSubmit();
+  await until(() => calls.some(({path}) => path.startsWith('/v1/orders?')));
+  equal(new URLSearchParams(calls.find(({path}) => path.startsWith('/v1/orders?')).path.split('?')[1]).get('customer_email'), 'jürgen@example.org');
+}
+
 // The button hid itself while it read, and the keyboard began at the top of the page again.
 export async function showMoreKeepsTheFocus() {
   element('lookup').hidden = false;
