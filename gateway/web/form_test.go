@@ -1,6 +1,8 @@
 package web
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 
 	inventoryv1 "shop.example/gen/shop/inventory/v1"
 	moneyv1 "shop.example/gen/shop/money/v1"
+	orderv1 "shop.example/gen/shop/order/v1"
 	"shop.example/platform/apierror"
 )
 
@@ -36,5 +39,21 @@ func TestForm_AnOrderThatMayHaveBeenAcceptedKeepsItsPrices(t *testing.T) {
 				t.Errorf("%s, and the price that is sent is %s, that is shown %s", f.Problem, p.UnitPrice, p.Price)
 			}
 		})
+	}
+}
+
+// An order of one piece had "1 pieces".
+func TestOrder_OfOnePieceHasOnePiece(t *testing.T) {
+	t.Parallel()
+	p, err := newPage(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pieces, want := range map[int32]string{1: "<dd>1 piece</dd>", 2: "<dd>2 pieces</dd>"} {
+		w := httptest.NewRecorder()
+		p.write(w, http.StatusOK, "order.html", orderView{Order: &orderv1.Order{TotalItems: pieces}})
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("there is no %s", want)
+		}
 	}
 }
