@@ -25,3 +25,14 @@ export async function aServiceThatIsStoppedIsAButtonThatIsPressed() {
   await start();
   equal(['order', 'inventory'].map((name) => service(name).getAttribute('aria-pressed')), ['false', 'true']);
 }
+
+// It was written onto the button for the moment until the buttons were made anew.
+export async function whyAServiceCouldNotBeStoppedStaysToBeRead() {
+  await start();
+  const answer = globalThis.fetch;
+  globalThis.fetch = (path, options) => (path.endsWith('/stop') ? json({message: 'an experiment is running'}, 409) : answer(path, options));
+  const before = service('order');
+  before.click();
+  await until(() => service('order') !== before);
+  equal(element('breaking').querySelector('.switches .outcome').textContent, 'The service order was not stopped: an experiment is running.');
+}

@@ -137,6 +137,7 @@ let onRunning = () => {};
 let show = () => {};
 const buttons = [];
 const services = h('ul', {class: 'services'});
+const problem = h('p', {class: 'outcome', role: 'status'}); // why a service could not be stopped or started
 
 // start shows the experiments. onLetter() is called when there may be another dead letter, onChange() when queues and
 // services may have changed, onRunning(is) when an experiment begins and ends, show(title, …children) shows something
@@ -145,7 +146,7 @@ export function start(options) {
   ({onLetter, onChange, onRunning, show} = options);
   for (const element of document.querySelectorAll('[data-demo-part]')) element.hidden = false;
   $('breaking-body').append(h('ul', {class: 'experiments'}, ...experiments.map(newExperiment)),
-    h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services,
+    h('div', {class: 'switches'}, h('h3', {}, 'Stop a service, order, and start it again'), services, problem,
       h('p', {}, 'Guarantee: orders are still accepted, wait in the queue, and are decided when the service is back.')));
   $('lookup-audit').append(
     h('p', {class: 'actions'}, h('button', {type: 'button', onclick: () => document.querySelector('[data-experiment=audit] button').click()}, 'Audit now')));
@@ -239,12 +240,13 @@ async function refresh() {
 async function turn(name, running) {
   const button = services.querySelector(`[data-service=${name}]`);
   disable(button);
+  setText(problem, '');
   setText(button, running ? `Stopping ${name} …` : `Starting ${name} …`);
   try {
     await asOperator('POST', `/demo/services/${name}/${running ? 'stop' : 'start'}`, {});
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    setText(button, error.message);
+    setText(problem, `The service ${name} was not ${running ? 'stopped' : 'started'}: ${error.message}.`);
   }
   await refresh();
   services.querySelector(`[data-service=${name}]`)?.focus();
