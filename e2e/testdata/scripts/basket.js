@@ -257,3 +257,39 @@ export async function anEmptyOrderIsNotSentTwiceAndSaysWhatIsMissing() {
   answer(json({message: 'invalid', details: [{field_violations: [{field: 'order_items', description: 'too few'}]}]}, 400));
   await until(() => text('outcome') === 'Add at least one product');
 }
+
+// After a search that found nothing the whole catalogue was read every few seconds, for as long as the page was open.
+export async function whatWasReadForASearchAloneIsReadNoMore() {
+  const pageOf = (n) => [1, 2].map((i) => ({...items[0], id: 2 * n + i, product_name: `Product ${2 * n + i}`}));
+  let reads = 0;
+  answerWith(({path}) => {
+    const n = Number(new URLSearchParams(path.split('?')[1]).get('page_token') || 0);
+    reads++;
+    return json({items: pageOf(n), next_page_token: n < 4 ? String(n + 1) : ''});
+  });
+  storefront.start({onPlaced() {}, onReached() {}});
+  const list = () => element('products').children.length;
+  const find = (words) => {
+    element('find').value = words;
+    element('find').dispatchEvent(new Event('input', {bubbles: true}));
+  };
+  const again = async () => {
+    reads = 0;
+    await storefront.refresh();
+    return [reads, list()];
+  };
+  await until(() => list() === 2);
+  find('no such thing');
+  await until(() => list() === 10);
+  equal([await again(), await again()], [[1, 2], [1, 2]], 'in vain:');
+  find('product 9');
+  await until(() => list() === 10);
+  equal(await again(), [5, 10], 'while what was found is shown:');
+  find('');
+  equal(await again(), [1, 2], 'when the search is over:');
+  find('product 9');
+  await until(() => list() === 10);
+  enter(9, '1');
+  find('');
+  equal([await again(), text('basket-total')], [[5, 10], '1 piece, 1000.00 USD'], 'with what was found in the basket:');
+}

@@ -12,6 +12,7 @@ const maxUnsearched = 12; // as many products are seen without searching
 const cacheTime = 600; // the server caches the stock for half a second
 
 const items = new Map(); // by id, as the catalogue has them
+const rows = new Map(); // by id, in the list
 let timer;
 let pause = minPoll;
 let again = false;
@@ -23,6 +24,9 @@ let placed = () => {};
 let reached = () => {};
 const firstPage = form.elements.page_token?.value ?? ''; // the token that leads to it
 let pages = 1; // of the catalogue, that are shown
+let searched = 0; // pages after those, that are read for the search alone
+let vain = null; // what was looked for last that no product has
+let own = new Set(); // the ids on the pages that are shown without a search
 let next = ''; // the token of the one after them; '' if there is none
 let sent = []; // what was ordered last: [id, quantity]
 let attempt = null; // the order that was sent last and may have been accepted, with its prices, and its key
@@ -67,6 +71,7 @@ export function start({onPlaced, onReached}) {
   $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
   for (const id of ['place', 'order-for-me']) $(id).addEventListener('click', once);
   $('order-for-me').addEventListener('click', orderSomething);
+  for (const row of list.children) rows.set(Number(row.dataset.id), row); // they came with the page
   fillInCustomer();
   attempt = JSON.parse(kept('sessionStorage', attemptKey));
   list.addEventListener('click', (event) => {
@@ -113,20 +118,23 @@ export async function refresh() {
 // read reads the pages of the catalogue that are shown.
 async function read() {
   const products = [];
+  const unsearched = new Set();
   let token = firstPage;
-  for (let i = 0; i < pages; i++) {
+  for (let i = 0; i < pages + searched; i++) {
     const answer = await call('GET', `/catalogue${token && `?${new URLSearchParams({page_token: token})}`}`, {cache: 'no-cache'}); // 304 if nothing has changed
     products.push(...answer.items);
+    if (i < pages) for (const {id} of answer.items) unsearched.add(id);
     token = answer.next_page_token;
     if (!token) break;
   }
   next = token;
+  own = unsearched;
   return products;
 }
 
-// more shows more pages of the catalogue.
-function more(n = 1) {
-  pages += n;
+// more shows one more page of the catalogue.
+function more() {
+  pages++;
   return refresh();
 }
 
@@ -143,16 +151,17 @@ function show(products) {
   list.classList.remove('stale');
   const known = new Set();
   for (const item of products) {
-    known.add(String(item.id));
-    const row = list.querySelector(`[data-id="${item.id}"]`) ?? list.appendChild(newRow(item));
+    known.add(item.id);
+    const row = rows.get(item.id) ?? list.appendChild(newRow(item));
+    rows.set(item.id, row);
     showItem(row, item, items.get(item.id));
     items.set(item.id, item);
   }
-  for (const row of [...list.children]) {
-    if (!known.has(row.dataset.id)) {
-      items.delete(Number(row.dataset.id));
-      row.remove();
-    }
+  for (const [id, row] of rows) {
+    if (known.has(id)) continue;
+    items.delete(id);
+    rows.delete(id);
+    row.remove();
   }
   $('find-product').hidden = products.length <= maxUnsearched;
   find();
@@ -160,9 +169,11 @@ function show(products) {
 }
 
 // find hides the products whose names do not have the words that are looked for, except those in the basket. While none has
-// them the rest of the catalogue is read.
+// them the rest of the catalogue is read, once: what was read for a search alone is read no more when that is over, or was in vain.
 function find() {
-  const words = $('find').value.toLowerCase().split(/\s+/);
+  const text = $('find').value.trim().toLowerCase();
+  const words = text.split(/\s+/);
+  if (text !== vain) vain = null;
   let found = 0;
   for (const row of list.children) {
     const name = row.querySelector('.product-name').textContent.toLowerCase();
@@ -170,7 +181,17 @@ function find() {
     if (wanted) found++;
     row.hidden = !wanted && !Number(quantityOf(row).value);
   }
-  if (found === 0 && next) more(pages);
+  if (found === 0 && vain === null) {
+    if (next) {
+      searched += pages + searched;
+      refresh();
+      return;
+    }
+    vain = text;
+  }
+  if (searched === 0 || found > 0 && text !== '') return;
+  if (lines().some(({item}) => !own.has(item.id))) pages += searched; // what is in the basket stays
+  searched = 0;
 }
 
 function keepCustomer() {
@@ -186,7 +207,7 @@ function fillInCustomer() {
 export function refill() {
   if (lines().length > 0) return;
   for (const [id, quantity] of sent) {
-    const row = list.querySelector(`[data-id="${id}"]`);
+    const row = rows.get(id);
     if (row) quantityOf(row).value = quantity;
   }
   sent = [];
