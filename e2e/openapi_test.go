@@ -222,3 +222,54 @@ func TestOpenAPI_ABodyThatWasReadCanBeSentBack(t *testing.T) {
 		t.Errorf("only %d calls change something", changes)
 	}
 }
+
+// The document told of update_mask, a field that only gRPC has.
+func TestOpenAPI_NamesNoFieldThatItLacks(t *testing.T) {
+	t.Parallel()
+	var document any
+	if err := json.Unmarshal(openapi.Shop, &document); err != nil {
+		t.Fatal(err)
+	}
+	fields, texts := map[string]bool{}, map[string]bool{}
+	eachObject(document, func(o map[string]any) {
+		properties, _ := o["properties"].(map[string]any)
+		for name := range properties {
+			fields[name] = true
+		}
+		if parameter, ok := o["name"].(string); ok {
+			fields[parameter] = true
+		}
+		for _, key := range []string{"summary", "description"} {
+			if text, ok := o[key].(string); ok {
+				texts[text] = true
+			}
+		}
+	})
+	for text := range texts {
+		for _, name := range fieldName.FindAllString(text, -1) {
+			if !fields[name] {
+				t.Errorf("the document has no field %s: %.300s", name, text)
+			}
+		}
+	}
+	if !fields["on_hand"] || len(texts) < 100 {
+		t.Errorf("only %d fields and %d texts were found", len(fields), len(texts))
+	}
+}
+
+var fieldName = regexp.MustCompile(`\b[a-z]+(?:_[a-z]+)+\b`)
+
+// eachObject calls f with each object within a JSON value.
+func eachObject(value any, f func(map[string]any)) {
+	switch value := value.(type) {
+	case map[string]any:
+		f(value)
+		for _, member := range value {
+			eachObject(member, f)
+		}
+	case []any:
+		for _, element := range value {
+			eachObject(element, f)
+		}
+	}
+}

@@ -709,7 +709,7 @@ func (x *CreateItemsResponse) GetItems() []*Item {
 // UpdateItemRequest is what UpdateItem takes.
 type UpdateItemRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The product with its new values. on_hand is the stock to set; the other fields cannot be changed.
+	// The product with its new values: product_name, on_hand, which is the stock to set, and price can be changed.
 	Item *Item `protobuf:"bytes,1,opt,name=item,proto3" json:"item,omitempty"`
 	// The fields to change: product_name, on_hand, price. Without it those that are set in item, with "*" all three. Over REST
 	// it follows from the body.

@@ -40,8 +40,8 @@ type InventoryServiceClient interface {
 	// CreateItems adds products, all or none. With an Idempotency-Key (REST header, gRPC metadata) a repeated call gets the
 	// answer of the first.
 	CreateItems(ctx context.Context, in *CreateItemsRequest, opts ...grpc.CallOption) (*CreateItemsResponse, error)
-	// UpdateItem changes the fields of a product that update_mask names. What was read can be sent back: fields that cannot be
-	// set are ignored as long as they are as they are stored.
+	// UpdateItem changes the name, the stock or the price of a product; what is not given stays as it is. What was read can be
+	// sent back: fields that cannot be set are ignored as long as they are as they are stored.
 	UpdateItem(ctx context.Context, in *UpdateItemRequest, opts ...grpc.CallOption) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(ctx context.Context, in *DeleteItemRequest, opts ...grpc.CallOption) (*DeleteItemResponse, error)
@@ -131,8 +131,8 @@ type InventoryServiceServer interface {
 	// CreateItems adds products, all or none. With an Idempotency-Key (REST header, gRPC metadata) a repeated call gets the
 	// answer of the first.
 	CreateItems(context.Context, *CreateItemsRequest) (*CreateItemsResponse, error)
-	// UpdateItem changes the fields of a product that update_mask names. What was read can be sent back: fields that cannot be
-	// set are ignored as long as they are as they are stored.
+	// UpdateItem changes the name, the stock or the price of a product; what is not given stays as it is. What was read can be
+	// sent back: fields that cannot be set are ignored as long as they are as they are stored.
 	UpdateItem(context.Context, *UpdateItemRequest) (*UpdateItemResponse, error)
 	// DeleteItem removes a product that no open order holds.
 	DeleteItem(context.Context, *DeleteItemRequest) (*DeleteItemResponse, error)

@@ -799,7 +799,7 @@ func (x *GetWebhookResponse) GetWebhook() *Webhook {
 // UpdateWebhookRequest is what UpdateWebhook takes.
 type UpdateWebhookRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The webhook with its new values.
+	// The webhook with its new values: url, event_types, format, description and state can be changed.
 	Webhook *Webhook `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
 	// The fields to change: url, event_types, format, description, state. Without it those that are set in webhook, with "*" all
 	// five. Over REST it follows from the body.

@@ -45,7 +45,7 @@ type WebhookServiceClient interface {
 	ListWebhooks(ctx context.Context, in *ListWebhooksRequest, opts ...grpc.CallOption) (*ListWebhooksResponse, error)
 	// GetWebhook reads a webhook.
 	GetWebhook(ctx context.Context, in *GetWebhookRequest, opts ...grpc.CallOption) (*GetWebhookResponse, error)
-	// UpdateWebhook changes the fields of a webhook that update_mask names. It is paused and enabled again by its state.
+	// UpdateWebhook changes a webhook; what is not given stays as it is. It is paused and enabled again by its state.
 	UpdateWebhook(ctx context.Context, in *UpdateWebhookRequest, opts ...grpc.CallOption) (*UpdateWebhookResponse, error)
 	// RotateWebhookSecret gives a webhook a new secret. For a day each delivery is signed with both.
 	RotateWebhookSecret(ctx context.Context, in *RotateWebhookSecretRequest, opts ...grpc.CallOption) (*RotateWebhookSecretResponse, error)
@@ -174,7 +174,7 @@ type WebhookServiceServer interface {
 	ListWebhooks(context.Context, *ListWebhooksRequest) (*ListWebhooksResponse, error)
 	// GetWebhook reads a webhook.
 	GetWebhook(context.Context, *GetWebhookRequest) (*GetWebhookResponse, error)
-	// UpdateWebhook changes the fields of a webhook that update_mask names. It is paused and enabled again by its state.
+	// UpdateWebhook changes a webhook; what is not given stays as it is. It is paused and enabled again by its state.
 	UpdateWebhook(context.Context, *UpdateWebhookRequest) (*UpdateWebhookResponse, error)
 	// RotateWebhookSecret gives a webhook a new secret. For a day each delivery is signed with both.
 	RotateWebhookSecret(context.Context, *RotateWebhookSecretRequest) (*RotateWebhookSecretResponse, error)
