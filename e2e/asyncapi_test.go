@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -171,5 +172,32 @@ func TestAsyncAPI_EventsArePersistentAndCallsAreNot(t *testing.T) {
 		if binding, _ := bindings["amqp"].(map[string]any); binding["deliveryMode"] != float64(want) {
 			t.Errorf("%s: %v, want the delivery mode %v", name, bindings, want)
 		}
+	}
+}
+
+// Readers of YAML 1.1, most of those in Python and Ruby, take 1e+09 for a text.
+func TestAsyncAPI_NumbersAreNumbersInYAML11(t *testing.T) {
+	t.Parallel()
+	var document yaml.Node
+	if err := yaml.Unmarshal(asyncapi.Shop, &document); err != nil {
+		t.Fatal(err)
+	}
+	inYAML11 := regexp.MustCompile(`^-?[0-9]+(\.[0-9]*)?$`)
+	numbers := 0
+	var look func(*yaml.Node)
+	look = func(n *yaml.Node) {
+		if n.Tag == "!!int" || n.Tag == "!!float" {
+			numbers++
+			if !inYAML11.MatchString(n.Value) {
+				t.Errorf("line %d: %s is a text in YAML 1.1", n.Line, n.Value)
+			}
+		}
+		for _, child := range n.Content {
+			look(child)
+		}
+	}
+	look(&document)
+	if numbers < 10 {
+		t.Errorf("only %d numbers were found", numbers)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strconv"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -21,8 +22,8 @@ type schema struct {
 	MinLength uint64   `yaml:"minLength,omitempty"`
 	MaxLength uint64   `yaml:"maxLength,omitempty"`
 	Pattern   string   `yaml:",omitempty"`
-	Minimum   *float64 `yaml:",omitempty"`
-	Maximum   *float64 `yaml:",omitempty"`
+	Minimum   *number  `yaml:",omitempty"`
+	Maximum   *number  `yaml:",omitempty"`
 
 	Items       *schema `yaml:",omitempty"`
 	MinItems    uint64  `yaml:"minItems,omitempty"`
@@ -31,6 +32,14 @@ type schema struct {
 
 	Required   []string   `yaml:",omitempty"`
 	Properties properties `yaml:",omitempty"`
+}
+
+// number is written without an exponent: 1e+09 is a text to readers of YAML 1.1.
+type number float64
+
+// MarshalYAML implements yaml.Marshaler.
+func (n number) MarshalYAML() (any, error) {
+	return &yaml.Node{Kind: yaml.ScalarNode, Value: strconv.FormatFloat(float64(n), 'f', -1, 64)}, nil
 }
 
 // properties are those of an object, in the order of the contract.
@@ -117,7 +126,7 @@ func (s schemas) single(fd protoreflect.FieldDescriptor, rules contract.Rules) *
 	case protoreflect.BoolKind:
 		return &schema{Type: "boolean"}
 	case protoreflect.FloatKind, protoreflect.DoubleKind:
-		return &schema{Type: "number", Minimum: rules.Minimum, Maximum: rules.Maximum}
+		return &schema{Type: "number", Minimum: (*number)(rules.Minimum), Maximum: (*number)(rules.Maximum)}
 	case protoreflect.BytesKind:
 		return &schema{Type: "string", Format: "byte"}
 	case protoreflect.StringKind:
@@ -127,7 +136,7 @@ func (s schemas) single(fd protoreflect.FieldDescriptor, rules contract.Rules) *
 	case protoreflect.Int64Kind, protoreflect.Uint64Kind, protoreflect.Sint64Kind, protoreflect.Fixed64Kind, protoreflect.Sfixed64Kind:
 		return &schema{Type: "string", Format: "int64"} // JSON's numbers are not whole beyond 2^53
 	default:
-		return &schema{Type: "integer", Format: "int32", Minimum: rules.Minimum, Maximum: rules.Maximum}
+		return &schema{Type: "integer", Format: "int32", Minimum: (*number)(rules.Minimum), Maximum: (*number)(rules.Maximum)}
 	}
 }
 
