@@ -31,7 +31,10 @@ type saidAnswer struct {
 	Reasons []string `json:"x-reasons"`
 }
 
-type media struct{ Schema *jsonType }
+type media struct {
+	Schema  *jsonType
+	Example any
+}
 
 type parameter struct {
 	Name     string

@@ -223,6 +223,20 @@ func TestOpenAPI_ABodyThatWasReadCanBeSentBack(t *testing.T) {
 	}
 }
 
+// The example had quotation marks that the text has not, and JSON was listed, which is never sent.
+func TestOpenAPI_AnOrderOfTheDemoIsAnsweredAsInTheExample(t *testing.T) {
+	t.Parallel()
+	var d apiDocument
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	got := start(t).call(t, http.MethodPost, "/intermediary/order", sample)
+	said := d.Paths["/intermediary/order"]["post"].Responses["200"].Content
+	if got.code != http.StatusOK || len(said) != 1 || said["text/plain"].Example != string(got.body) {
+		t.Errorf("the answer is %d %s, the document has %+v", got.code, got.body, said)
+	}
+}
+
 // The document told of update_mask, a field that only gRPC has.
 func TestOpenAPI_NamesNoFieldThatItLacks(t *testing.T) {
 	t.Parallel()

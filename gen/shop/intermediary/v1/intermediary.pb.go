@@ -426,16 +426,16 @@ const file_shop_intermediary_v1_intermediary_proto_rawDesc = "" +
 	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt:\x1f\x92A\x1c\n" +
 	"\x1a\xd2\x01\n" +
 	"created_at\xd2\x01\n" +
-	"updated_at2\x81\x06\n" +
-	"\x13IntermediaryService\x12\xa5\x04\n" +
-	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xc0\x03\x92A\xa3\x02:\n" +
-	"text/plain:\x10application/jsonJ\x8f\x01\n" +
-	"\x03200\x12\x87\x01\n" +
+	"updated_at2\xed\x05\n" +
+	"\x13IntermediaryService\x12\x91\x04\n" +
+	"\vCreateOrder\x12(.shop.intermediary.v1.CreateOrderRequest\x1a).shop.intermediary.v1.CreateOrderResponse\"\xac\x03\x92A\x8f\x02:\n" +
+	"text/plainJ\x8d\x01\n" +
+	"\x03200\x12\x85\x01\n" +
 	"+The order was accepted and will be decided.\x1a)\n" +
 	"\bLocation\x12\x1d\n" +
-	"\x13Where the order is.\x12\x06string\"-\n" +
+	"\x13Where the order is.\x12\x06string\"+\n" +
 	"\n" +
-	"text/plain\x12\x1f\"Order successfully published.\"rq\n" +
+	"text/plain\x12\x1dOrder successfully published.rq\n" +
 	"o\n" +
 	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01ص\x18\x03\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\xea\xb5\x18\n" +
 	"OVERLOADED\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\xea\xb5\x18\x17ORDER_QUEUE_UNAVAILABLE\x82\xd3\xe4\x93\x02!:\x01*b\amessage\"\x13/intermediary/order\x12\xc1\x01\n" +
