@@ -18,6 +18,7 @@ import (
 // apiDocument is what tests need of the OpenAPI document.
 type apiDocument struct {
 	Paths map[string]map[string]struct {
+		OperationID string `json:"operationId"`
 		Parameters  []parameter
 		RequestBody *struct{ Content map[string]media }
 		Responses   map[string]saidAnswer
@@ -50,6 +51,7 @@ type jsonType struct {
 	Known      []string `json:"x-extensible-enum"`
 	Ref        string   `json:"$ref"`
 	ReadOnly   bool     `json:"readOnly"`
+	Required   []string
 	Example    any
 	Items      *jsonType
 	Properties map[string]*jsonType
@@ -57,16 +59,16 @@ type jsonType struct {
 
 // operation is one operation of the document.
 type operation struct {
-	method, path string
-	parameters   []parameter
-	body         *jsonType // nil for none
-	answers      map[string]saidAnswer
+	id, method, path string
+	parameters       []parameter
+	body             *jsonType // nil for none
+	answers          map[string]saidAnswer
 }
 
 func (d apiDocument) operations() (all []operation) {
 	for path, calls := range d.Paths {
 		for method, call := range calls {
-			op := operation{method: strings.ToUpper(method), path: path, parameters: call.Parameters, answers: call.Responses}
+			op := operation{id: call.OperationID, method: strings.ToUpper(method), path: path, parameters: call.Parameters, answers: call.Responses}
 			if call.RequestBody != nil {
 				op.body = call.RequestBody.Content["application/json"].Schema
 			}

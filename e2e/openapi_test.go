@@ -223,6 +223,69 @@ func TestOpenAPI_ABodyThatWasReadCanBeSentBack(t *testing.T) {
 	}
 }
 
+// Fields that every answer has were optional in generated clients: all of a webhook, because a webhook is also sent.
+func TestOpenAPI_AFieldThatIsAlwaysThereIsRequired(t *testing.T) {
+	t.Parallel()
+	var d apiDocument
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string][]string{} // by schema, the fields in the rows of the calls that it answers
+	for _, r := range apiRows(t) {
+		status, shape, _ := strings.Cut(r.answer, ": ")
+		shape, _, _ = strings.Cut(shape, "; in ")
+		for _, op := range d.operations() {
+			_, name, _ := strings.Cut(op.id, "_")
+			if said := op.answers[status].Content["application/json"].Schema; said != nil && said.Ref != "" && strings.TrimSuffix(name, "2") == r.method() {
+				rows[said.Ref] = append(rows[said.Ref], shape)
+			}
+		}
+	}
+	always := 0
+	for ref, shapes := range rows {
+		schema := d.Components.Schemas[strings.TrimPrefix(ref, "#/components/schemas/")]
+		for field := range schema.Properties {
+			inAll := !slices.ContainsFunc(shapes, func(shape string) bool { return !slices.Contains(strings.Split(shape, ", "), field) })
+			if inAll {
+				always++
+			}
+			if inAll && !slices.Contains(schema.Required, field) {
+				t.Errorf("%s: %s is in every answer by docs/api.md, and is not required", ref, field)
+			}
+			if !inAll && slices.Contains(schema.Required, field) {
+				t.Errorf("%s: %s is required, and docs/api.md says that it may be absent", ref, field)
+			}
+		}
+	}
+	if len(rows) < 20 || always < 50 {
+		t.Errorf("only %d fields of %d answers are always there", always, len(rows))
+	}
+}
+
+// A request without them was valid by the document, and refused.
+func TestOpenAPI_ANewWebhookNeedsURLAndEventTypes(t *testing.T) {
+	t.Parallel()
+	all, err := described()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d apiDocument
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range all {
+		if op.id != "WebhookService_CreateWebhook" {
+			continue
+		}
+		body := d.Components.Schemas[strings.TrimPrefix(op.body.Ref, "#/components/schemas/")]
+		if !slices.Equal(body.Required, []string{"url", "event_types"}) {
+			t.Errorf("required are %q", body.Required)
+		}
+		return
+	}
+	t.Error("the document has no CreateWebhook")
+}
+
 // The example had quotation marks that the text has not, and JSON was listed, which is never sent.
 func TestOpenAPI_AnOrderOfTheDemoIsAnsweredAsInTheExample(t *testing.T) {
 	t.Parallel()

@@ -10,6 +10,9 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi2"
 	"github.com/getkin/kin-openapi/openapi2conv"
+	"github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2/options"
+	"google.golang.org/genproto/googleapis/api/annotations"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"shop.example/tools/apidoc/contract"
@@ -168,8 +171,8 @@ func (d *document) callsOf(md protoreflect.MethodDescriptor) []call {
 	return found
 }
 
-// sayBody gives the body of a call a schema with a name, where the generator has none: a field of the request without what
-// is in the path.
+// sayBody gives the body of a call a schema of its own if it is a field of the request. What the call needs of it is said by
+// that field; an answer of the same type has more that is always there.
 func (d *document) sayBody(c call) {
 	body, ok := c.object["requestBody"].(object)
 	if !ok {
@@ -178,17 +181,31 @@ func (d *document) sayBody(c call) {
 	body["required"] = true
 	content := body["content"].(object)["application/json"].(object)
 	schema := content["schema"].(object)
-	if schema["$ref"] != nil {
+	fd := c.body()
+	if fd == nil {
 		return
 	}
-	schema["description"] = schema["title"]
-	delete(schema, "title")
+	if ref, ok := schema["$ref"].(string); ok { // nothing of it is in the path
+		schema = maps.Clone(d.schemas[strings.TrimPrefix(ref, refTo(""))].(object))
+	} else {
+		delete(schema, "title")
+		// A client that sends back what it has read sends what is in the path, too.
+		schema["properties"].(object)["id"] = c.pathID()
+	}
+	schema["description"] = contract.Comment(fd)
 	delete(schema, "required") // of answers
-	// A client that sends back what it has read sends what is in the path, too.
-	schema["properties"].(object)["id"] = c.pathID()
+	if needed := proto.GetExtension(fd.Options(), options.E_Openapiv2Field).(*options.JSONSchema).GetRequired(); len(needed) > 0 {
+		schema["required"] = needed
+	}
 	name := string(c.method.Name()) + "Body"
 	d.schemas[name] = schema
 	content["schema"] = object{"$ref": refTo(name)}
+}
+
+// body is the field of the request that the body is; nil if it is the request itself, or there is none.
+func (c call) body() protoreflect.FieldDescriptor {
+	rule := proto.GetExtension(c.method.Options(), annotations.E_Http).(*annotations.HttpRule)
+	return c.method.Input().Fields().ByName(protoreflect.Name(rule.GetBody()))
 }
 
 // pathID is the schema of what the path names, as it is read.

@@ -676,7 +676,7 @@ var File_shop_logging_v1_dead_letter_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\n" +
-	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xc8\x05\n" +
+	"!shop/logging/v1/dead_letter.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xdb\x05\n" +
 	"\n" +
 	"DeadLetter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x127\n" +
@@ -704,10 +704,10 @@ const file_shop_logging_v1_dead_letter_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\f\n" +
 	"\bREDRIVEN\x10\x02\x12\r\n" +
-	"\tDISCARDED\x10\x03:\x1f\x92A\x1c\n" +
-	"\x1a\xd2\x01\n" +
+	"\tDISCARDED\x10\x03:2\x92A/\n" +
+	"-\xd2\x01\n" +
 	"created_at\xd2\x01\n" +
-	"updated_at\"\xdb\x01\n" +
+	"updated_at\xd2\x01\x10redrivable_until\"\xdb\x01\n" +
 	"\x16ListDeadLettersRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +

@@ -701,7 +701,7 @@ var File_shop_logging_v1_event_log_proto protoreflect.FileDescriptor
 
 const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\n" +
-	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xb7\x04\n" +
+	"\x1fshop/logging/v1/event_log.proto\x12\x0fshop.logging.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xc6\x04\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1f\n" +
 	"\vrouting_key\x18\x02 \x01(\tR\n" +
@@ -723,8 +723,8 @@ const file_shop_logging_v1_event_log_proto_rawDesc = "" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\asuccess\x10\x01\x12\t\n" +
-	"\x05error\x10\x02:\x12\x92A\x0f\n" +
-	"\r\xd2\x01\n" +
+	"\x05error\x10\x02:!\x92A\x1e\n" +
+	"\x1c\xd2\x01\fpublished_at\xd2\x01\n" +
 	"created_at\"F\n" +
 	"\x13ResendEventsRequest\x12/\n" +
 	"\torder_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\f\b\x01\x10\xe8\a\"\x05r\x03\xb0\x01\x01R\borderIds\"L\n" +

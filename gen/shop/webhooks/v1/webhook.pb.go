@@ -1443,7 +1443,7 @@ var File_shop_webhooks_v1_webhook_proto protoreflect.FileDescriptor
 
 const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\n" +
-	"\x1eshop/webhooks/v1/webhook.proto\x12\x10shop.webhooks.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xab\x06\n" +
+	"\x1eshop/webhooks/v1/webhook.proto\x12\x10shop.webhooks.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a.protoc-gen-openapiv2/options/annotations.proto\x1a\x1dshop/options/v1/options.proto\"\xcc\x06\n" +
 	"\aWebhook\x120\n" +
 	"\x02id\x18\x01 \x01(\tB \x92A\x12@\x01\xca>\r\xfa\x02\n" +
 	"webhook_id\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\x02id\x12G\n" +
@@ -1470,7 +1470,10 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\x06Format\x12\x16\n" +
 	"\x12FORMAT_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bSTANDARD\x10\x01\x12\x10\n" +
-	"\fCLOUD_EVENTS\x10\x02\"\x97\x05\n" +
+	"\fCLOUD_EVENTS\x10\x02:\x1f\x92A\x1c\n" +
+	"\x1a\xd2\x01\n" +
+	"created_at\xd2\x01\n" +
+	"updated_at\"\xba\x05\n" +
 	"\x0fWebhookDelivery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
@@ -1494,12 +1497,16 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\aPENDING\x10\x01\x12\r\n" +
 	"\tDELIVERED\x10\x02\x12\n" +
 	"\n" +
-	"\x06FAILED\x10\x03\"S\n" +
-	"\x14CreateWebhookRequest\x12;\n" +
-	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookB\x06\xbaH\x03\xc8\x01\x01R\awebhook\"i\n" +
+	"\x06FAILED\x10\x03:!\x92A\x1e\n" +
+	"\x1c\xd2\x01\fpublished_at\xd2\x01\n" +
+	"created_at\"j\n" +
+	"\x14CreateWebhookRequest\x12R\n" +
+	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookB\x1d\x92A\x14\xd2\x01\x03url\xd2\x01\vevent_types\xbaH\x03\xc8\x01\x01R\awebhook\"z\n" +
 	"\x15CreateWebhookResponse\x123\n" +
 	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookR\awebhook\x12\x1b\n" +
-	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"h\n" +
+	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret:\x0f\x92A\f\n" +
+	"\n" +
+	"\xd2\x01\awebhook\"h\n" +
 	"\x13ListWebhooksRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12+\n" +
 	"\n" +
@@ -1520,10 +1527,11 @@ const file_shop_webhooks_v1_webhook_proto_rawDesc = "" +
 	"\awebhook\x18\x01 \x01(\v2\x19.shop.webhooks.v1.WebhookR\awebhook\"E\n" +
 	"\x1aRotateWebhookSecretRequest\x12'\n" +
 	"\n" +
-	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\"\x88\x01\n" +
+	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\"\xa6\x01\n" +
 	"\x1bRotateWebhookSecretResponse\x12\x1b\n" +
 	"\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01R\x06secret\x12L\n" +
-	"\x14previous_valid_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x12previousValidUntil\"=\n" +
+	"\x14previous_valid_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x12previousValidUntil:\x1c\x92A\x19\n" +
+	"\x17\xd2\x01\x14previous_valid_until\"=\n" +
 	"\x12TestWebhookRequest\x12'\n" +
 	"\n" +
 	"webhook_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\twebhookId\"\xcc\x01\n" +
