@@ -52,6 +52,7 @@ type jsonType struct {
 	Ref        string   `json:"$ref"`
 	ReadOnly   bool     `json:"readOnly"`
 	Required   []string
+	Minimum    *float64
 	Example    any
 	Items      *jsonType
 	Properties map[string]*jsonType

@@ -286,6 +286,34 @@ func TestOpenAPI_ANewWebhookNeedsURLAndEventTypes(t *testing.T) {
 	t.Error("the document has no CreateWebhook")
 }
 
+// Lower bounds of 0 got lost: -1 pieces were valid by the document, and refused.
+func TestOpenAPI_HasLowerBoundsOfZero(t *testing.T) {
+	t.Parallel()
+	var d apiDocument
+	if err := json.Unmarshal(openapi.Shop, &d); err != nil {
+		t.Fatal(err)
+	}
+	bounds := map[string]*float64{
+		"the quantity of a new product": d.Components.Schemas["CreateItemsRequestNewItem"].Properties["quantity"].Minimum,
+		"the nanos of an amount":        d.Components.Schemas["Money"].Properties["nanos"].Minimum,
+	}
+	for _, op := range d.operations() {
+		for _, p := range op.parameters {
+			if p.Name == "page_size" {
+				bounds["the page_size of "+op.id] = p.Schema.Minimum
+			}
+		}
+	}
+	for name, minimum := range bounds {
+		if minimum == nil || *minimum != 0 {
+			t.Errorf("%s has no minimum of 0", name)
+		}
+	}
+	if len(bounds) < 5 {
+		t.Errorf("only %d bounds were found", len(bounds))
+	}
+}
+
 // The example had quotation marks that the text has not, and JSON was listed, which is never sent.
 func TestOpenAPI_AnOrderOfTheDemoIsAnsweredAsInTheExample(t *testing.T) {
 	t.Parallel()

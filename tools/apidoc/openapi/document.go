@@ -93,6 +93,14 @@ func (d *document) finish() error {
 			delete(o, "x-example")
 			o["example"] = example
 		}
+		if bound, ok := o[minimum]; ok {
+			delete(o, minimum)
+			of := o
+			if schema, is := o["schema"].(object); is { // of a parameter
+				of = schema
+			}
+			of["minimum"] = bound
+		}
 		// Any JSON object, a google.protobuf.Struct: without this it would be an empty one to TypeScript.
 		for _, property := range objectsIn(o["properties"]) {
 			if property["type"] == "object" && property["properties"] == nil && property["additionalProperties"] == nil {

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/pluginpb"
 
 	"shop.example/tools/apidoc/contract"
@@ -209,13 +210,16 @@ func explainMessage(descriptors map[protoreflect.FullName]proto.Message, md prot
 	proto.SetExtension(message.Options, options.E_Openapiv2Schema, said)
 }
 
+// minimum is the extension in which a lower bound comes through the generator.
+const minimum = "x-minimum"
+
 func inJSONSchema(r contract.Rules) *options.JSONSchema {
 	s := &options.JSONSchema{
 		MinLength: r.MinLength, MaxLength: r.MaxLength, Pattern: r.Pattern, Format: r.Format,
 		MinItems: r.MinItems, MaxItems: r.MaxItems, UniqueItems: r.UniqueItems,
 	}
-	if r.Minimum != nil {
-		s.Minimum = *r.Minimum
+	if r.Minimum != nil { // its own option for it knows no bound of 0
+		s.Extensions = map[string]*structpb.Value{minimum: structpb.NewNumberValue(*r.Minimum)}
 	}
 	if r.Maximum != nil {
 		s.Maximum = *r.Maximum
