@@ -314,6 +314,34 @@ func TestOpenAPI_HasLowerBoundsOfZero(t *testing.T) {
 	}
 }
 
+// What the contracts say about a field of a message's or an enumeration's type was lost behind its reference: that an order is rejected
+// if its expected price is not the catalogue's, for example. Everything in the contracts has a comment.
+func TestDocuments_EachFieldOfASchemaHasADescription(t *testing.T) {
+	t.Parallel()
+	var openAPI any
+	if err := json.Unmarshal(openapi.Shop, &openAPI); err != nil {
+		t.Fatal(err)
+	}
+	for name, document := range map[string]any{"OpenAPI": openAPI, "AsyncAPI": asyncAPI(t)} {
+		fields := 0
+		schemas := document.(map[string]any)["components"].(map[string]any)["schemas"].(map[string]any)
+		for schema, value := range schemas {
+			eachObject(value, func(o map[string]any) {
+				properties, _ := o["properties"].(map[string]any)
+				for field, said := range properties {
+					fields++
+					if description, _ := said.(map[string]any)["description"].(string); description == "" {
+						t.Errorf("%s: %s of %s has no description", name, field, schema)
+					}
+				}
+			})
+		}
+		if fields < 50 {
+			t.Errorf("%s: only %d fields were found", name, fields)
+		}
+	}
+}
+
 // The example had quotation marks that the text has not, and JSON was listed, which is never sent.
 func TestOpenAPI_AnOrderOfTheDemoIsAnsweredAsInTheExample(t *testing.T) {
 	t.Parallel()

@@ -16,6 +16,7 @@ type schema struct {
 	Type        string `yaml:",omitempty"`
 	Format      string `yaml:",omitempty"`
 	Description string `yaml:",omitempty"`
+	AllOf       []ref  `yaml:"allOf,omitempty"`
 
 	// Known are values that a later release may have more of: a reader must not refuse those.
 	Known     []string `yaml:"x-extensible-enum,omitempty"`
@@ -96,9 +97,10 @@ func nameOf(md protoreflect.MessageDescriptor) string {
 func (s schemas) field(fd protoreflect.FieldDescriptor, rules contract.Rules) *schema {
 	if !fd.IsList() {
 		single := s.single(fd, rules)
-		if single.Ref == "" { // beside a reference nothing else counts
-			single.Description = contract.Comment(fd)
+		if single.Ref != "" { // beside a reference nothing else counts
+			single = &schema{AllOf: []ref{{single.Ref}}}
 		}
+		single.Description = contract.Comment(fd)
 		return single
 	}
 	each := contract.Rules{}

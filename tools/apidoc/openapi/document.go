@@ -93,6 +93,10 @@ func (d *document) finish() error {
 			delete(o, "x-example")
 			o["example"] = example
 		}
+		if all, ok := o["allOf"].([]any); ok { // of Swagger, where nothing can stand beside a reference
+			delete(o, "allOf")
+			maps.Copy(o, all[0].(object))
+		}
 		if bound, ok := o[minimum]; ok {
 			delete(o, minimum)
 			of := o
@@ -222,7 +226,7 @@ func (c call) pathID() object {
 	for _, p := range parameters {
 		if parameter, ok := p.(object); ok && parameter["in"] == "path" {
 			id := maps.Clone(parameter["schema"].(object))
-			id["readOnly"] = true
+			id["readOnly"], id["description"] = true, parameter["description"]
 			return id
 		}
 	}

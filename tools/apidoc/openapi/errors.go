@@ -119,7 +119,7 @@ func (d *document) errorSchemas() {
 		"properties": object{
 			"code":    object{"type": "integer", "format": "int32", "description": "The gRPC code."},
 			"message": text("For people; it can change."),
-			"details": object{"type": "array", "items": object{"$ref": refTo(errorDetail)}},
+			"details": object{"type": "array", "items": object{"$ref": refTo(errorDetail)}, "description": "Always an ErrorInfo, and what else there is."},
 		},
 	}
 	d.schemas[errorDetail] = object{
@@ -127,10 +127,10 @@ func (d *document) errorSchemas() {
 		"description": "One of ErrorInfo, with the reason; BadRequest, with what is wrong with the request; RetryInfo, with when to try again.",
 		"properties": object{
 			"@type":            text("Ends with google.rpc.ErrorInfo, google.rpc.BadRequest or google.rpc.RetryInfo."),
-			"reason":           object{"$ref": refTo(errorReason)},
+			"reason":           object{"$ref": refTo(errorReason), "description": "Of an ErrorInfo."},
 			"domain":           text("Of an ErrorInfo: shop.example."),
-			"metadata":         object{"type": "object", "additionalProperties": object{"type": "string"}},
-			"field_violations": object{"type": "array", "items": object{"$ref": refTo(errorField)}},
+			"metadata":         object{"type": "object", "additionalProperties": object{"type": "string"}, "description": "Of an ErrorInfo: what the reason is about."},
+			"field_violations": object{"type": "array", "items": object{"$ref": refTo(errorField)}, "description": "Of a BadRequest."},
 			"retry_delay":      text("Of a RetryInfo: seconds, 1s for example."),
 		},
 	}
