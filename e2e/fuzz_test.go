@@ -28,6 +28,7 @@ type apiDocument struct {
 
 // saidAnswer is a response as the document describes it.
 type saidAnswer struct {
+	Headers map[string]any
 	Content map[string]media
 	Reasons []string `json:"x-reasons"`
 }

@@ -65,6 +65,12 @@ func (op operation) undescribed(got answer) string {
 	if !ok {
 		return fmt.Sprintf("%d %.300s: the document has no such answer", got.code, got.body)
 	}
+	for name := range got.header {
+		named := func(other string) bool { return strings.EqualFold(name, other) }
+		if !slices.ContainsFunc(ofEveryAnswer, named) && !slices.ContainsFunc(slices.Collect(maps.Keys(said.Headers)), named) {
+			return fmt.Sprintf("%d with the header %s: the document has %v", got.code, name, slices.Collect(maps.Keys(said.Headers)))
+		}
+	}
 	kind, _, _ := strings.Cut(got.header.Get("Content-Type"), ";")
 	if kind != "application/json" {
 		if _, ok := said.Content[kind]; !ok {
@@ -87,6 +93,12 @@ func (op operation) undescribed(got answer) string {
 		return fmt.Sprintf("%d %.2000s is not what the document says: %v", got.code, got.body, err)
 	}
 	return ""
+}
+
+// ofEveryAnswer are headers of HTTP and for browsers, and of limits, which the document has once for all calls.
+var ofEveryAnswer = []string{
+	"Cache-Control", "Connection", "Content-Length", "Content-Security-Policy", "Content-Type", "Cross-Origin-Opener-Policy", "Cross-Origin-Resource-Policy",
+	"Date", "RateLimit", "RateLimit-Policy", "Referrer-Policy", "Strict-Transport-Security", "Vary", "X-Content-Type-Options", "X-Frame-Options",
 }
 
 // endless reports whether the response of an operation is an endless stream.
@@ -340,6 +352,29 @@ func TestDocuments_EachFieldOfASchemaHasADescription(t *testing.T) {
 			t.Errorf("%s: only %d fields were found", name, fields)
 		}
 	}
+}
+
+// The document had an ETag on two reads, and the place of an order: clients could not know when to try again.
+func TestOpenAPI_HasTheHeadersOfAnswers(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	const order = `{"customer_name": "Ada", "customer_email": "ada@example.org", "order_items": [{"product_id": 5, "quantity": 1}]}`
+	// call compares all headers with the document; the answers have those that are about the call.
+	has := func(a answer, code int, headers ...string) {
+		t.Helper()
+		for _, name := range headers {
+			if a.code != code || a.header.Get(name) == "" {
+				t.Errorf("%d %s has no %s, want a %d that has", a.code, a.body, name, code)
+			}
+		}
+	}
+	has(s.call(t, http.MethodPost, "/v1/orders", order, "Idempotency-Key", "once"), http.StatusAccepted, "Location", "Retry-After")
+	placed := s.call(t, http.MethodPost, "/v1/orders", order, "Idempotency-Key", "once", "Prefer", "wait=20")
+	has(placed, http.StatusOK, "Location", "ETag", "Preference-Applied", "Idempotent-Replayed")
+	has(s.call(t, http.MethodPost, placed.header.Get("Location")+":cancel", "{}"), http.StatusOK, "ETag")
+	has(s.call(t, http.MethodPatch, "/v1/inventory/3", `{"on_hand": 7}`, "Authorization", "Bearer "+operatorToken), http.StatusOK, "ETag")
+	has(s.call(t, http.MethodPatch, "/v1/inventory/3", `{"on_hand": 7}`), http.StatusUnauthorized, "WWW-Authenticate")
+	has(s.call(t, http.MethodPost, "/v1/orders", order, "Content-Type", "text/xml"), http.StatusUnsupportedMediaType, "Accept")
 }
 
 // The example had quotation marks that the text has not, and JSON was listed, which is never sent.

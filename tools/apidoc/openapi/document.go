@@ -74,14 +74,22 @@ func (d *document) finish() error {
 	if err := d.rename(); err != nil {
 		return err
 	}
+	var calls []call
+	var tagged []protoreflect.MessageDescriptor
 	for _, md := range d.contracts.Methods() {
 		for _, c := range d.callsOf(md) {
-			d.sayBody(c)
-			c.sayETag()
-			if err := d.sayAnswers(c); err != nil {
-				return err
+			calls = append(calls, c)
+			if c.takes(ifNoneMatch) {
+				tagged = append(tagged, c.answer())
 			}
 		}
+	}
+	for _, c := range calls {
+		d.sayBody(c)
+		if err := d.sayAnswers(c); err != nil {
+			return err
+		}
+		c.sayHeaders(tagged)
 	}
 	d.errorSchemas()
 	d.prune()
@@ -245,15 +253,41 @@ func (c call) takes(header string) bool {
 	return slices.ContainsFunc(parameters, func(p any) bool { o, _ := p.(object); return o["in"] == "header" && o["name"] == header })
 }
 
-// sayETag says what is answered to a client that has the resource.
-func (c call) sayETag() {
-	if !c.takes(ifNoneMatch) {
-		return
+// answer is the type of the body of an answer.
+func (c call) answer() protoreflect.MessageDescriptor {
+	rule := proto.GetExtension(c.method.Options(), annotations.E_Http).(*annotations.HttpRule)
+	if fd := c.method.Output().Fields().ByName(protoreflect.Name(rule.GetResponseBody())); fd != nil {
+		return fd.Message()
 	}
+	return c.method.Output()
+}
+
+// sayHeaders says which headers the answers of a call have, as far as that follows from the contract. tagged are the types of
+// resources with an ETag.
+func (c call) sayHeaders(tagged []protoreflect.MessageDescriptor) {
 	responses := c.object["responses"].(object)
-	etag := object{"ETag": object{"description": "Changes with each change.", "schema": object{"type": "string"}}}
-	responses["200"].(object)["headers"] = etag
-	responses["304"] = object{"description": "The client has it as it is.", "headers": etag}
+	if c.takes(ifNoneMatch) {
+		responses["304"] = object{"description": "The client has it as it is."}
+	}
+	for status, response := range objectsIn(responses) {
+		add := func(holds bool, name, kind, description string) {
+			if !holds {
+				return
+			}
+			if response["headers"] == nil {
+				response["headers"] = object{}
+			}
+			response["headers"].(object)[name] = object{"description": description, "schema": object{"type": kind}}
+		}
+		done := strings.HasPrefix(status, "2")
+		add(status == "304" || status == "200" && slices.Contains(tagged, c.answer()), "ETag", "string", "Changes with each change.")
+		add(done && c.takes("Idempotency-Key"), "Idempotent-Replayed", "string", "`true` if the call was made before under its key.")
+		add(done && c.takes("Prefer"), "Preference-Applied", "string", "Which of the preferences in Prefer was followed.")
+		add(status == "401", "WWW-Authenticate", "string", "The scheme of the token that is missing or wrong: Bearer.")
+		add(status == "415", "Accept", "string", "The type that a body must have.")
+		add(status == "415", "Accept-Encoding", "string", "If the body was compressed: the coding that it must have.")
+		add(status == "429" || status == "503", "Retry-After", "integer", "When to try again, in seconds.")
+	}
 }
 
 // sayAnswers says who may make a call, and what it answers.

@@ -38,14 +38,14 @@ func main() {
 		found = found || o.ID == placed.ID
 	}
 	check(found, true)
-	check(as[*shop.Order](client.OrderServiceCancelOrder(ctx, &shop.CancelOrderBody{}, shop.OrderServiceCancelOrderParams{OrderID: id})).State, "CANCELLED")
+	check(as[*shop.OrderHeaders](client.OrderServiceCancelOrder(ctx, &shop.CancelOrderBody{}, shop.OrderServiceCancelOrderParams{OrderID: id})).Response.State, "CANCELLED")
 
 	item := as[*shop.ItemHeaders](client.InventoryServiceGetItem(ctx, shop.InventoryServiceGetItemParams{ID: unsold})).Response
-	changed := as[*shop.Item](client.InventoryServiceUpdateItem(ctx, &shop.UpdateItemBody{
+	changed := as[*shop.ItemHeaders](client.InventoryServiceUpdateItem(ctx, &shop.UpdateItemBody{
 		ID: shop.NewOptInt32(item.ID), ProductName: shop.NewOptString(item.ProductName), OnHand: shop.NewOptInt32(item.OnHand + 1),
 		Quantity: shop.NewOptInt32(item.Quantity), Reserved: shop.NewOptInt32(item.Reserved), Price: shop.NewOptMoney(item.Price),
 		Etag: shop.NewOptString(item.Etag), CreatedAt: shop.NewOptDateTime(item.CreatedAt), UpdatedAt: shop.NewOptDateTime(item.UpdatedAt),
-	}, shop.InventoryServiceUpdateItemParams{ID: unsold}))
+	}, shop.InventoryServiceUpdateItemParams{ID: unsold})).Response
 	check(changed.OnHand, item.OnHand+1)
 
 	missing := as[*shop.InventoryServiceGetItemNotFound](client.InventoryServiceGetItem(ctx, shop.InventoryServiceGetItemParams{ID: 999999}))

@@ -220,28 +220,32 @@ const file_shop_checkout_v1_checkout_proto_rawDesc = "" +
 	"\bquantity\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06 \x00R\bquantity\x12D\n" +
 	"\x13expected_unit_price\x18\x03 \x01(\v2\x14.shop.money.v1.MoneyR\x11expectedUnitPrice:\x99\x01\x92A\x95\x012\x92\x01{\"customer_name\": \"Ada\", \"customer_email\": \"ada@example.org\", \"order_items\": [{\"product_id\": 5, \"quantity\": 3}, {\"product_id\": 6, \"quantity\": 4}]}\"@\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\x9c\x05\n" +
-	"\x0fCheckoutService\x12\x88\x05\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xe4\x05\n" +
+	"\x0fCheckoutService\x12\xd0\x05\n" +
 	"\n" +
-	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\xae\x04\x92A\x9c\x03JV\n" +
+	"PlaceOrder\x12#.shop.checkout.v1.PlaceOrderRequest\x1a$.shop.checkout.v1.PlaceOrderResponse\"\xf6\x04\x92A\xe4\x03JV\n" +
 	"\x03200\x12O\n" +
 	"\"The order, which has been decided.\x1a)\n" +
 	"\bLocation\x12\x1d\n" +
-	"\x13Where the order is.\x12\x06stringJ\x83\x01\n" +
-	"\x03202\x12|\n" +
+	"\x13Where the order is.\x12\x06stringJ\xcb\x01\n" +
+	"\x03202\x12\xc3\x01\n" +
 	"5The order as it was accepted: PENDING, to be decided.\x12\x18\n" +
 	"\x16\x1a\x14.shop.order.v1.Order\x1a)\n" +
 	"\bLocation\x12\x1d\n" +
-	"\x13Where the order is.\x12\x06stringr\xbb\x01\n" +
+	"\x13Where the order is.\x12\x06string\x1aE\n" +
+	"\vRetry-After\x126\n" +
+	"+When the order is worth a look, in seconds.\x12\aintegerr\xbb\x01\n" +
 	"o\n" +
 	"\x0fIdempotency-Key\x12Z1 to 255 printable ASCII characters. A call repeated under the same key is the same order.\x18\x01\n" +
 	"H\n" +
 	"\x06Prefer\x12<`wait=N` waits up to N seconds, 30 at most, for the outcome.\x18\x01ص\x18\x03\xea\xb5\x18\x16IDEMPOTENCY_KEY_REUSED\xea\xb5\x18\n" +
 	"OVERLOADED\xea\xb5\x18\x11MESSAGE_TOO_LARGE\xea\xb5\x18\x12BROKER_UNAVAILABLE\xea\xb5\x18\x17ORDER_QUEUE_UNAVAILABLE\x82\xd3\xe4\x93\x02\x16:\x01*b\x05order\"\n" +
-	"/v1/ordersB\xa0\x04\x92A\xbf\x03\x12\xbc\x03\n" +
-	"\x04Shop\x12\xf4\x02Orders, stock, and everything that happened. The same calls are there over gRPC on the same port.\n" +
+	"/v1/ordersB\x8b\x05\x92A\xaa\x04\x12\xa7\x04\n" +
+	"\x04Shop\x12\xdf\x03Orders, stock, and everything that happened. The same calls are there over gRPC on the same port.\n" +
 	"\n" +
-	"An order is accepted (202) when the broker has it on disk, and decided a moment later: `GET /v1/orders/{order_id}` says how. Every refusal is a `google.rpc.Status` with one `ErrorInfo`, whose `reason` is for programs to branch on. Unknown fields and parameters are refused.*9\n" +
+	"An order is accepted (202) when the broker has it on disk, and decided a moment later: `GET /v1/orders/{order_id}` says how. Every refusal is a `google.rpc.Status` with one `ErrorInfo`, whose `reason` is for programs to branch on. Unknown fields and parameters are refused.\n" +
+	"\n" +
+	"If a call is limited in its rate, each of its answers has the headers `RateLimit-Policy` and `RateLimit`.*9\n" +
 	"\n" +
 	"Apache 2.0\x12+https://www.apache.org/licenses/LICENSE-2.02\x02v1\n" +
 	"\x18example.shop.checkout.v1P\x01Z,shop.example/gen/shop/checkout/v1;checkoutv1\xaa\x02\x10Shop.Checkout.V1b\x06proto3"

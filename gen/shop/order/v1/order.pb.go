@@ -719,9 +719,14 @@ const file_shop_order_v1_order_proto_rawDesc = "" +
 	"\x12CancelOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\"A\n" +
 	"\x13CancelOrderResponse\x12*\n" +
-	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xc9\x05\n" +
-	"\fOrderService\x12\x80\x02\n" +
-	"\bGetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1f.shop.order.v1.GetOrderResponse\"\xb2\x01\x92A\\rZ\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.shop.order.v1.OrderR\x05order2\xb9\x06\n" +
+	"\fOrderService\x12\xf0\x02\n" +
+	"\bGetOrder\x12\x1e.shop.order.v1.GetOrderRequest\x1a\x1f.shop.order.v1.GetOrderResponse\"\xa2\x02\x92A\xcb\x01Jm\n" +
+	"\x03200\x12f\n" +
+	"\n" +
+	"The order.\x1aX\n" +
+	"\vRetry-After\x12I\n" +
+	">Of a PENDING order: when it is worth another look, in seconds.\x12\aintegerrZ\n" +
 	"X\n" +
 	"\rIf-None-Match\x12EThe ETag that the client has: if it is still that, the answer is 304.\x18\x01ص\x18\x03\xe2\xb5\x18\agateway\xe2\xb5\x18\tinventory\xea\xb5\x18\x0fORDER_NOT_FOUND\x82\xd3\xe4\x93\x02\x1eb\x05order\x12\x15/v1/orders/{order_id}\x12t\n" +
 	"\n" +
