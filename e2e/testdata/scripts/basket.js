@@ -46,6 +46,20 @@ export async function whatIsNoQuantityIsWorthNothing() {
   equal(basket()[1], '-3 × Mouse: –');
 }
 
+// The answer to an order emptied what was entered for the next one meanwhile.
+export async function whatIsEnteredWhileAnOrderIsPlacedStays() {
+  let answer;
+  const {placed} = await shop(() => new Promise((resolve) => { answer = () => resolve(json({id: 'x', state: 'PENDING'}, 202)); }));
+  enter(1, '2');
+  enter(2, '1');
+  submit();
+  await until(() => answer);
+  enter(1, '1');
+  answer();
+  await until(() => placed.length === 1);
+  equal([quantity(1).value, quantity(2).value], ['1', '']);
+}
+
 // Euros were added to dollars, and called dollars.
 export async function theTotalIsThatOfEachCurrency() {
   const before = items[1].price;

@@ -20,6 +20,7 @@ let held = false;
 let last = '';
 let shown = '[]'; // the lines that the basket shows, as text
 let placing = false;
+let entered = new Set(); // fields that were changed since the order that is being placed was sent
 let placed = () => {};
 let reached = () => {};
 const firstPage = form.elements.page_token?.value ?? ''; // the token that leads to it
@@ -66,7 +67,11 @@ export function start({onPlaced, onReached}) {
   placed = onPlaced;
   reached = onReached;
   form.addEventListener('submit', submit);
-  form.addEventListener('input', () => { basket(); keepCustomer(); });
+  form.addEventListener('input', ({target}) => {
+    entered.add(target);
+    basket();
+    keepCustomer();
+  });
   $('find').addEventListener('input', find);
   $('more-products').addEventListener('click', (event) => { event.preventDefault(); more(); });
   for (const id of ['place', 'order-for-me']) $(id).addEventListener('click', once);
@@ -338,6 +343,7 @@ async function submit(event) {
     return;
   }
   busy(true);
+  entered = new Set();
   const start = performance.now();
   try {
     const {order: body, key} = attemptOf(order);
@@ -345,7 +351,7 @@ async function submit(event) {
     forgetAttempt();
     say('');
     sent = chosen.map(({item, quantity}) => [item.id, quantity]);
-    for (const {row} of chosen) quantityOf(row).value = '';
+    for (const {row} of chosen) if (!entered.has(quantityOf(row))) quantityOf(row).value = '';
     basket();
     placed(taken, performance.now() - start);
   } catch (error) {

@@ -23,7 +23,7 @@ func main() {
 	client := must(shop.NewClient(os.Getenv("SHOP_URL"), token(os.Getenv("SHOP_OPERATOR_TOKEN"))))
 	product, unsold := number("PRODUCT"), number("UNSOLD_PRODUCT")
 
-	placed := as[*shop.CheckoutServicePlaceOrderOK](client.CheckoutServicePlaceOrder(ctx, &shop.PlaceOrderRequest{
+	placed := as[*shop.OrderHeaders](client.CheckoutServicePlaceOrder(ctx, &shop.PlaceOrderRequest{
 		CustomerName: "Ada", CustomerEmail: "ada@example.org", OrderItems: []shop.PlaceOrderRequestItem{{ProductID: product, Quantity: 2}},
 	}, shop.CheckoutServicePlaceOrderParams{Prefer: shop.NewOptString("wait=20")})).Response
 	check(placed.State, "CONFIRMED")
@@ -38,7 +38,7 @@ func main() {
 		found = found || o.ID == placed.ID
 	}
 	check(found, true)
-	check(as[*shop.OrderHeaders](client.OrderServiceCancelOrder(ctx, &shop.CancelOrderBody{}, shop.OrderServiceCancelOrderParams{OrderID: id})).Response.State, "CANCELLED")
+	check(as[*shop.OrderServiceCancelOrderOKHeaders](client.OrderServiceCancelOrder(ctx, &shop.CancelOrderBody{}, shop.OrderServiceCancelOrderParams{OrderID: id})).Response.State, "CANCELLED")
 
 	item := as[*shop.ItemHeaders](client.InventoryServiceGetItem(ctx, shop.InventoryServiceGetItemParams{ID: unsold})).Response
 	changed := as[*shop.ItemHeaders](client.InventoryServiceUpdateItem(ctx, &shop.UpdateItemBody{
