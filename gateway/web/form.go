@@ -34,6 +34,7 @@ const (
 	keyField      = "idempotency_key"
 	quantityField = "quantity."
 	priceField    = "price."
+	unsureField   = "may_be_placed"
 )
 
 const (
@@ -60,9 +61,10 @@ type form struct {
 	// What is wrong: with a field, and with the order as a whole.
 	NameError, EmailError, Problem string
 
+	// Unsure says that the order may have been accepted: sent again it must be the same, at the same prices.
+	Unsure bool
+
 	lines []line
-	// unsure says that the order may have been accepted: sent again it must be the same, at the same prices.
-	unsure bool
 }
 
 // product is a row of the form.
@@ -110,6 +112,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 		PageToken: r.PostForm.Get(pageToken),
 		Name:      strings.TrimSpace(r.PostForm.Get(nameField)),
 		Email:     strings.TrimSpace(r.PostForm.Get(emailField)),
+		Unsure:    r.PostForm.Has(unsureField),
 	}
 	if !utf8.ValidString(f.Key + f.PageToken + f.Name + f.Email) {
 		return nil, errNotUTF8
@@ -154,7 +157,7 @@ func (f *form) fill(items []*inventoryv1.Item) {
 			i = len(f.Products) - 1
 		}
 		f.Products[i].Quantity, f.Products[i].Error = l.entered, l.problem
-		if f.unsure && l.price != nil {
+		if f.Unsure && l.price != nil {
 			f.Products[i].UnitPrice = writePrice(l.price)
 		}
 	}
@@ -174,7 +177,7 @@ func (f *form) request() *checkoutv1.PlaceOrderRequest {
 func (f *form) describeError(err error) {
 	s := status.Convert(err)
 	if s.Code() == codes.AlreadyExists {
-		f.Key = rand.Text()
+		f.Key, f.Unsure = rand.Text(), false
 		f.Problem = "This form has already placed another order. Submit it again to place this one, too."
 		return
 	}
@@ -190,7 +193,7 @@ func (f *form) describeError(err error) {
 		return
 	}
 	f.Problem = "The order was not placed: " + s.Message() + "."
-	if f.unsure = mayBePlaced(err); f.unsure {
+	if f.Unsure = f.Unsure || mayBePlaced(err); f.Unsure {
 		f.Problem = "The order may not have been placed: " + s.Message() + ". Submit it again as it is: you will not order twice."
 	}
 }

@@ -42,6 +42,37 @@ func TestForm_AnOrderThatMayHaveBeenAcceptedKeepsItsPrices(t *testing.T) {
 	}
 }
 
+// What the first answer was is forgotten with the second: "not placed" after one that may have been, and at another price.
+func TestForm_AnOrderThatMayHaveBeenAcceptedStaysSo(t *testing.T) {
+	t.Parallel()
+	p, err := newPage(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newForm()
+	f.describeError(status.Error(codes.DeadlineExceeded, "late"))
+	w := httptest.NewRecorder()
+	p.write(w, http.StatusGatewayTimeout, "index.html", f)
+	const field = `<input type="hidden" name="may_be_placed" value="yes">`
+	if !strings.Contains(w.Body.String(), field) {
+		t.Fatalf("the form has no %s", field)
+	}
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/orders", strings.NewReader("may_be_placed=yes"))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	again, err := readForm(httptest.NewRecorder(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.describeError(apierror.Unavailable("OVERLOADED", time.Second, "too many orders").GRPCStatus().Err())
+	if !strings.HasPrefix(again.Problem, "The order may not have been placed: ") || !again.Unsure {
+		t.Errorf("then it says: %s", again.Problem)
+	}
+	again.describeError(status.Error(codes.AlreadyExists, "another order"))
+	if again.Unsure {
+		t.Error("another order may have been placed, too")
+	}
+}
+
 // An order of one piece had "1 pieces".
 func TestOrder_OfOnePieceHasOnePiece(t *testing.T) {
 	t.Parallel()

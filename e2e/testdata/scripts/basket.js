@@ -202,13 +202,20 @@ export async function aDoubleClickOrdersOnce() {
 // unanswered sends an order that the shop has no answer to, but to the next it has. keys are those of all orders.
 async function unanswered() {
   let up = false;
-  const page = await shop(() => (up ? json({id: 'o', state: 'PENDING'}, 202) : json({message: 'the broker is unavailable'}, 503)));
+  let busyNow = false;
+  const page = await shop(() => {
+    if (busyNow) {
+      busyNow = false;
+      return json({message: 'too many orders', details: [{reason: 'OVERLOADED'}]}, 503);
+    }
+    return up ? json({id: 'o', state: 'PENDING'}, 202) : json({message: 'the broker is unavailable'}, 503);
+  });
   const keys = () => page.orders().map(({headers}) => headers['Idempotency-Key']);
   enter(1, '1');
   submit();
   await until(() => text('outcome').includes('Retrying is safe'));
   up = true;
-  return {page, keys};
+  return {page, keys, busyOnce: () => { busyNow = true; }};
 }
 
 // What was typed into the search, or typed and taken back, gave the order another key.
@@ -227,18 +234,22 @@ export async function theOrderKeepsItsKeyWhateverIsTypedIfItIsTheSame() {
 
 // A page that was loaded anew had another key for the order whose answer it had not waited for.
 export async function theOrderKeepsItsKeyWhenThePageIsLoadedAnew() {
-  const {keys} = await unanswered();
+  const {keys, busyOnce} = await unanswered();
   element('order').replaceWith(element('order').cloneNode(true)); // without what listens to it
   quantity(1).value = '';
   const placed = [];
   const anew = await import('/page/storefront.js?anew');
   anew.start({onPlaced: (answer) => placed.push(answer), onReached() {}});
+  busyOnce();
+  enter(1, '1');
+  submit();
+  await until(() => text('outcome').startsWith('The order may not have been placed: too many orders.') && !busy());
   for (const n of [1, 2]) {
     enter(1, '1');
     submit();
     await until(() => placed.length === n);
   }
-  equal(keys().map((key) => key === keys()[0]), [true, true, false], 'the first try, the second, and another order have the first key:');
+  equal(keys().map((key) => key === keys()[0]), [true, true, true, false], 'three tries, and another order, have the first key:');
 }
 
 export async function whatIsWrongIsSaidBesideItsField() {

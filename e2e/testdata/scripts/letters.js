@@ -27,6 +27,7 @@ async function open(ids, answer = () => undefined) {
 const rows = () => [...element('dead-letters-body').querySelectorAll('.letters > [data-id]')];
 const down = () => json({message: 'the logging service is unavailable'}, 503);
 const note = () => element('dead-letters-body').querySelector('.outcome').textContent;
+const summary = (id) => rows().find((row) => row.dataset.id === id).querySelector('summary');
 const button = (id, name) => [...rows().find((row) => row.dataset.id === id).querySelectorAll('button')].find((b) => b.textContent === name);
 
 // "No open dead letters" stood there for as long as the logging service was down.
@@ -77,7 +78,7 @@ export async function theFocusMovesToTheNextLetter() {
     button(id, 'Discard').focus();
     button(id, 'Discard').click();
     await until(() => !rows().some((row) => row.dataset.id === id));
-    equal(document.activeElement === (next ? button(next, 'Discard') : element('dead-letters')), true, `the focus is behind ${id}:`);
+    equal(document.activeElement === (next ? summary(next) : element('dead-letters')), true, `the focus is behind ${id}:`);
   }
   button('89', 'Redrive').focus();
   shop.ids = ids;
@@ -86,5 +87,5 @@ export async function theFocusMovesToTheNextLetter() {
   const more = [...element('dead-letters-body').querySelectorAll('button')].at(-1);
   more.focus();
   more.click();
-  equal([rows().length, document.activeElement === button('40', 'Redrive')], [52, true]);
+  equal([rows().length, document.activeElement === summary('40')], [52, true]);
 }

@@ -85,7 +85,7 @@ export async function aStreamOfTheLogThatIsRefusedIsNoConnection() {
 export async function aStreamOfTheLogForWhichThereIsNoRoomSaysWhy() {
   await load(['Bearer good']);
   const answer = globalThis.fetch;
-  globalThis.fetch = (path, options) => (path.startsWith('/v1/events:stream') ? json({message: 'close some'}, 429) : answer(path, options));
+  globalThis.fetch = (path, options) => (path.startsWith('/v1/events:stream') ? json({message: 'too many streams are open'}, 429) : answer(path, options));
   location.hash = '#token=good';
   await until(() => text('log-state') === 'reconnecting: too many streams are open');
 }

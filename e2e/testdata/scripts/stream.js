@@ -8,7 +8,7 @@ function connect(answers, options = {}) {
   seen.calls = answerWith((made, {signal}) => answers[Math.min(n++, answers.length - 1)](signal));
   seen.stream = open('/events', {
     onEvents: (events) => { seen.batches.push(events); seen.events.push(...events); },
-    onState: (...state) => seen.states.push(state),
+    onState: (state, refusal) => seen.states.push(refusal ? [state, refusal.status] : [state]),
     ...options,
   });
   return seen;

@@ -5,11 +5,11 @@ import {answerWith, equal, eventStream, json, text, until} from './check.js';
 const id = '01980000-0000-7000-8000-0123456789ab';
 
 // follow shows the order that the shop answers with, and returns its stream.
-async function follow(answer, {taken, refused} = {}) {
+async function follow(answer, {taken, refused, reason} = {}) {
   let stream;
   const calls = answerWith(({path}, {signal}) => {
     if (path !== `/v1/orders/${id}/events:stream`) return answer(path);
-    if (refused) return json({}, refused);
+    if (refused) return json({message: 'slow down', details: [{reason}]}, refused);
     stream = eventStream(signal);
     return stream.response;
   });
@@ -129,8 +129,10 @@ export async function whatFailsIsSaidOfTheOrderThatItFailedFor() {
 
 // Whoever had too many tabs open was told that the event log did not answer.
 export async function aStreamForWhichThereIsNoRoomSaysWhy() {
-  await follow(() => json({id, state: 'CONFIRMED', total_items: 1}), {refused: 429});
-  await until(() => text('timeline-note').startsWith('The events are not available: too many streams are open.'));
+  for (const [reason, why] of [['TOO_MANY_STREAMS', 'too many streams are open. Close some tabs'], ['TOO_MANY_FAILED_LOGINS', 'slow down. What happens']]) {
+    await follow(() => json({id, state: 'CONFIRMED', total_items: 1}), {refused: 429, reason});
+    await until(() => text('timeline-note').startsWith(`The events are not available: ${why}`));
+  }
 }
 
 export async function ordersOfThisBrowserAreListedLastFirst() {

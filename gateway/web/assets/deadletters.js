@@ -55,8 +55,8 @@ function matching() {
   return open.filter((letter) => [letter.source_queue, letter.routing_key, letter.reason, letter.order_id].some((value) => value.toLowerCase().includes(text)));
 }
 
-// show keeps the rows of the letters that stay: one of them may be open. If what has the focus goes, the focus moves to the same
-// button of the next letter.
+// show keeps the rows of the letters that stay: one of them may be open. If what has the focus goes, the focus moves to the next letter,
+// and to no button there: a key that is held would decide about a letter that nobody has read.
 function show() {
   const focused = $('dead-letters').contains(document.activeElement) ? document.activeElement : null;
   const behind = [...list.children];
@@ -78,7 +78,7 @@ function show() {
   setText($('letters-count'), found.length === open.length ? total : `${found.length} of ${total}`);
   for (const verb of ['redrive', 'discard']) disable($(`letters-${verb}`), deciding || found.length === 0);
   if (!focused || focused.checkVisibility()) return;
-  const next = behind.find((row) => row.isConnected)?.querySelector(`[data-verb=${focused.dataset.verb ?? 'redrive'}]`);
+  const next = behind.find((row) => row.isConnected)?.querySelector('summary');
   (next ?? $('dead-letters')).focus({preventScroll: true});
 }
 
@@ -86,7 +86,7 @@ function showMore() {
   const first = shown;
   shown += perPage;
   show();
-  if (more.parentElement.hidden) list.children[first]?.querySelector('button').focus();
+  if (more.parentElement.hidden) list.children[first]?.querySelector('summary').focus();
 }
 
 function newRow(letter) {
@@ -100,8 +100,8 @@ function newRow(letter) {
     h('p', {class: 'reason'}, letter.reason),
     details,
     h('p', {class: 'actions'},
-      h('button', {type: 'button', 'data-verb': 'redrive', onclick: () => decide(letter, 'redrive')}, 'Redrive'),
-      h('button', {type: 'button', 'data-verb': 'discard', onclick: () => decide(letter, 'discard')}, 'Discard')));
+      h('button', {type: 'button', onclick: () => decide(letter, 'redrive')}, 'Redrive'),
+      h('button', {type: 'button', onclick: () => decide(letter, 'discard')}, 'Discard')));
 }
 
 const ofOrder = ({order_id: id}) => (id ? [', order ', h('a', {href: `#order=${id}`, class: 'code', title: id}, short(id))] : []);

@@ -163,15 +163,15 @@ function listen(order) {
   order.stream = open(`/v1/orders/${order.id}/events:stream`, {
     operator,
     onEvents: (events) => events.forEach((event) => arrived(order, event)),
-    onState: (state, status) => {
+    onState: (state, refusal) => {
       if (order !== current) return;
-      if (state === 'refused' && status === 401 && operator && !hasToken()) {
+      if (state === 'refused' && refusal.status === 401 && operator && !hasToken()) {
         listen(order);
         return;
       }
       connection(state);
-      noteLog(order, state, status);
-      if (state === 'refused' && status !== 400) setText($('slip-detail'), 'You may not see this order’s events.');
+      noteLog(order, state, refusal);
+      if (state === 'refused' && refusal.status !== 400) setText($('slip-detail'), 'You may not see this order’s events.');
     },
   });
 }
@@ -230,8 +230,9 @@ async function look(order, event) {
     const read = await asOperator('GET', `/v1/orders/${order.id}`);
     if (order !== current) return;
     if (read.state === 'PENDING') {
-      if (!order.exists) show(read);
+      if (!order.exists || order.missed) show(read);
       order.exists = true;
+      order.missed = false;
       if (order.state === 'PENDING') order.timer = setTimeout(look, pollInterval, order);
       return;
     }
@@ -249,15 +250,17 @@ async function look(order, event) {
       showMissing(order);
       return;
     }
-    if (error.status === 404) setText($('slip-detail'), 'The order cannot be read any more. It was accepted, and is decided all the same.');
+    order.missed = error.status === 404;
+    if (order.missed) setText($('slip-detail'), 'The order cannot be read any more. It was accepted, and is decided all the same.');
     order.timer = setTimeout(look, pollInterval, order);
   }
 }
 
 // noteLog says why there are no events, if the event log cannot be read.
-function noteLog(order, state, status) {
+function noteLog(order, state, refusal) {
   if (state === 'live') setText($('timeline-note'), '');
-  const why = status === 429 ? 'too many streams are open. Close some tabs; what happens is shown here when there is room.'
+  const why = refusal?.reason === 'TOO_MANY_STREAMS' ? 'too many streams are open. Close some tabs; what happens is shown here when there is room.'
+    : refusal?.status === 429 ? `${refusal.message}. What happens is shown here when the shop takes calls from here again.`
     : 'the event log does not answer. Nothing is lost: what happens waits in the log’s queue, and is shown here when the log is back.';
   if (state === 'cut') setText($('timeline-note'), `${order.events.length ? 'More events' : 'The events'} are not available: ${why}`);
   $('timeline-note').hidden = $('timeline-note').textContent === '';
@@ -307,7 +310,7 @@ async function cancel() {
     if (!(error instanceof Refusal)) throw error;
     if (order !== current || order.state !== 'CONFIRMED') return; // another is shown, or what has become of it
     disable($('cancel'), false);
-    setText($('slip-detail'), error.transient ? `It is not known whether the order was cancelled: ${error.message}. Try again.` : `Not cancelled: ${error.message}.`);
+    setText($('slip-detail'), error.status === 429 ? `Not cancelled: ${error.message}. Try again.` : error.transient ? `It is not known whether the order was cancelled: ${error.message}. Try again.` : `Not cancelled: ${error.message}.`);
   }
 }
 

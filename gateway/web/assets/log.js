@@ -113,9 +113,9 @@ async function restart() {
     operator: true,
     after,
     onEvents: arrived,
-    onState(is, status) {
+    onState(is, refusal) {
       report(is);
-      setState(is, status === 429 ? 'too many streams are open' : '');
+      setState(is, refusal?.status === 429 ? refusal.message : '');
     },
     // After the tab was hidden, show the newest events, and not all since then.
     onWake: async (last) => {

@@ -79,6 +79,7 @@ export function start({onPlaced, onReached}) {
   for (const row of list.children) rows.set(Number(row.dataset.id), row); // they came with the page
   fillInCustomer();
   attempt = JSON.parse(kept('sessionStorage', attemptKey));
+  if (attempt) attempt.unknown = true; // what was answered is not kept
   list.addEventListener('click', (event) => {
     const step = Number(event.target.closest('[data-step]')?.dataset.step);
     if (step) add(event.target.closest('.product'), step);

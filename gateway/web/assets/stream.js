@@ -1,6 +1,6 @@
 // Live events by server-sent events. EventSource cannot send a token, so the stream is read by hand; like EventSource
 // it resumes after the last event when it was cut.
-import {authorization, refuse} from './api.js';
+import {authorization, refuse, Refusal} from './api.js';
 
 const minBackoff = 250; // ms
 const maxBackoff = 5000;
@@ -9,8 +9,8 @@ const silence = 40_000;
 
 // open reads the events at path until stop() of what it returns is called. It is idle while the tab is hidden.
 //   onEvents(events)  those that arrived together, oldest first
-//   onState(state, status)  'connecting', 'live', 'cut' (it tries again), 'idle', or 'refused' (it does not); status is that of
-//                           the answer, if it was no stream
+//   onState(state, refusal) 'connecting', 'live', 'cut' (it tries again), 'idle', or 'refused' (it does not); refusal is the
+//                           answer, if it was no stream
 //   after             the id of the last event that is known already
 //   onWake(last)      called when the tab is seen again, with the last id; returns the id to resume after, or a promise of it
 export function open(path, {onEvents, onState = () => {}, operator = false, after = '', onWake = (last) => last}) {
@@ -34,21 +34,22 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
     const {signal} = running;
     const abort = () => running?.abort();
     let watchdog = setTimeout(abort, silence);
-    let status;
+    let refusal;
     onState('connecting');
     try {
       const headers = {Accept: 'text/event-stream', ...(operator ? authorization() : {})};
       if (last) headers['Last-Event-ID'] = last;
       const response = await fetch(path, {headers, signal, cache: 'no-store'});
       if (!response.ok) {
-        ({status} = response);
+        refusal = new Refusal(response.status, await response.json().catch(() => undefined));
+        const {status} = refusal;
         if (status < 500 && ![404, 408, 429].includes(status)) {
           stopped = true;
           if (status === 401) refuse(headers.Authorization);
-          onState('refused', status);
+          onState('refused', refusal);
           return;
         }
-        throw new Error(`status ${status}`);
+        throw refusal;
       }
       onState('live');
       const parser = new Parser();
@@ -70,7 +71,7 @@ export function open(path, {onEvents, onState = () => {}, operator = false, afte
       if (running?.signal === signal) running = null;
     }
     if (stopped || document.hidden) return;
-    onState('cut', status);
+    onState('cut', refusal);
     timer = setTimeout(connect, pause * (0.5 + Math.random()));
     pause = Math.min(pause * 2, maxBackoff);
   }
