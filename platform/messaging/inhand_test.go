@@ -2,11 +2,13 @@ package messaging_test
 
 import (
 	"context"
+	"errors"
 	"runtime/pprof"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
@@ -106,6 +108,25 @@ func TestInHand_IsWhatWasTakenAndIsNotSettled(t *testing.T) {
 	}
 	if age := order.collected(t, "messaging.in_hand.oldest.age")["order"]; age != 0 {
 		t.Errorf("nothing is in hand, for %v s", age)
+	}
+}
+
+// One message that no queue takes made failures of all that were sent with it.
+func TestMetrics_WhatIsConfirmedBesideARefusedMessageIsCountedSo(t *testing.T) {
+	t.Parallel()
+	order := watch(t, brokertest.New(t).URL, "order")
+	good, err := messaging.NewOutgoing(t.Context(), placed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := good
+	lost.MessageID, lost.Exchange = uuid.NewString(), "shop.direct"
+	if err := order.pub.Send(within(t), []messaging.Outgoing{good, lost, good, lost, good}); !errors.Is(err, messaging.ErrUnroutable) {
+		t.Fatal(err)
+	}
+	values := order.collected(t, "messaging.published")
+	if confirmed, failed := values["confirmed,shop.order.placed"], values["failed,shop.order.placed"]; confirmed != 3 || failed != 2 {
+		t.Errorf("%v are confirmed, %v have failed: %v", confirmed, failed, values)
 	}
 }
 

@@ -235,7 +235,7 @@ func (p *Publisher) Send(ctx context.Context, messages []Outgoing) (err error) {
 				return err
 			}
 			if len(refused) > 0 {
-				p.count(ctx, pending, "failed")
+				p.countRefused(ctx, pending[:done], refused)
 				return newRefusedError(refused, len(messages)-len(pending), done)
 			}
 			pending = pending[done:]
@@ -284,6 +284,17 @@ func (p *Publisher) withoutExchange(err error, of int, pending []Outgoing) error
 		return err
 	}
 	return p.refused(err, of, pending)
+}
+
+// countRefused counts messages that are done: those that were refused, and the others.
+func (p *Publisher) countRefused(ctx context.Context, messages []Outgoing, refused []Refusal) {
+	confirmed, failed := slices.Clone(messages), make([]Outgoing, 0, len(refused))
+	for _, r := range slices.Backward(refused) {
+		failed = append(failed, messages[r.Index])
+		confirmed = slices.Delete(confirmed, r.Index, r.Index+1)
+	}
+	p.count(ctx, confirmed, "confirmed")
+	p.count(ctx, failed, "failed")
 }
 
 func (p *Publisher) count(ctx context.Context, messages []Outgoing, outcome string) {

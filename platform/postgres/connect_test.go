@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"net"
+	"os"
 	"testing"
 
 	"github.com/lib/pq"
@@ -75,6 +76,7 @@ func TestBegin_OnAStandbyIsUnavailableAndItsConnectionsAreGivenUpOnce(t *testing
 func TestIsAway_AServerThatCannotBeReachedAndNotALoginThatIsRefused(t *testing.T) {
 	t.Parallel()
 	_, refused := new(net.Dialer).DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	_, noFile := os.ReadFile("no-ca.pem")
 	for _, c := range []struct {
 		err  error
 		away bool
@@ -90,7 +92,10 @@ func TestIsAway_AServerThatCannotBeReachedAndNotALoginThatIsRefused(t *testing.T
 		{&pq.Error{Code: "3D000", Message: "database does not exist"}, false},
 		{&pq.Error{Code: "42501", Message: "permission denied"}, false},
 		{&pq.Error{Code: "08P01", Message: "unsupported startup parameter"}, false},
+		{&pq.Error{Code: "08P01", Message: "server login has been failing, cached error: connect failed (server_login_retry)"}, true},
+		{errors.New("pq: could not connect to any of the hosts: session is read-only"), true},
 		{x509.UnknownAuthorityError{}, false},
+		{noFile, false},
 	} {
 		if got := IsAway(c.err); got != c.away {
 			t.Errorf("IsAway(%v) = %t", c.err, got)

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -88,15 +90,21 @@ func isLost(err error) bool {
 func IsAway(err error) bool {
 	e := pq.As(err)
 	if e == nil {
-		return isLost(err)
+		_, file := errors.AsType[*fs.PathError](err) // a certificate that is not there: its cause looks like that of a connection
+		return !file && (isLost(err) || isStandby(err))
 	}
 	switch e.Code {
 	case pqerror.AdminShutdown, pqerror.CrashShutdown, pqerror.CannotConnectNow, pqerror.TooManyConnections, pqerror.ReadOnlySQLTransaction:
 		return true
-	case pqerror.ProtocolViolation: // a pooler that cannot be used
-		return false
+	case pqerror.ProtocolViolation: // a pooler says so of everything: that its server is away, and that it cannot be used
+		return !strings.HasPrefix(e.Message, "unsupported startup parameter")
 	}
 	return e.Code.Class() == pqerror.ClassConnectionException
+}
+
+// isStandby reports whether err is what the driver says of servers without a primary among them. It has no type.
+func isStandby(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "session is read-only") || strings.Contains(err.Error(), "server is in hot standby mode"))
 }
 
 // kindOfServers returns the class of an error that the server sent.

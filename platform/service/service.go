@@ -177,6 +177,9 @@ func (s *Service) prepare(ctx context.Context, cfg Config) error {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
+			if cause := s.waits.Load(); cause != nil {
+				return fmt.Errorf("%w: %w", ctx.Err(), *cause)
+			}
 			return ctx.Err()
 		case !slices.ContainsFunc(cfg.Transient, func(kind error) bool { return errors.Is(err, kind) }):
 			return err

@@ -549,8 +549,13 @@ func TestNew_AServiceThatCannotStartYetIsAliveAndSaysWhatItWaitsFor(t *testing.T
 		s, err := service.New(t.Context(), cfg, tel)
 		made <- result{s, err}
 	}()
-	tried <- fmt.Errorf("asking db:5432: %w", away)
-	tried <- fmt.Errorf("asking db:5432: %w", away) // so the first one is known
+	for range 2 { // so the first one is known
+		select {
+		case tried <- fmt.Errorf("asking db:5432: %w", away):
+		case r := <-made:
+			t.Fatal(r.err)
+		}
+	}
 	if status, body, err := get(t.Context(), "http://"+cfg.AdminAddr+"/livez"); err != nil || status != http.StatusOK {
 		t.Errorf("livez: %d %s %v", status, body, err)
 	}
