@@ -281,7 +281,7 @@ func (w *worker) fill(ctx context.Context) (goOn bool, err error) {
 		Quiet      bool  `db:"quiet"`
 	}
 	// A webhook that fails is tried again at retry_at, or within maxWait of it.
-	const columns = webhookColumns + `, (SELECT generation FROM log_position), retry_at < now() - interval '2 hours' AS quiet`
+	const columns = webhookColumns + `, (SELECT generation FROM log_position), greatest(retry_at, failing_since) < now() - interval '2 hours' AS quiet`
 	// A lease that is far from its end is left as it is: each change of the row is another version of it.
 	if time.Until(w.leasedUntil) > w.lease*2/3 {
 		err = w.db.GetContext(ctx, &read, postgres.Prepared+`

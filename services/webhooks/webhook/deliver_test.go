@@ -550,6 +550,32 @@ func TestDelivery_AFailureAfterAQuietTimeDoesNotDisableTheWebhook(t *testing.T) 
 	}
 }
 
+// Its first failures set no pause, and each one was taken for the first after a quiet time.
+func TestDelivery_TheBeginningOfFailuresStaysTheFirst(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick)
+	v := newReceiver(t, func(w http.ResponseWriter, _ request, _ int) { w.WriteHeader(http.StatusInternalServerError) })
+	hook, _ := r.create(t, v.URL)
+	if _, err := r.db.Exec(`UPDATE webhook SET retry_at = now() - interval '1 day'`); err != nil {
+		t.Fatal(err)
+	}
+	r.log.add(t, newOrder("").events[0])
+	failing := func(failures int) (since time.Time) {
+		eventually(t, func() error {
+			var n int
+			err := r.db.QueryRow(`SELECT failures, coalesce(failing_since, 'epoch') FROM webhook WHERE id = $1`, hook.GetId()).Scan(&n, &since)
+			if err == nil && n < failures {
+				err = fmt.Errorf("it has failed %d times", n)
+			}
+			return err
+		})
+		return since
+	}
+	if first := failing(1); !failing(3).Equal(first) {
+		t.Errorf("it failed for the first time at %s, and after three times %s", first, failing(3))
+	}
+}
+
 // A webhook may have millions of deliveries that wait, few of which were tried.
 func TestDelivery_ThoseThatWereTriedAreFoundByTheirIndex(t *testing.T) {
 	t.Parallel()
