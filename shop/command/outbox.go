@@ -122,8 +122,8 @@ ids. What the broker refuses again is parked again.`,
 	return cmd
 }
 
-// resentAtOnce is how many events are moved in a transaction.
-const resentAtOnce = 1000
+// resentAtOnce is how many events are moved in a transaction: the record of that has room for so many ids.
+const resentAtOnce = 50
 
 func parkedIDs(ctx context.Context, pool *sqlx.DB) (ids []string, err error) {
 	parked, err := outbox.ListParked(ctx, pool)
