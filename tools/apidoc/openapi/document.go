@@ -216,6 +216,15 @@ func (d *document) sayBody(c call) {
 	delete(schema, "required") // of answers
 	if needed := proto.GetExtension(fd.Options(), options.E_Openapiv2Field).(*options.JSONSchema).GetRequired(); len(needed) > 0 {
 		schema["required"] = needed
+		properties := maps.Clone(schema["properties"].(object))
+		for _, name := range needed {
+			if list := properties[name].(object); list["type"] == "array" { // an empty one is as good as none
+				list = maps.Clone(list)
+				list["minItems"] = 1
+				properties[name] = list
+			}
+		}
+		schema["properties"] = properties
 	}
 	name := string(c.method.Name()) + "Body"
 	d.schemas[name] = schema
