@@ -121,7 +121,7 @@ TEST_TIMEOUT ?= 2h
 
 # Tests that take the longest: they start and restart servers, fill queues with the largest messages, replace every secret, measure
 # shops, use the page in a browser. CI runs them, too.
-LONG = ^Test(Page_|DocsPage_|Start_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Operations_Archiving|Down_AsksBefore|Databases_EachService|Database_AStandby|Database_SlowOrAway|DeadLetters_LargeOnes|DeadLetters_WhatKills|Delivery_ADeadReceiver|Chaos_|Controls_WhatBreaks|Topology_ServicesWith|Topology_WhatIsDeleted|Topology_OrdersThatWaited|Race_TheLast|Race_OrdersOfSeveral|Inventory_AbsentForLonger|Idle_|Growth_MeasuresA)
+LONG = ^Test(Page_|DocsPage_|Start_|Rotation_|KilledShop_|Servers_Blocked|Sizes_TheLargest|Operations_Install|Operations_RestoresToAMoment|Operations_Archiving|Down_AsksBefore|Databases_EachService|Database_AStandby|Database_SlowOrAway|DeadLetters_LargeOnes|DeadLetters_WhatKills|Delivery_ADeadReceiver|Chaos_|Controls_WhatBreaks|Controls_AnExperimentThat|Disaster_|Scripts|Audit_ABusyShop|Run_EachServiceIn|Run_MeasuresShop|Run_BacklogIs|Topology_ServicesWith|Topology_WhatIsDeleted|Topology_OrdersThatWaited|Race_TheLast|Race_OrdersOfSeveral|Inventory_AbsentForLonger|Idle_|Growth_MeasuresA)
 RACE = CGO_ENABLED=1 .bin/shopdev exec --fast -- .bin/gotestsum --format pkgname-and-test-fails --format-hide-empty-pkg -- \
     -race -shuffle=on -count=1 -timeout=$(TEST_TIMEOUT)
 
