@@ -299,7 +299,7 @@ func (r *rotation) operatorToken(t *testing.T) {
 func (r *rotation) idSecret(t *testing.T) {
 	place := func(gateway int, key string) string {
 		at := shop{url: r.gateways()[gateway]}
-		a := at.call(t, http.MethodPost, "/v1/orders", `{"customer_name":"rotation","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`,
+		a := at.call(t, http.MethodPost, "/v1/orders", `{"customer_name":"`+key+`","customer_email":"ada@example.org","order_items":[{"product_id":1,"quantity":1}]}`,
 			"Idempotency-Key", key)
 		if a.code != http.StatusAccepted && a.code != http.StatusOK {
 			t.Fatalf("placing an order: %d %s", a.code, a.body)
