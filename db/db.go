@@ -56,7 +56,8 @@ func Fingerprint() string {
 }
 
 // MigrateAll migrates every schema if url is an administrator's, after it has created missing roles and schemas as Bootstrap
-// does, and given roles the passwords that its session has (see bootstrap.sql); if url is the role of a service it migrates that service's schema alone. applied is called after each schema, with the
+// does, and given roles the passwords that its session has (see bootstrap.sql); if url is the role of a service it migrates that
+// service's schema alone. applied is called after each schema, with the
 // names of the files that were applied to it. It stops at the first error.
 func MigrateAll(ctx context.Context, url string, applied func(schema string, files []string)) error {
 	database, user, unprepared, err := inspect(ctx, url)
